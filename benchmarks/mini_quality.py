@@ -1,0 +1,146 @@
+"""Quality of a model on the data sets that `mini` was developed with: captions, retrieval, questions.
+
+    python benchmarks/mini_quality.py --data DATA [--model mini] [--limit 100] [--json scores.json]
+
+DATA holds flickr8k/captions.jsonl (split val: Karpathy's 1,000), coco/vqa.jsonl (COCO-QA pairs; every tenth
+image by hash of its name is held out) and daquar/vqa.jsonl (every fifth). None of these images was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from openblip.data.annotations import Captioned, Questioned, is_held_out, read_captions, read_questions
+from openblip.evaluation.answers import exact_match
+from openblip.evaluation.captions import score_captions
+from openblip.evaluation.retrieval import score_retrieval
+from openblip.images import load_image
+from openblip.model import Blip2, load
+from openblip.text import clean_caption
+
+MARKS = {
+    "captions": "constant caption 0.09 / 0.09; consensus of the 30 nearest training photos 0.419 / 0.151; human 0.789 / 0.209",
+    "coco-qa": "commonest answer of each kind 7 %",
+    "daquar": "commonest answer 5 %",
+}
+
+
+def caption_scores(model: Blip2, rows: Sequence[Captioned]) -> dict[str, Any]:
+    found = model.caption_many([str(row.image) for row in rows], batch_size=16)
+    captions = {
+        row.image.name: captioned.text
+        for row, captioned in track(zip(rows, found, strict=True), "captions", total=len(rows))
+    }
+    scores = score_captions(captions, {row.image.name: row.captions for row in rows})
+    return {**asdict(scores), "captions": captions}
+
+
+def retrieval_scores(model: Blip2, rows: Sequence[Captioned], rerank: int) -> dict[str, Any]:
+    matching = model.parts.matching
+    if matching is None:
+        raise SystemExit("this model has no text side")
+    texts = [caption for row in rows for caption in row.captions]
+    owners = [index for index, row in enumerate(rows) for _ in row.captions]
+    ids, mask = matching.batch([clean_caption(text) for text in texts])
+    with torch.inference_mode():
+        features = torch.cat(
+            [
+                model.image_features([load_image(row.image) for row in rows[start : start + 16]])
+                for start in track(range(0, len(rows), 16), "image features")
+            ]
+        )
+        queries = [model.network.qformer.image(part) for part in features.split(64)]
+        image_embeds = torch.cat([model.network.project_queries(part) for part in queries])
+
+        def matcher(images: Sequence[int], captions: Sequence[int]) -> torch.Tensor:
+            odds = []
+            for start in track(range(0, len(images), 64), "matching"):
+                chosen = list(captions[start : start + 64])
+                longest = int(mask[chosen].sum(1).max())
+                logits = model.network.itm_logits(
+                    ids[chosen, :longest], mask[chosen, :longest], features[list(images[start : start + 64])]
+                )
+                odds.append(logits[:, 1] - logits[:, 0])
+            return torch.cat(odds)
+
+        scores = score_retrieval(image_embeds, model.embed_texts(texts), owners, matcher, rerank)
+    return asdict(scores)
+
+
+def answer_scores(model: Blip2, rows: Sequence[Questioned]) -> dict[str, Any]:
+    ordered = sorted(rows, key=lambda row: row.image)
+    answers: list[str] = []
+    groups = [list(group) for _, group in groupby(ordered, key=lambda row: row.image)]
+    for group in track(groups, "questions"):
+        answers += model.ask(str(group[0].image), [row.question for row in group])
+    said = [
+        {"image": row.image.name, "question": row.question, "truth": row.answer, "answer": answer}
+        for row, answer in zip(ordered, answers, strict=True)
+    ]
+    return {"accuracy": exact_match(ordered, answers), "count": len(ordered), "answers": said}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k, coco and daquar")
+    parser.add_argument("--model", default="mini", help="name or folder")
+    parser.add_argument("--limit", type=int, help="only the first so many images of each set")
+    parser.add_argument("--rerank", type=int, default=16, help="candidates a query that ITM looks at")
+    parser.add_argument("--only", choices=("captions", "retrieval", "coco-qa", "daquar"), action="append")
+    parser.add_argument("--json", type=Path, help="write scores and every output here")
+    options = parser.parse_args()
+    if not options.data.is_dir():
+        raise SystemExit(f"no data at {options.data}: give --data a folder with flickr8k, coco and daquar")
+    model = load(options.model)
+    wanted = options.only or ["captions", "retrieval", "coco-qa", "daquar"]
+    scores: dict[str, Any] = {}
+    captioned = read_captions(options.data / "flickr8k/captions.jsonl", "val")[: options.limit]
+    if "captions" in wanted:
+        scores["captions"] = caption_scores(model, captioned)
+    if "retrieval" in wanted:
+        scores["retrieval"] = retrieval_scores(model, captioned, options.rerank)
+    for name, path, one_in in (("coco-qa", "coco/vqa.jsonl", 10), ("daquar", "daquar/vqa.jsonl", 5)):
+        if name in wanted:
+            rows = [row for row in read_questions(options.data / path) if is_held_out(row.image, one_in)]
+            scores[name] = answer_scores(model, rows[: options.limit])
+    print(table(model.name, scores, len(captioned)))
+    if options.json:
+        options.json.write_text(json.dumps(scores, indent=1))
+
+
+def table(name: str, scores: dict[str, Any], images: int) -> str:
+    lines = [f"| {name} | score | for comparison |", "|---|---|---|"]
+    if "captions" in scores:
+        found = scores["captions"]
+        words = "PTB tokeniser" if found["official"] else "simple tokeniser, unofficial"
+        lines.append(
+            f"| Flickr8k val ({images}), beam search: CIDEr / BLEU-4 ({words}) | "
+            f"{found['cider']:.3f} / {found['bleu'][3]:.3f} | {MARKS['captions']} |"
+        )
+    if "retrieval" in scores:
+        for direction in ("text_to_image", "image_to_text"):
+            found = scores["retrieval"][direction]
+            lines.append(
+                f"| Flickr8k val {direction.replace('_', ' ')} R@1 / 5 / 10 | "
+                f"{found['at_1']:.1%} / {found['at_5']:.1%} / {found['at_10']:.1%} | chance {1 / images:.1%} |"
+            )
+    for key in ("coco-qa", "daquar"):
+        if key in scores:
+            found = scores[key]
+            kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in found["accuracy"].items() if kind != "all")
+            shown = f"{found['accuracy']['all']:.1%}" + (f" ({kinds})" if kinds else "")
+            lines.append(f"| {key} held out ({found['count']} questions), exact | {shown} | {MARKS[key]} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""BLIP-2 for captions, answers, image-text matching and features.
+
+>>> import openblip
+>>> model = openblip.load()
+>>> model.caption("photo.jpg")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openblip.chat import Chat as Chat
+    from openblip.checkpoints.registry import ModelInfo as ModelInfo
+    from openblip.checkpoints.registry import list_models as list_models
+    from openblip.errors import CheckpointError as CheckpointError
+    from openblip.errors import ImageError as ImageError
+    from openblip.errors import OpenBlipError as OpenBlipError
+    from openblip.errors import OptionError as OptionError
+    from openblip.model import Blip2 as Blip2
+    from openblip.model import load as load
+    from openblip.results import Captioned as Captioned
+    from openblip.results import GeneratedText as GeneratedText
+    from openblip.results import Match as Match
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Blip2": "openblip.model",
+    "Captioned": "openblip.results",
+    "Chat": "openblip.chat",
+    "CheckpointError": "openblip.errors",
+    "GeneratedText": "openblip.results",
+    "ImageError": "openblip.errors",
+    "Match": "openblip.results",
+    "ModelInfo": "openblip.checkpoints.registry",
+    "OpenBlipError": "openblip.errors",
+    "OptionError": "openblip.errors",
+    "list_models": "openblip.checkpoints.registry",
+    "load": "openblip.model",
+}
+
+__all__ = [
+    "Blip2",
+    "Captioned",
+    "Chat",
+    "CheckpointError",
+    "GeneratedText",
+    "ImageError",
+    "Match",
+    "ModelInfo",
+    "OpenBlipError",
+    "OptionError",
+    "__version__",
+    "list_models",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    # PyTorch takes seconds to import; nobody should wait for it who only asks for the version.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'openblip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""From a name to files to weights in a network."""

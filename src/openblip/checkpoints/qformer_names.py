@@ -1,0 +1,153 @@
+"""Q-Former weights as LAVIS and transformers name them, renamed to those of `openblip.nn.qformer`.
+
+Each table maps a module or a single parameter; N stands for the layer's index.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from openblip.errors import CheckpointError
+
+# LAVIS calls the projections of an attention `attention.self`, transformers `attention.attention`.
+LAYER_NAMES = {
+    "attention.{self}.query": "self_attention.query",
+    "attention.{self}.key": "self_attention.key",
+    "attention.{self}.value": "self_attention.value",
+    "attention.output.dense": "self_attention.out",
+    "attention.output.LayerNorm": "self_attention.norm",
+    "crossattention.{self}.query": "cross_attention.query",
+    "crossattention.{self}.key": "cross_attention.key",
+    "crossattention.{self}.value": "cross_attention.value",
+    "crossattention.output.dense": "cross_attention.out",
+    "crossattention.output.LayerNorm": "cross_attention.norm",
+    "intermediate_query.dense": "query_ffn.fc1",
+    "output_query.dense": "query_ffn.fc2",
+    "output_query.LayerNorm": "query_ffn.norm",
+    "intermediate.dense": "text_ffn.fc1",
+    "output.dense": "text_ffn.fc2",
+    "output.LayerNorm": "text_ffn.norm",
+}
+
+LAVIS_QFORMER = {
+    "query_tokens": "queries",
+    "Qformer.bert.embeddings.LayerNorm": "norm",
+    "Qformer.bert.embeddings.word_embeddings": "words",
+    "Qformer.bert.embeddings.position_embeddings": "positions",
+    **{
+        f"Qformer.bert.encoder.layer.N.{theirs.format(self='self')}": f"layers.N.{ours}"
+        for theirs, ours in LAYER_NAMES.items()
+    },
+    "Qformer.cls.predictions.transform.dense": "head.dense",
+    "Qformer.cls.predictions.transform.LayerNorm": "head.norm",
+    "Qformer.cls.predictions.bias": "head.bias",
+}
+
+TRANSFORMERS_QFORMER = {
+    "query_tokens": "queries",
+    "qformer.layernorm": "norm",
+    "embeddings.word_embeddings": "words",
+    "embeddings.position_embeddings": "positions",
+    **{
+        f"qformer.encoder.layer.N.{theirs.format(self='attention')}": f"layers.N.{ours}"
+        for theirs, ours in LAYER_NAMES.items()
+    },
+}
+
+LAVIS_PREFIXES = ("query_tokens", "Qformer.")
+TRANSFORMERS_PREFIXES = ("query_tokens", "qformer.", "embeddings.")
+
+LAVIS_TIED = {
+    "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
+}
+"""Second names of one tensor, which files saved as a whole carry."""
+
+POSITION_NUMBERS = ("Qformer.bert.embeddings.position_ids", "embeddings.position_ids")
+"""A buffer that only counts 0, 1, 2, ..."""
+
+
+def qformer_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `QFormer` state from a LAVIS checkpoint, of which other parts are passed over.
+
+    Stage-2 files have no text side: neither word embeddings nor the text's feed-forward networks nor the head.
+
+    Raises:
+        CheckpointError: no Q-Former in it, a name that belongs to none, or an untied output table.
+    """
+    part = select(state, LAVIS_PREFIXES, "Q-Former")
+    drop_tied(part, LAVIS_TIED)
+    return rename({k: v for k, v in part.items() if k not in POSITION_NUMBERS}, LAVIS_QFORMER, "Q-Former")
+
+
+def qformer_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `QFormer` state from a transformers BLIP-2 checkpoint, of which other parts are passed over.
+
+    No transformers folder has the head for ITG, `head.*`; those without `embeddings.*` have no text side.
+
+    Raises:
+        CheckpointError: no Q-Former in it, or a name that belongs to none.
+    """
+    part = select(state, TRANSFORMERS_PREFIXES, "Q-Former")
+    return rename(
+        {k: v for k, v in part.items() if k not in POSITION_NUMBERS}, TRANSFORMERS_QFORMER, "Q-Former"
+    )
+
+
+def select(state: Mapping[str, Tensor], prefixes: Sequence[str], what: str) -> dict[str, Tensor]:
+    """The tensors of one part of a model, under their full names.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    part = {name: tensor for name, tensor in state.items() if name.startswith(tuple(prefixes))}
+    if not part:
+        raise CheckpointError(f"the checkpoint holds no {what}: its weights are in another file")
+    return part
+
+
+def drop_tied(state: dict[str, Tensor], second_names: Mapping[str, str]) -> None:
+    """Drop tensors that repeat another; keep them as that other where it is missing.
+
+    Raises:
+        CheckpointError: the two differ, which the networks here cannot express.
+    """
+    for second, first in second_names.items():
+        if second not in state:
+            continue
+        repeated = state.pop(second)
+        kept = state.setdefault(first, repeated)
+        if kept is not repeated and not torch.equal(kept, repeated):
+            raise CheckpointError(f"{second} and {first} differ: only checkpoints that tie them can be read")
+
+
+def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> dict[str, Tensor]:
+    """Every tensor under our name for it.
+
+    Raises:
+        CheckpointError: naming the first few that the table does not know.
+    """
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in state.items():
+        number = re.search(r"\.(\d+)\.", name)
+        general = name if number is None else f"{name[: number.start()]}.N.{name[number.end() :]}"
+        module, _, leaf = general.rpartition(".")
+        ours = table[general] if general in table else f"{table[module]}.{leaf}" if module in table else None
+        if ours is None:
+            unknown.append(name)
+        else:
+            renamed[ours if number is None else ours.replace(".N.", f".{number[1]}.")] = tensor
+    if unknown:
+        raise CheckpointError(f"no weights of a {what} of this layout: {first_few(unknown)}")
+    return renamed
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Three of the names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,92 @@
+"""The models that can be loaded by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from openblip.errors import CheckpointError
+
+DEFAULT_MODEL = "mini"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A line of the model table.
+
+    Attributes:
+        parameters: count of all weights; megabytes: size of its files on disk (10^6 bytes).
+        abilities: what it can do (caption, ask, match, embed).
+    """
+
+    name: str
+    kind: str
+    summary: str
+    parameters: int
+    megabytes: float
+    image_size: int
+    abilities: tuple[str, ...]
+    licence: str
+    folder: Path
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a model that ships inside the package lies."""
+    return Path(str(resources.files("openblip"))) / "weights" / name
+
+
+def list_models() -> list[ModelInfo]:
+    """All models that `load` knows by name."""
+    folder = bundled_folder("mini")
+    return [
+        ModelInfo(
+            name="mini",
+            kind="BLIP-2, EfficientNet-Lite2 + Q-Former + OPT-layout decoder",
+            summary="trained by this project, inside the package; photos of people, animals and everyday scenes",
+            parameters=count_parameters(folder),
+            megabytes=round(sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) / 1e6, 1),
+            image_size=288,
+            abilities=("caption", "ask", "match", "embed"),
+            licence="non-commercial research (see its LICENSE)",
+            folder=folder,
+        )
+    ]
+
+
+def count_parameters(folder: Path) -> int:
+    """Elements of all tensors, read from the file's header alone; 0 when there is no file."""
+    import json
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    total = 0
+    for name, entry in header.items():
+        if name == "__metadata__" or name.endswith(":scale"):
+            continue
+        count = 1
+        for side in entry["shape"]:
+            count *= side
+        total += count
+    return total
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a model given by name or by path.
+
+    Raises:
+        CheckpointError: neither a known name nor a folder.
+    """
+    names = [info.name for info in list_models()]
+    if str(name) in names:
+        folder = bundled_folder(str(name))
+        if not folder.is_dir():
+            raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
+        return folder
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{name} is neither a model folder nor a known model: use one of {', '.join(names)}")
+    return folder

@@ -1,0 +1,85 @@
+"""The command line: one file a command, each a thin layer over what `openblip.load` returns.
+
+Nothing here imports PyTorch before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from openblip import __version__
+from openblip.cli import ask, caption, chat, embed, match, models, train
+from openblip.cli.report import complain
+from openblip.errors import OpenBlipError
+
+WRONG_USAGE = 2
+INTERRUPTED = 130
+
+EPILOG = """[bold]Start with[/bold]
+  openblip caption photo.jpg
+  openblip caption --help
+
+[bold]Exit codes[/bold]
+  0    all done
+  1    some images could not be read; the others are done
+  2    wrong usage, nothing found, or the model cannot be loaded
+  130  interrupted with Ctrl-C"""
+
+app = typer.Typer(
+    help="BLIP-2 on the command line: captions, answers, image-text matching and features.",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(epilog=caption.EXAMPLES)(caption.caption)
+app.command(epilog=ask.EXAMPLES)(ask.ask)
+app.command(epilog=chat.EXAMPLES)(chat.chat)
+app.command(epilog=match.EXAMPLES)(match.match)
+app.command(epilog=embed.EXAMPLES)(embed.embed)
+app.command(epilog=models.EXAMPLES)(models.models)
+app.command(epilog=train.EXAMPLES)(train.train)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    _speak_utf8()
+    try:
+        app(arguments, prog_name="openblip")
+    except (OpenBlipError, OSError) as error:
+        complain(error)
+        sys.exit(WRONG_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def _speak_utf8() -> None:
+    # Windows pipes speak the local code page, which has no room for many captions and file names. A file name
+    # that is no text at all is written as an escape, which JSON readers turn back into the same name.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"openblip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _openblip(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave."),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,63 @@
+"""`openblip caption`: describe images."""
+
+from __future__ import annotations
+
+import typer
+
+from openblip.checkpoints.registry import DEFAULT_MODEL
+from openblip.cli import arguments as args
+from openblip.cli.report import open_report, with_progress
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip caption photo.jpg
+  openblip caption photos/ --recursive --output captions.txt
+  openblip caption 'photos/*.jpg' --json --num-captions 3 > captions.jsonl
+  openblip caption photo.jpg --prompt "a photo of" --beams 8 --min-tokens 8
+  openblip caption photo.jpg --top-p 0.9 --seed 1"""
+
+
+def caption(
+    context: typer.Context,
+    inputs: args.Inputs,
+    recursive: args.Recursive = False,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    prompt: args.Prompt = None,
+    num_captions: args.NumCaptions = 1,
+    beams: args.Beams = None,
+    top_p: args.TopP = None,
+    top_k: args.TopK = None,
+    temperature: args.Temperature = None,
+    seed: args.Seed = None,
+    min_tokens: args.MinTokens = None,
+    max_tokens: args.MaxTokens = None,
+    length_penalty: args.LengthPenalty = None,
+    repetition_penalty: args.RepetitionPenalty = None,
+    as_json: args.AsJson = False,
+    output: args.Output = None,
+) -> None:
+    """Describe images, one line each: its name, a colon, the caption."""
+    import openblip
+    from openblip.image_sources import find_images
+
+    images = find_images(inputs, recursive=recursive)
+    with open_report(as_json, output) as report:
+        found = openblip.load(model, device=device, dtype=dtype).caption_many(
+            images,
+            prompt=prompt,
+            num_captions=num_captions,
+            batch_size=batch_size,
+            **args.text_options(context),
+        )
+        shown = with_progress(found, len(images), to_file=output is not None)
+        for image, captioned in zip(images, shown, strict=True):
+            if captioned.error is not None:
+                report.failure(image, captioned.error)
+            elif as_json:
+                captions = [{"text": one.text, "score": one.score} for one in captioned.captions]
+                report.record(image=image, captions=captions)
+            else:
+                for one in captioned.captions:
+                    report.line(f"{captioned.source}: {one.text}")

@@ -1,0 +1,77 @@
+"""`openblip chat`: talk about an image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from openblip.checkpoints.registry import DEFAULT_MODEL
+from openblip.cli import arguments as args
+from openblip.cli.report import complain, print_line
+from openblip.errors import OpenBlipError
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip chat photo.jpg
+  printf 'what is this?\\nwhat color is it?\\n' | openblip chat photo.jpg"""
+
+RESET = "/reset"
+
+
+def chat(
+    context: typer.Context,
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="An image file or web address.", show_default=False)
+    ],
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    beams: args.Beams = None,
+    top_p: args.TopP = None,
+    top_k: args.TopK = None,
+    temperature: args.Temperature = None,
+    seed: args.Seed = None,
+    min_tokens: args.MinTokens = None,
+    max_tokens: args.MaxTokens = None,
+    length_penalty: args.LengthPenalty = None,
+    repetition_penalty: args.RepetitionPenalty = None,
+) -> None:
+    """Talk about an image: each question is asked with all that was said before.
+
+    An empty line or the end of the input (Ctrl-D, on Windows Ctrl-Z) ends the conversation; /reset
+    forgets it. Questions piped in are answered one a line.
+    """
+    import openblip
+    from openblip.images import load_image
+
+    picture = load_image(image)
+    options = args.text_options(context)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    conversation = openblip.load(model, device=device, dtype=dtype).chat(picture)
+    for line in _typed() if interactive else sys.stdin:
+        question = line.strip()
+        if not question:
+            break
+        if question == RESET:
+            conversation.turns.clear()
+            continue
+        try:
+            print_line(conversation.ask(question, **options))
+        except OpenBlipError as error:
+            if not interactive:
+                raise
+            complain(error)
+
+
+def _typed() -> Iterator[str]:
+    """What a person types, line by line."""
+    # Gives input() history and editing; Windows lacks it, but its console has its own.
+    with suppress(ImportError):
+        import readline  # noqa: F401
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
+    print()

@@ -1,0 +1,138 @@
+"""`openblip embed`: images and texts as vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openblip.checkpoints.registry import DEFAULT_MODEL
+from openblip.cli import arguments as args
+from openblip.cli.report import attempt, draft_of, open_report, with_progress
+from openblip.errors import ImageError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openblip.model import Blip2
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip embed photos/ --output features.npz
+  openblip embed photo.jpg --text "a dog" --text "a cat" --output features.safetensors
+  openblip embed --text "a dog on a beach" --json
+
+[bold]In the file[/bold]
+  image_embeds  \\[images, queries, width] float32, unit vectors
+  text_embeds   \\[texts, width] float32, unit vectors
+  images, texts their names (in safetensors: JSON lists in the metadata)
+  The similarity of an image and a text is the largest of the dot products over the queries."""
+
+
+def embed(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Image files, folders, quoted patterns ('photos/*.jpg') or web addresses.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", "-t", metavar="TEXT", help="A text to embed; give it once for each.", show_default=False
+        ),
+    ] = None,
+    recursive: args.Recursive = False,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the vectors, one JSON object a line.", rich_help_panel=args.OUTPUT_PANEL
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A .npz or .safetensors file.",
+            rich_help_panel=args.OUTPUT_PANEL,
+        ),
+    ] = None,
+) -> None:
+    """Turn images and texts into unit vectors that can be searched and compared."""
+    import openblip
+    from openblip.image_sources import find_images
+
+    texts = text or []
+    if not inputs and not texts:
+        raise OptionError("nothing to embed: give images, or texts with --text")
+    if (output is None) == (not as_json):
+        raise OptionError("say where the vectors go: --output FILE.npz, --output FILE.safetensors or --json")
+    if output is not None and output.suffix not in (".npz", ".safetensors"):
+        raise OptionError(f"{output} has an unknown ending: use .npz or .safetensors")
+    images = find_images(inputs, recursive=recursive) if inputs else []
+    with open_report(as_json) as report:
+        loaded = openblip.load(model, device=device, dtype=dtype)
+        text_embeds = loaded.embed_texts(texts)
+        vectors: dict[str, Tensor] = {}
+        found = _embed_images(loaded, images, batch_size)
+        for path, vector in with_progress(found, len(images), to_file=output is not None):
+            if isinstance(vector, ImageError):
+                report.failure(path, vector)
+            elif as_json:
+                report.record(image=path, embedding=vector.tolist())
+            else:
+                vectors[path] = vector
+        if output is None:
+            for one, vector in zip(texts, text_embeds, strict=True):
+                report.record(text=one, embedding=vector.tolist())
+        else:
+            _write(output, loaded, vectors, texts, text_embeds)
+            report.line(f"{output}: {len(vectors)} images, {len(texts)} texts")
+
+
+def _embed_images(
+    model: Blip2, images: list[str], batch_size: int
+) -> Iterator[tuple[str, Tensor | ImageError]]:
+    """Each image in order with its vectors [Q, width], or with what is wrong with it."""
+    from openblip.images import load_image
+
+    opened = attempt(images, load_image)
+    while batch := list(islice(opened, batch_size)):
+        good = [image for _, image in batch if not isinstance(image, ImageError)]
+        vectors = iter(model.embed_images(good, batch_size=batch_size))
+        for path, image in batch:
+            yield path, image if isinstance(image, ImageError) else next(vectors)
+
+
+def _write(
+    path: Path, model: Blip2, vectors: dict[str, Tensor], texts: list[str], text_embeds: Tensor
+) -> None:
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    image_embeds = torch.stack(list(vectors.values())) if vectors else model.embed_images([])
+    with draft_of(path) as draft:
+        if path.suffix == ".safetensors":
+            names = {"images": json.dumps(list(vectors)), "texts": json.dumps(texts)}
+            save_file({"image_embeds": image_embeds, "text_embeds": text_embeds}, draft, metadata=names)
+            return
+        with draft.open("wb") as file:  # given a name, NumPy would append its own ending
+            np.savez(
+                file,
+                images=np.array(list(vectors), dtype=np.str_),
+                image_embeds=image_embeds.numpy(),
+                texts=np.array(texts, dtype=np.str_),
+                text_embeds=text_embeds.numpy(),
+            )

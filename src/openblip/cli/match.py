@@ -1,0 +1,58 @@
+"""`openblip match`: how well texts fit images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from openblip.checkpoints.registry import DEFAULT_MODEL
+from openblip.cli import arguments as args
+from openblip.cli.report import attempt, open_report, with_progress
+from openblip.errors import ImageError
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip match photo.jpg "a dog on a beach" "a plate of food"
+  openblip match photos/ "a child on a swing"
+  openblip match photo.jpg "a dog" "a cat" --json"""
+
+
+def match(
+    image: args.Images,
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="Descriptions to compare.", show_default=False)
+    ],
+    recursive: args.Recursive = False,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    as_json: args.AsJson = False,
+    output: args.Output = None,
+) -> None:
+    """Tell how well texts fit an image, or each of several; the best pair comes first.
+
+    itm: probability that text and image belong together, read jointly. itc: cosine of their embeddings.
+    """
+    import openblip
+    from openblip.image_sources import describe_source, find_images
+
+    args.refuse_images(texts)
+    images = find_images([image], recursive=recursive)
+    with open_report(as_json, output) as report:
+        loaded = openblip.load(model, device=device, dtype=dtype)
+        pairs = []
+        found = attempt(images, lambda path: loaded.match(path, texts))
+        for path, matches in with_progress(found, len(images), to_file=output is not None):
+            if isinstance(matches, ImageError):
+                report.failure(path, matches)
+            else:
+                pairs += [(path, one) for one in matches]
+        pairs.sort(key=lambda pair: pair[1].itm, reverse=True)
+        if pairs and not as_json:
+            report.line("  itm     itc  text")
+        for path, one in pairs:
+            if as_json:
+                report.record(image=path, text=one.text, itm=one.itm, itc=one.itc)
+            else:
+                name = f"{describe_source(path)}: " if len(images) > 1 else ""
+                report.line(f"{one.itm:.3f}  {one.itc:6.3f}  {name}{one.text}")

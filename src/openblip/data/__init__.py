@@ -1,0 +1,1 @@
+"""Data sets on disk: annotation files, frozen image features, batches."""

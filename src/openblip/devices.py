@@ -1,0 +1,52 @@
+"""Where a model runs and in which number format: decided here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from openblip.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+AMPERE = 8
+"""First CUDA compute capability with fast bfloat16."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and a floating-point type."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_placement(device: str | None = None, dtype: str | None = None) -> Placement:
+    """The user's wishes, or what this machine runs fast.
+
+    CUDA: bfloat16, which the official models were made for; float16 before Ampere, which has no fast
+    bfloat16. CPU: float32, since most CPUs emulate the half types several times slower.
+
+    Raises:
+        OptionError: an unknown device or type, or CUDA asked for where there is none.
+    """
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None and dtype not in known:
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(known)}")
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise OptionError(f"device {device!r} is unknown: use cpu, cuda or cuda:0") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError("CUDA was asked for but this PyTorch sees no GPU: use device='cpu'")
+    if chosen.type not in ("cpu", "cuda"):
+        raise OptionError(f"device {device!r} is not supported: use cpu, cuda or cuda:0")
+    if dtype is not None:
+        return Placement(chosen, known[dtype])
+    if chosen.type == "cuda":
+        fast = torch.cuda.get_device_capability(chosen)[0] >= AMPERE
+        return Placement(chosen, torch.bfloat16 if fast else torch.float16)
+    return Placement(chosen, torch.float32)

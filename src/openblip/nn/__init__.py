@@ -1,0 +1,1 @@
+"""Architecture only: modules from tensors to tensors; no files, no tokenisers, no devices chosen."""

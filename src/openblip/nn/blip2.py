@@ -1,0 +1,92 @@
+"""BLIP-2: a frozen image encoder, a Q-Former, a frozen language model (https://arxiv.org/abs/2301.12597)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
+from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
+from openblip.nn.vit import VisionTransformer, VitConfig
+
+
+@dataclass(frozen=True)
+class Blip2Config:
+    """What one BLIP-2 consists of.
+
+    Attributes:
+        qformer: with `vocab_size` 0 the model has no text side and can neither match nor embed.
+        decoder: None for a stage-1 model, which can neither caption nor answer.
+        shared_width: width of the space that images and texts share (ITC).
+        vision_norm_eps: of the LayerNorm between encoder and Q-Former (LAVIS: 1e-5, unlike its ViT).
+    """
+
+    vision: VitConfig | EfficientNetConfig
+    qformer: QFormerConfig
+    decoder: DecoderConfig | None = None
+    shared_width: int = 256
+    vision_norm_eps: float = 1e-5
+
+
+class Blip2Network(nn.Module):
+    """The parts and how tensors pass between them; objectives and generation are built on top."""
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__()
+        self.config = config
+        vision = config.vision
+        self.vision: VisionTransformer | EfficientNet = (
+            VisionTransformer(vision) if isinstance(vision, VitConfig) else EfficientNet(vision)
+        )
+        if self.vision.width != config.qformer.image_width:
+            raise ValueError(
+                f"the image encoder gives {self.vision.width} channels, the Q-Former reads {config.qformer.image_width}"
+            )
+        self.vision_norm = nn.LayerNorm(self.vision.width, eps=config.vision_norm_eps)
+        self.qformer = QFormer(config.qformer)
+        width = config.qformer.width
+        if config.qformer.vocab_size:
+            self.image_projection = nn.Linear(width, config.shared_width)
+            self.text_projection = nn.Linear(width, config.shared_width)
+            self.itm_head = nn.Linear(width, 2)
+            self.temperature = nn.Parameter(torch.tensor(0.07))
+        if config.decoder is not None:
+            self.prompt_projection = nn.Linear(width, config.decoder.token_width)
+            self.decoder = Decoder(config.decoder)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] to normalised patches [B, N, image width]."""
+        return self.normalise(self.vision(pixels))
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """Raw patches of the frozen encoder [B, N, image width], computed or cached, to features."""
+        features: Tensor = self.vision_norm(patches)
+        return features
+
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """Query outputs [B, Q, D] to unit vectors [B, Q, shared width] (ITC)."""
+        return F.normalize(self.image_projection(queries), dim=-1)
+
+    def project_text(self, hidden: Tensor) -> Tensor:
+        """Text outputs [B, L, D] to one unit vector a text [B, shared width], taken at [CLS]."""
+        return F.normalize(self.text_projection(hidden[:, 0]), dim=-1)
+
+    def itm_logits(self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory) -> Tensor:
+        """Whether text and image belong together: [B, 2], the mean over the queries; index 1 is yes."""
+        queries = self.qformer.joint(ids, mask, image)[:, : self.config.qformer.num_queries]
+        logits: Tensor = self.itm_head(queries).mean(dim=1)
+        return logits
+
+    def visual_prompt(self, image: Tensor | ImageMemory) -> Tensor:
+        """Image features [B, N, image width] to soft prompt tokens [B, Q, token width] of the language model."""
+        prompt: Tensor = self.prompt_projection(self.qformer.image(image))
+        return prompt
+
+
+def itc_similarity(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Cosine of every image with every text, best query each: [I, Q, E] x [T, E] to [I, T]."""
+    return torch.einsum("iqe,te->itq", image_embeds, text_embeds).amax(dim=-1)

@@ -1,0 +1,187 @@
+"""The decoder-only language model OPT (Zhang et al. 2022, https://arxiv.org/abs/2205.01068).
+
+Covers every size of `facebook/opt-*`, the post-norm 350m variant with its narrower embeddings included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.nn.cache import KeyValueCache
+
+POSITION_OFFSET = 2
+"""OPT's position table has two unused rows in front, inherited from fairseq's padding index."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of an OPT-layout decoder.
+
+    Attributes:
+        embed_width: width of the token embeddings; when it differs from `width` (opt-350m), a
+            projection without bias leads in and another leads out.
+        pre_norm: LayerNorm before each sublayer (every OPT but 350m) or after it.
+        final_norm: a LayerNorm after the last layer; OPT has one exactly when it is pre-norm.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    ffn_width: int
+    max_positions: int = 2048
+    embed_width: int | None = None
+    pre_norm: bool = True
+    final_norm: bool = True
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"decoder width {self.width} is not a multiple of {self.num_heads} heads")
+
+    @property
+    def token_width(self) -> int:
+        """Width of the embeddings that enter: what the visual prompt has to have, too."""
+        return self.embed_width or self.width
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention and a ReLU feed-forward network, each with its residual."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.pre_norm = config.pre_norm
+        self.dropout = config.dropout
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, config.ffn_width)
+        self.fc2 = nn.Linear(config.ffn_width, width)
+
+    def attend(self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None, index: int, start: int) -> Tensor:
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        if cache is not None:
+            key, value = cache.write(index, start, key, value)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
+        )
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None, index: int, start: int
+    ) -> Tensor:
+        attended = self.attend(self.attention_norm(x) if self.pre_norm else x, mask, cache, index, start)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        if not self.pre_norm:
+            x = self.attention_norm(x)
+        hidden = F.relu(self.fc1(self.ffn_norm(x) if self.pre_norm else x))
+        x = x + F.dropout(self.fc2(hidden), self.dropout, self.training)
+        return x if self.pre_norm else self.ffn_norm(x)
+
+
+class Decoder(nn.Module):
+    """OPT: token and position embeddings, `depth` layers, an output head tied to the embeddings."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.token_width)
+        self.positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.width)
+        projected = config.token_width != config.width
+        self.project_in = nn.Linear(config.token_width, config.width, bias=False) if projected else None
+        self.project_out = nn.Linear(config.width, config.token_width, bias=False) if projected else None
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if config.final_norm else None
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B, T] to embeddings [B, T, token width], to be joined with a visual prompt."""
+        embedded: Tensor = self.tokens(ids)
+        return embedded
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens, on the model's device and dtype."""
+        config, weight = self.config, self.tokens.weight
+        head_width = config.width // config.num_heads
+        dtype = torch.float32 if not weight.is_floating_point() else weight.dtype
+        return KeyValueCache(
+            config.depth, batch, config.num_heads, capacity, head_width, dtype, weight.device
+        )
+
+    def forward(self, embeds: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """Read T more tokens.
+
+        Args:
+            embeds: [B, T, token width].
+            mask: [B, T] bool, False for padding; None when there is none.
+            cache: what was read before; it grows by T. None reads from the start and keeps nothing.
+
+        Returns:
+            hidden states [B, T, width] after the final norm, for `logits`.
+
+        Raises:
+            ValueError: more tokens than the cache or the position table holds.
+        """
+        length = embeds.shape[1]
+        mask = None if mask is None else mask.bool()
+        if cache is None:
+            start = 0
+            read = torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
+        else:
+            read = cache.tokens.clone()
+            start = cache.extend(length, mask)
+        if start + length > self.config.max_positions:
+            raise ValueError(
+                f"{start + length} tokens are more than the {self.config.max_positions} positions of this model"
+            )
+        x = embeds if self.project_in is None else self.project_in(embeds)
+        x = x + self.positions(self._positions(read, length, mask) + POSITION_OFFSET)
+        x = F.dropout(x, self.config.dropout, self.training)
+        attention_mask = self._attention_mask(length, start, mask, cache)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, attention_mask, cache, index, start)
+        return x if self.norm is None else self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token scores [..., vocabulary] of hidden states [..., width]."""
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
+        return F.linear(hidden, self.tokens.weight)
+
+    @staticmethod
+    def _positions(read: Tensor, length: int, mask: Tensor | None) -> Tensor:
+        """[B, T] positions that skip padding; a padding token itself gets -1."""
+        if mask is None:
+            return read[:, None] + torch.arange(length, device=read.device)
+        seen = mask.long()
+        return (read[:, None] + seen.cumsum(1)) * seen - 1
+
+    @staticmethod
+    def _attention_mask(
+        length: int, start: int, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor | None:
+        """[B or 1, 1, T, start + T] bool, True where a query may look; None for plain causal or full view."""
+        visible = mask if cache is None else (cache.visible[:, : start + length] if cache.padded else None)
+        if visible is None and (start == 0 or length == 1):
+            return None
+        device = visible.device if visible is not None else (cache.keys.device if cache is not None else None)
+        rows = torch.arange(start, start + length, device=device)[:, None]
+        columns = torch.arange(start + length, device=device)[None]
+        allowed = (columns <= rows)[None, None]
+        if visible is not None:
+            # A padding row may look at itself: a row that sees nothing would turn into NaN.
+            allowed = (allowed & visible[:, None, None]) | (columns == rows)
+        return allowed

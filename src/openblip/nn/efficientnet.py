@@ -1,0 +1,174 @@
+"""EfficientNet-Lite as an image encoder (Tan & Le 2019, https://arxiv.org/abs/1905.11946).
+
+The "Lite" models drop squeeze-and-excitation, use ReLU6, and never scale the stem, the first stage's and
+last stage's repeats, or the 1,280 channels of the head. The classifier is left out: BLIP-2 reads the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEM_WIDTH = 32
+HEAD_WIDTH = 1280
+NORM_EPS = 1e-3
+
+# kernel, stride, expansion, output channels, repeats of EfficientNet-B0, stage by stage
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+
+
+@dataclass(frozen=True)
+class EfficientNetConfig:
+    """One of the Lite models and the grid it hands on.
+
+    Attributes:
+        width_scale, depth_scale: 1.0, 1.0 for Lite0; 1.0, 1.1 for Lite1; 1.1, 1.2 for Lite2.
+        image_size: side of the square input in pixels.
+        place_width: channels of fixed sine and cosine position codes joined to each patch, a multiple
+            of 4, or 0: attention over a grid has no other notion of where a patch lies.
+    """
+
+    image_size: int = 224
+    width_scale: float = 1.0
+    depth_scale: float = 1.0
+    place_width: int = 0
+
+    def __post_init__(self) -> None:
+        if self.place_width % 4:
+            raise ValueError(f"place_width {self.place_width} is not a multiple of 4")
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow does: at stride 2 the extra pixel goes right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        pads = []
+        for side in (x.shape[3], x.shape[2]):
+            total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+            pads += [total // 2, total - total // 2]
+        if pads[0] == pads[1] == pads[2] == pads[3]:
+            return F.conv2d(x, self.weight, self.bias, self.stride, pads[0], self.dilation, self.groups)
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch normalisation with frozen statistics, and optionally ReLU6."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, active: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=NORM_EPS)
+        self.active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.relu6(x) if self.active else x
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Merge the normalisation into the convolution, for inference."""
+        if isinstance(self.norm, nn.Identity):
+            return
+        scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
+        bias = self.norm.bias - self.norm.running_mean * scale
+        self.conv.weight.mul_(scale[:, None, None, None])
+        self.conv.bias = nn.Parameter(bias, requires_grad=False)
+        self.norm = nn.Identity()
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand, convolve each channel, project; with a residual where the shape allows."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = ConvNorm(inputs, hidden, 1) if expansion != 1 else None
+        self.depthwise = ConvNorm(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = ConvNorm(hidden, outputs, 1, active=False)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x if self.expand is None else self.expand(x)
+        hidden = self.project(self.depthwise(hidden))
+        return x + hidden if self.residual else hidden
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet-Lite up to the last grid of features."""
+
+    def __init__(self, config: EfficientNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = ConvNorm(3, STEM_WIDTH, 3, stride=2)
+        blocks: list[nn.Module] = []
+        width = STEM_WIDTH
+        for index, (kernel, stride, expansion, outputs, repeats) in enumerate(STAGES):
+            scaled = scale_width(outputs, config.width_scale)
+            if 0 < index < len(STAGES) - 1:
+                repeats = math.ceil(repeats * config.depth_scale)
+            for repeat in range(repeats):
+                first = repeat == 0
+                blocks.append(
+                    InvertedBottleneck(width, scaled, kernel, stride if first else 1, expansion)
+                )
+                width = scaled
+        self.blocks = nn.ModuleList(blocks)
+        self.head = ConvNorm(width, HEAD_WIDTH, 1)
+
+    @property
+    def width(self) -> int:
+        return HEAD_WIDTH + self.config.place_width
+
+    @property
+    def num_patches(self) -> int:
+        return math.ceil(self.config.image_size / 32) ** 2
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], (value - 127) / 128, to patches [B, N, width], row by row."""
+        x = self.stem(pixels)
+        for block in self.blocks:
+            x = block(x)
+        grid = self.head(x)
+        patches = grid.flatten(2).transpose(1, 2)
+        if not self.config.place_width:
+            return patches
+        places = place_codes(grid.shape[2], grid.shape[3], self.config.place_width).to(patches)
+        return torch.cat([patches, places.expand(patches.shape[0], -1, -1)], dim=2)
+
+    def fold(self) -> None:
+        """Merge every batch normalisation into its convolution: the same outputs, a third faster."""
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()
+
+
+def scale_width(channels: int, scale: float) -> int:
+    """Scaled channels, rounded to a multiple of 8 but never more than a tenth below."""
+    scaled = channels * scale
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def place_codes(height: int, width: int, channels: int) -> Tensor:
+    """Sine and cosine of each patch centre at `channels / 4` frequencies a side: [1, height * width, channels]."""
+    frequencies = math.pi * torch.arange(1, channels // 4 + 1) / 2
+    down = (torch.arange(height) + 0.5)[:, None] / height * frequencies
+    across = (torch.arange(width) + 0.5)[:, None] / width * frequencies
+    down, across = down[:, None].expand(-1, width, -1), across[None].expand(height, -1, -1)
+    codes = torch.cat([down.sin(), down.cos(), across.sin(), across.cos()], dim=2)
+    return codes.reshape(1, height * width, channels)

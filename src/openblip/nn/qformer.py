@@ -1,0 +1,285 @@
+"""The Q-Former of BLIP-2 (Li et al. 2023, section 3.1, https://arxiv.org/abs/2301.12597).
+
+A BERT whose learnt queries read image features through cross-attention. Queries and text share
+self-attention; each has a feed-forward network of its own. Three ways of masking serve three objectives:
+
+    image / text       queries and text apart                  contrast (ITC)
+    joint              everything sees everything              matching (ITM)
+    causal text        queries first, text after, causally     generation (ITG)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Sizes of a Q-Former.
+
+    Attributes:
+        image_width: width of the image features that cross-attention reads.
+        vocab_size: text vocabulary; 0 leaves the text side out, as stage-2 checkpoints do.
+        cross_every: layers 0, n, 2n, ... have cross-attention.
+    """
+
+    image_width: int
+    num_queries: int = 32
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    ffn_width: int = 3072
+    cross_every: int = 2
+    vocab_size: int = 30523
+    max_positions: int = 512
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"Q-Former width {self.width} is not a multiple of {self.num_heads} heads")
+
+
+@dataclass(frozen=True)
+class QueryPass:
+    """What one pass of the queries over an image leaves behind.
+
+    Attributes:
+        output: [B, Q, D].
+        keys, values: per layer [B, heads, Q, head width], for text that attends to the queries (ITG).
+    """
+
+    output: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """What cross-attention needs of images: computed once, read by any number of passes over them.
+
+    Attributes:
+        keys, values: per layer with cross-attention [B, heads, N, head width].
+        mask: [B, 1, 1, N] bool, False for padding; None when there is none.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.keys[0].shape[0]
+
+    def take(self, rows: Tensor) -> ImageMemory:
+        """The memory of some of the images, in another order or repeated: rows [R] int64."""
+        return ImageMemory(
+            tuple(keys[rows] for keys in self.keys),
+            tuple(values[rows] for values in self.values),
+            None if self.mask is None else self.mask[rows],
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head attention with BERT's residual and post-norm; keys and values may come from elsewhere."""
+
+    def __init__(self, config: QFormerConfig, source_width: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width, config.width)
+        self.value = nn.Linear(source_width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, T, D] to [B, heads, T, head width]."""
+        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.key(source)), self.split(self.value(source))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        mixed = F.scaled_dot_product_attention(
+            self.split(self.query(x)),
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        mixed = self.out(mixed.transpose(1, 2).reshape(x.shape))
+        normed: Tensor = self.norm(x + F.dropout(mixed, self.dropout, self.training))
+        return normed
+
+
+class FeedForward(nn.Module):
+    """BERT's feed-forward network (exact gelu) with residual and post-norm."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.fc1 = nn.Linear(config.width, config.ffn_width)
+        self.fc2 = nn.Linear(config.ffn_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc2(F.gelu(self.fc1(x)))
+        normed: Tensor = self.norm(x + F.dropout(hidden, self.dropout, self.training))
+        return normed
+
+
+class QFormerLayer(nn.Module):
+    """Shared self-attention, cross-attention of the queries in some layers, two feed-forward networks."""
+
+    def __init__(self, config: QFormerConfig, has_cross_attention: bool) -> None:
+        super().__init__()
+        self.self_attention = Attention(config, config.width)
+        self.cross_attention = Attention(config, config.image_width) if has_cross_attention else None
+        self.query_ffn = FeedForward(config)
+        self.text_ffn = FeedForward(config) if config.vocab_size else None
+
+    def feed_queries(self, queries: Tensor, memory: ImageMemory, index: int) -> Tensor:
+        """Queries [B, Q, D] through cross-attention, if this layer has it (the `index`-th), and their own FFN."""
+        if self.cross_attention is not None:
+            queries = self.cross_attention(queries, memory.keys[index], memory.values[index], memory.mask)
+        fed: Tensor = self.query_ffn(queries)
+        return fed
+
+    def feed_text(self, text: Tensor) -> Tensor:
+        if self.text_ffn is None:
+            raise ValueError("this Q-Former has no text side: load a stage-1 checkpoint to embed or match text")
+        fed: Tensor = self.text_ffn(text)
+        return fed
+
+
+class TextHead(nn.Module):
+    """BERT's masked-language-model head, used causally for ITG; its output table is tied to the embeddings."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), embeddings, self.bias)
+
+
+class QFormer(nn.Module):
+    """Learnt queries that turn image features into a few vectors, and the text encoder beside them."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(
+            QFormerLayer(config, has_cross_attention=index % config.cross_every == 0)
+            for index in range(config.depth)
+        )
+        if config.vocab_size:
+            self.words = nn.Embedding(config.vocab_size, config.width)
+            self.positions = nn.Embedding(config.max_positions, config.width)
+            self.head = TextHead(config)
+        nn.init.normal_(self.queries, std=0.02)
+
+    def remember(self, features: Tensor, image_mask: Tensor | None = None) -> ImageMemory:
+        """Image features [B, N, image width] (mask [B, N]) to the keys and values that queries read."""
+        pairs = [
+            layer.cross_attention.keys_values(features)
+            for layer in self.layers
+            if layer.cross_attention is not None
+        ]
+        return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), _key_mask(image_mask))
+
+    def image(self, image: Tensor | ImageMemory) -> Tensor:
+        """Image features [B, N, image width], or what was remembered of them, to queries [B, Q, D]."""
+        return self.read_image(image).output
+
+    def read_image(self, image: Tensor | ImageMemory) -> QueryPass:
+        """As `image`, keeping each layer's keys and values for `causal_text`."""
+        memory = self._memory(image)
+        queries = self._start_queries(memory.batch)
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            key, value = layer.self_attention.keys_values(queries)
+            keys.append(key)
+            values.append(value)
+            queries = layer.self_attention(queries, key, value, None)
+            queries = layer.feed_queries(queries, memory, index // self.config.cross_every)
+        return QueryPass(queries, tuple(keys), tuple(values))
+
+    def text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Text alone: ids [B, L] (mask [B, L], False or 0 for padding) to [B, L, D]."""
+        x = self._embed_text(ids)
+        key_mask = _key_mask(mask)
+        for layer in self.layers:
+            x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
+            x = layer.feed_text(x)
+        return x
+
+    def joint(self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory) -> Tensor:
+        """Queries and text that all see each other: [B, Q + L, D], the queries first."""
+        memory = self._memory(image)
+        count = self.config.num_queries
+        x = torch.cat([self._start_queries(ids.shape[0]), self._embed_text(ids)], dim=1)
+        if mask is None:
+            mask = torch.ones_like(ids, dtype=torch.bool)
+        key_mask = _key_mask(torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1))
+        for index, layer in enumerate(self.layers):
+            x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
+            queries = layer.feed_queries(x[:, :count], memory, index // self.config.cross_every)
+            x = torch.cat([queries, layer.feed_text(x[:, count:])], dim=1)
+        return x
+
+    def causal_text(self, ids: Tensor, mask: Tensor | None, seen: QueryPass) -> Tensor:
+        """Text that sees an image's queries and its own past: [B, L, D], for `text_logits`."""
+        x = self._embed_text(ids)
+        length, count = ids.shape[1], self.config.num_queries
+        allowed = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None]
+        if mask is not None:
+            allowed = allowed & mask.bool()[:, None]
+        allowed = F.pad(allowed, (count, 0), value=True)[:, None]
+        for layer, past_keys, past_values in zip(self.layers, seen.keys, seen.values, strict=True):
+            keys, values = layer.self_attention.keys_values(x)
+            keys = torch.cat([past_keys, keys], dim=2)
+            values = torch.cat([past_values, values], dim=2)
+            x = layer.feed_text(layer.self_attention(x, keys, values, allowed))
+        return x
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Next-word scores [B, L, vocabulary] of hidden text [B, L, D]."""
+        self._require_text()
+        logits: Tensor = self.head(hidden, self.words.weight)
+        return logits
+
+    def _memory(self, image: Tensor | ImageMemory) -> ImageMemory:
+        return image if isinstance(image, ImageMemory) else self.remember(image)
+
+    def _start_queries(self, batch: int) -> Tensor:
+        queries: Tensor = self.norm(self.queries).expand(batch, -1, -1)
+        return F.dropout(queries, self.config.dropout, self.training)
+
+    def _embed_text(self, ids: Tensor) -> Tensor:
+        self._require_text()
+        if ids.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"a text of {ids.shape[1]} tokens is longer than the Q-Former's {self.config.max_positions} positions"
+            )
+        places = torch.arange(ids.shape[1], device=ids.device)
+        x = self.norm(self.words(ids) + self.positions(places))
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def _require_text(self) -> None:
+        if not self.config.vocab_size:
+            raise ValueError("this Q-Former has no text side: load a stage-1 checkpoint to embed or match text")
+
+
+def _key_mask(mask: Tensor | None) -> Tensor | None:
+    """[B, T] (1 = visible) to [B, 1, 1, T] bool for attention, or None."""
+    return None if mask is None else mask.bool()[:, None, None]

@@ -1,0 +1,141 @@
+"""Tokenisers, prompt templates, and cleaning of captions and questions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openblip.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer as FastTokenizer
+
+CAPTION_NOISE = re.compile(r"[.!\"()*#:;~]")
+QUESTION_NOISE = re.compile(r"[.!\"()*#:;~?]")
+
+
+@dataclass(frozen=True)
+class PromptTemplates:
+    """What the language model reads around a user's words.
+
+    The defaults are the paper's: an empty prompt for captions, "Question: ... Answer:" for questions and
+    the same repeated for dialogue (https://arxiv.org/abs/2301.12597, section 4.1 and figure 4).
+    """
+
+    caption: str = ""
+    question: str = "Question: {question} Answer:"
+    turn: str = "Question: {question} Answer: {answer}. "
+
+    def ask(self, question: str) -> str:
+        return self.question.format(question=question)
+
+    def chat(self, turns: Sequence[tuple[str, str]], question: str) -> str:
+        """Earlier (question, answer) turns, then the new question."""
+        told = "".join(self.turn.format(question=asked, answer=answered) for asked, answered in turns)
+        return told + self.ask(question)
+
+
+def clean_caption(caption: str, max_words: int = 50) -> str:
+    """Lower case, without the punctuation that LAVIS removes from captions, at most `max_words` words."""
+    words = CAPTION_NOISE.sub(" ", caption.lower()).split()
+    return " ".join(words[:max_words])
+
+
+def clean_question(question: str, max_words: int = 50) -> str:
+    """Lower case, one question mark at the end, at most `max_words` words."""
+    words = QUESTION_NOISE.sub(" ", question.lower()).split()
+    return " ".join(words[:max_words]) + "?"
+
+
+def clean_generated(text: str) -> str:
+    """A model's output as a person would write it: trimmed, single spaces."""
+    return " ".join(text.split())
+
+
+class Tokenizer:
+    """A `tokenizer.json` and the ids that the models built on it need.
+
+    Attributes:
+        pad_id: fills short rows; start_id: begins every text.
+    """
+
+    def __init__(self, fast: FastTokenizer, start_token: str, pad_token: str) -> None:
+        self.fast = fast
+        self.start_id = self._id(start_token)
+        self.pad_id = self._id(pad_token)
+
+    @classmethod
+    def from_file(cls, path: Path, start_token: str, pad_token: str) -> Tokenizer:
+        """Raises CheckpointError when the file is missing or is no tokenizer."""
+        from tokenizers import Tokenizer as FastTokenizer
+
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: the model folder is incomplete, get it again")
+        try:
+            fast = FastTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path} is not a tokenizer file: {error}") from error
+        return cls(fast, start_token, pad_token)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.fast.get_vocab_size())
+
+    def _id(self, token: str) -> int:
+        found = self.fast.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"the tokenizer has no token {token!r}, which the model needs")
+        return int(found)
+
+    def token_id(self, token: str) -> int:
+        """The id of one token. Raises CheckpointError when the vocabulary lacks it."""
+        return self._id(token)
+
+    def only_id(self, text: str) -> int:
+        """The id of a text that is one token, as a stop sign has to be. Raises CheckpointError otherwise."""
+        ids = self.encode(text)
+        if len(ids) != 1:
+            raise CheckpointError(f"{text!r} is {len(ids)} tokens in this vocabulary, the model needs it to be one")
+        return ids[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without any special token."""
+        return list(self.fast.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.fast.decode(list(ids), skip_special_tokens=True))
+
+
+def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids padded on the right: ids [B, L] int64 and mask [B, L] bool."""
+    import torch
+
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[index, : len(row)] = True
+    return ids, mask
+
+
+class MatchingText:
+    """Text for the Q-Former: WordPiece between [CLS] and [SEP], cut at `max_tokens` (LAVIS: 32)."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int = 32) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.end_id = tokenizer.token_id("[SEP]")
+        self.decoder_start_id = tokenizer.token_id("[DEC]")
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)[: self.max_tokens - 2]
+        return [self.tokenizer.start_id, *ids, self.end_id]
+
+    def batch(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [B, L] and mask [B, L] bool."""
+        return pad_ids([self.encode(text) for text in texts], self.tokenizer.pad_id)

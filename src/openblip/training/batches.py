@@ -1,0 +1,59 @@
+"""Which images, views and texts make the next batch: a pure function of recipe, epoch and step.
+
+Nothing is carried from batch to batch, so a resumed run goes on with exactly the batches it would have had.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from openblip.data.pairs import DataSource, ImageText
+from openblip.data.views import MIRRORED_VIEW
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image drawn for a batch.
+
+    Attributes:
+        source: index of its data source; view: which cached view of it to use.
+        draw: the randomness for choosing its text.
+    """
+
+    source: int
+    image: ImageText
+    view: int
+    draw: random.Random
+
+
+class BatchPlan:
+    """Draws every image of every source once an epoch, in a new order."""
+
+    def __init__(
+        self, sources: Sequence[DataSource], images: Sequence[Sequence[ImageText]], batch_size: int, seed: int
+    ) -> None:
+        self.sources = sources
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch; a last one that is too small is dropped: contrast needs company."""
+        return sum(len(group) for group in self.images) // self.batch_size
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[list[Drawn]]:
+        """The batches of an epoch from number `skip` on."""
+        order = [(source, row) for source, group in enumerate(self.images) for row in range(len(group))]
+        random.Random(f"{self.seed}:{epoch}").shuffle(order)
+        for step in range(skip, self.steps):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [self._draw(source, row, epoch) for source, row in chosen]
+
+    def _draw(self, source: int, row: int, epoch: int) -> Drawn:
+        draw = random.Random(f"{self.seed}:{epoch}:{source}:{row}")
+        settings = self.sources[source]
+        views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
+        return Drawn(source, self.images[source][row], draw.choice(views), draw)

@@ -1,0 +1,83 @@
+"""Loss curves: a CSV that a resumed run continues, and a picture of it."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from pathlib import Path
+
+WINDOW = 50
+"""Steps that the shown means and the plotted line average over."""
+
+
+class Curves:
+    """Collects losses step by step.
+
+    Args:
+        folder: where curves.csv and curves.png go.
+        steps_done: rows beyond this step, written by a run that was killed before its checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        self.path = folder / "curves.csv"
+        self.picture = folder / "curves.png"
+        self.pending: list[dict[str, str]] = []
+        self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self.kept = [row for row in _read(self.path) if int(row["step"]) <= steps_done]
+        self.rewrite = True
+
+    def add(self, step: int, epoch: int, rate: float, losses: dict[str, float]) -> None:
+        self.recent.append(losses)
+        shown = {name: f"{value:.5f}" for name, value in losses.items()}
+        self.pending.append({"step": str(step), "epoch": str(epoch), "lr": f"{rate:.3e}", **shown})
+
+    def means(self) -> dict[str, float]:
+        """Each loss over the last steps."""
+        names = self.recent[-1]
+        return {name: sum(row[name] for row in self.recent) / len(self.recent) for name in names}
+
+    def write(self) -> None:
+        """Append what was added since; the first time, rewrite the file without abandoned rows."""
+        rows = self.kept + self.pending if self.rewrite else self.pending
+        if not rows:
+            return
+        with self.path.open("w" if self.rewrite else "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+            if self.rewrite:
+                writer.writeheader()
+            writer.writerows(rows)
+        self.pending, self.kept, self.rewrite = [], [], False
+
+    def plot(self) -> None:
+        """Draw curves.png; without matplotlib the CSV has to do."""
+        try:
+            import matplotlib
+        except ImportError:
+            return
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+
+        rows = _read(self.path)
+        names = [name for name in rows[0] if name not in ("step", "epoch", "lr")] if rows else []
+        steps = [int(row["step"]) for row in rows]
+        figure, axes = pyplot.subplots(figsize=(8, 4.5))
+        for name in names:
+            values = [float(row[name]) for row in rows]
+            smooth = [
+                sum(values[max(0, i - WINDOW) : i + 1]) / len(values[max(0, i - WINDOW) : i + 1])
+                for i in range(len(values))
+            ]
+            axes.plot(steps, smooth, label=name)
+        axes.set(xlabel="step", ylabel=f"loss (mean of {WINDOW} steps)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(self.picture, dpi=120)
+        pyplot.close(figure)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

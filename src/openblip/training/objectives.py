@@ -1,0 +1,184 @@
+"""The training losses of BLIP-2's two stages (https://arxiv.org/abs/2301.12597, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.nn.blip2 import Blip2Network, itc_similarity
+from openblip.nn.qformer import ImageMemory
+
+IGNORED = -100
+LABEL_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Tokenised text, padded on the right.
+
+    Attributes:
+        ids: [B, L] int64; mask: [B, L] bool, False for padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """For each text an image that is not its own [B], for each image a text that is not its own [B]."""
+
+    images: Tensor
+    texts: Tensor
+
+
+@dataclass(frozen=True)
+class Stage1Loss:
+    """The three parts and their sum, each a scalar."""
+
+    itc: Tensor
+    itm: Tensor
+    itg: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.itc + self.itm + self.itg
+
+
+def stage1_loss(
+    network: Blip2Network,
+    features: Tensor,
+    text: TextBatch,
+    decoder_start_id: int,
+    image_ids: Tensor | None = None,
+    negatives: HardNegatives | None = None,
+    generator: torch.Generator | None = None,
+    itm_share: float = 1.0,
+) -> Stage1Loss:
+    """Contrast (ITC), matching (ITM) and generation (ITG) on one batch of pairs.
+
+    Args:
+        features: [B, N, image width], already normalised.
+        text: one caption an image, beginning with [CLS].
+        decoder_start_id: id of [DEC], which takes [CLS]'s place for ITG.
+        image_ids: [B]; equal ids mark captions of one image, which are then no negatives of each other.
+        negatives: fixed hard negatives, to replay a recorded step; drawn when None.
+        generator: the source of randomness for the draw.
+        itm_share: share of the batch that ITM looks at, the costliest loss; the paper: all.
+    """
+    memory = network.qformer.remember(features)
+    seen = network.qformer.read_image(memory)
+    image_embeds = network.project_queries(seen.output)
+    text_embeds = network.project_text(network.qformer.text(text.ids, text.mask))
+    # The candidates are constants to those who choose among them, as in LAVIS, which gathers them from all
+    # processes without gradient: images learn from image-to-text alone, texts from text-to-image alone.
+    image_to_text = itc_similarity(image_embeds.float(), text_embeds.detach().float()) / network.temperature
+    text_to_image = itc_similarity(image_embeds.detach().float(), text_embeds.float()).T / network.temperature
+    itc = contrastive_loss(image_to_text, text_to_image, image_ids)
+    if negatives is None:
+        negatives = draw_negatives(image_to_text.detach(), image_ids, generator)
+    itm = matching_loss(network, memory, text, negatives, itm_share)
+    start_ids = text.ids.clone()
+    start_ids[:, 0] = decoder_start_id
+    hidden = network.qformer.causal_text(start_ids, text.mask, seen)
+    itg = next_token_loss(
+        network.qformer.text_logits(hidden),
+        start_ids.masked_fill(~text.mask.bool(), IGNORED),
+        label_smoothing=LABEL_SMOOTHING,
+    )
+    return Stage1Loss(itc, itm, itg)
+
+
+def contrastive_loss(image_to_text: Tensor, text_to_image: Tensor, image_ids: Tensor | None = None) -> Tensor:
+    """ITC both ways on scaled similarities: [B, B] image by text, and [B, B] text by image.
+
+    The two are transposes of each other in value, but may differ in what they send gradients to.
+
+    Args:
+        image_ids: [B]; every text of an image is a right answer and shares its target, as in LAVIS' COCO
+            retrieval: 0.9 over the right ones, 0.1 over all. With None, each text has an image of its own.
+    """
+    count = image_to_text.shape[0]
+    if image_ids is None:
+        image_ids = torch.arange(count, device=image_to_text.device)
+    same = (image_ids[:, None] == image_ids[None]).float()
+    targets = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / count
+    return (F.cross_entropy(image_to_text, targets) + F.cross_entropy(text_to_image, targets)) / 2
+
+
+def draw_negatives(
+    similarity: Tensor, image_ids: Tensor | None = None, generator: torch.Generator | None = None
+) -> HardNegatives:
+    """Draw wrong partners, likelier the more similar they look; one multinomial draw a direction.
+
+    Args:
+        similarity: [B, B] scaled, image by text.
+        image_ids: [B]; equal ids mark captions of one image. A batch in which an image has no stranger
+            (a single image) gets itself: there is nothing else.
+    """
+    count = similarity.shape[0]
+    if image_ids is None:
+        image_ids = torch.arange(count, device=similarity.device)
+    same = image_ids[:, None] == image_ids[None]
+    alone = same.all(1, keepdim=True)
+    own = torch.eye(count, device=similarity.device)
+
+    def draw(scores: Tensor) -> Tensor:
+        # Right answers leave before the softmax: strangers far below them would all underflow after it.
+        weights = scores.float().masked_fill(same, float("-inf")).softmax(dim=1)
+        return torch.multinomial(torch.where(alone, own, weights), 1, generator=generator)[:, 0]
+
+    return HardNegatives(images=draw(similarity.T), texts=draw(similarity))
+
+
+def matching_loss(
+    network: Blip2Network,
+    memory: ImageMemory,
+    text: TextBatch,
+    negatives: HardNegatives,
+    share: float = 1.0,
+) -> Tensor:
+    """ITM on the true pairs, each text with a wrong image, each image with a wrong text.
+
+    Images are projected for cross-attention once, for all three uses. Only the first `share` of the batch
+    is looked at, though its negatives come from all of it.
+    """
+    count = math.ceil(share * text.ids.shape[0])
+    own = torch.arange(count, device=text.ids.device)
+    texts = torch.cat([own, own, negatives.texts[:count]])
+    images = torch.cat([own, negatives.images[:count], own])
+    logits = network.itm_logits(text.ids[texts], text.mask[texts], memory.take(images))
+    labels = torch.zeros(3 * count, dtype=torch.int64, device=text.ids.device)
+    labels[:count] = 1
+    return F.cross_entropy(logits.float(), labels)
+
+
+def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels: Tensor) -> Tensor:
+    """Language-model loss of the text behind the image's soft prompt.
+
+    Args:
+        features: [B, N, image width], already normalised.
+        text: prompt and target together, beginning with the language model's start token.
+        labels: [B, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
+            token itself, is predicted from the last visual token, as in LAVIS.
+    """
+    prompt = network.visual_prompt(features)
+    embeds = torch.cat([prompt, network.decoder.embed(text.ids).to(prompt)], dim=1)
+    seen = text.mask.new_ones(prompt.shape[:2])
+    hidden = network.decoder(embeds, torch.cat([seen, text.mask], dim=1))
+    logits = network.decoder.logits(hidden[:, prompt.shape[1] - 1 : -1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of each token given those before it: logits [B, L, V], labels [B, L]."""
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+    )

@@ -1,0 +1,156 @@
+"""The recipe: one YAML file says everything about a training run, and every key is checked.
+
+Files are read with OmegaConf, so `key=value` overrides work with dots (`optimizer.lr=1e-4`) and one value
+may refer to another (`${seed}`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import cast
+
+from openblip.data.pairs import DataSource
+from openblip.errors import OpenBlipError, OptionError
+
+
+class Stage(Enum):
+    """What a run trains and by which loss."""
+
+    LANGUAGE = "language"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+
+
+class Precision(Enum):
+    """Arithmetic of matrix products; weights, optimizer and losses stay float32."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+
+
+@dataclass
+class NewModel:
+    """A model put together from pretrained parts, instead of one loaded from a folder.
+
+    Attributes:
+        vision: path of an EfficientNet-Lite `.pth`; its name says which (…lite0…, …lite1…, …lite2…).
+        bert: folder with a BERT's `model.safetensors` and `vocab.txt`.
+        bert_layers: which of its layers become the Q-Former's.
+        qformer_vocab, decoder_vocab: sizes of the vocabularies, learnt from the recipe's data.
+    """
+
+    vision: str
+    bert: str
+    image_size: int = 288
+    place_width: int = 64
+    bert_layers: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    num_queries: int = 16
+    shared_width: int = 256
+    qformer_vocab: int = 5000
+    decoder_vocab: int = 5000
+    decoder_width: int = 320
+    decoder_depth: int = 5
+    decoder_heads: int = 5
+    decoder_ffn: int = 1280
+    decoder_dropout: float = 0.1
+    max_text_tokens: int = 32
+    max_positions: int = 256
+
+
+@dataclass
+class OptimizerSection:
+    """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5)."""
+
+    lr: float = 1e-4
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+
+
+@dataclass
+class Mixture:
+    """Shares of the texts that a stage-2 or language batch is made of.
+
+    Attributes:
+        questions: share of examples that are a question with its answer, for images that have both.
+        made_questions: share of those questions that were made from captions, where there are both kinds.
+        statements: share of captions that were made from questions, where there are both; 0 makes no
+            use of statements at all when there is a question to ask instead.
+    """
+
+    questions: float = 0.0
+    made_questions: float = 0.5
+    statements: float = 0.0
+
+
+@dataclass
+class Recipe:
+    """One training run.
+
+    Attributes:
+        init: model folder to start from; or `new` to put one together. Exactly one of the two.
+        decoder: another model folder that the language model is taken from.
+        train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
+        cache: folder for the frozen encoder's features.
+        epochs: passes over the images.
+        text_tokens: longest text in stage 1, in tokens; longer ones are cut.
+        itm_share: share of each stage-1 batch that matching (ITM), the costliest loss, looks at.
+        save_every: steps between checkpoints to resume from.
+    """
+
+    stage: Stage
+    output: str
+    data: list[DataSource]
+    data_root: str = "data"
+    init: str | None = None
+    new: NewModel | None = None
+    decoder: str | None = None
+    train_decoder: bool = False
+    cache: str = "runs/features"
+    epochs: int = 10
+    batch_size: int = 64
+    seed: int = 42
+    precision: Precision = Precision.FLOAT32
+    threads: int = 0
+    text_tokens: int = 32
+    itm_share: float = 1.0
+    log_every: int = 20
+    save_every: int = 200
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    mixture: Mixture = field(default_factory=Mixture)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides.
+
+    Raises:
+        OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
+    """
+    try:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+    except ImportError:
+        raise OpenBlipError('training needs more packages: pip install "openblip[train]"') from None
+    if not path.is_file():
+        raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        )
+        recipe = cast(Recipe, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise OpenBlipError(f"{path}: {reason}") from error
+    if (recipe.init is None) == (recipe.new is None):
+        raise OptionError(f"{path}: give either init (a model folder) or new (a model to put together)")
+    if not recipe.data:
+        raise OptionError(f"{path}: data lists no source")
+    return recipe

@@ -1,0 +1,170 @@
+"""What each stage trains and how it turns drawn images into a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from openblip.checkpoints.parts import ModelParts
+from openblip.data.features import FeatureCache
+from openblip.errors import CheckpointError
+from openblip.text import MatchingText, Tokenizer, pad_ids
+from openblip.training.batches import Drawn
+from openblip.training.documents import (
+    EncodedTarget,
+    choose_caption,
+    choose_context,
+    choose_target,
+    encode_target,
+)
+from openblip.training.objectives import (
+    IGNORED,
+    TextBatch,
+    next_token_loss,
+    stage1_loss,
+    stage2_loss,
+)
+from openblip.training.recipe import Mixture
+
+
+class Task(ABC):
+    """One stage's loss."""
+
+    needs_features: bool
+
+    @abstractmethod
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        """The parts that learn; everything else is frozen, in evaluation mode."""
+
+    @abstractmethod
+    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
+        """Scalars by name; their sum is minimised. `features` are raw patches [B, N, C]."""
+
+
+class LanguageTask(Task):
+    """Next-token loss of the decoder on texts alone."""
+
+    needs_features = False
+
+    def __init__(self, parts: ModelParts, mixture: Mixture) -> None:
+        self.parts, self.mixture = parts, mixture
+        self.tokenizer = decoder_tokenizer(parts)
+        self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
+
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        return [self.parts.network.decoder]
+
+    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
+        rows = []
+        for drawn in batch:
+            target = choose_target(drawn.image, self.mixture, self.parts.prompts, drawn.draw)
+            context = choose_context(drawn.image, target, drawn.draw)
+            rows.append(encode_target(target, context, self.tokenizer, self.stop_id))
+        ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
+        # A prompt's words are learnt, too, but not whether there is a prompt: that is the user's choice.
+        starts = [row.ids.index(self.tokenizer.start_id) + 1 for row in rows]
+        given = [start + (start < row.given) for start, row in zip(starts, rows, strict=True)]
+        labels = mask_labels(ids, mask, given)
+        decoder = self.parts.network.decoder
+        logits = decoder.logits(decoder(decoder.embed(ids)))
+        return {"lm": next_token_loss(logits, labels)}
+
+
+class Stage1Task(Task):
+    """ITC, ITM and ITG of the Q-Former over frozen features."""
+
+    needs_features = True
+
+    def __init__(self, parts: ModelParts, mixture: Mixture, text_tokens: int, itm_share: float) -> None:
+        self.parts, self.mixture, self.itm_share = parts, mixture, itm_share
+        if parts.matching is None:
+            raise CheckpointError(f"{parts.name} has no text side: stage 1 needs a model that can match")
+        self.matching = MatchingText(parts.matching.tokenizer, min(text_tokens, parts.matching.max_tokens))
+
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        network = self.parts.network
+        return [
+            network.vision_norm,
+            network.qformer,
+            network.image_projection,
+            network.text_projection,
+            network.itm_head,
+            network.temperature,
+        ]
+
+    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
+        network = self.parts.network
+        texts = [choose_caption(drawn.image, self.mixture, drawn.draw) for drawn in batch]
+        text = TextBatch(*self.matching.batch(texts))
+        with torch.no_grad():
+            network.temperature.clamp_(0.001, 0.5)
+        loss = stage1_loss(
+            network,
+            network.normalise(_required(features)),
+            text,
+            self.matching.decoder_start_id,
+            itm_share=self.itm_share,
+        )
+        return {"itc": loss.itc, "itm": loss.itm, "itg": loss.itg}
+
+
+class Stage2Task(Task):
+    """Language-model loss through the decoder, behind the visual prompt."""
+
+    needs_features = True
+
+    def __init__(self, parts: ModelParts, mixture: Mixture, train_decoder: bool) -> None:
+        self.parts, self.mixture, self.train_decoder = parts, mixture, train_decoder
+        self.tokenizer = decoder_tokenizer(parts)
+        self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
+
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        network = self.parts.network
+        qformer = network.qformer
+        image_side = [
+            module
+            for layer in qformer.layers
+            for module in (layer.self_attention, layer.cross_attention, layer.query_ffn)
+            if module is not None
+        ]
+        parts = [network.vision_norm, qformer.queries, qformer.norm, *image_side, network.prompt_projection]
+        return [*parts, network.decoder] if self.train_decoder else parts
+
+    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
+        rows = [self._encode(drawn) for drawn in batch]
+        ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
+        labels = mask_labels(ids, mask, [row.given for row in rows])
+        network = self.parts.network
+        return {"lm": stage2_loss(network, network.normalise(_required(features)), TextBatch(ids, mask), labels)}
+
+    def _encode(self, drawn: Drawn) -> EncodedTarget:
+        target = choose_target(drawn.image, self.mixture, self.parts.prompts, drawn.draw)
+        return encode_target(target, "", self.tokenizer, self.stop_id)
+
+
+def mask_labels(ids: Tensor, mask: Tensor, given: Sequence[int]) -> Tensor:
+    """Ids with padding and the first `given` of each row ignored: [B, L]."""
+    before = torch.arange(ids.shape[1])[None] < torch.tensor(given)[:, None]
+    return ids.masked_fill(before | ~mask, IGNORED)
+
+
+def decoder_tokenizer(parts: ModelParts) -> Tokenizer:
+    if parts.tokenizer is None:
+        raise CheckpointError(f"{parts.name} has no language model: give one that can write text")
+    return parts.tokenizer
+
+
+def _required(features: Tensor | None) -> Tensor:
+    if features is None:
+        raise ValueError("this task needs image features")
+    return features
+
+
+def batch_features(batch: Sequence[Drawn], caches: Sequence[FeatureCache]) -> Tensor:
+    """Cached patches of a batch that mixes data sources: float32 [B, N, C]."""
+    return torch.cat(
+        [caches[drawn.source].patches([drawn.image.image.name], [drawn.view]) for drawn in batch]
+    )

@@ -1,0 +1,392 @@
+"""The ViT against LAVIS' recorded outputs, transformers' models and CLIP's own layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from openblip.checkpoints.vit_names import vit_from_lavis, vit_from_transformers
+from openblip.errors import CheckpointError
+from openblip.nn.vit import (
+    CLIP_VIT_L,
+    EVA_VIT_G,
+    VisionTransformer,
+    VitConfig,
+    interpolate_positions,
+)
+
+LAVIS = Path(__file__).parents[1] / "fixtures" / "lavis"
+PATCH = 14
+WIDTH, HEADS, DEPTH, MLP_WIDTH = 36, 3, 3, 50
+Model = TypeVar("Model", bound=nn.Module)
+SMALL = VitConfig(42, PATCH, WIDTH, DEPTH, HEADS, MLP_WIDTH)
+IMAGE_SIZES = [(42, 42), (70, 70), (28, 98), (84, 14)]
+
+
+def loaded(config: VitConfig, state: Mapping[str, Tensor]) -> VisionTransformer:
+    """Built without memory and given its tensors, as checkpoint loading does."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return (ours - theirs).abs().max().item()
+
+
+def shaken(model: Model, seed: int = 0) -> Model:
+    """Every parameter random, so that a bias or norm that is left out shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Matrices keep activations near 1; vectors (norms, biases, layer scales) are as large as those.
+            scale = 0.5 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model.eval()
+
+
+def backward(output: Tensor) -> None:
+    """A loss that weighs every output differently."""
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7))
+    (output * weights).sum().div(output.numel() ** 0.5).backward()
+
+
+def worst_gradient(model: nn.Module, expected: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest difference of any gradient, relative to that parameter's largest where this exceeds 1."""
+    ours = dict(model.named_parameters())
+    assert ours.keys() == expected.keys()
+    gaps = []
+    for name, parameter in ours.items():
+        assert parameter.grad is not None, name
+        assert expected[name].abs().max() > 1e-4, f"{name} is not tested: its gradient is zero"
+        gaps.append(
+            (difference(parameter.grad, expected[name]) / max(1.0, expected[name].abs().max().item()), name)
+        )
+    return max(gaps)
+
+
+@pytest.fixture(scope="module")
+def lavis() -> tuple[VisionTransformer, dict[str, Tensor], dict[str, Tensor]]:
+    sizes = json.loads((LAVIS / "meta.json").read_text())["config"]["vit"]
+    config = replace(
+        EVA_VIT_G,
+        image_size=sizes["img_size"],
+        patch_size=sizes["patch_size"],
+        width=sizes["embed_dim"],
+        depth=sizes["depth"],
+        num_heads=sizes["num_heads"],
+        mlp_width=int(sizes["embed_dim"] * sizes["mlp_ratio"]),
+    )
+    weights = load_file(LAVIS / "stage1_weights.safetensors")
+    return loaded(config, vit_from_lavis(weights)), weights, load_file(LAVIS / "stage1_ref.safetensors")
+
+
+def test_lavis_outputs(lavis: tuple[VisionTransformer, dict[str, Tensor], dict[str, Tensor]]) -> None:
+    model, weights, recorded = lavis
+    steps: dict[str, Tensor] = {}
+    hooks = [
+        block.register_forward_hook(
+            lambda _m, _i, output, name=f"vit_block{index}": steps.update({name: output})
+        )
+        for index, block in enumerate(model.blocks)
+    ]
+    with torch.no_grad():
+        steps["vit_patch"] = model.patch_embed(recorded["images"]).flatten(2).transpose(1, 2)
+        steps["vit_out"] = model(recorded["images"])
+        # Outside the encoder, and the one norm with another eps.
+        steps["ln_vision_out"] = nn.functional.layer_norm(
+            steps["vit_out"], (model.width,), weights["ln_vision.weight"], weights["ln_vision.bias"], eps=1e-5
+        )
+    for hook in hooks:
+        hook.remove()
+    assert len(steps) == 6
+    for name, tensor in steps.items():
+        # Values reach 5.5 and the recording itself is 3.5e-6 away from float64; an eps of 1e-5 gives 4.8e-5.
+        assert difference(tensor, recorded[name]) <= 5e-6, name
+
+
+def test_lavis_position_interpolation(
+    lavis: tuple[VisionTransformer, dict[str, Tensor], dict[str, Tensor]],
+) -> None:
+    model, _, recorded = lavis
+    assert difference(interpolate_positions(model.positions, 6, 6), recorded["pos_embed_interp_6x6"]) <= 2e-6
+
+
+@pytest.mark.parametrize("size", IMAGE_SIZES)
+def test_eva_equals_transformers(size: tuple[int, int]) -> None:
+    from transformers import Blip2VisionConfig, Blip2VisionModel
+
+    config = replace(SMALL, attention_bias="qv")
+    # The fused bias is random on the keys, too: dropping it must not matter.
+    theirs = shaken(
+        Blip2VisionModel(
+            Blip2VisionConfig(
+                hidden_size=WIDTH,
+                intermediate_size=MLP_WIDTH,
+                num_hidden_layers=DEPTH,
+                num_attention_heads=HEADS,
+                image_size=config.image_size,
+                patch_size=PATCH,
+                layer_norm_eps=config.layer_norm_eps,
+            )
+        )
+    )
+    ours = loaded(config, vit_from_transformers(_tensors(theirs), "blip2"))
+    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    hidden = theirs(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
+    check_parity(ours, pixels, hidden, theirs, "blip2")
+
+
+@pytest.mark.parametrize("size", IMAGE_SIZES)
+def test_clip_equals_transformers_second_to_last_block(size: tuple[int, int]) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    theirs = shaken(
+        CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=WIDTH,
+                intermediate_size=MLP_WIDTH,
+                num_hidden_layers=DEPTH + 1,
+                num_attention_heads=HEADS,
+                image_size=SMALL.image_size,
+                patch_size=PATCH,
+            )
+        )
+    )
+    ours = loaded(small_clip(), vit_from_transformers(_tensors(theirs), "clip", DEPTH))
+    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    hidden = theirs(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2]
+    check_parity(ours, pixels, hidden, theirs, "clip")
+
+
+@pytest.mark.parametrize("size", IMAGE_SIZES)
+def test_dinov2_equals_transformers(size: tuple[int, int]) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    theirs = shaken(
+        Dinov2Model(
+            Dinov2Config(
+                hidden_size=WIDTH,
+                mlp_ratio=2,
+                num_hidden_layers=DEPTH,
+                num_attention_heads=HEADS,
+                image_size=SMALL.image_size,
+                patch_size=PATCH,
+            )
+        )
+    )
+    config = replace(SMALL, mlp_width=2 * WIDTH, layer_scale=True, final_norm=True)
+    ours = loaded(config, vit_from_transformers(_tensors(theirs), "dinov2"))
+    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    check_parity(ours, pixels, theirs(pixels).last_hidden_state, theirs, "dinov2")
+
+
+def check_parity(
+    ours: VisionTransformer, pixels: Tensor, hidden: Tensor, theirs: nn.Module, kind: str
+) -> None:
+    output = ours(pixels)
+    assert hidden.std() > 0.1
+    assert difference(output, hidden) <= 1e-5
+    backward(output)
+    backward(hidden)
+    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    gap, name = worst_gradient(ours, vit_from_transformers(gradients, kind))
+    assert gap <= 1e-5, name
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def small_clip() -> VitConfig:
+    return replace(
+        CLIP_VIT_L,
+        image_size=SMALL.image_size,
+        width=WIDTH,
+        depth=DEPTH,
+        num_heads=HEADS,
+        mlp_width=MLP_WIDTH,
+    )
+
+
+def test_clip_in_its_own_layout() -> None:
+    """CLIP as published, built from torch's own attention, whose parameter names its files carry."""
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.attn = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+            self.mlp = nn.ModuleDict(
+                {"c_fc": nn.Linear(WIDTH, MLP_WIDTH), "c_proj": nn.Linear(MLP_WIDTH, WIDTH)}
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            normal = self.ln_1(x)
+            x = x + self.attn(normal, normal, normal, need_weights=False)[0]
+            wide = self.mlp["c_fc"](self.ln_2(x))
+            return x + self.mlp["c_proj"](wide * torch.sigmoid(1.702 * wide))
+
+    class Published(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
+            self.class_embedding = nn.Parameter(torch.zeros(WIDTH))
+            self.positional_embedding = nn.Parameter(torch.zeros(10, WIDTH))
+            self.ln_pre, self.ln_post = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Layers() for _ in range(DEPTH + 1))})
+            self.proj = nn.Parameter(torch.zeros(WIDTH, 8))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            x = self.conv1(pixels).flatten(2).mT
+            x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+            x = self.ln_pre(x + self.positional_embedding)
+            for layers in self.transformer["resblocks"][:-1]:
+                x = layers(x)
+            return x
+
+    theirs = shaken(Published())
+    state = {f"visual.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    state["token_embedding.weight"] = torch.zeros(2, 2)
+    ours = loaded(small_clip(), vit_from_lavis(state, DEPTH))
+    pixels = torch.randn(2, 3, 42, 42, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert difference(ours(pixels), theirs(pixels)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (EVA_VIT_G, 985_894_528),
+        (replace(EVA_VIT_G, image_size=364), 986_485_888),
+        (CLIP_VIT_L, 290_581_504),
+    ],
+    ids=["eva_vit_g", "eva_vit_g_364", "clip_vit_l"],
+)
+def test_presets_have_the_official_files_sizes(config: VitConfig, parameters: int) -> None:
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model.num_patches == model.positions.shape[1] and model.width == model.class_token.shape[2]
+
+
+def test_dinov2_names_of_hub_files() -> None:
+    """Files on the hub and models in memory name DINOv2's attention differently."""
+    tensors = {letter: torch.randn(WIDTH, WIDTH) for letter in "qkvo"}
+    file, memory = "encoder.layer.1.attention.attention", "encoder.layer.1.attention"
+    from_file = vit_from_transformers(
+        {
+            f"{file}.query.weight": tensors["q"],
+            f"{file}.key.weight": tensors["k"],
+            f"{file}.value.weight": tensors["v"],
+            "encoder.layer.1.attention.output.dense.weight": tensors["o"],
+        },
+        "dinov2",
+    )
+    from_memory = vit_from_transformers(
+        {f"{memory}.{k}_proj.weight": t for k, t in tensors.items()}, "dinov2"
+    )
+    assert from_file.keys() == {"blocks.1.attention.qkv.weight", "blocks.1.attention.out.weight"}
+    assert all(torch.equal(from_file[name], from_memory[name]) for name in from_file)
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        ({"query_tokens": torch.zeros(1)}, "query_tokens"),
+        (
+            {"visual_encoder.cls_token": torch.zeros(1), "visual_encoder.blocks.0.attn.rope": torch.zeros(1)},
+            "rope",
+        ),
+        ({}, "no image encoder"),
+    ],
+)
+def test_unknown_weights_are_named(state: dict[str, Tensor], complaint: str) -> None:
+    with pytest.raises(CheckpointError, match=complaint):
+        vit_from_lavis(state)
+
+
+def test_incomplete_attention_is_named() -> None:
+    state = {f"vision_model.encoder.layers.0.self_attn.{part}_proj.bias": torch.zeros(2) for part in "qv"}
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attention\.k\.bias"):
+        vit_from_transformers(state, "clip")
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 42, 41), (2, 3, 43, 42), (2, 1, 42, 42), (3, 42, 42), (2, 3, 0, 42)]
+)
+def test_wrong_pixels_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"multiples of the patch size 14|\[batch, 3, height, width\]"):
+        VisionTransformer(SMALL)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": 43},
+        {"num_heads": 5},
+        {"activation": "relu"},
+        {"attention_bias": "k"},
+        {"drop_path": 1.0},
+    ],
+)
+def test_wrong_configs_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong)) if "num_heads" not in wrong else "5 heads"):
+        replace(SMALL, **wrong)
+
+
+def test_interpolation_keeps_what_it_should() -> None:
+    positions = torch.randn(1, 10, 4, generator=torch.Generator().manual_seed(0))
+    assert interpolate_positions(positions, 3, 3) is positions
+    wide = interpolate_positions(positions, 2, 7)
+    assert torch.equal(wide[:, :1], positions[:, :1])
+    half = interpolate_positions(positions.bfloat16(), 2, 7)
+    assert torch.equal(half, interpolate_positions(positions.bfloat16().float(), 2, 7).bfloat16())
+    with pytest.raises(ValueError, match="11 patch positions"):
+        interpolate_positions(torch.zeros(1, 12, 4), 3, 3)
+
+
+def test_gradient_checkpointing_changes_memory_only() -> None:
+    config = replace(SMALL, attention_bias="qv", drop_path=0.5)
+    model = shaken(VisionTransformer(config)).train()
+    calls: list[int] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    pixels = torch.randn(4, 3, 42, 42, generator=torch.Generator().manual_seed(1))
+    results: list[dict[str, Tensor | None]] = []
+    for checkpointing, expected_calls in ((False, DEPTH), (True, 2 * DEPTH)):
+        model.gradient_checkpointing = checkpointing
+        model.zero_grad()
+        calls.clear()
+        torch.manual_seed(0)
+        backward(model(pixels))
+        assert len(calls) == expected_calls
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(results[1], results[0], rtol=0.0, atol=0.0)
+
+
+def test_drop_path_skips_branches_in_training_only() -> None:
+    model = shaken(VisionTransformer(replace(SMALL, drop_path=0.4)))
+    plain = VisionTransformer(SMALL).eval()
+    plain.load_state_dict(model.state_dict())
+    pixels = torch.randn(2, 3, 42, 42, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(model(pixels), plain(pixels))
+        model.train()
+        assert [round(block.drop_path, 6) for block in model.blocks] == [0.0, 0.2, 0.4]
+        torch.manual_seed(0)
+        weights = model.blocks[2].weigh(torch.ones(4000, 2, 3), None)
+    # An image keeps its branch whole, scaled to the same expectation, or loses all of it.
+    assert (weights == weights[:, :1, :1]).all()
+    assert weights.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+    assert weights.mean().item() == pytest.approx(1.0, abs=0.05)
