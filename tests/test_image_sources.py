@@ -106,9 +106,9 @@ class BrokenFile(io.RawIOBase):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (3, "a int is not an image; pass a path"),
-        (None, "a NoneType is not an image"),
-        ([PNG], "a list is not an image"),
+        (3, "type int is no image; pass a path"),
+        (None, "type NoneType is no image"),
+        ([PNG], "type list is no image"),
         (io.StringIO("text"), "text mode"),
         (BrokenFile(), "the disk is on fire"),
         (Image.new("RGB", (0, 5)), "no pixels"),
@@ -142,6 +142,8 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.answer(200, b"<!DOCTYPE html><title>Log in</title>")
         elif path == "/short":
             self.answer(200, PNG[:-200], **{"Content-Length": str(len(PNG))})
+        elif path == "/huge":
+            self.answer(200, PNG, **{"Content-Length": str(10**12)})
         elif path == "/endless":
             self.drip(bytes(4096), pause=0)
         elif path == "/drip":
@@ -202,6 +204,7 @@ def test_images_from_the_web(server: str, path: str) -> None:
         ("/loop", "redirects in a circle"),
         ("/page", "is not an image but a web page"),
         ("/short", "the connection ended 200 bytes early"),
+        ("/huge", "larger than 104857600 bytes"),
     ],
 )
 def test_answers_that_are_no_images(server: str, path: str, message: str) -> None:

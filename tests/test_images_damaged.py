@@ -113,6 +113,11 @@ def test_broken_metadata_do_not_cost_the_picture(payload: bytes) -> None:
     assert np.array_equal(loaded(jpeg_with_exif(payload)), loaded(FILES["jpeg"]))
 
 
+def test_a_broken_text_profile_does_not_cost_the_picture() -> None:
+    profile = png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nno hexadecimal digits")
+    assert np.array_equal(loaded(FILES["png"][:33] + profile + FILES["png"][33:]), PHOTO)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.one_of(

@@ -115,7 +115,7 @@ def open_encoded(source: object, name: str) -> Iterator[BinaryIO]:
     else:
         raise ImageError(
             name,
-            f"a {type(source).__name__} is not an image; pass a path, an http(s) address, the file's bytes, "
+            f"an object of type {type(source).__name__} is no image; pass a path, an http(s) address, bytes, "
             "an open binary file, a PIL image or a numpy array",
         )
 

@@ -180,7 +180,6 @@ def _explain(error: Exception) -> str:
 def _finish(image: Image.Image, name: str, limit: int) -> Image.Image:
     _check_size(image, name, limit)
     image.load()
-    _check_size(image, name, limit)  # an icon can hold a larger picture than its directory said
     rgb = _to_rgb(_upright(image), name)
     rgb.info = {}
     return rgb

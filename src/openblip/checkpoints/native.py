@@ -1,16 +1,17 @@
 """OpenBLIP's own model folder: config.json, model.safetensors, one tokenizer file for each text side.
 
-Weights are stored as float32, float16, or with every large matrix as int8 and one float16 scale a row;
+Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row;
 they are float32 again once loaded.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.decoder import DecoderConfig
@@ -35,13 +36,17 @@ DECODER_FILE = "decoder_tokenizer.json"
 SCALE_SUFFIX = ":scale"
 MATRIX_ELEMENTS = 16_384
 """Smaller matrices are not worth quantising."""
+VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
+    "vit": VitConfig,
+    "efficientnet": EfficientNetConfig,
+}
 
-Storage = Literal["float32", "float16", "int8"]
+STORAGES = ("float32", "float16", "int8")
 Config = TypeVar("Config")
 
 
-def save_native(parts: ModelParts, folder: Path, storage: Storage = "float32") -> None:
-    """Write a model folder; weights go to a draft first, so a kill never leaves half a file."""
+def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> None:
+    """Write a model folder; files are drafts until all are written, so a kill never leaves half of one."""
     folder.mkdir(parents=True, exist_ok=True)
     config = parts.network.config
     vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
@@ -59,14 +64,19 @@ def save_native(parts: ModelParts, folder: Path, storage: Storage = "float32") -
         "prompts": asdict(parts.prompts),
         "generation": asdict(parts.defaults),
     }
+    texts = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}
     if parts.matching is not None:
-        parts.matching.tokenizer.fast.save(str(folder / MATCHING_FILE))
+        texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
     if parts.tokenizer is not None:
-        parts.tokenizer.fast.save(str(folder / DECODER_FILE))
-    draft = folder / (WEIGHTS_FILE + ".draft")
-    save_file(pack(parts.network.state_dict(), storage), draft, metadata={"format": "pt"})
-    draft.replace(folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
+    drafts = {name: folder / f"{name}.draft" for name in (WEIGHTS_FILE, *texts)}
+    for name, text in texts.items():
+        drafts[name].write_text(text, encoding="utf-8")
+    save_file(pack(parts.network.state_dict(), storage), drafts[WEIGHTS_FILE], metadata={"format": "pt"})
+    # safetensors makes files that only their owner may read
+    shutil.copymode(drafts[CONFIG_FILE], drafts[WEIGHTS_FILE])
+    for name, draft in drafts.items():
+        draft.replace(folder / name)
 
 
 def load_native(folder: Path) -> ModelParts:
@@ -78,32 +88,76 @@ def load_native(folder: Path) -> ModelParts:
     content = _read_config(folder / CONFIG_FILE)
     try:
         vision = dict(content["vision"])
-        vision_class = {"vit": VitConfig, "efficientnet": EfficientNetConfig}[vision.pop("kind")]
+        kind = vision.pop("kind")
+        if kind not in VISION_KINDS:
+            known = ", ".join(VISION_KINDS)
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: the image encoder {kind!r} is unknown, known are {known}"
+            )
         decoder = content["decoder"]
         config = Blip2Config(
-            vision=_build(vision_class, vision, folder),
+            vision=_build(VISION_KINDS[kind], vision, folder),
             qformer=_build(QFormerConfig, content["qformer"], folder),
             decoder=None if decoder is None else _build(DecoderConfig, decoder, folder),
             shared_width=content["shared_width"],
             vision_norm_eps=content["vision_norm_eps"],
         )
         transform = _build(ImageTransform, content["image"], folder)
-        matching_tokens = content["matching_tokens"]
+        matching_tokens: object = content["matching_tokens"]
+        if not isinstance(matching_tokens, int | None):
+            raise TypeError(f"matching_tokens is {matching_tokens!r}, not a number")
         prompts = _build(PromptTemplates, content["prompts"], folder)
         defaults = _build(GenerationDefaults, content["generation"], folder)
         name = str(content["name"])
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} lacks {error}: get the model folder again") from error
-    with torch.device("meta"):
-        network = Blip2Network(config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    network = _empty_network(config, folder)
     load_exactly(network, read_weights(folder / WEIGHTS_FILE), folder)
     matching = tokenizer = None
-    if matching_tokens is not None:
+    if isinstance(matching_tokens, int):
         words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
         matching = MatchingText(words, matching_tokens)
     if decoder is not None:
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
-    return ModelParts(name, network.eval(), transform, matching, tokenizer, prompts, defaults)
+    parts = ModelParts(name, network.eval(), transform, matching, tokenizer, prompts, defaults)
+    _check_words(parts, folder)
+    return parts
+
+
+def _empty_network(config: Blip2Config, folder: Path) -> Blip2Network:
+    """The network without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return Blip2Network(config)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} describes no model: {error}") from error
+
+
+def _check_words(parts: ModelParts, folder: Path) -> None:
+    """Every id has its place in the tables, and the prompts can be filled in."""
+    config, matching = parts.network.config, parts.matching
+    if matching is not None:
+        _check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
+    if parts.tokenizer is not None and config.decoder is not None:
+        _check_ids(parts.tokenizer, config.decoder.vocab_size, folder / DECODER_FILE)
+    if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
+            f"not between 3 and the {config.qformer.max_positions} positions of the Q-Former"
+        )
+    try:
+        parts.prompts.chat([("question", "answer")], "question")
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: a prompt cannot be filled in ({error!r})") from error
+
+
+def _check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
+    if tokenizer.vocab_size > rows:
+        raise CheckpointError(
+            f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files"
+        )
 
 
 def load_exactly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -126,19 +180,23 @@ def load_exactly(network: torch.nn.Module, state: Mapping[str, Tensor], source: 
     network.load_state_dict(state, assign=True)
 
 
-def pack(state: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
-    """Tensors as they are stored."""
+def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
+    """Tensors as they are stored. Raises OptionError for an unknown storage."""
+    if storage not in STORAGES:
+        raise OptionError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
         if not tensor.is_floating_point():
             packed[name] = tensor
         elif storage == "int8" and tensor.ndim == 2 and tensor.numel() >= MATRIX_ELEMENTS:
-            scale = (tensor.abs().amax(dim=1).clamp(min=1e-8) / 127).half()
-            packed[name] = (tensor / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+            scale = tensor.float().abs().amax(dim=1).clamp(min=1e-30) / 127
+            packed[name] = (tensor / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
             packed[name + SCALE_SUFFIX] = scale
         else:
-            packed[name] = tensor.float() if storage == "float32" else tensor.half()
+            half = tensor.half()
+            # float16 ends at 65,504
+            packed[name] = tensor.float() if storage == "float32" or half.isinf().any() else half
     return packed
 
 
@@ -154,14 +212,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            for name in names:
+            for name in sorted(names):
                 if name.endswith(SCALE_SUFFIX):
                     continue
                 tensor = file.get_tensor(name)
                 if name + SCALE_SUFFIX in names:
                     tensor = tensor.float() * file.get_tensor(name + SCALE_SUFFIX).float()[:, None]
                 state[name] = tensor.float() if tensor.is_floating_point() else tensor
-    except SafetensorError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} is broken ({error}): get the file again") from error
     return state
 
@@ -173,11 +231,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing: {path.parent} is not a model folder of OpenBLIP") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict) or content.get("format") != "openblip":
         raise CheckpointError(f"{path} is not the config of an OpenBLIP model folder")
     if content.get("version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {content.get('version')}, this OpenBLIP reads {FORMAT_VERSION}: upgrade openblip"
+            f"{path} has format version {content.get('version')}, "
+            f"this OpenBLIP reads {FORMAT_VERSION}: upgrade openblip"
         )
     return content
 
@@ -187,9 +248,11 @@ def _build(kind: type[Config], values: Mapping[str, Any], folder: Path) -> Confi
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise CheckpointError(f"{folder / CONFIG_FILE} has unknown settings for {kind.__name__}: {', '.join(unknown)}")
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has unknown settings for {kind.__name__}: {', '.join(unknown)}"
+        )
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return kind(**frozen)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error

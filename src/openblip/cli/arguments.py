@@ -101,5 +101,5 @@ def refuse_images(texts: Sequence[str]) -> None:
     for text in texts:
         if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(text):
             raise OptionError(
-                f"{text} is an image where words belong: for several images quote the pattern, or name a folder"
+                f"{text} is an image, not words: for several images quote the pattern or give a folder"
             )

@@ -28,7 +28,7 @@ EXAMPLES = """[bold]Examples[/bold]
 [bold]In the file[/bold]
   image_embeds  \\[images, queries, width] float32, unit vectors
   text_embeds   \\[texts, width] float32, unit vectors
-  images, texts their names (in safetensors: JSON lists in the metadata)
+  images, texts  their names (in safetensors: JSON lists in the metadata)
   The similarity of an image and a text is the largest of the dot products over the queries."""
 
 

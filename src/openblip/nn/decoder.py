@@ -137,16 +137,16 @@ class Decoder(nn.Module):
         """
         length = embeds.shape[1]
         mask = None if mask is None else mask.bool()
-        if cache is None:
-            start = 0
-            read = torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
-        else:
-            read = cache.tokens.clone()
-            start = cache.extend(length, mask)
+        start = 0 if cache is None else cache.length
         if start + length > self.config.max_positions:
             raise ValueError(
                 f"{start + length} tokens are more than the {self.config.max_positions} positions of this model"
             )
+        if cache is None:
+            read = torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
+        else:
+            read = cache.tokens.clone()
+            cache.extend(length, mask)
         x = embeds if self.project_in is None else self.project_in(embeds)
         x = x + self.positions(self._positions(read, length, mask) + POSITION_OFFSET)
         x = F.dropout(x, self.config.dropout, self.training)

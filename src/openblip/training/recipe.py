@@ -31,6 +31,14 @@ class Precision(Enum):
     BF16 = "bf16"
 
 
+class Storage(Enum):
+    """How `save_native` stores weights: int8 keeps large matrices in a quarter of the space."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
 @dataclass
 class NewModel:
     """A model put together from pretrained parts, instead of one loaded from a folder.
@@ -95,6 +103,8 @@ class Recipe:
     """One training run.
 
     Attributes:
+        output: folder of the trained model; its last part is the model's name unless `name` says another.
+        storage: number format of the weights in that folder.
         init: model folder to start from; or `new` to put one together. Exactly one of the two.
         decoder: another model folder that the language model is taken from.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
@@ -109,6 +119,8 @@ class Recipe:
     output: str
     data: list[DataSource]
     data_root: str = "data"
+    name: str | None = None
+    storage: Storage = Storage.FLOAT32
     init: str | None = None
     new: NewModel | None = None
     decoder: str | None = None
@@ -136,17 +148,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
+        from yaml import YAMLError, safe_load
     except ImportError:
         raise OpenBlipError('training needs more packages: pip install "openblip[train]"') from None
     if not path.is_file():
         raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals:
+                raise OptionError(f"{override!r} is no override: write key=value, as in optimizer.lr=1e-4")
+            OmegaConf.update(merged, key, safe_load(value))
         recipe = cast(Recipe, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise OpenBlipError(f"{path}: {reason}") from error
     if (recipe.init is None) == (recipe.new is None):

@@ -85,7 +85,7 @@ def open_features(
 
 
 def _start_model(recipe: Recipe, images: list[list[ImageText]]) -> ModelParts:
-    name = Path(recipe.output).name
+    name = recipe.name or Path(recipe.output).name
     if recipe.new is not None:
         parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:

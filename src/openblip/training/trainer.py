@@ -91,7 +91,7 @@ class Trainer:
                 self.position.epoch = epoch + 1
                 curves.write()
                 self._save()
-                save_native(self.parts, self.output)
+                save_native(self.parts, self.output, self.recipe.storage.value)
         curves.plot()
 
     def _step(self, batch: list[Drawn]) -> tuple[dict[str, float], float]:

@@ -1,0 +1,72 @@
+"""Recipes: every file in recipes/ is valid, every wrong key or value is one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openblip.errors import OpenBlipError, OptionError
+from openblip.training.recipe import Precision, Stage, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.data
+    assert recipe.epochs > 0
+
+
+def test_the_recipes_of_mini_form_a_chain() -> None:
+    chain = [load_recipe(path) for path in sorted((RECIPES / "mini").glob("*.yaml"))]
+    assert [recipe.stage for recipe in chain] == [Stage.LANGUAGE, Stage.STAGE1, Stage.STAGE2, Stage.STAGE2]
+    assert [recipe.init for recipe in chain[1:]] == [recipe.output for recipe in chain[:-1]]
+    for recipe in chain:
+        for source in recipe.data:
+            held_out = {"coco": 10, "daquar": 5}.get(source.name, 0)
+            assert source.held_out == held_out, "a recipe would train on evaluation images"
+            assert source.name != "flickr8k" or source.split == "train"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text("stage: stage1\noutput: out\ninit: model\ndata: [{name: a, captions: a.jsonl}]\n" + text)
+    return path
+
+
+def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(tmp_path / "r.yaml", "optimizer: {lr: 0.1}\n"),
+        ["optimizer.lr=5e-1", "precision=BF16", "data.0.views=4", "seed=7"],
+    )
+    assert (recipe.optimizer.lr, recipe.precision, recipe.seed) == (0.5, Precision.BF16, 7)
+    assert recipe.data[0].views == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("epoch: 3\n", [], "epoch"),
+        ("optimizer: {learning_rate: 1}\n", [], "learning_rate"),
+        ("epochs: many\n", [], "many"),
+        ("", ["precision=int4"], "precision"),
+        ("a: [\n", [], "r.yaml"),
+        ("", ["colour=red"], "colour"),
+        ("", ["epochs"], "key=value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(tmp_path: Path, text: str, overrides: list[str], words: str) -> None:
+    with pytest.raises(OpenBlipError, match=words) as caught:
+        load_recipe(write(tmp_path / "r.yaml", text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_init_and_new_exclude_each_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "new: {vision: a.pth, bert: b}\n")
+    with pytest.raises(OptionError, match="either init"):
+        load_recipe(path)
+    with pytest.raises(OptionError, match="no source"):
+        load_recipe(write(tmp_path / "s.yaml", ""), ["data=[]"])
+    with pytest.raises(OpenBlipError, match="no recipe"):
+        load_recipe(tmp_path / "none.yaml")
