@@ -32,11 +32,11 @@ class Chat:
 
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
         """Ask the next question; the oldest turns are left out once they no longer fit the model."""
-        if not question.strip():
-            raise OptionError("the question is empty: ask something about the image")
         asked = clean_question(question)
+        if asked == "?":
+            raise OptionError("the question is empty: ask something about the image")
         told = list(self.turns)
-        while told and not self.model.fits(self._prompt(told, asked)):
+        while told and not self.model.fits(self._prompt(told, asked), options.get("max_tokens")):
             told.pop(0)
         answer = self.model.complete(self.visual_prompt, [self._prompt(told, asked)], **options)[0].text
         self.turns.append((asked, answer))

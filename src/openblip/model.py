@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from openblip.chat import Chat
 
 BATCH_SIZE = 8
+Many = TypeVar("Many", bound="Iterable[object]")
 
 
 def load(
@@ -146,12 +147,11 @@ class Blip2:
 
         An image that cannot be read gives a result with its error; the others are not affected.
         """
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+        _check_batch_size(batch_size)
         chosen = generation_options(options, self._caption_defaults(), num_captions, self._stop_id())
         text = self.parts.prompts.caption if prompt is None else prompt
         batch: list[ImageSource] = []
-        for source in images:
+        for source in _listed(images):
             batch.append(source)
             if len(batch) == batch_size:
                 yield from self._caption_batch(batch, text, chosen)
@@ -176,10 +176,10 @@ class Blip2:
         self, image: ImageSource, questions: Sequence[str], **options: Unpack[TextOptions]
     ) -> list[GeneratedText]:
         """As `ask`, with scores and token log-probabilities."""
-        for question in questions:
-            if not question.strip():
-                raise OptionError("the question is empty: ask something about the image")
-        prompts = [self.parts.prompts.ask(clean_question(question)) for question in questions]
+        asked = [clean_question(question) for question in _listed(questions)]
+        if "?" in asked:
+            raise OptionError("the question is empty: ask something about the image")
+        prompts = [self.parts.prompts.ask(question) for question in asked]
         return self.complete(self.visual_prompt(image), prompts, **options)
 
     def chat(self, image: ImageSource) -> Chat:
@@ -197,13 +197,14 @@ class Blip2:
         with torch.inference_mode():
             return [self._text(found[0]) for found in generate(self.network.decoder, rows, chosen)]
 
-    def fits(self, prompt: str) -> bool:
-        """Whether a prompt and an answer of usual length fit the language model's positions."""
+    def fits(self, prompt: str, max_tokens: int | None = None) -> bool:
+        """Whether a prompt and an answer (of usual length by default) fit the language model's positions."""
         config, tokenizer = self.network.config, self._require_decoder()
         if config.decoder is None:
             return False
         needed = config.qformer.num_queries + 1 + len(tokenizer.encode(prompt))
-        return needed + self.parts.defaults.answer_max_tokens <= config.decoder.max_positions
+        answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
+        return needed + answer <= config.decoder.max_positions
 
     @torch.inference_mode()
     def visual_prompt(self, image: ImageSource) -> Tensor:
@@ -243,7 +244,8 @@ class Blip2:
         The similarity of an image and a text is the largest of the Q dot products with the text's vector.
         """
         self._require_matching()
-        rows = []
+        _check_batch_size(batch_size)
+        images, rows = _listed(images), []
         for start in range(0, len(images), batch_size):
             loaded = [load_image(source) for source in images[start : start + batch_size]]
             queries = self.network.qformer.image(self.image_features(loaded))
@@ -255,7 +257,8 @@ class Blip2:
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
         """Unit vectors [N, shared width] of texts, float32 on the CPU."""
         matching = self._require_matching()
-        rows = []
+        _check_batch_size(batch_size)
+        texts, rows = _listed(texts), []
         for start in range(0, len(texts), batch_size):
             ids, mask = self._matching_batch(matching, texts[start : start + batch_size])
             rows.append(self.network.project_text(self.network.qformer.text(ids, mask)).float().cpu())
@@ -330,3 +333,13 @@ class Blip2:
         if self.parts.matching is None:
             raise CheckpointError(f"the model {self.name} has no text side: it can caption and answer only")
         return self.parts.matching
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+
+
+def _listed(given: Many) -> Many:
+    """A lone string where several things are expected would otherwise be taken letter by letter."""
+    return cast("Many", [given]) if isinstance(given, str | bytes) else given

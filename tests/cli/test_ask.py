@@ -1,0 +1,51 @@
+"""`openblip ask`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openblip.model import Blip2
+
+from .conftest import Run
+
+QUESTIONS = ["what color is the ball?", "how many children?"]
+
+
+def test_one_answer_stands_alone(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+    ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == tiny_model.ask(photos[0], QUESTIONS[0]) + "\n"
+
+
+def test_several_answers_are_told_apart(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
+) -> None:
+    answers = tiny_model.ask(photos[0], QUESTIONS)
+    ran = run("ask", photos[0], *QUESTIONS, "-m", tiny_model_folder)
+    assert ran.lines == [f"{question} {answer}" for question, answer in zip(QUESTIONS, answers, strict=True)]
+    ran = run("ask", photos[0].parent, QUESTIONS[0], "-m", tiny_model_folder)
+    assert ran.lines == [f"{photo}: {tiny_model.ask(photo, QUESTIONS[0])}" for photo in photos]
+
+
+def test_json_has_an_object_for_every_answer(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path, tmp_path: Path
+) -> None:
+    ran = run("ask", mixed_folder, *QUESTIONS, "-m", tiny_model_folder, "--json", "--max-tokens", "4")
+    assert ran.code == 1
+    assert [(Path(record["image"]).name, record.get("question")) for record in ran.records] == [
+        ("a.png", QUESTIONS[0]),
+        ("a.png", QUESTIONS[1]),
+        ("b.jpg", None),
+        ("c.png", QUESTIONS[0]),
+        ("c.png", QUESTIONS[1]),
+    ]
+    expected = tiny_model.answer(mixed_folder / "a.png", QUESTIONS, max_tokens=4)
+    assert [(one["answer"], one["score"]) for one in ran.records[:2]] == [(a.text, a.score) for a in expected]
+    assert ran.err.count("\n") == 1 and "b.jpg" in ran.err
+
+
+def test_an_unquoted_pattern_is_noticed(run: Run, photos: list[Path]) -> None:
+    for command in ("ask", "match"):
+        ran = run(command, *photos, "what is it?")
+        assert ran.code == 2
+        assert f"{photos[1]} is an image, not words" in ran.err

@@ -1,0 +1,65 @@
+"""`openblip chat`."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openblip.model import Blip2
+
+from .conftest import Run
+
+
+def test_piped_questions_get_one_answer_a_line(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["what color is the ball?", "how many children?"]
+    chat = tiny_model.chat(photos[0])
+    expected = [chat.ask(question) for question in questions]
+    chat.turns.clear()
+    expected.append(chat.ask(questions[1]))
+    assert expected[2] != expected[1], "the test model must mind what was said before"
+    typed = "\n".join([*questions, "/reset", questions[1], "", "never asked"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    ran = run("chat", photos[0], "-m", tiny_model_folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.lines == expected
+
+
+def test_a_wrong_question_ends_a_piped_conversation(
+    run: Run, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("?\nwhat color is the ball?\n"))
+    ran = run("chat", photos[0], "-m", tiny_model_folder)
+    assert (ran.code, ran.out) == (2, "")
+    assert "the question is empty" in ran.err
+
+
+def test_a_person_is_prompted_and_may_err(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed() -> Iterator[str]:
+        yield from ("?", "what color is the ball?")
+        raise EOFError
+
+    keyboard = typed()
+
+    def read(prompt: str) -> str:
+        assert prompt == "> "
+        try:
+            return next(keyboard)
+        except RuntimeError as ended:
+            raise EOFError from ended
+
+    monkeypatch.setattr(builtins, "input", read)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    ran = run("chat", photos[0], "-m", tiny_model_folder)
+    assert ran.code == 0
+    assert "the question is empty" in ran.err
+    assert ran.lines == [tiny_model.ask(photos[0], "what color is the ball?"), ""]

@@ -1,0 +1,150 @@
+"""What all commands share: help, exit codes, pipes; a few of them as real processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import openblip
+from openblip.cli import app, ask, caption, chat, embed, match, models, train
+from openblip.model import Blip2
+
+from .conftest import Run
+
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in (ask, caption, chat, embed, match, models, train)}
+REPOSITORY = Path(__file__).parents[2]
+
+
+def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "openblip", *(str(argument) for argument in arguments)]
+    return subprocess.Popen(command, text=True, encoding="utf-8", stderr=subprocess.PIPE, **options)
+
+
+def test_every_command_is_tested_here() -> None:
+    registered = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert registered == set(COMMANDS)
+
+
+def test_help_needs_no_heavy_library() -> None:
+    program = """
+import sys
+from openblip.cli import main
+for arguments in [["--help"], ["--version"], ["models"], *([name, "--help"] for name in sys.argv[1:])]:
+    try:
+        main(arguments)
+    except SystemExit as left:
+        assert not left.code, arguments
+heavy = {"torch", "numpy", "PIL", "tokenizers", "safetensors", "omegaconf", "matplotlib"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *COMMANDS], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b[" not in done.stdout
+
+
+def test_help_tells_exit_codes_and_version(run: Run) -> None:
+    helped = run("--help")
+    assert helped.code == 0
+    for code in ("0 ", "1 ", "2 ", "130 "):
+        assert re.search(rf"^\s*{code}", helped.out, re.MULTILINE)
+    assert run("--version").out == f"openblip {openblip.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["captoin"], ["caption"], ["caption", "x.png", "--beams", "many"]])
+def test_wrong_usage_is_code_2(run: Run, arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert "Usage: openblip" in ran.err + ran.out
+
+
+def examples(name: str) -> list[str]:
+    return [line.strip() for line in COMMANDS[name].EXAMPLES.splitlines() if " openblip " in f" {line}"]
+
+
+@pytest.mark.parametrize("example", [example for name in COMMANDS for example in examples(name)])
+def test_the_examples_run(
+    run: Run,
+    tiny_model: Blip2,
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    example: str,
+) -> None:
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name in ("photo.jpg", "photos/one.jpg", "photos/more/two.jpg"):
+        shutil.copy(photos[0], tmp_path / name)
+    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
+    monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
+    words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
+    assert words[0] == "openblip"
+    ran = run(*words[1:])
+    assert (ran.code, ran.err) == (0, "")
+    if "--output" in words:
+        assert Path(words[words.index("--output") + 1]).stat().st_size > 0
+    else:
+        assert ran.out
+
+
+def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos: list[Path], tmp_path: Path) -> None:
+    photo, empty = photos[0], tmp_path
+    wrong: list[tuple[list[str | Path], str]] = [
+        (["caption", "nowhere.png"], "nowhere.png: there is no such file or folder; check the path"),
+        (["caption", empty], f"{empty}: there is no image in this folder"),
+        (["caption", photo, "--model", "blip3"], "blip3 is neither a model folder nor a known model"),
+        (["ask", photo, "why?", "--model", empty], f"{empty / 'config.json'} is missing"),
+        (["match", photo, "a dog", "--dtype", "int3"], "dtype 'int3' is not one of"),
+        (["chat", photo, "--device", "toaster"], "device 'toaster'"),
+        (["chat", empty / "x.png"], "there is no such file"),
+    ]
+    for arguments, message in wrong:
+        ran = run(*arguments)
+        assert ran.code == 2
+        assert ran.out == ""
+        assert ran.err.startswith("error: ") and message in ran.err
+        assert ran.err.count("\n") == 1
+
+
+def test_ctrl_c_is_code_130(run: Run, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> Blip2:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(openblip, "load", interrupted)
+    assert run("caption", photos[0]).code == 130
+
+
+def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tiny_model_folder: Path) -> None:
+    process = start(
+        "caption", mixed_folder, "--model", tiny_model_folder, "--json", stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [Path(record["image"]).name for record in records] == ["a.png", "b.jpg", "c.png"]
+    assert [sorted(record) for record in records] == [["captions", "image"], ["error", "image"], ["captions", "image"]]
+    assert err.startswith(f"error: {mixed_folder / 'b.jpg'}: is not an image") and err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break in another way on Windows")
+def test_a_reader_that_is_gone_ends_the_process_quietly(photos: list[Path], tiny_model_folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("caption", photos[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (141, "")

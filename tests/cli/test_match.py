@@ -1,0 +1,38 @@
+"""`openblip match`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openblip.model import Blip2
+
+from .conftest import Run
+
+TEXTS = ["a dog", "two children play with a red ball", "the beach"]
+
+
+def test_the_best_text_comes_first(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+    ran = run("match", photos[0], *TEXTS, "-m", tiny_model_folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.lines[0].split() == ["itm", "itc", "text"]
+    expected = sorted(tiny_model.match(photos[0], TEXTS), key=lambda match: -match.itm)
+    assert ran.lines[1:] == [f"{match.itm:.3f}  {match.itc:6.3f}  {match.text}" for match in expected]
+    records = run("match", photos[0], *TEXTS, "-m", tiny_model_folder, "--json").records
+    assert [record["text"] for record in records] == [match.text for match in expected]
+    assert [record["itm"] for record in records] == pytest.approx([match.itm for match in expected])
+    assert [record["itc"] for record in records] == pytest.approx([match.itc for match in expected], abs=1e-6)
+
+
+def test_the_best_image_of_a_folder_comes_first(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path
+) -> None:
+    ran = run("match", mixed_folder, TEXTS[0], "-m", tiny_model_folder, "-r", "--json")
+    assert ran.code == 1
+    assert ran.records[0]["error"].startswith("is not an image")
+    good = ["a.png", "c.png", "more/d.png"]
+    best = sorted(good, key=lambda name: -tiny_model.match(mixed_folder / name, TEXTS[0]).itm)
+    assert [record["image"] for record in ran.records[1:]] == [str(mixed_folder / name) for name in best]
+    text = run("match", mixed_folder, TEXTS[0], "-m", tiny_model_folder, "-r")
+    assert text.lines[1].endswith(f"{mixed_folder / best[0]}: {TEXTS[0]}")

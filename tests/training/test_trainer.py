@@ -1,0 +1,165 @@
+"""Training runs: killed ones continue to the same weights, frozen parts stay frozen, losses fall."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from openblip.errors import OpenBlipError
+from openblip.training.recipe import OptimizerSection, load_recipe
+from openblip.training.run import train
+from openblip.training.trainer import CHECKPOINT_FILE, learning_rate
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "white": (240, 240, 240)}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twenty plain pictures, each with captions and a question about its colour."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    captions, questions = [], []
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        word, colour = list(COLOURS.items())[number % 4]
+        pixels = np.clip(np.array(colour) + draw.integers(-15, 15, (48, 64, 3)), 0, 255).astype(np.uint8)
+        name = f"images/{number:02d}.png"
+        Image.fromarray(pixels).save(folder / name)
+        captions.append({"image": name, "captions": [f"a {word} ball", f"the ball is {word}"]})
+        questions.append({"image": name, "question": "what color is the ball?", "answers": [word]})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    (folder / "vqa.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    return folder
+
+
+def write_recipe(folder: Path, data: Path, model: Path, stage: str) -> Path:
+    path = folder / f"{stage}.yaml"
+    path.write_text(
+        f"""
+stage: {stage}
+init: {model.as_posix()}
+data_root: {data.as_posix()}
+cache: {(folder / "features").as_posix()}
+output: {(folder / stage).as_posix()}
+data: [{{name: balls, captions: captions.jsonl, questions: vqa.jsonl}}]
+mixture: {{questions: 0.5}}
+epochs: 6
+batch_size: 5
+save_every: 2
+log_every: 1
+threads: 1
+optimizer: {{lr: 2.0e-3, warmup_steps: 4}}
+"""
+    )
+    return path
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curves.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("stage", ["language", "stage1", "stage2"])
+def test_a_killed_run_continues_to_the_same_weights(
+    tmp_path: Path, data: Path, tiny_model_folder: Path, stage: str
+) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, stage)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(load_recipe(recipe, [f"output={whole}"]))
+    command = [sys.executable, "-m", "openblip", "train", str(recipe), f"output={killed}", "epochs=6"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (killed / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+    position = torch.load(killed / CHECKPOINT_FILE, weights_only=True)["position"]
+    assert 0 < position["total"] < 24, "the run was over before it was killed"
+    train(load_recipe(recipe, [f"output={killed}"]))
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert [row["step"] for row in curve(killed)] == [str(step + 1) for step in range(24)]
+    assert curve(killed) == curve(whole)
+
+
+# A random language model that stays frozen can be driven only so far.
+FALLS = {"language": 0.8, "stage1": 0.8, "stage2": 0.92}
+LEARNS = {
+    "language": ("decoder.",),
+    "stage1": ("vision_norm.", "qformer.", "image_projection.", "text_projection.", "itm_head.", "temperature"),
+    "stage2": ("vision_norm.", "qformer.", "prompt_projection."),
+}
+
+
+@pytest.mark.parametrize("stage", list(LEARNS))
+def test_only_the_stages_parts_change_and_the_loss_falls(
+    tmp_path: Path, data: Path, tiny_model_folder: Path, stage: str
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, data, tiny_model_folder, stage), ["epochs=20"])
+    before = weights(tiny_model_folder)
+    after = weights(train(recipe))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    for name in changed:
+        assert name.startswith(LEARNS[stage]), name
+    if stage == "stage2":
+        text_side = ("qformer.words", "qformer.positions", "qformer.head", "text_ffn")
+        assert not [name for name in changed if any(part in name for part in text_side)]
+    checkpoint = torch.load(Path(recipe.output) / CHECKPOINT_FILE, weights_only=True)
+    assert changed <= set(checkpoint["parameters"])
+    assert all(name.startswith(LEARNS[stage]) for name in checkpoint["parameters"])
+    rows = curve(Path(recipe.output))
+    parts = [name for name in rows[0] if name not in ("step", "epoch", "lr")]
+    total = [sum(float(row[part]) for part in parts) for row in rows]
+    assert np.mean(total[-8:]) < FALLS[stage] * np.mean(total[:8])
+    assert (Path(recipe.output) / "curves.png").stat().st_size > 1000
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Path, tiny_model_folder: Path) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage1")
+    train(load_recipe(recipe, ["epochs=1"]))
+    with pytest.raises(OpenBlipError, match="of another run"):
+        train(load_recipe(recipe, ["epochs=2"]))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
+    tmp_path: Path, data: Path, tiny_model_folder: Path
+) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage2")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model_folder.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    state = weights(tiny_model_folder)
+    state["prompt_projection.bias"][0] = float("nan")
+    save_file(state, broken / "model.safetensors")
+    with pytest.raises(OpenBlipError, match=r"loss lm is not finite at step 0 \(images \d\d\.png"):
+        train(load_recipe(recipe, [f"init={broken}"]))
+
+
+def test_schedule_warms_up_and_decays_to_its_ends() -> None:
+    section = OptimizerSection(lr=1e-4, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=10)
+    rates = [learning_rate(step, 100, section) for step in range(101)]
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates[10] == pytest.approx(1e-4)
+    assert rates[100] == pytest.approx(1e-5)
+    assert rates[55] == pytest.approx((1e-4 + 1e-5) / 2)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
