@@ -77,6 +77,23 @@ def test_the_oldest_turns_are_forgotten_and_no_more_than_needed(
     assert forgotten > 1
 
 
+def test_fits_is_what_generation_accepts(tiny_model: Blip2, photos: list[Path]) -> None:
+    visual_prompt = tiny_model.visual_prompt(photos[0])
+    outcomes = set()
+    for count in range(140, 160):
+        prompt = "~" * count  # the vocabulary has no longer piece of it
+        try:
+            tiny_model.complete(visual_prompt, [prompt], beams=1)
+            accepted = True
+        except OptionError:
+            accepted = False
+        assert tiny_model.fits(prompt) == accepted
+        assert tiny_model.fits(prompt, max_tokens=160 - 5 - count)
+        assert not tiny_model.fits(prompt, max_tokens=160 - 4 - count)
+        outcomes.add(accepted)
+    assert outcomes == {True, False}
+
+
 def test_a_long_conversation_stays_within_the_positions(tiny_model: Blip2, photos: list[Path]) -> None:
     chat = tiny_model.chat(photos[0])
     for number in range(6):

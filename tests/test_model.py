@@ -67,26 +67,31 @@ def with_weights_of(parts: ModelParts, config: Blip2Config) -> Blip2Network:
     return network
 
 
+def ascii_of(text: str) -> str:
+    return "".join(letter for letter in text if letter.isascii() and not letter.isspace())
+
+
 # Captions
 
 
 def test_caption_gives_back_what_it_was_given(tiny_model: Blip2, photos: list[Path]) -> None:
     one = tiny_model.caption(photos[0])
     three = tiny_model.caption(photos[0], num_captions=3)
-    many = tiny_model.caption([*photos])
-    many_of_two = tiny_model.caption([*photos[:2]], num_captions=2)
+    many = tiny_model.caption(photos)
+    many_of_two = tiny_model.caption(photos[:2], num_captions=2)
     assert isinstance(one, str) and one
     assert isinstance(three, list) and len(set(three)) == 3
     assert isinstance(many, list) and all(isinstance(caption, str) for caption in many)
     assert [len(captions) for captions in many_of_two] == [2, 2]
     assert three[0] == one == many[0] == many_of_two[0][0]
+    assert tiny_model.caption(photos[0], num_captions=1) == [one]
     assert tiny_model.caption([]) == []
 
 
 def test_a_batch_says_what_single_images_say(tiny_model: Blip2, photos: list[Path]) -> None:
     singles = [tiny_model.caption(photo) for photo in photos]
     assert len(set(singles)) > 1, "the test model must tell images apart"
-    assert tiny_model.caption([*photos]) == singles
+    assert tiny_model.caption(photos) == singles
     found = list(tiny_model.caption_many(photos, batch_size=2))
     assert [captioned.text for captioned in found] == singles
     assert [captioned.source for captioned in found] == [str(photo) for photo in photos]
@@ -99,7 +104,16 @@ def test_captions_come_best_first_with_scores_and_tokens(tiny_model: Blip2, phot
     for caption in captioned.captions:
         assert len(caption.tokens) == len(caption.log_probs) >= 2
         assert max(caption.log_probs) <= 0
-        assert " ".join("".join(caption.tokens).split()) == caption.text
+        # bytes of one character may lie in several tokens, and show only in the whole text
+        assert ascii_of("".join(caption.tokens)) == ascii_of(caption.text) != ""
+
+
+def test_length_penalty_counts(tiny_model: Blip2, photos: list[Path]) -> None:
+    def score(**options: Any) -> float:
+        (captioned,) = tiny_model.caption_many(photos[:1], **options)
+        return captioned.captions[0].score
+
+    assert score(length_penalty=0.0) < score() == score(length_penalty=1.0) < score(length_penalty=2.0) < 0
 
 
 def test_caption_many_is_lazy(tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,20 +139,20 @@ def test_the_prompt_leads_and_is_not_repeated(tiny_model: Blip2, photos: list[Pa
 def test_token_limits_count_new_tokens_alone(tiny_model: Blip2, photos: list[Path]) -> None:
     long_prompt = "a dog runs on the beach and two children play with a red ball"
     for limits in ({"max_tokens": 3}, {"min_tokens": 20, "max_tokens": 20}):
-        (found,) = tiny_model.caption_many(photos[:1], prompt=long_prompt, **limits)  # type: ignore[arg-type]
+        (found,) = tiny_model.caption_many(photos[:1], prompt=long_prompt, **limits)
         length = len(found.captions[0].tokens)
         assert limits.get("min_tokens", 0) <= length <= limits["max_tokens"]
 
 
 def test_draws_repeat_with_a_seed(tiny_model: Blip2, photos: list[Path]) -> None:
-    def draw(seed: int | None) -> list[str]:
-        return tiny_model.caption([*photos], temperature=1.5, **({} if seed is None else {"seed": seed}))  # type: ignore[arg-type]
+    def draw(**seed: Any) -> list[str]:
+        return tiny_model.caption(photos, temperature=1.5, **seed)
 
-    first = draw(1)
+    first = draw(seed=1)
     torch.rand(3)
-    assert draw(1) == first
-    assert draw(2) != first
-    assert len({tuple(draw(None)) for _ in range(4)}) > 1
+    assert draw(seed=1) == first
+    assert draw(seed=2) != first
+    assert len({tuple(draw()) for _ in range(4)}) > 1
 
 
 # Images
@@ -163,15 +177,16 @@ def test_every_kind_of_source_gives_the_same_caption(
 
 
 def test_a_bad_image_is_named(tiny_model: Blip2, photos: list[Path], broken: Path, server: str) -> None:
-    for source, shown in [
+    bad: list[tuple[Any, str]] = [
         (broken, str(broken)),
         ("nowhere.png", "nowhere.png"),
         (b"", "<0 bytes>"),
         (f"{server}/gone.png?key=secret", f"{server}/gone.png?…: the server answered 404"),
-    ]:
+    ]
+    for source, shown in bad:
         for call in (tiny_model.caption, tiny_model.chat, lambda s: tiny_model.match(s, "a dog")):
             with pytest.raises(ImageError) as caught:
-                call(source)  # type: ignore[operator]
+                call(source)
             assert str(caught.value).startswith(shown)
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         tiny_model.caption([photos[0], broken, photos[1]])
@@ -180,7 +195,7 @@ def test_a_bad_image_is_named(tiny_model: Blip2, photos: list[Path], broken: Pat
 
 
 def test_caption_many_keeps_errors_in_place(tiny_model: Blip2, photos: list[Path], broken: Path) -> None:
-    sources = [broken, photos[0], broken, "nowhere.png", photos[1], broken]
+    sources: list[Path | str] = [broken, photos[0], broken, "nowhere.png", photos[1], broken]
     found = list(tiny_model.caption_many(sources, batch_size=3))
     assert [captioned.error is None for captioned in found] == [False, True, False, False, True, False]
     assert [found[1].text, found[4].text] == [tiny_model.caption(photos[0]), tiny_model.caption(photos[1])]
@@ -247,9 +262,7 @@ def test_match_is_what_the_network_says(tiny_model: Blip2, photos: list[Path]) -
             assert match.itm == pytest.approx(itm.item(), abs=1e-5)
             assert match.itc == pytest.approx(itc.item(), abs=1e-5)
     assert len({round(match.itm, 4) for match in found}) == 3
-    assert tiny_model.match(photos[0], texts[1]) == found[1] or tiny_model.match(
-        photos[0], texts[1]
-    ).itm == pytest.approx(found[1].itm, abs=1e-5)
+    assert tiny_model.match(photos[0], texts[1]).itm == pytest.approx(found[1].itm, abs=1e-5)
     assert tiny_model.match(photos[0], []) == []
 
 
@@ -279,12 +292,12 @@ def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Blip2, ph
     [
         ({"num_beams": 3}, "unknown option num_beams"),
         ({"beams": 3, "top_p": 0.9}, "beams"),
-        ({"beams": 0}, "beams"),
-        ({"beams": 2, "num_captions": 3}, "num"),
-        ({"num_captions": 0}, "num"),
-        ({"max_tokens": 0}, "max_"),
-        ({"min_tokens": 9, "max_tokens": 8}, "min_"),
-        ({"min_tokens": -1}, "min_"),
+        ({"beams": 0}, "beams is 0"),
+        ({"beams": 2, "num_captions": 3}, "3 texts from 2 beams"),
+        ({"num_captions": 0}, "0 texts"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9"),
+        ({"min_tokens": -1}, "min_tokens is -1"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
@@ -330,10 +343,11 @@ def test_folded_encoder_and_half_types_see_the_same(
     with torch.no_grad():
         expected = tiny_parts.network.visual_prompt(tiny_parts.network.image_features(pixels))[0]
     seen = tiny_model.visual_prompt(photos[0])
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tiny_model.network.modules())
     assert torch.allclose(seen, expected, atol=1e-3 * expected.abs().max().item())
     half = openblip.load(tiny_model_folder, device="cpu", dtype="bfloat16")
     error = (half.visual_prompt(photos[0]).float() - expected).norm() / expected.norm()
-    assert half.network.visual_prompt and error < 0.1
+    assert error < 0.1
     assert isinstance(half.caption(photos[0]), str)
     assert torch.allclose(half.embed_texts(["a dog"]).norm(dim=-1), torch.ones(1), atol=1e-2)
 
@@ -349,7 +363,7 @@ def test_a_stage1_model_matches_but_does_not_speak(tiny_parts: ModelParts, photo
         with pytest.raises(
             CheckpointError, match="the model stage1 has no language model: it can match and embed"
         ):
-            call(photos[0])  # type: ignore[operator]
+            call(photos[0])
 
 
 def test_a_model_without_text_side_speaks_but_does_not_match(
@@ -367,4 +381,4 @@ def test_a_model_without_text_side_speaks_but_does_not_match(
         with pytest.raises(
             CheckpointError, match="the model stage2 has no text side: it can caption and answer"
         ):
-            call()  # type: ignore[no-untyped-call]
+            call()

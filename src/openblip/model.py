@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -34,9 +34,7 @@ BATCH_SIZE = 8
 Many = TypeVar("Many", bound="Iterable[object]")
 
 
-def load(
-    name: str | Path = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None
-) -> Blip2:
+def load(name: str | Path = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None) -> Blip2:
     """Load a model by name or from a model folder.
 
     Args:
@@ -76,63 +74,58 @@ class Blip2:
 
     @overload
     def caption(
-        self,
-        image: ImageSource,
-        *,
-        prompt: str | None = None,
-        num_captions: Literal[1] = 1,
-        **options: Unpack[TextOptions],
+        self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[TextOptions]
     ) -> str: ...
     @overload
     def caption(
-        self, image: ImageSource, *, prompt: str | None = None, num_captions: int, **options: Unpack[TextOptions]
-    ) -> list[str]: ...
-    @overload
-    def caption(
         self,
-        image: list[ImageSource],
+        image: ImageSource,
         *,
+        num_captions: int,
         prompt: str | None = None,
-        num_captions: Literal[1] = 1,
         **options: Unpack[TextOptions],
     ) -> list[str]: ...
     @overload
     def caption(
+        self, image: list[Any], *, prompt: str | None = None, **options: Unpack[TextOptions]
+    ) -> list[str]: ...
+    @overload
+    def caption(
         self,
-        image: list[ImageSource],
+        image: list[Any],
         *,
-        prompt: str | None = None,
         num_captions: int,
+        prompt: str | None = None,
         **options: Unpack[TextOptions],
     ) -> list[list[str]]: ...
 
     def caption(
         self,
-        image: ImageSource | list[ImageSource],
+        image: ImageSource | list[Any],
         *,
+        num_captions: int | None = None,
         prompt: str | None = None,
-        num_captions: int = 1,
         **options: Unpack[TextOptions],
     ) -> str | list[str] | list[list[str]]:
         """Describe an image, or each of a list of images.
 
         Args:
+            num_captions: given, each image gets a list of that many captions, best first.
             prompt: how the caption begins ("a photo of"); it is not repeated in the result.
-            num_captions: more than one gives a list for each image, best first.
             options: see `TextOptions`.
         """
-        many = isinstance(image, list)
-        sources = cast("list[ImageSource]", image if many else [image])
-        found = self.caption_many(sources, prompt=prompt, num_captions=num_captions, **options)
+        sources = image if isinstance(image, list) else [image]
         texts = []
-        for captioned in found:
+        for captioned in self.caption_many(
+            sources, num_captions=1 if num_captions is None else num_captions, prompt=prompt, **options
+        ):
             if captioned.error is not None:
                 raise captioned.error
             texts.append([caption.text for caption in captioned.captions])
-        if num_captions == 1:
+        if num_captions is None:
             firsts = [row[0] for row in texts]
-            return firsts if many else firsts[0]
-        return texts if many else texts[0]
+            return firsts if isinstance(image, list) else firsts[0]
+        return texts if isinstance(image, list) else texts[0]
 
     def caption_many(
         self,
@@ -233,7 +226,9 @@ class Blip2:
         cosines = itc_similarity(image_embeds, text_embeds)[0].float()
         matches = [
             Match(text, itm, itc)
-            for text, itm, itc in zip(wanted, logits.softmax(dim=1)[:, 1].tolist(), cosines.tolist(), strict=True)
+            for text, itm, itc in zip(
+                wanted, logits.softmax(dim=1)[:, 1].tolist(), cosines.tolist(), strict=True
+            )
         ]
         return matches[0] if isinstance(texts, str) else matches
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 import openblip.checkpoints.native as native
 from openblip.checkpoints.native import load_native, pack, read_weights, save_native
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.decoder import DecoderConfig
@@ -100,7 +100,7 @@ def test_a_vit_without_text_sides_round_trips(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("storage", ["float16", "int8"])
 def test_smaller_storage_keeps_every_tensor_close(
-    tiny_parts: ModelParts, tmp_path: Path, storage: native.Storage
+    tiny_parts: ModelParts, tmp_path: Path, storage: str
 ) -> None:
     save_native(tiny_parts, tmp_path, storage)
     found, expected = load_native(tmp_path).network.state_dict(), tiny_parts.network.state_dict()
@@ -140,6 +140,12 @@ def test_float16_leaves_alone_what_it_cannot_hold() -> None:
     packed = pack({"large": torch.tensor([1.0, 1e5]), "fits": torch.tensor([65504.0])}, "float16")
     assert packed["large"].dtype == torch.float32
     assert packed["fits"].dtype == torch.float16
+
+
+def test_an_unknown_storage_leaves_the_old_model_alone(folder: Path, tiny_parts: ModelParts) -> None:
+    with pytest.raises(OptionError, match="int3"):
+        save_native(replace(tiny_parts, name="newer"), folder, "int3")
+    assert load_native(folder).name == "tiny"
 
 
 def test_a_failed_save_keeps_the_old_model(

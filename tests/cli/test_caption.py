@@ -35,22 +35,29 @@ class FakeModel:
 def test_a_line_an_image(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("caption", *photos, "-m", tiny_model_folder, "--batch-size", "2")
     assert (ran.code, ran.err) == (0, "")
-    captions = tiny_model.caption([*photos])
+    captions = tiny_model.caption(photos)
     assert ran.lines == [f"{photo}: {caption}" for photo, caption in zip(photos, captions, strict=True)]
 
 
-def test_json_and_several_captions(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_json_and_several_captions(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
+) -> None:
     ran = run("caption", photos[0], photos[1], "-m", tiny_model_folder, "--num-captions", "2", "--json")
     found = tiny_model.caption_many(photos[:2], num_captions=2)
     assert ran.records == [
-        {"image": one.source, "captions": [{"text": each.text, "score": pytest.approx(each.score)} for each in one.captions]}
+        {
+            "image": one.source,
+            "captions": [{"text": each.text, "score": pytest.approx(each.score)} for each in one.captions],
+        }
         for one in found
     ]
     text = run("caption", photos[0], "-m", tiny_model_folder, "--num-captions", "2")
     assert text.lines == [f"{photos[0]}: {each['text']}" for each in ran.records[0]["captions"]]
 
 
-def test_generation_options_arrive(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_generation_options_arrive(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
+) -> None:
     base = ["caption", str(photos[0]), "-m", str(tiny_model_folder)]
     flags: dict[str, dict[str, Any]] = {
         "--beams 2 --length-penalty -2 --max-tokens 5": {"beams": 2, "length_penalty": -2.0, "max_tokens": 5},
@@ -72,7 +79,9 @@ def test_broken_images_do_not_stop_the_others(
 ) -> None:
     ran = run("caption", mixed_folder, "-r", "-m", tiny_model_folder, *(["--json"] if as_json else []))
     assert ran.code == 1
-    assert ran.err.startswith(f"error: {mixed_folder / 'b.jpg'}: is not an image") and ran.err.count("\n") == 1
+    assert (
+        ran.err.startswith(f"error: {mixed_folder / 'b.jpg'}: is not an image") and ran.err.count("\n") == 1
+    )
     if as_json:
         names = [Path(record["image"]).relative_to(mixed_folder).as_posix() for record in ran.records]
         assert names == ["a.png", "b.jpg", "c.png", "more/d.png"]
@@ -86,7 +95,9 @@ def test_captions_appear_while_others_are_made(
     run: Run, photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(openblip, "load", lambda *_, **__: FakeModel(lambda: seen.append(capsys.readouterr().out)))
+    monkeypatch.setattr(
+        openblip, "load", lambda *_, **__: FakeModel(lambda: seen.append(capsys.readouterr().out))
+    )
     run("caption", *photos[:3])
     assert seen == [f"{photos[0]}: caption 0\n", f"{photos[1]}: caption 1\n"]
 
@@ -123,11 +134,20 @@ def test_an_output_that_cannot_be_written_is_told_before_the_model_loads(
         assert f"{output} cannot be written" in ran.err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no /dev/null to lose")
-def test_devices_are_written_to_not_replaced(run: Run, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes among its files")
+def test_pipes_are_written_to_not_replaced(
+    run: Run, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(openblip, "load", lambda *_, **__: FakeModel(lambda: None))
-    assert run("caption", photos[0], "--output", "/dev/null").code == 0
-    assert not Path("/dev/null").is_file()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("caption", photos[0], "--output", pipe).code == 0
+        assert os.read(reader, 1000).decode() == f"{photos[0]}: caption 0\n"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -139,8 +159,13 @@ def test_odd_file_names_stay_on_one_line_and_survive_json(
         Path(os.fsdecode(path)).write_bytes(photos[0].read_bytes())
     text = run("caption", tmp_path, "-m", tiny_model_folder)
     assert (text.code, len(text.lines)) == (0, 2)
-    images = {record["image"] for record in run("caption", tmp_path, "-m", tiny_model_folder, "--json").records}
-    assert {os.path.basename(os.fsencode(image)) for image in images} == {b"two\nlines.png", b"latin-\xe9.png"}
+    images = {
+        record["image"] for record in run("caption", tmp_path, "-m", tiny_model_folder, "--json").records
+    }
+    assert {os.path.basename(os.fsencode(image)) for image in images} == {
+        b"two\nlines.png",
+        b"latin-\xe9.png",
+    }
 
 
 def test_the_progress_bar_stays_out_of_the_results(
@@ -153,6 +178,8 @@ def test_the_progress_bar_stays_out_of_the_results(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     ran = run("caption", mixed_folder, "-m", tiny_model_folder)
-    assert [line.partition(": ")[0] for line in ran.lines] == [str(mixed_folder / name) for name in ("a.png", "c.png")]
+    assert [line.partition(": ")[0] for line in ran.lines] == [
+        str(mixed_folder / name) for name in ("a.png", "c.png")
+    ]
     assert "3/3" in terminal.getvalue()
     assert "b.jpg" in terminal.getvalue()

@@ -39,20 +39,26 @@ def test_both_file_kinds_hold_vectors_and_names(
         assert list(found["images"]) == [str(path) for path in good]
         assert list(found["texts"]) == TEXTS
         assert found["image_embeds"].dtype == found["text_embeds"].dtype == np.float32
-        np.testing.assert_allclose(found["image_embeds"], images, atol=1e-6)
-        np.testing.assert_allclose(found["text_embeds"], words, atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "features.safetensors", "photos"]
+        np.testing.assert_allclose(found["image_embeds"], images, atol=1e-5)
+        np.testing.assert_allclose(found["text_embeds"], words, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "features.npz",
+        "features.safetensors",
+        "photos",
+    ]
 
 
-def test_json_prints_the_vectors(run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path) -> None:
+def test_json_prints_the_vectors(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path
+) -> None:
     ran = run("embed", mixed_folder, "-t", TEXTS[0], "-m", tiny_model_folder, "--json")
     assert ran.code == 1
     first, broken, second, text = ran.records
     assert [Path(record["image"]).name for record in (first, broken, second)] == ["a.png", "b.jpg", "c.png"]
     assert "error" in broken and text["text"] == TEXTS[0]
     expected = tiny_model.embed_images([mixed_folder / "a.png"])[0]
-    assert torch.allclose(torch.tensor(first["embedding"]), expected, atol=1e-6)
-    assert text["embedding"] == pytest.approx(tiny_model.embed_texts(TEXTS[:1])[0].tolist(), abs=1e-6)
+    assert torch.allclose(torch.tensor(first["embedding"]), expected, atol=1e-5)
+    assert text["embedding"] == pytest.approx(tiny_model.embed_texts(TEXTS[:1])[0].tolist(), abs=1e-5)
 
 
 def test_texts_alone(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -63,13 +69,14 @@ def test_texts_alone(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_missing_and_clashing_arguments_are_explained(run: Run, photos: list[Path], tmp_path: Path) -> None:
-    for arguments, message in [
+    wrong: list[tuple[list[str | Path], str]] = [
         (["--json"], "nothing to embed"),
         ([photos[0]], "say where the vectors go"),
         ([photos[0], "--json", "-o", tmp_path / "x.npz"], "say where the vectors go"),
         ([photos[0], "-o", tmp_path / "x.csv"], "use .npz or .safetensors"),
         ([photos[0], "-o", tmp_path / "no" / "x.npz"], "cannot be written"),
-    ]:
+    ]
+    for arguments, message in wrong:
         ran = run("embed", *arguments)
         assert (ran.code, ran.out) == (2, "")
         assert message in ran.err

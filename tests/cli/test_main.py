@@ -21,13 +21,18 @@ from openblip.model import Blip2
 
 from .conftest import Run
 
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in (ask, caption, chat, embed, match, models, train)}
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module for module in (ask, caption, chat, embed, match, models, train)
+}
 REPOSITORY = Path(__file__).parents[2]
 
 
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "openblip", *(str(argument) for argument in arguments)]
-    return subprocess.Popen(command, text=True, encoding="utf-8", stderr=subprocess.PIPE, **options)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        command, text=True, encoding="utf-8", env=buffered, stderr=subprocess.PIPE, **options
+    )
 
 
 def test_every_command_is_tested_here() -> None:
@@ -48,7 +53,11 @@ heavy = {"torch", "numpy", "PIL", "tokenizers", "safetensors", "omegaconf", "mat
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, *COMMANDS], capture_output=True, text=True, encoding="utf-8", check=False
+        [sys.executable, "-c", program, *COMMANDS],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -101,7 +110,9 @@ def test_the_examples_run(
         assert ran.out
 
 
-def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos: list[Path], tmp_path: Path) -> None:
+def test_a_failure_before_any_image_is_code_2_and_one_sentence(
+    run: Run, photos: list[Path], tmp_path: Path
+) -> None:
     photo, empty = photos[0], tmp_path
     wrong: list[tuple[list[str | Path], str]] = [
         (["caption", "nowhere.png"], "nowhere.png: there is no such file or folder; check the path"),
@@ -130,13 +141,23 @@ def test_ctrl_c_is_code_130(run: Run, photos: list[Path], monkeypatch: pytest.Mo
 
 def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tiny_model_folder: Path) -> None:
     process = start(
-        "caption", mixed_folder, "--model", tiny_model_folder, "--json", stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        "caption",
+        mixed_folder,
+        "--model",
+        tiny_model_folder,
+        "--json",
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     records = [json.loads(line) for line in out.splitlines()]
     assert [Path(record["image"]).name for record in records] == ["a.png", "b.jpg", "c.png"]
-    assert [sorted(record) for record in records] == [["captions", "image"], ["error", "image"], ["captions", "image"]]
+    assert [sorted(record) for record in records] == [
+        ["captions", "image"],
+        ["error", "image"],
+        ["captions", "image"],
+    ]
     assert err.startswith(f"error: {mixed_folder / 'b.jpg'}: is not an image") and err.count("\n") == 1
 
 
@@ -144,7 +165,9 @@ def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tin
 def test_a_reader_that_is_gone_ends_the_process_quietly(photos: list[Path], tiny_model_folder: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = start("caption", photos[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer)
+    process = start(
+        "caption", photos[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer
+    )
     os.close(writer)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (141, "")

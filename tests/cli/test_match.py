@@ -13,7 +13,9 @@ from .conftest import Run
 TEXTS = ["a dog", "two children play with a red ball", "the beach"]
 
 
-def test_the_best_text_comes_first(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_the_best_text_comes_first(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
+) -> None:
     ran = run("match", photos[0], *TEXTS, "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
     assert ran.lines[0].split() == ["itm", "itc", "text"]
@@ -22,7 +24,7 @@ def test_the_best_text_comes_first(run: Run, tiny_model: Blip2, tiny_model_folde
     records = run("match", photos[0], *TEXTS, "-m", tiny_model_folder, "--json").records
     assert [record["text"] for record in records] == [match.text for match in expected]
     assert [record["itm"] for record in records] == pytest.approx([match.itm for match in expected])
-    assert [record["itc"] for record in records] == pytest.approx([match.itc for match in expected], abs=1e-6)
+    assert [record["itc"] for record in records] == pytest.approx([match.itc for match in expected], abs=1e-5)
 
 
 def test_the_best_image_of_a_folder_comes_first(

@@ -214,8 +214,7 @@ def test_only_these_image_ids_fit_the_recording(stage1: tuple[Blip2Network, dict
     words = network.project_text(network.qformer.text(text.ids, text.mask))
     similarity = itc_similarity(images, words) / network.temperature
     partitions = {
-        tuple(ids.index(i) for i in ids)
-        for ids in torch.cartesian_prod(*[torch.arange(4)] * 4).tolist()
+        tuple(ids.index(i) for i in ids) for ids in torch.cartesian_prod(*[torch.arange(4)] * 4).tolist()
     }
     expected = recorded["stage1_imageid_loss_itc"][0]
     fitting = [
@@ -298,7 +297,7 @@ def test_misfits_are_named() -> None:
     extra = {f"t5_proj{index}.weight": torch.ones(1) for index in range(4)}
     with pytest.raises(CheckpointError, match=r"t5_proj0\.weight, .*t5_proj2\.weight and 1 more"):
         blip2_from_lavis({**state, **extra}, config)
-    with pytest.raises(CheckpointError, match="Qformer.bert.pooler"):
+    with pytest.raises(CheckpointError, match=r"Qformer\.bert\.pooler"):
         blip2_from_lavis({**state, "Qformer.bert.pooler.dense.weight": torch.ones(1)}, config)
     # a stage-1 config for a stage-2 file: what writes text has no place
     with pytest.raises(CheckpointError, match="opt_"):

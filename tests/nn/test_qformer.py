@@ -57,7 +57,7 @@ def their_qformer(config: QFormerConfig) -> Blip2QFormerConfig:
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """Every parameter random, so that a bias or norm that is left out shows, and attention far from uniform."""
+    """Every parameter random, so that a bias or norm left out shows, and attention far from uniform."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -152,7 +152,9 @@ def check_gradients(
 def weigh(outputs: Tensor, model: nn.Module) -> dict[str, Tensor]:
     """transformers' gradients of what `check_gradients` weighs."""
     outputs.mul(random(*outputs.shape, seed=9) / outputs.numel() ** 0.5).sum().backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize(
@@ -226,9 +228,7 @@ def test_itm_equals_transformers(
     queries = torch.ones(3, TEXTS.num_queries, dtype=torch.bool)
     visible = torch.cat([queries, mask], dim=1)
     their_both = theirs.qformer(
-        query_embeds=theirs.embeddings(
-            input_ids=ids, query_embeds=theirs.query_tokens.expand(3, -1, -1)
-        ),
+        query_embeds=theirs.embeddings(input_ids=ids, query_embeds=theirs.query_tokens.expand(3, -1, -1)),
         query_length=TEXTS.num_queries,
         attention_mask=visible.long(),
         encoder_hidden_states=features,

@@ -1,4 +1,4 @@
-"""What must hold of the training losses whatever the weights; their values are checked against LAVIS elsewhere."""
+"""What must hold of the training losses whatever the weights; nn/test_lavis_reference.py has their values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,14 @@ def network() -> Blip2Network:
     config = Blip2Config(
         VitConfig(14, 14, width=12, depth=1, num_heads=2, mlp_width=12),
         QFormerConfig(
-            12, num_queries=3, width=24, depth=3, num_heads=2, ffn_width=32, vocab_size=WORDS, max_positions=20
+            12,
+            num_queries=3,
+            width=24,
+            depth=3,
+            num_heads=2,
+            ffn_width=32,
+            vocab_size=WORDS,
+            max_positions=20,
         ),
         DecoderConfig(WORDS, width=16, depth=2, num_heads=2, ffn_width=32, max_positions=40),
         shared_width=8,
@@ -87,7 +94,7 @@ def test_negatives_never_share_the_image(image_ids: list[int] | None) -> None:
 @pytest.mark.parametrize("towering", [0.0, 100.0])
 @pytest.mark.parametrize("image_ids", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 3]])
 def test_negatives_follow_the_softmax_of_the_strangers(towering: float, image_ids: list[int]) -> None:
-    """However far the right answers lead: also where the strangers' shares of a softmax over all underflow."""
+    """However far the right answers lead, even if the strangers' shares of a softmax over all underflow."""
     ids = torch.tensor(image_ids)
     same = ids[:, None] == ids[None]
     similarity = 1.5 * random(5, 5) + towering * same
@@ -142,7 +149,7 @@ def test_contrast_with_own_images_is_smoothed_cross_entropy() -> None:
 
 
 def test_captions_of_one_image_share_the_target() -> None:
-    """With ids [0, 0, 1], by hand: 0.45 + 0.1 / 3 for each of two right answers, 0.1 / 3 for the wrong one."""
+    """By hand: 0.45 + 0.1 / 3 for each of two right answers, 0.1 / 3 for the wrong one."""
     similarity = 2 * random(3, 3)
     shared, small = 0.45 + 0.1 / 3, 0.1 / 3
     targets = torch.tensor([[shared, shared, small], [shared, shared, small], [small, small, 0.9 + small]])
@@ -173,7 +180,7 @@ def test_temperature_learns_from_contrast(network: Blip2Network) -> None:
 # -- the whole of stage 1
 
 
-def stage1(network: Blip2Network, text: TextBatch, **options: object) -> Stage1Loss:
+def stage1(network: Blip2Network, text: TextBatch) -> Stage1Loss:
     features = random(len(text.ids), 5, 12)
     return stage1_loss(network, features, text, DEC, negatives=NEGATIVES)
 
@@ -226,8 +233,9 @@ def test_every_part_of_stage1_learns(network: Blip2Network) -> None:
     assert features.grad is not None and features.grad.abs().max() > 0
     left_out = ("vision.", "vision_norm.", "decoder.", "prompt_projection.")
     for name, parameter in network.named_parameters():
-        learns = parameter.grad is not None and parameter.grad.abs().max() > 0
-        assert learns != name.startswith(left_out), name
+        learns = parameter.grad is not None and parameter.grad.abs().max() > 1e-7
+        # a bias of the keys shifts all scores of a query alike
+        assert learns != name.startswith(left_out) or name.endswith("key.bias"), name
 
 
 def test_a_batch_of_one_pair(network: Blip2Network) -> None:
@@ -274,6 +282,8 @@ def test_stage2_is_the_mean_over_words_behind_the_prompt(network: Blip2Network, 
 def test_next_token_loss_looks_one_ahead() -> None:
     logits, ids = random(2, 4, WORDS), texts(2, 4).ids
     ids[1, 3] = IGNORED
-    expected = [-logits[row, place].log_softmax(0)[ids[row, place + 1]] for row, place in
-                [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]]
+    expected = [
+        -logits[row, place].log_softmax(0)[ids[row, place + 1]]
+        for row, place in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    ]
     assert close(next_token_loss(logits, ids), torch.stack(expected).mean())

@@ -45,7 +45,7 @@ def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Official files lack it, as it was frozen: its tensors come from an OPT folder.
 
     Raises:
-        CheckpointError: no OPT in it, a name that belongs to none, or an output table untied from the embeddings.
+        CheckpointError: no OPT in it, a name that belongs to none, or an untied output table.
     """
     part = select(state, (LAVIS_PREFIX,), WHAT)
     return _decoder({name.removeprefix(LAVIS_PREFIX): tensor for name, tensor in part.items()})
@@ -55,7 +55,7 @@ def decoder_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A `Decoder` state from a transformers checkpoint: BLIP-2 with OPT, or OPT alone.
 
     Raises:
-        CheckpointError: no OPT in it, a name that belongs to none, or an output table untied from the embeddings.
+        CheckpointError: no OPT in it, a name that belongs to none, or an untied output table.
     """
     part = select(state, TRANSFORMERS_PREFIXES, WHAT)
     return _decoder({name.removeprefix("language_model."): tensor for name, tensor in part.items()})

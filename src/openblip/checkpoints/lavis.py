@@ -52,7 +52,7 @@ def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[s
         table |= WRITING
         known.append(DECODER_PREFIX)
         parts["decoder"] = decoder_from_lavis(state)
-    renamed = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    renamed = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
     unknown = []
     for name, tensor in state.items():
         module, _, leaf = name.rpartition(".")
@@ -63,5 +63,5 @@ def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[s
         elif not name.startswith(tuple(known)):
             unknown.append(name)
     if unknown:
-        raise CheckpointError(f"this BLIP-2 has no place for {first_few(unknown)}: give the config of the checkpoint")
+        raise CheckpointError(f"this BLIP-2 has no place for {first_few(unknown)}: give the config that fits")
     return renamed

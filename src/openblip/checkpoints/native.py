@@ -64,6 +64,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "prompts": asdict(parts.prompts),
         "generation": asdict(parts.defaults),
     }
+    weights = pack(parts.network.state_dict(), storage)
     texts = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
@@ -72,7 +73,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     drafts = {name: folder / f"{name}.draft" for name in (WEIGHTS_FILE, *texts)}
     for name, text in texts.items():
         drafts[name].write_text(text, encoding="utf-8")
-    save_file(pack(parts.network.state_dict(), storage), drafts[WEIGHTS_FILE], metadata={"format": "pt"})
+    save_file(weights, drafts[WEIGHTS_FILE], metadata={"format": "pt"})
     # safetensors makes files that only their owner may read
     shutil.copymode(drafts[CONFIG_FILE], drafts[WEIGHTS_FILE])
     for name, draft in drafts.items():

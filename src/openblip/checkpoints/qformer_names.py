@@ -74,7 +74,7 @@ POSITION_NUMBERS = ("Qformer.bert.embeddings.position_ids", "embeddings.position
 def qformer_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A `QFormer` state from a LAVIS checkpoint, of which other parts are passed over.
 
-    Stage-2 files have no text side: neither word embeddings nor the text's feed-forward networks nor the head.
+    Stage-2 files have no text side: no word embeddings, no feed-forward networks for text, no head.
 
     Raises:
         CheckpointError: no Q-Former in it, a name that belongs to none, or an untied output table.

@@ -18,7 +18,6 @@ from openblip.cli.report import complain
 from openblip.errors import OpenBlipError
 
 WRONG_USAGE = 2
-INTERRUPTED = 130
 
 EPILOG = """[bold]Start with[/bold]
   openblip caption photo.jpg
@@ -56,8 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (OpenBlipError, OSError) as error:
         complain(error)
         sys.exit(WRONG_USAGE)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,26 +79,29 @@ def embed(
         raise OptionError("nothing to embed: give images, or texts with --text")
     if (output is None) == (not as_json):
         raise OptionError("say where the vectors go: --output FILE.npz, --output FILE.safetensors or --json")
-    if output is not None and output.suffix not in (".npz", ".safetensors"):
+    kind = "" if output is None else output.suffix
+    if output is not None and kind not in (".npz", ".safetensors"):
         raise OptionError(f"{output} has an unknown ending: use .npz or .safetensors")
     images = find_images(inputs, recursive=recursive) if inputs else []
+    vectors: dict[str, Tensor] = {}
     with open_report(as_json) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype)
-        text_embeds = loaded.embed_texts(texts)
-        vectors: dict[str, Tensor] = {}
-        found = _embed_images(loaded, images, batch_size)
-        for path, vector in with_progress(found, len(images), to_file=output is not None):
-            if isinstance(vector, ImageError):
-                report.failure(path, vector)
-            elif as_json:
-                report.record(image=path, embedding=vector.tolist())
-            else:
-                vectors[path] = vector
-        if output is None:
-            for one, vector in zip(texts, text_embeds, strict=True):
-                report.record(text=one, embedding=vector.tolist())
-        else:
-            _write(output, loaded, vectors, texts, text_embeds)
+        with nullcontext() if output is None else draft_of(output) as draft:
+            loaded = openblip.load(model, device=device, dtype=dtype)
+            text_embeds = loaded.embed_texts(texts)
+            found = _embed_images(loaded, images, batch_size)
+            for path, vector in with_progress(found, len(images), to_file=output is not None):
+                if isinstance(vector, ImageError):
+                    report.failure(path, vector)
+                elif as_json:
+                    report.record(image=path, embedding=vector.tolist())
+                else:
+                    vectors[path] = vector
+            if as_json:
+                for one, vector in zip(texts, text_embeds, strict=True):
+                    report.record(text=one, embedding=vector.tolist())
+            if draft is not None:
+                _write(draft, loaded, vectors, texts, text_embeds, kind)
+        if output is not None:
             report.line(f"{output}: {len(vectors)} images, {len(texts)} texts")
 
 
@@ -116,23 +120,27 @@ def _embed_images(
 
 
 def _write(
-    path: Path, model: Blip2, vectors: dict[str, Tensor], texts: list[str], text_embeds: Tensor
+    path: Path,
+    model: Blip2,
+    vectors: dict[str, Tensor],
+    texts: list[str],
+    text_embeds: Tensor,
+    kind: str,
 ) -> None:
     import numpy as np
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     image_embeds = torch.stack(list(vectors.values())) if vectors else model.embed_images([])
-    with draft_of(path) as draft:
-        if path.suffix == ".safetensors":
-            names = {"images": json.dumps(list(vectors)), "texts": json.dumps(texts)}
-            save_file({"image_embeds": image_embeds, "text_embeds": text_embeds}, draft, metadata=names)
-            return
-        with draft.open("wb") as file:  # given a name, NumPy would append its own ending
-            np.savez(
-                file,
-                images=np.array(list(vectors), dtype=np.str_),
-                image_embeds=image_embeds.numpy(),
-                texts=np.array(texts, dtype=np.str_),
-                text_embeds=text_embeds.numpy(),
-            )
+    if kind == ".safetensors":
+        names = {"images": json.dumps(list(vectors)), "texts": json.dumps(texts)}
+        path.write_bytes(save({"image_embeds": image_embeds, "text_embeds": text_embeds}, metadata=names))
+        return
+    with path.open("wb") as file:  # given a name, NumPy would append its own ending
+        np.savez(
+            file,
+            images=np.array(list(vectors), dtype=np.str_),
+            image_embeds=image_embeds.numpy(),
+            texts=np.array(texts, dtype=np.str_),
+            text_embeds=text_embeds.numpy(),
+        )

@@ -1,0 +1,1 @@
+"""Text generation: knows ids and embeddings, neither words nor images."""

@@ -1,0 +1,160 @@
+"""Beam search with finished texts set aside, as transformers defines it, so that its ids are the same.
+
+A prompt's live beams share their prefix in the cache: it is read once and never copied again; only what
+the beams generated moves when they change places.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openblip.generation.options import Generation, GenerationOptions, make_generation
+from openblip.generation.prefill import Prefilled, step
+from openblip.generation.processors import apply_rules
+from openblip.nn.decoder import Decoder
+
+NEVER = -1.0e9
+"""The score of what must not be chosen; finite, as -inf would turn sums into NaN."""
+
+
+class Beams:
+    """The state of P searches with B beams each.
+
+    Attributes:
+        prompts: which prompt each search belongs to, as finished searches are taken out.
+        tokens, log_probs: [P, B, T] of live beams; scores: [P, B].
+        done_*: the best finished texts, likewise; done_lengths [P, B], 0 for an empty place.
+        open: [P] whether a live beam may still beat a finished text.
+    """
+
+    def __init__(self, prompts: int, options: GenerationOptions, device: torch.device) -> None:
+        beams, length = options.num_beams, options.max_new_tokens
+        self.prompts = torch.arange(prompts, device=device)
+        self.tokens = torch.zeros(prompts, beams, length, dtype=torch.int64, device=device)
+        self.log_probs = torch.zeros(prompts, beams, length, device=device)
+        # All beams start alike: only the first may go on, or they would stay alike.
+        self.scores = torch.full((prompts, beams), NEVER, device=device)
+        self.scores[:, 0] = 0
+        self.done_tokens = torch.zeros_like(self.tokens)
+        self.done_log_probs = torch.zeros_like(self.log_probs)
+        self.done_scores = torch.full((prompts, beams), NEVER, device=device)
+        self.done_lengths = torch.zeros(prompts, beams, dtype=torch.int64, device=device)
+        self.open = torch.ones(prompts, dtype=torch.bool, device=device)
+
+    def advance(self, logits: Tensor, used: Tensor, length: int, options: GenerationOptions) -> Tensor:
+        """Choose each beam's next token, the `length`-th.
+
+        Args:
+            logits: [P * B, vocabulary]; used: [P * B, n] ids of prompts and live beams.
+
+        Returns:
+            for each live beam [P, B] the beam it goes on from.
+        """
+        prompts, beams = self.scores.shape
+        raw = logits.log_softmax(dim=1)
+        scored = apply_rules(raw, used, length - 1, options).view(prompts, beams, -1)
+        vocabulary = scored.shape[2]
+        totals = (scored + self.scores[:, :, None]).flatten(1)
+        # Enough candidates that `beams` of them go on, even if every beam's best ones are stop tokens.
+        wanted = max(2, 1 + len(options.stop_ids)) * beams
+        best, places = totals.topk(min(wanted, totals.shape[1]), dim=1)
+        parents, chosen = places // vocabulary, places % vocabulary
+        tokens, log_probs = _rows(self.tokens, parents), _rows(self.log_probs, parents)
+        tokens[:, :, length - 1] = chosen
+        log_probs[:, :, length - 1] = raw.view(prompts, -1).gather(1, places)
+        stopping = torch.full_like(chosen, length == options.max_new_tokens, dtype=torch.bool)
+        for stop_id in options.stop_ids:
+            stopping |= chosen == stop_id
+        self._set_aside(tokens, log_probs, best, stopping, length, options)
+        best = best.masked_fill(stopping, NEVER)
+        going = best.topk(beams, dim=1).indices
+        self.tokens, self.log_probs = _rows(tokens, going), _rows(log_probs, going)
+        self.scores = best.gather(1, going)
+        hoped = self.scores[:, :1] / length**options.length_penalty
+        worst = self.done_scores.min(dim=1, keepdim=True).values
+        self.open &= ((self.done_lengths == 0) | (hoped > worst)).any(dim=1)
+        if options.early_stopping:
+            self.open &= (self.done_lengths == 0).any(dim=1)
+        self.open &= ~stopping.all(dim=1)
+        return parents.gather(1, going)
+
+    def _set_aside(
+        self,
+        tokens: Tensor,
+        log_probs: Tensor,
+        totals: Tensor,
+        stopping: Tensor,
+        length: int,
+        options: GenerationOptions,
+    ) -> None:
+        """Keep the best B of the finished texts so far and those that finish now among the B best candidates."""
+        beams = self.scores.shape[1]
+        finished = stopping.clone()
+        finished[:, beams:] = False
+        finished &= self.open[:, None]
+        scores = (totals / length**options.length_penalty).masked_fill(~finished, NEVER)
+        all_scores = torch.cat([self.done_scores, scores], dim=1)
+        self.done_scores, kept = all_scores.topk(beams, dim=1)
+        self.done_tokens = _rows(torch.cat([self.done_tokens, tokens], dim=1), kept)
+        self.done_log_probs = _rows(torch.cat([self.done_log_probs, log_probs], dim=1), kept)
+        lengths = torch.where(finished, length, 0)
+        self.done_lengths = torch.cat([self.done_lengths, lengths], dim=1).gather(1, kept)
+
+    def results(self, options: GenerationOptions) -> dict[int, list[Generation]]:
+        """The best texts of every search, by prompt."""
+        found: dict[int, list[Generation]] = {}
+        for row, prompt in enumerate(self.prompts.tolist()):
+            texts = []
+            for beam in range(options.num_return):
+                length = int(self.done_lengths[row, beam])
+                texts.append(
+                    make_generation(
+                        self.done_tokens[row, beam, :length].tolist(),
+                        self.done_log_probs[row, beam, :length].tolist(),
+                        options.stop_ids,
+                        float(self.done_scores[row, beam]),
+                    )
+                )
+            found[prompt] = texts
+        return found
+
+    def take(self, rows: Tensor) -> Beams:
+        """The searches in `rows` [n] as a state of their own."""
+        part = object.__new__(Beams)
+        for name, value in vars(self).items():
+            setattr(part, name, value[rows])
+        return part
+
+
+def generate_beams(decoder: Decoder, start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
+    """The `num_return` best texts of each prompt."""
+    count, beams = start.logits.shape[0], options.num_beams
+    device = start.logits.device
+    state = Beams(count, options, device)
+    start.cache.take_rows(torch.arange(count, device=device).repeat_interleave(beams))
+    logits = start.logits.repeat_interleave(beams, dim=0)
+    prompt_ids = start.prompt_ids.repeat_interleave(beams, dim=0)
+    found: dict[int, list[Generation]] = {}
+    for length in range(1, options.max_new_tokens + 1):
+        used = torch.cat([prompt_ids, state.tokens.flatten(0, 1)[:, : length - 1]], dim=1)
+        parents = state.advance(logits, used, length, options)
+        going = state.open.nonzero()[:, 0]
+        if len(going) == 0 or length == options.max_new_tokens:
+            break
+        if 2 * len(going) <= len(state.open):
+            # Taking rows out copies the cache, so it waits until half of them are done.
+            found |= state.take((~state.open).nonzero()[:, 0]).results(options)
+            rows = (going[:, None] * beams + torch.arange(beams, device=device)).flatten()
+            state, parents, prompt_ids = state.take(going), parents[going], prompt_ids[rows]
+            start.cache.take_rows(rows)
+        offsets = torch.arange(len(parents), device=device)[:, None] * beams
+        start.cache.reorder((parents + offsets).flatten(), start.length)
+        logits = step(decoder, state.tokens[:, :, length - 1].flatten(), start.cache)
+    found |= state.results(options)
+    return [found[prompt] for prompt in range(count)]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """values [P, n, T] picked along n by index [P, m]: a new tensor [P, m, T]."""
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))

@@ -1,0 +1,55 @@
+"""The one entrance: prompts in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from openblip.generation.beam import generate_beams
+from openblip.generation.options import Generation, GenerationOptions
+from openblip.generation.prefill import prefill
+from openblip.generation.sequential import generate_sequentially, walk
+from openblip.nn.decoder import Decoder
+
+
+@torch.inference_mode()
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Tensor],
+    options: GenerationOptions,
+    prompt_ids: Sequence[Tensor] | None = None,
+) -> list[list[Generation]]:
+    """Go on from each prompt; results do not depend on what else is in the batch.
+
+    Args:
+        prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths.
+        prompt_ids: ids [n_i] that the repetition penalty counts as used already; by default only what is
+            generated counts.
+
+    Returns:
+        for each prompt its `num_return` texts, best first.
+
+    Raises:
+        OptionError: prompt and new tokens exceed the model's positions.
+    """
+    if not prompts:
+        return []
+    start = prefill(decoder, prompts, options.max_new_tokens, prompt_ids)
+    search = generate_beams if options.num_beams > 1 else generate_sequentially
+    return search(decoder, start, options)
+
+
+def stream(decoder: Decoder, prompt: Tensor, options: GenerationOptions) -> Iterator[int]:
+    """Tokens of one greedy or sampled text as they are chosen, without the stop token."""
+    # A generator must not leave inference mode switched on for its caller between two tokens.
+    with torch.inference_mode():
+        start = prefill(decoder, [prompt], options.max_new_tokens, None)
+        tokens = walk(decoder, start, options)
+    while True:
+        with torch.inference_mode():
+            found = next(tokens, None)
+        if found is None or found[1] in options.stop_ids:
+            return
+        yield found[1]

@@ -1,0 +1,175 @@
+"""What holds of any generation: batches equal singles, log-probabilities are the model's, draws are fair."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from openblip.errors import OptionError
+from openblip.generation.engine import generate, stream
+from openblip.generation.options import GenerationOptions
+from openblip.generation.processors import shape_distribution
+from openblip.nn.decoder import Decoder, DecoderConfig
+
+VOCABULARY, WIDTH = 40, 32
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.manual_seed(3)
+    built = Decoder(DecoderConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=64)).eval()
+    for parameter in built.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return built.requires_grad_(False)
+
+
+def prompts(seed: int, count: int) -> list[Tensor]:
+    draw = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(draw.randint(1, 12), WIDTH, generator=generator) for _ in range(count)]
+
+
+OPTIONS = {
+    "greedy": GenerationOptions(max_new_tokens=12, stop_ids=(3, 4, 5)),
+    "beam": GenerationOptions(max_new_tokens=12, num_beams=4, num_return=3, stop_ids=(3, 4, 5)),
+    "sample": GenerationOptions(
+        max_new_tokens=12, sample=True, num_return=3, top_p=0.9, seed=11, stop_ids=(3, 4, 5)
+    ),
+    "penalised": GenerationOptions(
+        max_new_tokens=12, num_beams=3, repetition_penalty=1.4, min_new_tokens=4, stop_ids=(3, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_a_batch_equals_its_prompts_one_by_one(decoder: Decoder, name: str) -> None:
+    for seed in range(8):
+        rows = prompts(seed, 6)
+        together = generate(decoder, rows, OPTIONS[name])
+        alone = [generate(decoder, [row], OPTIONS[name])[0] for row in rows]
+        for one, other in zip(together, alone, strict=True):
+            assert [text.ids for text in one] == [text.ids for text in other]
+            for text, twin in zip(one, other, strict=True):
+                assert text.score == pytest.approx(twin.score, abs=1e-5)
+                assert text.log_probs == pytest.approx(twin.log_probs, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_log_probabilities_are_the_models_own(decoder: Decoder, name: str) -> None:
+    row = prompts(5, 1)[0]
+    for text in generate(decoder, [row], OPTIONS[name])[0]:
+        ids = torch.tensor(text.ids)
+        hidden = decoder(torch.cat([row, decoder.embed(ids)])[None])[0]
+        table = decoder.logits(hidden).log_softmax(dim=-1)[len(row) - 1 :]
+        expected = table[torch.arange(len(ids)), ids].tolist()
+        assert text.log_probs == pytest.approx(expected, abs=1e-4)
+        if text.stop_log_prob is not None:
+            last = table[len(ids)]
+            assert any(
+                text.stop_log_prob == pytest.approx(float(last[stop]), abs=1e-4)
+                for stop in OPTIONS[name].stop_ids
+            )
+
+
+def test_results_are_sorted_and_different(decoder: Decoder) -> None:
+    texts = generate(decoder, prompts(2, 1), GenerationOptions(max_new_tokens=9, num_beams=5, num_return=5))[0]
+    scores = [text.score for text in texts]
+    assert scores == sorted(scores, reverse=True)
+    assert len({text.ids for text in texts}) == 5
+    assert all(len(text.ids) == 9 for text in texts), "the prompt counted as new tokens"
+
+
+def test_the_best_beam_is_at_least_as_likely_as_greedy(decoder: Decoder) -> None:
+    for seed in range(10):
+        rows = prompts(seed, 2)
+        greedy = generate(decoder, rows, GenerationOptions(max_new_tokens=6))
+        wide = generate(decoder, rows, GenerationOptions(max_new_tokens=6, num_beams=40, length_penalty=0.0))
+        for one, other in zip(greedy, wide, strict=True):
+            assert other[0].score >= one[0].score - 1e-5
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 12, 0.6), (1.0, 0, 0.05), (1.0, 99, 1.0)],
+)
+def test_distribution_equals_transformers_warpers(temperature: float, top_k: int, top_p: float) -> None:
+    logits = torch.randn(50, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
+    expected = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    options = GenerationOptions(sample=True, temperature=temperature, top_k=top_k, top_p=top_p)
+    torch.testing.assert_close(shape_distribution(logits, options), expected.softmax(dim=1))
+
+
+def test_draws_follow_the_distribution(decoder: Decoder) -> None:
+    row = prompts(1, 1)[0]
+    options = GenerationOptions(max_new_tokens=1, sample=True, num_return=4000, top_k=4, seed=0)
+    drawn = torch.tensor([text.ids[0] for text in generate(decoder, [row], options)[0]])
+    chances = shape_distribution(decoder.logits(decoder(row[None])[:, -1]), options)[0]
+    counts = torch.bincount(drawn, minlength=VOCABULARY).float()
+    assert counts[chances == 0].sum() == 0
+    expected = chances[chances > 0] * 4000
+    chi_square = ((counts[chances > 0] - expected) ** 2 / expected).sum()
+    assert chi_square < 16.3  # three degrees of freedom, one in a thousand
+
+
+def test_seeds_repeat_and_differ(decoder: Decoder) -> None:
+    rows = prompts(4, 2)
+
+    def draw(seed: int | None) -> list[tuple[int, ...]]:
+        options = GenerationOptions(max_new_tokens=10, sample=True, seed=seed)
+        return [texts[0].ids for texts in generate(decoder, rows, options)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert draw(None) != draw(None)
+
+
+def test_stream_gives_the_same_tokens_one_by_one(decoder: Decoder) -> None:
+    for name in ("greedy", "sample"):
+        options = GenerationOptions(**{**vars(OPTIONS[name]), "num_return": 1})
+        for row in prompts(6, 3):
+            tokens = []
+            for token in stream(decoder, row, options):
+                tokens.append(token)
+                assert not torch.is_inference_mode_enabled()
+            assert tuple(tokens) == generate(decoder, [row], options)[0][0].ids
+
+
+def test_a_prompt_at_the_limit_fits_and_one_beyond_is_refused(decoder: Decoder) -> None:
+    row = torch.randn(54, WIDTH)
+    assert len(generate(decoder, [row], GenerationOptions(max_new_tokens=10))[0][0].ids) == 10
+    with pytest.raises(OptionError, match="55 tokens and 10 new ones exceed the model's 64 positions"):
+        generate(decoder, [torch.randn(55, WIDTH), row], GenerationOptions(max_new_tokens=10))
+    assert generate(decoder, [], GenerationOptions()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_new_tokens": 0}, "max_tokens"),
+        ({"min_new_tokens": 31}, "min_tokens"),
+        ({"num_beams": 0}, "beams"),
+        ({"num_return": 2}, "2 texts from 1 beams"),
+        ({"num_beams": 2, "sample": True}, "one or the other"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"num_return": 0}, "at least 1"),
+    ],
+)
+def test_wrong_options_are_named(values: dict[str, float], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        GenerationOptions(**values)  # type: ignore[arg-type]
