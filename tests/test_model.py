@@ -79,9 +79,12 @@ def test_caption_gives_back_what_it_was_given(tiny_model: Blip2, photos: list[Pa
     three = tiny_model.caption(photos[0], num_captions=3)
     many = tiny_model.caption(photos)
     many_of_two = tiny_model.caption(photos[:2], num_captions=2)
-    assert isinstance(one, str) and one
-    assert isinstance(three, list) and len(set(three)) == 3
-    assert isinstance(many, list) and all(isinstance(caption, str) for caption in many)
+    assert isinstance(one, str)
+    assert one
+    assert isinstance(three, list)
+    assert len(set(three)) == 3
+    assert isinstance(many, list)
+    assert all(isinstance(caption, str) for caption in many)
     assert [len(captions) for captions in many_of_two] == [2, 2]
     assert three[0] == one == many[0] == many_of_two[0][0]
     assert tiny_model.caption(photos[0], num_captions=1) == [one]
@@ -100,7 +103,8 @@ def test_a_batch_says_what_single_images_say(tiny_model: Blip2, photos: list[Pat
 def test_captions_come_best_first_with_scores_and_tokens(tiny_model: Blip2, photos: list[Path]) -> None:
     (captioned,) = tiny_model.caption_many(photos[:1], num_captions=3)
     scores = [caption.score for caption in captioned.captions]
-    assert scores == sorted(scores, reverse=True) and scores[0] < 0
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] < 0
     for caption in captioned.captions:
         assert len(caption.tokens) == len(caption.log_probs) >= 2
         assert max(caption.log_probs) <= 0
@@ -199,7 +203,8 @@ def test_caption_many_keeps_errors_in_place(tiny_model: Blip2, photos: list[Path
     found = list(tiny_model.caption_many(sources, batch_size=3))
     assert [captioned.error is None for captioned in found] == [False, True, False, False, True, False]
     assert [found[1].text, found[4].text] == [tiny_model.caption(photos[0]), tiny_model.caption(photos[1])]
-    assert found[3].source == "nowhere.png" and found[3].captions == ()
+    assert found[3].source == "nowhere.png"
+    assert found[3].captions == ()
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         _ = found[3].text
 
@@ -269,7 +274,8 @@ def test_match_is_what_the_network_says(tiny_model: Blip2, photos: list[Path]) -
 def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Blip2, photos: list[Path]) -> None:
     texts = ["a dog", "two children play with a red ball", ""]
     images, words = tiny_model.embed_images(photos, batch_size=2), tiny_model.embed_texts(texts, batch_size=2)
-    assert images.shape == (5, 4, 16) and words.shape == (3, 16)
+    assert images.shape == (5, 4, 16)
+    assert words.shape == (3, 16)
     assert images.dtype == words.dtype == torch.float32
     assert torch.allclose(images.norm(dim=-1), torch.ones(5, 4), atol=1e-5)
     assert torch.allclose(words.norm(dim=-1), torch.ones(3), atol=1e-5)

@@ -43,7 +43,8 @@ def test_json_has_an_object_for_every_answer(
     ]
     expected = tiny_model.answer(mixed_folder / "a.png", QUESTIONS, max_tokens=4)
     assert [(one["answer"], one["score"]) for one in ran.records[:2]] == [(a.text, a.score) for a in expected]
-    assert ran.err.count("\n") == 1 and "b.jpg" in ran.err
+    assert ran.err.count("\n") == 1
+    assert "b.jpg" in ran.err
 
 
 def test_an_unquoted_pattern_is_noticed(run: Run, photos: list[Path]) -> None:

@@ -55,7 +55,8 @@ def test_json_prints_the_vectors(
     assert ran.code == 1
     first, broken, second, text = ran.records
     assert [Path(record["image"]).name for record in (first, broken, second)] == ["a.png", "b.jpg", "c.png"]
-    assert "error" in broken and text["text"] == TEXTS[0]
+    assert "error" in broken
+    assert text["text"] == TEXTS[0]
     expected = tiny_model.embed_images([mixed_folder / "a.png"])[0]
     assert torch.allclose(torch.tensor(first["embedding"]), expected, atol=1e-5)
     assert text["embedding"] == pytest.approx(tiny_model.embed_texts(TEXTS[:1])[0].tolist(), abs=1e-5)

@@ -127,7 +127,8 @@ def test_a_failure_before_any_image_is_code_2_and_one_sentence(
         ran = run(*arguments)
         assert ran.code == 2
         assert ran.out == ""
-        assert ran.err.startswith("error: ") and message in ran.err
+        assert ran.err.startswith("error: ")
+        assert message in ran.err
         assert ran.err.count("\n") == 1
 
 
@@ -158,7 +159,8 @@ def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tin
         ["error", "image"],
         ["captions", "image"],
     ]
-    assert err.startswith(f"error: {mixed_folder / 'b.jpg'}: is not an image") and err.count("\n") == 1
+    assert err.startswith(f"error: {mixed_folder / 'b.jpg'}: is not an image")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break in another way on Windows")
