@@ -28,7 +28,8 @@ from openblip.model import Blip2, load
 from openblip.text import clean_caption
 
 MARKS = {
-    "captions": "constant caption 0.09 / 0.09; consensus of the 30 nearest training photos 0.419 / 0.151; human 0.789 / 0.209",
+    "captions": "constant caption 0.09 / 0.09; consensus of the 30 nearest training photos 0.419 / 0.151; "
+    "human 0.789 / 0.209",
     "coco-qa": "commonest answer of each kind 7 %",
     "daquar": "commonest answer 5 %",
 }
@@ -58,7 +59,7 @@ def retrieval_scores(model: Blip2, rows: Sequence[Captioned], rerank: int) -> di
                 for start in track(range(0, len(rows), 16), "image features")
             ]
         )
-        queries = [model.network.qformer.image(part) for part in features.split(64)]
+        queries = [model.network.qformer.image(part) for part in torch.split(features, 64)]
         image_embeds = torch.cat([model.network.project_queries(part) for part in queries])
 
         def matcher(images: Sequence[int], captions: Sequence[int]) -> torch.Tensor:

@@ -30,9 +30,7 @@ class Scripted:
         return [GeneratedText(next(self.answers), 0.0) for _ in prompts]
 
 
-def test_the_template_is_the_papers(
-    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_template_is_the_papers(tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(tiny_model, monkeypatch, ["singapore", "it has a statue of a merlion", "yes"])
     chat = tiny_model.chat(photos[0])
     assert chat.ask("Which city is this?") == "singapore"

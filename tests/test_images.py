@@ -89,9 +89,7 @@ def test_a_pipe_is_read_to_its_end() -> None:
         *(("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_deflate"})),
     ],
 )
-def test_lossless_formats_come_back_exactly(
-    image_format: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_lossless_formats_come_back_exactly(image_format: str, options: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "image with a wrong suffix.jpg"
     path.write_bytes(encode(PHOTO, image_format, **options))
     assert np.array_equal(loaded(path), PHOTO)

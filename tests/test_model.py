@@ -162,9 +162,7 @@ def test_draws_repeat_with_a_seed(tiny_model: Blip2, photos: list[Path]) -> None
 # Images
 
 
-def test_every_kind_of_source_gives_the_same_caption(
-    tiny_model: Blip2, photos: list[Path], server: str
-) -> None:
+def test_every_kind_of_source_gives_the_same_caption(tiny_model: Blip2, photos: list[Path], server: str) -> None:
     photo = photos[1]
     expected = tiny_model.caption(photo)
     with Image.open(photo) as opened, photo.open("rb") as file:
@@ -283,9 +281,7 @@ def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Blip2, ph
     assert torch.allclose(words, torch.cat([tiny_model.embed_texts([text]) for text in texts]), atol=1e-5)
     scores = (images @ words.T).amax(dim=1)
     for row, photo in zip(scores, photos, strict=True):
-        assert [match.itc for match in tiny_model.match(photo, texts)] == pytest.approx(
-            row.tolist(), abs=1e-5
-        )
+        assert [match.itc for match in tiny_model.match(photo, texts)] == pytest.approx(row.tolist(), abs=1e-5)
     assert tiny_model.embed_images([]).shape == (0, 4, 16)
     assert tiny_model.embed_texts([]).shape == (0, 16)
 
@@ -313,9 +309,7 @@ def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Blip2, ph
         ({"max_tokens": 1000}, "position"),
     ],
 )
-def test_wrong_options_are_named(
-    tiny_model: Blip2, photos: list[Path], options: dict[str, Any], named: str
-) -> None:
+def test_wrong_options_are_named(tiny_model: Blip2, photos: list[Path], options: dict[str, Any], named: str) -> None:
     with pytest.raises(OptionError, match=named) as caught:
         list(tiny_model.caption_many(photos[:1], **options))
     assert "\n" not in str(caught.value)
@@ -360,21 +354,15 @@ def test_folded_encoder_and_half_types_see_the_same(
 
 def test_a_stage1_model_matches_but_does_not_speak(tiny_parts: ModelParts, photos: list[Path]) -> None:
     network = with_weights_of(tiny_parts, replace(tiny_parts.network.config, decoder=None))
-    model = Blip2(
-        replace(tiny_parts, name="stage1", network=network, tokenizer=None), choose_placement("cpu")
-    )
+    model = Blip2(replace(tiny_parts, name="stage1", network=network, tokenizer=None), choose_placement("cpu"))
     assert 0 < model.match(photos[0], "a dog").itm < 1
     assert model.embed_images(photos[:1]).shape == (1, 4, 16)
     for call in (model.caption, model.chat, lambda image: model.ask(image, "what is it?")):
-        with pytest.raises(
-            CheckpointError, match="the model stage1 has no language model: it can match and embed"
-        ):
+        with pytest.raises(CheckpointError, match="the model stage1 has no language model: it can match and embed"):
             call(photos[0])
 
 
-def test_a_model_without_text_side_speaks_but_does_not_match(
-    tiny_parts: ModelParts, photos: list[Path]
-) -> None:
+def test_a_model_without_text_side_speaks_but_does_not_match(tiny_parts: ModelParts, photos: list[Path]) -> None:
     config = tiny_parts.network.config
     network = with_weights_of(tiny_parts, replace(config, qformer=replace(config.qformer, vocab_size=0)))
     model = Blip2(replace(tiny_parts, name="stage2", network=network, matching=None), choose_placement("cpu"))
@@ -384,7 +372,5 @@ def test_a_model_without_text_side_speaks_but_does_not_match(
         lambda: model.embed_images(photos),
         lambda: model.embed_texts(["a dog"]),
     ):
-        with pytest.raises(
-            CheckpointError, match="the model stage2 has no text side: it can caption and answer"
-        ):
+        with pytest.raises(CheckpointError, match="the model stage2 has no text side: it can caption and answer"):
             call()

@@ -73,9 +73,7 @@ class Blip2:
         return self.parts.name
 
     @overload
-    def caption(
-        self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[TextOptions]
-    ) -> str: ...
+    def caption(self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[TextOptions]) -> str: ...
     @overload
     def caption(
         self,
@@ -86,9 +84,7 @@ class Blip2:
         **options: Unpack[TextOptions],
     ) -> list[str]: ...
     @overload
-    def caption(
-        self, image: list[Any], *, prompt: str | None = None, **options: Unpack[TextOptions]
-    ) -> list[str]: ...
+    def caption(self, image: list[Any], *, prompt: str | None = None, **options: Unpack[TextOptions]) -> list[str]: ...
     @overload
     def caption(
         self,
@@ -157,9 +153,7 @@ class Blip2:
     @overload
     def ask(self, image: ImageSource, question: list[str], **options: Unpack[TextOptions]) -> list[str]: ...
 
-    def ask(
-        self, image: ImageSource, question: str | list[str], **options: Unpack[TextOptions]
-    ) -> str | list[str]:
+    def ask(self, image: ImageSource, question: str | list[str], **options: Unpack[TextOptions]) -> str | list[str]:
         """Answer a question about an image, or several, for which the image is looked at once."""
         questions = question if isinstance(question, list) else [question]
         answers = [answer.text for answer in self.answer(image, questions, **options)]
@@ -226,9 +220,7 @@ class Blip2:
         cosines = itc_similarity(image_embeds, text_embeds)[0].float()
         matches = [
             Match(text, itm, itc)
-            for text, itm, itc in zip(
-                wanted, logits.softmax(dim=1)[:, 1].tolist(), cosines.tolist(), strict=True
-            )
+            for text, itm, itc in zip(wanted, logits.softmax(dim=1)[:, 1].tolist(), cosines.tolist(), strict=True)
         ]
         return matches[0] if isinstance(texts, str) else matches
 
@@ -308,9 +300,7 @@ class Blip2:
 
     def _caption_defaults(self) -> Defaults:
         own = self.parts.defaults
-        return Defaults(
-            own.caption_beams, own.caption_max_tokens, own.caption_min_tokens, own.caption_length_penalty
-        )
+        return Defaults(own.caption_beams, own.caption_max_tokens, own.caption_min_tokens, own.caption_length_penalty)
 
     def _answer_defaults(self) -> Defaults:
         own = self.parts.defaults

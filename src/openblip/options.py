@@ -43,9 +43,7 @@ class Defaults:
     length_penalty: float
 
 
-def generation_options(
-    options: TextOptions, defaults: Defaults, num_texts: int, stop_id: int
-) -> GenerationOptions:
+def generation_options(options: TextOptions, defaults: Defaults, num_texts: int, stop_id: int) -> GenerationOptions:
     """The engine's options from the user's.
 
     Raises:

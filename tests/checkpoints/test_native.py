@@ -103,9 +103,7 @@ def test_a_vit_without_text_sides_round_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8"])
-def test_smaller_storage_keeps_every_tensor_close(
-    tiny_parts: ModelParts, tmp_path: Path, storage: str
-) -> None:
+def test_smaller_storage_keeps_every_tensor_close(tiny_parts: ModelParts, tmp_path: Path, storage: str) -> None:
     save_native(tiny_parts, tmp_path, storage)
     found, expected = load_native(tmp_path).network.state_dict(), tiny_parts.network.state_dict()
     sizes = load_file(tmp_path / "model.safetensors")
@@ -187,9 +185,7 @@ def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
     if damage == "folder":
         path.mkdir()
     elif damage != "missing":
-        path.write_bytes(
-            {"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\xff\x00<html>"}[damage]
-        )
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\xff\x00<html>"}[damage])
     with pytest.raises(CheckpointError) as caught:
         load_native(folder)
     assert name in str(caught.value)
@@ -239,9 +235,7 @@ CONFIG_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), CONFIG_FAULTS)
-def test_a_wrong_config_is_explained(
-    folder: Path, change: Callable[[dict[str, Any]], object], message: str
-) -> None:
+def test_a_wrong_config_is_explained(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     edit(folder, change)
     with pytest.raises(CheckpointError) as caught:
         load_native(folder)

@@ -11,9 +11,7 @@ from .conftest import Run
 QUESTIONS = ["what color is the ball?", "how many children?"]
 
 
-def test_one_answer_stands_alone(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
-) -> None:
+def test_one_answer_stands_alone(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == tiny_model.ask(photos[0], QUESTIONS[0]) + "\n"

@@ -39,9 +39,7 @@ def test_a_line_an_image(run: Run, tiny_model: Blip2, tiny_model_folder: Path, p
     assert ran.lines == [f"{photo}: {caption}" for photo, caption in zip(photos, captions, strict=True)]
 
 
-def test_json_and_several_captions(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
-) -> None:
+def test_json_and_several_captions(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("caption", photos[0], photos[1], "-m", tiny_model_folder, "--num-captions", "2", "--json")
     found = tiny_model.caption_many(photos[:2], num_captions=2)
     assert ran.records == [
@@ -55,9 +53,7 @@ def test_json_and_several_captions(
     assert text.lines == [f"{photos[0]}: {each['text']}" for each in ran.records[0]["captions"]]
 
 
-def test_generation_options_arrive(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
-) -> None:
+def test_generation_options_arrive(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
     base = ["caption", str(photos[0]), "-m", str(tiny_model_folder)]
     flags: dict[str, dict[str, Any]] = {
         "--beams 2 --length-penalty -2 --max-tokens 5": {"beams": 2, "length_penalty": -2.0, "max_tokens": 5},
@@ -95,9 +91,7 @@ def test_captions_appear_while_others_are_made(
     run: Run, photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(
-        openblip, "load", lambda *_, **__: FakeModel(lambda: seen.append(capsys.readouterr().out))
-    )
+    monkeypatch.setattr(openblip, "load", lambda *_, **__: FakeModel(lambda: seen.append(capsys.readouterr().out)))
     run("caption", *photos[:3])
     assert seen == [f"{photos[0]}: caption 0\n", f"{photos[1]}: caption 1\n"]
 
@@ -159,9 +153,7 @@ def test_odd_file_names_stay_on_one_line_and_survive_json(
         Path(os.fsdecode(path)).write_bytes(photos[0].read_bytes())
     text = run("caption", tmp_path, "-m", tiny_model_folder)
     assert (text.code, len(text.lines)) == (0, 2)
-    images = {
-        record["image"] for record in run("caption", tmp_path, "-m", tiny_model_folder, "--json").records
-    }
+    images = {record["image"] for record in run("caption", tmp_path, "-m", tiny_model_folder, "--json").records}
     assert {os.path.basename(os.fsencode(image)) for image in images} == {
         b"two\nlines.png",
         b"latin-\xe9.png",
@@ -178,8 +170,6 @@ def test_the_progress_bar_stays_out_of_the_results(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     ran = run("caption", mixed_folder, "-m", tiny_model_folder)
-    assert [line.partition(": ")[0] for line in ran.lines] == [
-        str(mixed_folder / name) for name in ("a.png", "c.png")
-    ]
+    assert [line.partition(": ")[0] for line in ran.lines] == [str(mixed_folder / name) for name in ("a.png", "c.png")]
     assert "3/3" in terminal.getvalue()
     assert "b.jpg" in terminal.getvalue()

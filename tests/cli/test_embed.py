@@ -48,9 +48,7 @@ def test_both_file_kinds_hold_vectors_and_names(
     ]
 
 
-def test_json_prints_the_vectors(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path
-) -> None:
+def test_json_prints_the_vectors(run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path) -> None:
     ran = run("embed", mixed_folder, "-t", TEXTS[0], "-m", tiny_model_folder, "--json")
     assert ran.code == 1
     first, broken, second, text = ran.records

@@ -21,18 +21,14 @@ from openblip.model import Blip2
 
 from .conftest import Run
 
-COMMANDS = {
-    module.__name__.rpartition(".")[2]: module for module in (ask, caption, chat, embed, match, models, train)
-}
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in (ask, caption, chat, embed, match, models, train)}
 REPOSITORY = Path(__file__).parents[2]
 
 
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "openblip", *(str(argument) for argument in arguments)]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.Popen(
-        command, text=True, encoding="utf-8", env=buffered, stderr=subprocess.PIPE, **options
-    )
+    return subprocess.Popen(command, text=True, encoding="utf-8", env=buffered, stderr=subprocess.PIPE, **options)
 
 
 def test_every_command_is_tested_here() -> None:
@@ -110,9 +106,7 @@ def test_the_examples_run(
         assert ran.out
 
 
-def test_a_failure_before_any_image_is_code_2_and_one_sentence(
-    run: Run, photos: list[Path], tmp_path: Path
-) -> None:
+def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos: list[Path], tmp_path: Path) -> None:
     photo, empty = photos[0], tmp_path
     wrong: list[tuple[list[str | Path], str]] = [
         (["caption", "nowhere.png"], "nowhere.png: there is no such file or folder; check the path"),
@@ -167,9 +161,7 @@ def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tin
 def test_a_reader_that_is_gone_ends_the_process_quietly(photos: list[Path], tiny_model_folder: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = start(
-        "caption", photos[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer
-    )
+    process = start("caption", photos[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer)
     os.close(writer)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (141, "")

@@ -13,9 +13,7 @@ from .conftest import Run
 TEXTS = ["a dog", "two children play with a red ball", "the beach"]
 
 
-def test_the_best_text_comes_first(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
-) -> None:
+def test_the_best_text_comes_first(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("match", photos[0], *TEXTS, "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
     assert ran.lines[0].split() == ["itm", "itc", "text"]

@@ -37,9 +37,7 @@ def test_a_dry_run_prints_a_recipe_that_can_be_run(run: Run, recipe: Path, tmp_p
     assert (resolved.epochs, resolved.optimizer.lr) == (3, 0.002)
 
 
-def test_training_gets_the_recipe_and_tells_the_folder(
-    run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_gets_the_recipe_and_tells_the_folder(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Recipe] = []
 
     def train(resolved: Recipe) -> Path:
@@ -51,9 +49,7 @@ def test_training_gets_the_recipe_and_tells_the_folder(
     assert trained == [load_recipe(recipe, ["output=elsewhere", "batch_size=3"])]
 
 
-def test_wrong_recipes_are_explained(
-    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_recipes_are_explained(run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "no.yaml"], "no recipe at"),
         ([recipe, "epoch=3"], "epoch"),

@@ -67,9 +67,7 @@ def test_gather_joins_files_and_leaves_out_held_out_images(tmp_path: Path) -> No
         for image in images
     ]
     write_lines(tmp_path / "vqa.jsonl", [*questions, {**questions[0], "image": "images/new.jpg"}])
-    source = DataSource(
-        "both", "captions.jsonl", "vqa.jsonl", held_out=4, statements=True, make_questions=True
-    )
+    source = DataSource("both", "captions.jsonl", "vqa.jsonl", held_out=4, statements=True, make_questions=True)
     found = gather(source, tmp_path)
     names = {image.image.name for image in found}
     assert names == {Path(i).name for i in [*images, "images/new.jpg"] if not is_held_out(Path(i), 4)}

@@ -41,9 +41,7 @@ def prompts(seed: int, count: int) -> list[Tensor]:
 OPTIONS = {
     "greedy": GenerationOptions(max_new_tokens=12, stop_ids=(3, 4, 5)),
     "beam": GenerationOptions(max_new_tokens=12, num_beams=4, num_return=3, stop_ids=(3, 4, 5)),
-    "sample": GenerationOptions(
-        max_new_tokens=12, sample=True, num_return=3, top_p=0.9, seed=11, stop_ids=(3, 4, 5)
-    ),
+    "sample": GenerationOptions(max_new_tokens=12, sample=True, num_return=3, top_p=0.9, seed=11, stop_ids=(3, 4, 5)),
     "penalised": GenerationOptions(
         max_new_tokens=12, num_beams=3, repetition_penalty=1.4, min_new_tokens=4, stop_ids=(3, 4)
     ),
@@ -75,8 +73,7 @@ def test_log_probabilities_are_the_models_own(decoder: Decoder, name: str) -> No
         if text.stop_log_prob is not None:
             last = table[len(ids)]
             assert any(
-                text.stop_log_prob == pytest.approx(float(last[stop]), abs=1e-4)
-                for stop in OPTIONS[name].stop_ids
+                text.stop_log_prob == pytest.approx(float(last[stop]), abs=1e-4) for stop in OPTIONS[name].stop_ids
             )
 
 

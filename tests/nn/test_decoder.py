@@ -85,9 +85,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     ("batch", "length", "padding"),
     [(1, 1, None), (2, 7, None), (3, LENGTH, "none"), (3, 13, "left"), (3, LENGTH, "right")],
 )
-def test_outputs_and_gradients_equal_transformers(
-    variant: str, batch: int, length: int, padding: str | None
-) -> None:
+def test_outputs_and_gradients_equal_transformers(variant: str, batch: int, length: int, padding: str | None) -> None:
     ours, theirs = build(variant)
     ids = random_ids(batch, length)
     mask = None if padding is None else padding_mask(PADDINGS[padding], length)
@@ -125,10 +123,7 @@ def test_reading_in_chunks_equals_one_pass(variant: str, padding: str | None, ch
     cache.keys.fill_(float("nan"))  # what was never written must never be read
     cache.values.fill_(float("nan"))
     masks = [None] * len(chunks) if mask is None else mask.split(chunks, dim=1)
-    parts = [
-        ours(part, part_mask, cache)
-        for part, part_mask in zip(embeds.split(chunks, dim=1), masks, strict=True)
-    ]
+    parts = [ours(part, part_mask, cache) for part, part_mask in zip(embeds.split(chunks, dim=1), masks, strict=True)]
     visible = torch.ones(3, 11, dtype=torch.bool) if mask is None else mask
     assert difference(torch.cat(parts, dim=1)[visible], whole[visible]) <= TOLERANCE
     assert cache.length == 11
@@ -203,12 +198,8 @@ def test_names_of_all_layouts() -> None:
         decoder_from_lavis({f"opt_model.{k}": v for k, v in theirs_state.items()} | beside),
         decoder_from_transformers({f"language_model.{k}": v for k, v in theirs_state.items()} | beside),
         # facebook's first OPT folders, without the tied output table
-        decoder_from_transformers(
-            {k.removeprefix("model."): v for k, v in theirs_state.items() if k != tied}
-        ),
-        decoder_from_transformers(
-            {k: v for k, v in theirs_state.items() if k != "model.decoder.embed_tokens.weight"}
-        ),
+        decoder_from_transformers({k.removeprefix("model."): v for k, v in theirs_state.items() if k != tied}),
+        decoder_from_transformers({k: v for k, v in theirs_state.items() if k != "model.decoder.embed_tokens.weight"}),
     ]
     for state in layouts:
         assert state.keys() == expected.keys()

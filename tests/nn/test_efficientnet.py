@@ -24,9 +24,7 @@ def build(name: str, image_size: int | None, place_width: int = 0) -> tuple[Effi
         for module in theirs.modules():
             if isinstance(module, nn.Conv2d):
                 fan_in = module.weight[0].numel()
-                module.weight.copy_(
-                    torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
-                )
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5)
             elif isinstance(module, nn.BatchNorm2d):
                 shape = module.weight.shape
                 module.weight.copy_(1 + 0.2 * torch.randn(shape, generator=generator))

@@ -40,9 +40,7 @@ RECORDED_IMAGE_IDS = torch.tensor([0, 1, 0, 2])
 
 GRADIENTS = {
     "Qformer.bert.embeddings.word_embeddings.weight": "qformer.words.weight",
-    "Qformer.bert.encoder.layer.0.crossattention.self.query.weight": (
-        "qformer.layers.0.cross_attention.query.weight"
-    ),
+    "Qformer.bert.encoder.layer.0.crossattention.self.query.weight": ("qformer.layers.0.cross_attention.query.weight"),
     "Qformer.bert.encoder.layer.1.intermediate.dense.weight": "qformer.layers.1.text_ffn.fc1.weight",
     "Qformer.bert.encoder.layer.1.intermediate_query.dense.weight": "qformer.layers.1.query_ffn.fc1.weight",
     "Qformer.cls.predictions.transform.dense.weight": "qformer.head.dense.weight",
@@ -172,9 +170,7 @@ def recorded_negatives(recorded: Mapping[str, Tensor], name: str) -> HardNegativ
 
 @pytest.mark.parametrize(("name", "image_ids"), [("eval", None), ("imageid", RECORDED_IMAGE_IDS)])
 @torch.no_grad()
-def test_stage1_losses(
-    stage1: tuple[Blip2Network, dict[str, Tensor]], name: str, image_ids: Tensor | None
-) -> None:
+def test_stage1_losses(stage1: tuple[Blip2Network, dict[str, Tensor]], name: str, image_ids: Tensor | None) -> None:
     network, recorded = stage1
     loss = stage1_loss(
         network,
@@ -213,9 +209,7 @@ def test_only_these_image_ids_fit_the_recording(stage1: tuple[Blip2Network, dict
     images = network.project_queries(network.qformer.image(network.image_features(recorded["images"])))
     words = network.project_text(network.qformer.text(text.ids, text.mask))
     similarity = itc_similarity(images, words) / network.temperature
-    partitions = {
-        tuple(ids.index(i) for i in ids) for ids in torch.cartesian_prod(*[torch.arange(4)] * 4).tolist()
-    }
+    partitions = {tuple(ids.index(i) for i in ids) for ids in torch.cartesian_prod(*[torch.arange(4)] * 4).tolist()}
     expected = recorded["stage1_imageid_loss_itc"][0]
     fitting = [
         ids

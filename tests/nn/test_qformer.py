@@ -152,18 +152,14 @@ def check_gradients(
 def weigh(outputs: Tensor, model: nn.Module) -> dict[str, Tensor]:
     """transformers' gradients of what `check_gradients` weighs."""
     outputs.mul(random(*outputs.shape, seed=9) / outputs.numel() ** 0.5).sum().backward()
-    return {
-        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize(
     ("batch", "patches", "queries", "cross_every", "masked"),
     [(1, 1, 1, 1, False), (3, 17, 5, 2, False), (2, 10, 7, 3, True), (3, 257, 32, 2, True)],
 )
-def test_image_pass_equals_transformers(
-    batch: int, patches: int, queries: int, cross_every: int, masked: bool
-) -> None:
+def test_image_pass_equals_transformers(batch: int, patches: int, queries: int, cross_every: int, masked: bool) -> None:
     config = QFormerConfig(
         20, queries, width=36, depth=4, num_heads=3, ffn_width=50, cross_every=cross_every, vocab_size=0
     )
@@ -212,9 +208,7 @@ def random_ids(batch: int, length: int) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [1, 6, 13])
-def test_itm_equals_transformers(
-    retrieval: tuple[Blip2Network, Blip2ForImageTextRetrieval], length: int
-) -> None:
+def test_itm_equals_transformers(retrieval: tuple[Blip2Network, Blip2ForImageTextRetrieval], length: int) -> None:
     ours, theirs = retrieval
     pixels, ids = random(3, 3, 28, 28), random_ids(3, length)
     mask = right_padded(3, length) if length > 6 else torch.ones(3, length, dtype=torch.bool)

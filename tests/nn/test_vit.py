@@ -69,9 +69,7 @@ def worst_gradient(model: nn.Module, expected: Mapping[str, Tensor]) -> tuple[fl
     for name, parameter in ours.items():
         assert parameter.grad is not None, name
         assert expected[name].abs().max() > 1e-4, f"{name} is not tested: its gradient is zero"
-        gaps.append(
-            (difference(parameter.grad, expected[name]) / max(1.0, expected[name].abs().max().item()), name)
-        )
+        gaps.append((difference(parameter.grad, expected[name]) / max(1.0, expected[name].abs().max().item()), name))
     return max(gaps)
 
 
@@ -95,9 +93,7 @@ def test_lavis_outputs(lavis: tuple[VisionTransformer, dict[str, Tensor], dict[s
     model, weights, recorded = lavis
     steps: dict[str, Tensor] = {}
     hooks = [
-        block.register_forward_hook(
-            lambda _m, _i, output, name=f"vit_block{index}": steps.update({name: output})
-        )
+        block.register_forward_hook(lambda _m, _i, output, name=f"vit_block{index}": steps.update({name: output}))
         for index, block in enumerate(model.blocks)
     ]
     with torch.no_grad():
@@ -191,9 +187,7 @@ def test_dinov2_equals_transformers(size: tuple[int, int]) -> None:
     check_parity(ours, pixels, theirs(pixels).last_hidden_state, theirs, "dinov2")
 
 
-def check_parity(
-    ours: VisionTransformer, pixels: Tensor, hidden: Tensor, theirs: nn.Module, kind: str
-) -> None:
+def check_parity(ours: VisionTransformer, pixels: Tensor, hidden: Tensor, theirs: nn.Module, kind: str) -> None:
     output = ours(pixels)
     assert hidden.std() > 0.1
     assert difference(output, hidden) <= 1e-5
@@ -227,9 +221,7 @@ def test_clip_in_its_own_layout() -> None:
             super().__init__()
             self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
             self.attn = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-            self.mlp = nn.ModuleDict(
-                {"c_fc": nn.Linear(WIDTH, MLP_WIDTH), "c_proj": nn.Linear(MLP_WIDTH, WIDTH)}
-            )
+            self.mlp = nn.ModuleDict({"c_fc": nn.Linear(WIDTH, MLP_WIDTH), "c_proj": nn.Linear(MLP_WIDTH, WIDTH)})
 
         def forward(self, x: Tensor) -> Tensor:
             normal = self.ln_1(x)
@@ -293,9 +285,7 @@ def test_dinov2_names_of_hub_files() -> None:
         },
         "dinov2",
     )
-    from_memory = vit_from_transformers(
-        {f"{memory}.{k}_proj.weight": t for k, t in tensors.items()}, "dinov2"
-    )
+    from_memory = vit_from_transformers({f"{memory}.{k}_proj.weight": t for k, t in tensors.items()}, "dinov2")
     assert from_file.keys() == {"blocks.1.attention.qkv.weight", "blocks.1.attention.out.weight"}
     assert all(torch.equal(from_file[name], from_memory[name]) for name in from_file)
 
@@ -322,9 +312,7 @@ def test_incomplete_attention_is_named() -> None:
         vit_from_transformers(state, "clip")
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 42, 41), (2, 3, 43, 42), (2, 1, 42, 42), (3, 42, 42), (2, 3, 0, 42)]
-)
+@pytest.mark.parametrize("shape", [(2, 3, 42, 41), (2, 3, 43, 42), (2, 1, 42, 42), (3, 42, 42), (2, 3, 0, 42)])
 def test_wrong_pixels_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"multiples of the patch size 14|\[batch, 3, height, width\]"):
         VisionTransformer(SMALL)(torch.zeros(shape))

@@ -50,10 +50,7 @@ def weights_under_transformers_names(model: Any) -> dict[str, Tensor]:
     """Name what the exporter left nameless: matrices by the bias added next, positions by their shape."""
     from onnx import numpy_helper
 
-    arrays = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        for tensor in model.graph.initializer
-    }
+    arrays = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer}
     prefix = "backbone."
     state = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     products = {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "MatMul"}

@@ -140,8 +140,7 @@ def test_contrast_with_own_images_is_smoothed_cross_entropy() -> None:
     image_to_text, text_to_image = 3 * random(6, 6), 3 * random(6, 6, seed=2)
     targets = torch.arange(6)
     both = [
-        F.cross_entropy(scores, targets, label_smoothing=LABEL_SMOOTHING)
-        for scores in (image_to_text, text_to_image)
+        F.cross_entropy(scores, targets, label_smoothing=LABEL_SMOOTHING) for scores in (image_to_text, text_to_image)
     ]
     plain = contrastive_loss(image_to_text, text_to_image)
     assert close(plain, (both[0] + both[1]) / 2)
@@ -153,9 +152,7 @@ def test_captions_of_one_image_share_the_target() -> None:
     similarity = 2 * random(3, 3)
     shared, small = 0.45 + 0.1 / 3, 0.1 / 3
     targets = torch.tensor([[shared, shared, small], [shared, shared, small], [small, small, 0.9 + small]])
-    expected = sum(
-        -(targets * scores.log_softmax(1)).sum(1).mean() / 2 for scores in (similarity, similarity.T)
-    )
+    expected = sum(-(targets * scores.log_softmax(1)).sum(1).mean() / 2 for scores in (similarity, similarity.T))
     assert isinstance(expected, Tensor)
     assert close(contrastive_loss(similarity, similarity.T, torch.tensor([4, 4, 9])), expected)
 
@@ -220,9 +217,7 @@ def test_generation_is_the_mean_over_words(network: Blip2Network) -> None:
         ids[:, 0] = DEC
         seen = network.qformer.read_image(features[[row]])
         logits = network.qformer.text_logits(network.qformer.causal_text(ids, None, seen))
-        losses.append(
-            F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none", label_smoothing=LABEL_SMOOTHING)
-        )
+        losses.append(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none", label_smoothing=LABEL_SMOOTHING))
     assert close(stage1(network, text).itg, torch.cat(losses).mean())
 
 

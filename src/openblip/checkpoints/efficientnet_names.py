@@ -39,9 +39,7 @@ def efficientnet_from_package(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         block, part, kind = _split(name)
         table = OUTER_NAMES if block is None else BLOCK_NAMES
         if part not in table:
-            raise CheckpointError(
-                f"{name} is no weight of an EfficientNet-Lite: give a Lite model's .pth file"
-            )
+            raise CheckpointError(f"{name} is no weight of an EfficientNet-Lite: give a Lite model's .pth file")
         renamed[f"{'' if block is None else f'blocks.{block}.'}{table[part]}.{kind}"] = tensor
     return renamed
 

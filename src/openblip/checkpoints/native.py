@@ -92,9 +92,7 @@ def load_native(folder: Path) -> ModelParts:
         kind = vision.pop("kind")
         if kind not in VISION_KINDS:
             known = ", ".join(VISION_KINDS)
-            raise CheckpointError(
-                f"{folder / CONFIG_FILE}: the image encoder {kind!r} is unknown, known are {known}"
-            )
+            raise CheckpointError(f"{folder / CONFIG_FILE}: the image encoder {kind!r} is unknown, known are {known}")
         decoder = content["decoder"]
         config = Blip2Config(
             vision=_build(VISION_KINDS[kind], vision, folder),
@@ -156,9 +154,7 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
 
 def _check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
     if tokenizer.vocab_size > rows:
-        raise CheckpointError(
-            f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files"
-        )
+        raise CheckpointError(f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files")
 
 
 def load_exactly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -249,9 +245,7 @@ def _build(kind: type[Config], values: Mapping[str, Any], folder: Path) -> Confi
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} has unknown settings for {kind.__name__}: {', '.join(unknown)}"
-        )
+        raise CheckpointError(f"{folder / CONFIG_FILE} has unknown settings for {kind.__name__}: {', '.join(unknown)}")
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return kind(**frozen)

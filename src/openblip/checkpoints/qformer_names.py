@@ -93,9 +93,7 @@ def qformer_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: no Q-Former in it, or a name that belongs to none.
     """
     part = select(state, TRANSFORMERS_PREFIXES, "Q-Former")
-    return rename(
-        {k: v for k, v in part.items() if k not in POSITION_NUMBERS}, TRANSFORMERS_QFORMER, "Q-Former"
-    )
+    return rename({k: v for k, v in part.items() if k not in POSITION_NUMBERS}, TRANSFORMERS_QFORMER, "Q-Former")
 
 
 def select(state: Mapping[str, Tensor], prefixes: Sequence[str], what: str) -> dict[str, Tensor]:

@@ -122,9 +122,7 @@ def vit_from_lavis(state: Mapping[str, Tensor], depth: int | None = None) -> dic
     return _rename(_select(state, LAVIS_PREFIXES), {**LAVIS_EVA, **LAVIS_CLIP}, depth)
 
 
-def vit_from_transformers(
-    state: Mapping[str, Tensor], kind: Kind, depth: int | None = None
-) -> dict[str, Tensor]:
+def vit_from_transformers(state: Mapping[str, Tensor], kind: Kind, depth: int | None = None) -> dict[str, Tensor]:
     """A `VisionTransformer` state from a transformers file.
 
     Args:

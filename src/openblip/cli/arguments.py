@@ -36,19 +36,13 @@ Inputs = Annotated[
 ]
 Images = Annotated[
     str,
-    _argument(
-        "IMAGE", "An image file or web address; a folder or quoted pattern ('photos/*.jpg') for several."
-    ),
+    _argument("IMAGE", "An image file or web address; a folder or quoted pattern ('photos/*.jpg') for several."),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders, too.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Images looked at together.")]
 
-Model = Annotated[
-    str, _about_model("NAME", "A name of `openblip models`, or a model folder.", "--model", "-m")
-]
-Device = Annotated[
-    str | None, _about_model("NAME", "cpu, cuda or cuda:1; by default CUDA where there is one.")
-]
+Model = Annotated[str, _about_model("NAME", "A name of `openblip models`, or a model folder.", "--model", "-m")]
+Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1; by default CUDA where there is one.")]
 Dtype = Annotated[
     str | None, _about_model("NAME", "float32, bfloat16 or float16; by default what the device runs fast.")
 ]
@@ -62,9 +56,7 @@ Temperature = Annotated[float | None, _about_text("T", "Draw more boldly above 1
 Seed = Annotated[int | None, _about_text("N", "Make random draws repeatable.")]
 MinTokens = Annotated[int | None, _about_text("N", "Shortest new text.")]
 MaxTokens = Annotated[int | None, _about_text("N", "Longest new text; the prompt does not count.")]
-LengthPenalty = Annotated[
-    float | None, _about_text("X", "Above 0 beam search favours long texts, below 0 short ones.")
-]
+LengthPenalty = Annotated[float | None, _about_text("X", "Above 0 beam search favours long texts, below 0 short ones.")]
 RepetitionPenalty = Annotated[float | None, _about_text("X", "Above 1 discourages words already used.")]
 
 AsJson = Annotated[
@@ -100,6 +92,4 @@ def refuse_images(texts: Sequence[str]) -> None:
 
     for text in texts:
         if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(text):
-            raise OptionError(
-                f"{text} is an image, not words: for several images quote the pattern or give a folder"
-            )
+            raise OptionError(f"{text} is an image, not words: for several images quote the pattern or give a folder")

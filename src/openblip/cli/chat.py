@@ -23,9 +23,7 @@ RESET = "/reset"
 
 def chat(
     context: typer.Context,
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="An image file or web address.", show_default=False)
-    ],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file or web address.", show_default=False)],
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,

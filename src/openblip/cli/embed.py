@@ -55,9 +55,7 @@ def embed(
     dtype: args.Dtype = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print the vectors, one JSON object a line.", rich_help_panel=args.OUTPUT_PANEL
-        ),
+        typer.Option("--json", help="Print the vectors, one JSON object a line.", rich_help_panel=args.OUTPUT_PANEL),
     ] = False,
     output: Annotated[
         Path | None,
@@ -105,9 +103,7 @@ def embed(
             report.line(f"{output}: {len(vectors)} images, {len(texts)} texts")
 
 
-def _embed_images(
-    model: Blip2, images: list[str], batch_size: int
-) -> Iterator[tuple[str, Tensor | ImageError]]:
+def _embed_images(model: Blip2, images: list[str], batch_size: int) -> Iterator[tuple[str, Tensor | ImageError]]:
     """Each image in order with its vectors [Q, width], or with what is wrong with it."""
     from openblip.images import load_image
 

@@ -19,9 +19,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
 def match(
     image: args.Images,
-    texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT", help="Descriptions to compare.", show_default=False)
-    ],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Descriptions to compare.", show_default=False)],
     recursive: args.Recursive = False,
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,

@@ -78,9 +78,7 @@ def draft_of(path: Path) -> Iterator[Path]:
     """
     path = path.expanduser().resolve()  # through links: what they point to is replaced, not they
     if path.is_dir() or not path.parent.is_dir():
-        raise OpenBlipError(
-            f"{path} cannot be written: give --output the name of a file in an existing folder"
-        )
+        raise OpenBlipError(f"{path} cannot be written: give --output the name of a file in an existing folder")
     if path.exists() and not path.is_file():
         yield path  # a pipe or /dev/null is written to, never replaced
         return
@@ -115,9 +113,7 @@ def complain(error: Exception) -> None:
     print(f"error: {text}", file=sys.stderr, flush=True)
 
 
-def attempt(
-    images: Iterable[str], work: Callable[[str], Result]
-) -> Iterator[tuple[str, Result | ImageError]]:
+def attempt(images: Iterable[str], work: Callable[[str], Result]) -> Iterator[tuple[str, Result | ImageError]]:
     """Each image with what `work` makes of it, or with what is wrong with it."""
     for image in images:
         try:

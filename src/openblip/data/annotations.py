@@ -72,9 +72,7 @@ def _rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise OpenBlipError(
-            f"no annotation file at {path}: point data_root at the folder that has it"
-        ) from None
+        raise OpenBlipError(f"no annotation file at {path}: point data_root at the folder that has it") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -7,7 +7,6 @@ questions for captioned images, and their inverse gives captions for images that
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 COLORS = frozenset("black white red blue green yellow brown gray grey orange pink purple tan".split())
@@ -64,11 +63,8 @@ def statement_from_question(question: str, answer: str) -> str | None:
     if words[0] == "where":
         verb, rest = words[1:2], words[2:]
         return " ".join([*rest, *verb, "in", "a", answer]) if verb and rest else None
-    if words[0] == "what" and len(words) > 3 and words[1] in ("is", "are", "does", "do") and words[2] in DETERMINERS:
-        # "what is the man carrying" asks for an object: the subject comes first again.
-        verb = [] if words[1] in ("does", "do") else _after_subject(words)
-        if verb is not None:
-            return " ".join([*words[2:], "a", answer])
+    if words[0] == "what" and _asks_for_object(words):
+        return " ".join([*words[2:], "a", answer])
     return " ".join(answer if word == "what" else word for word in words)
 
 
@@ -120,9 +116,12 @@ def _clause(words: list[str], start: int) -> str:
     return " ".join(rest) if rest[0] in ("are", "run", "play", "sit", "stand", "walk", "jump") else ""
 
 
-def _after_subject(words: list[str]) -> list[str] | None:
-    """A marker that a verb follows the subject of "what is the <subject> <verb>ing"."""
-    return ["is"] if any(word.endswith("ing") for word in words[3:]) else None
+def _asks_for_object(words: list[str]) -> bool:
+    """Whether a "what" stands for the object, as in "what is the man carrying" and "what does the man carry"."""
+    if len(words) <= 3 or words[2] not in DETERMINERS:
+        return False
+    verb_follows = any(word.endswith("ing") for word in words[3:])
+    return words[1] in ("does", "do") or (words[1] in ("is", "are") and verb_follows)
 
 
 def _is_thing(word: str) -> bool:

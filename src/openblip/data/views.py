@@ -20,7 +20,6 @@ def make_view(image: Image, name: str, view: int, min_area: float) -> Image:
         name: the image's file name; with `view` it seeds the crop, so that views never change.
         min_area: the smallest share of the area that a crop keeps (BLIP-2: 0.5).
     """
-    from PIL import Image as pil
     from PIL import ImageOps
 
     if view == 0:
@@ -35,4 +34,4 @@ def make_view(image: Image, name: str, view: int, min_area: float) -> Image:
     crop_height = min(height, max(1, round(math.sqrt(area / ratio))))
     left, top = draw.randint(0, width - crop_width), draw.randint(0, height - crop_height)
     crop = image.crop((left, top, left + crop_width, top + crop_height))
-    return crop.transpose(pil.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else crop
+    return ImageOps.mirror(crop) if draw.random() < 0.5 else crop

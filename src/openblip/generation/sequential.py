@@ -44,9 +44,7 @@ def walk(decoder: Decoder, start: Prefilled, options: GenerationOptions) -> Iter
             chosen = scores.argmax(dim=1)
         else:
             chances = shape_distribution(scores, options)
-            picks = [
-                torch.multinomial(chances[place], 1, generator=draws[row]) for place, row in enumerate(live)
-            ]
+            picks = [torch.multinomial(chances[place], 1, generator=draws[row]) for place, row in enumerate(live)]
             chosen = torch.cat(picks)
         told = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
         picked = chosen.tolist()

@@ -79,11 +79,10 @@ class DecoderLayer(nn.Module):
             attn_mask=mask,
             is_causal=mask is None and length > 1,
         )
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        attended: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return attended
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None, index: int, start: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None, index: int, start: int) -> Tensor:
         attended = self.attend(self.attention_norm(x) if self.pre_norm else x, mask, cache, index, start)
         x = x + F.dropout(attended, self.dropout, self.training)
         if not self.pre_norm:
@@ -117,9 +116,7 @@ class Decoder(nn.Module):
         config, weight = self.config, self.tokens.weight
         head_width = config.width // config.num_heads
         dtype = torch.float32 if not weight.is_floating_point() else weight.dtype
-        return KeyValueCache(
-            config.depth, batch, config.num_heads, capacity, head_width, dtype, weight.device
-        )
+        return KeyValueCache(config.depth, batch, config.num_heads, capacity, head_width, dtype, weight.device)
 
     def forward(self, embeds: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Read T more tokens.
@@ -170,9 +167,7 @@ class Decoder(nn.Module):
         return (read[:, None] + seen.cumsum(1)) * seen - 1
 
     @staticmethod
-    def _attention_mask(
-        length: int, start: int, mask: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor | None:
+    def _attention_mask(length: int, start: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
         """[B or 1, 1, T, start + T] bool, True where a query may look; None for plain causal or full view."""
         visible = mask if cache is None else (cache.visible[:, : start + length] if cache.padded else None)
         if visible is None and (start == 0 or length == 1):

@@ -72,7 +72,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=NORM_EPS)
+        self.norm: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(outputs, eps=NORM_EPS)
         self.active = active
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,10 +82,11 @@ class ConvNorm(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Merge the normalisation into the convolution, for inference."""
-        if isinstance(self.norm, nn.Identity):
+        norm = self.norm
+        if isinstance(norm, nn.Identity) or norm.running_mean is None or norm.running_var is None:
             return
-        scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
-        bias = self.norm.bias - self.norm.running_mean * scale
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * scale
         self.conv.weight.mul_(scale[:, None, None, None])
         self.conv.bias = nn.Parameter(bias, requires_grad=False)
         self.norm = nn.Identity()
@@ -105,7 +106,8 @@ class InvertedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = x if self.expand is None else self.expand(x)
         hidden = self.project(self.depthwise(hidden))
-        return x + hidden if self.residual else hidden
+        mixed: Tensor = x + hidden if self.residual else hidden
+        return mixed
 
 
 class EfficientNet(nn.Module):
@@ -123,9 +125,7 @@ class EfficientNet(nn.Module):
                 repeats = math.ceil(repeats * config.depth_scale)
             for repeat in range(repeats):
                 first = repeat == 0
-                blocks.append(
-                    InvertedBottleneck(width, scaled, kernel, stride if first else 1, expansion)
-                )
+                blocks.append(InvertedBottleneck(width, scaled, kernel, stride if first else 1, expansion))
                 width = scaled
         self.blocks = nn.ModuleList(blocks)
         self.head = ConvNorm(width, HEAD_WIDTH, 1)
@@ -143,7 +143,7 @@ class EfficientNet(nn.Module):
         x = self.stem(pixels)
         for block in self.blocks:
             x = block(x)
-        grid = self.head(x)
+        grid: Tensor = self.head(x)
         patches = grid.flatten(2).transpose(1, 2)
         if not self.config.place_width:
             return patches

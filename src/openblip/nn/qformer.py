@@ -11,6 +11,7 @@ self-attention; each has a feed-forward network of its own. Three ways of maskin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -179,8 +180,7 @@ class QFormer(nn.Module):
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(
-            QFormerLayer(config, has_cross_attention=index % config.cross_every == 0)
-            for index in range(config.depth)
+            QFormerLayer(config, has_cross_attention=index % config.cross_every == 0) for index in range(config.depth)
         )
         if config.vocab_size:
             self.words = nn.Embedding(config.vocab_size, config.width)
@@ -188,12 +188,19 @@ class QFormer(nn.Module):
             self.head = TextHead(config)
         nn.init.normal_(self.queries, std=0.02)
 
+    def image_side(self) -> list[nn.Module | nn.Parameter]:
+        """What queries go through: all that learns when there is no text, as in stage 2."""
+        parts: list[nn.Module | nn.Parameter] = [self.queries, self.norm]
+        for layer in self._blocks():
+            parts += [layer.self_attention, layer.query_ffn]
+            if layer.cross_attention is not None:
+                parts.append(layer.cross_attention)
+        return parts
+
     def remember(self, features: Tensor, image_mask: Tensor | None = None) -> ImageMemory:
         """Image features [B, N, image width] (mask [B, N]) to the keys and values that queries read."""
         pairs = [
-            layer.cross_attention.keys_values(features)
-            for layer in self.layers
-            if layer.cross_attention is not None
+            layer.cross_attention.keys_values(features) for layer in self._blocks() if layer.cross_attention is not None
         ]
         return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), _key_mask(image_mask))
 
@@ -206,7 +213,7 @@ class QFormer(nn.Module):
         memory = self._memory(image)
         queries = self._start_queries(memory.batch)
         keys, values = [], []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._blocks()):
             key, value = layer.self_attention.keys_values(queries)
             keys.append(key)
             values.append(value)
@@ -218,7 +225,7 @@ class QFormer(nn.Module):
         """Text alone: ids [B, L] (mask [B, L], False or 0 for padding) to [B, L, D]."""
         x = self._embed_text(ids)
         key_mask = _key_mask(mask)
-        for layer in self.layers:
+        for layer in self._blocks():
             x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
             x = layer.feed_text(x)
         return x
@@ -231,7 +238,7 @@ class QFormer(nn.Module):
         if mask is None:
             mask = torch.ones_like(ids, dtype=torch.bool)
         key_mask = _key_mask(torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1))
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._blocks()):
             x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
             queries = layer.feed_queries(x[:, :count], memory, index // self.config.cross_every)
             x = torch.cat([queries, layer.feed_text(x[:, count:])], dim=1)
@@ -245,7 +252,7 @@ class QFormer(nn.Module):
         if mask is not None:
             allowed = allowed & mask.bool()[:, None]
         allowed = F.pad(allowed, (count, 0), value=True)[:, None]
-        for layer, past_keys, past_values in zip(self.layers, seen.keys, seen.values, strict=True):
+        for layer, past_keys, past_values in zip(self._blocks(), seen.keys, seen.values, strict=True):
             keys, values = layer.self_attention.keys_values(x)
             keys = torch.cat([past_keys, keys], dim=2)
             values = torch.cat([past_values, values], dim=2)
@@ -257,6 +264,9 @@ class QFormer(nn.Module):
         self._require_text()
         logits: Tensor = self.head(hidden, self.words.weight)
         return logits
+
+    def _blocks(self) -> list[QFormerLayer]:
+        return cast("list[QFormerLayer]", list(self.layers))
 
     def _memory(self, image: Tensor | ImageMemory) -> ImageMemory:
         return image if isinstance(image, ImageMemory) else self.remember(image)

@@ -253,9 +253,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"pixels are [batch, 3, height, width], not {list(pixels.shape)}")
         height, width, patch = pixels.shape[2], pixels.shape[3], self.config.patch_size
         if height % patch or width % patch or not (height and width):
-            raise ValueError(
-                f"image height {height} and width {width} must be multiples of the patch size {patch}"
-            )
+            raise ValueError(f"image height {height} and width {width} must be multiples of the patch size {patch}")
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
         x = torch.cat((self.class_token.expand(pixels.shape[0], -1, -1), patches), dim=1)
         x = x + interpolate_positions(self.positions, height // patch, width // patch)

@@ -53,7 +53,8 @@ def encoder_for(parts: ModelParts, precision: Precision) -> Callable[[torch.Tens
     if isinstance(encoder, EfficientNet):
         encoder.fold()
     dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
-    encoder = encoder.to(dtype=dtype, memory_format=torch.channels_last)
+    encoder.to(dtype)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stub
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         patches: torch.Tensor = encoder(pixels.to(dtype=dtype, memory_format=torch.channels_last))

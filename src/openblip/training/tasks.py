@@ -123,14 +123,7 @@ class Stage2Task(Task):
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         network = self.parts.network
-        qformer = network.qformer
-        image_side = [
-            module
-            for layer in qformer.layers
-            for module in (layer.self_attention, layer.cross_attention, layer.query_ffn)
-            if module is not None
-        ]
-        parts = [network.vision_norm, qformer.queries, qformer.norm, *image_side, network.prompt_projection]
+        parts = [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
         return [*parts, network.decoder] if self.train_decoder else parts
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
@@ -165,6 +158,4 @@ def _required(features: Tensor | None) -> Tensor:
 
 def batch_features(batch: Sequence[Drawn], caches: Sequence[FeatureCache]) -> Tensor:
     """Cached patches of a batch that mixes data sources: float32 [B, N, C]."""
-    return torch.cat(
-        [caches[drawn.source].patches([drawn.image.image.name], [drawn.view]) for drawn in batch]
-    )
+    return torch.cat([caches[drawn.source].patches([drawn.image.image.name], [drawn.view]) for drawn in batch])

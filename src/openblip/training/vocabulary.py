@@ -40,7 +40,7 @@ class TrimmedVocabulary:
 def trim_wordpiece(vocabulary: list[str], texts: Iterable[str], vocab_size: int) -> TrimmedVocabulary:
     """Keep the pieces that `texts` use most, and every single character, so that any word still encodes."""
     full = _wordpiece({piece: index for index, piece in enumerate(vocabulary)})
-    counts: Counter[str] = Counter()
+    counts: Counter[int] = Counter()
     for encoding in full.encode_batch_fast(list(texts), add_special_tokens=False):
         counts.update(encoding.ids)
     ids = {piece: index for index, piece in enumerate(vocabulary)}
