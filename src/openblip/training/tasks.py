@@ -58,15 +58,16 @@ class LanguageTask(Task):
         return [self.parts.network.decoder]
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        rows = []
+        rows, given = [], []
         for drawn in batch:
             target = choose_target(drawn.image, self.mixture, self.parts.prompts, drawn.draw)
             context = choose_context(drawn.image, target, drawn.draw)
-            rows.append(encode_target(target, context, self.tokenizer, self.stop_id))
+            row = encode_target(target, context, self.tokenizer, self.stop_id)
+            rows.append(row)
+            # The words of questions are learnt, too, but no prompt's beginning: whether there is one is up to the user.
+            asked = target.question is not None
+            given.append(row.ids.index(self.tokenizer.start_id) + 2 if asked else row.given)
         ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
-        # A prompt's words are learnt, too, but not whether there is a prompt: that is the user's choice.
-        starts = [row.ids.index(self.tokenizer.start_id) + 1 for row in rows]
-        given = [start + (start < row.given) for start, row in zip(starts, rows, strict=True)]
         labels = mask_labels(ids, mask, given)
         decoder = self.parts.network.decoder
         logits = decoder.logits(decoder(decoder.embed(ids)))

@@ -1,0 +1,53 @@
+"""Retrieval scores against a ranking written out by hand, and what re-ranking may and may not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from openblip.evaluation.retrieval import score_retrieval
+
+
+def never(images: Sequence[int], texts: Sequence[int]) -> Tensor:
+    raise AssertionError("ITM was asked although nothing is re-ranked")
+
+
+def unit(rows: list[list[float]]) -> Tensor:
+    return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
+
+
+def test_recall_by_hand() -> None:
+    # Three images of two queries each; a text belongs to the image whose better query is nearer.
+    images = unit([[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 1, 0]]).view(3, 2, 3)
+    texts = unit([[1, 0.1, 0], [0, 1, 0.1], [1, 0.9, 0], [0.1, 1, 0]])
+    scores = score_retrieval(images, texts, [0, 1, 2, 2], never, rerank=0)
+    # Texts 0, 1, 2 find their images first; text 3 finds image 1 before its own image 2.
+    assert scores.text_to_image.at_1 == pytest.approx(3 / 4)
+    assert scores.text_to_image.at_5 == 1
+    # Images 0 and 2 find a text of theirs first, and so does image 1, whose query is nearest text 3 or 1.
+    first = (images[1] @ texts.T).amax(0).argmax().item()
+    assert scores.image_to_text.at_1 == pytest.approx((2 + (first == 1)) / 3)
+
+
+def test_matching_decides_among_the_best_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(30, 1, 8, generator=generator), dim=-1)
+    texts = torch.nn.functional.normalize(images[:, 0] + 0.8 * torch.randn(30, 8, generator=generator), dim=-1)
+    owners = list(range(30))
+
+    def oracle(chosen_images: Sequence[int], chosen_texts: Sequence[int]) -> Tensor:
+        return torch.tensor([8.0 if i == t else -8.0 for i, t in zip(chosen_images, chosen_texts, strict=True)])
+
+    plain = score_retrieval(images, texts, owners, never, rerank=0)
+    ranked = score_retrieval(images, texts, owners, oracle, rerank=5)
+    assert plain.text_to_image.at_1 < plain.text_to_image.at_5 < 1
+    # A perfect matcher lifts R@1 to R@5, and cannot lift what contrast left out.
+    for before, after in (
+        (plain.text_to_image, ranked.text_to_image),
+        (plain.image_to_text, ranked.image_to_text),
+    ):
+        assert after.at_1 == after.at_5 == before.at_5
+        assert after.at_10 == pytest.approx(before.at_10)
