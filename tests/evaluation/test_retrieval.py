@@ -16,7 +16,7 @@ def never(images: Sequence[int], texts: Sequence[int]) -> Tensor:
 
 
 def unit(rows: list[list[float]]) -> Tensor:
-    return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
+    return torch.nn.functional.normalize(torch.tensor(rows).float(), dim=-1)
 
 
 def test_recall_by_hand() -> None:

@@ -282,3 +282,13 @@ def test_next_token_loss_looks_one_ahead() -> None:
         for row, place in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     ]
     assert close(next_token_loss(logits, ids), torch.stack(expected).mean())
+
+
+def test_texts_of_one_image_share_its_prompt(network: Blip2Network) -> None:
+    text, features = texts(batch=4, length=9), random(2, 5, 12)
+    targets = labels(text, given=1)
+    shared = stage2_loss(network, features, text, targets)
+    repeated = stage2_loss(network, features.repeat_interleave(2, dim=0), text, targets)
+    assert close(shared, repeated, 1e-6)
+    other = stage2_loss(network, features.flip(0), text, targets)
+    assert not close(shared, other, 1e-3)

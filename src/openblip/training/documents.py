@@ -49,6 +49,21 @@ def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, 
     return Target(prompts.caption, caption)
 
 
+def choose_targets(
+    image: ImageText, mixture: Mixture, prompts: PromptTemplates, draw: random.Random, count: int
+) -> list[Target]:
+    """Several texts of one image, different ones as far as it has them."""
+    chosen: list[Target] = []
+    for _ in range(count):
+        target = choose_target(image, mixture, prompts, draw)
+        for _ in range(3):
+            if target not in chosen:
+                break
+            target = choose_target(image, mixture, prompts, draw)
+        chosen.append(target)
+    return chosen
+
+
 def choose_caption(image: ImageText, mixture: Mixture, draw: random.Random) -> str:
     """A caption, or by share a statement; whichever there is."""
     if image.statements and (not image.captions or draw.random() < mixture.statements):

@@ -162,11 +162,14 @@ def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels
 
     Args:
         features: [B, N, image width], already normalised.
-        text: prompt and target together, beginning with the language model's start token.
-        labels: [B, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
+        text: prompt and target together, beginning with the language model's start token: [T, L]. T is B or
+            a multiple of it: the texts of an image stand together, and its visual prompt is computed once.
+        labels: [T, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
             token itself, is predicted from the last visual token, as in LAVIS.
     """
     prompt = network.visual_prompt(features)
+    if len(text.ids) != len(prompt):
+        prompt = prompt.repeat_interleave(len(text.ids) // len(prompt), dim=0)
     embeds = torch.cat([prompt, network.decoder.embed(text.ids).to(prompt)], dim=1)
     seen = text.mask.new_ones(prompt.shape[:2])
     hidden = network.decoder(embeds, torch.cat([seen, text.mask], dim=1))

@@ -110,6 +110,7 @@ class Recipe:
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         cache: folder for the frozen encoder's features.
         epochs: passes over the images.
+        texts_per_image: texts that a stage-2 batch asks of each image, whose visual prompt they share.
         text_tokens: longest text in stage 1, in tokens; longer ones are cut.
         itm_share: share of each stage-1 batch that matching (ITM), the costliest loss, looks at.
         save_every: steps between checkpoints to resume from.
@@ -131,6 +132,7 @@ class Recipe:
     seed: int = 42
     precision: Precision = Precision.FLOAT32
     threads: int = 0
+    texts_per_image: int = 1
     text_tokens: int = 32
     itm_share: float = 1.0
     log_every: int = 20

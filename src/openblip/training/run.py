@@ -105,7 +105,7 @@ def _make_task(recipe: Recipe, parts: ModelParts) -> Task:
         return LanguageTask(parts, recipe.mixture)
     if recipe.stage is Stage.STAGE1:
         return Stage1Task(parts, recipe.mixture, recipe.text_tokens, recipe.itm_share)
-    return Stage2Task(parts, recipe.mixture, recipe.train_decoder)
+    return Stage2Task(parts, recipe.mixture, recipe.texts_per_image, recipe.train_decoder)
 
 
 def _has_text(image: ImageText, stage: Stage) -> bool:

@@ -18,6 +18,7 @@ from openblip.training.documents import (
     choose_caption,
     choose_context,
     choose_target,
+    choose_targets,
     encode_target,
 )
 from openblip.training.objectives import (
@@ -117,8 +118,9 @@ class Stage2Task(Task):
 
     needs_features = True
 
-    def __init__(self, parts: ModelParts, mixture: Mixture, train_decoder: bool) -> None:
-        self.parts, self.mixture, self.train_decoder = parts, mixture, train_decoder
+    def __init__(self, parts: ModelParts, mixture: Mixture, texts_per_image: int, train_decoder: bool) -> None:
+        self.parts, self.mixture = parts, mixture
+        self.texts_per_image, self.train_decoder = texts_per_image, train_decoder
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
 
@@ -128,15 +130,15 @@ class Stage2Task(Task):
         return [*parts, network.decoder] if self.train_decoder else parts
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        rows = [self._encode(drawn) for drawn in batch]
+        rows = [row for drawn in batch for row in self._encode(drawn)]
         ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
         labels = mask_labels(ids, mask, [row.given for row in rows])
         network = self.parts.network
         return {"lm": stage2_loss(network, network.normalise(_required(features)), TextBatch(ids, mask), labels)}
 
-    def _encode(self, drawn: Drawn) -> EncodedTarget:
-        target = choose_target(drawn.image, self.mixture, self.parts.prompts, drawn.draw)
-        return encode_target(target, "", self.tokenizer, self.stop_id)
+    def _encode(self, drawn: Drawn) -> list[EncodedTarget]:
+        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
+        return [encode_target(target, "", self.tokenizer, self.stop_id) for target in targets]
 
 
 def mask_labels(ids: Tensor, mask: Tensor, given: Sequence[int]) -> Tensor:
