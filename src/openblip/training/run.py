@@ -15,6 +15,7 @@ from openblip.checkpoints.parts import ModelParts
 from openblip.data.features import FeatureCache, ViewPlan, cache_features, fingerprint
 from openblip.data.pairs import DataSource, ImageText, gather
 from openblip.errors import CheckpointError
+from openblip.nn.blip2 import Blip2Network
 from openblip.nn.efficientnet import EfficientNet
 from openblip.training.assemble import assemble
 from openblip.training.batches import BatchPlan
@@ -96,8 +97,21 @@ def _start_model(recipe: Recipe, images: list[list[ImageText]]) -> ModelParts:
         if other.network.config.decoder != parts.network.config.decoder:
             raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
         parts.network.decoder.load_state_dict(other.network.decoder.state_dict())
+        scale_prompt(parts.network)
         parts = replace(parts, tokenizer=other.tokenizer)
     return parts
+
+
+@torch.no_grad()
+def scale_prompt(network: Blip2Network) -> None:
+    """Start the projection into a language model's space at the size of that model's own word embeddings.
+
+    Visual tokens many times larger than any word would drown what stands beside them.
+    """
+    words = network.decoder.tokens.weight.square().mean().sqrt()
+    width = network.config.qformer.width
+    network.prompt_projection.weight.normal_(std=float(words) / width**0.5)
+    network.prompt_projection.bias.zero_()
 
 
 def _make_task(recipe: Recipe, parts: ModelParts) -> Task:
