@@ -69,6 +69,9 @@ def tiny_parts() -> ModelParts:
 def lively(network: Blip2Network) -> Blip2Network:
     """Weights so large that what the network says depends on what it sees: small ones say the same of all."""
     generator = torch.Generator().manual_seed(7)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.05, generator=generator)
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.3, generator=generator)
