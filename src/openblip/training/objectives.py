@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.nn.blip2 import Blip2Network, itc_similarity
+from openblip.nn.decoder import Decoder
 from openblip.nn.qformer import ImageMemory
 
 IGNORED = -100
@@ -173,8 +174,22 @@ def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels
     embeds = torch.cat([prompt, network.decoder.embed(text.ids).to(prompt)], dim=1)
     seen = text.mask.new_ones(prompt.shape[:2])
     hidden = network.decoder(embeds, torch.cat([seen, text.mask], dim=1))
-    logits = network.decoder.logits(hidden[:, prompt.shape[1] - 1 : -1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    return decoder_loss(network.decoder, hidden[:, prompt.shape[1] - 1 : -1], labels)
+
+
+def language_loss(decoder: Decoder, text: TextBatch, labels: Tensor) -> Tensor:
+    """Language-model loss of text alone: labels [B, L] as in `stage2_loss`, their first column unused."""
+    hidden = decoder(decoder.embed(text.ids))
+    return decoder_loss(decoder, hidden[:, :-1], labels[:, 1:])
+
+
+def decoder_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of labels [B, L] given the hidden states before them [B, L, width].
+
+    Only what has a label is scored: the vocabulary is the widest layer of a small model.
+    """
+    wanted = labels != IGNORED
+    return F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted])
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -110,7 +110,8 @@ class Recipe:
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         cache: folder for the frozen encoder's features.
         epochs: passes over the images.
-        texts_per_image: texts that a stage-2 batch asks of each image, whose visual prompt they share.
+        texts_per_image: texts that a language or stage-2 batch takes of each image; in stage 2 they share its
+            visual prompt.
         text_tokens: longest text in stage 1, in tokens; longer ones are cut.
         itm_share: share of each stage-1 batch that matching (ITM), the costliest loss, looks at.
         save_every: steps between checkpoints to resume from.

@@ -116,7 +116,7 @@ def scale_prompt(network: Blip2Network) -> None:
 
 def _make_task(recipe: Recipe, parts: ModelParts) -> Task:
     if recipe.stage is Stage.LANGUAGE:
-        return LanguageTask(parts, recipe.mixture)
+        return LanguageTask(parts, recipe.mixture, recipe.texts_per_image)
     if recipe.stage is Stage.STAGE1:
         return Stage1Task(parts, recipe.mixture, recipe.text_tokens, recipe.itm_share)
     return Stage2Task(parts, recipe.mixture, recipe.texts_per_image, recipe.train_decoder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,20 @@ from openblip.training.documents import (
     EncodedTarget,
     choose_caption,
     choose_context,
-    choose_target,
     choose_targets,
     encode_target,
 )
 from openblip.training.objectives import (
     IGNORED,
     TextBatch,
-    next_token_loss,
+    language_loss,
     stage1_loss,
     stage2_loss,
 )
 from openblip.training.recipe import Mixture
+
+CHUNK = 32
+"""Texts that go through the language model together when it is trained alone."""
 
 
 class Task(ABC):
@@ -50,8 +53,8 @@ class LanguageTask(Task):
 
     needs_features = False
 
-    def __init__(self, parts: ModelParts, mixture: Mixture) -> None:
-        self.parts, self.mixture = parts, mixture
+    def __init__(self, parts: ModelParts, mixture: Mixture, texts_per_image: int) -> None:
+        self.parts, self.mixture, self.texts_per_image = parts, mixture, texts_per_image
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
 
@@ -59,20 +62,31 @@ class LanguageTask(Task):
         return [self.parts.network.decoder]
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        rows, given = [], []
-        for drawn in batch:
-            target = choose_target(drawn.image, self.mixture, self.parts.prompts, drawn.draw)
+        documents = sorted(
+            (document for drawn in batch for document in self._documents(drawn)), key=lambda row: len(row.ids)
+        )
+        # Documents of like length go together, so that little of a chunk is padding.
+        chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
+        counts = [sum(len(row.ids) - row.given for row in chunk) for chunk in chunks]
+        losses = [self._loss(chunk) * count for chunk, count in zip(chunks, counts, strict=True)]
+        return {"lm": torch.stack(losses).sum() / sum(counts)}
+
+    def _documents(self, drawn: Drawn) -> list[EncodedTarget]:
+        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
+        rows = []
+        for target in targets:
             context = choose_context(drawn.image, target, drawn.draw)
             row = encode_target(target, context, self.tokenizer, self.stop_id)
+            if target.question is not None:
+                # The words of questions are learnt, too, but not whether one is asked: that is up to the user.
+                row = replace(row, given=row.ids.index(self.tokenizer.start_id) + 2)
             rows.append(row)
-            # The words of questions are learnt, too, but no prompt's beginning: whether there is one is up to the user.
-            asked = target.question is not None
-            given.append(row.ids.index(self.tokenizer.start_id) + 2 if asked else row.given)
-        ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
-        labels = mask_labels(ids, mask, given)
-        decoder = self.parts.network.decoder
-        logits = decoder.logits(decoder(decoder.embed(ids)))
-        return {"lm": next_token_loss(logits, labels)}
+        return rows
+
+    def _loss(self, documents: Sequence[EncodedTarget]) -> Tensor:
+        ids, mask = pad_ids([row.ids for row in documents], self.tokenizer.pad_id)
+        labels = mask_labels(ids, mask, [row.given for row in documents])
+        return language_loss(self.parts.network.decoder, TextBatch(ids, mask), labels)
 
 
 class Stage1Task(Task):
