@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ from openblip.training.vocabulary import train_decoder_tokenizer, trim_wordpiece
 
 if TYPE_CHECKING:
     from openblip.model import Blip2
+
+# The models of these tests are tiny: more threads only wait for one another, for minutes on a busy machine.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SENTENCES = [
     "a dog runs on the beach",
