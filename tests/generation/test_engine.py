@@ -161,6 +161,8 @@ def test_a_prompt_at_the_limit_fits_and_one_beyond_is_refused(decoder: Decoder) 
         ({"num_return": 2}, "2 texts from 1 beams"),
         ({"num_beams": 2, "sample": True}, "one or the other"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from openblip.errors import OptionError
@@ -55,14 +56,14 @@ class GenerationOptions:
             raise OptionError(
                 f"{self.num_return} texts from {self.num_beams} beams: give at least as many beams, or sample"
             )
-        if self.temperature <= 0:
-            raise OptionError(f"temperature is {self.temperature}: it must be above 0")
+        if not 0 < self.temperature < math.inf:
+            raise OptionError(f"temperature is {self.temperature}: it must be a number above 0")
         if self.top_k < 0:
             raise OptionError(f"top_k is {self.top_k}: it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
-        if self.repetition_penalty <= 0:
-            raise OptionError(f"repetition_penalty is {self.repetition_penalty}: it must be above 0")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise OptionError(f"repetition_penalty is {self.repetition_penalty}: it must be a number above 0")
 
 
 @dataclass(frozen=True)
