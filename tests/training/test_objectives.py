@@ -23,6 +23,8 @@ from openblip.training.objectives import (
     draw_negatives,
     matching_loss,
     next_token_loss,
+    read_behind,
+    self_critical_loss,
     stage1_loss,
     stage2_loss,
 )
@@ -284,11 +286,38 @@ def test_next_token_loss_looks_one_ahead() -> None:
     assert close(next_token_loss(logits, ids), torch.stack(expected).mean())
 
 
-def test_texts_of_one_image_share_its_prompt(network: Blip2Network) -> None:
-    text, features = texts(batch=4, length=9), random(2, 5, 12)
-    targets = labels(text, given=1)
-    shared = stage2_loss(network, features, text, targets)
-    repeated = stage2_loss(network, features.repeat_interleave(2, dim=0), text, targets)
-    assert close(shared, repeated, 1e-6)
-    other = stage2_loss(network, features.flip(0), text, targets)
-    assert not close(shared, other, 1e-3)
+# -- learning from rewards
+
+
+def drawn_texts(network: Blip2Network) -> tuple[TextBatch, Tensor, Tensor]:
+    """Two texts for each of two images, behind prompts that take gradients."""
+    text = texts(batch=4, length=9)
+    return text, labels(text, given=1), network.visual_prompt(random(2, 5, 12)).repeat_interleave(2, dim=0)
+
+
+def log_likelihoods(network: Blip2Network, text: TextBatch, targets: Tensor, prompt: Tensor) -> Tensor:
+    scores = network.decoder.logits(read_behind(network.decoder, prompt, text)).log_softmax(-1)
+    told = scores.gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    return told.masked_fill(targets == IGNORED, 0).sum(1)
+
+
+def test_self_critical_loss_is_the_policy_gradient(network: Blip2Network) -> None:
+    text, targets, prompt = drawn_texts(network)
+    rewards = torch.tensor([[0.9, 0.1], [0.2, 0.5]])
+    loss = self_critical_loss(network.decoder, read_behind(network.decoder, prompt, text), targets, rewards)
+    assert loss.item() == pytest.approx(-rewards.mean().item(), abs=1e-6)
+    # each text against the other one of its image
+    against = torch.tensor([0.8, -0.8, -0.3, 0.3])
+    words = (targets != IGNORED).sum()
+    expected = -(against * log_likelihoods(network, text, targets, prompt)).sum() / words
+    weight = network.prompt_projection.weight
+    found = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    assert close(found, torch.autograd.grad(expected, weight)[0])
+
+
+def test_texts_that_earn_alike_teach_nothing(network: Blip2Network) -> None:
+    text, targets, prompt = drawn_texts(network)
+    hidden = read_behind(network.decoder, prompt, text)
+    self_critical_loss(network.decoder, hidden, targets, torch.full((2, 2), 0.7)).backward()
+    assert network.prompt_projection.weight.grad is not None
+    assert network.prompt_projection.weight.grad.abs().max() < 1e-7

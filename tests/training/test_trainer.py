@@ -75,14 +75,21 @@ def curve(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("stage", ["language", "stage1", "stage2"])
+EXTRAS = ["keep_matching=0.5", "self_critical=3", "train_decoder=true"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "extras"),
+    [("language", []), ("stage1", []), ("stage2", []), ("stage2", EXTRAS)],
+    ids=["language", "stage1", "stage2", "stage2-extras"],
+)
 def test_a_killed_run_continues_to_the_same_weights(
-    tmp_path: Path, data: Path, tiny_model_folder: Path, stage: str
+    tmp_path: Path, data: Path, tiny_model_folder: Path, stage: str, extras: list[str]
 ) -> None:
     recipe = write_recipe(tmp_path, data, tiny_model_folder, stage)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(load_recipe(recipe, [f"output={whole}"]))
-    command = [sys.executable, "-m", "openblip", "train", str(recipe), f"output={killed}", "epochs=6"]
+    train(load_recipe(recipe, [f"output={whole}", *extras]))
+    command = [sys.executable, "-m", "openblip", "train", str(recipe), f"output={killed}", "epochs=6", *extras]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not (killed / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
@@ -90,7 +97,7 @@ def test_a_killed_run_continues_to_the_same_weights(
         process.send_signal(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
     position = torch.load(killed / CHECKPOINT_FILE, weights_only=True)["position"]
     assert 0 < position["total"] < 24, "the run was over before it was killed"
-    train(load_recipe(recipe, [f"output={killed}"]))
+    train(load_recipe(recipe, [f"output={killed}", *extras]))
     expected, found = weights(whole), weights(killed)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -130,6 +137,25 @@ def test_only_the_stages_parts_change_and_the_loss_falls(
     total = [sum(float(row[part]) for part in parts) for row in rows]
     assert np.mean(total[-8:]) < FALLS[stage] * np.mean(total[:8])
     assert (Path(recipe.output) / "curves.png").stat().st_size > 1000
+
+
+def test_stage2_goes_on_matching_and_learns_from_its_captions_scores(
+    tmp_path: Path, data: Path, tiny_model_folder: Path
+) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage2")
+    imitator = train(load_recipe(recipe, ["epochs=30", "train_decoder=true", "optimizer.lr=5e-3"]))
+    overrides = [f"init={imitator}", f"output={tmp_path / 'critic'}", "epochs=30", "train_decoder=true"]
+    after = train(load_recipe(recipe, [*overrides, "self_critical=4", "keep_matching=0.5"]))
+    rows = curve(after)
+    assert list(rows[0]) == ["step", "epoch", "lr", "lm", "cider", "itc", "itm"]
+
+    def mean(name: str, part: slice) -> float:
+        return float(np.mean([float(row[name]) for row in rows[part]]))
+
+    for name in ("cider", "itc", "itm"):
+        assert mean(name, slice(-20, None)) < mean(name, slice(0, 20)) - 0.02, name
+    changed = {name for name, value in weights(after).items() if not torch.equal(value, weights(imitator)[name])}
+    assert any("text_ffn" in name for name in changed) and any(name.startswith("itm_head") for name in changed)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Path, tiny_model_folder: Path) -> None:

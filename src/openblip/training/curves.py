@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 WINDOW = 50
@@ -16,9 +17,12 @@ class Curves:
     Args:
         folder: where curves.csv and curves.png go.
         steps_done: rows beyond this step, written by a run that was killed before its checkpoint, are dropped.
+        names: of the losses, one column each; a step may lack some of them.
     """
 
-    def __init__(self, folder: Path, steps_done: int) -> None:
+    def __init__(self, folder: Path, steps_done: int, names: Sequence[str]) -> None:
+        self.columns = ["step", "epoch", "lr", *names]
+        self.names = names
         self.path = folder / "curves.csv"
         self.picture = folder / "curves.png"
         self.pending: list[dict[str, str]] = []
@@ -32,9 +36,9 @@ class Curves:
         self.pending.append({"step": str(step), "epoch": str(epoch), "lr": f"{rate:.3e}", **shown})
 
     def means(self) -> dict[str, float]:
-        """Each loss over the last steps."""
-        names = self.recent[-1]
-        return {name: sum(row[name] for row in self.recent) / len(self.recent) for name in names}
+        """Each loss over the last steps that had it."""
+        known = {name: [row[name] for row in self.recent if name in row] for name in self.names}
+        return {name: sum(values) / len(values) for name, values in known.items() if values}
 
     def write(self) -> None:
         """Append what was added since; the first time, rewrite the file without abandoned rows."""
@@ -42,7 +46,7 @@ class Curves:
         if not rows:
             return
         with self.path.open("w" if self.rewrite else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+            writer = csv.DictWriter(file, fieldnames=self.columns)
             if self.rewrite:
                 writer.writeheader()
             writer.writerows(rows)
@@ -58,11 +62,11 @@ class Curves:
         from matplotlib import pyplot
 
         rows = _read(self.path)
-        names = [name for name in rows[0] if name not in ("step", "epoch", "lr")] if rows else []
-        steps = [int(row["step"]) for row in rows]
         figure, axes = pyplot.subplots(figsize=(8, 4.5))
-        for name in names:
-            values = [float(row[name]) for row in rows]
+        for name in self.names:
+            known = [row for row in rows if row[name]]
+            steps = [int(row["step"]) for row in known]
+            values = [float(row[name]) for row in known]
             smooth = [
                 sum(values[max(0, i - WINDOW) : i + 1]) / len(values[max(0, i - WINDOW) : i + 1])
                 for i in range(len(values))

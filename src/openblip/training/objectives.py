@@ -38,6 +38,14 @@ class HardNegatives:
 
 
 @dataclass(frozen=True)
+class PairLoss:
+    """What tells pairs from strangers, each a scalar."""
+
+    itc: Tensor
+    itm: Tensor
+
+
+@dataclass(frozen=True)
 class Stage1Loss:
     """The three parts and their sum, each a scalar."""
 
@@ -73,16 +81,7 @@ def stage1_loss(
     """
     memory = network.qformer.remember(features)
     seen = network.qformer.read_image(memory)
-    image_embeds = network.project_queries(seen.output)
-    text_embeds = network.project_text(network.qformer.text(text.ids, text.mask))
-    # The candidates are constants to those who choose among them, as in LAVIS, which gathers them from all
-    # processes without gradient: images learn from image-to-text alone, texts from text-to-image alone.
-    image_to_text = itc_similarity(image_embeds.float(), text_embeds.detach().float()) / network.temperature
-    text_to_image = itc_similarity(image_embeds.detach().float(), text_embeds.float()).T / network.temperature
-    itc = contrastive_loss(image_to_text, text_to_image, image_ids)
-    if negatives is None:
-        negatives = draw_negatives(image_to_text.detach(), image_ids, generator)
-    itm = matching_loss(network, memory, text, negatives, itm_share)
+    pair = pair_losses(network, memory, seen.output, text, image_ids, negatives, generator, itm_share)
     start_ids = text.ids.clone()
     start_ids[:, 0] = decoder_start_id
     hidden = network.qformer.causal_text(start_ids, text.mask, seen)
@@ -91,7 +90,30 @@ def stage1_loss(
         start_ids.masked_fill(~text.mask.bool(), IGNORED),
         label_smoothing=LABEL_SMOOTHING,
     )
-    return Stage1Loss(itc, itm, itg)
+    return Stage1Loss(pair.itc, pair.itm, itg)
+
+
+def pair_losses(
+    network: Blip2Network,
+    memory: ImageMemory,
+    queries: Tensor,
+    text: TextBatch,
+    image_ids: Tensor | None = None,
+    negatives: HardNegatives | None = None,
+    generator: torch.Generator | None = None,
+    itm_share: float = 1.0,
+) -> PairLoss:
+    """Contrast (ITC) and matching (ITM): arguments as in `stage1_loss`, `queries` [B, Q, D] read from `memory`."""
+    image_embeds = network.project_queries(queries)
+    text_embeds = network.project_text(network.qformer.text(text.ids, text.mask))
+    # The candidates are constants to those who choose among them, as in LAVIS, which gathers them from all
+    # processes without gradient: images learn from image-to-text alone, texts from text-to-image alone.
+    image_to_text = itc_similarity(image_embeds.float(), text_embeds.detach().float()) / network.temperature
+    text_to_image = itc_similarity(image_embeds.detach().float(), text_embeds.float()).T / network.temperature
+    itc = contrastive_loss(image_to_text, text_to_image, image_ids)
+    if negatives is None:
+        negatives = draw_negatives(image_to_text.detach(), image_ids, generator)
+    return PairLoss(itc, matching_loss(network, memory, text, negatives, itm_share))
 
 
 def contrastive_loss(image_to_text: Tensor, text_to_image: Tensor, image_ids: Tensor | None = None) -> Tensor:
@@ -163,18 +185,39 @@ def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels
 
     Args:
         features: [B, N, image width], already normalised.
-        text: prompt and target together, beginning with the language model's start token: [T, L]. T is B or
-            a multiple of it: the texts of an image stand together, and its visual prompt is computed once.
-        labels: [T, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
+        text: prompt and target together, beginning with the language model's start token: [B, L].
+        labels: [B, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
             token itself, is predicted from the last visual token, as in LAVIS.
     """
-    prompt = network.visual_prompt(features)
-    if len(text.ids) != len(prompt):
-        prompt = prompt.repeat_interleave(len(text.ids) // len(prompt), dim=0)
-    embeds = torch.cat([prompt, network.decoder.embed(text.ids).to(prompt)], dim=1)
+    hidden = read_behind(network.decoder, network.visual_prompt(features), text)
+    return decoder_loss(network.decoder, hidden, labels)
+
+
+def read_behind(decoder: Decoder, prompt: Tensor, text: TextBatch) -> Tensor:
+    """Hidden states [B, L, width] that predict each token of a text behind a soft prompt [B, Q, token width]."""
+    embeds = torch.cat([prompt, decoder.embed(text.ids).to(prompt)], dim=1)
     seen = text.mask.new_ones(prompt.shape[:2])
-    hidden = network.decoder(embeds, torch.cat([seen, text.mask], dim=1))
-    return decoder_loss(network.decoder, hidden[:, prompt.shape[1] - 1 : -1], labels)
+    hidden = decoder(embeds, torch.cat([seen, text.mask], dim=1))
+    before: Tensor = hidden[:, prompt.shape[1] - 1 : -1]
+    return before
+
+
+def self_critical_loss(decoder: Decoder, hidden: Tensor, labels: Tensor, rewards: Tensor) -> Tensor:
+    """Minus the mean reward of texts that the model drew; its gradient makes the better ones of an image likelier.
+
+    Self-critical sequence training (Rennie et al. 2017, https://arxiv.org/abs/1612.00563), each text being
+    measured by the other texts of its image (Luo 2020, https://arxiv.org/abs/2003.09971).
+
+    Args:
+        hidden: [T, L, width] before each token; labels: [T, L] as drawn, IGNORED elsewhere.
+        rewards: [B, K], T = B * K: of each image's texts.
+    """
+    count = rewards.shape[1]
+    advantage = (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
+    wanted = labels != IGNORED
+    surprise = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="none")
+    surrogate = (surprise * advantage.flatten()[:, None].expand_as(labels)[wanted]).mean()
+    return surrogate - surrogate.detach() - rewards.mean()
 
 
 def language_loss(decoder: Decoder, text: TextBatch, labels: Tensor) -> Tensor:

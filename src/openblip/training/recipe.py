@@ -113,7 +113,11 @@ class Recipe:
         texts_per_image: texts that a language or stage-2 batch takes of each image; in stage 2 they share its
             visual prompt.
         text_tokens: longest text in stage 1, in tokens; longer ones are cut.
-        itm_share: share of each stage-1 batch that matching (ITM), the costliest loss, looks at.
+        itm_share: share of each batch that matching (ITM), the costliest loss of stage 1, looks at.
+        keep_matching: weight of ITC and ITM in stage 2. Without them (0, as in the paper, which keeps a model a
+            stage) the Q-Former learns to describe and forgets how to match.
+        self_critical: captions to draw for each image in stage 2, which learns from their CIDEr instead of
+            imitating the captions of the data; 0 imitates.
         save_every: steps between checkpoints to resume from.
     """
 
@@ -136,6 +140,8 @@ class Recipe:
     texts_per_image: int = 1
     text_tokens: int = 32
     itm_share: float = 1.0
+    keep_matching: float = 0.0
+    self_critical: int = 0
     log_every: int = 20
     save_every: int = 200
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
@@ -169,6 +175,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise OpenBlipError(f"{path}: {reason}") from error
     if (recipe.init is None) == (recipe.new is None):
         raise OptionError(f"{path}: give either init (a model folder) or new (a model to put together)")
+    if recipe.self_critical == 1:
+        raise OptionError(f"{path}: self_critical is 1: an image's captions are compared, draw at least 2")
     if not recipe.data:
         raise OptionError(f"{path}: data lists no source")
     return recipe

@@ -34,8 +34,8 @@ def train(recipe: Recipe) -> Path:
         torch.set_num_threads(recipe.threads)
     images = [gather(source, Path(recipe.data_root)) for source in recipe.data]
     parts = _start_model(recipe, images)
-    task = _make_task(recipe, parts)
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
+    task = _make_task(recipe, parts, [image for group in usable for image in group])
     caches: list[FeatureCache] = []
     if task.needs_features:
         encode = encoder_for(parts, recipe.precision)
@@ -114,12 +114,12 @@ def scale_prompt(network: Blip2Network) -> None:
     network.prompt_projection.bias.zero_()
 
 
-def _make_task(recipe: Recipe, parts: ModelParts) -> Task:
+def _make_task(recipe: Recipe, parts: ModelParts, images: list[ImageText]) -> Task:
     if recipe.stage is Stage.LANGUAGE:
         return LanguageTask(parts, recipe.mixture, recipe.texts_per_image)
     if recipe.stage is Stage.STAGE1:
         return Stage1Task(parts, recipe.mixture, recipe.text_tokens, recipe.itm_share)
-    return Stage2Task(parts, recipe.mixture, recipe.texts_per_image, recipe.train_decoder)
+    return Stage2Task(parts, recipe, images)
 
 
 def _has_text(image: ImageText, stage: Stage) -> bool:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.parts import ModelParts
 from openblip.data.features import FeatureCache
+from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError
+from openblip.nn.blip2 import Blip2Network
+from openblip.nn.qformer import ImageMemory
 from openblip.text import MatchingText, Tokenizer, pad_ids
 from openblip.training.batches import Drawn
 from openblip.training.documents import (
@@ -24,11 +27,14 @@ from openblip.training.documents import (
 from openblip.training.objectives import (
     IGNORED,
     TextBatch,
+    decoder_loss,
     language_loss,
+    pair_losses,
+    read_behind,
     stage1_loss,
-    stage2_loss,
 )
-from openblip.training.recipe import Mixture
+from openblip.training.recipe import Mixture, Recipe
+from openblip.training.self_critical import SelfCritic
 
 CHUNK = 32
 """Texts that go through the language model together when it is trained alone."""
@@ -38,6 +44,11 @@ class Task(ABC):
     """One stage's loss."""
 
     needs_features: bool
+
+    @property
+    @abstractmethod
+    def loss_names(self) -> tuple[str, ...]:
+        """What `losses` may hold; a batch without anything to say to a loss lacks it."""
 
     @abstractmethod
     def trained(self) -> list[nn.Module | nn.Parameter]:
@@ -52,6 +63,7 @@ class LanguageTask(Task):
     """Next-token loss of the decoder on texts alone."""
 
     needs_features = False
+    loss_names = ("lm",)
 
     def __init__(self, parts: ModelParts, mixture: Mixture, texts_per_image: int) -> None:
         self.parts, self.mixture, self.texts_per_image = parts, mixture, texts_per_image
@@ -93,30 +105,20 @@ class Stage1Task(Task):
     """ITC, ITM and ITG of the Q-Former over frozen features."""
 
     needs_features = True
+    loss_names = ("itc", "itm", "itg")
 
     def __init__(self, parts: ModelParts, mixture: Mixture, text_tokens: int, itm_share: float) -> None:
         self.parts, self.mixture, self.itm_share = parts, mixture, itm_share
-        if parts.matching is None:
-            raise CheckpointError(f"{parts.name} has no text side: stage 1 needs a model that can match")
-        self.matching = MatchingText(parts.matching.tokenizer, min(text_tokens, parts.matching.max_tokens))
+        self.matching = matching_text(parts, text_tokens)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        network = self.parts.network
-        return [
-            network.vision_norm,
-            network.qformer,
-            network.image_projection,
-            network.text_projection,
-            network.itm_head,
-            network.temperature,
-        ]
+        return stage1_parts(self.parts.network)
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
         network = self.parts.network
         texts = [choose_caption(drawn.image, self.mixture, drawn.draw) for drawn in batch]
         text = TextBatch(*self.matching.batch(texts))
-        with torch.no_grad():
-            network.temperature.clamp_(0.001, 0.5)
+        clamp_temperature(network)
         loss = stage1_loss(
             network,
             network.normalise(_required(features)),
@@ -128,37 +130,104 @@ class Stage1Task(Task):
 
 
 class Stage2Task(Task):
-    """Language-model loss through the decoder, behind the visual prompt."""
+    """Language-model loss through the decoder behind the visual prompt, and what the recipe adds to it."""
 
     needs_features = True
 
-    def __init__(self, parts: ModelParts, mixture: Mixture, texts_per_image: int, train_decoder: bool) -> None:
-        self.parts, self.mixture = parts, mixture
-        self.texts_per_image, self.train_decoder = texts_per_image, train_decoder
+    def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText]) -> None:
+        self.parts, self.recipe = parts, recipe
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
+        self.matching = matching_text(parts, recipe.text_tokens) if recipe.keep_matching else None
+        self.critic = SelfCritic(parts, images, recipe.self_critical) if recipe.self_critical else None
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        rewarded = ("cider",) if self.critic else ()
+        return ("lm", *rewarded, *(("itc", "itm") if self.matching else ()))
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         network = self.parts.network
-        parts = [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
-        return [*parts, network.decoder] if self.train_decoder else parts
+        if self.matching is None:
+            parts = [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
+        else:
+            parts = [*stage1_parts(network), network.prompt_projection]
+        return [*parts, network.decoder] if self.recipe.train_decoder else parts
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        rows = [row for drawn in batch for row in self._encode(drawn)]
+        network = self.parts.network
+        memory = network.qformer.remember(network.normalise(_required(features)))
+        queries = network.qformer.image(memory)
+        prompt = network.prompt_projection(queries)
+        losses = self._imitate(batch, prompt)
+        if self.critic is not None:
+            losses |= self.critic.losses(batch, prompt)
+        if self.matching is not None:
+            losses |= self._match(batch, memory, queries)
+        return losses
+
+    def _imitate(self, batch: Sequence[Drawn], prompt: Tensor) -> dict[str, Tensor]:
+        rows, owners = [], []
+        for owner, drawn in enumerate(batch):
+            count = self.recipe.texts_per_image
+            for target in choose_targets(drawn.image, self.recipe.mixture, self.parts.prompts, drawn.draw, count):
+                # What is learnt by reward need not be imitated.
+                if self.critic is None or target.question is not None or not drawn.image.captions:
+                    rows.append(encode_target(target, "", self.tokenizer, self.stop_id))
+                    owners.append(owner)
+        if not rows:
+            return {}
         ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
         labels = mask_labels(ids, mask, [row.given for row in rows])
-        network = self.parts.network
-        return {"lm": stage2_loss(network, network.normalise(_required(features)), TextBatch(ids, mask), labels)}
+        decoder = self.parts.network.decoder
+        return {"lm": decoder_loss(decoder, read_behind(decoder, prompt[owners], TextBatch(ids, mask)), labels)}
 
-    def _encode(self, drawn: Drawn) -> list[EncodedTarget]:
-        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
-        return [encode_target(target, "", self.tokenizer, self.stop_id) for target in targets]
+    def _match(self, batch: Sequence[Drawn], memory: ImageMemory, queries: Tensor) -> dict[str, Tensor]:
+        """ITC and ITM on the images of the batch that are described."""
+        assert self.matching is not None
+        described = [row for row, drawn in enumerate(batch) if drawn.image.descriptions]
+        if len(described) < 2:
+            return {}
+        texts = [choose_caption(batch[row].image, self.recipe.mixture, batch[row].draw) for row in described]
+        clamp_temperature(self.parts.network)
+        loss = pair_losses(
+            self.parts.network,
+            memory.take(torch.tensor(described)),
+            queries[described],
+            TextBatch(*self.matching.batch(texts)),
+            itm_share=self.recipe.itm_share,
+        )
+        return {"itc": loss.itc * self.recipe.keep_matching, "itm": loss.itm * self.recipe.keep_matching}
 
 
 def mask_labels(ids: Tensor, mask: Tensor, given: Sequence[int]) -> Tensor:
     """Ids with padding and the first `given` of each row ignored: [B, L]."""
     before = torch.arange(ids.shape[1])[None] < torch.tensor(given)[:, None]
     return ids.masked_fill(before | ~mask, IGNORED)
+
+
+def stage1_parts(network: Blip2Network) -> list[nn.Module | nn.Parameter]:
+    """All that matching needs, apart from the frozen image encoder."""
+    return [
+        network.vision_norm,
+        network.qformer,
+        network.image_projection,
+        network.text_projection,
+        network.itm_head,
+        network.temperature,
+    ]
+
+
+@torch.no_grad()
+def clamp_temperature(network: Blip2Network) -> None:
+    network.temperature.clamp_(0.001, 0.5)
+
+
+def matching_text(parts: ModelParts, text_tokens: int) -> MatchingText:
+    """The model's text side, with texts cut at `text_tokens`. Raises CheckpointError when it has none."""
+    if parts.matching is None:
+        raise CheckpointError(f"{parts.name} has no text side: this recipe needs a model that can match")
+    return MatchingText(parts.matching.tokenizer, min(text_tokens, parts.matching.max_tokens))
 
 
 def decoder_tokenizer(parts: ModelParts) -> Tokenizer:

@@ -70,7 +70,7 @@ class Trainer:
         """
         self.output.mkdir(parents=True, exist_ok=True)
         self._resume()
-        curves = Curves(self.output, self.position.total)
+        curves = Curves(self.output, self.position.total, self.task.loss_names)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns) as progress:
             bar = progress.add_task("training", total=self.total_steps, completed=self.position.total)
