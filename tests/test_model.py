@@ -157,6 +157,8 @@ def test_draws_repeat_with_a_seed(tiny_model: Blip2, photos: list[Path]) -> None
     assert draw(seed=1) == first
     assert draw(seed=2) != first
     assert len({tuple(draw()) for _ in range(4)}) > 1
+    with pytest.raises(OptionError, match="give top_p, top_k or temperature"):
+        tiny_model.caption(photos, seed=1)
 
 
 # Images

@@ -16,7 +16,7 @@ class TextOptions(TypedDict, total=False):
     Attributes:
         beams: width of the beam search; 1 is greedy.
         top_p, top_k, temperature: giving any of these draws at random instead of searching.
-        seed: makes random draws repeatable.
+        seed: makes random draws repeatable; only with one of these.
         min_tokens, max_tokens: of the new text alone; the prompt never counts.
         length_penalty: above 0 favours long texts in beam search, below 0 short ones.
         repetition_penalty: above 1 discourages words already used.
@@ -47,7 +47,7 @@ def generation_options(options: TextOptions, defaults: Defaults, num_texts: int,
     """The engine's options from the user's.
 
     Raises:
-        OptionError: an unknown name, a value out of range, or beams together with random draws.
+        OptionError: an unknown name, a value out of range, or options that do not go together.
     """
     given = cast(Mapping[str, object], options)
     unknown = sorted(set(given) - set(TextOptions.__annotations__))
@@ -55,6 +55,8 @@ def generation_options(options: TextOptions, defaults: Defaults, num_texts: int,
         known = ", ".join(TextOptions.__annotations__)
         raise OptionError(f"unknown option {', '.join(unknown)}: use {known}")
     sample = any(name in given for name in ("top_p", "top_k", "temperature"))
+    if "seed" in given and not sample:
+        raise OptionError("a seed is for random draws: give top_p, top_k or temperature with it")
     if sample and options.get("beams", 1) > 1:
         raise OptionError("beams searches, top_p, top_k and temperature draw at random: give one or the other")
     beams = 1 if sample else options.get("beams", max(defaults.beams, num_texts))
