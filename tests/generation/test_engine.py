@@ -18,6 +18,7 @@ from openblip.generation.engine import generate, stream
 from openblip.generation.options import GenerationOptions
 from openblip.generation.processors import shape_distribution
 from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.t5 import T5, T5Config
 
 VOCABULARY, WIDTH = 40, 32
 
@@ -30,6 +31,22 @@ def decoder() -> Decoder:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.25)
     return built.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def t5() -> T5:
+    torch.manual_seed(3)
+    built = T5(T5Config(VOCABULARY, WIDTH, 2, 2, 3, 8, 64, relative_buckets=8, relative_reach=12)).eval()
+    for parameter in built.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return built.requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=["decoder", "t5"])
+def model(request: pytest.FixtureRequest) -> Decoder | T5:
+    built: Decoder | T5 = request.getfixturevalue(request.param)
+    return built
 
 
 def prompts(seed: int, count: int) -> list[Tensor]:
@@ -49,11 +66,11 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_a_batch_equals_its_prompts_one_by_one(decoder: Decoder, name: str) -> None:
+def test_a_batch_equals_its_prompts_one_by_one(model: Decoder | T5, name: str) -> None:
     for seed in range(8):
         rows = prompts(seed, 6)
-        together = generate(decoder, rows, OPTIONS[name])
-        alone = [generate(decoder, [row], OPTIONS[name])[0] for row in rows]
+        together = generate(model, rows, OPTIONS[name])
+        alone = [generate(model, [row], OPTIONS[name])[0] for row in rows]
         for one, other in zip(together, alone, strict=True):
             assert [text.ids for text in one] == [text.ids for text in other]
             for text, twin in zip(one, other, strict=True):
@@ -62,12 +79,16 @@ def test_a_batch_equals_its_prompts_one_by_one(decoder: Decoder, name: str) -> N
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_log_probabilities_are_the_models_own(decoder: Decoder, name: str) -> None:
+def test_log_probabilities_are_the_models_own(model: Decoder | T5, name: str) -> None:
     row = prompts(5, 1)[0]
-    for text in generate(decoder, [row], OPTIONS[name])[0]:
+    for text in generate(model, [row], OPTIONS[name])[0]:
         ids = torch.tensor(text.ids)
-        hidden = decoder(torch.cat([row, decoder.embed(ids)])[None])[0]
-        table = decoder.logits(hidden).log_softmax(dim=-1)[len(row) - 1 :]
+        if isinstance(model, T5):
+            # One label more than there are tokens, for what comes after the last.
+            hidden = model.hidden_before(row[None], None, torch.cat([ids, ids.new_zeros(1)])[None])[0]
+        else:
+            hidden = model(torch.cat([row, model.embed(ids)])[None])[0, len(row) - 1 :]
+        table = model.logits(hidden).log_softmax(dim=-1)
         expected = table[torch.arange(len(ids)), ids].tolist()
         assert text.log_probs == pytest.approx(expected, abs=1e-4)
         if text.stop_log_prob is not None:
@@ -77,19 +98,19 @@ def test_log_probabilities_are_the_models_own(decoder: Decoder, name: str) -> No
             )
 
 
-def test_results_are_sorted_and_different(decoder: Decoder) -> None:
-    texts = generate(decoder, prompts(2, 1), GenerationOptions(max_new_tokens=9, num_beams=5, num_return=5))[0]
+def test_results_are_sorted_and_different(model: Decoder | T5) -> None:
+    texts = generate(model, prompts(2, 1), GenerationOptions(max_new_tokens=9, num_beams=5, num_return=5))[0]
     scores = [text.score for text in texts]
     assert scores == sorted(scores, reverse=True)
     assert len({text.ids for text in texts}) == 5
     assert all(len(text.ids) == 9 for text in texts), "the prompt counted as new tokens"
 
 
-def test_the_best_beam_is_at_least_as_likely_as_greedy(decoder: Decoder) -> None:
+def test_the_best_beam_is_at_least_as_likely_as_greedy(model: Decoder | T5) -> None:
     for seed in range(10):
         rows = prompts(seed, 2)
-        greedy = generate(decoder, rows, GenerationOptions(max_new_tokens=6))
-        wide = generate(decoder, rows, GenerationOptions(max_new_tokens=6, num_beams=40, length_penalty=0.0))
+        greedy = generate(model, rows, GenerationOptions(max_new_tokens=6))
+        wide = generate(model, rows, GenerationOptions(max_new_tokens=6, num_beams=40, length_penalty=0.0))
         for one, other in zip(greedy, wide, strict=True):
             assert other[0].score >= one[0].score - 1e-5
 
@@ -121,27 +142,27 @@ def test_draws_follow_the_distribution(decoder: Decoder) -> None:
     assert chi_square < 16.3  # three degrees of freedom, one in a thousand
 
 
-def test_seeds_repeat_and_differ(decoder: Decoder) -> None:
+def test_seeds_repeat_and_differ(model: Decoder | T5) -> None:
     rows = prompts(4, 2)
 
     def draw(seed: int | None) -> list[tuple[int, ...]]:
         options = GenerationOptions(max_new_tokens=10, sample=True, seed=seed)
-        return [texts[0].ids for texts in generate(decoder, rows, options)]
+        return [texts[0].ids for texts in generate(model, rows, options)]
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
     assert draw(None) != draw(None)
 
 
-def test_stream_gives_the_same_tokens_one_by_one(decoder: Decoder) -> None:
+def test_stream_gives_the_same_tokens_one_by_one(model: Decoder | T5) -> None:
     for name in ("greedy", "sample"):
         options = GenerationOptions(**{**vars(OPTIONS[name]), "num_return": 1})
         for row in prompts(6, 3):
             tokens = []
-            for token in stream(decoder, row, options):
+            for token in stream(model, row, options):
                 tokens.append(token)
                 assert not torch.is_inference_mode_enabled()
-            assert tuple(tokens) == generate(decoder, [row], options)[0][0].ids
+            assert tuple(tokens) == generate(model, [row], options)[0][0].ids
 
 
 def test_a_prompt_at_the_limit_fits_and_one_beyond_is_refused(decoder: Decoder) -> None:
@@ -150,6 +171,14 @@ def test_a_prompt_at_the_limit_fits_and_one_beyond_is_refused(decoder: Decoder) 
     with pytest.raises(OptionError, match="55 tokens and 10 new ones exceed the model's 64 positions"):
         generate(decoder, [torch.randn(55, WIDTH), row], GenerationOptions(max_new_tokens=10))
     assert generate(decoder, [], GenerationOptions()) == []
+
+
+def test_t5_reads_its_prompts_once(t5: T5, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    encode = t5.encode
+    monkeypatch.setattr(t5, "encode", lambda embeds, mask: read.append(embeds.shape) or encode(embeds, mask))
+    generate(t5, prompts(1, 3), OPTIONS["beam"])
+    assert len(read) == 1 and read[0][0] == 3
 
 
 @pytest.mark.parametrize(

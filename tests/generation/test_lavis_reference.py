@@ -1,6 +1,6 @@
 """Ids that LAVIS' own generation recorded on small random weights (tests/fixtures/lavis).
 
-LAVIS begins every text with the start token and counts it in `max_length`; ours does neither.
+LAVIS begins every text with the start token and counts OPT's in `max_length`; ours does neither.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.checkpoints.decoder_names import decoder_from_lavis
+from openblip.checkpoints.t5_names import t5_from_lavis
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.t5 import T5, T5Config
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "lavis"
 START, STOP = 2, 3
+T5_STOP = 1
 A_PHOTO_OF = (23, 50, 57)
 
 
@@ -75,3 +78,27 @@ def test_answers_to_questions_of_different_lengths(
         rows.append(torch.cat([visual, decoder.embed(question[mask.bool()])]))
     options = GenerationOptions(max_new_tokens=ids.shape[1] - 1, num_beams=beams, length_penalty=0.0, stop_ids=(STOP,))
     assert [texts[0].ids for texts in generate(decoder, rows, options)] == expected(ids)
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_captions_of_t5(beams: int) -> None:
+    sizes = json.loads((FOLDER / "meta.json").read_text())["config"]["t5"]
+    config = T5Config(
+        sizes["vocab_size"],
+        sizes["d_model"],
+        sizes["num_layers"],
+        sizes["num_decoder_layers"],
+        sizes["num_heads"],
+        sizes["d_kv"],
+        sizes["d_ff"],
+        activation="gelu",
+    )
+    t5 = T5(config).eval()
+    t5.load_state_dict(t5_from_lavis(load_file(FOLDER / "t5_weights.safetensors"), config))
+    recorded = load_file(FOLDER / "t5_ref.safetensors")
+    ids = recorded[f"generate_beam{beams}_ids"]
+    # LAVIS' tokeniser ends the prompt with </s>.
+    prompt = t5.embed(torch.tensor([*A_PHOTO_OF, T5_STOP]))
+    rows = [torch.cat([visual, prompt]) for visual in recorded["inputs_t5"]]
+    options = GenerationOptions(max_new_tokens=ids.shape[1] - 1, num_beams=beams, stop_ids=(T5_STOP,))
+    assert [texts[0].ids for texts in generate(t5, rows, options)] == [tuple(row[1:]) for row in ids.tolist()]

@@ -53,6 +53,9 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         ("", ["precision=int4"], "precision"),
         ("a: [\n", [], "r.yaml"),
         ("", ["colour=red"], "colour"),
+        ("", ["patch_share=0"], "patch_share is 0"),
+        ("", ["dropout=1"], "dropout is 1"),
+        ("", ["self_critical=1"], "at least 2"),
         ("", ["epochs"], "key=value"),
     ],
 )

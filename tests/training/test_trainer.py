@@ -75,7 +75,7 @@ def curve(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-EXTRAS = ["keep_matching=0.5", "self_critical=3", "train_decoder=true"]
+EXTRAS = ["keep_matching=0.5", "self_critical=3", "train_decoder=true", "patch_share=0.5", "dropout=0.3"]
 
 
 @pytest.mark.parametrize(

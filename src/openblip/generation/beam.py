@@ -1,7 +1,7 @@
 """Beam search with finished texts set aside, as transformers defines it, so that its ids are the same.
 
-A prompt's live beams share their prefix in the cache: it is read once and never copied again; only what
-the beams generated moves when they change places.
+A prompt's live beams share what was read of it: that is read once and never copied again; only what the
+beams generated moves when they change places.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from openblip.generation.options import Generation, GenerationOptions, make_generation
-from openblip.generation.prefill import Prefilled, step
+from openblip.generation.prefill import Prefilled
 from openblip.generation.processors import apply_rules
-from openblip.nn.decoder import Decoder
 
 NEVER = -1.0e9
 """The score of what must not be chosen; finite, as -inf would turn sums into NaN."""
@@ -127,12 +126,12 @@ class Beams:
         return part
 
 
-def generate_beams(decoder: Decoder, start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
+def generate_beams(start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
     """The `num_return` best texts of each prompt."""
     count, beams = start.logits.shape[0], options.num_beams
     device = start.logits.device
     state = Beams(count, options, device)
-    start.cache.take_rows(torch.arange(count, device=device).repeat_interleave(beams))
+    start.reading.take_rows(torch.arange(count, device=device).repeat_interleave(beams))
     logits = start.logits.repeat_interleave(beams, dim=0)
     prompt_ids = start.prompt_ids.repeat_interleave(beams, dim=0)
     found: dict[int, list[Generation]] = {}
@@ -147,10 +146,10 @@ def generate_beams(decoder: Decoder, start: Prefilled, options: GenerationOption
             found |= state.take((~state.open).nonzero()[:, 0]).results(options)
             rows = (going[:, None] * beams + torch.arange(beams, device=device)).flatten()
             state, parents, prompt_ids = state.take(going), parents[going], prompt_ids[rows]
-            start.cache.take_rows(rows)
+            start.reading.take_rows(rows)
         offsets = torch.arange(len(parents), device=device)[:, None] * beams
-        start.cache.reorder((parents + offsets).flatten(), start.length)
-        logits = step(decoder, state.tokens[:, :, length - 1].flatten(), start.cache)
+        start.reading.reorder((parents + offsets).flatten())
+        logits = start.reading.step(state.tokens[:, :, length - 1].flatten())
     found |= state.results(options)
     return [found[prompt] for prompt in range(count)]
 

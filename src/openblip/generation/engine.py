@@ -12,11 +12,12 @@ from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import prefill
 from openblip.generation.sequential import generate_sequentially, walk
 from openblip.nn.decoder import Decoder
+from openblip.nn.t5 import T5
 
 
 @torch.inference_mode()
 def generate(
-    decoder: Decoder,
+    model: Decoder | T5,
     prompts: Sequence[Tensor],
     options: GenerationOptions,
     prompt_ids: Sequence[Tensor] | None = None,
@@ -24,7 +25,8 @@ def generate(
     """Go on from each prompt; results do not depend on what else is in the batch.
 
     Args:
-        prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths.
+        prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths. A T5 reads them
+            in its encoder.
         prompt_ids: ids [n_i] that the repetition penalty counts as used already; by default only what is
             generated counts.
 
@@ -36,17 +38,17 @@ def generate(
     """
     if not prompts:
         return []
-    start = prefill(decoder, prompts, options.max_new_tokens, prompt_ids)
+    start = prefill(model, prompts, options.max_new_tokens, prompt_ids)
     search = generate_beams if options.num_beams > 1 else generate_sequentially
-    return search(decoder, start, options)
+    return search(start, options)
 
 
-def stream(decoder: Decoder, prompt: Tensor, options: GenerationOptions) -> Iterator[int]:
+def stream(model: Decoder | T5, prompt: Tensor, options: GenerationOptions) -> Iterator[int]:
     """Tokens of one greedy or sampled text as they are chosen, without the stop token."""
     # A generator must not leave inference mode switched on for its caller between two tokens.
     with torch.inference_mode():
-        start = prefill(decoder, [prompt], options.max_new_tokens, None)
-        tokens = walk(decoder, start, options)
+        start = prefill(model, [prompt], options.max_new_tokens, None)
+        tokens = walk(start, options)
     while True:
         with torch.inference_mode():
             found = next(tokens, None)

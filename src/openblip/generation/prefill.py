@@ -1,4 +1,4 @@
-"""Prompts of different lengths read into one cache."""
+"""Prompts of different lengths read as one batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.nn.cache import KeyValueCache
+from openblip.generation.reading import Reading, read
 from openblip.nn.decoder import Decoder
+from openblip.nn.t5 import T5
 
 
 @dataclass
@@ -18,19 +20,18 @@ class Prefilled:
     """What generation goes on from.
 
     Attributes:
-        cache: one row a prompt, padded on the left to `length` tokens.
+        reading: one row a prompt.
         logits: of the first new token [P, vocabulary], float32.
         prompt_ids: [P, n] ids that count for the repetition penalty, padded by repetition; n may be 0.
     """
 
-    cache: KeyValueCache
+    reading: Reading
     logits: Tensor
     prompt_ids: Tensor
-    length: int
 
 
 def prefill(
-    decoder: Decoder, prompts: Sequence[Tensor], new_tokens: int, prompt_ids: Sequence[Tensor] | None
+    model: Decoder | T5, prompts: Sequence[Tensor], new_tokens: int, prompt_ids: Sequence[Tensor] | None
 ) -> Prefilled:
     """Read each prompt [T_i, token width] once, leaving room for `new_tokens`.
 
@@ -39,27 +40,17 @@ def prefill(
     """
     lengths = [prompt.shape[0] for prompt in prompts]
     longest = max(lengths)
-    limit = decoder.config.max_positions
-    if longest + new_tokens > limit:
-        raise OptionError(
-            f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {limit} positions: "
-            "shorten the prompt or lower max_tokens"
-        )
     embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
     mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=embeds.device)
     for row, prompt in enumerate(prompts):
         embeds[row, longest - lengths[row] :] = prompt
         mask[row, longest - lengths[row] :] = True
-    cache = decoder.new_cache(len(prompts), longest + new_tokens)
-    hidden = decoder(embeds, None if min(lengths) == longest else mask, cache)
-    logits = decoder.logits(hidden[:, -1]).float()
-    return Prefilled(cache, logits, _stack_ids(prompt_ids, len(prompts), embeds.device), longest)
-
-
-def step(decoder: Decoder, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-    """Read one more token a row [R] and score the next: [R, vocabulary] float32."""
-    hidden = decoder(decoder.embed(tokens[:, None]), None, cache)
-    return decoder.logits(hidden[:, -1]).float()
+    reading, logits = read(model, embeds, None if min(lengths) == longest else mask, new_tokens)
+    used = _stack_ids(prompt_ids, len(prompts), embeds.device)
+    if isinstance(model, T5):
+        # The start token counts as used, as in transformers.
+        used = F.pad(used, (1, 0), value=model.config.start_id)
+    return Prefilled(reading, logits, used)
 
 
 def _stack_ids(rows: Sequence[Tensor] | None, count: int, device: torch.device) -> Tensor:

@@ -7,21 +7,20 @@ from collections.abc import Iterator
 import torch
 
 from openblip.generation.options import Generation, GenerationOptions, make_generation
-from openblip.generation.prefill import Prefilled, step
+from openblip.generation.prefill import Prefilled
 from openblip.generation.processors import apply_rules, shape_distribution
-from openblip.nn.decoder import Decoder
 
 
-def generate_sequentially(decoder: Decoder, start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
+def generate_sequentially(start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
     """Greedy or sampled texts, `num_return` a prompt; samples are sorted by score."""
     prompts, copies = start.logits.shape[0], options.num_return
     if copies > 1:
         rows = torch.arange(prompts, device=start.logits.device).repeat_interleave(copies)
-        start.cache.take_rows(rows)
+        start.reading.take_rows(rows)
         start.logits, start.prompt_ids = start.logits[rows], start.prompt_ids[rows]
     tokens: list[list[int]] = [[] for _ in range(prompts * copies)]
     log_probs: list[list[float]] = [[] for _ in range(prompts * copies)]
-    for row, token, log_prob in walk(decoder, start, options):
+    for row, token, log_prob in walk(start, options):
         tokens[row].append(token)
         log_probs[row].append(log_prob)
     found = [
@@ -32,9 +31,9 @@ def generate_sequentially(decoder: Decoder, start: Prefilled, options: Generatio
     return [sorted(group, key=lambda text: -text.score) for group in groups]
 
 
-def walk(decoder: Decoder, start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, int, float]]:
+def walk(start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, int, float]]:
     """Yield (row, token, log-probability) as tokens are chosen, stop tokens included."""
-    cache, logits, used = start.cache, start.logits, start.prompt_ids
+    reading, logits, used = start.reading, start.logits, start.prompt_ids
     live = list(range(logits.shape[0]))
     draws = _generators(len(live), options, logits.device) if options.sample else None
     for new_tokens in range(options.max_new_tokens):
@@ -55,10 +54,10 @@ def walk(decoder: Decoder, start: Prefilled, options: GenerationOptions) -> Iter
         used = torch.cat([used, chosen[:, None]], dim=1)
         if len(going) < len(live):
             keep = torch.tensor(going, device=logits.device)
-            cache.take_rows(keep)
+            reading.take_rows(keep)
             chosen, used = chosen[keep], used[keep]
             live = [live[place] for place in going]
-        logits = step(decoder, chosen, cache)
+        logits = reading.step(chosen)
 
 
 def _generators(rows: int, options: GenerationOptions, device: torch.device) -> list[torch.Generator]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from openblip.nn.decoder import Decoder, DecoderConfig
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
+from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import VisionTransformer, VitConfig
 
 
@@ -20,7 +21,8 @@ class Blip2Config:
 
     Attributes:
         qformer: with `vocab_size` 0 the model has no text side and can neither match nor embed.
-        decoder: None for a stage-1 model, which can neither caption nor answer.
+        decoder, t5: the language model, of one kind or the other; both are None for a stage-1 model, which can
+            neither caption nor answer.
         shared_width: width of the space that images and texts share (ITC).
         vision_norm_eps: of the LayerNorm between encoder and Q-Former (LAVIS: 1e-5, unlike its ViT).
     """
@@ -30,6 +32,15 @@ class Blip2Config:
     decoder: DecoderConfig | None = None
     shared_width: int = 256
     vision_norm_eps: float = 1e-5
+    t5: T5Config | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder is not None and self.t5 is not None:
+            raise ValueError("a BLIP-2 has one language model: give either a decoder or a T5")
+
+    @property
+    def language_model(self) -> DecoderConfig | T5Config | None:
+        return self.decoder if self.t5 is None else self.t5
 
 
 class Blip2Network(nn.Module):
@@ -54,9 +65,17 @@ class Blip2Network(nn.Module):
             self.text_projection = nn.Linear(width, config.shared_width)
             self.itm_head = nn.Linear(width, 2)
             self.temperature = nn.Parameter(torch.tensor(0.07))
+        if config.language_model is not None:
+            self.prompt_projection = nn.Linear(width, config.language_model.token_width)
         if config.decoder is not None:
-            self.prompt_projection = nn.Linear(width, config.decoder.token_width)
             self.decoder = Decoder(config.decoder)
+        if config.t5 is not None:
+            self.t5 = T5(config.t5)
+
+    @property
+    def language_model(self) -> Decoder | T5:
+        """The one there is, as generation takes it."""
+        return self.decoder if self.config.t5 is None else self.t5
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] to normalised patches [B, N, image width]."""

@@ -98,6 +98,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.dropout = config.dropout
         self.tokens = nn.Embedding(config.vocab_size, config.token_width)
         self.positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.width)
         projected = config.token_width != config.width
@@ -146,7 +147,7 @@ class Decoder(nn.Module):
             cache.extend(length, mask)
         x = embeds if self.project_in is None else self.project_in(embeds)
         x = x + self.positions(self._positions(read, length, mask) + POSITION_OFFSET)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         attention_mask = self._attention_mask(length, start, mask, cache)
         for index, layer in enumerate(self.layers):
             x = layer(x, attention_mask, cache, index, start)

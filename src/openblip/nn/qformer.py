@@ -177,6 +177,7 @@ class QFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
+        self.dropout = config.dropout
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(
@@ -273,7 +274,7 @@ class QFormer(nn.Module):
 
     def _start_queries(self, batch: int) -> Tensor:
         queries: Tensor = self.norm(self.queries).expand(batch, -1, -1)
-        return F.dropout(queries, self.config.dropout, self.training)
+        return F.dropout(queries, self.dropout, self.training)
 
     def _embed_text(self, ids: Tensor) -> Tensor:
         self._require_text()
@@ -283,7 +284,7 @@ class QFormer(nn.Module):
             )
         places = torch.arange(ids.shape[1], device=ids.device)
         x = self.norm(self.words(ids) + self.positions(places))
-        return F.dropout(x, self.config.dropout, self.training)
+        return F.dropout(x, self.dropout, self.training)
 
     def _require_text(self) -> None:
         if not self.config.vocab_size:

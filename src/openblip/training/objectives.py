@@ -193,6 +193,22 @@ def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels
     return decoder_loss(network.decoder, hidden, labels)
 
 
+def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels: Tensor) -> Tensor:
+    """Language-model loss of T5: image and prompt go into the encoder, the target comes out of the decoder.
+
+    Args:
+        features: [B, N, image width], already normalised.
+        text: the prompt [B, L], ending with </s> as T5's tokeniser ends every text, padded on the right.
+        labels: [B, T], the target's ids to its </s>, IGNORED over padding, which stands behind it.
+    """
+    prompt = network.visual_prompt(features)
+    embeds = torch.cat([prompt, network.t5.embed(text.ids).to(prompt)], dim=1)
+    seen = text.mask.new_ones(prompt.shape[:2])
+    hidden = network.t5.hidden_before(embeds, torch.cat([seen, text.mask], dim=1), labels)
+    wanted = labels != IGNORED
+    return F.cross_entropy(network.t5.logits(hidden[wanted]).float(), labels[wanted])
+
+
 def read_behind(decoder: Decoder, prompt: Tensor, text: TextBatch) -> Tensor:
     """Hidden states [B, L, width] that predict each token of a text behind a soft prompt [B, Q, token width]."""
     embeds = torch.cat([prompt, decoder.embed(text.ids).to(prompt)], dim=1)
@@ -206,7 +222,8 @@ def self_critical_loss(decoder: Decoder, hidden: Tensor, labels: Tensor, rewards
     """Minus the mean reward of texts that the model drew; its gradient makes the better ones of an image likelier.
 
     Self-critical sequence training (Rennie et al. 2017, https://arxiv.org/abs/1612.00563), each text being
-    measured by the other texts of its image (Luo 2020, https://arxiv.org/abs/2003.09971).
+    measured by the other texts of its image (Luo 2020, https://arxiv.org/abs/2003.09971), in standard
+    deviations over the batch: how large rewards are does not change how fast is learnt.
 
     Args:
         hidden: [T, L, width] before each token; labels: [T, L] as drawn, IGNORED elsewhere.
@@ -214,6 +231,7 @@ def self_critical_loss(decoder: Decoder, hidden: Tensor, labels: Tensor, rewards
     """
     count = rewards.shape[1]
     advantage = (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
+    advantage = advantage / advantage.std().clamp(min=1e-6)
     wanted = labels != IGNORED
     surprise = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="none")
     surrogate = (surprise * advantage.flatten()[:, None].expand_as(labels)[wanted]).mean()

@@ -114,6 +114,9 @@ class Recipe:
             visual prompt.
         text_tokens: longest text in stage 1, in tokens; longer ones are cut.
         itm_share: share of each batch that matching (ITM), the costliest loss of stage 1, looks at.
+        patch_share: share of an image's patches that a step of training looks at; less than all guards a small
+            data set against being learnt by heart.
+        dropout: of the parts that learn; None is the model's own.
         keep_matching: weight of ITC and ITM in stage 2. Without them (0, as in the paper, which keeps a model a
             stage) the Q-Former learns to describe and forgets how to match.
         self_critical: captions to draw for each image in stage 2, which learns from their CIDEr instead of
@@ -140,6 +143,8 @@ class Recipe:
     texts_per_image: int = 1
     text_tokens: int = 32
     itm_share: float = 1.0
+    patch_share: float = 1.0
+    dropout: float | None = None
     keep_matching: float = 0.0
     self_critical: int = 0
     log_every: int = 20
@@ -175,6 +180,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise OpenBlipError(f"{path}: {reason}") from error
     if (recipe.init is None) == (recipe.new is None):
         raise OptionError(f"{path}: give either init (a model folder) or new (a model to put together)")
+    if not 0 < recipe.patch_share <= 1:
+        raise OptionError(f"{path}: patch_share is {recipe.patch_share}: it must be above 0 and at most 1")
+    if recipe.dropout is not None and not 0 <= recipe.dropout < 1:
+        raise OptionError(f"{path}: dropout is {recipe.dropout}: it must be at least 0 and below 1")
     if recipe.self_critical == 1:
         raise OptionError(f"{path}: self_critical is 1: an image's captions are compared, draw at least 2")
     if not recipe.data:

@@ -118,7 +118,7 @@ def _make_task(recipe: Recipe, parts: ModelParts, images: list[ImageText]) -> Ta
     if recipe.stage is Stage.LANGUAGE:
         return LanguageTask(parts, recipe.mixture, recipe.texts_per_image)
     if recipe.stage is Stage.STAGE1:
-        return Stage1Task(parts, recipe.mixture, recipe.text_tokens, recipe.itm_share)
+        return Stage1Task(parts, recipe)
     return Stage2Task(parts, recipe, images)
 
 

@@ -107,9 +107,10 @@ class Stage1Task(Task):
     needs_features = True
     loss_names = ("itc", "itm", "itg")
 
-    def __init__(self, parts: ModelParts, mixture: Mixture, text_tokens: int, itm_share: float) -> None:
-        self.parts, self.mixture, self.itm_share = parts, mixture, itm_share
-        self.matching = matching_text(parts, text_tokens)
+    def __init__(self, parts: ModelParts, recipe: Recipe) -> None:
+        self.parts, self.mixture = parts, recipe.mixture
+        self.itm_share, self.patch_share = recipe.itm_share, recipe.patch_share
+        self.matching = matching_text(parts, recipe.text_tokens)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         return stage1_parts(self.parts.network)
@@ -121,7 +122,7 @@ class Stage1Task(Task):
         clamp_temperature(network)
         loss = stage1_loss(
             network,
-            network.normalise(_required(features)),
+            network.normalise(keep_patches(_required(features), self.patch_share)),
             text,
             self.matching.decoder_start_id,
             itm_share=self.itm_share,
@@ -156,7 +157,8 @@ class Stage2Task(Task):
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
         network = self.parts.network
-        memory = network.qformer.remember(network.normalise(_required(features)))
+        patches = keep_patches(_required(features), self.recipe.patch_share)
+        memory = network.qformer.remember(network.normalise(patches))
         queries = network.qformer.image(memory)
         prompt = network.prompt_projection(queries)
         losses = self._imitate(batch, prompt)
@@ -234,6 +236,16 @@ def decoder_tokenizer(parts: ModelParts) -> Tokenizer:
     if parts.tokenizer is None:
         raise CheckpointError(f"{parts.name} has no language model: give one that can write text")
     return parts.tokenizer
+
+
+def keep_patches(features: Tensor, share: float) -> Tensor:
+    """A random `share` of each image's patches [B, N, C] (PatchDropout, Liu et al. 2022, arXiv 2208.07220)."""
+    batch, count, _ = features.shape
+    kept = max(1, round(share * count))
+    if kept == count:
+        return features
+    chosen = torch.rand(batch, count).argsort(dim=1)[:, :kept]
+    return features[torch.arange(batch)[:, None], chosen]
 
 
 def _required(features: Tensor | None) -> Tensor:

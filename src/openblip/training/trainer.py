@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,6 +53,8 @@ class Trainer:
         if not self.total_steps:
             raise OpenBlipError(f"the data has fewer images than one batch of {recipe.batch_size}: lower batch_size")
         self.parameters = _freeze_all_but(parts.network, task.trained())
+        if recipe.dropout is not None:
+            set_dropout(task.trained(), recipe.dropout)
         section = recipe.optimizer
         decayed = [p for p in self.parameters.values() if p.ndim >= 2]
         others = [p for p in self.parameters.values() if p.ndim < 2]
@@ -142,6 +145,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.position = Position(**state["position"])
+
+
+def set_dropout(parts: Sequence[nn.Module | nn.Parameter], dropout: float) -> None:
+    """Another rate of dropout than the model's own, for this run."""
+    for part in parts:
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            if isinstance(getattr(module, "dropout", None), float | int):
+                cast(Any, module).dropout = dropout
 
 
 def _freeze_all_but(network: nn.Module, trained: Sequence[nn.Module | nn.Parameter]) -> dict[str, Tensor]:

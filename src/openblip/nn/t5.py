@@ -1,0 +1,353 @@
+"""The encoder-decoder language model T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
+
+BLIP-2 uses FLAN-T5 (https://arxiv.org/abs/2210.11416), whose layout is T5 1.1's: gated feed-forward networks and an
+output head of its own. The visual prompt stands in front of the text in the encoder. Attention is not scaled:
+T5's weights were trained with the scale inside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.nn.cache import KeyValueCache
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5.
+
+    Attributes:
+        depth, decoder_depth: layers of the encoder and of the decoder.
+        head_width: num_heads * head_width need not be `width`: in FLAN-T5 small it is not.
+        activation: "gelu_new" (tanh), with which FLAN-T5 was trained; "gelu" (exact), with which LAVIS
+            runs it: logits differ by about 1e-3; "relu".
+        gated: a second projection multiplies the activated one; False for T5 1.0.
+        tied_head: the output head is the embedding table and hidden states are scaled by width ** -0.5
+            before it (T5 1.0). FLAN-T5 has a head of its own and no scale.
+        relative_buckets, relative_reach: distances share this many learnt biases; those of `relative_reach`
+            tokens and more share one.
+        start_id: what the decoder begins with: the padding token.
+        dropout: after embeddings and final norms, in every sublayer and on attention weights.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    decoder_depth: int
+    num_heads: int
+    head_width: int
+    ffn_width: int
+    activation: str = "gelu_new"
+    gated: bool = True
+    tied_head: bool = False
+    relative_buckets: int = 32
+    relative_reach: int = 128
+    norm_eps: float = 1e-6
+    start_id: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"T5 activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    @property
+    def token_width(self) -> int:
+        """Width of the embeddings that enter: what the visual prompt has to have, too."""
+        return self.width
+
+
+@dataclass(frozen=True)
+class EncoderMemory:
+    """What cross-attention needs of encoded prompts: computed once, read at every step.
+
+    Attributes:
+        keys, values: per decoder layer [B, heads, S, head width].
+        mask: [B, 1, 1, S] bool, False for padding; None when there is none.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+    def take(self, rows: Tensor) -> EncoderMemory:
+        """The memory of some of the prompts, in another order or repeated: rows [R] int64."""
+        return EncoderMemory(
+            tuple(keys[rows] for keys in self.keys),
+            tuple(values[rows] for values in self.values),
+            None if self.mask is None else self.mask[rows],
+        )
+
+
+class RelativeBias(nn.Module):
+    """What a head adds to its scores for how far key and query are apart (section 2.1)."""
+
+    def __init__(self, config: T5Config, bidirectional: bool) -> None:
+        super().__init__()
+        self.bidirectional = bidirectional
+        self.reach = config.relative_reach
+        self.table = nn.Embedding(config.relative_buckets, config.num_heads)
+
+    def buckets(self, distance: Tensor) -> Tensor:
+        """The row of the table for key position minus query position, int64 of any shape.
+
+        Half of the rows stand for one distance each, the others for ranges that grow logarithmically. Both
+        directions have such halves, or what lies ahead counts as distance 0.
+        """
+        count, ahead = self.table.num_embeddings, torch.zeros_like(distance)
+        if self.bidirectional:
+            count //= 2
+            ahead = (distance > 0) * count
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        exact = count // 2
+        # In this order of float32 operations: bounds of the ranges are whole numbers that another order may miss.
+        grown = torch.log(distance.clamp(min=exact).float() / exact) / math.log(self.reach / exact) * (count - exact)
+        return ahead + torch.where(distance < exact, distance, (exact + grown.long()).clamp(max=count - 1))
+
+    def forward(self, start: int, length: int) -> Tensor:
+        """[1, heads, T, start + T] of `length` queries from position `start` on and all keys up to the last."""
+        positions = torch.arange(start + length, device=self.table.weight.device)
+        bias: Tensor = self.table(self.buckets(positions[None] - positions[start:, None]))
+        return bias.permute(2, 0, 1)[None]
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm self-attention with its residual."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = config.num_heads, config.dropout
+        inner = config.num_heads * config.head_width
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.qkv = nn.Linear(config.width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, config.width, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None, index: int, start: int) -> Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(self.norm(x)).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        if cache is not None:
+            key, value = cache.write(index, start, key, value)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=1.0)
+        mixed = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return x + F.dropout(mixed, self.dropout, self.training)
+
+
+class CrossAttention(nn.Module):
+    """Pre-norm attention to the encoded prompt with its residual; it knows no distances."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = config.num_heads, config.dropout
+        inner = config.num_heads * config.head_width
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.query = nn.Linear(config.width, inner, bias=False)
+        self.kv = nn.Linear(config.width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, config.width, bias=False)
+
+    def keys_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, S, width] to keys and values [B, heads, S, head width]."""
+        batch, length, _ = encoded.shape
+        kv = self.kv(encoded).view(batch, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return kv[0], kv[1]
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        batch, length, _ = x.shape
+        query = self.query(self.norm(x)).view(batch, length, self.num_heads, -1).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout, scale=1.0)
+        mixed = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return x + F.dropout(mixed, self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm feed-forward network, gated (Shazeer 2020, https://arxiv.org/abs/2002.05202) or not."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.gated = config.gated
+        if config.gated:
+            self.gate_value = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
+        else:
+            self.fc1 = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.fc2 = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        if self.gated:
+            gate, value = self.gate_value(normed).chunk(2, dim=-1)
+            hidden = self.activation(gate) * value
+        else:
+            hidden = self.activation(self.fc1(normed))
+        hidden = self.fc2(F.dropout(hidden, self.dropout, self.training))
+        return x + F.dropout(hidden, self.dropout, self.training)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        read: Tensor = self.ffn(self.self_attention(x, bias, None, 0, 0))
+        return read
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoded prompt, a feed-forward network."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(config)
+        self.cross_attention = CrossAttention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, bias: Tensor, memory: EncoderMemory, cache: KeyValueCache | None, index: int, start: int
+    ) -> Tensor:
+        x = self.self_attention(x, bias, cache, index, start)
+        x = self.cross_attention(x, memory.keys[index], memory.values[index], memory.mask)
+        read: Tensor = self.ffn(x)
+        return read
+
+
+class T5Encoder(nn.Module):
+    """`depth` layers under one relative bias, in which everything sees everything."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.bias = RelativeBias(config, bidirectional=True)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, embeds: Tensor, mask: Tensor | None) -> Tensor:
+        bias = self.bias(0, embeds.shape[1]).to(embeds.dtype)
+        if mask is not None:
+            # Finite, so that a row that sees nothing does not turn into NaN.
+            bias = bias.masked_fill(~mask[:, None, None], torch.finfo(bias.dtype).min)
+        x = F.dropout(embeds, self.dropout, self.training)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return F.dropout(self.norm(x), self.dropout, self.training)
+
+
+class T5Decoder(nn.Module):
+    """`decoder_depth` causal layers under one relative bias."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.bias = RelativeBias(config, bidirectional=False)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_depth))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache | None) -> Tensor:
+        length = embeds.shape[1]
+        start = 0 if cache is None else cache.extend(length, None)
+        bias = self.bias(start, length).to(embeds.dtype)
+        if length > 1:
+            ahead = torch.ones(bias.shape[2:], dtype=torch.bool, device=bias.device).triu(start + 1)
+            bias = bias.masked_fill(ahead, -torch.inf)
+        x = F.dropout(embeds, self.dropout, self.training)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, bias, memory, cache, index, start)
+        return F.dropout(self.norm(x), self.dropout, self.training)
+
+
+class T5(nn.Module):
+    """T5: prompts go into the encoder, texts come out of the decoder; both share the token embeddings."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.encoder = T5Encoder(config)
+        self.decoder = T5Decoder(config)
+        self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B, T] to embeddings [B, T, width], for encoder and decoder alike."""
+        embedded: Tensor = self.tokens(ids)
+        return embedded
+
+    def encode(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read prompts [B, S, width], visual and word tokens alike; mask [B, S], False for padding: [B, S, width].
+
+        Only distances count: padding in front or behind changes nothing, padding within moves words apart.
+        """
+        encoded: Tensor = self.encoder(embeds, None if mask is None else mask.bool())
+        return encoded
+
+    def remember(self, encoded: Tensor, mask: Tensor | None = None) -> EncoderMemory:
+        """Project encoded prompts [B, S, width] for the cross-attention of every decoder layer."""
+        pairs = [cast(DecoderLayer, layer).cross_attention.keys_values(encoded) for layer in self.decoder.layers]
+        keys, values = zip(*pairs, strict=True)
+        return EncoderMemory(keys, values, None if mask is None else mask.bool()[:, None, None])
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """An empty cache of the decoder's self-attention for `batch` rows of up to `capacity` tokens."""
+        config, weight = self.config, self.tokens.weight
+        dtype = torch.float32 if not weight.is_floating_point() else weight.dtype
+        return KeyValueCache(
+            config.decoder_depth, batch, config.num_heads, capacity, config.head_width, dtype, weight.device
+        )
+
+    def forward(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache | None = None) -> Tensor:
+        """Read T more tokens of the text that goes with encoded prompts.
+
+        Args:
+            embeds: [B, T, width], the first of a text being that of `start_id`. Padding may only stand behind
+                a text, where nothing sees it.
+            cache: what was read before; it grows by T. None reads from the start and keeps nothing.
+
+        Returns:
+            hidden states [B, T, width] after the final norm, for `logits`.
+
+        Raises:
+            ValueError: more tokens than the cache holds.
+        """
+        hidden: Tensor = self.decoder(embeds, memory, cache)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token scores [..., vocabulary] of hidden states [..., width]."""
+        if self.head is None:
+            return F.linear(hidden * self.config.width**-0.5, self.tokens.weight)
+        scores: Tensor = self.head(hidden)
+        return scores
+
+    def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+        """Hidden states [B, L, width] that predict each label, given the prompt and the labels before it.
+
+        Args:
+            prompts: [B, S, width]; mask: [B, S], False for padding.
+            labels: [B, L] ids; negative ones are ignored and may only stand behind a text.
+        """
+        before = F.pad(labels[:, :-1], (1, 0), value=self.config.start_id)
+        before = before.masked_fill(before < 0, self.config.start_id)
+        memory = self.remember(self.encode(prompts, mask), mask)
+        hidden: Tensor = self(self.embed(before).to(prompts), memory)
+        return hidden
