@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "images", "text"},
     "training": MODEL_ROOMS | {"data"},
     "evaluation": {"data", "errors", "nn"},
+    "integrations": MODEL_ROOMS | {"model", "training"},
     "cli": {"", "checkpoints", "errors", "image_sources", "images", "model", "options", "results", "training"},
     "__main__": {"cli"},
     "": set(),  # the package's own __init__: its names are looked up when they are first used

@@ -27,5 +27,9 @@ class CheckpointError(OpenBlipError):
     """A model folder or file that is missing, broken or does not fit the architecture."""
 
 
+class DownloadError(OpenBlipError):
+    """Files of a model that cannot be fetched: no network, not there, not allowed, no room, damaged."""
+
+
 class OptionError(OpenBlipError, ValueError):
     """An argument outside its allowed range, or arguments that exclude each other."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from openblip.checkpoints.native import load_native
 from openblip.checkpoints.parts import ModelParts
-from openblip.checkpoints.registry import DEFAULT_MODEL, find_model
+from openblip.checkpoints.registry import DEFAULT_MODEL, find_model, folder_kind
+from openblip.checkpoints.transformers_folder import load_transformers
 from openblip.devices import Placement, choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.engine import generate
@@ -35,7 +36,7 @@ Many = TypeVar("Many", bound="Iterable[object]")
 
 
 def load(name: str | Path = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None) -> Blip2:
-    """Load a model by name or from a model folder.
+    """Load a model by name or from a model folder, of OpenBLIP or of transformers' BLIP-2.
 
     Args:
         device: "cpu", "cuda", "cuda:1"; by default CUDA where there is one.
@@ -46,7 +47,10 @@ def load(name: str | Path = DEFAULT_MODEL, *, device: str | None = None, dtype: 
         OptionError: an unknown device or type.
     """
     placement = choose_placement(device, dtype)
-    return Blip2(load_native(find_model(name)), placement)
+    folder = find_model(name)
+    if folder_kind(folder) == "transformers":
+        return Blip2(load_transformers(folder, placement.dtype, placement.device), placement)
+    return Blip2(load_native(folder), placement)
 
 
 class Blip2:

@@ -130,7 +130,11 @@ class MatchingText:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.end_id = tokenizer.token_id("[SEP]")
-        self.decoder_start_id = tokenizer.token_id("[DEC]")
+
+    @property
+    def decoder_start_id(self) -> int:
+        """Begins a text that is generated (ITG). Raises CheckpointError when the vocabulary has no [DEC]."""
+        return self.tokenizer.token_id("[DEC]")
 
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer.encode(text)[: self.max_tokens - 2]

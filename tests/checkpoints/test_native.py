@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import openblip.checkpoints.native as native
+import openblip.checkpoints.weight_files as weight_files
 from openblip.checkpoints.native import load_native, pack, read_weights, save_native
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
 from openblip.errors import CheckpointError, OptionError
@@ -159,7 +160,7 @@ def test_a_failed_save_keeps_the_old_model(
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(native, "save_file", half_written)
+    monkeypatch.setattr(weight_files, "save_file", half_written)
     with pytest.raises(KeyboardInterrupt):
         save_native(replace(tiny_parts, name="newer", prompts=PromptTemplates("new")), folder)
     assert {name: (folder / name).read_bytes() for name in before} == before

@@ -10,18 +10,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+from inspect import signature as inspect_signature
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import openblip
-from openblip.cli import app, ask, caption, chat, embed, match, models, train
+from openblip.checkpoints.download import LocalFile, find_files
+from openblip.checkpoints.download import download as download_files
+from openblip.checkpoints.zoo import get_model
+from openblip.cli import app, ask, caption, chat, download, embed, inspect, match, models, plan, train
 from openblip.model import Blip2
 
 from .conftest import Run
 
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in (ask, caption, chat, embed, match, models, train)}
+MODULES = (ask, caption, chat, download, embed, inspect, match, models, plan, train)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -83,6 +89,7 @@ def examples(name: str) -> list[str]:
 def test_the_examples_run(
     run: Run,
     tiny_model: Blip2,
+    tiny_model_folder: Path,
     photos: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,9 +99,12 @@ def test_the_examples_run(
     for name in ("photo.jpg", "photos/one.jpg", "photos/more/two.jpg"):
         shutil.copy(photos[0], tmp_path / name)
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
+    shutil.copytree(tiny_model_folder, tmp_path / "weights")
+    torch.save({"model": {"opt_proj.weight": torch.ones(4, 8)}}, tmp_path / "blip2_pretrained_opt2.7b.pth")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
     monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
+    monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
     words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
     assert words[0] == "openblip"
@@ -104,6 +114,13 @@ def test_the_examples_run(
         assert Path(words[words.index("--output") + 1]).stat().st_size > 0
     else:
         assert ran.out
+
+
+def pretend_to_download(name: str, **options: Any) -> tuple[LocalFile, ...]:
+    """What a download gives, once the name and the options have been looked at."""
+    assert options.keys() == inspect_signature(download_files).parameters.keys() - {"name"}
+    find_files(name)
+    return tuple(LocalFile(source, Path(source.name)) for source in get_model(name).sources)
 
 
 def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos: list[Path], tmp_path: Path) -> None:

@@ -6,19 +6,17 @@ they are float32 again once loaded.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.weight_files import SafetensorsFile, load_exactly, write_together
 from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
@@ -42,12 +40,10 @@ VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
 }
 
 STORAGES = ("float32", "float16", "int8")
-Config = TypeVar("Config")
 
 
 def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> None:
     """Write a model folder; files are drafts until all are written, so a kill never leaves half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = parts.network.config
     vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
     content = {
@@ -65,19 +61,12 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "generation": asdict(parts.defaults),
     }
     weights = pack(parts.network.state_dict(), storage)
-    texts = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}
+    texts = {CONFIG_FILE: to_json(content)}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
     if parts.tokenizer is not None:
         texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
-    drafts = {name: folder / f"{name}.draft" for name in (WEIGHTS_FILE, *texts)}
-    for name, text in texts.items():
-        drafts[name].write_text(text, encoding="utf-8")
-    save_file(weights, drafts[WEIGHTS_FILE], metadata={"format": "pt"})
-    # safetensors makes files that only their owner may read
-    shutil.copymode(drafts[CONFIG_FILE], drafts[WEIGHTS_FILE])
-    for name, draft in drafts.items():
-        draft.replace(folder / name)
+    write_together(folder, texts, {WEIGHTS_FILE: weights})
 
 
 def load_native(folder: Path) -> ModelParts:
@@ -86,33 +75,34 @@ def load_native(folder: Path) -> ModelParts:
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
     """
-    content = _read_config(folder / CONFIG_FILE)
+    path = folder / CONFIG_FILE
+    content = _read_config(path)
     try:
         vision = dict(content["vision"])
         kind = vision.pop("kind")
         if kind not in VISION_KINDS:
             known = ", ".join(VISION_KINDS)
-            raise CheckpointError(f"{folder / CONFIG_FILE}: the image encoder {kind!r} is unknown, known are {known}")
+            raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
         decoder = content["decoder"]
         config = Blip2Config(
-            vision=_build(VISION_KINDS[kind], vision, folder),
-            qformer=_build(QFormerConfig, content["qformer"], folder),
-            decoder=None if decoder is None else _build(DecoderConfig, decoder, folder),
+            vision=build(VISION_KINDS[kind], vision, path),
+            qformer=build(QFormerConfig, content["qformer"], path),
+            decoder=None if decoder is None else build(DecoderConfig, decoder, path),
             shared_width=content["shared_width"],
             vision_norm_eps=content["vision_norm_eps"],
         )
-        transform = _build(ImageTransform, content["image"], folder)
+        transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
         if not isinstance(matching_tokens, int | None):
             raise TypeError(f"matching_tokens is {matching_tokens!r}, not a number")
-        prompts = _build(PromptTemplates, content["prompts"], folder)
-        defaults = _build(GenerationDefaults, content["generation"], folder)
+        prompts = build(PromptTemplates, content["prompts"], path)
+        defaults = build(GenerationDefaults, content["generation"], path)
         name = str(content["name"])
     except KeyError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} lacks {error}: get the model folder again") from error
+        raise CheckpointError(f"{path} lacks {error}: get the model folder again") from error
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-    network = _empty_network(config, folder)
+        raise CheckpointError(f"{path}: {error}") from error
+    network = empty_network(config, path)
     load_exactly(network, read_weights(folder / WEIGHTS_FILE), folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):
@@ -125,56 +115,42 @@ def load_native(folder: Path) -> ModelParts:
     return parts
 
 
-def _empty_network(config: Blip2Config, folder: Path) -> Blip2Network:
-    """The network without memory for its weights."""
+def empty_network(config: Blip2Config, path: Path) -> Blip2Network:
+    """The network without memory for its weights. Raises CheckpointError when the config at `path` describes none."""
     try:
         with torch.device("meta"):
             return Blip2Network(config)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} describes no model: {error}") from error
+        raise CheckpointError(f"{path} describes no model: {error}") from error
 
 
 def _check_words(parts: ModelParts, folder: Path) -> None:
     """Every id has its place in the tables, and the prompts can be filled in."""
     config, matching = parts.network.config, parts.matching
     if matching is not None:
-        _check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
+        check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
     if parts.tokenizer is not None and config.decoder is not None:
-        _check_ids(parts.tokenizer, config.decoder.vocab_size, folder / DECODER_FILE)
+        check_ids(parts.tokenizer, config.decoder.vocab_size, folder / DECODER_FILE)
     if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
             f"not between 3 and the {config.qformer.max_positions} positions of the Q-Former"
         )
+    check_prompts(parts.prompts, folder / CONFIG_FILE)
+
+
+def check_prompts(prompts: PromptTemplates, path: Path) -> None:
+    """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
     try:
-        parts.prompts.chat([("question", "answer")], "question")
+        prompts.chat([("question", "answer")], "question")
     except (AttributeError, IndexError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: a prompt cannot be filled in ({error!r})") from error
+        raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
 
 
-def _check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
+def check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
+    """Raises CheckpointError when the words of the file at `path` are more than a table has rows."""
     if tokenizer.vocab_size > rows:
         raise CheckpointError(f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files")
-
-
-def load_exactly(network: torch.nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Give a network built on the meta device its tensors; every one must be there and fit.
-
-    Raises:
-        CheckpointError: naming the first tensors that are missing, unknown or of another shape.
-    """
-    expected = network.state_dict()
-    misfits = [f"{name} is missing" for name in expected if name not in state]
-    misfits += [f"{name} is unknown" for name in state if name not in expected]
-    misfits += [
-        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if misfits:
-        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-        raise CheckpointError(f"{source} does not fit its config: {'; '.join(misfits[:3])}{more}")
-    network.load_state_dict(state, assign=True)
 
 
 def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
@@ -203,34 +179,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the model folder is incomplete, get it again")
+    file = SafetensorsFile(path)
     state: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name in sorted(names):
-                if name.endswith(SCALE_SUFFIX):
-                    continue
-                tensor = file.get_tensor(name)
-                if name + SCALE_SUFFIX in names:
-                    tensor = tensor.float() * file.get_tensor(name + SCALE_SUFFIX).float()[:, None]
-                state[name] = tensor.float() if tensor.is_floating_point() else tensor
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is broken ({error}): get the file again") from error
+    for name in sorted(file.shapes):
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        tensor = file.read(name)
+        if name + SCALE_SUFFIX in file.shapes:
+            tensor = tensor.float() * file.read(name + SCALE_SUFFIX).float()[:, None]
+        state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {path.parent} is not a model folder of OpenBLIP") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict) or content.get("format") != "openblip":
+    content = read_json(path)
+    if content.get("format") != "openblip":
         raise CheckpointError(f"{path} is not the config of an OpenBLIP model folder")
     if content.get("version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -238,16 +201,3 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"this OpenBLIP reads {FORMAT_VERSION}: upgrade openblip"
         )
     return content
-
-
-def _build(kind: type[Config], values: Mapping[str, Any], folder: Path) -> Config:
-    """A config dataclass from JSON, whose unknown keys are errors and whose lists become tuples."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise CheckpointError(f"{folder / CONFIG_FILE} has unknown settings for {kind.__name__}: {', '.join(unknown)}")
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    try:
-        return kind(**frozen)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error

@@ -132,17 +132,23 @@ def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> 
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state.items():
-        number = re.search(r"\.(\d+)\.", name)
-        general = name if number is None else f"{name[: number.start()]}.N.{name[number.end() :]}"
-        module, _, leaf = general.rpartition(".")
-        ours = table[general] if general in table else f"{table[module]}.{leaf}" if module in table else None
+        ours = look_up(name, table)
         if ours is None:
             unknown.append(name)
         else:
-            renamed[ours if number is None else ours.replace(".N.", f".{number[1]}.")] = tensor
+            renamed[ours] = tensor
     if unknown:
         raise CheckpointError(f"no weights of a {what} of this layout: {first_few(unknown)}")
     return renamed
+
+
+def look_up(name: str, table: Mapping[str, str]) -> str | None:
+    """What a table whose N stands for a number calls a tensor, or the module it belongs to; None if it has neither."""
+    number = re.search(r"\.(\d+)\.", name)
+    general = name if number is None else f"{name[: number.start()]}.N.{name[number.end() :]}"
+    module, _, leaf = general.rpartition(".")
+    other = table[general] if general in table else f"{table[module]}.{leaf}" if module in table else None
+    return other if other is None or number is None else other.replace(".N.", f".{number[1]}.")
 
 
 def first_few(names: Sequence[str]) -> str:

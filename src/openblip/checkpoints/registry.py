@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+from openblip.checkpoints.json_files import read_json
 from openblip.errors import CheckpointError
 
 DEFAULT_MODEL = "mini"
+FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,19 @@ def find_model(name: str | Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{name} is neither a model folder nor a known model: use one of {', '.join(names)}")
     return folder
+
+
+def folder_kind(folder: Path) -> FolderKind:
+    """Who wrote a model folder, by its config.json.
+
+    Raises:
+        CheckpointError: it has none, or one of another model.
+    """
+    content = read_json(folder / "config.json")
+    if content.get("format") == "openblip":
+        return "openblip"
+    kind = content.get("model_type")
+    if kind == "blip-2":
+        return "transformers"
+    what = "another program's model" if kind is None else f"a model of type {kind!r}"
+    raise CheckpointError(f"{folder} holds {what}: give a folder of OpenBLIP, or one that transformers wrote of BLIP-2")

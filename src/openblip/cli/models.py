@@ -1,8 +1,7 @@
-"""`openblip models`: what can be loaded by name."""
+"""`openblip models`: what can be loaded or downloaded by name."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,46 +9,60 @@ from openblip.cli import arguments as args
 from openblip.cli.report import open_report
 
 if TYPE_CHECKING:
-    from openblip.checkpoints.registry import ModelInfo
+    from openblip.checkpoints.plan import ModelRow
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip models
   openblip models --json"""
 
-PIPED_WIDTH = 120
-"""Columns of the table where no terminal says how many there are."""
+WIDTH = 120
+"""Columns of the table; a narrower terminal breaks the lines, which loses nothing."""
 
 
 def models(as_json: args.AsJson = False) -> None:
-    """List the models that --model takes by name."""
-    from openblip.checkpoints.registry import list_models
+    """List the models that have a name: ours, and every official BLIP-2.
 
-    found = list_models()
+    Memory is what the weights take, in GB like the download; `openblip plan NAME` tells what else they need.
+    """
+    from openblip.checkpoints.plan import list_rows
+
+    rows = list_rows()
     with open_report(as_json) as report:
         if as_json:
-            for info in found:
-                report.record(**{**asdict(info), "folder": str(info.folder)})
+            for row in rows:
+                report.record(**asdict(row))
         else:
-            for line in _table(found):
+            for line in _table(rows):
                 report.line(line)
 
 
-def _table(found: list[ModelInfo]) -> list[str]:
+def _table(rows: list[ModelRow]) -> list[str]:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "can", "parameters", "size", "image", "about", box=box.SIMPLE_HEAD)
-    for info in found:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("can", width=len("match embed"))
+    for title in ("weights", "download", *rows[0].memory):
+        table.add_column(title.replace("bfloat", "bf"), justify="right", no_wrap=True)
+    for title in ("image", "here", "licence"):
+        table.add_column(title, no_wrap=True)
+    terms = list(dict.fromkeys(row.terms for row in rows))
+    for row in rows:
         table.add_row(
-            info.name,
-            "\n".join(info.abilities),
-            f"{info.parameters / 1e6:.1f} M",
-            f"{info.megabytes:g} MB",
-            f"{info.image_size} px",
-            f"{info.kind}\n{info.summary}\nlicence: {info.licence}",
+            row.name,
+            " ".join(row.abilities),
+            f"{row.parameters / 1e6:,.0f} M",
+            f"{row.megabytes / 1e3:.2f}",
+            *(f"{megabytes / 1e3:.2f}" for megabytes in row.memory.values()),
+            f"{row.image_size} px",
+            "yes" if row.cached else "no",
+            f"({terms.index(row.terms) + 1})",
         )
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = Console(width=WIDTH)
     with console.capture() as captured:
         console.print(table)
-    return [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+    lines = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+    lines += [f"  ({number}) {text}" for number, text in enumerate(terms, start=1)]
+    return lines + [f"  {row.name} is also {' and '.join(row.aliases)}" for row in rows if row.aliases]

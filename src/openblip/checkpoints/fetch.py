@@ -1,0 +1,290 @@
+"""One web address to one file, through broken connections: resumed, checked, and whole or not there at all.
+
+What has arrived lies beside the file as `NAME.part`, with the server's mark of that version in `NAME.part.version`:
+a later run goes on from there, unless the file has changed on the server since.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from openblip.errors import DownloadError
+
+PIECE = 2**20
+SILENCE_SECONDS = 30.0
+ATTEMPTS = 6
+"""How often in a row to ask without one new byte; waits double from one second on."""
+HEADROOM = 100 * 2**20
+"""Bytes of a disk that a download leaves free."""
+GONE = (404, 410)
+FORBIDDEN = (401, 403)
+RANGE_BEYOND_END = 416
+BUSY = 429
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+Progress: TypeAlias = Callable[[str, int, "int | None"], None]
+"""Called with a file's name, bytes there, and bytes in all, None while the server does not say."""
+
+
+class _LostError(Exception):
+    """The connection broke or the server is busy: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the headers of an answer say.
+
+    Attributes:
+        start: where in the file the body begins.
+        total: bytes of the whole file; None when the server does not say.
+        version: a mark that changes with the file; empty when the server gives none.
+        md5: of the whole file, hexadecimal; empty when the server gives none.
+    """
+
+    start: int
+    total: int | None
+    version: str
+    md5: str
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    sha256: str = "",
+    progress: Progress | None = None,
+    silence_s: float = SILENCE_SECONDS,
+    first_wait_s: float = 1.0,
+) -> Path:
+    """Download a file unless it is there; another process at the same file waits and takes over.
+
+    Args:
+        target: where the file appears once it is whole; its folder is made.
+        sha256: hexadecimal; checked beside what the server says about length and MD5.
+        silence_s: seconds the server may take between two pieces of its answer.
+        first_wait_s: before the second attempt.
+
+    Raises:
+        DownloadError: nothing answers, the file is not there or not allowed, the disk is full, or what came is
+            damaged twice. What has arrived is kept, but for a damaged file.
+    """
+    from filelock import FileLock
+
+    if target.is_file():
+        return target
+    part, version = _beside(target, ".part"), _beside(target, ".part.version")
+    with _writing(part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(_beside(target, ".lock")):
+        if target.is_file():
+            return target
+        damaged = failures = 0
+        while True:
+            before = _length(part)
+            try:
+                answer = _receive(url, part, version, progress, silence_s)
+            except _LostError as trouble:
+                failures = 1 if _length(part) > before else failures + 1
+                if failures >= ATTEMPTS:
+                    raise DownloadError(f"{url} cannot be downloaded ({trouble}): try again later") from trouble
+                time.sleep(first_wait_s * 2 ** (failures - 1))
+                continue
+            fault = _fault(part, answer, sha256)
+            if not fault:
+                os.replace(part, target)
+                version.unlink(missing_ok=True)
+                return target
+            part.unlink()
+            version.unlink(missing_ok=True)
+            damaged += 1
+            if damaged == 2:
+                raise DownloadError(f"{url} arrived damaged twice ({fault}): try again later or from elsewhere")
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _receive(url: str, part: Path, version: Path, progress: Progress | None, silence_s: float) -> _Answer:
+    """Ask for what is missing and append it.
+
+    Raises:
+        _LostError, DownloadError: as `fetch`.
+    """
+    there = _length(part)
+    headers = {"User-Agent": "openblip", "Accept-Encoding": "identity"}
+    mark = version.read_text(encoding="ascii") if there and version.is_file() else ""
+    if mark:
+        headers["Range"] = f"bytes={there}-"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=silence_s) as response:
+            answer = _read_headers(response.status, response.headers, response.length)
+            if answer.start and (answer.start != there or (answer.version and answer.version != mark)):
+                part.unlink()
+                raise _LostError("the file has changed on the server")
+            _check_room(part, answer, there)
+            with _writing(part):
+                if not answer.start:
+                    part.unlink(missing_ok=True)
+                _write_version(version, answer.version or mark)
+            _append(response, part, answer, progress)
+            return answer
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == RANGE_BEYOND_END:
+            answer = _read_headers(error.code, error.headers, None)
+            if answer.total == there and answer.version in ("", mark):
+                return answer  # all had come, and only the check was missing
+            part.unlink()
+            raise _LostError("more had arrived than the file has") from error
+        raise _refusal(url, error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _lost(url, error, there) from error
+
+
+def _read_headers(status: int, headers: Message, length: int | None) -> _Answer:
+    """What an answer with this status is about.
+
+    Args:
+        length: of its body.
+    """
+    start, total = 0, length
+    if status in (http.HTTPStatus.PARTIAL_CONTENT, RANGE_BEYOND_END):
+        # "bytes 100-199/200", "bytes 100-199/*" for an unknown length, "bytes */200" for a range beyond the end
+        span, _, whole = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        first = span.partition("-")[0]
+        start = int(first) if first.isdecimal() else 0
+        total = int(whole) if whole.isdecimal() else None
+    if status == http.HTTPStatus.PARTIAL_CONTENT and not start:
+        raise http.client.HTTPException("a part was asked for, another one came")
+    etag = headers.get("ETag", "")
+    # Weak marks (W/"...") allow for other bytes.
+    version = etag if etag.startswith('"') and etag.isascii() else headers.get("Last-Modified", "")
+    return _Answer(start, total, version, _md5_of_google(headers.get_all("x-goog-hash") or []))
+
+
+def _md5_of_google(hashes: list[str]) -> str:
+    """From `crc32c=...,md5=...` in base64, as Google's storage sends it."""
+    for part in ",".join(hashes).split(","):
+        name, _, value = part.strip().partition("=")
+        if name == "md5":
+            try:
+                return base64.b64decode(value, validate=True).hex()
+            except ValueError:
+                return ""
+    return ""
+
+
+def _check_room(part: Path, answer: _Answer, there: int) -> None:
+    if answer.total is not None:
+        freed = 0 if answer.start else there
+        check_room(part.parent, answer.total - answer.start - freed, f"the rest of {part.stem}")
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """Raises DownloadError when the disk that `folder` is or will be on has no room for `size` bytes."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if size + HEADROOM > free:
+        raise DownloadError(
+            f"{folder} has room for {max(0, free - HEADROOM) / 1e9:.1f} GB, {what} takes {size / 1e9:.1f} GB: "
+            "free some, or give another folder"
+        )
+
+
+def _write_version(version: Path, mark: str) -> None:
+    if mark:
+        version.write_text(mark, encoding="ascii")
+    else:
+        version.unlink(missing_ok=True)
+
+
+def _append(response: http.client.HTTPResponse, part: Path, answer: _Answer, progress: Progress | None) -> None:
+    length = answer.start
+    with _writing(part):
+        file = part.open("ab")
+    with file:
+        # read1 returns what has come, so that a slow connection shows progress and keeps what it got.
+        while piece := response.read1(PIECE):
+            with _writing(part):
+                file.write(piece)
+                file.flush()
+            length += len(piece)
+            if progress is not None:
+                progress(part.stem, length, answer.total)
+    if answer.total is not None and length < answer.total:
+        raise _LostError(f"the connection ended {answer.total - length} bytes early")
+
+
+@contextmanager
+def _writing(part: Path) -> Iterator[None]:
+    """Tells what is wrong with the disk apart from what is wrong with the network: both raise OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            problem = f"the disk of {part.parent} is full: free some room, and what has come will not come again"
+        else:
+            problem = f"{part} cannot be written ({error.strerror}): give another folder"
+        raise DownloadError(problem) from error
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
+    if error.code in GONE:
+        return DownloadError(f"{url} is not there (the server answered {error.code}): look for a newer openblip")
+    if error.code in FORBIDDEN:
+        return DownloadError(f"{url} may not be read (the server answered {error.code}): check proxy and permissions")
+    if error.code == BUSY or error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _LostError(f"the server answered {error.code}")
+    return DownloadError(f"{url} cannot be downloaded: the server answered {error.code} {error.reason}")
+
+
+def _lost(url: str, error: Exception, there: int) -> Exception:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, socket.gaierror) and not there:
+        # Waiting helps a connection that broke, not one that there never was.
+        return DownloadError(f"{urlsplit(url).hostname} cannot be found: check the network")
+    return _LostError(str(reason) or type(reason).__name__)
+
+
+def _fault(part: Path, answer: _Answer, sha256: str) -> str:
+    """What is wrong with a file that has arrived; empty when nothing is."""
+    length = _length(part)
+    if answer.total is not None and length != answer.total:
+        return f"{length} bytes instead of {answer.total}"
+    if sha256 and digest(part, "sha256") != sha256.lower():
+        return "its SHA-256 differs"
+    if answer.md5 and digest(part, "md5") != answer.md5:
+        return "its MD5 differs"
+    return ""
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal "md5" or "sha256" of a file, read in pieces."""
+    hashed = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(4 * PIECE):
+            hashed.update(piece)
+    return hashed.hexdigest()

@@ -1,0 +1,285 @@
+"""Repositories of the Hugging Face hub: which of their files a model needs, fetching them, finding them again.
+
+Files go into the hub's own cache, where every other program looks for them, too. The environment says where that is
+and what is allowed: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from openblip.checkpoints.fetch import FULL, Progress, check_room, digest
+from openblip.errors import DownloadError
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What a folder's weights are called, whole or as the list of their pieces."""
+SMALL_ENDINGS = (".json", ".txt", ".model", ".md")
+NOT_FOUND = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND)
+"""The hub does not tell strangers that something is private."""
+TRUE = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository.
+
+    Attributes:
+        size: bytes; 0 when the hub does not say.
+        sha256: of large files; empty for small ones.
+    """
+
+    name: str
+    size: int = 0
+    sha256: str = ""
+
+
+def hub_home() -> Path:
+    """Where the programs of Hugging Face keep their things."""
+    home = os.environ.get("HF_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache")
+    return Path(os.path.expandvars(home or Path(cache) / "huggingface")).expanduser()
+
+
+def hub_cache() -> Path:
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(os.path.expandvars(cache)).expanduser() if cache else hub_home() / "hub"
+
+
+def is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
+
+
+def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a file fits any pattern of `include`, if there are any, and none of `exclude`."""
+    wanted = not include or any(fnmatchcase(name, pattern) for pattern in include)
+    return wanted and not any(fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def choose_files(
+    files: Sequence[RemoteFile], weights: bool = True, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[RemoteFile]:
+    """What a model needs of a repository: its settings and vocabularies, and its weights in one format.
+
+    Args:
+        weights: False for the tokenizer alone.
+        include: patterns that replace this choice.
+        exclude: patterns of what is left out in any case.
+    """
+    if not include:
+        whole, pieces = PICKLED if not any(file.name in SAFETENSORS for file in files) else SAFETENSORS
+        stem, ending = os.path.splitext(whole)
+
+        def needed(name: str) -> bool:
+            if "/" in name:
+                return False  # other formats, for other programs
+            if name.endswith(".index.json"):
+                return weights and name == pieces
+            if name.endswith(SMALL_ENDINGS) or name.startswith("LICENSE"):
+                return True
+            return weights and name.startswith(stem) and name.endswith(ending)
+
+        files = [file for file in files if needed(file.name)]
+    return [file for file in files if matches(file.name, include, exclude)]
+
+
+def find_repository(
+    name: str, weights: bool = True, revision: str | None = None, cache_dir: Path | None = None
+) -> Path | None:
+    """The folder of a repository in the cache, when all that a model needs is there."""
+    folder = (cache_dir or hub_cache()) / _folder_name(name)
+    revision = revision or "main"
+    try:
+        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if is_complete(snapshot, weights) else None
+
+
+def is_complete(folder: Path, weights: bool = True) -> bool:
+    """Whether a folder has what a model needs, every piece of its weights included."""
+    if not weights:
+        return (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
+    if not (folder / "config.json").is_file():
+        return False
+    for whole, pieces in (SAFETENSORS, PICKLED):
+        if (folder / whole).is_file():
+            return True
+        if (folder / pieces).is_file():
+            return all((folder / piece).is_file() for piece in pieces_of(folder / pieces))
+    return False
+
+
+def pieces_of(index: Path) -> list[str]:
+    """The files that an index of weights lists; one that is no file when the index is broken."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return [""]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be fetched of a repository, and where to.
+
+    Attributes:
+        files: all that are wanted; `missing` of them are not there yet.
+        size: bytes that are still to come.
+    """
+
+    name: str
+    revision: str | None
+    cache_dir: Path
+    local_dir: Path | None
+    files: tuple[RemoteFile, ...]
+    missing: tuple[RemoteFile, ...]
+    size: int
+
+
+def look_up(
+    name: str,
+    *,
+    weights: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    local_dir: Path | None = None,
+) -> Order:
+    """Ask the hub what a repository has, and choose.
+
+    Args:
+        local_dir: a folder to put the files into, instead of the cache.
+
+    Raises:
+        DownloadError: no network, no such repository or revision, not allowed.
+    """
+    with _explaining(name, revision):
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=_endpoint(), library_name="openblip")
+        info = api.model_info(name, revision=revision, files_metadata=True)
+        listed = [
+            RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+            for file in info.siblings or []
+        ]
+    files = choose_files(listed, weights, include, exclude)
+    cache = cache_dir or hub_cache()
+    repository = cache / _folder_name(name)
+    folder = local_dir or repository / "snapshots" / str(info.sha)
+    missing = tuple(file for file in files if not (folder / file.name).is_file())
+    parts = (repository / "blobs").glob("*.incomplete")
+    if local_dir is not None:
+        parts = (local_dir / ".cache" / "huggingface" / "download").rglob("*.incomplete")
+    size = sum(file.size for file in missing) - sum(part.stat().st_size for part in parts)
+    return Order(name, revision, cache, local_dir, tuple(files), missing, max(0, size))
+
+
+def fetch_order(order: Order, progress: Progress | None = None) -> Path:
+    """Download what is missing, and give the folder that all is in.
+
+    Args:
+        progress: when given, the hub shows its own bars.
+
+    Raises:
+        DownloadError: no network, no room, a damaged file.
+    """
+    check_room(order.local_dir or order.cache_dir, order.size, order.name)
+    folder = Path()
+    for file in order.files:
+        with _explaining(order.name, order.revision), _bars(shown=progress is not None):
+            from huggingface_hub import hf_hub_download
+
+            path = hf_hub_download(
+                order.name,
+                file.name,
+                # The branch rather than its commit: the cache then notes which commit the branch is.
+                revision=order.revision,
+                cache_dir=order.cache_dir,
+                local_dir=order.local_dir,
+                endpoint=_endpoint(),
+                library_name="openblip",
+            )
+        if file in order.missing:
+            _check(Path(path), file, order.name)
+        folder = Path(path).parents[file.name.count("/")]
+    return folder
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _folder_name(name: str) -> str:
+    return f"models--{name.replace('/', '--')}"
+
+
+def _check(path: Path, file: RemoteFile, name: str) -> None:
+    """A damaged file is deleted, so that the next download gets it anew."""
+    size = path.stat().st_size
+    if (file.size and size != file.size) or (file.sha256 and digest(path, "sha256") != file.sha256):
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise DownloadError(f"{file.name} of {name} arrived damaged: run it again")
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _explaining(name: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what the hub's client raises depends on its version and on the network library in it
+        raise _explain(error, name, revision) from error
+
+
+def _explain(error: Exception, name: str, revision: str | None) -> DownloadError:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # Servers that only mirror the hub answer with the number alone.
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, RevisionNotFoundError):
+        problem = f"{name} has no revision {revision}: leave it out for the newest"
+    elif isinstance(error, GatedRepoError) or status == http.HTTPStatus.FORBIDDEN:
+        problem = f"{name} is given to registered people only: ask for access on its page, then set HF_TOKEN"
+    elif isinstance(error, RepositoryNotFoundError | HFValidationError) or status in NOT_FOUND:
+        problem = f"{name} is not on the Hugging Face hub, or private: check the name, or set HF_TOKEN"
+    elif isinstance(error, OSError) and error.errno in FULL:
+        problem = f"the disk is full: free some room, and what has come of {name} will not come again"
+    elif isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
+        problem = f"the Hugging Face hub refuses {name} ({_first_line(error)}): try again later"
+    else:
+        problem = f"the Hugging Face hub cannot be reached for {name} ({_first_line(error)}): check the network"
+    return DownloadError(problem)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,0 +1,124 @@
+"""A BLIP-2 folder that transformers wrote -> a model, one tensor at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.native import empty_network
+from openblip.checkpoints.parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.transformers_config import CONFIG_FILE, FolderConfig, read_config
+from openblip.checkpoints.transformers_names import TIED, Rows, fresh, is_theirs, sources
+from openblip.checkpoints.transformers_tokens import read_matching, read_words, stop_text
+from openblip.checkpoints.weight_files import WeightFolder, refuse_misfits
+from openblip.errors import CheckpointError
+from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.vit import VitConfig
+from openblip.text import MatchingText, Tokenizer
+
+STRAYS = ("position_ids",)
+"""Ends of names that some versions wrote and nothing reads: buffers that only count."""
+
+
+def load_transformers(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> ModelParts:
+    """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
+
+    Each tensor is cast and put on the device as it is read, so that memory holds the model once. Such folders
+    lack what stage 1 alone needs: a model that matches starts with a fresh head for ITG and LAVIS' first
+    temperature. For what their configs mean see `transformers_config.read_config`.
+
+    Raises:
+        CheckpointError: a file is missing, broken or does not fit; the first misfits are named, each with the
+            file that should supply it.
+    """
+    config = read_config(folder)
+    weights = WeightFolder(folder)
+    aliases = _tied(weights, folder)
+    network = empty_network(_with_key_biases(config.network, weights), folder / CONFIG_FILE)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    _check_fit(wanted, weights, aliases, folder)
+    state = {}
+    for name, shape in wanted.items():
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        if is_theirs(name):
+            _fill(tensor, sources(name), weights, aliases)
+        else:
+            tensor.copy_(fresh(name, shape))
+        state[name] = tensor
+    network.load_state_dict(state, assign=True)
+    return _parts(folder, config, network.eval())
+
+
+def _parts(folder: Path, config: FolderConfig, network: Blip2Network) -> ModelParts:
+    matching: MatchingText | None = None
+    tokenizer: Tokenizer | None = None
+    defaults: GenerationDefaults = config.defaults
+    if config.matching_tokens is not None:
+        matching = read_matching(folder, config.matching_tokens, config.network.qformer.vocab_size)
+    if config.words is not None and config.network.decoder is not None:
+        words = config.words
+        tokenizer = read_words(folder, words.start, words.pad, config.network.decoder.vocab_size)
+        defaults = replace(defaults, stop_token=stop_text(tokenizer, words.stop, folder))
+    return ModelParts(folder.resolve().name, network, config.transform, matching, tokenizer, config.prompts, defaults)
+
+
+def _tied(weights: WeightFolder, folder: Path) -> dict[str, str]:
+    """Their names that a file has under the name of a tensor tied to it alone.
+
+    Raises:
+        CheckpointError: both are there and differ, which the networks here cannot express.
+    """
+    aliases = {}
+    for second, first in TIED.items():
+        if second not in weights.shapes:
+            continue
+        if first not in weights.shapes:
+            aliases[first] = second
+        elif not torch.equal(weights.read(first), weights.read(second)):
+            raise CheckpointError(f"{folder}: {second} and {first} differ, only tied tables can be read")
+    return aliases
+
+
+def _with_key_biases(config: Blip2Config, weights: WeightFolder) -> Blip2Config:
+    """EVA's attention has no biases on its keys and transformers stores zeros; training there makes them others."""
+    for name in weights.shapes:
+        if name.startswith("vision_model.") and name.endswith(".qkv.bias") and isinstance(config.vision, VitConfig):
+            biases = weights.read(name)
+            if biases.ndim == 1 and len(biases) % 3 == 0 and biases.view(3, -1)[1].any():
+                return replace(config, vision=replace(config.vision, attention_bias="qkv"))
+    return config
+
+
+def _check_fit(
+    wanted: dict[str, tuple[int, ...]], weights: WeightFolder, aliases: dict[str, str], folder: Path
+) -> None:
+    """Compare names and shapes before a tensor is read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in wanted.items():
+        rows = sources(name) if is_theirs(name) else ()
+        for row in rows:
+            shapes[aliases.get(row.name, row.name)] = (shape[0] // len(rows) * row.count, *shape[1:])
+    found = weights.shapes
+    misfits = [f"{name} is missing from {weights.file_of(name)}" for name in shapes if name not in found]
+    misfits += [
+        f"{name} in {weights.file_of(name)} is unknown"
+        for name in found
+        if name not in shapes and name not in TIED and not name.endswith(STRAYS)
+    ]
+    misfits += [
+        f"{name} in {weights.file_of(name)} is {list(found[name])}, not {list(shape)}"
+        for name, shape in shapes.items()
+        if name in found and found[name] != shape
+    ]
+    refuse_misfits(folder, misfits)
+
+
+def _fill(tensor: Tensor, rows: tuple[Rows, ...], weights: WeightFolder, aliases: dict[str, str]) -> None:
+    for place, row in zip(tensor.chunk(len(rows)), rows, strict=True):
+        source = weights.read(aliases.get(row.name, row.name))
+        place.copy_(source.chunk(row.count)[row.index])

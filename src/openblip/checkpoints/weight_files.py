@@ -1,0 +1,175 @@
+"""Files of weights: which tensors they hold, read one at a time when asked for, and written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from openblip.checkpoints.json_files import read_json
+from openblip.errors import CheckpointError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Transformers' names, the one it prefers first; each may be an index of shards instead."""
+INDEX_SUFFIX = ".index.json"
+POINTER = b"version https://git-lfs"
+
+
+class SafetensorsFile:
+    """A file of named tensors.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with readable(path):
+            self._file = cast(Any, safe_open(path, framework="pt"))  # its methods have no types
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored, perhaps still on disk until its elements are looked at."""
+        with readable(self.path):
+            tensor: Tensor = self._file.get_tensor(name)
+            return tensor
+
+
+class PickledFile:
+    """A file of `torch.save`, of which nothing but tensors is unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, older than PyTorch 1.6, or holds anything but tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with readable(path):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"{path} holds more than named tensors: get the file from its source again")
+        self._tensors: dict[str, Tensor] = content
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+WeightFile: TypeAlias = SafetensorsFile | PickledFile
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what the libraries raise about a file into a CheckpointError that names it."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the model folder is incomplete, get it again")
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(len(POINTER)) == POINTER
+        if pointer:
+            raise CheckpointError(f"{path} is a Git LFS pointer: fetch the real file with `git lfs pull`")
+        yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is broken or holds more than tensors, which could run code: get the file from its source again"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is broken ({first_line}): get the file again") from error
+
+
+class WeightFolder:
+    """All tensors of a folder that transformers wrote: one file, or shards and their index.
+
+    Attributes:
+        shapes: of every tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError when there are no weights, or one of the files is missing or broken."""
+        self.index: dict[str, str] = {}
+        for name in SINGLE_FILES:
+            listed = folder / (name + INDEX_SUFFIX)
+            if (folder / name).is_file() or listed.is_file():
+                break
+        else:
+            raise CheckpointError(f"{folder} holds no weights: it needs {' or '.join(SINGLE_FILES)}, or shards of one")
+        self.main = folder / name
+        if not self.main.is_file():
+            self.main, self.index = listed, _read_index(listed)
+        paths = [folder / shard for shard in dict.fromkeys(self.index.values())] or [self.main]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, listed in {self.main.name}: get the rest")
+        files = [SafetensorsFile(path) if path.suffix == ".safetensors" else PickledFile(path) for path in paths]
+        self._files: dict[str, WeightFile] = {name: file for file in files for name in file.shapes}
+        self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._files[name].read(name)
+
+    def file_of(self, name: str) -> str:
+        """The name of the file that holds a tensor, or should."""
+        if name in self._files:
+            return self._files[name].path.name
+        return self.index.get(name, self.main.name)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor to file name."""
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path} lists no weights: get the file again")
+    for shard in index.values():
+        # A path could lead out of the folder.
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{path} lists {shard!r}, which is no file of this folder: get the file again")
+    return index
+
+
+def refuse_misfits(source: Path, misfits: Sequence[str]) -> None:
+    """Raises CheckpointError, naming the first few, when there are any."""
+    if misfits:
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise CheckpointError(f"{source} does not fit its config: {'; '.join(misfits[:3])}{more}")
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Give a network built on the meta device its tensors; every one must be there and fit.
+
+    Raises:
+        CheckpointError: naming the first tensors that are missing, unknown or of another shape.
+    """
+    expected = network.state_dict()
+    misfits = [f"{name} is missing" for name in expected if name not in state]
+    misfits += [f"{name} is unknown" for name in state if name not in expected]
+    misfits += [
+        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    refuse_misfits(source, misfits)
+    network.load_state_dict(state, assign=True)
+
+
+def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write text files and safetensors files; drafts until all are written, so a kill never leaves half of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drafts = {name: folder / f"{name}.draft" for name in (*weights, *texts)}
+    for name, text in texts.items():
+        drafts[name].write_text(text, encoding="utf-8")
+    for name, tensors in weights.items():
+        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(stored, drafts[name], metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read
+        shutil.copymode(drafts[next(iter(texts))], drafts[name])
+    for name, draft in drafts.items():
+        draft.replace(folder / name)
