@@ -1,0 +1,103 @@
+"""LAVIS' image and text processors: one image to a tensor, one text to the words its models were trained on."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from openblip.images import ImageTransform, load_image, to_pixels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from openblip.image_sources import ImageSource
+
+TEXT_NOISE = re.compile(r"[.!\"()*#:;~]")
+CROP_TRIES = 10
+
+
+class ImageProcessor(Protocol):
+    """An image (path, bytes, PIL, array) to normalised pixels [3, S, S]."""
+
+    def __call__(self, image: ImageSource) -> Tensor: ...
+
+
+class TextProcessor(Protocol):
+    """A text to the words a model reads."""
+
+    def __call__(self, text: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class BlipImageEvalProcessor:
+    """LAVIS' "blip_image_eval": the whole image, squashed to the square."""
+
+    transform: ImageTransform
+
+    def __call__(self, image: ImageSource) -> Tensor:
+        return to_pixels([load_image(image)], self.transform)[0]
+
+
+@dataclass(frozen=True)
+class Blip2ImageTrainProcessor:
+    """LAVIS' "blip2_image_train": a random crop, squashed to the square and mirrored half of the time.
+
+    Attributes:
+        min_scale, max_scale: share of the area that a crop keeps.
+        draw: the source of randomness.
+    """
+
+    transform: ImageTransform
+    min_scale: float = 0.5
+    max_scale: float = 1.0
+    draw: random.Random = field(default_factory=random.Random)
+
+    def __call__(self, image: ImageSource) -> Tensor:
+        from PIL import ImageOps
+
+        crop = self._crop(load_image(image))
+        return to_pixels([ImageOps.mirror(crop) if self.draw.random() < 0.5 else crop], self.transform)[0]
+
+    def _crop(self, image: Image) -> Image:
+        """As torchvision's RandomResizedCrop chooses: ten tries at a ratio of 3/4 to 4/3, else the middle."""
+        width, height = image.size
+        for _ in range(CROP_TRIES):
+            area = width * height * self.draw.uniform(self.min_scale, self.max_scale)
+            ratio = math.exp(self.draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                break
+        else:
+            crop_width = min(width, round(height * 4 / 3))
+            crop_height = min(height, round(width * 4 / 3))
+            left, top = (width - crop_width) // 2, (height - crop_height) // 2
+            return image.crop((left, top, left + crop_width, top + crop_height))
+        left, top = self.draw.randint(0, width - crop_width), self.draw.randint(0, height - crop_height)
+        return image.crop((left, top, left + crop_width, top + crop_height))
+
+
+@dataclass(frozen=True)
+class BlipCaptionProcessor:
+    """LAVIS' "blip_caption": lower case, no punctuation but commas, at most `max_words`, `prompt` in front."""
+
+    prompt: str = ""
+    max_words: int = 50
+
+    def __call__(self, text: str) -> str:
+        spaced = re.sub(r"\s{2,}", " ", TEXT_NOISE.sub(" ", text.lower())).rstrip("\n").strip(" ")
+        return self.prompt + " ".join(spaced.split(" ")[: self.max_words])
+
+
+@dataclass(frozen=True)
+class BlipQuestionProcessor:
+    """LAVIS' "blip_question": lower case, no punctuation but commas and question marks, at most `max_words`."""
+
+    max_words: int = 50
+
+    def __call__(self, text: str) -> str:
+        words = TEXT_NOISE.sub("", text.lower()).rstrip(" ").split(" ")
+        return " ".join(words[: self.max_words])
