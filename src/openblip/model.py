@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.native import load_native
+from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.parts import ModelParts
-from openblip.checkpoints.registry import DEFAULT_MODEL, find_model, folder_kind
-from openblip.checkpoints.transformers_folder import load_transformers
+from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.devices import Placement, choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.engine import generate
@@ -35,22 +34,30 @@ BATCH_SIZE = 8
 Many = TypeVar("Many", bound="Iterable[object]")
 
 
-def load(name: str | Path = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None) -> Blip2:
-    """Load a model by name or from a model folder, of OpenBLIP or of transformers' BLIP-2.
+def load(
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Blip2:
+    """Load a model by name, or from a folder that OpenBLIP or transformers wrote.
 
     Args:
+        name: "mini", which is in the package; an official BLIP-2 (`openblip models`), whose files are downloaded
+            if they are not on this machine; a repository of the hub; or a folder.
+        checkpoint: a `.pth` that LAVIS saved, read instead of the official one of a LAVIS name.
         device: "cpu", "cuda", "cuda:1"; by default CUDA where there is one.
-        dtype: "float32", "bfloat16" or "float16"; by default what the device runs fast.
+        dtype: "float32", "bfloat16" or "float16"; by default what the device computes fast.
 
     Raises:
         CheckpointError: no such model, or its files are broken.
+        DownloadError: its files cannot be had.
         OptionError: an unknown device or type.
     """
     placement = choose_placement(device, dtype)
-    folder = find_model(name)
-    if folder_kind(folder) == "transformers":
-        return Blip2(load_transformers(folder, placement.dtype, placement.device), placement)
-    return Blip2(load_native(folder), placement)
+    own = None if checkpoint is None else Path(checkpoint)
+    return Blip2(load_parts(name, checkpoint=own, dtype=placement.dtype, device=placement.device), placement)
 
 
 class Blip2:

@@ -10,6 +10,8 @@ from openblip.checkpoints.decoder_names import LAVIS_PREFIX as DECODER_PREFIX
 from openblip.checkpoints.decoder_names import decoder_from_lavis
 from openblip.checkpoints.qformer_names import LAVIS_PREFIXES as QFORMER_PREFIXES
 from openblip.checkpoints.qformer_names import first_few, qformer_from_lavis, select
+from openblip.checkpoints.t5_names import LAVIS_PREFIX as T5_PREFIX
+from openblip.checkpoints.t5_names import t5_from_lavis
 from openblip.checkpoints.vit_names import vit_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
@@ -23,15 +25,16 @@ MATCHING = {
     "itm_head": "itm_head",
     "temp": "temperature",
 }
-WRITING = {"opt_proj": "prompt_projection"}
+OPT_PROJECTION = {"opt_proj": "prompt_projection"}
+T5_PROJECTION = {"t5_proj": "prompt_projection"}
 
 
 def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[str, Tensor]:
-    """A `Blip2Network` state from what LAVIS saves of `blip2` (stage 1) or `blip2_opt` (stage 2).
+    """A `Blip2Network` state from what LAVIS saves of `blip2` (stage 1), `blip2_opt` or `blip2_t5` (stage 2).
 
     Args:
-        state: the file's "model" entry. Official files lack what was frozen: join the image encoder's
-            tensors under `visual_encoder.` and OPT's under `opt_model.` first.
+        state: the file's "model" entry. Official files lack what was frozen: join the image encoder's tensors
+            under `visual_encoder.` and the language model's under `opt_model.` or `t5_model.` first.
         config: sizes; says whether there is a text side (stage 1) and a language model (stage 2).
 
     Raises:
@@ -49,9 +52,13 @@ def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[s
     if config.qformer.vocab_size:
         table |= MATCHING
     if config.decoder is not None:
-        table |= WRITING
+        table |= OPT_PROJECTION
         known.append(DECODER_PREFIX)
         parts["decoder"] = decoder_from_lavis(state)
+    if config.t5 is not None:
+        table |= T5_PROJECTION
+        known.append(T5_PREFIX)
+        parts["t5"] = t5_from_lavis(state, config.t5)
     renamed = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
     unknown = []
     for name, tensor in state.items():

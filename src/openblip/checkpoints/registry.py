@@ -77,24 +77,6 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def find_model(name: str | Path) -> Path:
-    """The folder of a model given by name or by path.
-
-    Raises:
-        CheckpointError: neither a known name nor a folder.
-    """
-    names = [info.name for info in list_models()]
-    if str(name) in names:
-        folder = bundled_folder(str(name))
-        if not folder.is_dir():
-            raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
-        return folder
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"{name} is neither a model folder nor a known model: use one of {', '.join(names)}")
-    return folder
-
-
 def folder_kind(folder: Path) -> FolderKind:
     """Who wrote a model folder, by its config.json.
 

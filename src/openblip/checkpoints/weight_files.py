@@ -46,14 +46,19 @@ class SafetensorsFile:
 class PickledFile:
     """A file of `torch.save`, of which nothing but tensors is unpickled.
 
+    Args:
+        entry: where the tensors may lie, beside a run's settings and counters: LAVIS has them in "model".
+
     Raises:
         CheckpointError: the file is missing, truncated, older than PyTorch 1.6, or holds anything but tensors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entry: str | None = None) -> None:
         self.path = path
         with readable(path):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if entry is not None and isinstance(content, dict) and isinstance(content.get(entry), dict):
+            content = content[entry]
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise CheckpointError(f"{path} holds more than named tensors: get the file from its source again")
         self._tensors: dict[str, Tensor] = content
@@ -81,7 +86,8 @@ def readable(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} is broken or holds more than tensors, which could run code: get the file from its source again"
         ) from error
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+    except (EOFError, IndexError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        # The unpickler meets garbage with whatever its first wrong step raises.
         first_line = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is broken ({first_line}): get the file again") from error
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from openblip.cli.report import download_progress, print_line
+from openblip.checkpoints.progress import download_progress
+from openblip.cli.report import print_line
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip download Salesforce/blip2-opt-2.7b
