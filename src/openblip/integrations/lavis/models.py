@@ -64,14 +64,14 @@ class LavisModel(nn.Module):
 
 
 class Blip2Writer(LavisModel):
-    """LAVIS' `blip2_opt` and `blip2_t5`: captions and answers from a frozen language model."""
+    """Captions and answers from a frozen language model."""
 
-    def __init__(self, parts: ModelParts, prompt: str = "", max_txt_len: int = 32) -> None:
+    def __init__(self, parts: ModelParts, max_txt_len: int = 32) -> None:
         if parts.tokenizer is None:
             raise CheckpointError(f"{parts.name} has no language model: use blip2_feature_extractor for it")
-        self.tokenizer: Tokenizer = parts.tokenizer
-        self.prompt = prompt
         super().__init__(parts, max_txt_len)
+        self.tokenizer: Tokenizer = parts.tokenizer
+        self.prompt = parts.prompts.caption
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
 
     def frozen(self) -> list[nn.Module]:
@@ -192,6 +192,14 @@ class Blip2Writer(LavisModel):
     def _batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_ids(rows, self.tokenizer.pad_id)
         return ids.to(self.device), mask.to(self.device)
+
+
+class Blip2OPT(Blip2Writer):
+    """LAVIS' `blip2_opt`."""
+
+
+class Blip2T5(Blip2Writer):
+    """LAVIS' `blip2_t5`."""
 
 
 class Blip2Stage1(LavisModel):

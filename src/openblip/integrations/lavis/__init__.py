@@ -1,0 +1,16 @@
+"""LAVIS' names for BLIP-2 (https://github.com/salesforce/LAVIS): its scripts run with another import.
+
+>>> from openblip.integrations.lavis import load_model_and_preprocess  # was: from lavis.models import ...
+>>> model, vis_processors, txt_processors = load_model_and_preprocess("blip2_opt", "caption_coco_opt2.7b", is_eval=True)
+>>> model.generate({"image": vis_processors["eval"](photo).unsqueeze(0)})
+"""
+
+from openblip.integrations.lavis.loading import (
+    load_model,
+    load_model_and_preprocess,
+    load_preprocess,
+    model_zoo,
+    registry,
+)
+
+__all__ = ["load_model", "load_model_and_preprocess", "load_preprocess", "model_zoo", "registry"]

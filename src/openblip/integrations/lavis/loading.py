@@ -1,0 +1,190 @@
+"""LAVIS' ways to a model: `load_model`, `load_model_and_preprocess`, `model_zoo`, `registry`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.zoo import ZOO
+from openblip.devices import choose_placement
+from openblip.errors import CheckpointError, OptionError
+from openblip.images import ImageTransform
+from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
+from openblip.integrations.lavis.processors import (
+    Blip2ImageTrainProcessor,
+    BlipCaptionProcessor,
+    BlipImageEvalProcessor,
+    BlipQuestionProcessor,
+    ImageProcessor,
+    TextProcessor,
+)
+
+MODELS: dict[str, type[LavisModel]] = {
+    "blip2_opt": Blip2OPT,
+    "blip2_t5": Blip2T5,
+    "blip2": Blip2Qformer,
+    "blip2_feature_extractor": Blip2Qformer,
+    "blip2_image_text_matching": Blip2ITM,
+}
+IMAGE_PROCESSORS: dict[str, type[BlipImageEvalProcessor] | type[Blip2ImageTrainProcessor]] = {
+    "blip_image_eval": BlipImageEvalProcessor,
+    "blip_image_train": Blip2ImageTrainProcessor,
+    "blip2_image_train": Blip2ImageTrainProcessor,
+}
+TEXT_PROCESSORS: dict[str, type[BlipCaptionProcessor] | type[BlipQuestionProcessor]] = {
+    "blip_caption": BlipCaptionProcessor,
+    "blip_question": BlipQuestionProcessor,
+}
+
+Found = TypeVar("Found")
+ImageProcessors = dict[str, ImageProcessor]
+TextProcessors = dict[str, TextProcessor]
+
+
+def load_model(
+    name: str,
+    model_type: str | Path,
+    is_eval: bool = False,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+) -> LavisModel:
+    """A model by LAVIS' architecture and type; what is missing of it is downloaded.
+
+    Args:
+        name: "blip2_opt", "blip2_t5", "blip2", "blip2_feature_extractor" or "blip2_image_text_matching".
+        model_type: as `model_zoo` lists them; or a folder, of OpenBLIP or of transformers.
+        is_eval: evaluation mode; otherwise all but the frozen parts are in training mode.
+        device: on a GPU, weights are in the type that it computes fast.
+        checkpoint: a `.pth` that LAVIS saved, read instead of the official one.
+
+    Raises:
+        CheckpointError: no such model, or its files are broken.
+        DownloadError: its files cannot be had.
+    """
+    kind = _known(name, MODELS, "architecture")
+    placement = choose_placement(str(device), None)
+    folder = Path(model_type)
+    source: str | Path = folder if folder.is_dir() else f"{name}/{model_type}"
+    own = None if checkpoint is None else Path(checkpoint)
+    parts = load_parts(source, checkpoint=own, dtype=placement.dtype, device=placement.device)
+    model = kind(parts)
+    model.to(device=placement.device, dtype=placement.dtype)
+    return model.train(not is_eval)
+
+
+def load_model_and_preprocess(
+    name: str, model_type: str | Path, is_eval: bool = False, device: str | torch.device = "cpu"
+) -> tuple[LavisModel, ImageProcessors, TextProcessors]:
+    """As `load_model`, with image and text processors under "eval" and "train".
+
+    The training images are BLIP-2's (random crop and mirror image), without the RandAugment of LAVIS' other models.
+    """
+    model = load_model(name, model_type, is_eval, device)
+    images, texts = _processors(model.parts)
+    return model, images, texts
+
+
+def load_preprocess(
+    config: Mapping[str, Mapping[str, Mapping[str, Any] | None] | None],
+) -> tuple[ImageProcessors, TextProcessors]:
+    """Processors as a LAVIS config describes them: `vis_processor` and `text_processor`, each with `train` and `eval`.
+
+    Raises:
+        OptionError: a processor that BLIP-2 has no use for, or a setting it does not have.
+    """
+    images: ImageProcessors = {}
+    texts: TextProcessors = {}
+    for split, settings in (config.get("vis_processor") or {}).items():
+        if settings is not None:
+            images[split] = _image_processor(**settings)
+    for split, settings in (config.get("text_processor") or {}).items():
+        if settings is not None:
+            texts[split] = _text_processor(**settings)
+    return images, texts
+
+
+def _image_processor(
+    name: str,
+    image_size: int = 364,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    min_scale: float = 0.5,
+    max_scale: float = 1.0,
+) -> ImageProcessor:
+    kind = _known(name, IMAGE_PROCESSORS, "image processor")
+    usual = ImageTransform(image_size)
+    transform = ImageTransform(image_size, mean or usual.mean, std or usual.std)
+    if kind is Blip2ImageTrainProcessor:
+        return Blip2ImageTrainProcessor(transform, min_scale, max_scale)
+    return BlipImageEvalProcessor(transform)
+
+
+def _text_processor(name: str, prompt: str = "", max_words: int = 50) -> TextProcessor:
+    kind = _known(name, TEXT_PROCESSORS, "text processor")
+    return (
+        BlipQuestionProcessor(max_words) if kind is BlipQuestionProcessor else BlipCaptionProcessor(prompt, max_words)
+    )
+
+
+def _processors(parts: ModelParts) -> tuple[ImageProcessors, TextProcessors]:
+    images: ImageProcessors = {
+        "train": Blip2ImageTrainProcessor(parts.transform),
+        "eval": BlipImageEvalProcessor(parts.transform),
+    }
+    texts: TextProcessors = {"train": BlipCaptionProcessor(), "eval": BlipCaptionProcessor()}
+    return images, texts
+
+
+class ModelZoo:
+    """LAVIS' table of architectures and their types: print it, or go through it."""
+
+    def __init__(self) -> None:
+        self.model_zoo: dict[str, list[str]] = {name: [] for name in MODELS}
+        for model in ZOO:
+            for name in model.names if model.origin == "lavis" else ():
+                architecture, _, kind = name.partition("/")
+                self.model_zoo[architecture].append(kind)
+
+    def __str__(self) -> str:
+        line = "=" * 50
+        rows = [f"{name:<30} {', '.join(kinds)}" for name, kinds in self.model_zoo.items()]
+        return "\n".join([line, f"{'Architectures':<30} Types", line, *rows])
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        return iter(self.model_zoo.items())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.model_zoo.values()))
+
+
+class Registry:
+    """LAVIS' look-ups by name."""
+
+    def get_model_class(self, name: str) -> type[LavisModel]:
+        return _known(name, MODELS, "architecture")
+
+    def get_processor_class(self, name: str) -> type[object]:
+        known: dict[str, type[object]] = {**IMAGE_PROCESSORS, **TEXT_PROCESSORS}
+        return _known(name, known, "processor")
+
+    def list_models(self) -> list[str]:
+        return sorted(MODELS)
+
+    def list_processors(self) -> list[str]:
+        return sorted([*IMAGE_PROCESSORS, *TEXT_PROCESSORS])
+
+
+def _known(name: str, table: Mapping[str, Found], what: str) -> Found:
+    if name not in table:
+        error = CheckpointError if what == "architecture" else OptionError
+        raise error(f"there is no {what} {name!r} here: use {', '.join(table)}")
+    return table[name]
+
+
+model_zoo = ModelZoo()
+registry = Registry()
