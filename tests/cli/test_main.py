@@ -20,13 +20,15 @@ import torch
 import openblip
 from openblip.checkpoints.download import LocalFile, find_files
 from openblip.checkpoints.download import download as download_files
+from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.zoo import get_model
-from openblip.cli import app, ask, caption, chat, download, embed, inspect, match, models, plan, train
+from openblip.cli import app, ask, caption, chat, convert, download, embed, inspect, match, models, plan, train
 from openblip.model import Blip2
+from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
 
-MODULES = (ask, caption, chat, download, embed, inspect, match, models, plan, train)
+MODULES = (ask, caption, chat, convert, download, embed, inspect, match, models, plan, train)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPOSITORY = Path(__file__).parents[2]
 
@@ -85,6 +87,12 @@ def examples(name: str) -> list[str]:
     return [line.strip() for line in COMMANDS[name].EXAMPLES.splitlines() if " openblip " in f" {line}"]
 
 
+@pytest.fixture(scope="module")
+def official_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands for any official model: what transformers writes, at a small size."""
+    return write_writer(tmp_path_factory.mktemp("official")).folder
+
+
 @pytest.mark.parametrize("example", [example for name in COMMANDS for example in examples(name)])
 def test_the_examples_run(
     run: Run,
@@ -93,6 +101,7 @@ def test_the_examples_run(
     photos: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    official_folder: Path,
     example: str,
 ) -> None:
     (tmp_path / "photos" / "more").mkdir(parents=True)
@@ -105,6 +114,7 @@ def test_the_examples_run(
     monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
     monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
     monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
+    monkeypatch.setattr("openblip.checkpoints.convert.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
     words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
     assert words[0] == "openblip"

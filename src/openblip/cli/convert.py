@@ -1,0 +1,37 @@
+"""`openblip convert`: a model from one layout to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openblip.cli.report import print_line
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip convert Salesforce/blip2-opt-2.7b blip2/ --to openblip --storage float16
+  openblip convert my-model/ for-transformers/ --to transformers
+  openblip convert blip2_opt/pretrain_opt2.7b mine/ --checkpoint checkpoint_best.pth --to transformers"""
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A folder, or a name of `openblip models`.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.", show_default=False)],
+    to: Annotated[str, typer.Option(metavar="LAYOUT", help="openblip, transformers or lavis.", show_default=False)],
+    storage: Annotated[str, typer.Option(metavar="TYPE", help="float32, float16 or int8, for openblip.")] = "float32",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A .pth of LAVIS, read instead of the official one.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a model in another layout; weights keep their values bit for bit.
+
+    What LAVIS froze in training lies in files of its own, and is written so.
+    """
+    from openblip.checkpoints import convert as converting
+
+    for path in converting.convert(source, folder, to, storage=storage, checkpoint=checkpoint):
+        print_line(str(path))
