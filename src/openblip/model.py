@@ -20,6 +20,7 @@ from openblip.image_sources import ImageSource, describe_source
 from openblip.images import load_image, to_pixels
 from openblip.nn.blip2 import itc_similarity
 from openblip.nn.efficientnet import EfficientNet
+from openblip.nn.t5 import T5
 from openblip.options import Defaults, TextOptions, generation_options
 from openblip.results import Captioned, GeneratedText, Match
 from openblip.text import MatchingText, Tokenizer, clean_caption, clean_generated, clean_question
@@ -193,13 +194,16 @@ class Blip2:
         chosen = generation_options(options, self._answer_defaults(), 1, self._stop_id())
         rows = [self._join(visual_prompt, prompt) for prompt in prompts]
         with torch.inference_mode():
-            return [self._text(found[0]) for found in generate(self.network.decoder, rows, chosen)]
+            return [self._text(found[0]) for found in generate(self.network.language_model, rows, chosen)]
 
     def fits(self, prompt: str, max_tokens: int | None = None) -> bool:
-        """Whether a prompt and an answer (of usual length by default) fit the language model's positions."""
+        """Whether a prompt and an answer (of usual length by default) fit the language model's positions.
+
+        T5 has no positions, and everything fits.
+        """
         config, tokenizer = self.network.config, self._require_decoder()
         if config.decoder is None:
-            return False
+            return True
         needed = config.qformer.num_queries + 1 + len(tokenizer.encode(prompt))
         answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
         return needed + answer <= config.decoder.max_positions
@@ -277,7 +281,7 @@ class Blip2:
             with torch.inference_mode():
                 visual = self.network.visual_prompt(self.image_features(images))
                 rows = [self._join(row, prompt) for row in visual]
-                captions = iter(generate(self.network.decoder, rows, options))
+                captions = iter(generate(self.network.language_model, rows, options))
         return [
             Captioned(describe_source(source), error=image)
             if isinstance(image, ImageError)
@@ -291,10 +295,14 @@ class Blip2:
         return self.network.image_features(pixels.to(self.placement.device, self.placement.dtype))
 
     def _join(self, visual_prompt: Tensor, prompt: str) -> Tensor:
-        """Visual tokens, start token, prompt: embeddings [T, token width]."""
-        tokenizer = self._require_decoder()
-        ids = torch.tensor([tokenizer.start_id, *tokenizer.encode(prompt)], device=visual_prompt.device)
-        return torch.cat([visual_prompt, self.network.decoder.embed(ids)])
+        """What the language model reads: embeddings [T, token width].
+
+        Visual tokens, then OPT's start token and the prompt, or the prompt and the stop token that ends what T5 reads.
+        """
+        tokenizer, words = self._require_decoder(), self.network.language_model
+        told = tokenizer.encode(prompt)
+        ids = [*told, self._stop_id()] if isinstance(words, T5) else [tokenizer.start_id, *told]
+        return torch.cat([visual_prompt, words.embed(torch.tensor(ids, device=visual_prompt.device))])
 
     def _text(self, generation: Generation) -> GeneratedText:
         tokenizer = self._require_decoder()

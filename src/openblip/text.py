@@ -60,7 +60,8 @@ class Tokenizer:
     """A `tokenizer.json` and the ids that the models built on it need.
 
     Attributes:
-        pad_id: fills short rows; start_id: begins every text.
+        pad_id: fills short rows; start_id: begins every text. What T5 reads begins with nothing: its
+            stop token stands there.
     """
 
     def __init__(self, fast: FastTokenizer, start_token: str, pad_token: str) -> None:

@@ -23,6 +23,7 @@ from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.decoder import DecoderConfig
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.qformer import QFormerConfig
+from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
 
@@ -53,6 +54,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "vision": {"kind": vision_kind, **asdict(config.vision)},
         "qformer": asdict(config.qformer),
         "decoder": None if config.decoder is None else asdict(config.decoder),
+        "t5": None if config.t5 is None else asdict(config.t5),
         "shared_width": config.shared_width,
         "vision_norm_eps": config.vision_norm_eps,
         "image": asdict(parts.transform),
@@ -84,12 +86,14 @@ def load_native(folder: Path) -> ModelParts:
             known = ", ".join(VISION_KINDS)
             raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
         decoder = content["decoder"]
+        t5 = content.get("t5")  # missing from folders of before there was one
         config = Blip2Config(
             vision=build(VISION_KINDS[kind], vision, path),
             qformer=build(QFormerConfig, content["qformer"], path),
             decoder=None if decoder is None else build(DecoderConfig, decoder, path),
             shared_width=content["shared_width"],
             vision_norm_eps=content["vision_norm_eps"],
+            t5=None if t5 is None else build(T5Config, t5, path),
         )
         transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
@@ -108,7 +112,8 @@ def load_native(folder: Path) -> ModelParts:
     if isinstance(matching_tokens, int):
         words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
         matching = MatchingText(words, matching_tokens)
-    if decoder is not None:
+    if config.language_model is not None:
+        # OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
     parts = ModelParts(name, network.eval(), transform, matching, tokenizer, prompts, defaults)
     _check_words(parts, folder)
@@ -129,8 +134,8 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
     config, matching = parts.network.config, parts.matching
     if matching is not None:
         check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
-    if parts.tokenizer is not None and config.decoder is not None:
-        check_ids(parts.tokenizer, config.decoder.vocab_size, folder / DECODER_FILE)
+    if parts.tokenizer is not None and config.language_model is not None:
+        check_ids(parts.tokenizer, config.language_model.vocab_size, folder / DECODER_FILE)
     if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "

@@ -57,6 +57,10 @@ JOINED = {
 }
 """Our projection and those whose rows it stacks, all of one height."""
 
+# What has no layer number with us is in layer 0 with them.
+THEIRS = {ours: theirs if ".N." in ours else theirs.replace(".N.", ".0.") for theirs, ours in T5.items()}
+"""Our name to theirs; what we have joined goes by the names of its parts."""
+
 LAVIS_PREFIX = "t5_model."
 BLIP2_PREFIX = "language_model."
 TRANSFORMERS_PREFIXES = (BLIP2_PREFIX, "shared.", "encoder.", "decoder.", "lm_head.")
@@ -100,11 +104,9 @@ def t5_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     apart: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        names = _parts(name)
+        names = parts_of(name)
         apart.update(zip(names, tensor.chunk(len(names)), strict=True))
-    # What has no layer number with us is in layer 0 with them.
-    back = {ours: theirs if ".N." in ours else theirs.replace(".N.", ".0.") for theirs, ours in T5.items()}
-    return rename(apart, back, WHAT)
+    return rename(apart, THEIRS, WHAT)
 
 
 def _ours(bare: dict[str, Tensor], config: T5Config) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def _ours(bare: dict[str, Tensor], config: T5Config) -> dict[str, Tensor]:
     joined: dict[str, Tensor] = {}
     for name in apart:
         whole = _whole(name)
-        parts = _parts(whole)
+        parts = parts_of(whole)
         missing = [part for part in parts if part not in apart]
         if missing:
             raise CheckpointError(f"the checkpoint has {name} without {missing[0]}: get the file again")
@@ -132,7 +134,7 @@ def _whole(name: str) -> str:
     return name
 
 
-def _parts(name: str) -> list[str]:
+def parts_of(name: str) -> list[str]:
     """The names of the parts that a tensor of ours is made of: itself if it is not joined."""
     for whole, parts in JOINED.items():
         if name.endswith(f".{whole}.weight"):

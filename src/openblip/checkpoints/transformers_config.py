@@ -20,6 +20,7 @@ from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.decoder import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
+from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import PromptTemplates
 
@@ -74,9 +75,24 @@ OPT: Fields = {
     "pre_norm": ("do_layer_norm_before", True),
     "dropout": ("dropout", 0.1),
 }
+T5: Fields = {
+    "vocab_size": ("vocab_size", 32128),
+    "width": ("d_model", 512),
+    "depth": ("num_layers", 6),
+    "num_heads": ("num_heads", 8),
+    "head_width": ("d_kv", 64),
+    "ffn_width": ("d_ff", 2048),
+    "relative_buckets": ("relative_attention_num_buckets", 32),
+    "relative_reach": ("relative_attention_max_distance", 128),
+    "norm_eps": ("layer_norm_epsilon", 1e-6),
+    "dropout": ("dropout_rate", 0.1),
+}
+T5_FFN = "relu"
+"""Default of T5's `feed_forward_proj`."""
 NUM_QUERIES = 32
 SHARED_WIDTH = 256
 OPT_START, OPT_PAD, OPT_STOP = 2, 1, 2
+T5_PAD, T5_STOP = 0, 1
 RESCALE = 1 / 255
 BICUBIC = 3
 LONGEST_TEXT = 32
@@ -99,7 +115,8 @@ class WordIds:
     """Which tokens of the language model do what.
 
     Attributes:
-        stop: ends a text.
+        start: begins a text; what T5 reads begins with nothing, and this is its stop token then.
+        stop: ends a text, and what T5 reads.
     """
 
     start: int
@@ -113,12 +130,14 @@ class FolderConfig:
 
     Attributes:
         words: None for a folder that matches.
+        head_is_words: T5's output head need not be stored: it is the word table then.
         matching_tokens: length at which texts for the Q-Former are cut; None for a folder that writes.
     """
 
     network: Blip2Config
     transform: ImageTransform
     words: WordIds | None
+    head_is_words: bool
     matching_tokens: int | None
     prompts: PromptTemplates
     defaults: GenerationDefaults
@@ -132,9 +151,13 @@ def read_config(folder: Path) -> FolderConfig:
     the hub) gives features that differ by about 1e-5 from the original model's.
 
     A text ends where `text_config` says, which is what transformers' generate goes by, else where
-    generation_config.json says, else at OPT's own stop token. Beams and lengths come from generation_config.json;
-    it usually has none, and they are LAVIS' then. A model that writes and reads images of 364 pixels counts as
-    fine-tuned on COCO: its captions go on from "a photo of".
+    generation_config.json says, else at the language model's own stop token. Beams and lengths come from
+    generation_config.json; it usually has none, and they are LAVIS' then. A model that writes and reads images of
+    364 pixels counts as fine-tuned on COCO: its captions go on from "a photo of".
+
+    Whether T5 scales hidden states before its output head is said by `scale_decoder_outputs`, in folders from before
+    transformers 5 by `tie_word_embeddings`. A head of its own that is scaled, which no known T5 has, is refused
+    when the weights are read.
 
     Raises:
         CheckpointError: a file is broken, or describes a model that cannot be built here.
@@ -176,10 +199,11 @@ def read_config(folder: Path) -> FolderConfig:
     return FolderConfig(
         network,
         _read_transform(folder, vision_config.image_size),
-        None if task == "match" else _word_ids(text, generation, path),
+        None if task == "match" else _word_ids(text, generation, network.t5 is not None, path),
+        network.t5 is not None and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
         prompts,
-        build(GenerationDefaults, _section(own, "generation", path) or _read_defaults(generation), path),
+        build(GenerationDefaults, _section(own, "generation", path) or _read_defaults(network, generation), path),
     )
 
 
@@ -254,26 +278,53 @@ def _read_opt(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {"decoder": build(DecoderConfig, {**values, "final_norm": final_norm}, path)}
 
 
-LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {"opt": _read_opt}
+def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    values = _values(T5, text)
+    kind = _given(text, "feed_forward_proj", T5_FFN)
+    gate, _, activation = kind.rpartition("-") if isinstance(kind, str) else ("", "", kind)
+    if gate not in ("", "gated"):
+        raise CheckpointError(f"{path}: feed_forward_proj is {kind!r}, neither an activation nor a gated one")
+    if kind == "gated-gelu":
+        activation = "gelu_new"
+    return {
+        "t5": build(
+            T5Config,
+            {
+                **values,
+                "decoder_depth": _given(text, "num_decoder_layers", values["depth"]),
+                "activation": _given(text, "dense_act_fn", activation),
+                "gated": _given(text, "is_gated_act", gate == "gated"),
+                "tied_head": _given(text, "scale_decoder_outputs", _given(text, "tie_word_embeddings", True)),
+                "start_id": _given(text, "decoder_start_token_id", _given(text, "pad_token_id", T5_PAD)),
+            },
+            path,
+        )
+    }
+
+
+LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {"opt": _read_opt, "t5": _read_t5}
 """transformers' name of each kind, and what reads its `text_config`."""
 
 
-def _word_ids(text: Mapping[str, Any], generation: Mapping[str, Any], path: Path) -> WordIds:
-    stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", OPT_STOP))
+def _word_ids(text: Mapping[str, Any], generation: Mapping[str, Any], is_t5: bool, path: Path) -> WordIds:
+    stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", T5_STOP if is_t5 else OPT_STOP))
     if isinstance(stop, list) and stop:
         stop = stop[0]
-    found = {"start": _given(text, "bos_token_id", OPT_START), "pad": _given(text, "pad_token_id", OPT_PAD)}
-    found["stop"] = stop
+    found = {
+        "start": stop if is_t5 else _given(text, "bos_token_id", OPT_START),
+        "pad": _given(text, "pad_token_id", T5_PAD if is_t5 else OPT_PAD),
+        "stop": stop,
+    }
     for name, value in found.items():
         if not isinstance(value, int):
             raise CheckpointError(f"{path}: the {name} token of text_config is {value!r}, not an id")
     return WordIds(**found)
 
 
-def _read_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Our defaults for OPT, and what generation_config.json says otherwise."""
-    # LAVIS' predict_answers; its -1 is for T5
-    defaults: dict[str, Any] = {"answer_length_penalty": 0.0}
+def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Our defaults for the language model, and what generation_config.json says otherwise."""
+    # LAVIS' predict_answers
+    defaults: dict[str, Any] = {"answer_length_penalty": 0.0 if network.t5 is None else -1.0}
     for theirs, ours in (
         ("num_beams", "beams"),
         ("max_new_tokens", "max_tokens"),

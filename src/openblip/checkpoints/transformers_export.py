@@ -25,23 +25,26 @@ from openblip.checkpoints.transformers_config import (
     PROCESSOR_FILE,
     QFORMER,
     RESCALE,
+    T5,
     VISION,
     Fields,
     Task,
 )
-from openblip.checkpoints.transformers_names import to_transformers
-from openblip.checkpoints.transformers_tokens import matching_files, word_files
+from openblip.checkpoints.transformers_names import HEAD, OPT_WORDS, T5_WORDS, to_transformers
+from openblip.checkpoints.transformers_tokens import matching_files, opt_files, t5_files
 from openblip.checkpoints.weight_files import INDEX_SUFFIX, SINGLE_FILES, write_together
 from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.decoder import DecoderConfig
+from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 
 WEIGHTS_FILE = SINGLE_FILES[0]
 SHARD_BYTES = 5_000_000_000
 """transformers' own limit."""
-WORDS = "language_model.model.decoder.embed_tokens.weight"
+T5_LONGEST = 512
+"""Tokens at which T5's tokenisers cut; the model itself has no limit."""
 
 
 def save_transformers(
@@ -73,14 +76,19 @@ def save_transformers(
         raise CheckpointError(f"the model {parts.name} cannot be written for transformers: {error}") from error
     files = _image_files(parts.transform)
     queries: int | None = None
-    if config.decoder is not None and parts.tokenizer is not None:
-        longest = config.decoder.max_positions
-        words, image_token = word_files(parts.tokenizer, longest)
-        state[WORDS] = _with_row(state[WORDS], image_token, parts.tokenizer.pad_id)
+    if task == "write" and parts.tokenizer is not None:
+        text = content["text_config"]
+        if config.decoder is not None:
+            words, image_token = opt_files(parts.tokenizer, config.decoder.max_positions)
+        else:
+            words, image_token = t5_files(parts.tokenizer, text["eos_token_id"], T5_LONGEST)
+        for table in (OPT_WORDS, T5_WORDS, HEAD):
+            if table in state:
+                state[table] = _with_row(state[table], image_token, parts.tokenizer.pad_id)
+                text["vocab_size"] = state[table].shape[0]
         content["image_token_index"] = image_token
-        content["text_config"]["vocab_size"] = state[WORDS].shape[0]
         queries = config.qformer.num_queries
-        ids = {name: content["text_config"][name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: text[name] for name in text if name.endswith("_token_id")}
         files |= {**words, GENERATION_FILE: to_json(ids)}
     elif parts.matching is not None:
         files |= matching_files(parts.matching, config.qformer.max_positions)
@@ -129,7 +137,7 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any
         # A model that matches takes the texts alone: its ids have nothing in an image's place.
         "image_token_index": None,
         "image_text_hidden_size": config.shared_width,
-        "use_decoder_only_language_model": True,
+        "use_decoder_only_language_model": config.t5 is None,
         "vision_config": {"model_type": "blip_2_vision_model", **_named(VISION, vision), **FIXED["vision_config"]},
         "qformer_config": {
             "model_type": "blip_2_qformer",
@@ -150,13 +158,24 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any
         },
     }
     if task == "write":
-        content["text_config"] = _text_config(parts, config.decoder)
+        content["text_config"] = _text_config(parts, config)
     return content
 
 
-def _text_config(parts: ModelParts, decoder: DecoderConfig | None) -> dict[str, Any]:
-    if decoder is None or parts.tokenizer is None:
-        raise CheckpointError("only models with an OPT can be written for transformers so far")
+def _text_config(parts: ModelParts, config: Blip2Config) -> dict[str, Any]:
+    if parts.tokenizer is None or config.language_model is None:
+        raise CheckpointError(f"the model {parts.name} has words without a language model: it cannot be written")
+    ids = {
+        "eos_token_id": parts.tokenizer.only_id(parts.defaults.stop_token),
+        "pad_token_id": parts.tokenizer.pad_id,
+    }
+    if isinstance(config.language_model, T5Config):
+        # What transformers puts behind an image without a prompt.
+        return {**_t5_config(config.language_model), "bos_token_id": ids["eos_token_id"], **ids}
+    return {**_opt_config(config.language_model), "bos_token_id": parts.tokenizer.start_id, **ids}
+
+
+def _opt_config(decoder: DecoderConfig) -> dict[str, Any]:
     if decoder.token_width != decoder.width or (decoder.final_norm and not decoder.pre_norm):
         raise CheckpointError("transformers' BLIP-2 has no OPT of this kind: it cannot be written")
     return {
@@ -166,9 +185,23 @@ def _text_config(parts: ModelParts, decoder: DecoderConfig | None) -> dict[str, 
         "word_embed_proj_dim": decoder.token_width,
         "_remove_final_layer_norm": decoder.pre_norm and not decoder.final_norm,
         **FIXED["text_config"],
-        "bos_token_id": parts.tokenizer.start_id,
-        "eos_token_id": parts.tokenizer.only_id(parts.defaults.stop_token),
-        "pad_token_id": parts.tokenizer.pad_id,
+    }
+
+
+def _t5_config(t5: T5Config) -> dict[str, Any]:
+    activation = "gelu" if t5.activation == "gelu_new" else t5.activation
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        **_named(T5, t5),
+        "num_decoder_layers": t5.decoder_depth,
+        "feed_forward_proj": f"gated-{activation}" if t5.gated else activation,
+        # By the name above alone, gated-gelu is gelu_new.
+        "dense_act_fn": t5.activation,
+        # Before transformers 5 the first said both.
+        "tie_word_embeddings": t5.tied_head,
+        "scale_decoder_outputs": t5.tied_head,
+        "decoder_start_token_id": t5.start_id,
     }
 
 

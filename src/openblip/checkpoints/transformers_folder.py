@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from openblip.checkpoints.native import empty_network
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.t5_names import UNUSED as T5_UNUSED
 from openblip.checkpoints.transformers_config import CONFIG_FILE, FolderConfig, read_config
-from openblip.checkpoints.transformers_names import TIED, Rows, fresh, is_theirs, sources
+from openblip.checkpoints.transformers_names import HEAD, T5_WORDS, Rows, fresh, is_theirs, sources, tied
 from openblip.checkpoints.transformers_tokens import read_matching, read_words, stop_text
 from openblip.checkpoints.weight_files import WeightFolder, refuse_misfits
 from openblip.errors import CheckpointError
@@ -19,8 +21,8 @@ from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, Tokenizer
 
-STRAYS = ("position_ids",)
-"""Ends of names that some versions wrote and nothing reads: buffers that only count."""
+STRAYS = ("position_ids", T5_UNUSED)
+"""Ends of names that some versions wrote and nothing reads: buffers that only count, T5's first files."""
 
 
 def load_transformers(
@@ -38,10 +40,13 @@ def load_transformers(
     """
     config = read_config(folder)
     weights = WeightFolder(folder)
-    aliases = _tied(weights, folder)
+    second_names = tied(config.network)
+    aliases = _stored_names(second_names, weights, folder)
+    if config.head_is_words and HEAD not in weights.shapes:
+        aliases[HEAD] = aliases.get(T5_WORDS, T5_WORDS)
     network = empty_network(_with_key_biases(config.network, weights), folder / CONFIG_FILE)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    _check_fit(wanted, weights, aliases, folder)
+    _check_fit(wanted, weights, aliases, second_names, folder)
     state = {}
     for name, shape in wanted.items():
         tensor = torch.empty(shape, dtype=dtype, device=device)
@@ -60,27 +65,29 @@ def _parts(folder: Path, config: FolderConfig, network: Blip2Network) -> ModelPa
     defaults: GenerationDefaults = config.defaults
     if config.matching_tokens is not None:
         matching = read_matching(folder, config.matching_tokens, config.network.qformer.vocab_size)
-    if config.words is not None and config.network.decoder is not None:
+    if config.words is not None and config.network.language_model is not None:
         words = config.words
-        tokenizer = read_words(folder, words.start, words.pad, config.network.decoder.vocab_size)
+        tokenizer = read_words(folder, words.start, words.pad, config.network.language_model.vocab_size)
         defaults = replace(defaults, stop_token=stop_text(tokenizer, words.stop, folder))
     return ModelParts(folder.resolve().name, network, config.transform, matching, tokenizer, config.prompts, defaults)
 
 
-def _tied(weights: WeightFolder, folder: Path) -> dict[str, str]:
+def _stored_names(second_names: Mapping[str, str], weights: WeightFolder, folder: Path) -> dict[str, str]:
     """Their names that a file has under the name of a tensor tied to it alone.
 
     Raises:
-        CheckpointError: both are there and differ, which the networks here cannot express.
+        CheckpointError: several are there and differ, which the networks here cannot express.
     """
-    aliases = {}
-    for second, first in TIED.items():
+    aliases: dict[str, str] = {}
+    for second, first in second_names.items():
         if second not in weights.shapes:
             continue
-        if first not in weights.shapes:
-            aliases[first] = second
-        elif not torch.equal(weights.read(first), weights.read(second)):
-            raise CheckpointError(f"{folder}: {second} and {first} differ, only tied tables can be read")
+        stored = first if first in weights.shapes else aliases.setdefault(first, second)
+        if stored != second and not torch.equal(weights.read(stored), weights.read(second)):
+            hint = ""
+            if first == T5_WORDS and second == HEAD:
+                hint = f": if the head is its own, {CONFIG_FILE} has to say tie_word_embeddings false in text_config"
+            raise CheckpointError(f"{folder}: {second} and {stored} differ, only tied tables can be read{hint}")
     return aliases
 
 
@@ -95,7 +102,11 @@ def _with_key_biases(config: Blip2Config, weights: WeightFolder) -> Blip2Config:
 
 
 def _check_fit(
-    wanted: dict[str, tuple[int, ...]], weights: WeightFolder, aliases: dict[str, str], folder: Path
+    wanted: dict[str, tuple[int, ...]],
+    weights: WeightFolder,
+    aliases: Mapping[str, str],
+    second_names: Mapping[str, str],
+    folder: Path,
 ) -> None:
     """Compare names and shapes before a tensor is read."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -108,7 +119,7 @@ def _check_fit(
     misfits += [
         f"{name} in {weights.file_of(name)} is unknown"
         for name in found
-        if name not in shapes and name not in TIED and not name.endswith(STRAYS)
+        if name not in shapes and name not in second_names and not name.endswith(STRAYS)
     ]
     misfits += [
         f"{name} in {weights.file_of(name)} is {list(found[name])}, not {list(shape)}"
@@ -118,7 +129,7 @@ def _check_fit(
     refuse_misfits(folder, misfits)
 
 
-def _fill(tensor: Tensor, rows: tuple[Rows, ...], weights: WeightFolder, aliases: dict[str, str]) -> None:
+def _fill(tensor: Tensor, rows: tuple[Rows, ...], weights: WeightFolder, aliases: Mapping[str, str]) -> None:
     for place, row in zip(tensor.chunk(len(rows)), rows, strict=True):
         source = weights.read(aliases.get(row.name, row.name))
         place.copy_(source.chunk(row.count)[row.index])

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from openblip.checkpoints.decoder_names import OPT
 from openblip.checkpoints.qformer_names import TRANSFORMERS_QFORMER, look_up
+from openblip.checkpoints.t5_names import BLIP2_PREFIX, THEIRS, parts_of
+from openblip.checkpoints.t5_names import TIED as T5_TIED
 from openblip.checkpoints.vit_names import TRANSFORMERS_BLIP2
+from openblip.nn.blip2 import Blip2Config
 
 NAMES = {
     "vision_norm": "vision_model.post_layernorm",
@@ -26,11 +29,13 @@ NAMES = {
     **{f"vision.{ours}": f"vision_model.{theirs}" for theirs, ours in TRANSFORMERS_BLIP2.items()},
     **{f"qformer.{ours}": theirs for theirs, ours in TRANSFORMERS_QFORMER.items()},
     **{f"decoder.{ours}": f"language_model.model.decoder.{theirs}" for theirs, ours in OPT.items()},
+    **{f"t5.{ours}": BLIP2_PREFIX + theirs for ours, theirs in THEIRS.items()},
 }
 """Our name to theirs."""
 
-TIED = {"language_model.lm_head.weight": "language_model.model.decoder.embed_tokens.weight"}
-"""Second names of one tensor: files hold one of the two or both."""
+HEAD = "language_model.lm_head.weight"
+OPT_WORDS = "language_model.model.decoder.embed_tokens.weight"
+T5_WORDS = "language_model.shared.weight"
 
 IMAGE_BIASES = {".q_bias": 0, ".v_bias": 2}
 """Our biases of the image encoder's attention, and their place in the one that transformers has for q, k and v."""
@@ -48,15 +53,29 @@ class Rows:
     count: int = 1
 
 
+def tied(config: Blip2Config) -> dict[str, str]:
+    """Second names of one tensor, and its first: files hold one of them or several."""
+    if config.t5 is None:
+        return {HEAD: OPT_WORDS}
+    tables = {BLIP2_PREFIX + second: T5_WORDS for second in T5_TIED}
+    return {**tables, HEAD: T5_WORDS} if config.t5.tied_head else tables
+
+
 def sources(name: str) -> tuple[Rows, ...]:
     """What our tensor `name` is stacked from, equal heights each; nothing for `NOT_THEIRS` and what is unknown."""
     for ending, index in IMAGE_BIASES.items():
         if name.startswith("vision.") and name.endswith(ending):
             whole = look_up(name.removesuffix(ending) + ".qkv.bias", NAMES)
             return () if whole is None else (Rows(whole, index, 3),)
+    return tuple(Rows(theirs) for part in _apart(name) if (theirs := look_up(part, NAMES)) is not None)
+
+
+def _apart(name: str) -> list[str]:
+    """Names of what is joined in one tensor of ours, as the tables have them."""
+    if name.startswith("t5."):
+        return parts_of(name)
     joined = name.startswith("decoder.") and ".qkv." in name
-    parts = [name.replace(".qkv.", f".{letter}.") for letter in "qkv"] if joined else [name]
-    return tuple(Rows(theirs) for part in parts if (theirs := look_up(part, NAMES)) is not None)
+    return [name.replace(".qkv.", f".{letter}.") for letter in "qkv"] if joined else [name]
 
 
 def is_theirs(name: str) -> bool:

@@ -22,6 +22,7 @@ ADDED_FILE = "added_tokens.json"
 VOCABULARY_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 PIECES_FILE = "vocab.txt"
+SENTENCEPIECE_FILE = "spiece.model"
 
 IMAGE_TOKEN = "<image>"
 """What transformers' processor writes before a prompt, once for each visual token."""
@@ -31,9 +32,10 @@ DECODE_TOKEN = "[DEC]"
 
 
 def read_words(folder: Path, start: int, pad: int, rows: int) -> Tokenizer:
-    """The language model's words: OPT's byte-level BPE, whose texts begin with the token `start`.
+    """The language model's words: OPT's byte-level BPE or T5's unigrams.
 
     Args:
+        start: begins a text of OPT's, ends a prompt of T5's.
         rows: of the model's word table.
 
     Raises:
@@ -73,15 +75,28 @@ def stop_text(words: Tokenizer, stop: int, folder: Path) -> str:
     return text
 
 
-def word_files(words: Tokenizer, longest: int) -> tuple[dict[str, str], int]:
-    """File names and texts of the language model's vocabulary for transformers, and its id for an image's place."""
+def opt_files(words: Tokenizer, longest: int) -> tuple[dict[str, str], int]:
+    """File names and texts of OPT's vocabulary for transformers, and its id for an image's place."""
+    start = _token(words.fast, words.start_id)
+    names = {"bos_token": start, "eos_token": start, "unk_token": start}
+    return _word_files(words, f"{start} $A", {start: words.start_id}, names, longest)
+
+
+def t5_files(words: Tokenizer, stop: int, longest: int) -> tuple[dict[str, str], int]:
+    """File names and texts of T5's vocabulary for transformers, and its id for an image's place."""
+    end = _token(words.fast, stop)
+    return _word_files(words, f"$A {end}", {end: stop}, {"eos_token": end, "unk_token": "<unk>"}, longest)
+
+
+def _word_files(
+    words: Tokenizer, template: str, ids: Mapping[str, int], names: Mapping[str, str], longest: int
+) -> tuple[dict[str, str], int]:
     fast = _copy(words.fast)
     fast.add_special_tokens([IMAGE_TOKEN])
     start, pad = (_token(fast, index) for index in (words.start_id, words.pad_id))
-    _add_around(fast, f"{start} $A", {start: words.start_id})
-    names = {"bos_token": start, "eos_token": start, "unk_token": start, "pad_token": pad}
+    _add_around(fast, template, ids)
     # The text goes on from the prompt's last token, so batches are filled up in front.
-    files = _files(fast, {**names, "model_max_length": longest, "padding_side": "left"})
+    files = _files(fast, {**names, "pad_token": pad, "model_max_length": longest, "padding_side": "left"})
     return files, Tokenizer(fast, start, pad).token_id(IMAGE_TOKEN)
 
 
@@ -136,6 +151,11 @@ def _read(folder: Path, build: Callable[[Path], FastTokenizer | None], older: st
         raise
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{folder}: the vocabulary is broken ({error}): get its files again") from error
+    if fast is None and (folder / SENTENCEPIECE_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has its vocabulary in {SENTENCEPIECE_FILE} alone, which cannot be read: "
+            f"get {TOKENIZER_FILE}, too, from where it comes from"
+        )
     if fast is None:
         raise CheckpointError(f"{folder} has no vocabulary: it needs {TOKENIZER_FILE}, or {older}")
     fast.no_padding()

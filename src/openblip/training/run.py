@@ -14,7 +14,7 @@ from openblip.checkpoints.native import load_native
 from openblip.checkpoints.parts import ModelParts
 from openblip.data.features import FeatureCache, ViewPlan, cache_features, fingerprint
 from openblip.data.pairs import DataSource, ImageText, gather
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.efficientnet import EfficientNet
 from openblip.training.assemble import assemble
@@ -92,9 +92,15 @@ def _start_model(recipe: Recipe, images: list[list[ImageText]]) -> ModelParts:
         parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:
         parts = replace(load_native(Path(str(recipe.init))), name=name)
+    unusual = recipe.stage is Stage.LANGUAGE or recipe.decoder is not None or recipe.self_critical
+    if parts.network.config.t5 is not None and unusual:
+        raise OptionError(
+            f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
+            "leave them out of the recipe"
+        )
     if recipe.decoder is not None:
         other = load_native(Path(recipe.decoder))
-        if other.network.config.decoder != parts.network.config.decoder:
+        if other.network.config.language_model != parts.network.config.language_model:
             raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
         parts.network.decoder.load_state_dict(other.network.decoder.state_dict())
         scale_prompt(parts.network)

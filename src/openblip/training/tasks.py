@@ -19,6 +19,7 @@ from openblip.text import MatchingText, Tokenizer, pad_ids
 from openblip.training.batches import Drawn
 from openblip.training.documents import (
     EncodedTarget,
+    Target,
     choose_caption,
     choose_context,
     choose_targets,
@@ -32,6 +33,7 @@ from openblip.training.objectives import (
     pair_losses,
     read_behind,
     stage1_loss,
+    t5_loss,
 )
 from openblip.training.recipe import Mixture, Recipe
 from openblip.training.self_critical import SelfCritic
@@ -131,7 +133,7 @@ class Stage1Task(Task):
 
 
 class Stage2Task(Task):
-    """Language-model loss through the decoder behind the visual prompt, and what the recipe adds to it."""
+    """Loss through the language model behind the visual prompt, and what the recipe adds to it."""
 
     needs_features = True
 
@@ -153,7 +155,7 @@ class Stage2Task(Task):
             parts = [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
         else:
             parts = [*stage1_parts(network), network.prompt_projection]
-        return [*parts, network.decoder] if self.recipe.train_decoder else parts
+        return [*parts, network.language_model] if self.recipe.train_decoder else parts
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
         network = self.parts.network
@@ -169,20 +171,33 @@ class Stage2Task(Task):
         return losses
 
     def _imitate(self, batch: Sequence[Drawn], prompt: Tensor) -> dict[str, Tensor]:
-        rows, owners = [], []
+        targets: list[Target] = []
+        owners = []
         for owner, drawn in enumerate(batch):
             count = self.recipe.texts_per_image
             for target in choose_targets(drawn.image, self.recipe.mixture, self.parts.prompts, drawn.draw, count):
                 # What is learnt by reward need not be imitated.
                 if self.critic is None or target.question is not None or not drawn.image.captions:
-                    rows.append(encode_target(target, "", self.tokenizer, self.stop_id))
+                    targets.append(target)
                     owners.append(owner)
-        if not rows:
+        if not targets:
             return {}
+        loss = self._decoder_loss if self.parts.network.config.t5 is None else self._t5_loss
+        return {"lm": loss(prompt[owners], targets)}
+
+    def _decoder_loss(self, prompt: Tensor, targets: Sequence[Target]) -> Tensor:
+        rows = [encode_target(target, "", self.tokenizer, self.stop_id) for target in targets]
         ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
         labels = mask_labels(ids, mask, [row.given for row in rows])
         decoder = self.parts.network.decoder
-        return {"lm": decoder_loss(decoder, read_behind(decoder, prompt[owners], TextBatch(ids, mask)), labels)}
+        return decoder_loss(decoder, read_behind(decoder, prompt, TextBatch(ids, mask)), labels)
+
+    def _t5_loss(self, prompt: Tensor, targets: Sequence[Target]) -> Tensor:
+        """The encoder reads what is asked, the decoder says the answer: both end with the stop token."""
+        words = self.tokenizer
+        asked = pad_ids([[*words.encode(target.prompt), self.stop_id] for target in targets], words.pad_id)
+        ids, mask = pad_ids([[*words.encode(target.answer.strip()), self.stop_id] for target in targets], words.pad_id)
+        return t5_loss(self.parts.network.t5, prompt, TextBatch(*asked), ids.masked_fill(~mask, IGNORED))
 
     def _match(self, batch: Sequence[Drawn], memory: ImageMemory, queries: Tensor) -> dict[str, Tensor]:
         """ITC and ITM on the images of the batch that are described."""

@@ -1,0 +1,403 @@
+"""BLIP-2 with T5: transformers' folders give its own answers, go back as they were, and are held by our own format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoProcessor, Blip2ForConditionalGeneration
+from transformers import Blip2Config as TheirBlip2Config
+from transformers import T5Config as TheirT5Config
+
+import openblip
+from openblip.checkpoints.native import empty_network, load_native, save_native
+from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.transformers_config import read_config
+from openblip.checkpoints.transformers_export import save_transformers
+from openblip.checkpoints.transformers_folder import load_transformers
+from openblip.checkpoints.transformers_names import to_transformers
+from openblip.checkpoints.zoo import find_model
+from openblip.errors import CheckpointError
+from openblip.generation.engine import generate
+from openblip.generation.options import GenerationOptions
+from openblip.model import Blip2
+from openblip.nn.t5 import T5Config
+
+from .theirs import FLAN, QUERIES, T5, Theirs, t5_words, write_t5_writer
+
+TOLERANCE = 1e-5
+PROMPT = "Question: what is it? Answer:"
+HEAD, TABLE = "language_model.lm_head.weight", "language_model.shared.weight"
+STRAYS = ("language_model.encoder.embed_tokens.weight", "language_model.decoder.embed_tokens.weight")
+KINDS = {"flan": {**FLAN, "dense_act_fn": "gelu"}, "t5": T5}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def writer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    """FLAN-T5's layout as LAVIS runs it, with a head of its own, and T5 1.0's with one table for all."""
+    return write_t5_writer(tmp_path_factory.mktemp("models") / "writer", KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def flan(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    return write_t5_writer(tmp_path_factory.mktemp("models") / "flan", FLAN)
+
+
+@pytest.fixture(scope="module")
+def our_writer(writer: Theirs) -> Blip2:
+    return openblip.load(writer.folder, device="cpu")
+
+
+@pytest.fixture
+def folder(flan: Theirs, tmp_path: Path) -> Path:
+    """A copy of the FLAN-T5 that a test may change."""
+    return Path(shutil.copytree(flan.folder, tmp_path / "copy"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+def load_theirs(folder: Path) -> Blip2ForConditionalGeneration:
+    model, report = Blip2ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def inputs_of(theirs: Theirs, path: Path, prompt: str | None) -> dict[str, Tensor]:
+    inputs = theirs.processor(images=Image.open(path).convert("RGB"), text=prompt, return_tensors="pt")
+    return dict(inputs)
+
+
+def same_state(first: ModelParts, second: ModelParts) -> bool:
+    ours, others = first.network.state_dict(), second.network.state_dict()
+    return list(ours) == list(others) and all(torch.equal(ours[name], others[name]) for name in ours)
+
+
+@torch.no_grad()
+def test_logits_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
+    config, t5 = our_writer.network.config.t5, our_writer.network.t5
+    assert config is not None
+    labels = torch.tensor([[5, 9, 30, 41, 1]])
+    for path in photos[:2]:
+        inputs = inputs_of(writer, path, PROMPT)
+        words = our_writer.parts.tokenizer
+        assert words is not None
+        assert inputs["input_ids"][0, QUERIES:].tolist() == [*words.encode(PROMPT), our_writer._stop_id()]
+        prompt = our_writer._join(our_writer.visual_prompt(path), PROMPT)[None]
+        expected = writer.model(**inputs, labels=labels).logits
+        assert expected.std() > 0.1
+        logits = t5.logits(t5.hidden_before(prompt, None, labels))
+        assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("prompt", [None, "a dog", PROMPT])
+def test_ids_are_those_of_their_generate(
+    writer: Theirs, our_writer: Blip2, photos: list[Path], beams: int, prompt: str | None
+) -> None:
+    found = our_writer.caption_many(photos, prompt=prompt or "", beams=beams, max_tokens=9, min_tokens=2)
+    said = set()
+    for path, captioned in zip(photos, found, strict=True):
+        inputs = inputs_of(writer, path, prompt)
+        ids = writer.model.generate(**inputs, num_beams=beams, max_new_tokens=9, min_new_tokens=2)[0].tolist()
+        assert ids.pop(0) == 0  # what T5's texts begin with
+        options = GenerationOptions(max_new_tokens=9, min_new_tokens=2, num_beams=beams, stop_ids=(1,))
+        row = our_writer._join(our_writer.visual_prompt(path), prompt or "")
+        ours = generate(our_writer.network.language_model, [row], options)[0][0].ids
+        assert list(ours) == (ids[: ids.index(1)] if 1 in ids else ids)
+        decode = writer.processor.tokenizer.decode
+        assert captioned.captions[0].tokens == tuple(decode([token], skip_special_tokens=True) for token in ours)
+        said.add(ours)
+    assert len(said) > 1  # it depends on what is seen
+
+
+def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
+    def theirs(prompt: str) -> str:
+        ids = writer.model.generate(**inputs_of(writer, photos[0], prompt), max_new_tokens=7, do_sample=False)[0]
+        return " ".join(writer.processor.tokenizer.decode(ids, skip_special_tokens=True).split())
+
+    questions = ["What is it?", "is the dog red"]
+    asked = [theirs(f"Question: {question.lower().rstrip('?')}? Answer:") for question in questions]
+    assert our_writer.ask(photos[0], questions, beams=1, max_tokens=7, min_tokens=0) == asked
+    chat = our_writer.chat(photos[0])
+    assert chat.ask(questions[0], beams=1, max_tokens=7, min_tokens=0) == asked[0]
+    told = f"{PROMPT} {asked[0]}. Question: is the dog red? Answer:"
+    assert chat.ask(questions[1], beams=1, max_tokens=7, min_tokens=0) == theirs(told)
+    # No positions: nothing that was said is ever left out.
+    assert our_writer.fits("a red dog " * 500)
+
+
+@torch.no_grad()
+def test_a_folder_goes_there_and_back(writer: Theirs, photos: list[Path], tmp_path: Path) -> None:
+    parts = load_transformers(writer.folder)
+    save_transformers(parts, tmp_path)
+    found, processor = load_theirs(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    ours, before = found.state_dict(), writer.model.state_dict()
+    assert ours.keys() == before.keys() and all(torch.equal(ours[name], before[name]) for name in before)
+    stored, old = load_file(tmp_path / "model.safetensors"), load_file(writer.folder / "model.safetensors")
+    assert stored.keys() == old.keys() and all(torch.equal(stored[name], old[name]) for name in old)
+    images = [Image.open(path).convert("RGB") for path in photos[:2]]
+    labels = torch.tensor([[5, 9, 30, 41, 1]] * 2)
+    for text in (PROMPT, "a dog\n runs </s> on"):
+        inputs = writer.processor(images=images, text=[text] * 2, return_tensors="pt")
+        new = processor(images=images, text=[text] * 2, return_tensors="pt")
+        assert inputs.keys() == new.keys() and all(torch.equal(inputs[name], new[name]) for name in inputs)
+        assert torch.equal(found(**new, labels=labels).logits, writer.model(**inputs, labels=labels).logits)
+        ids = found.generate(**new, max_new_tokens=6, do_sample=False)
+        assert torch.equal(ids, writer.model.generate(**inputs, max_new_tokens=6, do_sample=False))
+    again = load_transformers(tmp_path)
+    assert again.network.config == parts.network.config
+    assert (again.transform, again.prompts, again.defaults) == (parts.transform, parts.prompts, parts.defaults)
+    assert same_state(again, parts)
+
+
+@torch.no_grad()
+def test_a_full_word_table_grows_by_a_row_that_is_never_chosen(
+    writer: Theirs, photos: list[Path], tmp_path: Path
+) -> None:
+    parts = load_transformers(writer.folder)
+    assert parts.network.config.t5 is not None and parts.tokenizer is not None
+    rows = parts.tokenizer.vocab_size
+    network = empty_network(
+        replace(parts.network.config, t5=replace(parts.network.config.t5, vocab_size=rows)), tmp_path
+    )
+    state = parts.network.state_dict()
+    wanted = network.state_dict()
+    network.load_state_dict(
+        {name: state[name][: len(wanted[name])] if wanted[name].ndim else state[name] for name in wanted}, assign=True
+    )
+    save_transformers(replace(parts, network=network.eval()), tmp_path)
+    theirs = load_theirs(tmp_path)
+    inputs = AutoProcessor.from_pretrained(tmp_path)(
+        images=Image.open(photos[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
+    )
+    assert inputs["input_ids"].max() == rows
+    logits = theirs(**inputs, labels=torch.tensor([[5, 9]])).logits
+    assert logits.shape[-1] == rows + 1 and (logits[..., rows] - logits[..., 0]).abs().max() <= TOLERANCE
+    labels = torch.tensor([[5, 9]])
+    expected = writer.model(**inputs_of(writer, photos[0], PROMPT), labels=labels).logits[..., :rows]
+    assert (logits[..., :rows] - expected).abs().max() <= TOLERANCE
+
+
+def test_our_own_folder_holds_it(writer: Theirs, our_writer: Blip2, photos: list[Path], tmp_path: Path) -> None:
+    parts = load_transformers(writer.folder)
+    save_native(parts, tmp_path)
+    found = load_native(tmp_path)
+    assert found.network.config == parts.network.config and found.network.config.decoder is None
+    assert same_state(found, parts)
+    assert found.tokenizer is not None and (found.tokenizer.start_id, found.tokenizer.pad_id) == (1, 0)
+    assert found.defaults == parts.defaults and found.defaults.stop_token == "</s>"
+    ours = openblip.load(tmp_path, device="cpu")
+    assert ours.caption(photos, beams=2, max_tokens=6) == our_writer.caption(photos, beams=2, max_tokens=6)
+    assert ours.ask(photos[1], "What is it?") == our_writer.ask(photos[1], "What is it?")
+
+
+CHANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+    (lambda c: c["t5"].update(activation="silu"), "T5 activation 'silu' is not one of gelu, gelu_new, relu"),
+    (lambda c: c["t5"].update(colour="red"), "unknown settings for T5Config: colour"),
+    (lambda c: c["t5"].update(decoder_depth=3), "t5.decoder.layers.2"),
+    (lambda c: c["t5"].update(tied_head=True), "t5.head.weight is unknown"),
+    (lambda c: c["t5"].update(vocab_size=50), "has 68 tokens, the model knows 50"),
+    (lambda c: c.update(decoder=DECODER), "either a decoder or a T5"),
+]
+DECODER = {"vocab_size": 9, "width": 4, "depth": 1, "num_heads": 1, "ffn_width": 4, "max_positions": 9}
+
+
+def test_what_is_wrong_in_our_own_folder_is_named(flan: Theirs, tmp_path: Path) -> None:
+    save_native(load_transformers(flan.folder), tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    whole = config.read_text(encoding="utf-8")
+    state = load_file(weights)
+    for change, message in CHANGES:
+        config.write_text(whole, encoding="utf-8")
+        edit(config, change)
+        if "tokens" in message:
+            save_file(
+                {n: t[:50].clone() if n in ("t5.tokens.weight", "t5.head.weight") else t for n, t in state.items()},
+                weights,
+            )
+        with pytest.raises(CheckpointError) as caught:
+            load_native(tmp_path)
+        assert message in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+        save_file(state, weights)
+
+
+# Forms of folders
+
+
+def older(config: dict[str, Any]) -> None:
+    """As transformers 4 wrote FLAN-T5's."""
+    del config["text_config"]["scale_decoder_outputs"]
+    config["text_config"]["tie_word_embeddings"] = False
+
+
+def shared_under_a_second_name(state: dict[str, Tensor]) -> None:
+    state[STRAYS[0]] = state.pop(TABLE)
+
+
+@pytest.mark.parametrize("form", ["older", "strays", "second name", "second names alone", "shards", "extra bias"])
+def test_every_form_of_folder_gives_the_same_tensors(flan: Theirs, folder: Path, form: str) -> None:
+    if form == "older":
+        edit(folder / "config.json", older)
+    if form == "strays":
+        edit_weights(folder, lambda s: s.update({name: s[TABLE].clone() for name in STRAYS}))
+    if "second" in form:
+        edit_weights(folder, shared_under_a_second_name)
+    if form.endswith("alone"):
+        edit_weights(folder, lambda s: s.update({STRAYS[1]: s[STRAYS[0]].clone()}))
+    if form == "shards":
+        save_transformers(load_transformers(folder), folder, shard_bytes=30_000)
+    if form == "extra bias":
+        edit_weights(folder, lambda s: s.update({UNUSED: torch.zeros(8, 4)}))
+    assert same_state(load_transformers(folder), load_transformers(flan.folder))
+
+
+UNUSED = "language_model.decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+@torch.no_grad()
+def test_a_head_that_is_not_stored_is_the_word_table_where_transformers_ties(folder: Path, photos: list[Path]) -> None:
+    edit_weights(folder, lambda s: s.pop(HEAD))
+    theirs, ours = load_theirs(folder), openblip.load(folder, device="cpu")
+    assert ours.network.config.t5 is not None and not ours.network.config.t5.tied_head
+    inputs = AutoProcessor.from_pretrained(folder)(
+        images=Image.open(photos[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
+    )
+    labels, t5 = torch.tensor([[5, 9]]), ours.network.t5
+    prompt = ours._join(ours.visual_prompt(photos[0]), PROMPT)[None]
+    logits = t5.logits(t5.hidden_before(prompt, None, labels))
+    assert (logits - theirs(**inputs, labels=labels).logits).abs().max() <= TOLERANCE * logits.abs().max()
+
+
+def test_tables_are_never_tied_against_what_is_said_or_stored(folder: Path) -> None:
+    whole = (folder / "config.json").read_text(encoding="utf-8")
+    edit(folder / "config.json", lambda c: c["text_config"].update(scale_decoder_outputs=True))
+    with pytest.raises(
+        CheckpointError, match=r"differ, only tied tables can be read: .* say tie_word_embeddings false"
+    ):
+        load_transformers(folder)
+    (folder / "config.json").write_text(whole, encoding="utf-8")
+    edit_weights(folder, lambda s: s.update({STRAYS[1]: s[TABLE] + 1e-3}))
+    with pytest.raises(
+        CheckpointError, match=r"decoder\.embed_tokens\.weight and language_model\.shared\.weight differ"
+    ):
+        load_transformers(folder)
+    edit_weights(folder, lambda s: [s.pop(HEAD), s.pop(STRAYS[1])])
+    edit(folder / "config.json", older)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing from model\.safetensors$"):
+        load_transformers(folder)
+
+
+def test_a_vocabulary_has_to_be_one_that_can_be_read(folder: Path) -> None:
+    words = load_transformers(folder).tokenizer
+    assert words is not None and words.vocab_size == t5_words().get_vocab_size()  # the mark for images is no word
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(b"\n\x0e")
+    with pytest.raises(CheckpointError, match=r"vocabulary in spiece\.model alone, .* get tokenizer\.json"):
+        load_transformers(folder)
+
+
+# Configs
+
+
+def read_text_config(folder: Path, text: dict[str, Any]) -> T5Config:
+    content = {"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"]}
+    (folder / "config.json").write_text(json.dumps({**content, "text_config": {"model_type": "t5", **text}}))
+    found = read_config(folder)
+    assert found.network.t5 is not None and found.words is not None
+    assert (found.words.start, found.words.pad, found.words.stop) == (1, 0, 1)
+    return found.network.t5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {},
+        FLAN,
+        {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False, "num_layers": 3},
+        {"feed_forward_proj": "gated-relu", "scale_decoder_outputs": False, "tie_word_embeddings": True},
+        {"feed_forward_proj": "gelu", "num_decoder_layers": None, "layer_norm_epsilon": 1e-5, "dropout_rate": 0.0},
+    ],
+)
+def test_settings_mean_what_transformers_takes_them_for(tmp_path: Path, text: dict[str, Any]) -> None:
+    found = read_text_config(tmp_path, text)
+    theirs = TheirBlip2Config.from_pretrained(tmp_path).text_config
+    assert isinstance(theirs, TheirT5Config)
+    assert found == T5Config(
+        vocab_size=theirs.vocab_size,
+        width=theirs.d_model,
+        depth=theirs.num_layers,
+        decoder_depth=theirs.num_decoder_layers,
+        num_heads=theirs.num_heads,
+        head_width=theirs.d_kv,
+        ffn_width=theirs.d_ff,
+        activation=theirs.dense_act_fn,
+        gated=theirs.is_gated_act,
+        tied_head=theirs.scale_decoder_outputs,
+        relative_buckets=theirs.relative_attention_num_buckets,
+        relative_reach=theirs.relative_attention_max_distance,
+        norm_eps=theirs.layer_norm_epsilon,
+        start_id=0,
+        dropout=theirs.dropout_rate,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"feed_forward_proj": "gated-silu"}, "T5 activation 'silu' is not one of"),
+        ({"feed_forward_proj": "mixed-gelu"}, "feed_forward_proj is 'mixed-gelu', neither"),
+        ({"feed_forward_proj": 3}, "T5 activation 3 is not one of"),
+        ({"pad_token_id": "<pad>"}, "the pad token of text_config is '<pad>', not an id"),
+    ],
+)
+def test_a_t5_that_cannot_be_built_is_explained(tmp_path: Path, text: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_text_config(tmp_path, text)
+    assert message in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["blip2-flan-t5-xl", "blip2-flan-t5-xxl"])
+def test_official_models_have_the_same_names_and_shapes(name: str, tmp_path: Path) -> None:
+    model = find_model(f"Salesforce/{name}")
+    assert model is not None
+    config = model.config()
+    assert config.t5 is not None
+    text = {
+        "model_type": "t5",
+        "d_model": config.t5.width,
+        "d_ff": config.t5.ffn_width,
+        "num_layers": config.t5.depth,
+        "num_heads": config.t5.num_heads,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+    their_config = TheirBlip2Config(text_config=text, architectures=["Blip2ForConditionalGeneration"])
+    with torch.device("meta"):
+        theirs = {
+            name: tensor.shape for name, tensor in Blip2ForConditionalGeneration(their_config).state_dict().items()
+        }
+    for second in STRAYS:
+        theirs.pop(second)
+    their_config.save_pretrained(tmp_path)
+    ours = to_transformers(empty_network(read_config(tmp_path).network, tmp_path).state_dict())
+    assert {name: tensor.shape for name, tensor in ours.items()} == theirs
