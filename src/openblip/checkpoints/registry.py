@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from openblip.checkpoints.json_files import read_json
+from openblip.checkpoints.zoo import BUNDLED
 from openblip.errors import CheckpointError
 
-DEFAULT_MODEL = "mini"
+DEFAULT_MODEL = BUNDLED
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
 
@@ -41,10 +42,10 @@ def bundled_folder(name: str) -> Path:
 
 def list_models() -> list[ModelInfo]:
     """All models that `load` knows by name."""
-    folder = bundled_folder("mini")
+    folder = bundled_folder(BUNDLED)
     return [
         ModelInfo(
-            name="mini",
+            name=BUNDLED,
             kind="BLIP-2, EfficientNet-Lite2 + Q-Former + OPT-layout decoder",
             summary="trained by this project, inside the package; photos of people, animals and everyday scenes",
             parameters=count_parameters(folder),
