@@ -8,7 +8,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test lint mini bench-mini clean
+.PHONY: help caption test lint parity mini bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: $(VENV)/.dev ## style and types
 
 test: lint ## style, types and tests
 	$(BIN)/pytest
+
+parity: $(VENV)/.dev ## measure the table of docs/parity.md anew; fails when a limit is exceeded
+	$(BIN)/python -m benchmarks.parity
 
 mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHTS=folder
 	@for folder in "$(DATA)" "$(WEIGHTS)"; do test -d "$$folder" || \

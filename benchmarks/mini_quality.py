@@ -16,16 +16,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import track
 
 from openblip.data.annotations import Captioned, Questioned, is_held_out, read_captions, read_questions
 from openblip.evaluation.answers import exact_match
 from openblip.evaluation.captions import score_captions
 from openblip.evaluation.retrieval import score_retrieval
-from openblip.images import load_image
 from openblip.model import Blip2, load
-from openblip.text import clean_caption
 
 MARKS = {
     "captions": "constant caption 0.09 / 0.09; consensus of the 30 nearest training photos 0.419 / 0.151; "
@@ -46,35 +43,11 @@ def caption_scores(model: Blip2, rows: Sequence[Captioned]) -> dict[str, Any]:
 
 
 def retrieval_scores(model: Blip2, rows: Sequence[Captioned], rerank: int) -> dict[str, Any]:
-    matching = model.parts.matching
-    if matching is None:
-        raise SystemExit("this model has no text side")
     texts = [caption for row in rows for caption in row.captions]
     owners = [index for index, row in enumerate(rows) for _ in row.captions]
-    ids, mask = matching.batch([clean_caption(text) for text in texts])
-    with torch.inference_mode():
-        features = torch.cat(
-            [
-                model.image_features([load_image(row.image) for row in rows[start : start + 16]])
-                for start in track(range(0, len(rows), 16), "image features")
-            ]
-        )
-        queries = [model.network.qformer.image(part) for part in torch.split(features, 64)]
-        image_embeds = torch.cat([model.network.project_queries(part) for part in queries])
-
-        def matcher(images: Sequence[int], captions: Sequence[int]) -> torch.Tensor:
-            odds = []
-            for start in track(range(0, len(images), 64), "matching"):
-                chosen = list(captions[start : start + 64])
-                longest = int(mask[chosen].sum(1).max())
-                logits = model.network.itm_logits(
-                    ids[chosen, :longest], mask[chosen, :longest], features[list(images[start : start + 64])]
-                )
-                odds.append(logits[:, 1] - logits[:, 0])
-            return torch.cat(odds)
-
-        scores = score_retrieval(image_embeds, model.embed_texts(texts), owners, matcher, rerank)
-    return asdict(scores)
+    images = track([str(row.image) for row in rows], "images, and texts for each")
+    rankings = model.rank_both(images, texts, rerank=rerank, batch_size=16)
+    return asdict(score_retrieval(rankings, owners))
 
 
 def answer_scores(model: Blip2, rows: Sequence[Questioned]) -> dict[str, Any]:

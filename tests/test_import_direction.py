@@ -31,19 +31,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors", "generation"},
     "checkpoints": {"errors", "images", "nn", "text"},
     "chat": {"errors", "text"},
-    "model": MODEL_ROOMS | {"chat", "results"},
+    "matching": {"errors", "image_sources", "images", "nn", "results", "text"},
+    "model": MODEL_ROOMS | {"chat", "matching", "results"},
+    "verification": {"checkpoints", "errors", "image_sources", "model"},
     "data": {"errors", "images", "text"},
     "training": MODEL_ROOMS | {"data"},
-    "evaluation": {"data", "errors", "nn"},
+    "evaluation": {"data", "errors", "results"},
     "integrations": MODEL_ROOMS | {"model", "training"},
-    "cli": {"", "checkpoints", "errors", "image_sources", "images", "model", "options", "results", "training"},
+    "cli": {
+        "",
+        "checkpoints",
+        "errors",
+        "image_sources",
+        "images",
+        "model",
+        "options",
+        "results",
+        "training",
+        "verification",
+    },
     "__main__": {"cli"},
     "": set(),  # the package's own __init__: its names are looked up when they are first used
 }
 """Which other rooms each room may import. A room is a folder or a lone module right under the package."""
 
 LIBRARIES_OF_NN = {"torch"}
-FORBIDDEN_LIBRARIES = {"transformers"}
+OPTIONAL_LIBRARIES = {"transformers": {"openblip.checkpoints.language_models"}}
+"""What the core does without, and the modules that may import it, in functions, when it is asked for."""
 HEAVY_LIBRARIES = {"torch", "numpy", "transformers", "PIL"}
 
 
@@ -188,8 +202,12 @@ def test_the_architecture_imports_pytorch_alone() -> None:
     assert libraries_of(PACKAGE, "nn") == LIBRARIES_OF_NN
 
 
-def test_transformers_is_for_tests_alone() -> None:
-    assert not libraries_of(PACKAGE) & FORBIDDEN_LIBRARIES
+@pytest.mark.parametrize("library", OPTIONAL_LIBRARIES)
+def test_what_the_core_does_without_is_imported_in_one_place(library: str) -> None:
+    importers = {found.importer for found in imports_of(PACKAGE) if found.imported.split(".")[0] == library}
+    assert importers == OPTIONAL_LIBRARIES[library]
+    modules = ", ".join(sorted(importers))
+    assert library not in loaded_by(f"import openblip.model, openblip.training.run, {modules}")
 
 
 def test_no_room_is_empty() -> None:

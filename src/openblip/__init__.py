@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from openblip.results import Captioned as Captioned
     from openblip.results import GeneratedText as GeneratedText
     from openblip.results import Match as Match
+    from openblip.results import Matched as Matched
+    from openblip.results import Ranked as Ranked
+    from openblip.results import Rankings as Rankings
+    from openblip.results import Scores as Scores
 
 __version__ = "0.1.0"
 
@@ -34,9 +38,13 @@ _HOMES = {
     "GeneratedText": "openblip.results",
     "ImageError": "openblip.errors",
     "Match": "openblip.results",
+    "Matched": "openblip.results",
     "ModelInfo": "openblip.checkpoints.registry",
     "OpenBlipError": "openblip.errors",
     "OptionError": "openblip.errors",
+    "Ranked": "openblip.results",
+    "Rankings": "openblip.results",
+    "Scores": "openblip.results",
     "list_models": "openblip.checkpoints.registry",
     "load": "openblip.model",
 }
@@ -49,9 +57,13 @@ __all__ = [
     "GeneratedText",
     "ImageError",
     "Match",
+    "Matched",
     "ModelInfo",
     "OpenBlipError",
     "OptionError",
+    "Ranked",
+    "Rankings",
+    "Scores",
     "__version__",
     "list_models",
     "load",

@@ -92,6 +92,17 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.I
         raise ImageError(name, _explain(error)) from error
 
 
+def load_each(sources: Sequence[ImageSource]) -> list[Image.Image | ImageError]:
+    """Each source as an image, or what is wrong with it."""
+    loaded: list[Image.Image | ImageError] = []
+    for source in sources:
+        try:
+            loaded.append(load_image(source))
+        except ImageError as error:
+            loaded.append(error)
+    return loaded
+
+
 def _pixel_limit(max_pixels: int | None) -> int:
     given: object = max_pixels
     label = "max_pixels"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -16,20 +17,23 @@ from openblip.devices import Placement, choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
+from openblip.generation.prefill import fits
 from openblip.image_sources import ImageSource, describe_source
-from openblip.images import load_image, to_pixels
-from openblip.nn.blip2 import itc_similarity
+from openblip.images import load_each, load_image, to_pixels
+from openblip.matching import ranking
+from openblip.matching.matcher import Matcher, batches
+from openblip.matching.ranking import Search
 from openblip.nn.efficientnet import EfficientNet
-from openblip.nn.t5 import T5
-from openblip.options import Defaults, TextOptions, generation_options
-from openblip.results import Captioned, GeneratedText, Match
-from openblip.text import MatchingText, Tokenizer, clean_caption, clean_generated, clean_question
+from openblip.options import CaptionOptions, Defaults, TextOptions, generation_options, take_match_weight
+from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
+from openblip.text import clean_generated, clean_question
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Unpack
 
     from openblip.chat import Chat
+    from openblip.matching.ranking import SearchOptions
 
 BATCH_SIZE = 8
 Many = TypeVar("Many", bound="Iterable[object]")
@@ -85,7 +89,7 @@ class Blip2:
         return self.parts.name
 
     @overload
-    def caption(self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[TextOptions]) -> str: ...
+    def caption(self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[CaptionOptions]) -> str: ...
     @overload
     def caption(
         self,
@@ -93,10 +97,12 @@ class Blip2:
         *,
         num_captions: int,
         prompt: str | None = None,
-        **options: Unpack[TextOptions],
+        **options: Unpack[CaptionOptions],
     ) -> list[str]: ...
     @overload
-    def caption(self, image: list[Any], *, prompt: str | None = None, **options: Unpack[TextOptions]) -> list[str]: ...
+    def caption(
+        self, image: list[Any], *, prompt: str | None = None, **options: Unpack[CaptionOptions]
+    ) -> list[str]: ...
     @overload
     def caption(
         self,
@@ -104,7 +110,7 @@ class Blip2:
         *,
         num_captions: int,
         prompt: str | None = None,
-        **options: Unpack[TextOptions],
+        **options: Unpack[CaptionOptions],
     ) -> list[list[str]]: ...
 
     def caption(
@@ -113,19 +119,22 @@ class Blip2:
         *,
         num_captions: int | None = None,
         prompt: str | None = None,
-        **options: Unpack[TextOptions],
+        **options: Unpack[CaptionOptions],
     ) -> str | list[str] | list[list[str]]:
         """Describe an image, or each of a list of images.
 
         Args:
             num_captions: given, each image gets a list of that many captions, best first.
             prompt: how the caption begins ("a photo of"); it is not repeated in the result.
-            options: see `TextOptions`.
+            options: see `CaptionOptions`.
         """
         sources = image if isinstance(image, list) else [image]
         texts = []
         for captioned in self.caption_many(
-            sources, num_captions=1 if num_captions is None else num_captions, prompt=prompt, **options
+            sources,
+            num_captions=1 if num_captions is None else num_captions,
+            prompt=prompt,
+            **options,
         ):
             if captioned.error is not None:
                 raise captioned.error
@@ -142,23 +151,22 @@ class Blip2:
         prompt: str | None = None,
         num_captions: int = 1,
         batch_size: int = BATCH_SIZE,
-        **options: Unpack[TextOptions],
+        **options: Unpack[CaptionOptions],
     ) -> Iterator[Captioned]:
-        """Describe any number of images, one result each in order, as batches are done.
+        """Describe any number of images, one result each in order, as batches are done; options as for `caption`.
 
         An image that cannot be read gives a result with its error; the others are not affected.
         """
-        _check_batch_size(batch_size)
-        chosen = generation_options(options, self._caption_defaults(), num_captions, self._stop_id())
+        weight, others = take_match_weight(options, self.parts.defaults.caption_match_weight)
+        chosen = generation_options(others, self._caption_defaults(), num_captions, self._stop_id())
         text = self.parts.prompts.caption if prompt is None else prompt
-        batch: list[ImageSource] = []
-        for source in _listed(images):
-            batch.append(source)
-            if len(batch) == batch_size:
-                yield from self._caption_batch(batch, text, chosen)
-                batch = []
-        if batch:
-            yield from self._caption_batch(batch, text, chosen)
+        if chosen.num_beams == 1:
+            weight = 0.0
+        if weight:
+            chosen = replace(chosen, num_return=chosen.num_beams)
+        for batch in batches(_listed(images), batch_size):
+            for captioned in self._caption_batch(batch, text, chosen, weight):
+                yield replace(captioned, captions=captioned.captions[:num_captions])
 
     @overload
     def ask(self, image: ImageSource, question: str, **options: Unpack[TextOptions]) -> str: ...
@@ -201,17 +209,14 @@ class Blip2:
 
         T5 has no positions, and everything fits.
         """
-        config, tokenizer = self.network.config, self._require_decoder()
-        if config.decoder is None:
-            return True
-        needed = config.qformer.num_queries + 1 + len(tokenizer.encode(prompt))
+        read = self.network.config.qformer.num_queries + len(self.parts.prompt_ids(prompt))
         answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
-        return needed + answer <= config.decoder.max_positions
+        return fits(self.network.language_model.config, read, answer)
 
     @torch.inference_mode()
     def visual_prompt(self, image: ImageSource) -> Tensor:
         """What the language model reads of an image: [Q, token width]."""
-        self._require_decoder()
+        self.parts.require_words()
         return self.network.visual_prompt(self.image_features([load_image(image)]))[0]
 
     @overload
@@ -219,75 +224,115 @@ class Blip2:
     @overload
     def match(self, image: ImageSource, texts: list[str]) -> list[Match]: ...
 
-    @torch.inference_mode()
     def match(self, image: ImageSource, texts: str | list[str]) -> Match | list[Match]:
         """How well each text fits an image: ITM probability and ITC cosine, in the order given."""
-        matching = self._require_matching()
-        wanted = [texts] if isinstance(texts, str) else texts
-        if not wanted:
-            return []
-        network = self.network
-        features = self.image_features([load_image(image)])
-        ids, mask = self._matching_batch(matching, wanted)
-        logits = network.itm_logits(ids, mask, features.expand(len(wanted), -1, -1)).float()
-        image_embeds = network.project_queries(network.qformer.image(features))
-        text_embeds = network.project_text(network.qformer.text(ids, mask))
-        cosines = itc_similarity(image_embeds, text_embeds)[0].float()
-        matches = [
-            Match(text, itm, itc)
-            for text, itm, itc in zip(wanted, logits.softmax(dim=1)[:, 1].tolist(), cosines.tolist(), strict=True)
-        ]
-        return matches[0] if isinstance(texts, str) else matches
+        (found,) = self.match_many([image], texts)
+        if found.error is not None:
+            raise found.error
+        return found.matches[0] if isinstance(texts, str) else list(found.matches)
 
-    @torch.inference_mode()
-    def embed_images(self, images: Sequence[ImageSource], *, batch_size: int = BATCH_SIZE) -> Tensor:
+    def match_many(
+        self, images: Iterable[ImageSource], texts: Sequence[str], *, batch_size: int = BATCH_SIZE
+    ) -> Iterator[Matched]:
+        """How well each text fits each of any number of images, one result an image in order, as batches are done.
+
+        Images and texts are encoded once. An image that cannot be read gives a result with its error.
+        """
+        told = _listed(texts)
+        for row in self._matcher().score(_listed(images), told, itm=True, batch_size=batch_size):
+            source = describe_source(row.source)
+            if row.itc is None or row.itm is None:
+                yield Matched(source, error=row.error)
+            else:
+                pairs = zip(told, row.itm.tolist(), row.itc.tolist(), strict=True)
+                yield Matched(source, tuple(Match(text, itm, itc) for text, itm, itc in pairs))
+
+    def scores(
+        self, images: Iterable[ImageSource], texts: Sequence[str], *, itm: bool = False, batch_size: int = BATCH_SIZE
+    ) -> Scores:
+        """Every image against every text: cosines [N, M] and, asked for, ITM probabilities [N, M].
+
+        Cosines cost one look at each image and each text, probabilities a pass of the Q-Former for every pair.
+        """
+        return self._matcher().scores(_listed(images), _listed(texts), itm=itm, batch_size=batch_size)
+
+    @overload
+    def rank_images(
+        self, texts: str, images: Iterable[ImageSource], **options: Unpack[SearchOptions]
+    ) -> list[Ranked]: ...
+    @overload
+    def rank_images(
+        self, texts: list[str], images: Iterable[ImageSource], **options: Unpack[SearchOptions]
+    ) -> list[list[Ranked]]: ...
+
+    def rank_images(
+        self, texts: str | list[str], images: Iterable[ImageSource], **options: Unpack[SearchOptions]
+    ) -> list[Ranked] | list[list[Ranked]]:
+        """The images that fit a text best, or each of a list of texts; each image is encoded once for all.
+
+        Args:
+            options: `top`, `rerank` and `batch_size`, see `openblip.matching.ranking.SearchOptions`.
+        """
+        found = ranking.rank_images(self._matcher(), _listed(images), _listed(texts), Search(**options))
+        return found[0] if isinstance(texts, str) else found
+
+    @overload
+    def rank_texts(
+        self, images: ImageSource, texts: Sequence[str], **options: Unpack[SearchOptions]
+    ) -> list[Ranked]: ...
+    @overload
+    def rank_texts(
+        self, images: list[Any], texts: Sequence[str], **options: Unpack[SearchOptions]
+    ) -> list[list[Ranked]]: ...
+
+    def rank_texts(
+        self, images: ImageSource | list[Any], texts: Sequence[str], **options: Unpack[SearchOptions]
+    ) -> list[Ranked] | list[list[Ranked]]:
+        """The texts that fit an image best, or each of a list of images; options as for `rank_images`."""
+        sources = images if isinstance(images, list) else [images]
+        found = ranking.rank_texts(self._matcher(), sources, _listed(texts), Search(**options))
+        return found if isinstance(images, list) else found[0]
+
+    def rank_both(
+        self, images: Iterable[ImageSource], texts: Sequence[str], **options: Unpack[SearchOptions]
+    ) -> Rankings:
+        """`rank_images` and `rank_texts` from one look at each image, as retrieval is evaluated."""
+        return ranking.rank_both(self._matcher(), _listed(images), _listed(texts), Search(**options))
+
+    def embed_images(self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE) -> Tensor:
         """Unit vectors [N, Q, shared width] of images, float32 on the CPU.
 
         The similarity of an image and a text is the largest of the Q dot products with the text's vector.
         """
-        self._require_matching()
-        _check_batch_size(batch_size)
-        images, rows = _listed(images), []
-        for start in range(0, len(images), batch_size):
-            loaded = [load_image(source) for source in images[start : start + batch_size]]
-            queries = self.network.qformer.image(self.image_features(loaded))
-            rows.append(self.network.project_queries(queries).float().cpu())
-        config = self.network.config
-        return torch.cat(rows) if rows else torch.empty(0, config.qformer.num_queries, config.shared_width)
+        return self._matcher().embed_images(_listed(images), batch_size)
 
-    @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
         """Unit vectors [N, shared width] of texts, float32 on the CPU."""
-        matching = self._require_matching()
-        _check_batch_size(batch_size)
-        texts, rows = _listed(texts), []
-        for start in range(0, len(texts), batch_size):
-            ids, mask = self._matching_batch(matching, texts[start : start + batch_size])
-            rows.append(self.network.project_text(self.network.qformer.text(ids, mask)).float().cpu())
-        return torch.cat(rows) if rows else torch.empty(0, self.network.config.shared_width)
+        return self._matcher().embed_texts(_listed(texts), batch_size)
 
     def _caption_batch(
-        self, sources: Sequence[ImageSource], prompt: str, options: GenerationOptions
+        self, sources: Sequence[ImageSource], prompt: str, options: GenerationOptions, match_weight: float
     ) -> list[Captioned]:
-        loaded: list[Image | ImageError] = []
-        for source in sources:
-            try:
-                loaded.append(load_image(source))
-            except ImageError as error:
-                loaded.append(error)
+        loaded = load_each(sources)
         images = [image for image in loaded if not isinstance(image, ImageError)]
-        captions: Iterator[list[Generation]] = iter(())
-        if images:
-            with torch.inference_mode():
-                visual = self.network.visual_prompt(self.image_features(images))
-                rows = [self._join(row, prompt) for row in visual]
-                captions = iter(generate(self.network.language_model, rows, options))
+        captions = iter(self._write_captions(images, prompt, options, match_weight) if images else [])
         return [
             Captioned(describe_source(source), error=image)
             if isinstance(image, ImageError)
-            else Captioned(describe_source(source), tuple(self._text(found) for found in next(captions)))
+            else Captioned(describe_source(source), tuple(next(captions)))
             for source, image in zip(sources, loaded, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _write_captions(
+        self, images: Sequence[Image], prompt: str, options: GenerationOptions, match_weight: float
+    ) -> list[list[GeneratedText]]:
+        matcher = self._matcher() if match_weight else None
+        features = self.image_features(images)
+        memory = self.network.qformer.remember(features)
+        rows = [self._join(row, prompt) for row in self.network.visual_prompt(memory)]
+        texts = [[self._text(one) for one in found] for found in generate(self.network.language_model, rows, options)]
+        return texts if matcher is None else matcher.rerank(memory, texts, match_weight)
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Features [B, N, image width] of checked images, as the Q-Former reads them."""
@@ -295,27 +340,18 @@ class Blip2:
         return self.network.image_features(pixels.to(self.placement.device, self.placement.dtype))
 
     def _join(self, visual_prompt: Tensor, prompt: str) -> Tensor:
-        """What the language model reads: embeddings [T, token width].
-
-        Visual tokens, then OPT's start token and the prompt, or the prompt and the stop token that ends what T5 reads.
-        """
-        tokenizer, words = self._require_decoder(), self.network.language_model
-        told = tokenizer.encode(prompt)
-        ids = [*told, self._stop_id()] if isinstance(words, T5) else [tokenizer.start_id, *told]
-        return torch.cat([visual_prompt, words.embed(torch.tensor(ids, device=visual_prompt.device))])
+        """What the language model reads: embeddings [T, token width] of visual tokens and words."""
+        ids = torch.tensor(self.parts.prompt_ids(prompt), device=visual_prompt.device)
+        return torch.cat([visual_prompt, self.network.language_model.embed(ids)])
 
     def _text(self, generation: Generation) -> GeneratedText:
-        tokenizer = self._require_decoder()
+        tokenizer = self.parts.require_words()
         return GeneratedText(
             text=clean_generated(tokenizer.decode(generation.ids)),
             score=generation.score,
             tokens=tuple(tokenizer.decode([token]) for token in generation.ids),
             log_probs=generation.log_probs,
         )
-
-    def _matching_batch(self, matching: MatchingText, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids, mask = matching.batch([clean_caption(text) for text in texts])
-        return ids.to(self.placement.device), mask.to(self.placement.device)
 
     def _caption_defaults(self) -> Defaults:
         own = self.parts.defaults
@@ -326,22 +362,12 @@ class Blip2:
         return Defaults(own.answer_beams, own.answer_max_tokens, 1, own.answer_length_penalty)
 
     def _stop_id(self) -> int:
-        return self._require_decoder().only_id(self.parts.defaults.stop_token)
+        return self.parts.stop_id
 
-    def _require_decoder(self) -> Tokenizer:
-        if self.parts.tokenizer is None:
-            raise CheckpointError(f"the model {self.name} has no language model: it can match and embed only")
-        return self.parts.tokenizer
-
-    def _require_matching(self) -> MatchingText:
+    def _matcher(self) -> Matcher:
         if self.parts.matching is None:
             raise CheckpointError(f"the model {self.name} has no text side: it can caption and answer only")
-        return self.parts.matching
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+        return Matcher(self.network, self.parts.matching, self.image_features)
 
 
 def _listed(given: Many) -> Many:

@@ -111,6 +111,12 @@ class Tokenizer:
         return str(self.fast.decode(list(ids), skip_special_tokens=True))
 
 
+def check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
+    """Raises CheckpointError when the words of the file at `path` are more than a table has rows."""
+    if tokenizer.vocab_size > rows:
+        raise CheckpointError(f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files")
+
+
 def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids padded on the right: ids [B, L] int64 and mask [B, L] bool."""
     import torch

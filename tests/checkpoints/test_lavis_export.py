@@ -11,7 +11,7 @@ from openblip.checkpoints.zoo import ZOO, WebFile, ZooModel
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from tests.checkpoints.official import FILES, shapes_of
-from tests.nn.test_lavis_reference import recorded_config, recorded_weights
+from tests.pairs.lavis import recorded_config, recorded_weights
 
 OFFICIAL = [
     (model, source.name)

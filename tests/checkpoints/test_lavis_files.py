@@ -20,7 +20,7 @@ from openblip.checkpoints.zoo import ZooModel, get_model
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.t5 import T5Config
-from tests.nn.test_lavis_reference import FOLDER, recorded_config, recorded_weights
+from tests.pairs.lavis import FOLDER, recorded_config, recorded_weights
 
 FROZEN = ("visual_encoder.", "opt_model.", "t5_model.")
 

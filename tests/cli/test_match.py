@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.model import Blip2
+from openblip.nn.blip2 import Blip2Network
 
 from .conftest import Run
 
@@ -36,3 +37,29 @@ def test_the_best_image_of_a_folder_comes_first(
     assert [record["image"] for record in ran.records[1:]] == [str(mixed_folder / name) for name in best]
     text = run("match", mixed_folder, TEXTS[0], "-m", tiny_model_folder, "-r")
     assert text.lines[1].endswith(f"{mixed_folder / best[0]}: {TEXTS[0]}")
+
+
+def test_images_of_a_list_are_each_looked_at_once(
+    run: Run,
+    tiny_model: Blip2,
+    tiny_model_folder: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image at all")
+    looks: list[int] = []
+    encode = Blip2Network.image_features
+    monkeypatch.setattr(
+        Blip2Network, "image_features", lambda self, pixels: looks.append(len(pixels)) or encode(self, pixels)
+    )
+    listed = [photos[0], "-i", broken, "--image", photos[1], "-i", photos[2]]
+    ran = run("match", *listed, *TEXTS, "-m", tiny_model_folder, "--batch-size", "2", "--json")
+    assert ran.code == 1 and "broken.jpg" in ran.err
+    assert looks == [1, 2]  # the broken one is in the first batch
+    bad, *records = ran.records
+    assert bad["image"] == str(broken) and "error" in bad
+    expected = {(str(photo), match.text): match.itm for photo in photos[:3] for match in tiny_model.match(photo, TEXTS)}
+    assert {(record["image"], record["text"]): record["itm"] for record in records} == pytest.approx(expected, abs=1e-5)
+    assert [record["itm"] for record in records] == sorted((record["itm"] for record in records), reverse=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
-from openblip.evaluation.retrieval import score_retrieval
+from openblip.errors import OptionError
+from openblip.evaluation.retrieval import RetrievalScores, score_retrieval
+from openblip.matching.ranking import Search, rank
+from openblip.nn.blip2 import itc_similarity
+from openblip.results import Ranked, Rankings
 
 
-def never(images: Sequence[int], texts: Sequence[int]) -> Tensor:
+def never(chosen: Tensor) -> Tensor:
     raise AssertionError("ITM was asked although nothing is re-ranked")
 
 
@@ -23,7 +25,10 @@ def test_recall_by_hand() -> None:
     # Three images of two queries each; a text belongs to the image whose better query is nearer.
     images = unit([[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 1, 0]]).view(3, 2, 3)
     texts = unit([[1, 0.1, 0], [0, 1, 0.1], [1, 0.9, 0], [0.1, 1, 0]])
-    scores = score_retrieval(images, texts, [0, 1, 2, 2], never, rerank=0)
+    cosines = itc_similarity(images, texts)
+    search = Search(rerank=0)
+    rankings = Rankings(rank(cosines.T, ["image"] * 3, search, never), rank(cosines, ["text"] * 4, search, never))
+    scores = score_retrieval(rankings, [0, 1, 2, 2])
     # Texts 0, 1, 2 find their images first; text 3 finds image 1 before its own image 2.
     assert scores.text_to_image.at_1 == pytest.approx(3 / 4)
     assert scores.text_to_image.at_5 == 1
@@ -36,13 +41,18 @@ def test_matching_decides_among_the_best_only() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.nn.functional.normalize(torch.randn(30, 1, 8, generator=generator), dim=-1)
     texts = torch.nn.functional.normalize(images[:, 0] + 0.8 * torch.randn(30, 8, generator=generator), dim=-1)
-    owners = list(range(30))
+    cosines = itc_similarity(images, texts)
 
-    def oracle(chosen_images: Sequence[int], chosen_texts: Sequence[int]) -> Tensor:
-        return torch.tensor([8.0 if i == t else -8.0 for i, t in zip(chosen_images, chosen_texts, strict=True)])
+    def oracle(chosen: Tensor) -> Tensor:
+        right = chosen == torch.arange(30)[:, None]
+        return torch.stack([torch.where(right, -8.0, 8.0), torch.where(right, 8.0, -8.0)], dim=-1)
 
-    plain = score_retrieval(images, texts, owners, never, rerank=0)
-    ranked = score_retrieval(images, texts, owners, oracle, rerank=5)
+    def scores(rerank: int) -> RetrievalScores:
+        search, names = Search(rerank=rerank), ["one"] * 30
+        rankings = Rankings(rank(cosines.T, names, search, oracle), rank(cosines, names, search, oracle))
+        return score_retrieval(rankings, list(range(30)))
+
+    plain, ranked = scores(0), scores(5)
     assert plain.text_to_image.at_1 < plain.text_to_image.at_5 < 1
     # A perfect matcher lifts R@1 to R@5, and cannot lift what contrast left out.
     for before, after in (
@@ -51,3 +61,11 @@ def test_matching_decides_among_the_best_only() -> None:
     ):
         assert after.at_1 == after.at_5 == before.at_5
         assert after.at_10 == pytest.approx(before.at_10)
+
+
+def test_rankings_that_cannot_be_scored_are_refused() -> None:
+    rankings = Rankings([[Ranked(0, "image", 1.0)]], [[Ranked(0, "text", 1.0)]] * 2)
+    with pytest.raises(OptionError, match="1 texts were ranked, but 2 have an image"):
+        score_retrieval(rankings, [0, 1])
+    with pytest.raises(OptionError, match="a ranking has 1 results, R@10 needs 2"):
+        score_retrieval(rankings, [1])

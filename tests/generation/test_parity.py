@@ -3,174 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, T5ForConditionalGeneration
-from transformers import T5Config as TheirT5Config
 
-from openblip.checkpoints.decoder_names import decoder_from_transformers
-from openblip.checkpoints.t5_names import t5_from_transformers
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.nn.decoder import Decoder, DecoderConfig
-from openblip.nn.t5 import T5, T5Config
-
-VOCABULARY, WIDTH = 61, 32
-STOPS = ((5,), (5, 9), tuple(range(5, 15)))
-TRIALS = {"opt": 50, "t5": 40}
-
-
-def models(kind: str, seed: int) -> tuple[PreTrainedModel, Decoder | T5]:
-    return opts(seed) if kind == "opt" else t5s(seed)
-
-
-@cache
-def opts(seed: int) -> tuple[OPTForCausalLM, Decoder]:
-    """The same random weights in both; large ones, so that scores differ clearly and stop tokens occur."""
-    torch.manual_seed(seed)
-    config = OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        word_embed_proj_dim=WIDTH,
-        num_hidden_layers=2,
-        ffn_dim=64,
-        num_attention_heads=4,
-        max_position_embeddings=96,
-        dropout=0.0,
-        pad_token_id=1,
-        bos_token_id=2,
-        eos_token_id=5,
-        init_std=0.25,
-    )
-    theirs = OPTForCausalLM(config).eval()
-    ours = Decoder(DecoderConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=96)).eval()
-    ours.load_state_dict(decoder_from_transformers(theirs.state_dict()))
-    return theirs, ours
-
-
-@cache
-def t5s(seed: int) -> tuple[T5ForConditionalGeneration, T5]:
-    """Likewise; heads are narrower together than the model, as in FLAN-T5 small."""
-    torch.manual_seed(seed)
-    config = TheirT5Config(
-        vocab_size=VOCABULARY,
-        d_model=WIDTH,
-        d_kv=8,
-        d_ff=64,
-        num_layers=3,
-        num_decoder_layers=2,
-        num_heads=3,
-        relative_attention_num_buckets=8,
-        relative_attention_max_distance=12,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=5,
-        decoder_start_token_id=0,
-    )
-    theirs = T5ForConditionalGeneration(config).eval()
-    # transformers 5 ties it whatever the config says.
-    theirs.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, WIDTH))
-    for parameter in theirs.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.25)
-    sizes = T5Config(VOCABULARY, WIDTH, 3, 2, 3, 8, 64, relative_buckets=8, relative_reach=12)
-    ours = T5(sizes).eval()
-    ours.load_state_dict(t5_from_transformers(theirs.state_dict(), sizes))
-    return theirs, ours
-
-
-def random_prompts(draw: random.Random, count: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(draw.randrange(2**31))
-    return [torch.randn(draw.randint(1, 9), WIDTH, generator=generator) for _ in range(count)]
-
-
-def pad_left(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    embeds = torch.zeros(len(prompts), longest, WIDTH)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        embeds[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return embeds, mask
-
-
-def cut(ids: list[int], stops: tuple[int, ...]) -> tuple[int, ...]:
-    ends = [place for place, token in enumerate(ids) if token in stops]
-    return tuple(ids[: ends[0]] if ends else ids)
-
-
-def random_options(draw: random.Random, beams: int) -> GenerationOptions:
-    longest = draw.randint(1, 14)
-    return GenerationOptions(
-        max_new_tokens=longest,
-        min_new_tokens=draw.choice([0, 0, draw.randint(0, longest)]),
-        num_beams=beams,
-        length_penalty=draw.choice([-1.0, 0.0, 0.6, 1.0, 2.0]),
-        early_stopping=draw.random() < 0.3,
-        num_return=draw.randint(1, beams),
-        repetition_penalty=draw.choice([1.0, 1.0, 1.3, 0.8]),
-        stop_ids=draw.choice(STOPS),
-    )
-
-
-def run_transformers(
-    model: PreTrainedModel, prompts: list[Tensor], options: GenerationOptions
-) -> list[tuple[list[int], float]]:
-    """Ids and beam scores, `num_return` rows a prompt."""
-    embeds, mask = pad_left(prompts)
-    found = model.generate(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        max_new_tokens=options.max_new_tokens,
-        min_new_tokens=options.min_new_tokens,
-        num_beams=options.num_beams,
-        num_return_sequences=options.num_return,
-        length_penalty=options.length_penalty,
-        early_stopping=options.early_stopping,
-        repetition_penalty=options.repetition_penalty,
-        eos_token_id=list(options.stop_ids),
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    scores = found.sequences_scores.tolist() if options.num_beams > 1 else [0.0] * len(found.sequences)
-    # T5's texts begin with its start token.
-    sequences = found.sequences[:, 1:] if model.config.is_encoder_decoder else found.sequences
-    return list(zip(sequences.tolist(), scores, strict=True))
+from tests.pairs.generation import TRIALS, VOCABULARY, compare, cut, opts
 
 
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
 @pytest.mark.parametrize("beams", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("kind", TRIALS)
 def test_ids_and_scores_equal_transformers(kind: str, beams: int) -> None:
-    draw = random.Random(beams)
-    stopped: Counter[bool] = Counter()
-    for trial in range(TRIALS[kind]):
-        theirs, ours = models(kind, trial % 4)
-        options = random_options(draw, beams)
-        prompts = random_prompts(draw, draw.randint(1, 4))
-        found = generate(ours, prompts, options)
-        # transformers 5 takes padding for generated tokens when it penalises repetitions behind embeddings, so
-        # padded rows are penalised less than the same rows alone: there the reference runs one by one.
-        apart = kind == "opt" and options.repetition_penalty != 1
-        groups = [[prompt] for prompt in prompts] if apart else [prompts]
-        expected = [row for group in groups for row in run_transformers(theirs, group, options)]
-        flat = [text for texts in found for text in texts]
-        for row, text in enumerate(flat):
-            where = f"trial {trial}, text {row}, {options}"
-            ids, score = expected[row]
-            assert text.ids == cut(ids, options.stop_ids), where
-            if beams > 1:
-                assert text.score == pytest.approx(score, rel=1e-6, abs=1e-4), where
-            stopped[text.stopped] += 1
+    compared = compare(kind, beams)
+    assert compared.unequal == []
+    assert compared.score_gap <= 1e-5
     # Both ways of ending were really met.
-    assert min(stopped[True], stopped[False]) >= 8
+    assert min(compared.stopped[True], compared.stopped[False]) >= 8
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -28,7 +28,7 @@ from openblip.nn.blip2 import Blip2Network
 from openblip.nn.t5 import T5Config
 from openblip.text import Tokenizer
 from tests.checkpoints.theirs import Theirs, write_matcher, write_writer
-from tests.nn.test_lavis_reference import FOLDER, recorded_config, recorded_weights
+from tests.pairs.lavis import FOLDER, recorded_config, recorded_weights
 
 TOLERANCE = 2e-6
 PROMPT = "w23 w50 w57"

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import T5Config as TheirConfig
-from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from openblip.checkpoints.t5_names import t5_from_lavis, t5_from_transformers, t5_to_transformers
@@ -20,126 +13,25 @@ from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.decoder import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
-from openblip.nn.t5 import T5, RelativeBias, T5Config
+from openblip.nn.t5 import T5, RelativeBias
 from openblip.nn.vit import VitConfig
 from openblip.training.objectives import IGNORED, TextBatch, stage2_t5_loss
+from tests.pairs.gaps import difference
+from tests.pairs.lavis import load_t5, recorded, t5_gaps
+from tests.pairs.t5 import BATCHES, SMALL, VARIANTS, build, detached, gaps, padding_mask, random_ids
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "lavis"
 TOLERANCE = 1e-5
 RECORDED = 2e-5
-SMALL = T5Config(vocab_size=61, width=36, depth=3, decoder_depth=2, num_heads=3, head_width=8, ffn_width=50, start_id=0)
-VARIANTS = {
-    "flan-t5": SMALL,
-    "as LAVIS runs it": replace(SMALL, activation="gelu", head_width=16, depth=1, decoder_depth=3),
-    "t5 1.0": replace(SMALL, activation="relu", gated=False, tied_head=True, head_width=12),
-    "short reach": replace(SMALL, relative_buckets=8, relative_reach=11, num_heads=5, head_width=4),
-}
-# What each row of a batch of prompts begins and ends with: (padding on the left, padding on the right).
-PADDINGS = {
-    "none": [(0, 0)] * 3,
-    "left": [(0, 0), (5, 0), (1, 0)],
-    "right": [(3, 0), (0, 6), (2, 4)],
-}
-
-
-def build(variant: str) -> tuple[T5, T5ForConditionalGeneration]:
-    config = VARIANTS[variant]
-    their_config = TheirConfig(
-        vocab_size=config.vocab_size,
-        d_model=config.width,
-        d_kv=config.head_width,
-        d_ff=config.ffn_width,
-        num_layers=config.depth,
-        num_decoder_layers=config.decoder_depth,
-        num_heads=config.num_heads,
-        relative_attention_num_buckets=config.relative_buckets,
-        relative_attention_max_distance=config.relative_reach,
-        feed_forward_proj="gated-gelu" if config.gated else "relu",
-        tie_word_embeddings=config.tied_head,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-        attn_implementation="eager",
-    )
-    their_config.dense_act_fn = config.activation
-    theirs = T5ForConditionalGeneration(their_config).eval()
-    if not config.tied_head:
-        # transformers 5 ties it whatever the config says.
-        theirs.lm_head.weight = torch.nn.Parameter(torch.empty_like(theirs.lm_head.weight))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            scale = parameter.shape[-1] ** -0.5
-            if parameter.ndim < 2 or "relative" in name:
-                scale = 0.5
-            elif name == "shared.weight":
-                scale = 1.0
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    with torch.device("meta"):
-        ours = T5(config)
-    ours.load_state_dict(t5_from_transformers(detached(theirs), config), assign=True)
-    return ours.eval().requires_grad_(True), theirs
-
-
-def detached(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-
-
-def random_ids(batch: int, length: int, seed: int = 1) -> Tensor:
-    return torch.randint(2, SMALL.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def padding_mask(padding: str, length: int) -> Tensor:
-    """[3, length] bool."""
-    places = torch.arange(length)
-    return torch.stack([(places >= left) & (places < length - right) for left, right in PADDINGS[padding]])
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(
-    ("batch", "length", "answer", "padding"),
-    [(1, 1, 1, None), (2, 7, 3, None), (3, 13, 9, "left"), (3, 23, 6, "right"), (3, 40, 33, "none")],
-)
+@pytest.mark.parametrize(("batch", "length", "answer", "padding"), BATCHES)
 def test_outputs_and_gradients_equal_transformers(
     variant: str, batch: int, length: int, answer: int, padding: str | None
 ) -> None:
-    ours, theirs = build(variant)
-    mask = None if padding is None else padding_mask(padding, length)
-    labels = random_ids(batch, answer, seed=2)
-    if batch > 1:
-        labels[1, answer // 2 :] = IGNORED
-    # A visual prompt in front of the words: both of them learn.
-    visual = torch.randn(batch, 3, SMALL.width, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    ids = random_ids(batch, length)
-    prompts = torch.cat([visual, ours.embed(ids)], dim=1)[:, :length]
-    logits = ours.logits(ours.hidden_before(prompts, mask, labels))
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-    their_visual = visual.detach().clone().requires_grad_()
-    their_prompts = torch.cat([their_visual, theirs.shared(ids)], dim=1)[:, :length]
-    expected = theirs(inputs_embeds=their_prompts, attention_mask=None if mask is None else mask.long(), labels=labels)
-    assert expected.logits.std() > 0.1
-    assert difference(ours.encode(prompts, mask), expected.encoder_last_hidden_state) <= TOLERANCE
-    assert difference(logits, expected.logits) <= TOLERANCE
-    assert difference(loss, expected.loss) <= TOLERANCE
-
-    loss.backward()
-    expected.loss.backward()
-    assert difference(visual.grad, their_visual.grad) <= TOLERANCE
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    renamed = t5_from_transformers({k: v for k, v in gradients.items() if v is not None}, ours.config)
-    named = dict(ours.named_parameters())
-    assert renamed.keys() == named.keys()
-    for name, parameter in named.items():
-        assert parameter.grad is not None, name
-        assert difference(parameter.grad, renamed[name]) <= TOLERANCE, name
-    if length > 1:
-        assert all(gradient.abs().max() > 1e-4 for gradient in renamed.values())
+    forward, gradient = gaps(variant, batch, length, answer, padding)
+    assert forward <= TOLERANCE
+    assert gradient <= TOLERANCE
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -292,61 +184,16 @@ def test_a_blip2_has_one_language_model() -> None:
         Blip2Config(vision, qformer, opt, t5=SMALL)
 
 
-@pytest.fixture(scope="module")
-def recorded() -> dict[str, Tensor]:
-    return load_file(FOLDER / "t5_ref.safetensors")
+def test_stage2_loss_and_logits_equal_lavis() -> None:
+    for name, gap in t5_gaps().items():
+        assert gap <= RECORDED, name
 
 
-@pytest.fixture(scope="module")
-def network() -> Blip2Network:
-    """What LAVIS recorded behind its Q-Former: the prompt projection and T5; the parts before stay at random."""
-    sizes = json.loads((FOLDER / "meta.json").read_text())["config"]
-    t5, qformer = sizes["t5"], sizes["qformer"]
-    config = T5Config(
-        vocab_size=t5["vocab_size"],
-        width=t5["d_model"],
-        depth=t5["num_layers"],
-        decoder_depth=t5["num_decoder_layers"],
-        num_heads=t5["num_heads"],
-        head_width=t5["d_kv"],
-        ffn_width=t5["d_ff"],
-        activation="gelu",
-    )
-    vision = VitConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_width=16)
-    queries = QFormerConfig(16, qformer["num_query"], qformer["hidden_size"], depth=1, num_heads=4, vocab_size=0)
-    built = Blip2Network(Blip2Config(vision, queries, t5=config))
-    state = load_file(FOLDER / "t5_weights.safetensors")
-    built.t5.load_state_dict(t5_from_lavis(state, config))
-    built.prompt_projection.load_state_dict({kind: state[f"t5_proj.{kind}"] for kind in ("weight", "bias")})
-    built.t5.requires_grad_(False)
-    return built.eval()
-
-
-def test_stage2_loss_and_logits_equal_lavis(
-    network: Blip2Network, recorded: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(network.qformer, "image", lambda queries: queries)
-    queries, text = recorded["query_output"], TextBatch(recorded["input_ids"], recorded["input_mask"].bool())
-    prompt = network.visual_prompt(queries)
-    assert difference(prompt, recorded["inputs_t5"]) <= RECORDED
-    wanted = recorded["output_mask"].bool()
-    labels = recorded["output_ids"].masked_fill(~wanted, IGNORED)
-    loss = stage2_t5_loss(network, queries, text, labels)
-    assert difference(loss, recorded["loss"].squeeze()) <= RECORDED
-    embeds = torch.cat([prompt, network.t5.embed(text.ids)], dim=1)
-    mask = torch.cat([text.mask.new_ones(prompt.shape[:2]), text.mask], dim=1)
-    logits = network.t5.logits(network.t5.hidden_before(embeds, mask, labels))
-    # They reach 3.9; what stands at padding is noise on both sides.
-    assert difference(logits[wanted], recorded["logits"][wanted]) <= RECORDED
-
-
-def test_the_visual_prompt_learns_through_a_frozen_t5(
-    network: Blip2Network, recorded: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(network.qformer, "image", lambda queries: queries)
-    text = TextBatch(recorded["input_ids"], recorded["input_mask"].bool())
-    labels = recorded["output_ids"].masked_fill(~recorded["output_mask"].bool(), IGNORED)
-    stage2_t5_loss(network, recorded["query_output"], text, labels).backward()
+def test_the_visual_prompt_learns_through_a_frozen_t5() -> None:
+    network, expected = load_t5(), recorded("t5")
+    text = TextBatch(expected["input_ids"], expected["input_mask"].bool())
+    labels = expected["output_ids"].masked_fill(~expected["output_mask"].bool(), IGNORED)
+    stage2_t5_loss(network, expected["query_output"], text, labels).backward()
     gradient = network.prompt_projection.weight.grad
     assert gradient is not None and gradient.abs().max() > 1e-3
     assert all(parameter.grad is None for parameter in network.t5.parameters())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -22,55 +21,24 @@ from openblip.nn.vit import (
     VitConfig,
     interpolate_positions,
 )
+from tests.pairs.gaps import difference
+from tests.pairs.vit import (
+    DEPTH,
+    HEADS,
+    IMAGE_SIZES,
+    KINDS,
+    MLP_WIDTH,
+    PATCH,
+    SMALL,
+    WIDTH,
+    backward,
+    gaps,
+    loaded,
+    shaken,
+    small_clip,
+)
 
 LAVIS = Path(__file__).parents[1] / "fixtures" / "lavis"
-PATCH = 14
-WIDTH, HEADS, DEPTH, MLP_WIDTH = 36, 3, 3, 50
-Model = TypeVar("Model", bound=nn.Module)
-SMALL = VitConfig(42, PATCH, WIDTH, DEPTH, HEADS, MLP_WIDTH)
-IMAGE_SIZES = [(42, 42), (70, 70), (28, 98), (84, 14)]
-
-
-def loaded(config: VitConfig, state: Mapping[str, Tensor]) -> VisionTransformer:
-    """Built without memory and given its tensors, as checkpoint loading does."""
-    with torch.device("meta"):
-        model = VisionTransformer(config)
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval()
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
-
-
-def shaken(model: Model, seed: int = 0) -> Model:
-    """Every parameter random, so that a bias or norm that is left out shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Matrices keep activations near 1; vectors (norms, biases, layer scales) are as large as those.
-            scale = 0.5 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model.eval()
-
-
-def backward(output: Tensor) -> None:
-    """A loss that weighs every output differently."""
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7))
-    (output * weights).sum().div(output.numel() ** 0.5).backward()
-
-
-def worst_gradient(model: nn.Module, expected: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest difference of any gradient, relative to that parameter's largest where this exceeds 1."""
-    ours = dict(model.named_parameters())
-    assert ours.keys() == expected.keys()
-    gaps = []
-    for name, parameter in ours.items():
-        assert parameter.grad is not None, name
-        assert expected[name].abs().max() > 1e-4, f"{name} is not tested: its gradient is zero"
-        gaps.append((difference(parameter.grad, expected[name]) / max(1.0, expected[name].abs().max().item()), name))
-    return max(gaps)
 
 
 @pytest.fixture(scope="module")
@@ -119,98 +87,11 @@ def test_lavis_position_interpolation(
 
 
 @pytest.mark.parametrize("size", IMAGE_SIZES)
-def test_eva_equals_transformers(size: tuple[int, int]) -> None:
-    from transformers import Blip2VisionConfig, Blip2VisionModel
-
-    config = replace(SMALL, attention_bias="qv")
-    # The fused bias is random on the keys, too: dropping it must not matter.
-    theirs = shaken(
-        Blip2VisionModel(
-            Blip2VisionConfig(
-                hidden_size=WIDTH,
-                intermediate_size=MLP_WIDTH,
-                num_hidden_layers=DEPTH,
-                num_attention_heads=HEADS,
-                image_size=config.image_size,
-                patch_size=PATCH,
-                layer_norm_eps=config.layer_norm_eps,
-            )
-        )
-    )
-    ours = loaded(config, vit_from_transformers(_tensors(theirs), "blip2"))
-    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
-    hidden = theirs(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
-    check_parity(ours, pixels, hidden, theirs, "blip2")
-
-
-@pytest.mark.parametrize("size", IMAGE_SIZES)
-def test_clip_equals_transformers_second_to_last_block(size: tuple[int, int]) -> None:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    theirs = shaken(
-        CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=WIDTH,
-                intermediate_size=MLP_WIDTH,
-                num_hidden_layers=DEPTH + 1,
-                num_attention_heads=HEADS,
-                image_size=SMALL.image_size,
-                patch_size=PATCH,
-            )
-        )
-    )
-    ours = loaded(small_clip(), vit_from_transformers(_tensors(theirs), "clip", DEPTH))
-    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
-    hidden = theirs(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2]
-    check_parity(ours, pixels, hidden, theirs, "clip")
-
-
-@pytest.mark.parametrize("size", IMAGE_SIZES)
-def test_dinov2_equals_transformers(size: tuple[int, int]) -> None:
-    from transformers import Dinov2Config, Dinov2Model
-
-    theirs = shaken(
-        Dinov2Model(
-            Dinov2Config(
-                hidden_size=WIDTH,
-                mlp_ratio=2,
-                num_hidden_layers=DEPTH,
-                num_attention_heads=HEADS,
-                image_size=SMALL.image_size,
-                patch_size=PATCH,
-            )
-        )
-    )
-    config = replace(SMALL, mlp_width=2 * WIDTH, layer_scale=True, final_norm=True)
-    ours = loaded(config, vit_from_transformers(_tensors(theirs), "dinov2"))
-    pixels = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
-    check_parity(ours, pixels, theirs(pixels).last_hidden_state, theirs, "dinov2")
-
-
-def check_parity(ours: VisionTransformer, pixels: Tensor, hidden: Tensor, theirs: nn.Module, kind: str) -> None:
-    output = ours(pixels)
-    assert hidden.std() > 0.1
-    assert difference(output, hidden) <= 1e-5
-    backward(output)
-    backward(hidden)
-    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-    gap, name = worst_gradient(ours, vit_from_transformers(gradients, kind))
-    assert gap <= 1e-5, name
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def small_clip() -> VitConfig:
-    return replace(
-        CLIP_VIT_L,
-        image_size=SMALL.image_size,
-        width=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
-        mlp_width=MLP_WIDTH,
-    )
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_and_gradients_equal_transformers(kind: str, size: tuple[int, int]) -> None:
+    forward, gradient = gaps(kind, size)
+    assert forward <= 1e-5
+    assert gradient <= 1e-5
 
 
 def test_clip_in_its_own_layout() -> None:

@@ -46,10 +46,12 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     """A `Blip2Network` state under LAVIS' names; tensors are views where they can be.
 
     Raises:
-        CheckpointError: LAVIS has no such image encoder.
+        CheckpointError: LAVIS has no such image encoder or language model.
     """
     if not isinstance(config.vision, VitConfig):
         raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
+    if config.borrowed is not None:
+        raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this model borrows another language model")
     projection = OPT_PROJECTION if config.t5 is None else T5_PROJECTION
     others = _inverse({**NORM, **MATCHING, **projection})
     qformer = _inverse(LAVIS_QFORMER)

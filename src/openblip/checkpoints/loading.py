@@ -1,15 +1,18 @@
-"""A model's name or folder -> the model, whichever files it lies in."""
+"""A model's name or folder -> the model, whichever files it lies in; another language model behind it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from openblip.checkpoints.download import REPOSITORY_NAME, download
+from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lavis_files import files_of, load_lavis
-from openblip.checkpoints.native import load_native
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.native import empty_network, load_native
+from openblip.checkpoints.parts import LanguageSource, ModelParts
 from openblip.checkpoints.progress import download_progress
 from openblip.checkpoints.registry import bundled_folder, folder_kind
 from openblip.checkpoints.transformers_folder import load_transformers
@@ -64,7 +67,40 @@ def load_parts(
 def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device | str) -> ModelParts:
     if folder_kind(folder) == "transformers":
         return load_transformers(folder, dtype, device)
-    return load_native(folder)
+    return load_native(folder, dtype, device)
+
+
+def with_language_model(parts: ModelParts, place: str | Path, revision: str | None = None) -> ModelParts:
+    """The model with another language model behind its Q-Former, to be trained in stage 2.
+
+    The projection to its visual prompt is a new one; the rest is a copy of `parts` without its own language model.
+    The language model is borrowed: it is loaded through transformers, never trained or copied, and has to stay where
+    it is.
+
+    Args:
+        place: a folder that transformers wrote, or a repository of the hub: any AutoModelForCausalLM or
+            AutoModelForSeq2SeqLM.
+        revision: branch, tag or commit of the repository.
+
+    Raises:
+        OpenBlipError: transformers is not installed.
+        CheckpointError, DownloadError: see `load_language_model`.
+    """
+    old = parts.network
+    like = old.vision_norm.weight
+    language = load_language_model(LanguageSource(str(place), revision), like.dtype, like.device)
+    config = replace(old.config, decoder=None, t5=None, borrowed=language.model.config)
+    network = empty_network(config, Path(place), language.model)
+    kept = network.state_dict()
+    state = {name: tensor.clone() for name, tensor in old.state_dict().items() if name in kept}
+    projection = nn.Linear(config.qformer.width, language.model.config.token_width).to(like)
+    state |= {f"prompt_projection.{name}": tensor for name, tensor in projection.state_dict().items()}
+    network.load_state_dict(state, assign=True)
+    network.start_prompt_projection()
+    defaults = replace(parts.defaults, stop_token=language.stop_token)
+    return replace(
+        parts, network=network.eval(), tokenizer=language.tokenizer, defaults=defaults, borrowed=language.source
+    )
 
 
 def _refuse(checkpoint: Path | None, name: str) -> None:

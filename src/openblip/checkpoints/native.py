@@ -1,7 +1,7 @@
 """OpenBLIP's own model folder: config.json, model.safetensors, one tokenizer file for each text side.
 
 Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row;
-they are float32 again once loaded.
+they are float32 again once loaded. A borrowed language model is not copied: config.json says where it lies.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.json_files import build, read_json, to_json
-from openblip.checkpoints.parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.parts import GenerationDefaults, LanguageSource, ModelParts
 from openblip.checkpoints.weight_files import SafetensorsFile, load_exactly, write_together
 from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.borrowed import Borrowed
 from openblip.nn.decoder import DecoderConfig
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
-from openblip.text import MatchingText, PromptTemplates, Tokenizer
+from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -55,6 +57,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "qformer": asdict(config.qformer),
         "decoder": None if config.decoder is None else asdict(config.decoder),
         "t5": None if config.t5 is None else asdict(config.t5),
+        "borrowed": None if parts.borrowed is None else asdict(parts.borrowed),
         "shared_width": config.shared_width,
         "vision_norm_eps": config.vision_norm_eps,
         "image": asdict(parts.transform),
@@ -66,16 +69,20 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     texts = {CONFIG_FILE: to_json(content)}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
-    if parts.tokenizer is not None:
+    if parts.tokenizer is not None and parts.borrowed is None:
         texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
     write_together(folder, texts, {WEIGHTS_FILE: weights})
 
 
-def load_native(folder: Path) -> ModelParts:
+def load_native(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> ModelParts:
     """Read a model folder; the network is in float32, on the CPU, in evaluation mode.
+
+    Args:
+        dtype, device: of a borrowed language model, which nobody casts or moves afterwards.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
+        OpenBlipError: the language model is borrowed, and transformers is not installed or cannot have it.
     """
     path = folder / CONFIG_FILE
     content = _read_config(path)
@@ -86,7 +93,9 @@ def load_native(folder: Path) -> ModelParts:
             known = ", ".join(VISION_KINDS)
             raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
         decoder = content["decoder"]
-        t5 = content.get("t5")  # missing from folders of before there was one
+        t5, borrowed = content.get("t5"), content.get("borrowed")  # missing from folders of before there were any
+        source = None if borrowed is None else build(LanguageSource, borrowed, path)
+        language = None if source is None else load_language_model(source, dtype, device, beside=folder)
         config = Blip2Config(
             vision=build(VISION_KINDS[kind], vision, path),
             qformer=build(QFormerConfig, content["qformer"], path),
@@ -94,6 +103,7 @@ def load_native(folder: Path) -> ModelParts:
             shared_width=content["shared_width"],
             vision_norm_eps=content["vision_norm_eps"],
             t5=None if t5 is None else build(T5Config, t5, path),
+            borrowed=None if language is None else language.model.config,
         )
         transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
@@ -106,25 +116,27 @@ def load_native(folder: Path) -> ModelParts:
         raise CheckpointError(f"{path} lacks {error}: get the model folder again") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    network = empty_network(config, path)
+    network = empty_network(config, path, None if language is None else language.model)
     load_exactly(network, read_weights(folder / WEIGHTS_FILE), folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):
         words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
         matching = MatchingText(words, matching_tokens)
-    if config.language_model is not None:
+    if language is not None:
+        tokenizer, source = language.tokenizer, language.source
+    elif config.language_model is not None:
         # OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
-    parts = ModelParts(name, network.eval(), transform, matching, tokenizer, prompts, defaults)
+    parts = ModelParts(name, network.eval(), transform, matching, tokenizer, prompts, defaults, source)
     _check_words(parts, folder)
     return parts
 
 
-def empty_network(config: Blip2Config, path: Path) -> Blip2Network:
+def empty_network(config: Blip2Config, path: Path, borrowed: Borrowed | None = None) -> Blip2Network:
     """The network without memory for its weights. Raises CheckpointError when the config at `path` describes none."""
     try:
         with torch.device("meta"):
-            return Blip2Network(config)
+            return Blip2Network(config, borrowed)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} describes no model: {error}") from error
 
@@ -134,8 +146,8 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
     config, matching = parts.network.config, parts.matching
     if matching is not None:
         check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
-    if parts.tokenizer is not None and config.language_model is not None:
-        check_ids(parts.tokenizer, config.language_model.vocab_size, folder / DECODER_FILE)
+    if parts.tokenizer is not None and config.own_language_model is not None:
+        check_ids(parts.tokenizer, config.own_language_model.vocab_size, folder / DECODER_FILE)
     if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
@@ -150,12 +162,6 @@ def check_prompts(prompts: PromptTemplates, path: Path) -> None:
         prompts.chat([("question", "answer")], "question")
     except (AttributeError, IndexError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
-
-
-def check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
-    """Raises CheckpointError when the words of the file at `path` are more than a table has rows."""
-    if tokenizer.vocab_size > rows:
-        raise CheckpointError(f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files")
 
 
 def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:

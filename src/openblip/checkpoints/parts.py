@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from openblip.errors import CheckpointError
 from openblip.images import ImageTransform
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
 
@@ -18,6 +19,7 @@ class GenerationDefaults:
 
     Attributes:
         stop_token: ends a caption or an answer ("\\n" for OPT).
+        caption_match_weight: see `Blip2.caption`; 0 where the text side is missing or untrained.
     """
 
     stop_token: str = "\n"
@@ -25,9 +27,25 @@ class GenerationDefaults:
     caption_max_tokens: int = 30
     caption_min_tokens: int = 0
     caption_length_penalty: float = 1.0
+    caption_match_weight: float = 0.0
     answer_beams: int = 5
     answer_max_tokens: int = 10
     answer_length_penalty: float = -1.0
+
+
+@dataclass(frozen=True)
+class LanguageSource:
+    """Where a borrowed language model lies.
+
+    Attributes:
+        place: a folder of transformers, or a repository of the hub.
+        revision: of the repository: a branch, tag or commit; None for the newest.
+        fingerprint: of the weights a prompt projection was trained with; None for any.
+    """
+
+    place: str
+    revision: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,7 @@ class ModelParts:
     Attributes:
         matching: text for the Q-Former; None when the checkpoint has no text side.
         tokenizer: of the language model; None for a stage-1 checkpoint.
+        borrowed: where a language model lies that is no part of the network; None for the network's own.
     """
 
     name: str
@@ -46,3 +65,26 @@ class ModelParts:
     tokenizer: Tokenizer | None
     prompts: PromptTemplates = field(default_factory=PromptTemplates)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    borrowed: LanguageSource | None = None
+
+    def require_words(self) -> Tokenizer:
+        """The tokenizer. Raises CheckpointError when there is no language model."""
+        if self.tokenizer is None:
+            raise CheckpointError(f"the model {self.name} has no language model: it can match and embed only")
+        return self.tokenizer
+
+    @property
+    def stop_id(self) -> int:
+        """Ends a text of the language model. Raises CheckpointError when there is none."""
+        return self.require_words().only_id(self.defaults.stop_token)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """What the language model reads behind the visual prompt: a start and the words, or the words and a stop.
+
+        Raises CheckpointError when there is none.
+        """
+        words, language = self.require_words(), self.network.config.language_model
+        told = words.encode(prompt)
+        if language is not None and language.encodes_prompts:
+            return [*told, self.stop_id]
+        return [words.start_id, *told]

@@ -74,7 +74,7 @@ def save_transformers(
         state = to_transformers({name: tensor for name, tensor in parts.network.state_dict().items() if name in kept})
     except ValueError as error:
         raise CheckpointError(f"the model {parts.name} cannot be written for transformers: {error}") from error
-    files = _image_files(parts.transform)
+    files = image_files(parts.transform)
     queries: int | None = None
     if task == "write" and parts.tokenizer is not None:
         text = content["text_config"]
@@ -108,13 +108,13 @@ def save_transformers(
 def task_config(config: Blip2Config, task: Task) -> Blip2Config:
     """The half of a model that a folder of transformers can hold."""
     if task == "match":
-        return replace(config, decoder=None, t5=None)
+        return replace(config, decoder=None, t5=None, borrowed=None)
     return replace(config, qformer=replace(config.qformer, vocab_size=0))
 
 
 def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     able: list[Task] = []
-    if parts.tokenizer is not None:
+    if parts.tokenizer is not None and parts.borrowed is None:
         able.append("write")
     if parts.matching is not None:
         able.append("match")
@@ -163,16 +163,17 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any
 
 
 def _text_config(parts: ModelParts, config: Blip2Config) -> dict[str, Any]:
-    if parts.tokenizer is None or config.language_model is None:
+    language = config.own_language_model
+    if parts.tokenizer is None or language is None:
         raise CheckpointError(f"the model {parts.name} has words without a language model: it cannot be written")
     ids = {
         "eos_token_id": parts.tokenizer.only_id(parts.defaults.stop_token),
         "pad_token_id": parts.tokenizer.pad_id,
     }
-    if isinstance(config.language_model, T5Config):
+    if isinstance(language, T5Config):
         # What transformers puts behind an image without a prompt.
-        return {**_t5_config(config.language_model), "bos_token_id": ids["eos_token_id"], **ids}
-    return {**_opt_config(config.language_model), "bos_token_id": parts.tokenizer.start_id, **ids}
+        return {**_t5_config(language), "bos_token_id": ids["eos_token_id"], **ids}
+    return {**_opt_config(language), "bos_token_id": parts.tokenizer.start_id, **ids}
 
 
 def _opt_config(decoder: DecoderConfig) -> dict[str, Any]:
@@ -205,7 +206,8 @@ def _t5_config(t5: T5Config) -> dict[str, Any]:
     }
 
 
-def _image_files(transform: ImageTransform) -> dict[str, str]:
+def image_files(transform: ImageTransform) -> dict[str, str]:
+    """File name and text of transformers' config of an image processor."""
     settings = {
         "image_processor_type": "BlipImageProcessor",
         "processor_class": "Blip2Processor",

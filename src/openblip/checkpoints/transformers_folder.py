@@ -26,13 +26,19 @@ STRAYS = ("position_ids", T5_UNUSED)
 
 
 def load_transformers(
-    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    in_float32: tuple[str, ...] = (),
 ) -> ModelParts:
     """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
 
     Each tensor is cast and put on the device as it is read, so that memory holds the model once. Such folders
     lack what stage 1 alone needs: a model that matches starts with a fresh head for ITG and LAVIS' first
     temperature. For what their configs mean see `transformers_config.read_config`.
+
+    Args:
+        in_float32: beginnings of names of tensors that are not cast to `dtype`.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named, each with the
@@ -49,7 +55,8 @@ def load_transformers(
     _check_fit(wanted, weights, aliases, second_names, folder)
     state = {}
     for name, shape in wanted.items():
-        tensor = torch.empty(shape, dtype=dtype, device=device)
+        kind = torch.float32 if name.startswith(in_float32) else dtype
+        tensor = torch.empty(shape, dtype=kind, device=device)
         if is_theirs(name):
             _fill(tensor, sources(name), weights, aliases)
         else:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openblip.checkpoints.json_files import read_json_if_there, to_json
-from openblip.checkpoints.native import check_ids
 from openblip.errors import CheckpointError
-from openblip.text import MatchingText, Tokenizer
+from openblip.text import MatchingText, Tokenizer, check_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
+
+    from openblip.checkpoints.transformers_config import Task
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -31,6 +32,17 @@ BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DECODE_TOKEN = "[DEC]"
 
 
+def read_vocabulary(folder: Path, task: Task) -> FastTokenizer:
+    """The vocabulary of a folder that writes or matches as it stands there, but for the mark for images.
+
+    Raises:
+        CheckpointError: files are missing or broken.
+    """
+    if task == "write":
+        return _read(folder, _byte_level, f"{VOCABULARY_FILE} with {MERGES_FILE}")
+    return _read(folder, _wordpiece, PIECES_FILE)
+
+
 def read_words(folder: Path, start: int, pad: int, rows: int) -> Tokenizer:
     """The language model's words: OPT's byte-level BPE or T5's unigrams.
 
@@ -41,7 +53,7 @@ def read_words(folder: Path, start: int, pad: int, rows: int) -> Tokenizer:
     Raises:
         CheckpointError: files are missing, broken, or do not belong to the model.
     """
-    fast = _read(folder, _byte_level, f"{VOCABULARY_FILE} with {MERGES_FILE}")
+    fast = read_vocabulary(folder, "write")
     tokens = []
     for index in (start, pad):
         token = fast.id_to_token(index)
@@ -59,7 +71,7 @@ def read_matching(folder: Path, max_tokens: int, rows: int) -> MatchingText:
     Raises:
         CheckpointError: files are missing, broken, or do not belong to the model.
     """
-    fast = _read(folder, _wordpiece, PIECES_FILE)
+    fast = read_vocabulary(folder, "match")
     if fast.token_to_id(DECODE_TOKEN) is None and fast.get_vocab_size() < rows:
         fast.add_special_tokens([DECODE_TOKEN])
     words = Tokenizer(fast, start_token="[CLS]", pad_token="[PAD]")
@@ -78,14 +90,17 @@ def stop_text(words: Tokenizer, stop: int, folder: Path) -> str:
 def opt_files(words: Tokenizer, longest: int) -> tuple[dict[str, str], int]:
     """File names and texts of OPT's vocabulary for transformers, and its id for an image's place."""
     start = _token(words.fast, words.start_id)
-    names = {"bos_token": start, "eos_token": start, "unk_token": start}
+    # The text goes on from the prompt's last token, so batches are filled up in front.
+    names = {"bos_token": start, "eos_token": start, "unk_token": start, "padding_side": "left"}
     return _word_files(words, f"{start} $A", {start: words.start_id}, names, longest)
 
 
 def t5_files(words: Tokenizer, stop: int, longest: int) -> tuple[dict[str, str], int]:
     """File names and texts of T5's vocabulary for transformers, and its id for an image's place."""
     end = _token(words.fast, stop)
-    return _word_files(words, f"$A {end}", {end: stop}, {"eos_token": end, "unk_token": "<unk>"}, longest)
+    # Padding between image and words would move them apart: T5 counts distances.
+    names = {"eos_token": end, "unk_token": "<unk>", "padding_side": "right"}
+    return _word_files(words, f"$A {end}", {end: stop}, names, longest)
 
 
 def _word_files(
@@ -95,8 +110,7 @@ def _word_files(
     fast.add_special_tokens([IMAGE_TOKEN])
     start, pad = (_token(fast, index) for index in (words.start_id, words.pad_id))
     _add_around(fast, template, ids)
-    # The text goes on from the prompt's last token, so batches are filled up in front.
-    files = _files(fast, {**names, "pad_token": pad, "model_max_length": longest, "padding_side": "left"})
+    files = _files(fast, {**names, "pad_token": pad, "model_max_length": longest})
     return files, Tokenizer(fast, start, pad).token_id(IMAGE_TOKEN)
 
 

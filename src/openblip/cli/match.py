@@ -8,19 +8,30 @@ import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
-from openblip.cli.report import attempt, open_report, with_progress
-from openblip.errors import ImageError
+from openblip.cli.report import open_report, with_progress
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip match photo.jpg "a dog on a beach" "a plate of food"
   openblip match photos/ "a child on a swing"
+  openblip match photo.jpg --image photos/one.jpg --image photos/more/ "a dog" "a cat"
   openblip match photo.jpg "a dog" "a cat" --json"""
 
 
 def match(
     image: args.Images,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Descriptions to compare.", show_default=False)],
+    more_images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="IMAGE",
+            help="Another image, folder or pattern; once for each.",
+            show_default=False,
+        ),
+    ] = None,
     recursive: args.Recursive = False,
+    batch_size: args.BatchSize = 8,
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
@@ -29,22 +40,24 @@ def match(
 ) -> None:
     """Tell how well texts fit an image, or each of several; the best pair comes first.
 
+    Each image and each text is read once, however many pairs they make.
     itm: probability that text and image belong together, read jointly. itc: cosine of their embeddings.
     """
     import openblip
     from openblip.image_sources import describe_source, find_images
 
     args.refuse_images(texts)
-    images = find_images([image], recursive=recursive)
+    images = find_images([image, *(more_images or [])], recursive=recursive)
     with open_report(as_json, output) as report:
         loaded = openblip.load(model, device=device, dtype=dtype)
         pairs = []
-        found = attempt(images, lambda path: loaded.match(path, texts))
-        for path, matches in with_progress(found, len(images), to_file=output is not None):
-            if isinstance(matches, ImageError):
-                report.failure(path, matches)
+        found = loaded.match_many(images, texts, batch_size=batch_size)
+        shown = with_progress(found, len(images), to_file=output is not None)
+        for path, matched in zip(images, shown, strict=True):
+            if matched.error is not None:
+                report.failure(path, matched.error)
             else:
-                pairs += [(path, one) for one in matches]
+                pairs += [(path, one) for one in matched.matches]
         pairs.sort(key=lambda pair: pair[1].itm, reverse=True)
         if pairs and not as_json:
             report.line("  itm     itc  text")

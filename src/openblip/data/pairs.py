@@ -44,6 +44,7 @@ class DataSource:
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
         mirror: whether mirror images may stand for the image.
+        repeat: how often an epoch shows each image, with other texts and views each time.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DataSource:
     make_questions: bool = False
     mirror: bool = True
     views: int = 2
+    repeat: int = 1
     min_area: float = 0.6
 
 

@@ -1,17 +1,14 @@
-"""Image-text retrieval: rank everything by contrast (ITC), re-rank the best by matching (ITM)."""
+"""Image-text retrieval: how often the right answer is found among the first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from openblip.errors import OptionError
+from openblip.results import Ranked, Rankings
 
-from openblip.nn.blip2 import itc_similarity
-
-Matcher = Callable[[Sequence[int], Sequence[int]], Tensor]
-"""(image indices, text indices) of the same length to ITM log-odds [n]."""
+DEPTHS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -31,45 +28,37 @@ class RetrievalScores:
     image_to_text: Recall
 
 
-def score_retrieval(
-    image_embeds: Tensor, text_embeds: Tensor, image_of_text: Sequence[int], matcher: Matcher, rerank: int
-) -> RetrievalScores:
-    """Recall of ITC followed by ITM, as BLIP-2 evaluates it.
+def score_retrieval(rankings: Rankings, image_of_text: Sequence[int]) -> RetrievalScores:
+    """Recall of what `Blip2.rank_both` found.
 
     Args:
-        image_embeds: [I, Q, E]; text_embeds: [T, E].
+        rankings: at least ten deep, or whole.
         image_of_text: for each text its image's index.
-        matcher: gives ITM log-odds; its score is added to the cosine of the `rerank` best candidates.
-        rerank: candidates a query that ITM looks at; 0 for ITC alone.
+
+    Raises:
+        OptionError: there are not as many rankings as queries, or they are too short.
     """
-    similarity = itc_similarity(image_embeds, text_embeds)
-    right = torch.zeros_like(similarity, dtype=torch.bool)
-    right[torch.tensor(image_of_text), torch.arange(len(image_of_text))] = True
-
-    def by_image(queries: Sequence[int], answers: Sequence[int]) -> Tensor:
-        return matcher(queries, answers)
-
-    def by_text(queries: Sequence[int], answers: Sequence[int]) -> Tensor:
-        return matcher(answers, queries)
-
+    images, texts = len(rankings.texts), len(rankings.images)
+    if len(image_of_text) != texts:
+        raise OptionError(f"{texts} texts were ranked, but {len(image_of_text)} have an image: give each its own")
+    texts_of_image: list[set[int]] = [set() for _ in range(images)]
+    for text, image in enumerate(image_of_text):
+        texts_of_image[image].add(text)
     return RetrievalScores(
-        text_to_image=_recall(_rerank(similarity.T, by_text, rerank), right.T),
-        image_to_text=_recall(_rerank(similarity, by_image, rerank), right),
+        text_to_image=_recall(rankings.images, [{image} for image in image_of_text], images),
+        image_to_text=_recall(rankings.texts, texts_of_image, texts),
     )
 
 
-def _rerank(similarity: Tensor, matcher: Matcher, count: int) -> Tensor:
-    """Similarities [queries, answers], the best `count` of each row lifted above the rest by their ITM score."""
-    if not count:
-        return similarity
-    best = similarity.topk(min(count, similarity.shape[1]), dim=1)
-    queries = torch.arange(len(similarity))[:, None].expand_as(best.indices)
-    odds = matcher(queries.flatten().tolist(), best.indices.flatten().tolist()).view_as(best.values)
-    # A probability lies in 0..1 and a cosine in -1..1: 10 keeps the chosen ones in front.
-    return similarity.scatter(1, best.indices, 10 + best.values + odds.sigmoid())
-
-
-def _recall(scores: Tensor, right: Tensor) -> Recall:
-    ranked = right.gather(1, scores.argsort(dim=1, descending=True))
-    first, fifth, tenth = (ranked[:, :count].any(dim=1).double().mean().item() for count in (1, 5, 10))
-    return Recall(first, fifth, tenth)
+def _recall(rankings: Sequence[Sequence[Ranked]], right: Sequence[set[int]], answers: int) -> Recall:
+    needed = min(max(DEPTHS), answers)
+    shallow = min((len(ranked) for ranked in rankings), default=needed)
+    if shallow < needed:
+        raise OptionError(f"a ranking has {shallow} results, R@{max(DEPTHS)} needs {needed}: rank with a larger top")
+    shares = []
+    for depth in DEPTHS:
+        hits = sum(
+            any(one.index in wanted for one in ranked[:depth]) for ranked, wanted in zip(rankings, right, strict=True)
+        )
+        shares.append(hits / max(1, len(rankings)))
+    return Recall(*shares)

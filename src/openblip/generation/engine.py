@@ -11,13 +11,12 @@ from openblip.generation.beam import generate_beams
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import prefill
 from openblip.generation.sequential import generate_sequentially, walk
-from openblip.nn.decoder import Decoder
-from openblip.nn.t5 import T5
+from openblip.nn.language_model import LanguageModel
 
 
 @torch.inference_mode()
 def generate(
-    model: Decoder | T5,
+    model: LanguageModel,
     prompts: Sequence[Tensor],
     options: GenerationOptions,
     prompt_ids: Sequence[Tensor] | None = None,
@@ -25,8 +24,7 @@ def generate(
     """Go on from each prompt; results do not depend on what else is in the batch.
 
     Args:
-        prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths. A T5 reads them
-            in its encoder.
+        prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths.
         prompt_ids: ids [n_i] that the repetition penalty counts as used already; by default only what is
             generated counts.
 
@@ -43,7 +41,7 @@ def generate(
     return search(start, options)
 
 
-def stream(model: Decoder | T5, prompt: Tensor, options: GenerationOptions) -> Iterator[int]:
+def stream(model: LanguageModel, prompt: Tensor, options: GenerationOptions) -> Iterator[int]:
     """Tokens of one greedy or sampled text as they are chosen, without the stop token."""
     # A generator must not leave inference mode switched on for its caller between two tokens.
     with torch.inference_mode():

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.generation.reading import Reading, read
-from openblip.nn.decoder import Decoder
-from openblip.nn.t5 import T5
+from openblip.nn.language_model import LanguageConfig, LanguageModel, Reading
 
 
 @dataclass
@@ -31,7 +28,7 @@ class Prefilled:
 
 
 def prefill(
-    model: Decoder | T5, prompts: Sequence[Tensor], new_tokens: int, prompt_ids: Sequence[Tensor] | None
+    model: LanguageModel, prompts: Sequence[Tensor], new_tokens: int, prompt_ids: Sequence[Tensor] | None
 ) -> Prefilled:
     """Read each prompt [T_i, token width] once, leaving room for `new_tokens`.
 
@@ -40,17 +37,30 @@ def prefill(
     """
     lengths = [prompt.shape[0] for prompt in prompts]
     longest = max(lengths)
+    if not fits(model.config, longest, new_tokens):
+        raise OptionError(
+            f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {model.config.max_positions} "
+            "positions: shorten the prompt or lower max_tokens"
+        )
     embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
     mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=embeds.device)
     for row, prompt in enumerate(prompts):
         embeds[row, longest - lengths[row] :] = prompt
         mask[row, longest - lengths[row] :] = True
-    reading, logits = read(model, embeds, None if min(lengths) == longest else mask, new_tokens)
+    reading, logits = model.read(embeds, None if min(lengths) == longest else mask, new_tokens)
     used = _stack_ids(prompt_ids, len(prompts), embeds.device)
-    if isinstance(model, T5):
-        # The start token counts as used, as in transformers.
-        used = F.pad(used, (1, 0), value=model.config.start_id)
-    return Prefilled(reading, logits, used)
+    # What the decoder begins with counts as used, as in transformers.
+    start = used.new_tensor(model.config.start_ids).expand(len(prompts), -1)
+    return Prefilled(reading, logits, torch.cat([start, used], dim=1))
+
+
+def fits(config: LanguageConfig, prompt: int, new_tokens: int) -> bool:
+    """Whether so many tokens of a prompt and of its text have their positions in a model."""
+    if config.max_positions is None:
+        return True
+    if config.encodes_prompts:
+        return max(prompt, len(config.start_ids) + new_tokens) <= config.max_positions
+    return prompt + new_tokens <= config.max_positions
 
 
 def _stack_ids(rows: Sequence[Tensor] | None, count: int, device: torch.device) -> Tensor:

@@ -35,12 +35,14 @@ def walk(start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, in
     """Yield (row, token, log-probability) as tokens are chosen, stop tokens included."""
     reading, logits, used = start.reading, start.logits, start.prompt_ids
     live = list(range(logits.shape[0]))
-    draws = _generators(len(live), options, logits.device) if options.sample else None
+    draws = None if options.seed is None else _generators(len(live), options.seed, options.num_return, logits.device)
     for new_tokens in range(options.max_new_tokens):
         log_probs = logits.log_softmax(dim=1)
         scores = apply_rules(logits, used, new_tokens, options)
-        if draws is None:
+        if not options.sample:
             chosen = scores.argmax(dim=1)
+        elif draws is None:
+            chosen = torch.multinomial(shape_distribution(scores, options), 1)[:, 0]
         else:
             chances = shape_distribution(scores, options)
             picks = [torch.multinomial(chances[place], 1, generator=draws[row]) for place, row in enumerate(live)]
@@ -60,14 +62,10 @@ def walk(start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, in
         logits = reading.step(chosen)
 
 
-def _generators(rows: int, options: GenerationOptions, device: torch.device) -> list[torch.Generator]:
+def _generators(rows: int, seed: int, num_return: int, device: torch.device) -> list[torch.Generator]:
     """A source of randomness for each row, so that no row's draws depend on its neighbours.
 
-    With a seed, the n-th text of every prompt draws alike: a prompt gives the same texts alone or in any
-    batch. Without one, seeds come from PyTorch's global generator.
+    The n-th text of every prompt draws alike: a prompt gives the same texts alone or in any batch. Without a seed,
+    PyTorch's global generator draws for all rows at once, one text being the one that transformers draws.
     """
-    if options.seed is None:
-        seeds = [int(seed) for seed in torch.randint(2**62, (rows,))]
-    else:
-        seeds = [options.seed + row % options.num_return for row in range(rows)]
-    return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+    return [torch.Generator(device=device).manual_seed(seed + row % num_return) for row in range(rows)]

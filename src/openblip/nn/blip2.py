@@ -8,11 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.borrowed import Borrowed, BorrowedConfig
 from openblip.nn.decoder import Decoder, DecoderConfig
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
+from openblip.nn.language_model import LanguageConfig, LanguageModel
 from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import VisionTransformer, VitConfig
+
+SAMPLED_WORDS = 4096
+"""Words that tell how large a language model's embeddings are."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,8 @@ class Blip2Config:
 
     Attributes:
         qformer: with `vocab_size` 0 the model has no text side and can neither match nor embed.
-        decoder, t5: the language model, of one kind or the other; both are None for a stage-1 model, which can
-            neither caption nor answer.
+        decoder, t5, borrowed: the language model, of one kind or another; all are None for a stage-1 model, which
+            can neither caption nor answer. A borrowed one is not built here.
         shared_width: width of the space that images and texts share (ITC).
         vision_norm_eps: of the LayerNorm between encoder and Q-Former (LAVIS: 1e-5, unlike its ViT).
     """
@@ -33,22 +38,35 @@ class Blip2Config:
     shared_width: int = 256
     vision_norm_eps: float = 1e-5
     t5: T5Config | None = None
+    borrowed: BorrowedConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.decoder is not None and self.t5 is not None:
-            raise ValueError("a BLIP-2 has one language model: give either a decoder or a T5")
+        if sum(given is not None for given in (self.decoder, self.t5, self.borrowed)) > 1:
+            raise ValueError("a BLIP-2 has one language model: give either a decoder or a T5, or borrow one")
 
     @property
-    def language_model(self) -> DecoderConfig | T5Config | None:
+    def language_model(self) -> LanguageConfig | None:
+        return self.own_language_model if self.borrowed is None else self.borrowed
+
+    @property
+    def own_language_model(self) -> DecoderConfig | T5Config | None:
+        """The one whose weights belong to the network."""
         return self.decoder if self.t5 is None else self.t5
 
 
 class Blip2Network(nn.Module):
-    """The parts and how tensors pass between them; objectives and generation are built on top."""
+    """The parts and how tensors pass between them; objectives and generation are built on top.
 
-    def __init__(self, config: Blip2Config) -> None:
+    Args:
+        borrowed: the language model that the config says is borrowed; its weights are none of the network's.
+    """
+
+    def __init__(self, config: Blip2Config, borrowed: Borrowed | None = None) -> None:
         super().__init__()
+        if config.borrowed != (None if borrowed is None else borrowed.config):
+            raise ValueError("the language model that was handed in is not the one that the config says is borrowed")
         self.config = config
+        self.borrowed = borrowed
         vision = config.vision
         self.vision: VisionTransformer | EfficientNet = (
             VisionTransformer(vision) if isinstance(vision, VitConfig) else EfficientNet(vision)
@@ -73,9 +91,27 @@ class Blip2Network(nn.Module):
             self.t5 = T5(config.t5)
 
     @property
-    def language_model(self) -> Decoder | T5:
+    def language_model(self) -> LanguageModel:
         """The one there is, as generation takes it."""
+        return self.own_language_model if self.borrowed is None else self.borrowed
+
+    @property
+    def own_language_model(self) -> Decoder | T5:
+        """The one whose weights belong to the network."""
         return self.decoder if self.config.t5 is None else self.t5
+
+    @torch.no_grad()
+    def start_prompt_projection(self) -> None:
+        """Start the projection into the language model's space at the size of that model's own word embeddings.
+
+        Visual tokens many times larger than any word would drown what stands beside them.
+        """
+        model = self.language_model
+        step = max(1, model.config.vocab_size // SAMPLED_WORDS)
+        words = torch.arange(0, model.config.vocab_size, step, device=self.prompt_projection.weight.device)
+        size = model.embed(words).float().square().mean().sqrt()
+        self.prompt_projection.weight.normal_(std=float(size) / self.config.qformer.width**0.5)
+        self.prompt_projection.bias.zero_()
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] to normalised patches [B, N, image width]."""
@@ -95,7 +131,10 @@ class Blip2Network(nn.Module):
         return F.normalize(self.text_projection(hidden[:, 0]), dim=-1)
 
     def itm_logits(self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory) -> Tensor:
-        """Whether text and image belong together: [B, 2], the mean over the queries; index 1 is yes."""
+        """Whether text and image belong together: [B, 2], the mean over the queries; index 1 is yes.
+
+        There may be several texts for each image, as `QFormer.joint` takes them.
+        """
         queries = self.qformer.joint(ids, mask, image)[:, : self.config.qformer.num_queries]
         logits: Tensor = self.itm_head(queries).mean(dim=1)
         return logits

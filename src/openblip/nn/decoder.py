@@ -6,12 +6,14 @@ Covers every size of `facebook/opt-*`, the post-norm 350m variant with its narro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
+from openblip.nn.language_model import Reading, join_texts
 
 POSITION_OFFSET = 2
 """OPT's position table has two unused rows in front, inherited from fairseq's padding index."""
@@ -39,6 +41,8 @@ class DecoderConfig:
     final_norm: bool = True
     layer_norm_eps: float = 1e-5
     dropout: float = 0.0
+    encodes_prompts: ClassVar[bool] = False
+    start_ids: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -159,6 +163,20 @@ class Decoder(nn.Module):
             hidden = self.project_out(hidden)
         return F.linear(hidden, self.tokens.weight)
 
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
+        """See `LanguageModel.read`. Raises ValueError when prompts and new tokens exceed the position table."""
+        cache = self.new_cache(prompts.shape[0], prompts.shape[1] + new_tokens)
+        hidden = self(prompts, mask, cache)
+        return DecoderReading(self, cache), self.logits(hidden[:, -1]).float()
+
+    def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+        """Hidden states [B, L, width] that predict each label: see `LanguageModel.hidden_before`."""
+        before = labels[:, :-1]
+        told = self.embed(before.clamp(min=0)).to(prompts)
+        embeds, seen, places = join_texts(prompts, mask, told, before >= 0)
+        hidden: Tensor = self(embeds, seen)
+        return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
+
     @staticmethod
     def _positions(read: Tensor, length: int, mask: Tensor | None) -> Tensor:
         """[B, T] positions that skip padding; a padding token itself gets -1."""
@@ -178,6 +196,26 @@ class Decoder(nn.Module):
         columns = torch.arange(start + length, device=device)[None]
         allowed = (columns <= rows)[None, None]
         if visible is not None:
-            # A padding row may look at itself: a row that sees nothing would turn into NaN.
-            allowed = (allowed & visible[:, None, None]) | (columns == rows)
+            allowed = allowed & visible[:, None, None]
+            # Padding in front may look at itself: a row that sees nothing would turn into NaN.
+            allowed = allowed | (~allowed.any(dim=-1, keepdim=True) & (columns == rows))
         return allowed
+
+
+class DecoderReading:
+    """Prompt and text in one cache."""
+
+    def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self.prompt_length = cache.length
+
+    def step(self, tokens: Tensor) -> Tensor:
+        hidden = self.decoder(self.decoder.embed(tokens[:, None]), None, self.cache)
+        return self.decoder.logits(hidden[:, -1]).float()
+
+    def take_rows(self, rows: Tensor) -> None:
+        self.cache.take_rows(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        self.cache.reorder(rows, self.prompt_length)

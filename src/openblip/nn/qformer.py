@@ -147,7 +147,10 @@ class QFormerLayer(nn.Module):
     def feed_queries(self, queries: Tensor, memory: ImageMemory, index: int) -> Tensor:
         """Queries [B, Q, D] through cross-attention, if this layer has it (the `index`-th), and their own FFN."""
         if self.cross_attention is not None:
-            queries = self.cross_attention(queries, memory.keys[index], memory.values[index], memory.mask)
+            # Queries of several texts on one image stand side by side, so that its keys are not copied for each.
+            beside = queries.reshape(memory.batch, -1, queries.shape[-1])
+            beside = self.cross_attention(beside, memory.keys[index], memory.values[index], memory.mask)
+            queries = beside.view(queries.shape)
         fed: Tensor = self.query_ffn(queries)
         return fed
 
@@ -232,8 +235,13 @@ class QFormer(nn.Module):
         return x
 
     def joint(self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory) -> Tensor:
-        """Queries and text that all see each other: [B, Q + L, D], the queries first."""
+        """Queries and text that all see each other: [B, Q + L, D], the queries first.
+
+        Texts may outnumber images: ids [I * S, L] hold S texts of the first of I images, then S of the second, ...
+        """
         memory = self._memory(image)
+        if ids.shape[0] % memory.batch:
+            raise ValueError(f"{ids.shape[0]} texts cannot be shared out evenly among {memory.batch} images")
         count = self.config.num_queries
         x = torch.cat([self._start_queries(ids.shape[0]), self._embed_text(ids)], dim=1)
         if mask is None:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
+from openblip.nn.language_model import Reading
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -59,6 +60,8 @@ class T5Config:
     norm_eps: float = 1e-6
     start_id: int = 0
     dropout: float = 0.0
+    encodes_prompts: ClassVar[bool] = True
+    max_positions: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -68,6 +71,10 @@ class T5Config:
     def token_width(self) -> int:
         """Width of the embeddings that enter: what the visual prompt has to have, too."""
         return self.width
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        return (self.start_id,)
 
 
 @dataclass(frozen=True)
@@ -339,6 +346,12 @@ class T5(nn.Module):
         scores: Tensor = self.head(hidden)
         return scores
 
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
+        """See `LanguageModel.read`."""
+        count = prompts.shape[0]
+        reading = T5Reading(self, self.remember(self.encode(prompts, mask), mask), self.new_cache(count, new_tokens))
+        return reading, reading.step(torch.full((count,), self.config.start_id, device=prompts.device))
+
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """Hidden states [B, L, width] that predict each label, given the prompt and the labels before it.
 
@@ -351,3 +364,24 @@ class T5(nn.Module):
         memory = self.remember(self.encode(prompts, mask), mask)
         hidden: Tensor = self(self.embed(before).to(prompts), memory)
         return hidden
+
+
+class T5Reading:
+    """The prompt in the encoder's memory, the text behind the start token in the decoder's cache."""
+
+    def __init__(self, t5: T5, memory: EncoderMemory, cache: KeyValueCache) -> None:
+        self.t5 = t5
+        self.memory = memory
+        self.cache = cache
+
+    def step(self, tokens: Tensor) -> Tensor:
+        hidden = self.t5(self.t5.embed(tokens[:, None]), self.memory, self.cache)
+        return self.t5.logits(hidden[:, -1]).float()
+
+    def take_rows(self, rows: Tensor) -> None:
+        self.memory = self.memory.take(rows)
+        self.cache.take_rows(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        # Rows of one prompt share their memory and the start token.
+        self.cache.reorder(rows, 1)

@@ -29,7 +29,7 @@ class Drawn:
 
 
 class BatchPlan:
-    """Draws every image of every source once an epoch, in a new order."""
+    """Draws every image of every source once an epoch, or as often as the source says, in a new order."""
 
     def __init__(
         self, sources: Sequence[DataSource], images: Sequence[Sequence[ImageText]], batch_size: int, seed: int
@@ -42,18 +42,26 @@ class BatchPlan:
     @property
     def steps(self) -> int:
         """Batches an epoch; a last one that is too small is dropped: contrast needs company."""
-        return sum(len(group) for group in self.images) // self.batch_size
+        drawn = sum(source.repeat * len(group) for source, group in zip(self.sources, self.images, strict=True))
+        return drawn // self.batch_size
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[list[Drawn]]:
         """The batches of an epoch from number `skip` on."""
-        order = [(source, row) for source, group in enumerate(self.images) for row in range(len(group))]
+        order = [
+            (source, row, time)
+            for source, group in enumerate(self.images)
+            for time in range(self.sources[source].repeat)
+            for row in range(len(group))
+        ]
         random.Random(f"{self.seed}:{epoch}").shuffle(order)
         for step in range(skip, self.steps):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [self._draw(source, row, epoch) for source, row in chosen]
+            yield [
+                self._draw(source, row, f"{self.seed}:{epoch}:{source}:{row}:{time}") for source, row, time in chosen
+            ]
 
-    def _draw(self, source: int, row: int, epoch: int) -> Drawn:
-        draw = random.Random(f"{self.seed}:{epoch}:{source}:{row}")
+    def _draw(self, source: int, row: int, seed: str) -> Drawn:
+        draw = random.Random(seed)
         settings = self.sources[source]
         views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
         return Drawn(source, self.images[source][row], draw.choice(views), draw)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.decoder import Decoder
+from openblip.nn.language_model import LanguageModel
 from openblip.nn.qformer import ImageMemory
-from openblip.nn.t5 import T5
 
 IGNORED = -100
 LABEL_SMOOTHING = 0.1
@@ -202,15 +202,19 @@ def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, lab
         text: the prompt [B, L], ending with </s> as T5's tokeniser ends every text, padded on the right.
         labels: [B, T], the target's ids to its </s>, IGNORED over padding, which stands behind it.
     """
-    return t5_loss(network.t5, network.visual_prompt(features), text, labels)
+    return answer_loss(network.t5, network.visual_prompt(features), text, labels)
 
 
-def t5_loss(t5: T5, prompt: Tensor, text: TextBatch, labels: Tensor) -> Tensor:
-    """As `stage2_t5_loss`, behind soft prompts [B, Q, token width]."""
-    embeds = torch.cat([prompt, t5.embed(text.ids).to(prompt)], dim=1)
-    seen = text.mask.new_ones(prompt.shape[:2])
-    hidden = t5.hidden_before(embeds, torch.cat([seen, text.mask], dim=1), labels)
-    return decoder_loss(t5, hidden, labels)
+def answer_loss(model: LanguageModel, visual: Tensor, prompt: TextBatch, labels: Tensor) -> Tensor:
+    """Loss of what any language model is to say to a soft prompt [B, Q, token width] and a prompt of words behind it.
+
+    Args:
+        labels: [B, T], ids to the stop token, IGNORED over padding, which stands behind them.
+    """
+    embeds = torch.cat([visual, model.embed(prompt.ids).to(visual)], dim=1)
+    seen = prompt.mask.new_ones(visual.shape[:2])
+    hidden = model.hidden_before(embeds, torch.cat([seen, prompt.mask], dim=1), labels)
+    return decoder_loss(model, hidden, labels)
 
 
 def read_behind(decoder: Decoder, prompt: Tensor, text: TextBatch) -> Tensor:
@@ -248,7 +252,7 @@ def language_loss(decoder: Decoder, text: TextBatch, labels: Tensor) -> Tensor:
     return decoder_loss(decoder, hidden[:, :-1], labels[:, 1:])
 
 
-def decoder_loss(decoder: Decoder | T5, hidden: Tensor, labels: Tensor) -> Tensor:
+def decoder_loss(decoder: LanguageModel, hidden: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of labels [B, L] given the hidden states before them [B, L, width].
 
     Only what has a label is scored: the vocabulary is the widest layer of a small model.

@@ -105,8 +105,11 @@ class Recipe:
     Attributes:
         output: folder of the trained model; its last part is the model's name unless `name` says another.
         storage: number format of the weights in that folder.
-        init: model folder to start from; or `new` to put one together. Exactly one of the two.
+        init: model to start from, a folder or an official name; or `new` to put one together. Exactly one of the two.
         decoder: another model folder that the language model is taken from.
+        language_model: any other frozen language model to put behind the Q-Former in stage 2: a folder that
+            transformers wrote, or a repository of the hub. It is borrowed: the trained model holds no copy of it.
+        language_model_revision: branch, tag or commit of that repository.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         cache: folder for the frozen encoder's features.
         epochs: passes over the images.
@@ -133,6 +136,8 @@ class Recipe:
     init: str | None = None
     new: NewModel | None = None
     decoder: str | None = None
+    language_model: str | None = None
+    language_model_revision: str | None = None
     train_decoder: bool = False
     cache: str = "runs/features"
     epochs: int = 10
@@ -184,6 +189,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise OptionError(f"{path}: patch_share is {recipe.patch_share}: it must be above 0 and at most 1")
     if recipe.dropout is not None and not 0 <= recipe.dropout < 1:
         raise OptionError(f"{path}: dropout is {recipe.dropout}: it must be at least 0 and below 1")
+    if recipe.language_model is not None and recipe.stage is not Stage.STAGE2:
+        raise OptionError(f"{path}: a language_model is put behind the Q-Former in stage2: leave it out before")
     if recipe.self_critical == 1:
         raise OptionError(f"{path}: self_critical is 1: an image's captions are compared, draw at least 2")
     if not recipe.data:

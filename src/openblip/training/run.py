@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
+from openblip.checkpoints.loading import load_parts, with_language_model
 from openblip.checkpoints.native import load_native
 from openblip.checkpoints.parts import ModelParts
 from openblip.data.features import FeatureCache, ViewPlan, cache_features, fingerprint
 from openblip.data.pairs import DataSource, ImageText, gather
 from openblip.errors import CheckpointError, OptionError
-from openblip.nn.blip2 import Blip2Network
 from openblip.nn.efficientnet import EfficientNet
 from openblip.training.assemble import assemble
 from openblip.training.batches import BatchPlan
@@ -91,33 +91,29 @@ def _start_model(recipe: Recipe, images: list[list[ImageText]]) -> ModelParts:
     if recipe.new is not None:
         parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:
-        parts = replace(load_native(Path(str(recipe.init))), name=name)
+        parts = replace(load_parts(str(recipe.init)), name=name)
+    torch.manual_seed(recipe.seed)
+    if recipe.language_model is not None:
+        parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)
     unusual = recipe.stage is Stage.LANGUAGE or recipe.decoder is not None or recipe.self_critical
     if parts.network.config.t5 is not None and unusual:
         raise OptionError(
             f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
             "leave them out of the recipe"
         )
+    if parts.borrowed is not None and (unusual or recipe.train_decoder):
+        raise OptionError(
+            f"{parts.borrowed.place} is borrowed and stays as it is, there is neither stage language nor "
+            "train_decoder, self_critical nor another decoder: leave them out of the recipe"
+        )
     if recipe.decoder is not None:
         other = load_native(Path(recipe.decoder))
         if other.network.config.language_model != parts.network.config.language_model:
             raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
         parts.network.decoder.load_state_dict(other.network.decoder.state_dict())
-        scale_prompt(parts.network)
+        parts.network.start_prompt_projection()
         parts = replace(parts, tokenizer=other.tokenizer)
     return parts
-
-
-@torch.no_grad()
-def scale_prompt(network: Blip2Network) -> None:
-    """Start the projection into a language model's space at the size of that model's own word embeddings.
-
-    Visual tokens many times larger than any word would drown what stands beside them.
-    """
-    words = network.decoder.tokens.weight.square().mean().sqrt()
-    width = network.config.qformer.width
-    network.prompt_projection.weight.normal_(std=float(words) / width**0.5)
-    network.prompt_projection.bias.zero_()
 
 
 def _make_task(recipe: Recipe, parts: ModelParts, images: list[ImageText]) -> Task:

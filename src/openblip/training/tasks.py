@@ -28,12 +28,10 @@ from openblip.training.documents import (
 from openblip.training.objectives import (
     IGNORED,
     TextBatch,
-    decoder_loss,
+    answer_loss,
     language_loss,
     pair_losses,
-    read_behind,
     stage1_loss,
-    t5_loss,
 )
 from openblip.training.recipe import Mixture, Recipe
 from openblip.training.self_critical import SelfCritic
@@ -155,7 +153,7 @@ class Stage2Task(Task):
             parts = [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
         else:
             parts = [*stage1_parts(network), network.prompt_projection]
-        return [*parts, network.language_model] if self.recipe.train_decoder else parts
+        return [*parts, network.own_language_model] if self.recipe.train_decoder else parts
 
     def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
         network = self.parts.network
@@ -182,22 +180,15 @@ class Stage2Task(Task):
                     owners.append(owner)
         if not targets:
             return {}
-        loss = self._decoder_loss if self.parts.network.config.t5 is None else self._t5_loss
-        return {"lm": loss(prompt[owners], targets)}
+        return {"lm": self._answer_loss(prompt[owners], targets)}
 
-    def _decoder_loss(self, prompt: Tensor, targets: Sequence[Target]) -> Tensor:
-        rows = [encode_target(target, "", self.tokenizer, self.stop_id) for target in targets]
-        ids, mask = pad_ids([row.ids for row in rows], self.tokenizer.pad_id)
-        labels = mask_labels(ids, mask, [row.given for row in rows])
-        decoder = self.parts.network.decoder
-        return decoder_loss(decoder, read_behind(decoder, prompt, TextBatch(ids, mask)), labels)
-
-    def _t5_loss(self, prompt: Tensor, targets: Sequence[Target]) -> Tensor:
-        """The encoder reads what is asked, the decoder says the answer: both end with the stop token."""
-        words = self.tokenizer
-        asked = pad_ids([[*words.encode(target.prompt), self.stop_id] for target in targets], words.pad_id)
-        ids, mask = pad_ids([[*words.encode(target.answer.strip()), self.stop_id] for target in targets], words.pad_id)
-        return t5_loss(self.parts.network.t5, prompt, TextBatch(*asked), ids.masked_fill(~mask, IGNORED))
+    def _answer_loss(self, visual: Tensor, targets: Sequence[Target]) -> Tensor:
+        model, words = self.parts.network.language_model, self.tokenizer
+        prompt = TextBatch(*pad_ids([self.parts.prompt_ids(target.prompt) for target in targets], words.pad_id))
+        # Behind a prompt, the space before an answer is part of its first word.
+        answers = [target.answer.strip() if model.config.encodes_prompts else target.answer for target in targets]
+        ids, mask = pad_ids([[*words.encode(answer), self.stop_id] for answer in answers], words.pad_id)
+        return answer_loss(model, visual, prompt, ids.masked_fill(~mask, IGNORED))
 
     def _match(self, batch: Sequence[Drawn], memory: ImageMemory, queries: Tensor) -> dict[str, Tensor]:
         """ITC and ITM on the images of the batch that are described."""

@@ -9,8 +9,9 @@ from openblip.integrations.lavis.loading import (
     load_model,
     load_model_and_preprocess,
     load_preprocess,
+    load_processor,
     model_zoo,
     registry,
 )
 
-__all__ = ["load_model", "load_model_and_preprocess", "load_preprocess", "model_zoo", "registry"]
+__all__ = ["load_model", "load_model_and_preprocess", "load_preprocess", "load_processor", "model_zoo", "registry"]

@@ -108,6 +108,16 @@ def load_preprocess(
     return images, texts
 
 
+def load_processor(name: str, cfg: Mapping[str, Any] | None = None) -> ImageProcessor | TextProcessor:
+    """One processor by LAVIS' name, with the settings of `cfg`.
+
+    Raises:
+        OptionError: a processor that BLIP-2 has no use for.
+    """
+    settings = {**(cfg or {}), "name": name}
+    return _image_processor(**settings) if name in IMAGE_PROCESSORS else _text_processor(**settings)
+
+
 def _image_processor(
     name: str,
     image_size: int = 364,

@@ -69,13 +69,15 @@ class Blip2Writer(LavisModel):
     def __init__(self, parts: ModelParts, max_txt_len: int = 32) -> None:
         if parts.tokenizer is None:
             raise CheckpointError(f"{parts.name} has no language model: use blip2_feature_extractor for it")
+        if parts.borrowed is not None:
+            raise CheckpointError(f"{parts.name} borrows a language model, which LAVIS has none of: use openblip.load")
         super().__init__(parts, max_txt_len)
         self.tokenizer: Tokenizer = parts.tokenizer
         self.prompt = parts.prompts.caption
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
 
     def frozen(self) -> list[nn.Module]:
-        return [self.network.vision, self.network.language_model]
+        return [self.network.vision, self.network.own_language_model]
 
     @property
     def is_t5(self) -> bool:
@@ -87,15 +89,15 @@ class Blip2Writer(LavisModel):
         texts = _listed(samples.get("text_input"), len(features), "text_input")
         if self.is_t5:
             targets = _listed(samples.get("text_output"), len(features), "text_output")
-            ids, mask = self._batch([self._prompt_ids(text) for text in texts])
-            wanted, present = self._batch([self._prompt_ids(text) for text in targets])
+            ids, mask = self._batch([self._text_ids(text) for text in texts])
+            wanted, present = self._batch([self._text_ids(text) for text in targets])
             labels = wanted.masked_fill(~present, IGNORED)
             return {"loss": stage2_t5_loss(self.network, features, TextBatch(ids, mask), labels)}
-        rows = [self._prompt_ids(text + "\n") for text in texts]
+        rows = [self._text_ids(text + "\n") for text in texts]
         ids, mask = self._batch(rows)
         labels = ids.masked_fill(~mask, IGNORED)
         if self.prompt:
-            labels[:, : len(self._prompt_ids(self.prompt))] = IGNORED
+            labels[:, : len(self._text_ids(self.prompt))] = IGNORED
         return {"loss": stage2_loss(self.network, features, TextBatch(ids, mask), labels)}
 
     @torch.no_grad()
@@ -177,13 +179,14 @@ class Blip2Writer(LavisModel):
         language_model = self.network.language_model
         rows = []
         for visual, prompt in zip(self.network.visual_prompt(features), prompts, strict=True):
-            ids = torch.tensor(self._prompt_ids(prompt), device=self.device)
+            # Never cut: a chat that lost its last question would be answered all the same.
+            ids = torch.tensor(self.parts.prompt_ids(prompt), device=self.device)
             rows.append(torch.cat([visual, language_model.embed(ids).to(visual)]))
         found = generate(language_model, rows, options)
         return [self.tokenizer.decode(text.ids).strip() for texts in found for text in texts]
 
-    def _prompt_ids(self, text: str) -> list[int]:
-        """As the language model's own tokeniser wraps a text: OPT's begin with </s>, T5's end with it."""
+    def _text_ids(self, text: str) -> list[int]:
+        """A text to learn, cut, as the language model's own tokeniser wraps it: OPT's begin with </s>, T5's end so."""
         ids = self.tokenizer.encode(text)
         if self.is_t5:
             return [*ids[: self.max_txt_len - 1], self.stop_id]

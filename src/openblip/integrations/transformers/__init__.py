@@ -1,0 +1,30 @@
+"""transformers' names for BLIP-2 (https://github.com/huggingface/transformers): its scripts run with another import.
+
+>>> from openblip.integrations.transformers import Blip2ForConditionalGeneration, Blip2Processor
+>>> processor = Blip2Processor.from_pretrained("Salesforce/blip2-opt-2.7b")
+>>> model = Blip2ForConditionalGeneration.from_pretrained("Salesforce/blip2-opt-2.7b", device_map="auto")
+>>> inputs = processor(images=photo, text="Question: what is it? Answer:", return_tensors="pt")
+>>> processor.batch_decode(model.generate(**inputs, max_new_tokens=20), skip_special_tokens=True)
+
+Ids, scores and losses are those of transformers 5. It need not be installed.
+"""
+
+from openblip.integrations.transformers.matcher import Blip2ForImageTextRetrieval
+from openblip.integrations.transformers.optimisation import AdamW, get_linear_schedule_with_warmup
+from openblip.integrations.transformers.outputs import BatchFeature
+from openblip.integrations.transformers.processor import AutoProcessor, Blip2Processor, BlipImageProcessor
+from openblip.integrations.transformers.tokenizer import Blip2Tokenizer
+from openblip.integrations.transformers.writer import Blip2ForConditionalGeneration, Blip2Model
+
+__all__ = [
+    "AdamW",
+    "AutoProcessor",
+    "BatchFeature",
+    "Blip2ForConditionalGeneration",
+    "Blip2ForImageTextRetrieval",
+    "Blip2Model",
+    "Blip2Processor",
+    "Blip2Tokenizer",
+    "BlipImageProcessor",
+    "get_linear_schedule_with_warmup",
+]

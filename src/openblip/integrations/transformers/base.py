@@ -1,0 +1,131 @@
+"""What transformers' BLIP-2 models have in common: how they are loaded, and how an image is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from openblip.errors import OptionError
+from openblip.integrations.transformers.folders import LoadedModel, find_folder, read_model
+from openblip.integrations.transformers.options import (
+    LoadOptions,
+    chosen_device,
+    refuse_quantised,
+    refuse_unknown,
+)
+from openblip.integrations.transformers.outputs import FeatureOutput
+from openblip.nn.blip2 import Blip2Network
+from openblip.nn.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+
+class ModelConfig:
+    """config.json by attribute, groups within groups."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = dict(content)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._content:
+            raise AttributeError(f"this model's config has no {name!r}")
+        value = self._content[name]
+        return ModelConfig(value) if isinstance(value, dict) else value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self._content)
+
+
+class VisionModel(nn.Module):
+    """The image encoder and the norm behind it."""
+
+    def __init__(self, network: Blip2Network) -> None:
+        super().__init__()
+        self.encoder = network.vision
+        self.post_layernorm = network.vision_norm
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
+        """Pixels [B, 3, H, W] to normalised patches, the class token's first.
+
+        Raises:
+            OptionError: another size than the model was trained on, without `interpolate_pos_encoding`.
+        """
+        weight = self.post_layernorm.weight
+        if isinstance(self.encoder, VisionTransformer) and not interpolate_pos_encoding:
+            side = self.encoder.config.image_size
+            if pixel_values.shape[-2:] != (side, side):
+                height, width = pixel_values.shape[-2:]
+                raise OptionError(
+                    f"the pixels are {height} x {width}, the model reads {side} x {side}: "
+                    "make them with its processor, or give interpolate_pos_encoding=True"
+                )
+        patches: Tensor = self.post_layernorm(self.encoder(pixel_values.to(weight.device, weight.dtype)))
+        # Normalised once more, as there.
+        return FeatureOutput(last_hidden_state=patches, pooler_output=self.post_layernorm(patches[:, 0]))
+
+
+class Pretrained(nn.Module):
+    """A model of transformers' name over OpenBLIP's network.
+
+    Its parts have transformers' names on the first level (`vision_model`, `query_tokens`, `qformer`,
+    `language_projection`, `language_model`), so that scripts freeze what they mean to.
+
+    Attributes:
+        config: config.json, and what it leaves to defaults and scripts ask for.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__()
+        network = loaded.parts.network
+        self.parts = loaded.parts
+        self.config = ModelConfig(loaded.config)
+        self.vision_model = VisionModel(network)
+        # Before the Q-Former, which has it, too: transformers counts the queries apart.
+        self.query_tokens = network.qformer.queries
+        self.qformer = network.qformer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Unpack[LoadOptions]) -> Self:
+        """The model of a name or folder, in evaluation mode; missing files of a repository are downloaded.
+
+        In float16 the Q-Former stays in float32, as there.
+
+        Raises:
+            CheckpointError: no such model, or its files are broken.
+            DownloadError: its files cannot be had.
+            OptionError: a keyword of transformers that means nothing here, or weights in 8 or 4 bits.
+        """
+        refuse_unknown("from_pretrained", options, LoadOptions)
+        refuse_quantised(options)
+        device = chosen_device(options.get("device_map"))
+        dtype = options.get("dtype") or options.get("torch_dtype") or "auto"
+        folder = find_folder(
+            pretrained_model_name_or_path,
+            options.get("revision"),
+            options.get("cache_dir"),
+            options.get("local_files_only", False),
+        )
+        return cls(read_model(folder, dtype, device)).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.query_tokens.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vision_model.post_layernorm.weight.dtype
+
+    def _query(self, pixel_values: Tensor, interpolate: bool) -> tuple[FeatureOutput, FeatureOutput]:
+        """What the image encoder and the queries see: [B, N, image width] and [B, Q, width]."""
+        seen: FeatureOutput = self.vision_model(pixel_values, interpolate)
+        # In float32 also where the rest is in float16.
+        queries = self.qformer.image(seen.last_hidden_state.to(self.query_tokens.dtype))
+        return seen, FeatureOutput(last_hidden_state=queries, pooler_output=queries[:, 0])

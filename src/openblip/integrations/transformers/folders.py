@@ -1,0 +1,272 @@
+"""A name or a folder to what `from_pretrained` makes of it, whether transformers or OpenBLIP wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from openblip.checkpoints.download import download, find_files
+from openblip.checkpoints.json_files import build, read_json, read_json_if_there
+from openblip.checkpoints.native import CONFIG_FILE, DECODER_FILE, MATCHING_FILE, load_native
+from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.progress import download_progress
+from openblip.checkpoints.registry import bundled_folder, folder_kind
+from openblip.checkpoints.transformers_config import PROCESSOR_FILE, read_config
+from openblip.checkpoints.transformers_folder import load_transformers
+from openblip.checkpoints.transformers_tokens import (
+    IMAGE_TOKEN,
+    SETTINGS_FILE,
+    SPECIALS_FILE,
+    read_vocabulary,
+)
+from openblip.checkpoints.weight_files import WeightFolder
+from openblip.checkpoints.zoo import BUNDLED, find_model
+from openblip.errors import CheckpointError, DownloadError
+from openblip.images import ImageTransform
+from openblip.integrations.transformers.options import named_dtype
+from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+WORD_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
+T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+MATCHING_TOKENS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+
+KEPT_IN_FLOAT32 = ("qformer.",)
+"""What transformers does not cast to float16: the Q-Former overflows there."""
+
+
+def find_folder(
+    name: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Where a model lies on this machine; what is missing of a repository is downloaded first.
+
+    Raises:
+        CheckpointError: neither a folder nor a model that comes as one.
+        DownloadError: its files cannot be had, or may not.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name == BUNDLED:
+        return bundled_folder(BUNDLED)
+    known = find_model(str(name))
+    if known is not None and known.origin == "lavis":
+        raise CheckpointError(f"{name} comes in files of LAVIS': load it with openblip.integrations.lavis")
+    cache = None if cache_dir is None else Path(cache_dir)
+    if local_files_only:
+        found = find_files(str(name), revision=revision, cache_dir=cache)
+        if found is None:
+            raise DownloadError(f"{name} is not on this machine, and local_files_only forbids to fetch it")
+        return found[0].path
+    with download_progress() as progress:
+        return download(str(name), revision=revision, cache_dir=cache, progress=progress)[0].path
+
+
+@dataclass(frozen=True)
+class WordIds:
+    """Ids of the language model's words that mean something of their own.
+
+    Attributes:
+        image: holds an image's place; start: what is read when there is no prompt, behind the image.
+    """
+
+    image: int
+    start: int
+    pad: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what its folder says besides.
+
+    Attributes:
+        words: None for a model that matches.
+        config: config.json of transformers; of a folder of ours the same names, as far as scripts use them.
+    """
+
+    parts: ModelParts
+    words: WordIds | None
+    config: dict[str, Any]
+
+
+def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device) -> LoadedModel:
+    """Read a model's weights; "auto" is the type that the folder says it is in.
+
+    Raises:
+        CheckpointError: a file is missing, broken or does not fit.
+        OptionError: no floating-point type.
+    """
+    if folder_kind(folder) == "transformers":
+        content = read_json(folder / CONFIG_FILE)
+        kind = named_dtype(_stored_dtype(folder, content) if dtype == "auto" else dtype)
+        kept = KEPT_IN_FLOAT32 if kind == torch.float16 else ()
+        parts = load_transformers(folder, kind, device, kept)
+    else:
+        content = {"model_type": "blip-2"}
+        parts = load_native(folder)
+        kind = torch.float32 if dtype == "auto" else named_dtype(dtype)
+        parts.network.to(device=device, dtype=kind)
+        if kind == torch.float16:
+            parts.network.qformer.float()
+    words = _word_ids(parts, content)
+    return LoadedModel(parts, words, _described(parts, words, content))
+
+
+def _stored_dtype(folder: Path, content: Mapping[str, Any]) -> torch.dtype | str:
+    named: str | None = content.get("dtype") or content.get("torch_dtype")
+    if named is not None:
+        return named
+    weights = WeightFolder(folder)
+    first = weights.read(next(iter(weights.shapes)))
+    return first.dtype if first.is_floating_point() else torch.float32
+
+
+def _word_ids(parts: ModelParts, content: Mapping[str, Any]) -> WordIds | None:
+    if parts.tokenizer is None:
+        return None
+    words, text = parts.tokenizer, content.get("text_config") or {}
+    image = image_token_index(content)
+    if image is None:
+        # A folder from before transformers had such a token: the next one, as its processor adds it.
+        image = words.fast.token_to_id(IMAGE_TOKEN)
+    if image is None:
+        image = words.vocab_size
+    start = text.get("bos_token_id")
+    return WordIds(
+        image=image,
+        start=words.start_id if start is None else start,
+        pad=words.pad_id,
+        stop=parts.stop_id,
+    )
+
+
+def image_token_index(content: Mapping[str, Any]) -> int | None:
+    """The id that config.json has for an image's place, under its name of transformers 4 or 5."""
+    index: int | None = content.get("image_token_index")
+    return content.get("image_token_id") if index is None else index
+
+
+def _described(parts: ModelParts, words: WordIds | None, content: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = parts.network.config
+    described: dict[str, Any] = {
+        **content,
+        "num_query_tokens": sizes.qformer.num_queries,
+        "image_text_hidden_size": sizes.shared_width,
+        "use_decoder_only_language_model": sizes.t5 is None,
+        "vision_config": {
+            **content.get("vision_config", {}),
+            "hidden_size": sizes.qformer.image_width,
+            "image_size": parts.transform.image_size,
+        },
+        "qformer_config": {**content.get("qformer_config", {}), "hidden_size": sizes.qformer.width},
+    }
+    index = image_token_index(content) if words is None else words.image
+    described |= {"image_token_index": index, "image_token_id": index}
+    language = sizes.own_language_model
+    if words is not None and language is not None:
+        described["text_config"] = {
+            **content.get("text_config", {}),
+            "model_type": "opt" if sizes.t5 is None else "t5",
+            "vocab_size": language.vocab_size,
+            "hidden_size": language.width,
+            "bos_token_id": words.start,
+            "eos_token_id": words.stop,
+            "pad_token_id": words.pad,
+        }
+    return described
+
+
+@dataclass(frozen=True)
+class ProcessorParts:
+    """What turns images and texts into a model's inputs.
+
+    Attributes:
+        queries: image tokens in front of a prompt; None for none.
+    """
+
+    transform: ImageTransform
+    tokenizer: Blip2Tokenizer
+    queries: int | None
+
+
+def read_processor(folder: Path) -> ProcessorParts:
+    """Read a folder's image transform and vocabulary, without its weights.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the image token's id differs from config.json's.
+    """
+    if folder_kind(folder) == "openblip":
+        return _read_own(folder)
+    config, content = read_config(folder), read_json(folder / CONFIG_FILE)
+    writes = config.words is not None
+    usual = MATCHING_TOKENS
+    if writes:
+        usual = WORD_TOKENS if config.network.t5 is None else T5_TOKENS
+    specials = read_json_if_there(folder / SPECIALS_FILE)
+    stored = read_json_if_there(folder / SETTINGS_FILE)
+    settings = {**usual, **{name: specials[name] for name in TOKENS if name in specials}, **stored}
+    fast = read_vocabulary(folder, "write" if writes else "match")
+    if fast.post_processor is None:
+        # Files older than tokenizer.json do not say what stands around a text.
+        _surround(fast, *_around(usual))
+    tokenizer = Blip2Tokenizer(fast, settings)
+    queries = read_json_if_there(folder / PROCESSOR_FILE).get("num_query_tokens")
+    if writes:
+        queries = config.network.qformer.num_queries
+        index = image_token_index(content)
+        if index not in (None, tokenizer.image_token_id):
+            raise CheckpointError(
+                f"{folder}: the vocabulary has {IMAGE_TOKEN} at {tokenizer.image_token_id}, config.json says {index}: "
+                "mixed-up files"
+            )
+    return ProcessorParts(config.transform, tokenizer, queries)
+
+
+def _read_own(folder: Path) -> ProcessorParts:
+    """From a folder that OpenBLIP wrote; a model that writes and matches is taken as one that writes."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    path = folder / CONFIG_FILE
+    content = read_json(path)
+    transform = build(ImageTransform, content.get("image") or {}, path)
+    if content.get("borrowed") is not None:
+        raise CheckpointError(
+            f"{folder} borrows a language model, which transformers' BLIP-2 cannot: use openblip.load for it"
+        )
+    writes = content.get("decoder") is not None or content.get("t5") is not None
+    file = folder / (DECODER_FILE if writes else MATCHING_FILE)
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: the model folder is incomplete, get it again")
+    usual = MATCHING_TOKENS
+    if writes:
+        usual = WORD_TOKENS if content.get("t5") is None else T5_TOKENS
+    fast = FastTokenizer.from_file(str(file))
+    _surround(fast, *_around(usual))
+    settings = {**usual, "padding_side": "left" if "bos_token" in usual else "right"}
+    queries = content["qformer"]["num_queries"] if writes else None
+    return ProcessorParts(transform, Blip2Tokenizer(fast, settings), queries)
+
+
+def _around(tokens: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """What begins and what ends a text: </s> words with OPT, words </s> with T5, [CLS] words [SEP] with BERT."""
+    if "cls_token" in tokens:
+        return tokens["cls_token"], tokens["sep_token"]
+    return (tokens["bos_token"], None) if "bos_token" in tokens else (None, tokens["eos_token"])
+
+
+def _surround(fast: FastTokenizer, begin: str | None, end: str | None) -> None:
+    from tokenizers import processors
+
+    ids = {token: fast.token_to_id(token) for token in (begin, end) if token is not None}
+    template = " ".join(part for part in (begin, "$A", end) if part is not None)
+    fast.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items()))

@@ -1,0 +1,167 @@
+"""transformers' keywords: which of them mean something here, and what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from openblip.devices import choose_placement
+from openblip.errors import OptionError
+from openblip.generation.options import GenerationOptions
+
+NEW_TOKENS = 20
+TOP_K = 50
+"""transformers' defaults for what a script leaves open: length of a text, and words to draw from."""
+
+QUANTISED = ("load_in_8bit", "load_in_4bit", "quantization_config")
+
+
+class LoadOptions(TypedDict, total=False):
+    """How `from_pretrained` reads a model.
+
+    Attributes:
+        dtype, torch_dtype: a type, its name, or "auto", the default: what the folder says it is in.
+        device_map: one device for the whole model, or "auto": the GPU if there is one.
+        revision, cache_dir, local_files_only: where files of a repository come from.
+        low_cpu_mem_usage, use_safetensors: change nothing: weights are read one at a time, from what there is.
+        load_in_8bit, load_in_4bit, quantization_config: refused for now.
+    """
+
+    dtype: torch.dtype | str | None
+    torch_dtype: torch.dtype | str | None
+    device_map: str | int | torch.device | dict[str, Any] | None
+    revision: str | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    low_cpu_mem_usage: bool | None
+    use_safetensors: bool | None
+    load_in_8bit: bool
+    load_in_4bit: bool
+    quantization_config: object
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How `generate` writes; None is as if left out.
+
+    Attributes:
+        max_new_tokens, min_new_tokens: of the new text alone.
+        max_length, min_length: of all ids that are returned: with OPT image tokens and prompt count, with T5 the
+            start token. The longest text is 20 new tokens when none of them is given.
+        num_beams, length_penalty, early_stopping: of the beam search.
+        do_sample, temperature, top_k, top_p: of random draws, from 50 words when `top_k` is not given.
+        num_return_sequences: texts for each image, one below the other.
+        repetition_penalty: with OPT the prompt's words count as used.
+        eos_token_id, pad_token_id: other tokens than config.json says.
+        use_cache: changes nothing: there is always a cache.
+    """
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    max_length: int | None
+    min_length: int | None
+    num_beams: int | None
+    length_penalty: float | None
+    early_stopping: bool | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    num_return_sequences: int | None
+    repetition_penalty: float | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+    use_cache: bool | None
+
+
+def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = None) -> None:
+    """Raises OptionError for keywords that `call` has no use for: those outside of `kind`, a TypedDict."""
+    known = [] if kind is None else list(kind.__annotations__)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        hint = f"use {', '.join(known)}" if known else "leave it out"
+        raise OptionError(f"{call} does not know {', '.join(unknown)} here: {hint}")
+
+
+def refuse_quantised(given: LoadOptions) -> None:
+    """Raises OptionError when weights are wanted in 8 or 4 bits."""
+    wanted = [name for name in QUANTISED if given.get(name)]
+    if wanted:
+        raise OptionError(
+            f"{wanted[0]}: models cannot be computed in 8 or 4 bits yet, so leave it out; "
+            "on a GPU dtype=torch.float16 halves the memory"
+        )
+
+
+def named_dtype(wanted: torch.dtype | str) -> torch.dtype:
+    """A floating-point type. Raises OptionError for anything else."""
+    found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise OptionError(f"dtype is {wanted!r}: use torch.float32, torch.bfloat16, torch.float16 or 'auto'")
+    return found
+
+
+def chosen_device(device_map: str | int | torch.device | dict[str, Any] | None) -> torch.device:
+    """The one device that a map means; None is the CPU. Raises OptionError for a model in pieces."""
+    if isinstance(device_map, dict):
+        places = list(dict.fromkeys(device_map.values()))
+        if len(places) != 1:
+            raise OptionError(f"device_map spreads the model over {len(places)} devices: give one, as 'cuda:0'")
+        device_map = places[0]
+    if device_map is None:
+        device_map = "cpu"
+    if isinstance(device_map, int):
+        device_map = f"cuda:{device_map}"
+    return choose_placement(None if device_map == "auto" else str(device_map), "float32").device
+
+
+def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_id: int) -> GenerationOptions:
+    """transformers' options in the engine's words.
+
+    Args:
+        counted: ids in front of the new text that `max_length` and `min_length` count.
+        room: how many new tokens there are positions for; None for any number. Only the default keeps to it.
+
+    Raises:
+        OptionError: a value out of range, options that do not go together, or a length that the prompt fills.
+    """
+
+    def value(name: str, default: Any) -> Any:
+        found = given.get(name)
+        return default if found is None else found
+
+    longest = value("max_new_tokens", None)
+    if longest is None and given.get("max_length") is not None:
+        longest = value("max_length", 0) - counted
+        if longest < 1:
+            raise OptionError(
+                f"max_length is {given.get('max_length')} and the prompt has {counted} tokens, which count in it: "
+                "give max_new_tokens instead, which counts new ones alone"
+            )
+    if longest is None:
+        longest = NEW_TOKENS if room is None else min(NEW_TOKENS, room)
+    shortest = value("min_new_tokens", max(0, value("min_length", 0) - counted))
+    sample = value("do_sample", False)
+    return GenerationOptions(
+        max_new_tokens=longest,
+        min_new_tokens=min(shortest, longest),
+        num_beams=value("num_beams", 1),
+        length_penalty=value("length_penalty", 1.0),
+        early_stopping=_flag("early_stopping", value("early_stopping", False)),
+        num_return=value("num_return_sequences", 1),
+        sample=sample,
+        # As there, these say nothing where nothing is drawn.
+        temperature=value("temperature", 1.0) if sample else 1.0,
+        top_k=value("top_k", TOP_K) if sample else 0,
+        top_p=value("top_p", 1.0) if sample else 1.0,
+        repetition_penalty=value("repetition_penalty", 1.0),
+        stop_ids=(stop_id,),
+    )
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}: only True and False are known here")
+    return value

@@ -1,0 +1,103 @@
+"""What models and processors return: dictionaries whose entries are attributes, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from inspect import get_annotations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ModelOutput(dict[str, Any]):
+    """Results by attribute, by name, or by place; what a class declares and was not computed is None."""
+
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **named: Any) -> None:
+        given = {**dict(values), **named}
+        super().__init__({name: value for name, value in given.items() if value is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        if any(name in get_annotations(kind) for kind in type(self).__mro__):
+            return None
+        raise AttributeError(f"{type(self).__name__} has no {name!r}, only {', '.join(self)}")
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """All values in order; those that are outputs of their own as tuples."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class FeatureOutput(ModelOutput):
+    """Vectors of a tower.
+
+    Attributes:
+        last_hidden_state: [B, N, width], patches, queries or words.
+        pooler_output: [B, width], what stands for the whole; for `Blip2ForConditionalGeneration.get_image_features`
+            the visual prompt [B, Q, token width].
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None
+    vision_outputs: FeatureOutput | None
+    qformer_outputs: FeatureOutput | None
+
+
+class WritingOutput(ModelOutput):
+    """Scores of a text behind an image.
+
+    Attributes:
+        loss: mean over the labels; None without labels.
+        logits: [B, T, vocabulary]; with labels as many places as they have.
+    """
+
+    loss: Tensor | None
+    logits: Tensor
+    vision_outputs: FeatureOutput
+    qformer_outputs: FeatureOutput
+
+
+class MatchingOutput(ModelOutput):
+    """How texts fit images.
+
+    Attributes:
+        logits_per_image: ITM [B, 2], of which index 1 is yes, or ITC cosines [images, texts]; logits_per_text its
+            transpose.
+        text_embeds, image_embeds: ITC's unit vectors [T, shared width] and [I, Q, shared width].
+    """
+
+    logits_per_image: Tensor
+    logits_per_text: Tensor
+    text_embeds: Tensor
+    image_embeds: Tensor
+    text_model_output: FeatureOutput
+    vision_model_output: FeatureOutput
+
+
+class BatchFeature(dict[str, Any]):
+    """What a processor makes of images and texts: `model(**inputs)` takes it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"there is no {name!r} in this batch, only {', '.join(self)}")
+
+    def to(
+        self,
+        device: str | int | torch.device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> BatchFeature:
+        """Move all tensors, cast those of numbers with a fraction; ids and masks keep their type."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        for name, value in self.items():
+            if isinstance(value, Tensor):
+                kind = dtype if value.is_floating_point() else None
+                self[name] = value.to(device=device, dtype=kind, non_blocking=non_blocking)
+        return self

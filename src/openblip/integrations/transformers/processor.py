@@ -1,0 +1,204 @@
+"""transformers' processors of BLIP-2: images to pixels, prompts to ids with an image's place in front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.json_files import to_json
+from openblip.checkpoints.transformers_config import PROCESSOR_FILE
+from openblip.checkpoints.transformers_export import image_files
+from openblip.checkpoints.weight_files import write_together
+from openblip.errors import OptionError
+from openblip.image_sources import ImageSource
+from openblip.images import ImageTransform, load_image, to_pixels
+from openblip.integrations.transformers.folders import find_folder, read_processor
+from openblip.integrations.transformers.options import refuse_unknown
+from openblip.integrations.transformers.outputs import BatchFeature
+from openblip.integrations.transformers.tokenizer import (
+    Blip2Tokenizer,
+    Ids,
+    Padding,
+    Truncation,
+    as_tensor,
+    check_tensors,
+)
+
+Images = Any
+"""A PIL image, path, address, array or tensor, or a list of these."""
+
+
+class BlipImageProcessor:
+    """Images squashed to the model's square and normalised, bit for bit as transformers does it with Pillow."""
+
+    def __init__(self, transform: ImageTransform) -> None:
+        self.transform = transform
+
+    @property
+    def size(self) -> dict[str, int]:
+        return {"height": self.transform.image_size, "width": self.transform.image_size}
+
+    @property
+    def image_mean(self) -> list[float]:
+        return list(self.transform.mean)
+
+    @property
+    def image_std(self) -> list[float]:
+        return list(self.transform.std)
+
+    def __call__(self, images: Images, *, return_tensors: str | None = None, **others: object) -> BatchFeature:
+        """`pixel_values` [B, 3, S, S].
+
+        Arrays and tensors may have their channels first or last, in 8 bits or as fractions from 0 to 1.
+
+        Raises:
+            ImageError: one of them cannot be read, named by its path or place.
+            OptionError: another keyword.
+        """
+        refuse_unknown("the image processor", others)
+        check_tensors(return_tensors)
+        pixels = to_pixels([_loaded(image) for image in _listed(images)], self.transform)
+        return BatchFeature(pixel_values=pixels if return_tensors == "pt" else list(pixels.numpy()))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        write_together(Path(save_directory), image_files(self.transform), {})
+
+
+class Blip2Processor:
+    """Image processor and tokeniser in one.
+
+    Attributes:
+        num_query_tokens: image tokens in front of every prompt that comes with an image; None for none.
+    """
+
+    def __init__(
+        self, image_processor: BlipImageProcessor, tokenizer: Blip2Tokenizer, num_query_tokens: int | None = None
+    ) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.num_query_tokens = num_query_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        use_fast: bool | None = None,
+        **others: object,
+    ) -> Blip2Processor:
+        """The processor of a model, by its name or folder; `use_fast` changes nothing, there is one kind.
+
+        Raises:
+            CheckpointError: no such model, or its files are broken.
+            DownloadError: its files cannot be had.
+            OptionError: another keyword.
+        """
+        refuse_unknown("from_pretrained of a processor", others)
+        parts = read_processor(find_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only))
+        return cls(BlipImageProcessor(parts.transform), parts.tokenizer, parts.queries)
+
+    def __call__(
+        self,
+        images: Images | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        padding_side: str | None = None,
+        **others: object,
+    ) -> BatchFeature:
+        """`input_ids` and `attention_mask` of texts, `pixel_values` of images; text keywords as for the tokenizer.
+
+        Args:
+            max_length: image tokens and text together.
+
+        Raises:
+            ImageError: an image cannot be read.
+            OptionError: neither images nor text, another keyword, or texts of different lengths without `padding`.
+        """
+        refuse_unknown("the processor", others)
+        if images is None and text is None:
+            raise OptionError("the processor got neither images nor text: give one of them, or both")
+        inputs = BatchFeature()
+        if text is not None:
+            queries = 0 if self.num_query_tokens is None else self.num_query_tokens
+            words = self.tokenizer(
+                [text] if isinstance(text, str) else text,
+                padding=padding,
+                truncation=truncation,
+                max_length=None if max_length is None else max_length - queries,
+                add_special_tokens=add_special_tokens,
+                padding_side=padding_side,
+            )
+            shown = queries if images is not None else 0
+            fronts = {"input_ids": [self.tokenizer.image_token_id] * shown, "attention_mask": [1] * shown}
+            for name, rows in words.items():
+                whole = [fronts[name] + row for row in rows]
+                inputs[name] = as_tensor(name, whole) if return_tensors == "pt" else whole
+        if images is not None:
+            inputs.update(self.image_processor(images, return_tensors=return_tensors))
+        return inputs
+
+    def decode(self, token_ids: Ids, skip_special_tokens: bool = False) -> Any:
+        """The text of ids, or a list of texts of rows of ids."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens)
+
+    def batch_decode(self, sequences: Sequence[Ids] | Tensor, skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of ids."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write what `from_pretrained`, here and in transformers, makes the same processor of."""
+        content = {"processor_class": "Blip2Processor", "num_query_tokens": self.num_query_tokens}
+        files = {
+            **self.tokenizer.files(),
+            **image_files(self.image_processor.transform),
+            PROCESSOR_FILE: to_json(content),
+        }
+        write_together(Path(save_directory), files, {})
+
+
+class AutoProcessor:
+    """transformers' way to the processor of any model; here of any BLIP-2."""
+
+    from_pretrained = Blip2Processor.from_pretrained
+
+
+class _Array(Protocol):
+    ndim: int
+    shape: tuple[int, ...]
+
+
+def _listed(images: Images) -> list[Images]:
+    """Lists of lists are taken apart, and so are batches [B, ...] of arrays or tensors."""
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _listed(part)]
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    return [images]
+
+
+def _loaded(image: Images) -> Any:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy()
+    if getattr(image, "ndim", 0) == 3 and _channels_first(image):
+        image = image.transpose(1, 2, 0)
+    return load_image(cast(ImageSource, image))
+
+
+def _channels_first(array: _Array) -> bool:
+    return array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4)

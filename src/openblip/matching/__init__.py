@@ -1,0 +1,1 @@
+"""Images and texts compared: scored pair by pair, and ranked for search."""

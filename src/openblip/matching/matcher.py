@@ -1,0 +1,217 @@
+"""Images beside texts: embedded apart and compared (ITC), or read together by the Q-Former (ITM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from openblip.errors import ImageError, OptionError
+from openblip.image_sources import ImageSource
+from openblip.images import load_each, load_image
+from openblip.nn.blip2 import Blip2Network, itc_similarity
+from openblip.nn.qformer import ImageMemory
+from openblip.results import GeneratedText, Scores
+from openblip.text import MatchingText, clean_caption, pad_ids
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PAIRS = 64
+"""Pairs of image and text that the Q-Former reads at once: enough to keep a GPU busy, some 100 MB for the official
+models."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class SeenImages:
+    """What is kept of a batch of images, so that any number of texts can be compared with them.
+
+    Attributes:
+        features: [I, N, image width], as the Q-Former reads them.
+        memory: keys and values of its cross-attention.
+        embeds: unit vectors [I, Q, shared width], float32.
+    """
+
+    features: Tensor
+    memory: ImageMemory
+    embeds: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReadTexts:
+    """Texts as token ids, from [CLS] to [SEP], and as unit vectors [M, shared width], float32."""
+
+    ids: list[list[int]]
+    embeds: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """One image against M texts: cosines and ITM probabilities [M], or what is wrong with the image."""
+
+    source: ImageSource
+    itc: Tensor | None = None
+    itm: Tensor | None = None
+    error: ImageError | None = None
+
+
+class Matcher:
+    """A network with a text side, and what brings words and images to it.
+
+    Args:
+        see: checked images to features [I, N, image width].
+        pairs: of an image and a text that are read together at once.
+    """
+
+    def __init__(
+        self,
+        network: Blip2Network,
+        words: MatchingText,
+        see: Callable[[Sequence[Image]], Tensor],
+        pairs: int = PAIRS,
+    ) -> None:
+        self.network = network
+        self.words = words
+        self.see = see
+        self.pairs = pairs
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.vision_norm.weight.device
+
+    @torch.inference_mode()
+    def look(self, images: Sequence[Image]) -> SeenImages:
+        """The image encoder's and the Q-Former's look at a batch of checked images."""
+        features = self.see(images)
+        memory = self.remember(features)
+        queries = self.network.qformer.image(memory)
+        return SeenImages(features, memory, self.network.project_queries(queries).float())
+
+    @torch.inference_mode()
+    def remember(self, features: Tensor) -> ImageMemory:
+        return self.network.qformer.remember(features)
+
+    @torch.inference_mode()
+    def read(self, texts: Sequence[str], batch_size: int = 64) -> ReadTexts:
+        """Texts, cleaned as captions were in training."""
+        ids = [self.words.encode(clean_caption(text)) for text in texts]
+        embeds = [torch.empty(0, self.network.config.shared_width, device=self.device)]
+        for batch in batches(ids, batch_size):
+            hidden = self.network.qformer.text(*self._padded(batch))
+            embeds.append(self.network.project_text(hidden).float())
+        return ReadTexts(ids, torch.cat(embeds))
+
+    @torch.inference_mode()
+    def compare(self, seen: SeenImages, texts: ReadTexts) -> Tensor:
+        """ITC: cosines [I, M], on the CPU."""
+        return itc_similarity(seen.embeds, texts.embeds).cpu()
+
+    @torch.inference_mode()
+    def match(self, memory: ImageMemory, texts: ReadTexts, chosen: Tensor) -> Tensor:
+        """ITM: logits [I, S, 2] of each image with S texts of its own, float32 on the CPU; index 1 is yes.
+
+        Args:
+            chosen: indices [I, S] of the texts.
+        """
+        images, count = chosen.shape
+        logits = torch.empty(images, count, 2)
+        together = max(1, self.pairs // max(1, count))
+        for first in range(0, images if count else 0, together):
+            rows = torch.arange(first, min(first + together, images), device=self.device)
+            part = memory if len(rows) == images else memory.take(rows)
+            for start in range(0, count, self.pairs):
+                there = slice(first, first + together), slice(start, start + self.pairs)
+                ids, mask = self._padded([texts.ids[text] for text in chosen[there].flatten().tolist()])
+                found = self.network.itm_logits(ids, mask, part)
+                logits[there] = found.float().cpu().view(len(rows), -1, 2)
+        return logits
+
+    @torch.inference_mode()
+    def rerank(
+        self, memory: ImageMemory, drafts: Sequence[Sequence[GeneratedText]], weight: float
+    ) -> list[list[GeneratedText]]:
+        """Each image's texts, as many of each, by their score and `weight` times the ITM log-odds, best first."""
+        count = len(drafts[0])
+        ids = [self.words.encode(clean_caption(draft.text)) for group in drafts for draft in group]
+        own = torch.arange(len(ids)).view(-1, count)
+        logits = self.match(memory, ReadTexts(ids, torch.empty(0)), own)
+        told = torch.tensor([[draft.score for draft in group] for group in drafts])
+        order = (told + weight * (logits[..., 1] - logits[..., 0])).argsort(dim=1, descending=True, stable=True)
+        return [[group[place] for place in places] for group, places in zip(drafts, order.tolist(), strict=True)]
+
+    def embed_images(self, sources: Iterable[ImageSource], batch_size: int) -> Tensor:
+        """Unit vectors [N, Q, shared width], float32 on the CPU."""
+        config = self.network.config
+        rows = [torch.empty(0, config.qformer.num_queries, config.shared_width)]
+        for batch in batches(sources, batch_size):
+            rows.append(self.look([load_image(source) for source in batch]).embeds.cpu())
+        return torch.cat(rows)
+
+    def embed_texts(self, texts: Sequence[str], batch_size: int) -> Tensor:
+        """Unit vectors [M, shared width], float32 on the CPU."""
+        # Computed in inference mode, they could not be learnt from; a copy made outside can.
+        return self.read(texts, _checked(batch_size)).embeds.cpu().clone()
+
+    def score(
+        self, sources: Iterable[ImageSource], texts: Sequence[str], *, itm: bool, batch_size: int
+    ) -> Iterator[ImageScores]:
+        """Each image against all texts, in order, as batches are done; texts are read once, at the beginning."""
+        told = self.read(texts)
+        for batch in batches(sources, batch_size):
+            loaded = load_each(batch)
+            rows = iter(self._score([image for image in loaded if not isinstance(image, ImageError)], told, itm))
+            for source, image in zip(batch, loaded, strict=True):
+                if isinstance(image, ImageError):
+                    yield ImageScores(source, error=image)
+                else:
+                    yield ImageScores(source, *next(rows))
+
+    def scores(self, sources: Iterable[ImageSource], texts: Sequence[str], *, itm: bool, batch_size: int) -> Scores:
+        """As `score`, in one table; the first image that cannot be read raises its ImageError."""
+        none = torch.empty(0, len(texts))
+        itc, odds = [none], [none]
+        for row in self.score(sources, texts, itm=itm, batch_size=batch_size):
+            if row.error is not None:
+                raise row.error
+            itc += [] if row.itc is None else [row.itc[None]]
+            odds += [] if row.itm is None else [row.itm[None]]
+        return Scores(torch.cat(itc), torch.cat(odds) if itm else None)
+
+    def _score(self, images: Sequence[Image], texts: ReadTexts, itm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        if not images:
+            return []
+        seen = self.look(images)
+        cosines = self.compare(seen, texts)
+        if not itm:
+            return [(row, None) for row in cosines]
+        everything = torch.arange(len(texts.ids)).expand(len(images), -1)
+        odds = self.match(seen.memory, texts, everything).softmax(dim=-1)[..., 1]
+        return list(zip(cosines, odds, strict=True))
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        rows, mask = pad_ids(ids, self.words.tokenizer.pad_id)
+        return rows.to(self.device), mask.to(self.device)
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Items in order, `size` at a time.
+
+    Raises:
+        OptionError: when the first batch is asked for and `size` is below 1.
+    """
+    _checked(size)
+    waiting = iter(items)
+    while batch := list(islice(waiting, size)):
+        yield batch
+
+
+def _checked(batch_size: int) -> int:
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+    return batch_size

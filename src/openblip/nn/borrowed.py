@@ -1,0 +1,183 @@
+"""A language model of transformers, read as one of ours; this room takes the model object and imports PyTorch alone.
+
+Such a model is borrowed: it is no part of PyTorch's tree of modules. So no checkpoint copies its weights, no optimiser
+finds them, and no cast of the network reaches its rotary frequencies, which have to stay float32. Whoever loads it
+freezes it and puts it on its device.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from openblip.nn.language_model import Reading, join_texts, push_together
+
+
+@dataclass(frozen=True)
+class BorrowedConfig:
+    """See `openblip.nn.language_model.LanguageConfig`."""
+
+    vocab_size: int
+    token_width: int
+    max_positions: int | None
+    encodes_prompts: bool = False
+    start_ids: tuple[int, ...] = ()
+
+
+class BorrowedDecoder:
+    """Any model of AutoModelForCausalLM that reads embeddings and keeps keys and values.
+
+    Heads differ in scales and caps, so states are not told from scores: `hidden_before` gives scores already.
+    """
+
+    def __init__(self, model: Any, config: BorrowedConfig) -> None:
+        self.model = model
+        self.config = config
+        accepted = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.takes_count = "logits_to_keep" in accepted
+
+    def embed(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
+        reading = DecoderReading(self, mask)
+        return reading, reading.read(prompts)
+
+    def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+        before = labels[:, :-1]
+        told = self.embed(before.clamp(min=0)).to(prompts)
+        embeds, seen, places = join_texts(prompts, mask, told, before >= 0)
+        first = int(places.min())
+        scores: Tensor = self.run(embeds, seen, None, embeds.shape[1] - first, use_cache=False).logits
+        # A model that cannot be asked for the last scores alone gives all.
+        skipped = embeds.shape[1] - scores.shape[1]
+        return scores.gather(1, (places - skipped)[:, :, None].expand(-1, -1, scores.shape[2]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def run(self, embeds: Tensor, mask: Tensor | None, cache: Any, scored: int, use_cache: bool) -> Any:
+        """Read embeddings [R, T, width]; mask [R, all tokens so far]. Only the last `scored` need scores."""
+        options: dict[str, Any] = {}
+        if self.takes_positions and mask is not None:
+            # Positions skip padding; without any, every model counts them so by itself.
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            options["position_ids"] = positions[:, -embeds.shape[1] :]
+        if self.takes_count:
+            options["logits_to_keep"] = scored
+        visible = None if mask is None else mask.long()
+        return self.model(
+            inputs_embeds=embeds, attention_mask=visible, past_key_values=cache, use_cache=use_cache, **options
+        )
+
+
+class DecoderReading:
+    """Prompt and text in one cache of transformers."""
+
+    def __init__(self, decoder: BorrowedDecoder, mask: Tensor | None) -> None:
+        self.decoder = decoder
+        self.mask = mask
+        self.cache: Any = None
+
+    def read(self, embeds: Tensor) -> Tensor:
+        found = self.decoder.run(embeds, self.mask, self.cache, 1, use_cache=True)
+        self.cache = found.past_key_values
+        scores: Tensor = found.logits[:, -1].float()
+        return scores
+
+    def step(self, tokens: Tensor) -> Tensor:
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        return self.read(self.decoder.embed(tokens[:, None]))
+
+    def take_rows(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def reorder(self, rows: Tensor) -> None:
+        # Rows of one prompt share their mask.
+        self.cache.reorder_cache(rows)
+
+
+class BorrowedSeq2Seq:
+    """Any model of AutoModelForSeq2SeqLM whose encoder reads embeddings; `hidden_before` gives scores already."""
+
+    def __init__(self, model: Any, config: BorrowedConfig) -> None:
+        self.model = model
+        self.config = config
+
+    def embed(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
+        reading = Seq2SeqReading(self.model, *self.encode(prompts, mask))
+        return reading, reading.read(self._start(len(prompts), prompts.device))
+
+    def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+        start = self._start(len(prompts), prompts.device)
+        ids = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
+        encoded, seen = self.encode(prompts, mask)
+        scores: Tensor = self.model(
+            encoder_outputs=encoded, attention_mask=seen, decoder_input_ids=ids, use_cache=False
+        ).logits
+        return scores[:, start.shape[1] - 1 :]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def encode(self, prompts: Tensor, mask: Tensor | None) -> tuple[Any, Tensor | None]:
+        """What the encoder makes of prompts, and its mask, as the model takes both."""
+        seen = None
+        if mask is not None:
+            # BART's kin count positions from the first column, padding or not: it has to stand behind.
+            prompts, mask = push_together(prompts, mask.bool())
+            seen = mask.long()
+        return self.model.get_encoder()(inputs_embeds=prompts, attention_mask=seen, return_dict=True), seen
+
+    def _start(self, rows: int, device: torch.device) -> Tensor:
+        return torch.tensor([self.config.start_ids] * rows, device=device)
+
+
+class Seq2SeqReading:
+    """The encoded prompt, and the text behind the start in a cache of transformers."""
+
+    def __init__(self, model: Any, encoded: Any, mask: Tensor | None) -> None:
+        self.model = model
+        self.encoded = encoded
+        self.mask = mask
+        self.cache: Any = None
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Ids [R, T] of the text."""
+        found = self.model(
+            encoder_outputs=self.encoded,
+            attention_mask=self.mask,
+            decoder_input_ids=tokens,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = found.past_key_values
+        scores: Tensor = found.logits[:, -1].float()
+        return scores
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.read(tokens[:, None])
+
+    def take_rows(self, rows: Tensor) -> None:
+        self.encoded = type(self.encoded)(last_hidden_state=self.encoded.last_hidden_state[rows])
+        self.mask = None if self.mask is None else self.mask[rows]
+        self.cache.reorder_cache(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        # Rows of one prompt share what was encoded.
+        self.cache.self_attention_cache.reorder_cache(rows)
+
+
+Borrowed: TypeAlias = BorrowedDecoder | BorrowedSeq2Seq

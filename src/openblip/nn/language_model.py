@@ -1,0 +1,102 @@
+"""What the rest of BLIP-2 asks of a language model, whichever it is: to read prompts, to go on, to score texts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LanguageConfig(Protocol):
+    """What others have to know of a language model.
+
+    Attributes:
+        vocab_size: ids it can read and say.
+        token_width: width of the embeddings that enter: what the visual prompt has to have, too.
+        max_positions: tokens of a prompt and its text together, or of each where prompts are encoded; None: any number.
+        encodes_prompts: prompts go into an encoder and texts come out of a decoder, as in T5; otherwise a text goes
+            on where its prompt ends, as in OPT.
+        start_ids: what the decoder of one that encodes prompts begins with; nothing otherwise.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def token_width(self) -> int: ...
+    @property
+    def max_positions(self) -> int | None: ...
+    @property
+    def encodes_prompts(self) -> bool: ...
+    @property
+    def start_ids(self) -> tuple[int, ...]: ...
+
+
+class Reading(Protocol):
+    """Texts that a language model has read so far, one a row."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more token a row [R] and score the next: [R, vocabulary] float32."""
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Replace the rows by `rows` [n] int64 of them: repeat a row per beam, drop finished ones."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Permute rows, each place going on with a row of the same prompt: only what differs has to move."""
+
+
+class LanguageModel(Protocol):
+    """A language model that can stand behind the Q-Former."""
+
+    @property
+    def config(self) -> LanguageConfig: ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [...] to embeddings [..., token width], to be joined with a visual prompt."""
+
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
+        """Read prompts [P, T, token width] padded on the left, leaving room for `new_tokens`.
+
+        Args:
+            mask: [P, T] bool, False for padding; None when there is none.
+
+        Returns:
+            what to go on from, and the scores of the first new token [P, vocabulary] float32.
+        """
+
+    def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+        """States [B, L, ...] that predict each label, given the prompt and the labels before it, for `logits`.
+
+        Args:
+            prompts: [B, S, token width]; mask: [B, S] bool, False for padding, wherever it stands.
+            labels: [B, L] ids; negative ones are ignored and may only stand behind a text.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token scores [..., vocabulary] of such states."""
+
+
+def push_together(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [B, T, width] (mask [B, T] bool, False for padding) with all padding behind, as long as the longest."""
+    longest = int(mask.sum(dim=1).max())
+    order = (~mask).byte().argsort(dim=1, stable=True)[:, :longest]
+    return embeds.gather(1, order[:, :, None].expand(-1, -1, embeds.shape[2])), mask.gather(1, order)
+
+
+def join_texts(prompts: Tensor, mask: Tensor | None, told: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts right behind their prompts, for a model in which a text goes on where its prompt ends.
+
+    Args:
+        prompts: [B, S, width]; mask: [B, S] bool, False for padding, wherever it stands.
+        told: [B, L, width] text that is read; present: [B, L] bool, False for padding.
+
+    Returns:
+        embeddings [B, T, width] of both, padded behind; their mask [B, T] bool; the places [B, L + 1] of the last
+        token of each prompt and of all tokens of its text, those of padding being any.
+    """
+    if mask is None:
+        mask = present.new_ones(prompts.shape[:2])
+    mask = mask.bool()
+    embeds, seen = push_together(torch.cat([prompts, told], dim=1), torch.cat([mask, present], dim=1))
+    places = mask.sum(dim=1, keepdim=True) - 1 + torch.arange(present.shape[1] + 1, device=mask.device)
+    return embeds, seen, places.clamp(max=embeds.shape[1] - 1)

@@ -1,0 +1,163 @@
+"""Whether official weights give, on this machine, what their authors published.
+
+Needs the official weights, and a network unless they and the test images are already here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openblip.checkpoints.zoo import find_model
+from openblip.errors import CheckpointError
+from openblip.image_sources import ImageSource
+
+if TYPE_CHECKING:
+    from openblip.model import Blip2
+
+IMAGES: Mapping[str, str] = {
+    "merlion.png": "https://raw.githubusercontent.com/salesforce/LAVIS/main/docs/_static/merlion.png",
+    "demo.jpg": "https://huggingface.co/hf-internal-testing/blip-test-image/resolve/main/demo.jpg",
+}
+"""The photos that LAVIS' and transformers' own tests look at."""
+
+TOLERANCE = 0.005
+"""Of probabilities and cosines: the published ones come from float16 or TF32 runs on other machines."""
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """What a model wrote about an image.
+
+    Attributes:
+        prompt: what it was told to go on from; None for its own way to ask for a caption.
+        beams, max_tokens: as in the run that was published.
+    """
+
+    image: str
+    text: str
+    prompt: str | None = None
+    beams: int = 5
+    max_tokens: int = 30
+
+    @property
+    def task(self) -> str:
+        return f"{self.image}, {'caption' if self.prompt is None else self.prompt}"
+
+    def run(self, model: Blip2, image: ImageSource) -> Outcome:
+        found = model.caption(
+            image, prompt=self.prompt, beams=self.beams, max_tokens=self.max_tokens, min_tokens=1, length_penalty=1.0
+        )
+        return Outcome(self.task, self.text, found, found == self.text)
+
+
+@dataclass(frozen=True)
+class PublishedMatch:
+    """How well a text fitted an image: `itm` and `itc` as in `openblip.Match`; None where it was not published."""
+
+    image: str
+    text: str
+    itm: float | None
+    itc: float
+
+    @property
+    def task(self) -> str:
+        return f"{self.image}, match with {self.text!r}"
+
+    def run(self, model: Blip2, image: ImageSource) -> Outcome:
+        found = model.match(image, self.text)
+        pairs = [(self.itc, found.itc)] + ([] if self.itm is None else [(self.itm, found.itm)])
+        near = all(abs(expected - value) <= TOLERANCE for expected, value in pairs)
+        itm = None if self.itm is None else found.itm
+        return Outcome(self.task, _shown(self.itm, self.itc), _shown(itm, found.itc), near)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One published output beside what came out here."""
+
+    task: str
+    expected: str
+    found: str
+    same: bool
+
+
+Published = PublishedText | PublishedMatch
+
+WHICH_CITY = "Question: which city is this? Answer:"
+MERLION_TALK = (
+    "Question: which city is this? Answer: singapore. Question: why? Answer: it has a statue of a merlion. "
+    "Question: where is the name merlion coming from? Answer:"
+)
+STAGE_1_PRETRAINED = (PublishedMatch("merlion.png", "a large fountain spewing water into the air", None, 0.3642),)
+
+
+def _caption(text: str) -> tuple[Published, ...]:
+    return (PublishedText("merlion.png", text),)
+
+
+# Sources: tests/models/test_blip2.py and examples/blip2_*.ipynb of https://github.com/salesforce/LAVIS, and
+# tests/models/blip_2/test_modeling_blip_2.py of https://github.com/huggingface/transformers (greedy, 20 tokens).
+PUBLISHED: Mapping[str, tuple[Published, ...]] = {
+    "blip2_opt/pretrain_opt2.7b": _caption("the merlion fountain in singapore"),
+    "blip2_opt/caption_coco_opt2.7b": _caption("a statue of a mermaid spraying water into the air"),
+    "blip2_opt/pretrain_opt6.7b": _caption("a statue of a merlion in front of a water fountain"),
+    "blip2_opt/caption_coco_opt6.7b": _caption("a large fountain spraying water into the air"),
+    "blip2_t5/pretrain_flant5xl": _caption("marina bay sands, singapore"),
+    "blip2_t5/pretrain_flant5xxl": (
+        *_caption("the merlion statue in singapore"),
+        PublishedText("merlion.png", "singapore", WHICH_CITY),
+        PublishedText(
+            "merlion.png",
+            "it has a statue of a merlion",
+            "Question: which city is this? Answer: singapore. Question: why?",
+        ),
+        PublishedText("merlion.png", "merlion is a portmanteau of mermaid and lion", MERLION_TALK),
+    ),
+    "blip2/pretrain": STAGE_1_PRETRAINED,
+    "Salesforce/blip2-opt-2.7b": (
+        PublishedText("demo.jpg", "a woman sitting on the beach with a dog", beams=1, max_tokens=20),
+        PublishedText("demo.jpg", "it's not a city, it's a beach", WHICH_CITY, beams=1, max_tokens=20),
+    ),
+    "Salesforce/blip2-flan-t5-xl": (
+        PublishedText("demo.jpg", "woman playing with dog on the beach", beams=1, max_tokens=20),
+        PublishedText("demo.jpg", "san diego", WHICH_CITY, beams=1, max_tokens=20),
+    ),
+    "Salesforce/blip2-itm-vit-g": (
+        PublishedMatch("demo.jpg", "A woman and her dog sitting in a beach", 0.9762, 0.4406),
+    ),
+}
+
+
+def published_outputs(name: str) -> tuple[Published, ...]:
+    """What is known of an official model, under any of its names.
+
+    Raises:
+        CheckpointError: nothing was published, or there is no such model.
+    """
+    model = find_model(name)
+    found = PUBLISHED.get(name if model is None else model.name)
+    if found is None:
+        raise CheckpointError(
+            f"no outputs of {name} were published to compare with: there are of {', '.join(PUBLISHED)}"
+        )
+    return found
+
+
+def verify(model: Blip2, published: Sequence[Published], images: Path | None = None) -> Iterator[Outcome]:
+    """Run a model on what was published of it, one outcome each as it is known.
+
+    Args:
+        images: a folder with the photos of `IMAGES`; by default they are downloaded.
+
+    Raises:
+        ImageError: a photo cannot be had.
+    """
+    for each in published:
+        yield each.run(model, IMAGES[each.image] if images is None else images / each.image)
+
+
+def _shown(itm: float | None, itc: float) -> str:
+    return f"itc {itc:.4f}" + ("" if itm is None else f", itm {itm:.4f}")

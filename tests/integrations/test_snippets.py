@@ -1,0 +1,379 @@
+"""Scripts that people run give with OpenBLIP what they give with transformers, on the same small checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoProcessor,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    PreTrainedTokenizerFast,
+)
+
+import openblip.integrations.transformers as ours
+from tests.checkpoints.theirs import (
+    FLAN,
+    OPT,
+    QFORMER,
+    QUERIES,
+    VISION,
+    Theirs,
+    image_processor,
+    opt_words,
+    write_matcher,
+    write_t5_writer,
+    written,
+)
+
+from .scripts import (
+    DISTRIBUTED,
+    SCRIPTS,
+    Run,
+    UploadFile,
+    module,
+    opened,
+    read_table,
+    run,
+    stand_ins,
+    write_table,
+)
+
+TOLERANCE = 1e-5
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    """An OPT that trains without dropout, reads long prompts, and sometimes comes to an end."""
+    folder = tmp_path_factory.mktemp("writer")
+    fast = opt_words()
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>"
+    )
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config={**QFORMER, **NO_DROPOUT},
+        text_config={**OPT, "max_position_embeddings": 256, "dropout": 0.0},
+        num_query_tokens=QUERIES,
+        image_token_index=len(words),
+    )
+    processor = Blip2Processor(image_processor(), words, num_query_tokens=QUERIES)
+    theirs = written(Blip2ForConditionalGeneration(config), processor, folder)
+    noise = [Image.effect_noise((30, 30), 60 * number).convert("RGB") for number in range(1, 5)]
+    said = theirs.model.generate(**processor(images=noise, return_tensors="pt"), max_new_tokens=40)[:, QUERIES + 1 :]
+    # A stop sign has to be a text of its own.
+    texts = [i for i in said.flatten().tolist() if fast.encode(fast.decode([i]), add_special_tokens=False).ids == [i]]
+    stop = max(set(texts), key=texts.count)
+    theirs.model.config.text_config.eos_token_id = stop
+    theirs.model.save_pretrained(folder)
+    return Theirs(Blip2ForConditionalGeneration.from_pretrained(folder), processor, folder)
+
+
+@pytest.fixture(scope="module")
+def t5_writer(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    return write_t5_writer(tmp_path_factory.mktemp("t5"), {**FLAN, "dense_act_fn": "gelu"})
+
+
+@pytest.fixture(scope="module")
+def matcher(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    return write_matcher(tmp_path_factory.mktemp("matcher"))
+
+
+@pytest.fixture
+def granted(
+    writer: Theirs, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[bool], dict[str, Any]]:
+    """What scripts take for granted, with OpenBLIP's or with transformers' model where they do not load one."""
+    for name, stand_in in stand_ins(photos[0]).items():
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "photos.csv", photos[:2])
+
+    def names(reference: bool) -> dict[str, Any]:
+        library: Any = transformers if reference else ours
+        return {
+            "FOLDER": str(writer.folder),
+            "PHOTO": photos[0],
+            "TABLE": table,
+            "DEVICE": "cpu",
+            "Image": Image,
+            "torch": torch,
+            "DataLoader": DataLoader,
+            "raw_image": opened(photos[0]),
+            "AutoProcessor": library.AutoProcessor,
+            "Blip2ForConditionalGeneration": library.Blip2ForConditionalGeneration,
+            "processor": library.Blip2Processor.from_pretrained(writer.folder),
+            "model": library.Blip2ForConditionalGeneration.from_pretrained(writer.folder),
+        }
+
+    return names
+
+
+def both(granted: Callable[[bool], dict[str, Any]], *scripts: str, **more: Any) -> tuple[Run, Run]:
+    """A script with OpenBLIP and with transformers."""
+    return (
+        run(scripts, {**granted(False), **more}),
+        run(scripts, {**granted(True), **more}, reference=True),
+    )
+
+
+def check_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, Tensor):
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        assert torch.allclose(found, expected, atol=TOLERANCE) if found.is_floating_point() else found.equal(expected)
+    else:
+        assert found == expected
+
+
+LOADED = ("load in 8 bits", "caption")
+
+
+@pytest.mark.parametrize(
+    ("scripts", "names"),
+    [
+        (LOADED, ["inputs", "generated_ids", "generated_text"]),
+        ((*LOADED, "beam search"), ["generated_ids"]),
+        (("load without imports", "ask about an image"), ["generated_ids"]),
+        (("caption in half precision",), ["generated_ids", "generated_text"]),
+        (("caption in half precision", "and a question"), ["inputs", "generated_ids", "generated_text"]),
+        (("ask in 8 bits",), ["out"]),
+        (("ask about a document",), ["doc_info"]),
+        (("caption a video",), ["captions"]),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)
+def test_inference(granted: Callable[[bool], dict[str, Any]], scripts: tuple[str, ...], names: list[str]) -> None:
+    found, expected = both(granted, *scripts)
+    for name in names:
+        if name == "inputs":
+            assert found.names[name].keys() == expected.names[name].keys()
+            for key in expected.names[name]:
+                check_same(found.names[name][key], expected.names[name][key])
+        else:
+            check_same(found.names[name], expected.names[name])
+    assert found.said == expected.said
+    assert len(found.shown) == len(expected.shown)
+    for ours_shown, theirs_shown in zip(found.shown, expected.shown, strict=True):
+        if isinstance(theirs_shown, Tensor):
+            check_same(ours_shown, theirs_shown)
+
+
+def test_random_draws_are_the_same_ones(granted: Callable[[bool], dict[str, Any]]) -> None:
+    inputs = {"inputs": granted(True)["processor"](Image.new("RGB", (40, 30), "teal"), return_tensors="pt")}
+    drawn = []
+    for reference in (False, True):
+        torch.manual_seed(5)
+        drawn.append(run(["nucleus sampling"], {**granted(reference), **inputs}, reference=reference).shown[0])
+    check_same(*drawn)
+
+
+def test_functions_of_scripts(granted: Callable[[bool], dict[str, Any]], photos: list[Path]) -> None:
+    told = {"check_colors_and_textures": len, "pd": module("pandas", read_csv=read_table)}
+    results = []
+    for reference in (False, True):
+        names = {**granted(reference), **told}
+        table = run(["caption a table of images"], names, reference=reference).names
+        asked = run(["ask about an X-ray"], names, reference=reference).names
+        demo = run(["gradio"], names, reference=reference).names["demo"]
+        results.append(
+            [
+                [table["generate_text"](row) for row in table["data"]],
+                asked["analyze_medical_image"](photos[1]),
+                demo.fn(opened(photos[2])),
+                demo.fn(opened(photos[2]), "What colors are in this image?"),
+            ]
+        )
+    assert results[0] == results[1]
+    assert len({text for text, _ in results[0][0]}) == 2
+
+
+def test_a_server_and_an_agent(granted: Callable[[bool], dict[str, Any]], photos: list[Path]) -> None:
+    results = []
+    for reference in (False, True):
+        app = run(["fastapi"], granted(reference), reference=reference).names["app"]
+        asyncio.run(app.called["startup"]())
+        agent = run(["langchain"], {**granted(reference), "llm": None}, reference=reference).names["agent"]
+        results.append(
+            [
+                asyncio.run(app.called["/caption"](UploadFile(photos[0]))),
+                asyncio.run(app.called["/caption"](UploadFile(photos[0]), "What is it?")),
+                asyncio.run(app.called["/batch_caption"]([UploadFile(photo) for photo in photos[:3]])),
+                agent["image_caption"]._run(str(photos[1])),
+                agent["visual_qa"]._run(f"{photos[1]} | Is it red?"),
+            ]
+        )
+    assert results[0] == results[1]
+    assert len(results[0][2]["captions"]) == 3
+
+
+# Training
+
+
+@pytest.fixture
+def pairs(photos: list[Path]) -> list[dict[str, Any]]:
+    captions = ["a dog runs on the beach", "two children play", "a red ball", "a dog", "Question: what is it?"]
+    return [{"image_path": photo, "caption": text} for photo, text in zip(photos, captions, strict=True)]
+
+
+@pytest.fixture
+def sets(granted: Callable[[bool], dict[str, Any]], pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The dataset that a script makes of captions, with OpenBLIP's processor and with transformers'."""
+    return [
+        run(["a dataset of captions"], {**granted(reference), "train_data": pairs}, reference=reference).names
+        for reference in (False, True)
+    ]
+
+
+def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], photos: list[Path], tmp_path: Path) -> None:
+    for key, value in sets[1]["dataset"][1].items():
+        check_same(sets[0]["dataset"][1][key], value)
+    done = []
+    for reference, names in enumerate(sets):
+        torch.manual_seed(1)
+        os.chdir(Path(tmp_path, str(reference)).mkdir() or tmp_path / str(reference))
+        # transformers 5 has no optimiser any more; the one it had began with this eps.
+        more = {"AdamW": functools.partial(torch.optim.AdamW, eps=1e-6)} if reference else {}
+        done.append(run(["training loop"], {**names, **more}, reference=bool(reference)))
+    assert done[0].said == done[1].said and done[0].said.count("Loss") == 3
+    assert done[0].names["total_loss"] == pytest.approx(done[1].names["total_loss"], rel=TOLERANCE)
+    assert done[0].names["scheduler"].get_last_lr() == done[1].names["scheduler"].get_last_lr()
+    # What was saved is a folder of transformers, and the model that transformers trained.
+    saved = [tmp_path / number / "blip2-finetuned" for number in ("0", "1")]
+    inputs = [
+        AutoProcessor.from_pretrained(folder)(opened(photos[0]), "a dog", return_tensors="pt") for folder in saved
+    ]
+    assert inputs[0].keys() == inputs[1].keys()
+    models = [Blip2ForConditionalGeneration.from_pretrained(folder) for folder in saved]
+    with torch.no_grad():
+        logits = [model(**given).logits for model, given in zip(models, inputs, strict=True)]
+    assert (logits[0] - logits[1]).abs().max() <= 1e-3 * logits[1].abs().max()
+    check_same(models[0].generate(**inputs[0]), models[1].generate(**inputs[1]))
+
+
+def test_only_the_qformer_is_trained(granted: Callable[[bool], dict[str, Any]]) -> None:
+    found, expected = both(granted, "train the Q-Former only")
+    assert found.names["trainable"] == expected.names["trainable"]
+    # transformers counts biases of keys in the image encoder, which are zeros.
+    zeros = VISION["num_hidden_layers"] * VISION["hidden_size"]
+    assert found.names["total"] == expected.names["total"] - zeros
+    ours_trained = {
+        name.partition(".")[0] for name, parameter in found.names["model"].named_parameters() if parameter.requires_grad
+    }
+    assert ours_trained == {"qformer"}
+
+
+def test_data_parallel(granted: Callable[[bool], dict[str, Any]], photos: list[Path]) -> None:
+    found, expected = both(granted, "DataParallel")
+    inputs = granted(True)["processor"](opened(photos[0]), "a dog", return_tensors="pt")
+    logits = [torch.nn.DataParallel(one.names["model"])(**inputs).logits.float() for one in (found, expected)]
+    assert (logits[0] - logits[1]).abs().max() <= TOLERANCE * logits[1].abs().max()
+
+
+def test_distributed_data_parallel(sets: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[list[Tensor]] = [[], []]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for reference, names in enumerate(sets):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+        told = {**names, "num_epochs": 2, "losses": losses[reference]}
+        run(["DistributedDataParallel"], told, DISTRIBUTED, reference=bool(reference))
+    assert len(losses[0]) == 4
+    assert torch.stack(losses[0]).tolist() == pytest.approx(torch.stack(losses[1]).tolist(), rel=TOLERANCE)
+
+
+def test_accelerate(sets: list[dict[str, Any]]) -> None:
+    results = []
+    for reference, names in enumerate(sets):
+        loader = DataLoader(names["dataset"], batch_size=2)
+        results.append(run(["accelerate"], {**names, "dataloader": loader}, reference=bool(reference)).names["loss"])
+    check_same(*results)
+
+
+# LAVIS
+
+
+def write(theirs: Theirs, photo: Path, prompt: str | None, **options: Any) -> str:
+    """What transformers writes with LAVIS' own settings."""
+    inputs = theirs.processor(opened(photo), prompt, return_tensors="pt")
+    ids = theirs.model.generate(**inputs, num_beams=5, **options)[0].tolist()
+    text_config = theirs.model.config.text_config
+    if text_config.model_type == "opt":
+        ids = ids[inputs["input_ids"].shape[1] if prompt else QUERIES + 1 :]
+    stop = text_config.eos_token_id
+    told = ids[: ids.index(stop)] if stop in ids else ids
+    return str(theirs.processor.decode(told, skip_special_tokens=True)).strip()
+
+
+def test_lavis_conversation(t5_writer: Theirs, photos: list[Path]) -> None:
+    scripts = ["open an image", "load", "ask", "ask why", "chat"]
+    found = run([f"LAVIS: {name}" for name in scripts], {"FOLDER": str(t5_writer.folder), "PHOTO": photos[0]})
+    prompts = [
+        "Question: which city is this? Answer:",
+        "Question: which city is this? Answer: singapore. Question: why?",
+        found.names["prompt"],
+    ]
+    assert prompts[2].endswith("Question: where is the name merlion coming from? Answer:")
+    assert found.shown == [
+        (596, 437),
+        *([write(t5_writer, photos[0], prompt, max_new_tokens=30)] for prompt in prompts),
+    ]
+
+
+def test_lavis_captions_and_answers(writer: Theirs, photos: list[Path]) -> None:
+    names = {"FOLDER": str(writer.folder), "PHOTO": photos[0]}
+    captioned, answered = run(["LAVIS: caption"], names), run(["LAVIS: answer"], names)
+    assert captioned.said == f"{[write(writer, photos[0], None, max_new_tokens=29)]}\n"
+    question = "which university is this photo taken at ?"
+    assert answered.names["question"] == question
+    answer = write(writer, photos[0], question, max_new_tokens=10, length_penalty=0.0)
+    assert answered.said == f"{[answer]}\n"
+
+
+@torch.no_grad()
+def test_lavis_features_and_matching(matcher: Theirs, photos: list[Path]) -> None:
+    names = {"FOLDER": str(matcher.folder), "PHOTO": photos[0]}
+    features = run(["LAVIS: features"], names)
+    assert isinstance(matcher.model, Blip2ForImageTextRetrieval)
+    text = "a large fountain spewing water into the air"
+    inputs = matcher.processor(opened(photos[0]), text, return_tensors="pt")
+    expected = matcher.model(**inputs)
+    check_same(features.names["features_image"].image_embeds_proj, expected.image_embeds)
+    check_same(features.names["features_text"].text_embeds_proj[:, 0], expected.text_embeds)
+    check_same(features.names["similarity"], expected.image_embeds[:, 0] @ expected.text_embeds.t())
+    length = inputs["input_ids"].shape[1]
+    assert features.said.startswith(f"torch.Size([1, {QUERIES}, 24])\ntorch.Size([1, {QUERIES}, 24])\n")
+    assert f"torch.Size([1, {length}, 16])" in features.said
+    matched = run(["LAVIS: load for matching", "LAVIS: match", "LAVIS: scores"], names)
+    inputs = matcher.processor(opened(photos[0]), "merlion in singapore", return_tensors="pt")
+    itm = matcher.model(**inputs, use_image_text_matching_head=True).logits_per_image
+    check_same(matched.names["itm_output"], itm)
+    assert f"with a probability of {itm.softmax(dim=1)[0, 1].item():.3%}" in matched.said
+    assert f"has a cosine similarity of {matcher.model(**inputs).logits_per_image.item():.4f}" in matched.said
+
+
+def test_lavis_zoo() -> None:
+    said = run(["LAVIS: model zoo"], {}).said
+    assert "blip2_opt" in said and "pretrain_opt2.7b, caption_coco_opt2.7b" in said
+
+
+def test_every_script_is_run() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    runs = {name for name in SCRIPTS if f'"{name}"' in source or f'"{name.removeprefix("LAVIS: ")}"' in source}
+    assert len(SCRIPTS) == 34 and runs == SCRIPTS.keys()
