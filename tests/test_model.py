@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +16,6 @@ import torch
 from PIL import Image
 
 import openblip
-from openblip.checkpoints.native import save_native
 from openblip.checkpoints.parts import ModelParts
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
@@ -120,32 +118,6 @@ def test_length_penalty_counts(tiny_model: Blip2, photos: list[Path]) -> None:
         return captioned.captions[0].score
 
     assert score(length_penalty=0.0) < score() == score(length_penalty=1.0) < score(length_penalty=2.0) < 0
-
-
-def test_matching_has_a_say_in_which_beam_is_best(tiny_model: Blip2, photos: list[Path]) -> None:
-    (plain,) = tiny_model.caption_many(photos[1:2], num_captions=4, beams=4)
-    odds = [
-        math.log(match.itm / (1 - match.itm)) for match in tiny_model.match(photos[1], [c.text for c in plain.captions])
-    ]
-    weight = 2.0
-    (chosen,) = tiny_model.caption_many(photos[1:2], num_captions=4, beams=4, match_weight=weight)
-    order = sorted(range(4), key=lambda place: plain.captions[place].score + weight * odds[place], reverse=True)
-    assert order != [0, 1, 2, 3]
-    assert chosen.captions == tuple(plain.captions[place] for place in order)
-    # among as many beams when fewer captions are wanted, in batches, and not at all when there is nothing to choose
-    assert tiny_model.caption(photos[1:3], beams=4, match_weight=weight)[0] == chosen.captions[0].text
-    assert tiny_model.caption(photos[1], beams=4, match_weight=0) == plain.captions[0].text
-    assert tiny_model.caption(photos[1], beams=1, match_weight=9) == tiny_model.caption(photos[1], beams=1)
-    with pytest.raises(OptionError, match="match_weight is nan"):
-        tiny_model.caption(photos[1], match_weight=math.nan)
-
-
-def test_a_model_has_its_own_match_weight(
-    tiny_parts: ModelParts, tiny_model: Blip2, photos: list[Path], tmp_path: Path
-) -> None:
-    save_native(replace(tiny_parts, defaults=replace(tiny_parts.defaults, caption_match_weight=20.0)), tmp_path)
-    own = openblip.load(tmp_path, device="cpu")
-    assert own.caption(photos) == tiny_model.caption(photos, match_weight=20) != tiny_model.caption(photos)
 
 
 def test_caption_many_is_lazy(tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +371,6 @@ def test_a_model_without_text_side_speaks_but_does_not_match(tiny_parts: ModelPa
     assert model.caption(photos[0])
     for call in (
         lambda: model.match(photos[0], "a dog"),
-        lambda: model.caption(photos[0], match_weight=0.1),
         lambda: model.embed_images(photos),
         lambda: model.embed_texts(["a dog"]),
     ):

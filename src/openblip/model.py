@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -24,7 +23,7 @@ from openblip.matching import ranking
 from openblip.matching.matcher import Matcher, batches
 from openblip.matching.ranking import Search
 from openblip.nn.efficientnet import EfficientNet
-from openblip.options import CaptionOptions, Defaults, TextOptions, generation_options, take_match_weight
+from openblip.options import Defaults, TextOptions, generation_options
 from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import clean_generated, clean_question
 
@@ -89,7 +88,7 @@ class Blip2:
         return self.parts.name
 
     @overload
-    def caption(self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[CaptionOptions]) -> str: ...
+    def caption(self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[TextOptions]) -> str: ...
     @overload
     def caption(
         self,
@@ -97,12 +96,10 @@ class Blip2:
         *,
         num_captions: int,
         prompt: str | None = None,
-        **options: Unpack[CaptionOptions],
+        **options: Unpack[TextOptions],
     ) -> list[str]: ...
     @overload
-    def caption(
-        self, image: list[Any], *, prompt: str | None = None, **options: Unpack[CaptionOptions]
-    ) -> list[str]: ...
+    def caption(self, image: list[Any], *, prompt: str | None = None, **options: Unpack[TextOptions]) -> list[str]: ...
     @overload
     def caption(
         self,
@@ -110,7 +107,7 @@ class Blip2:
         *,
         num_captions: int,
         prompt: str | None = None,
-        **options: Unpack[CaptionOptions],
+        **options: Unpack[TextOptions],
     ) -> list[list[str]]: ...
 
     def caption(
@@ -119,14 +116,14 @@ class Blip2:
         *,
         num_captions: int | None = None,
         prompt: str | None = None,
-        **options: Unpack[CaptionOptions],
+        **options: Unpack[TextOptions],
     ) -> str | list[str] | list[list[str]]:
         """Describe an image, or each of a list of images.
 
         Args:
             num_captions: given, each image gets a list of that many captions, best first.
             prompt: how the caption begins ("a photo of"); it is not repeated in the result.
-            options: see `CaptionOptions`.
+            options: see `TextOptions`.
         """
         sources = image if isinstance(image, list) else [image]
         texts = []
@@ -151,22 +148,16 @@ class Blip2:
         prompt: str | None = None,
         num_captions: int = 1,
         batch_size: int = BATCH_SIZE,
-        **options: Unpack[CaptionOptions],
+        **options: Unpack[TextOptions],
     ) -> Iterator[Captioned]:
-        """Describe any number of images, one result each in order, as batches are done; options as for `caption`.
+        """Describe any number of images, one result each in order, as batches are done.
 
         An image that cannot be read gives a result with its error; the others are not affected.
         """
-        weight, others = take_match_weight(options, self.parts.defaults.caption_match_weight)
-        chosen = generation_options(others, self._caption_defaults(), num_captions, self._stop_id())
+        chosen = generation_options(options, self._caption_defaults(), num_captions, self._stop_id())
         text = self.parts.prompts.caption if prompt is None else prompt
-        if chosen.num_beams == 1:
-            weight = 0.0
-        if weight:
-            chosen = replace(chosen, num_return=chosen.num_beams)
         for batch in batches(_listed(images), batch_size):
-            for captioned in self._caption_batch(batch, text, chosen, weight):
-                yield replace(captioned, captions=captioned.captions[:num_captions])
+            yield from self._caption_batch(batch, text, chosen)
 
     @overload
     def ask(self, image: ImageSource, question: str, **options: Unpack[TextOptions]) -> str: ...
@@ -311,28 +302,22 @@ class Blip2:
         return self._matcher().embed_texts(_listed(texts), batch_size)
 
     def _caption_batch(
-        self, sources: Sequence[ImageSource], prompt: str, options: GenerationOptions, match_weight: float
+        self, sources: Sequence[ImageSource], prompt: str, options: GenerationOptions
     ) -> list[Captioned]:
         loaded = load_each(sources)
         images = [image for image in loaded if not isinstance(image, ImageError)]
-        captions = iter(self._write_captions(images, prompt, options, match_weight) if images else [])
+        captions: Iterator[list[Generation]] = iter(())
+        if images:
+            with torch.inference_mode():
+                visual = self.network.visual_prompt(self.image_features(images))
+                rows = [self._join(row, prompt) for row in visual]
+                captions = iter(generate(self.network.language_model, rows, options))
         return [
             Captioned(describe_source(source), error=image)
             if isinstance(image, ImageError)
-            else Captioned(describe_source(source), tuple(next(captions)))
+            else Captioned(describe_source(source), tuple(self._text(found) for found in next(captions)))
             for source, image in zip(sources, loaded, strict=True)
         ]
-
-    @torch.inference_mode()
-    def _write_captions(
-        self, images: Sequence[Image], prompt: str, options: GenerationOptions, match_weight: float
-    ) -> list[list[GeneratedText]]:
-        matcher = self._matcher() if match_weight else None
-        features = self.image_features(images)
-        memory = self.network.qformer.remember(features)
-        rows = [self._join(row, prompt) for row in self.network.visual_prompt(memory)]
-        texts = [[self._text(one) for one in found] for found in generate(self.network.language_model, rows, options)]
-        return texts if matcher is None else matcher.rerank(memory, texts, match_weight)
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Features [B, N, image width] of checked images, as the Q-Former reads them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict, cast
@@ -34,19 +33,6 @@ class TextOptions(TypedDict, total=False):
     repetition_penalty: float
 
 
-class CaptionOptions(TextOptions, total=False):
-    """How a caption may be made.
-
-    Attributes:
-        match_weight: when the best of the beams is chosen, how much the Q-Former's opinion of how well each fits the
-            image (the log-odds of ITM) counts beside the language model's score; 0 leaves it out. The default is the
-            model's own: 0 for the official ones, whose captioning files have no text side. Texts that are drawn are
-            not chosen among, and it does not count.
-    """
-
-    match_weight: float
-
-
 @dataclass(frozen=True)
 class Defaults:
     """A model's own choices for one kind of text."""
@@ -55,19 +41,6 @@ class Defaults:
     max_tokens: int
     min_tokens: int
     length_penalty: float
-
-
-def take_match_weight(options: CaptionOptions, default: float) -> tuple[float, TextOptions]:
-    """The match weight, and what else is asked of a caption.
-
-    Raises:
-        OptionError: it is not a finite number.
-    """
-    others = cast(TextOptions, {name: value for name, value in options.items() if name != "match_weight"})
-    weight = options.get("match_weight", default)
-    if not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise OptionError(f"match_weight is {weight}: it must be a number, 0 to leave matching out")
-    return weight, others
 
 
 def generation_options(options: TextOptions, defaults: Defaults, num_texts: int, stop_id: int) -> GenerationOptions:

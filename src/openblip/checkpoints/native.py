@@ -6,13 +6,14 @@ they are float32 again once loaded. A borrowed language model is not copied: con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
@@ -132,10 +133,28 @@ def load_native(folder: Path, dtype: torch.dtype = torch.float32, device: torch.
     return parts
 
 
+class _WithoutStart(TorchFunctionMode):
+    """Modules do not draw the weights they start with.
+
+    There is nothing to draw them into on the meta device, and trying imports PyTorch's compiler: more than a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def empty_network(config: Blip2Config, path: Path, borrowed: Borrowed | None = None) -> Blip2Network:
     """The network without memory for its weights. Raises CheckpointError when the config at `path` describes none."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutStart():
             return Blip2Network(config, borrowed)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} describes no model: {error}") from error

@@ -19,7 +19,6 @@ class GenerationDefaults:
 
     Attributes:
         stop_token: ends a caption or an answer ("\\n" for OPT).
-        caption_match_weight: see `Blip2.caption`; 0 where the text side is missing or untrained.
     """
 
     stop_token: str = "\n"
@@ -27,7 +26,6 @@ class GenerationDefaults:
     caption_max_tokens: int = 30
     caption_min_tokens: int = 0
     caption_length_penalty: float = 1.0
-    caption_match_weight: float = 0.0
     answer_beams: int = 5
     answer_max_tokens: int = 10
     answer_length_penalty: float = -1.0

@@ -12,7 +12,7 @@ import typer
 from openblip.errors import OptionError
 
 if TYPE_CHECKING:
-    from openblip.options import CaptionOptions, TextOptions
+    from openblip.options import TextOptions
 
 TEXT_PANEL = "Text generation (what is left out is the model's own choice)"
 OUTPUT_PANEL = "Output"
@@ -57,9 +57,6 @@ Seed = Annotated[int | None, _about_text("N", "Make random draws repeatable.")]
 MinTokens = Annotated[int | None, _about_text("N", "Shortest new text.")]
 MaxTokens = Annotated[int | None, _about_text("N", "Longest new text; the prompt does not count.")]
 LengthPenalty = Annotated[float | None, _about_text("X", "Above 0 beam search favours long texts, below 0 short ones.")]
-MatchWeight = Annotated[
-    float | None, _about_text("X", "How much image-text matching counts when the best beam is chosen; 0: not.")
-]
 RepetitionPenalty = Annotated[float | None, _about_text("X", "Above 1 discourages words already used.")]
 
 AsJson = Annotated[
@@ -83,13 +80,6 @@ def text_options(context: typer.Context) -> TextOptions:
 
     given = {name: context.params.get(name) for name in TextOptions.__annotations__}
     return cast("TextOptions", {name: value for name, value in given.items() if value is not None})
-
-
-def caption_options(context: typer.Context) -> CaptionOptions:
-    """As `text_options`, of a caption."""
-    weight = context.params.get("match_weight")
-    told = cast("CaptionOptions", text_options(context))
-    return told if weight is None else {**told, "match_weight": weight}
 
 
 def refuse_images(texts: Sequence[str]) -> None:

@@ -35,7 +35,6 @@ def caption(
     max_tokens: args.MaxTokens = None,
     length_penalty: args.LengthPenalty = None,
     repetition_penalty: args.RepetitionPenalty = None,
-    match_weight: args.MatchWeight = None,
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
@@ -50,7 +49,7 @@ def caption(
             prompt=prompt,
             num_captions=num_captions,
             batch_size=batch_size,
-            **args.caption_options(context),
+            **args.text_options(context),
         )
         shown = with_progress(found, len(images), to_file=output is not None)
         for image, captioned in zip(images, shown, strict=True):

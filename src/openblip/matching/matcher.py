@@ -15,7 +15,7 @@ from openblip.image_sources import ImageSource
 from openblip.images import load_each, load_image
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
-from openblip.results import GeneratedText, Scores
+from openblip.results import Scores
 from openblip.text import MatchingText, clean_caption, pad_ids
 
 if TYPE_CHECKING:
@@ -131,19 +131,6 @@ class Matcher:
                 found = self.network.itm_logits(ids, mask, part)
                 logits[there] = found.float().cpu().view(len(rows), -1, 2)
         return logits
-
-    @torch.inference_mode()
-    def rerank(
-        self, memory: ImageMemory, drafts: Sequence[Sequence[GeneratedText]], weight: float
-    ) -> list[list[GeneratedText]]:
-        """Each image's texts, as many of each, by their score and `weight` times the ITM log-odds, best first."""
-        count = len(drafts[0])
-        ids = [self.words.encode(clean_caption(draft.text)) for group in drafts for draft in group]
-        own = torch.arange(len(ids)).view(-1, count)
-        logits = self.match(memory, ReadTexts(ids, torch.empty(0)), own)
-        told = torch.tensor([[draft.score for draft in group] for group in drafts])
-        order = (told + weight * (logits[..., 1] - logits[..., 0])).argsort(dim=1, descending=True, stable=True)
-        return [[group[place] for place in places] for group, places in zip(drafts, order.tolist(), strict=True)]
 
     def embed_images(self, sources: Iterable[ImageSource], batch_size: int) -> Tensor:
         """Unit vectors [N, Q, shared width], float32 on the CPU."""

@@ -1,0 +1,83 @@
+"""The model inside the package: small enough, licensed, and it sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import openblip
+from openblip.checkpoints.registry import bundled_folder
+from openblip.model import Blip2
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def mini() -> Blip2:
+    return openblip.load()
+
+
+def test_its_folder_is_complete_and_small() -> None:
+    files = {path.name: path.stat().st_size for path in bundled_folder("mini").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "LICENSE"} <= files.keys()
+    assert sum(files.values()) <= 40e6
+    assert "non-commercial" in (bundled_folder("mini") / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_loading_leaves_pytorchs_compiler_alone() -> None:
+    program = "import sys, openblip; openblip.load(); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0, "it takes a second to import"
+
+
+# What stands in the middle of each photo, by any of its names.
+SEEN = {
+    "000000165518.jpg": {"bike", "motorcycle", "motorbike", "bicycle"},
+    "000000174375.jpg": {"tennis"},
+    "000000214753.jpg": {"beach", "horse", "horses"},
+    "000000358083.jpg": {"cat"},
+    "000000377575.jpg": {"dog"},
+    "000000511599.jpg": {"boat"},
+    "000000551780.jpg": {"clock"},
+}
+
+SAID = {
+    "000000358083.jpg": "a black and white cat in a bathroom",
+    "000000377575.jpg": "a brown dog on a leash",
+    "000000174375.jpg": "a tennis player on a court",
+    "000000214753.jpg": "two people riding horses on the beach",
+    "000000551780.jpg": "a large clock on a building",
+    "000000511599.jpg": "people standing beside a boat on the river",
+}
+
+
+@pytest.mark.parametrize("photo", sorted(SEEN))
+def test_captions_name_what_is_there(mini: Blip2, photo: str) -> None:
+    caption = mini.caption(EXAMPLES / photo)
+    assert SEEN[photo] & set(caption.split()), caption
+
+
+def test_matching_tells_the_photos_apart(mini: Blip2) -> None:
+    for photo, text in SAID.items():
+        best = max(mini.match(EXAMPLES / photo, list(SAID.values())), key=lambda match: match.itm)
+        assert best.text == text
+    scores = mini.scores([EXAMPLES / photo for photo in SAID], list(SAID.values()))
+    assert scores.itc.argmax(dim=0).tolist() == list(range(len(SAID)))
+
+
+def test_answers_are_about_the_photo(mini: Blip2) -> None:
+    assert mini.ask(EXAMPLES / "000000377575.jpg", "what animal is this?") == "dog"
+    assert mini.ask(EXAMPLES / "000000214753.jpg", ["how many horses are there?", "what are the people riding?"]) == [
+        "two",
+        "horses",
+    ]
+
+
+def test_vectors_of_image_and_text_agree_with_match(mini: Blip2) -> None:
+    photo = sorted(EXAMPLES.glob("*.jpg"))[0]
+    cosine = (mini.embed_images([photo])[0] @ mini.embed_texts(["a dog"])[0]).max()
+    assert mini.match(photo, "a dog").itc == pytest.approx(cosine.item(), abs=1e-5)
+    assert torch.allclose(mini.embed_images([photo]).norm(dim=-1), torch.ones(1, 16), atol=1e-5)
