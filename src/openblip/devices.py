@@ -10,20 +10,31 @@ from openblip.errors import OptionError
 if TYPE_CHECKING:
     import torch
 
+QUANTISED = {"int8": 8, "int4": 4}
+"""Types that large matrices are stored in; everything else is then in what the device computes fast."""
 AMPERE = 8
 """First CUDA compute capability with fast bfloat16."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A device and a floating-point type."""
+    """Where a model runs.
+
+    Attributes:
+        dtype: floating-point type of what is not quantised.
+        bits: of large matrices: 8, 4, or 0 for none quantised; None for what the model's files are.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    bits: int | None = None
 
 
 def choose_placement(device: str | None = None, dtype: str | None = None) -> Placement:
     """The user's wishes, or what this machine runs fast.
+
+    Args:
+        dtype: float32, bfloat16, float16; or int8 or int4 for large matrices.
 
     CUDA: bfloat16, which the official models were made for; float16 before Ampere, which has no fast
     bfloat16. CPU: float32, since most CPUs emulate the half types several times slower.
@@ -34,8 +45,8 @@ def choose_placement(device: str | None = None, dtype: str | None = None) -> Pla
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype is not None and dtype not in known:
-        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(known)}")
+    if dtype is not None and dtype not in (*known, *QUANTISED):
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join((*known, *QUANTISED))}")
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -44,9 +55,10 @@ def choose_placement(device: str | None = None, dtype: str | None = None) -> Pla
         raise OptionError("CUDA was asked for but this PyTorch sees no GPU: use device='cpu'")
     if chosen.type not in ("cpu", "cuda"):
         raise OptionError(f"device {device!r} is not supported: use cpu, cuda or cuda:0")
-    if dtype is not None:
-        return Placement(chosen, known[dtype])
+    if dtype in known:
+        return Placement(chosen, known[dtype], 0)
+    bits = None if dtype is None else QUANTISED[dtype]
     if chosen.type == "cuda":
         fast = torch.cuda.get_device_capability(chosen)[0] >= AMPERE
-        return Placement(chosen, torch.bfloat16 if fast else torch.float16)
-    return Placement(chosen, torch.float32)
+        return Placement(chosen, torch.bfloat16 if fast else torch.float16, bits)
+    return Placement(chosen, torch.float32, bits)

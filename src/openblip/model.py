@@ -52,7 +52,9 @@ def load(
             if they are not on this machine; a repository of the hub; or a folder.
         checkpoint: a `.pth` that LAVIS saved, read instead of the official one of a LAVIS name.
         device: "cpu", "cuda", "cuda:1"; by default CUDA where there is one.
-        dtype: "float32", "bfloat16" or "float16"; by default what the device computes fast.
+        dtype: "float32", "bfloat16" or "float16"; "int8" quantises large matrices as they are read, for a quarter of
+            the memory and several times the speed on a CPU, "int4" those of the language model further; by default
+            what the device computes fast.
 
     Raises:
         CheckpointError: no such model, or its files are broken.
@@ -61,7 +63,8 @@ def load(
     """
     placement = choose_placement(device, dtype)
     own = None if checkpoint is None else Path(checkpoint)
-    return Blip2(load_parts(name, checkpoint=own, dtype=placement.dtype, device=placement.device), placement)
+    parts = load_parts(name, checkpoint=own, dtype=placement.dtype, device=placement.device, bits=placement.bits)
+    return Blip2(parts, placement)
 
 
 class Blip2:

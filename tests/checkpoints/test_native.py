@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 
 import openblip.checkpoints.native as native
 import openblip.checkpoints.weight_files as weight_files
-from openblip.checkpoints.native import load_native, pack, read_weights, save_native
+from openblip.checkpoints.native import load_native, pack, save_native
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.weight_files import SafetensorsFile
 from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
@@ -203,7 +204,7 @@ def test_a_damaged_header_never_crashes(
     path = tmp_path_factory.mktemp("damaged") / "model.safetensors"
     path.write_bytes(content)
     with suppress(CheckpointError):  # some bytes, of a name say, may change unnoticed here
-        read_weights(path)
+        SafetensorsFile(path)
 
 
 CONFIG_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [

@@ -14,6 +14,7 @@ from openblip.checkpoints.download import LocalFile
 from openblip.checkpoints.lavis import VISION_PREFIX, blip2_from_lavis
 from openblip.checkpoints.native import empty_network
 from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.placing import Placer
 from openblip.checkpoints.t5_names import LAVIS_PREFIX as T5_PREFIX
 from openblip.checkpoints.transformers_tokens import read_matching, read_words
 from openblip.checkpoints.weight_files import PickledFile, WeightFolder, refuse_misfits
@@ -53,6 +54,7 @@ def load_lavis(
     files: LavisFiles,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    bits: int = 0,
 ) -> ModelParts:
     """An official model from its files, or from a checkpoint that was trained from it.
 
@@ -60,7 +62,7 @@ def load_lavis(
         CheckpointError: a file is missing, broken or does not fit; it is named, with the tensors.
     """
     config = model.config()
-    network = read_lavis(config, files, dtype, device)
+    network = read_lavis(config, files, dtype, device, bits)
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None
     if config.qformer.vocab_size:
@@ -96,8 +98,12 @@ def read_lavis(
     files: LavisFiles,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    bits: int = 0,
 ) -> Blip2Network:
-    """The network alone, in evaluation mode. Tensors stay on disk until each is cast and put on the device.
+    """The network alone, in evaluation mode. Tensors stay on disk until each is cast or quantised into its place.
+
+    Args:
+        bits: of large matrices, see `Placer`.
 
     Raises:
         CheckpointError: see `load_lavis`.
@@ -115,26 +121,24 @@ def read_lavis(
         state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
         state |= {prefix + name: weights.read(name) for name in weights.shapes}
     renamed = blip2_from_lavis(state, config)
-    network = empty_network(config, files.checkpoint)
-    wanted = network.state_dict()
-    _check_fit(wanted, renamed, files)
-    for name in wanted:
-        renamed[name] = renamed[name].to(device=device, dtype=dtype, copy=True)
-    network.load_state_dict(renamed, assign=True)
-    return network.eval()
+    placer = Placer(empty_network(config, files.checkpoint), files.checkpoint, dtype, device, bits)
+    _check_fit(placer.wanted, renamed, files)
+    for name in placer.wanted:
+        placer.put(name, renamed.pop(name))
+    return placer.finish()
 
 
 TIED_STRAYS = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 """All that a checkpoint may carry of a language model that was frozen: tables tied to others."""
 
 
-def _check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], files: LavisFiles) -> None:
+def _check_fit(wanted: dict[str, tuple[int, ...]], found: dict[str, Tensor], files: LavisFiles) -> None:
     misfits = [f"{name} is missing from {_supplier(name, files)}" for name in wanted if name not in found]
     misfits += [f"{name} is unknown" for name in found if name not in wanted]
     misfits += [
-        f"{name} in {_supplier(name, files)} is {list(found[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} in {_supplier(name, files)} is {list(found[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
     ]
     refuse_misfits(files.checkpoint, misfits)
 

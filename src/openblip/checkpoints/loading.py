@@ -26,12 +26,14 @@ def load_parts(
     checkpoint: Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    bits: int | None = None,
 ) -> ModelParts:
     """Read a model; what is missing of an official one is downloaded first.
 
     Args:
         name: "mini", a folder, a name of `openblip models`, or a repository of the hub. A folder of that name wins.
         checkpoint: a `.pth` that LAVIS saved, for a model of LAVIS' to read instead of the official one.
+        bits: 8 or 4 to quantise large matrices as they are read; 0 to leave them in `dtype`; None: as stored.
 
     Raises:
         CheckpointError: no such model, or a file is missing, broken or does not fit.
@@ -43,7 +45,7 @@ def load_parts(
         folder = bundled_folder(BUNDLED)
         if not folder.is_dir():
             raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
-        return load_native(folder)
+        return load_native(folder, dtype, device, bits)
     path = Path(name).expanduser()
     if path.is_file():
         raise CheckpointError(
@@ -51,7 +53,7 @@ def load_parts(
         )
     if path.is_dir():
         _refuse(checkpoint, str(path))
-        return _load_folder(path, dtype, device)
+        return _load_folder(path, dtype, device, bits)
     model = find_model(str(name))
     if isinstance(name, Path) or (model is None and not REPOSITORY_NAME.fullmatch(name)):
         raise CheckpointError(f"{name} is neither a model folder nor a known model: {did_you_mean(str(name))}")
@@ -60,14 +62,14 @@ def load_parts(
     with download_progress() as progress:
         found = download(name, progress=progress)
     if isinstance(model, ZooModel) and model.origin == "lavis":
-        return load_lavis(model, files_of(found, checkpoint), dtype, device)
-    return _load_folder(found[0].path, dtype, device)
+        return load_lavis(model, files_of(found, checkpoint), dtype, device, bits or 0)
+    return _load_folder(found[0].path, dtype, device, bits)
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device | str) -> ModelParts:
+def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device | str, bits: int | None) -> ModelParts:
     if folder_kind(folder) == "transformers":
-        return load_transformers(folder, dtype, device)
-    return load_native(folder, dtype, device)
+        return load_transformers(folder, dtype, device, bits=bits or 0)
+    return load_native(folder, dtype, device, bits)
 
 
 def with_language_model(parts: ModelParts, place: str | Path, revision: str | None = None) -> ModelParts:

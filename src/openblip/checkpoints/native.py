@@ -1,7 +1,8 @@
 """OpenBLIP's own model folder: config.json, model.safetensors, one tokenizer file for each text side.
 
-Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row;
-they are float32 again once loaded. A borrowed language model is not copied: config.json says where it lies.
+Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row. They are floats
+again once loaded, unless the folder says `bits`: what was quantised to compute with is loaded so. A borrowed language
+model is not copied: config.json says where it lies.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from torch.overrides import TorchFunctionMode
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.parts import GenerationDefaults, LanguageSource, ModelParts
-from openblip.checkpoints.weight_files import SafetensorsFile, load_exactly, write_together
+from openblip.checkpoints.placing import Placer
+from openblip.checkpoints.weight_files import SafetensorsFile, check_fit, write_together
 from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.borrowed import Borrowed
 from openblip.nn.decoder import DecoderConfig
 from openblip.nn.efficientnet import EfficientNetConfig
+from openblip.nn.int4 import Int4Linear, dequantise_groups
 from openblip.nn.qformer import QFormerConfig
+from openblip.nn.quantised import BITS, quantised_layers
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
@@ -47,7 +51,11 @@ STORAGES = ("float32", "float16", "int8")
 
 
 def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> None:
-    """Write a model folder; files are drafts until all are written, so a kill never leaves half of one."""
+    """Write a model folder; files are drafts until all are written, so a kill never leaves half of one.
+
+    Args:
+        storage: of what is not quantised in memory.
+    """
     config = parts.network.config
     vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
     content = {
@@ -66,7 +74,10 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "prompts": asdict(parts.prompts),
         "generation": asdict(parts.defaults),
     }
-    weights = pack(parts.network.state_dict(), storage)
+    layers = quantised_layers(parts.network)
+    if layers:
+        content["bits"] = 4 if any(isinstance(layer, Int4Linear) for layer in layers.values()) else 8
+    weights = pack(stored_state(parts.network), storage)
     texts = {CONFIG_FILE: to_json(content)}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
@@ -75,11 +86,17 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     write_together(folder, texts, {WEIGHTS_FILE: weights})
 
 
-def load_native(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> ModelParts:
-    """Read a model folder; the network is in float32, on the CPU, in evaluation mode.
+def load_native(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    bits: int | None = None,
+) -> ModelParts:
+    """Read a model folder; the network is in evaluation mode.
 
     Args:
-        dtype, device: of a borrowed language model, which nobody casts or moves afterwards.
+        bits: of large matrices in memory, see `Placer`: 0 to leave them in `dtype`; None for what `openblip quantize`
+            made of the model.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
@@ -113,12 +130,15 @@ def load_native(folder: Path, dtype: torch.dtype = torch.float32, device: torch.
         prompts = build(PromptTemplates, content["prompts"], path)
         defaults = build(GenerationDefaults, content["generation"], path)
         name = str(content["name"])
+        stored_bits = content.get("bits", 0)
+        if stored_bits not in (0, *BITS):
+            raise TypeError(f"bits is {stored_bits!r}, not one of {', '.join(map(str, (0, *BITS)))}")
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}: get the model folder again") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     network = empty_network(config, path, None if language is None else language.model)
-    load_exactly(network, read_weights(folder / WEIGHTS_FILE), folder)
+    network = _read_into(Placer(network, folder, dtype, device, stored_bits if bits is None else bits), folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):
         words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
@@ -128,7 +148,7 @@ def load_native(folder: Path, dtype: torch.dtype = torch.float32, device: torch.
     elif config.language_model is not None:
         # OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
-    parts = ModelParts(name, network.eval(), transform, matching, tokenizer, prompts, defaults, source)
+    parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source)
     _check_words(parts, folder)
     return parts
 
@@ -183,6 +203,14 @@ def check_prompts(prompts: PromptTemplates, path: Path) -> None:
         raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
 
 
+def stored_state(network: Blip2Network) -> dict[str, Tensor]:
+    """A network's tensors under the names that they have in a folder."""
+    state = network.state_dict()
+    for name in quantised_layers(network):
+        state[f"{name}.weight{SCALE_SUFFIX}"] = state.pop(f"{name}.scale")
+    return state
+
+
 def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     """Tensors as they are stored. Raises OptionError for an unknown storage."""
     if storage not in STORAGES:
@@ -190,7 +218,7 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or name.endswith(SCALE_SUFFIX):
             packed[name] = tensor
         elif storage == "int8" and tensor.ndim == 2 and tensor.numel() >= MATRIX_ELEMENTS:
             scale = tensor.float().abs().amax(dim=1).clamp(min=1e-30) / 127
@@ -203,22 +231,27 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     return packed
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Stored tensors as float32 again.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or no safetensors file.
-    """
-    file = SafetensorsFile(path)
-    state: dict[str, Tensor] = {}
-    for name in sorted(file.shapes):
-        if name.endswith(SCALE_SUFFIX):
+def _read_into(placer: Placer, folder: Path) -> Blip2Network:
+    file = SafetensorsFile(folder / WEIGHTS_FILE)
+    shapes = {
+        name: (*shape[:-1], 2 * shape[-1]) if len(file.shapes.get(name + SCALE_SUFFIX, ())) == 3 else shape
+        for name, shape in file.shapes.items()
+        if not name.endswith(SCALE_SUFFIX)
+    }
+    check_fit(placer.wanted, shapes, folder)
+    for name in placer.wanted:
+        tensor, layer = file.read(name), placer.layer(name)
+        if name + SCALE_SUFFIX not in file.shapes:
+            placer.put(name, tensor)
             continue
-        tensor = file.read(name)
-        if name + SCALE_SUFFIX in file.shapes:
-            tensor = tensor.float() * file.read(name + SCALE_SUFFIX).float()[:, None]
-        state[name] = tensor.float() if tensor.is_floating_point() else tensor
-    return state
+        scale = file.read(name + SCALE_SUFFIX)
+        if layer is not None and layer.weight.dtype == tensor.dtype:
+            layer.put(tensor.to(placer.device, copy=True), scale.to(placer.device, copy=True))
+        elif tensor.dtype == torch.uint8:
+            placer.put(name, dequantise_groups(tensor, scale))
+        else:
+            placer.put(name, tensor.float() * scale.float()[:, None])
+    return placer.finish()
 
 
 def _read_config(path: Path) -> dict[str, Any]:

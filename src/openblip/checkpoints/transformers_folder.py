@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openblip.checkpoints.native import empty_network
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.placing import Placer
 from openblip.checkpoints.t5_names import UNUSED as T5_UNUSED
 from openblip.checkpoints.transformers_config import CONFIG_FILE, FolderConfig, read_config
 from openblip.checkpoints.transformers_names import HEAD, T5_WORDS, Rows, fresh, is_theirs, sources, tied
@@ -30,15 +31,17 @@ def load_transformers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     in_float32: tuple[str, ...] = (),
+    bits: int = 0,
 ) -> ModelParts:
     """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
 
-    Each tensor is cast and put on the device as it is read, so that memory holds the model once. Such folders
-    lack what stage 1 alone needs: a model that matches starts with a fresh head for ITG and LAVIS' first
-    temperature. For what their configs mean see `transformers_config.read_config`.
+    Each tensor is cast or quantised and put on the device as it is read, so that memory holds the model once.
+    Such folders lack what stage 1 alone needs: a model that matches starts with a fresh head for ITG and LAVIS'
+    first temperature. For what their configs mean see `transformers_config.read_config`.
 
     Args:
         in_float32: beginnings of names of tensors that are not cast to `dtype`.
+        bits: of large matrices, see `Placer`; 0 to leave them in `dtype`.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named, each with the
@@ -51,19 +54,11 @@ def load_transformers(
     if config.head_is_words and HEAD not in weights.shapes:
         aliases[HEAD] = aliases.get(T5_WORDS, T5_WORDS)
     network = empty_network(_with_key_biases(config.network, weights), folder / CONFIG_FILE)
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    _check_fit(wanted, weights, aliases, second_names, folder)
-    state = {}
-    for name, shape in wanted.items():
-        kind = torch.float32 if name.startswith(in_float32) else dtype
-        tensor = torch.empty(shape, dtype=kind, device=device)
-        if is_theirs(name):
-            _fill(tensor, sources(name), weights, aliases)
-        else:
-            tensor.copy_(fresh(name, shape))
-        state[name] = tensor
-    network.load_state_dict(state, assign=True)
-    return _parts(folder, config, network.eval())
+    placer = Placer(network, folder, dtype, device, bits, in_float32)
+    _check_fit(placer.wanted, weights, aliases, second_names, folder)
+    for name, shape in placer.wanted.items():
+        placer.put(name, _gather(sources(name), weights, aliases) if is_theirs(name) else fresh(name, shape))
+    return _parts(folder, config, placer.finish())
 
 
 def _parts(folder: Path, config: FolderConfig, network: Blip2Network) -> ModelParts:
@@ -136,7 +131,7 @@ def _check_fit(
     refuse_misfits(folder, misfits)
 
 
-def _fill(tensor: Tensor, rows: tuple[Rows, ...], weights: WeightFolder, aliases: Mapping[str, str]) -> None:
-    for place, row in zip(tensor.chunk(len(rows)), rows, strict=True):
-        source = weights.read(aliases.get(row.name, row.name))
-        place.copy_(source.chunk(row.count)[row.index])
+def _gather(rows: tuple[Rows, ...], weights: WeightFolder, aliases: Mapping[str, str]) -> Tensor:
+    """One of our tensors from what it is stacked from."""
+    parts = [weights.read(aliases.get(row.name, row.name)).chunk(row.count)[row.index] for row in rows]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.checkpoints.json_files import read_json
 from openblip.errors import CheckpointError
@@ -20,11 +20,15 @@ from openblip.errors import CheckpointError
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Transformers' names, the one it prefers first; each may be an index of shards instead."""
 INDEX_SUFFIX = ".index.json"
+REOPEN_BYTES = 256 * 10**6
 POINTER = b"version https://git-lfs"
 
 
 class SafetensorsFile:
     """A file of named tensors.
+
+    It is mapped into memory, and what was read stays there, counted as this program's, for as long as the mapping does.
+    So the file is opened anew every now and then: tensors that nobody holds any more are gone by then.
 
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
@@ -33,14 +37,21 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with readable(path):
-            self._file = cast(Any, safe_open(path, framework="pt"))  # its methods have no types
+            self._open()
             self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored, perhaps still on disk until its elements are looked at."""
         with readable(self.path):
+            if self._read > REOPEN_BYTES:
+                self._open()
             tensor: Tensor = self._file.get_tensor(name)
+            self._read += tensor.nbytes
             return tensor
+
+    def _open(self) -> None:
+        self._file = cast(Any, safe_open(self.path, framework="pt"))  # its methods have no types
+        self._read = 0
 
 
 class PickledFile:
@@ -148,22 +159,16 @@ def refuse_misfits(source: Path, misfits: Sequence[str]) -> None:
         raise CheckpointError(f"{source} does not fit its config: {'; '.join(misfits[:3])}{more}")
 
 
-def load_exactly(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Give a network built on the meta device its tensors; every one must be there and fit.
-
-    Raises:
-        CheckpointError: naming the first tensors that are missing, unknown or of another shape.
-    """
-    expected = network.state_dict()
-    misfits = [f"{name} is missing" for name in expected if name not in state]
-    misfits += [f"{name} is unknown" for name in state if name not in expected]
+def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raises CheckpointError, naming the first tensors that are missing, unknown or of another shape."""
+    misfits = [f"{name} is missing" for name in expected if name not in found]
+    misfits += [f"{name} is unknown" for name in found if name not in expected]
     misfits += [
-        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     refuse_misfits(source, misfits)
-    network.load_state_dict(state, assign=True)
 
 
 def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -13,7 +13,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from openblip import __version__
-from openblip.cli import ask, caption, chat, convert, download, embed, inspect, match, models, plan, train, verify
+from openblip.cli import (
+    ask,
+    caption,
+    chat,
+    convert,
+    download,
+    embed,
+    inspect,
+    match,
+    models,
+    plan,
+    quantize,
+    train,
+    verify,
+)
 from openblip.cli.report import complain
 from openblip.errors import OpenBlipError
 
@@ -48,6 +62,7 @@ app.command(epilog=download.EXAMPLES)(download.download)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
+app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=train.EXAMPLES)(train.train)
 

@@ -44,7 +44,7 @@ BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Images looked 
 Model = Annotated[str, _about_model("NAME", "A name of `openblip models`, or a model folder.", "--model", "-m")]
 Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1; by default CUDA where there is one.")]
 Dtype = Annotated[
-    str | None, _about_model("NAME", "float32, bfloat16 or float16; by default what the device runs fast.")
+    str | None, _about_model("NAME", "float32, bfloat16, float16, int8 or int4; by default what the device runs fast.")
 ]
 
 Prompt = Annotated[str | None, _about_text("TEXT", "How captions begin; not repeated in the result.")]

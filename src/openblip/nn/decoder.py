@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
 from openblip.nn.language_model import Reading, join_texts
+from openblip.nn.linear import Linear, WordTable
 
 POSITION_OFFSET = 2
 """OPT's position table has two unused rows in front, inherited from fairseq's padding index."""
@@ -64,11 +65,11 @@ class DecoderLayer(nn.Module):
         self.pre_norm = config.pre_norm
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.ffn_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(width, config.ffn_width)
-        self.fc2 = nn.Linear(config.ffn_width, width)
+        self.fc1 = Linear(width, config.ffn_width)
+        self.fc2 = Linear(config.ffn_width, width)
 
     def attend(self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None, index: int, start: int) -> Tensor:
         batch, length, width = x.shape
@@ -103,11 +104,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = config.dropout
-        self.tokens = nn.Embedding(config.vocab_size, config.token_width)
+        self.tokens = WordTable(config.vocab_size, config.token_width)
         self.positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.width)
         projected = config.token_width != config.width
-        self.project_in = nn.Linear(config.token_width, config.width, bias=False) if projected else None
-        self.project_out = nn.Linear(config.width, config.token_width, bias=False) if projected else None
+        self.project_in = Linear(config.token_width, config.width, bias=False) if projected else None
+        self.project_out = Linear(config.width, config.token_width, bias=False) if projected else None
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if config.final_norm else None
 
@@ -118,10 +119,9 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, on the model's device and dtype."""
-        config, weight = self.config, self.tokens.weight
+        config, weight = self.config, self.positions.weight
         head_width = config.width // config.num_heads
-        dtype = torch.float32 if not weight.is_floating_point() else weight.dtype
-        return KeyValueCache(config.depth, batch, config.num_heads, capacity, head_width, dtype, weight.device)
+        return KeyValueCache(config.depth, batch, config.num_heads, capacity, head_width, weight.dtype, weight.device)
 
     def forward(self, embeds: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Read T more tokens.
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         """Next-token scores [..., vocabulary] of hidden states [..., width]."""
         if self.project_out is not None:
             hidden = self.project_out(hidden)
-        return F.linear(hidden, self.tokens.weight)
+        return self.tokens.scores(hidden)
 
     def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
         """See `LanguageModel.read`. Raises ValueError when prompts and new tokens exceed the position table."""

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.linear import Linear, WordTable
+
 
 @dataclass(frozen=True)
 class QFormerConfig:
@@ -92,10 +94,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.dropout = config.dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(source_width, config.width)
-        self.value = nn.Linear(source_width, config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(source_width, config.width)
+        self.value = Linear(source_width, config.width)
+        self.out = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def split(self, x: Tensor) -> Tensor:
@@ -124,8 +126,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.fc1 = nn.Linear(config.width, config.ffn_width)
-        self.fc2 = nn.Linear(config.ffn_width, config.width)
+        self.fc1 = Linear(config.width, config.ffn_width)
+        self.fc2 = Linear(config.ffn_width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,12 +168,12 @@ class TextHead(nn.Module):
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
-        return F.linear(self.norm(F.gelu(self.dense(hidden))), embeddings, self.bias)
+    def forward(self, hidden: Tensor, words: WordTable) -> Tensor:
+        return words.scores(self.norm(F.gelu(self.dense(hidden))), self.bias)
 
 
 class QFormer(nn.Module):
@@ -187,7 +189,7 @@ class QFormer(nn.Module):
             QFormerLayer(config, has_cross_attention=index % config.cross_every == 0) for index in range(config.depth)
         )
         if config.vocab_size:
-            self.words = nn.Embedding(config.vocab_size, config.width)
+            self.words = WordTable(config.vocab_size, config.width)
             self.positions = nn.Embedding(config.max_positions, config.width)
             self.head = TextHead(config)
         nn.init.normal_(self.queries, std=0.02)
@@ -271,7 +273,7 @@ class QFormer(nn.Module):
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Next-word scores [B, L, vocabulary] of hidden text [B, L, D]."""
         self._require_text()
-        logits: Tensor = self.head(hidden, self.words.weight)
+        logits: Tensor = self.head(hidden, self.words)
         return logits
 
     def _blocks(self) -> list[QFormerLayer]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
 from openblip.nn.language_model import Reading
+from openblip.nn.linear import Linear, WordTable
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -141,8 +142,8 @@ class SelfAttention(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.dropout
         inner = config.num_heads * config.head_width
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.qkv = nn.Linear(config.width, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, config.width, bias=False)
+        self.qkv = Linear(config.width, 3 * inner, bias=False)
+        self.out = Linear(inner, config.width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None, index: int, start: int) -> Tensor:
         batch, length, _ = x.shape
@@ -164,9 +165,9 @@ class CrossAttention(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.dropout
         inner = config.num_heads * config.head_width
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.query = nn.Linear(config.width, inner, bias=False)
-        self.kv = nn.Linear(config.width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, config.width, bias=False)
+        self.query = Linear(config.width, inner, bias=False)
+        self.kv = Linear(config.width, 2 * inner, bias=False)
+        self.out = Linear(inner, config.width, bias=False)
 
     def keys_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, width] to keys and values [B, heads, S, head width]."""
@@ -193,10 +194,10 @@ class FeedForward(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.gated = config.gated
         if config.gated:
-            self.gate_value = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
+            self.gate_value = Linear(config.width, 2 * config.ffn_width, bias=False)
         else:
-            self.fc1 = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.fc2 = nn.Linear(config.ffn_width, config.width, bias=False)
+            self.fc1 = Linear(config.width, config.ffn_width, bias=False)
+        self.fc2 = Linear(config.ffn_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
@@ -290,7 +291,7 @@ class T5(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.tokens = WordTable(config.vocab_size, config.width)
         self.encoder = T5Encoder(config)
         self.decoder = T5Decoder(config)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
@@ -316,10 +317,9 @@ class T5(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache of the decoder's self-attention for `batch` rows of up to `capacity` tokens."""
-        config, weight = self.config, self.tokens.weight
-        dtype = torch.float32 if not weight.is_floating_point() else weight.dtype
+        config, weight = self.config, self.decoder.norm.weight
         return KeyValueCache(
-            config.decoder_depth, batch, config.num_heads, capacity, config.head_width, dtype, weight.device
+            config.decoder_depth, batch, config.num_heads, capacity, config.head_width, weight.dtype, weight.device
         )
 
     def forward(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache | None = None) -> Tensor:
@@ -342,7 +342,7 @@ class T5(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., vocabulary] of hidden states [..., width]."""
         if self.head is None:
-            return F.linear(hidden * self.config.width**-0.5, self.tokens.weight)
+            return self.tokens.scores(hidden * self.config.width**-0.5)
         scores: Tensor = self.head(hidden)
         return scores
 

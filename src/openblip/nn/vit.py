@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openblip.nn.linear import Linear
+
 INIT_STD = 0.02
 LAYER_SCALE_START = 1e-5
 """What DINOv2 starts its layer scales at: a fresh block is nearly the identity."""
@@ -107,14 +109,14 @@ class Attention(nn.Module):
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=config.attention_bias == "qkv")
+        self.qkv = Linear(width, 3 * width, bias=config.attention_bias == "qkv")
         # One fused [3D] bias would hand EVA's keys a bias to train, so its two parts stay apart.
         if config.attention_bias == "qv":
             self.q_bias: nn.Parameter | None = nn.Parameter(torch.zeros(width))
             self.v_bias: nn.Parameter | None = nn.Parameter(torch.zeros(width))
         else:
             self.q_bias = self.v_bias = None
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -135,8 +137,8 @@ class Mlp(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.fc1 = Linear(config.width, config.mlp_width)
+        self.fc2 = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)

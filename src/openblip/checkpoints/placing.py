@@ -1,0 +1,81 @@
+"""Tensors from files, one at a time, into a network that has no memory yet: cast, moved or quantised on their way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.errors import CheckpointError
+from openblip.nn.blip2 import Blip2Network
+from openblip.nn.quantised import BITS, Quantised, quantised_layers, swap_layers
+
+WEIGHT = "weight"
+
+
+class Placer:
+    """Fills a network that was built on the meta device.
+
+    At no time does more than one tensor exist twice.
+
+    Attributes:
+        wanted: names and shapes of what has to be put, in the order of the network, as it is in floating point.
+    """
+
+    def __init__(
+        self,
+        network: Blip2Network,
+        source: Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        bits: int = 0,
+        in_float32: tuple[str, ...] = (),
+    ) -> None:
+        """
+        Args:
+            source: the file or folder that errors name.
+            bits: 8 or 4 to quantise large matrices, 0 for none.
+            in_float32: beginnings of names of tensors that are not cast to `dtype`.
+        """
+        if bits and bits not in BITS:
+            raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
+        self.network, self.source, self.dtype, self.device = network, source, dtype, torch.device(device)
+        self.in_float32 = in_float32
+        self.wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        if bits:
+            swap_layers(network, bits)
+        self._layers = quantised_layers(network)
+        self._state: dict[str, Tensor] = {}
+
+    def layer(self, name: str) -> Quantised | None:
+        """The quantised layer whose weight this is."""
+        owner, _, leaf = name.rpartition(".")
+        return self._layers.get(owner) if leaf == WEIGHT else None
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Give the network one of `wanted`; the tensor may be thrown away afterwards.
+
+        Raises CheckpointError when it is to be quantised and is not finite.
+        """
+        layer = self.layer(name)
+        if layer is not None:
+            try:
+                layer.take(tensor.to(self.device))
+            except ValueError as error:
+                raise CheckpointError(f"{self.source}: {name} cannot be quantised, {error}") from error
+            return
+        if tensor.is_floating_point():
+            dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
+            tensor = tensor.to(self.device, dtype, copy=True)
+        else:
+            tensor = tensor.to(self.device, copy=True)
+        self._state[name] = tensor.contiguous()
+
+    def finish(self) -> Blip2Network:
+        """The network with all its tensors, in evaluation mode."""
+        self.network.load_state_dict(self._state, assign=True, strict=False)
+        for name, tensor in self.network.state_dict().items():
+            if tensor.is_meta:
+                raise CheckpointError(f"{self.source} lacks {name}: get the file again")
+        return self.network.eval()

@@ -1,0 +1,35 @@
+"""A model as a folder of ours with quantised weights, for machines that should not have to quantise it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.native import WEIGHTS_FILE, save_native
+from openblip.errors import OptionError
+from openblip.nn.quantised import BITS
+
+
+def quantise_model(source: str | Path, folder: Path, bits: int, *, checkpoint: str | Path | None = None) -> Path:
+    """Write a model with large matrices in 8 or 4 bits; returns the file of weights.
+
+    Weights are read one tensor at a time and quantised on the way, so memory holds the small model alone. What
+    `openblip.load` makes of the folder is what it makes of the source with `dtype="int8"` or "int4".
+
+    Args:
+        source: what `openblip.load` takes.
+        folder: must be empty or not exist yet.
+        checkpoint: see `openblip.load`.
+
+    Raises:
+        OptionError: the folder is in use, or there are no such bits.
+        CheckpointError: the source cannot be read.
+        DownloadError: its files cannot be had.
+    """
+    if bits not in BITS:
+        raise OptionError(f"bits is {bits}: give {' or '.join(map(str, BITS))}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OptionError(f"{folder} is not empty: give a new folder")
+    own = None if checkpoint is None else Path(checkpoint)
+    save_native(load_parts(source, checkpoint=own, bits=bits), folder)
+    return folder / WEIGHTS_FILE

@@ -1,0 +1,145 @@
+"""Linear layers with 4-bit weights: an eighth of the memory of float32.
+
+Every `GROUP` weights of a row share a scale and a centre: a weight is (code - 8) * scale + centre with a code from 0
+to 15. Inputs are taken in bfloat16, sums are made in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 64
+CODES = 16
+CENTRE = 8
+TINY = 1e-30
+CHUNK_ELEMENTS = 500_000
+INNER_TILES = 2
+"""A parameter of PyTorch's packing that only GPUs look at."""
+
+
+def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [out, in] of any floating type, `in` a multiple of `GROUP`, to codes and the scales of its groups.
+
+    Returns:
+        two codes a byte, the first in the low half: uint8 [out, in / 2]; scale and centre, bfloat16
+        [in / GROUP, out, 2].
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    rows, groups = weight.shape[0], weight.shape[1] // GROUP
+    codes = torch.empty(rows, weight.shape[1] // 2, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(groups, rows, 2, dtype=torch.bfloat16, device=weight.device)
+    step = max(1, CHUNK_ELEMENTS // weight.shape[1])
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        values = weight[part].float().reshape(-1, groups, GROUP)
+        low, high = values.amin(dim=2), values.amax(dim=2)
+        # Codes are chosen for the scale and centre as they are kept, not as they were before rounding.
+        scale = ((high - low) / (CODES - 1)).clamp(min=TINY).bfloat16()
+        centre = (low + CENTRE * scale.float()).bfloat16()
+        scales[:, part, 0], scales[:, part, 1] = scale.t(), centre.t()
+        whole = ((values - centre.float()[..., None]) / scale.float()[..., None]).round_().add_(CENTRE)
+        pairs = whole.clamp_(0, CODES - 1).to(torch.uint8).view(-1, weight.shape[1] // 2, 2)
+        codes[part] = pairs[..., 0] | pairs[..., 1] << 4
+    if not scales.isfinite().all():
+        raise ValueError("a weight is infinite or no number")
+    return codes, scales
+
+
+def whole_codes(codes: Tensor) -> Tensor:
+    """Two codes a byte [out, in / 2] to one int32 each [out, in]."""
+    return torch.stack([codes & 15, codes >> 4], dim=2).flatten(1).to(torch.int32)
+
+
+def dequantise_groups(codes: Tensor, scales: Tensor) -> Tensor:
+    """What `quantise_groups` gave, as float32 [out, in]."""
+    whole = whole_codes(codes).sub_(CENTRE).float().view(len(codes), -1, GROUP)
+    scale, centre = scales.float().permute(2, 1, 0)[..., None].unbind(0)
+    return whole.mul_(scale).add_(centre).flatten(1)
+
+
+@cache
+def has_packed_product() -> bool:
+    """Whether this PyTorch multiplies packed 4-bit weights on the CPU."""
+    try:
+        codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+            torch.zeros(32, GROUP, dtype=torch.int32), INNER_TILES
+        )
+        scales = torch.ones(1, 32, 2, dtype=torch.bfloat16)
+        torch.ops.aten._weight_int4pack_mm_for_cpu(torch.ones(1, GROUP, dtype=torch.bfloat16), codes, GROUP, scales)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+class Int4Linear(nn.Module):
+    """Takes the place of a linear layer whose `in_features` is a multiple of `GROUP`.
+
+    Attributes:
+        weight: two codes a byte, uint8 [out, in / 2]; empty once packed.
+        scale: scale and centre of each group, bfloat16 [in / GROUP, out, 2]; bias: [out] or None.
+        packed: the weights as PyTorch's product reads them, from the first use on.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        if in_features % GROUP:
+            raise ValueError(f"{in_features} inputs are no multiple of {GROUP}")
+        self.in_features, self.out_features = in_features, out_features
+        codes = torch.empty(out_features, in_features // 2, dtype=torch.uint8)
+        scales = torch.empty(in_features // GROUP, out_features, 2, dtype=torch.bfloat16)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scales, requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.packed: Tensor | None = None
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def put(self, codes: Tensor, scale: Tensor) -> None:
+        """Set the weights: what `quantise_groups` gives."""
+        groups = (self.in_features // GROUP, self.out_features, 2)
+        if codes.shape != (self.out_features, self.in_features // 2) or scale.shape != groups:
+            raise ValueError(
+                f"codes {list(codes.shape)} and scales {list(scale.shape)} are not those of "
+                f"{self.out_features} rows of {self.in_features}"
+            )
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale.to(torch.bfloat16), requires_grad=False)
+        self.packed = None
+
+    def take(self, weight: Tensor) -> None:
+        """Set the weights from those of a layer in floating point [out, in]. Raises ValueError: one is not finite."""
+        self.put(*quantise_groups(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        weight = self.weight  # taken before `packed` is looked at: another thread may be packing
+        if self.packed is None and x.device.type == "cpu" and has_packed_product():
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole_codes(weight), INNER_TILES)
+            self.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+        if self.packed is None:
+            y = F.linear(rows, dequantise_groups(weight, self.scale).to(x.dtype))
+        else:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.packed, GROUP, self.scale)
+        y = y.to(x.dtype) if self.bias is None else self.bias + y
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int4Linear:
+        scale = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Casting a network means the type that it computes in, not the scales of its weights.
+        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.packed is not None:
+            raise RuntimeError("a layer of 4 bits cannot be saved once it was used: save the model before")
+        super()._save_to_state_dict(destination, prefix, keep_vars)

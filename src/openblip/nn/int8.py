@@ -1,0 +1,224 @@
+"""Linear layers and word tables with 8-bit weights: a quarter of the memory, and on the CPU several times the speed.
+
+A weight is a whole number from -127 to 127 times its row's scale; inputs are quantised the same way, row by row, as
+they come (https://arxiv.org/abs/2208.07339, section 2, without its outliers). The product of the whole numbers is
+exact, so the error of a layer is that of rounding its weights and its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 127
+CHUNK_ELEMENTS = 500_000
+"""Weights quantised at a time: few enough to stay in the processor's cache between the steps."""
+TINY = 1e-30
+PACK_AFTER = 64
+"""Products of several rows after which a layer is packed: what they cost more than packed ones is then about what
+packing costs. A program that makes one caption never packs, one that makes many does so while it makes the first."""
+ROWS_A_PRODUCT = 60
+"""So many rows gain from packing what one short product does."""
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [out, in] of any floating type to int8 [out, in] and the scale of each row [out], float32.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[1]))
+    # One place for all parts: memory that is new each time costs more than the arithmetic.
+    room = torch.empty(min(rows, weight.shape[0]), weight.shape[1], device=weight.device)
+    parts = zip(torch.split(weight, rows), torch.split(codes, rows), torch.split(scales, rows), strict=True)
+    for part, code, scale in parts:
+        values = room[: len(part)].copy_(part)
+        scale.copy_(torch.maximum(values.amax(dim=1), values.amin(dim=1).neg_()).div_(LEVELS).clamp_(min=TINY))
+        code.copy_(values.div_(scale[:, None]).round_())
+    if not scales.isfinite().all():
+        raise ValueError("a weight is infinite or no number")
+    return codes, scales
+
+
+def quantise_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+    """Inputs [N, in] to int8 and the step of each row [N, 1]: values are about whole numbers times their step."""
+    step = x.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(levels)
+    return (x / step).round_().to(torch.int8), step
+
+
+@cache
+def input_levels() -> int | None:
+    """How many levels each side of zero inputs may have for oneDNN's product of whole numbers to be exact.
+
+    CPUs without VNNI add pairs of products in 16 bits, for which inputs must be a bit shorter. None where there is no
+    such product. Found out by trying, with the largest numbers there are.
+    """
+    weight = torch.full((32, 64), LEVELS, dtype=torch.int8)
+    for levels in (LEVELS, LEVELS // 2):
+        try:
+            found = packed_product(torch.full((2, 64), levels, dtype=torch.int8), pack(weight), torch.ones(32), levels)
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return None
+        if bool((found == levels * LEVELS * 64).all()):
+            return levels
+    return None
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Weights [out, in] int8 in the order in which oneDNN reads them fastest: an opaque tensor."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def packed_product(rows: Tensor, packed: Tensor, scale: Tensor, levels: int) -> Tensor:
+    """rows [N, in] int8 @ packed weights, times the scale of each column: [N, out] float32."""
+    # The product wants unsigned inputs and is told which of them means zero.
+    zero = levels + 1
+    unsigned = rows.view(torch.uint8).bitwise_xor_(zero) if zero == 128 else rows.add_(zero).view(torch.uint8)
+    zeros = torch.zeros(1, dtype=torch.int64)
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, zero, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+class Int8Linear(nn.Module):
+    """Takes the place of a linear layer.
+
+    Attributes:
+        weight: int8 [out, in]; empty once packed.
+        scale: float32 [out]; bias: float32 [out] or None.
+        packed: the weights in the order in which the CPU reads them fastest when there are several rows to multiply,
+            in place of the plain ones; None before. Results are the same, bit for bit.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(out_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.packed: Tensor | None = None
+        self.products = 0
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def put(self, codes: Tensor, scale: Tensor) -> None:
+        """Set the weights: int8 [out, in] and float32 [out]."""
+        if codes.shape != (self.out_features, self.in_features) or scale.shape != (self.out_features,):
+            raise ValueError(
+                f"codes {list(codes.shape)} and scales {list(scale.shape)} are not those of "
+                f"{self.out_features} rows of {self.in_features}"
+            )
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.packed = None
+
+    def take(self, weight: Tensor) -> None:
+        """Set the weights from those of a layer in floating point [out, in]. Raises ValueError: one is not finite."""
+        self.put(*quantise_weight(weight))
+
+    def pack(self) -> None:
+        """Bring the weights into the CPU's order now; nothing where there is none."""
+        if self.packed is None and self.weight.device.type == "cpu" and input_levels() is not None:
+            self.packed = pack(self.weight.detach())
+            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+
+    def codes(self) -> Tensor:
+        """The weights, int8 [out, in]."""
+        return self.weight if self.packed is None else self.packed.to_dense().t().contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        levels = input_levels() if x.device.type == "cpu" else None
+        if levels is None:
+            return self.dequantised(rows).view(*x.shape[:-1], self.out_features)
+        self._count(len(rows), levels)
+        weight = self.weight  # taken before `packed` is looked at: another thread may be packing
+        codes, step = quantise_rows(rows.float(), levels)
+        if self.packed is None:
+            y = torch._int_mm(codes, weight.t()).to(torch.float32).mul_(self.scale)
+        else:
+            y = packed_product(codes, self.packed, self.scale, levels)
+        y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias, y, step)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _count(self, rows: int, levels: int) -> None:
+        """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
+        if self.packed is None:
+            self.products += max(1, rows // ROWS_A_PRODUCT) if rows > 1 else 0
+            if self.products >= PACK_AFTER or levels != LEVELS:
+                self.pack()
+
+    def dequantised(self, rows: Tensor) -> Tensor:
+        """The layer on inputs [N, in] as they are: what a device does that has no product of whole numbers."""
+        y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+        return y if self.bias is None else y + self.bias.to(rows.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        scale = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Casting a network means the type that it computes in, not the scales of its weights.
+        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed is not None:
+            destination[prefix + "weight"] = self.codes()
+
+
+class Int8WordTable(nn.Module):
+    """Takes the place of a word table: int8 [words, width] and a float32 scale a word.
+
+    Attributes:
+        dtype: of the vectors that come out: what the network was cast to.
+    """
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.dtype = torch.get_default_dtype()
+        self.num_embeddings, self.embedding_dim = words, width
+        self.weight = nn.Parameter(torch.empty(words, width, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(words), requires_grad=False)
+
+    def put(self, codes: Tensor, scale: Tensor) -> None:
+        """Set the table: int8 [words, width] and float32 [words]."""
+        if codes.shape != (self.num_embeddings, self.embedding_dim) or scale.shape != (self.num_embeddings,):
+            raise ValueError(f"codes {list(codes.shape)} and scales {list(scale.shape)} are not those of this table")
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    def take(self, weight: Tensor) -> None:
+        """Set the table from one in floating point [words, width]. Raises ValueError: a number is not finite."""
+        self.put(*quantise_weight(weight))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids [...] to vectors [..., width]."""
+        return (self.weight[ids] * self.scale[ids][..., None]).to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8WordTable:
+        scale = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = self.scale.dtype
+        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
+        return self
+
+    def scores(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As `WordTable.scores`. The table stays as it is: packed, it would have to be there twice."""
+        rows = hidden.reshape(-1, self.embedding_dim)
+        if input_levels() == LEVELS and rows.device.type == "cpu":
+            codes, step = quantise_rows(rows.float())
+            y = torch._int_mm(codes, self.weight.t()).to(torch.float32).mul_(self.scale).mul_(step)
+        else:
+            y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+        y = y if bias is None else y + bias
+        return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)
