@@ -23,6 +23,7 @@ from openblip.matching import ranking
 from openblip.matching.matcher import Matcher, batches
 from openblip.matching.ranking import Search
 from openblip.nn.efficientnet import EfficientNet
+from openblip.nn.quantised import prepare_layers
 from openblip.options import Defaults, TextOptions, generation_options
 from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import clean_generated, clean_question
@@ -80,6 +81,7 @@ class Blip2:
         self.placement = placement
         self.network = parts.network.to(device=placement.device, dtype=placement.dtype).eval()
         self.network.requires_grad_(False)
+        prepare_layers(self.network)
         if isinstance(self.network.vision, EfficientNet):
             self.network.vision.fold()
 

@@ -245,12 +245,17 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
             placer.put(name, tensor)
             continue
         scale = file.read(name + SCALE_SUFFIX)
-        if layer is not None and layer.weight.dtype == tensor.dtype:
-            layer.put(tensor.to(placer.device, copy=True), scale.to(placer.device, copy=True))
-        elif tensor.dtype == torch.uint8:
-            placer.put(name, dequantise_groups(tensor, scale))
-        else:
-            placer.put(name, tensor.float() * scale.float()[:, None])
+        try:
+            if layer is not None and layer.weight.dtype == tensor.dtype:
+                layer.put(tensor.to(placer.device, copy=True), scale.to(placer.device, copy=True))
+            elif tensor.dtype == torch.uint8:
+                placer.put(name, dequantise_groups(tensor, scale))
+            else:
+                placer.put(name, tensor.float() * scale.float()[:, None])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: {name} does not fit its scales ({error}): get the folder again"
+            ) from error
     return placer.finish()
 
 

@@ -19,6 +19,10 @@ CODES = 16
 CENTRE = 8
 TINY = 1e-30
 CHUNK_ELEMENTS = 500_000
+OUTPUTS = 16
+"""PyTorch's product makes so many at a time."""
+PACKED_ROWS = 1024
+"""Rows that are packed at a time: a multiple of the blocks that they are ordered in."""
 INNER_TILES = 2
 """A parameter of PyTorch's packing that only GPUs look at."""
 
@@ -80,25 +84,28 @@ def has_packed_product() -> bool:
 
 
 class Int4Linear(nn.Module):
-    """Takes the place of a linear layer whose `in_features` is a multiple of `GROUP`.
+    """Takes the place of a linear layer of a multiple of `GROUP` inputs and of `OUTPUTS` outputs.
 
     Attributes:
-        weight: two codes a byte, uint8 [out, in / 2]; empty once packed.
+        weight: two codes a byte, uint8 [out, in / 2]; once packed, the same in another order.
         scale: scale and centre of each group, bfloat16 [in / GROUP, out, 2]; bias: [out] or None.
-        packed: the weights as PyTorch's product reads them, from the first use on.
+        packed: whether `pack` has brought the weights into the order in which the CPU's product reads them.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        if in_features % GROUP:
-            raise ValueError(f"{in_features} inputs are no multiple of {GROUP}")
+        if in_features % GROUP or out_features % OUTPUTS:
+            raise ValueError(
+                f"a layer of 4 bits has a multiple of {GROUP} inputs and of {OUTPUTS} outputs, "
+                f"not {in_features} and {out_features}"
+            )
         self.in_features, self.out_features = in_features, out_features
         codes = torch.empty(out_features, in_features // 2, dtype=torch.uint8)
         scales = torch.empty(in_features // GROUP, out_features, 2, dtype=torch.bfloat16)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scales, requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        self.packed: Tensor | None = None
+        self.packed = False
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -113,23 +120,28 @@ class Int4Linear(nn.Module):
             )
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale.to(torch.bfloat16), requires_grad=False)
-        self.packed = None
+        self.packed = False
 
     def take(self, weight: Tensor) -> None:
         """Set the weights from those of a layer in floating point [out, in]. Raises ValueError: one is not finite."""
         self.put(*quantise_groups(weight))
 
+    def pack(self) -> None:
+        """Bring the weights into the CPU's order, in place; nothing where there is none."""
+        if self.packed or self.weight.device.type != "cpu" or not has_packed_product():
+            return
+        for rows in torch.split(self.weight.detach(), PACKED_ROWS):
+            rows.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole_codes(rows), INNER_TILES))
+        self.packed = True
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        weight = self.weight  # taken before `packed` is looked at: another thread may be packing
-        if self.packed is None and x.device.type == "cpu" and has_packed_product():
-            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole_codes(weight), INNER_TILES)
-            self.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
-        if self.packed is None:
-            y = F.linear(rows, dequantise_groups(weight, self.scale).to(x.dtype))
+        y: Tensor
+        if self.packed:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.weight, GROUP, self.scale)
         else:
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.packed, GROUP, self.scale)
-        y = y.to(x.dtype) if self.bias is None else self.bias + y
+            y = F.linear(rows, dequantise_groups(self.weight, self.scale).to(x.dtype))
+        y = y if self.bias is None else self.bias + y
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int4Linear:
@@ -140,6 +152,6 @@ class Int4Linear(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self.packed is not None:
-            raise RuntimeError("a layer of 4 bits cannot be saved once it was used: save the model before")
+        if self.packed:
+            raise RuntimeError("a layer of 4 bits is not saved in the order of this machine: load the model anew")
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -101,6 +101,9 @@ class Int8Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
+        if in_features < 2:
+            # PyTorch 2.13 reads past the end of such matrices.
+            raise ValueError("a layer of 8 bits has at least 2 inputs")
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=torch.int8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(out_features), requires_grad=False)

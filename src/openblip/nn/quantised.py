@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openblip.nn.blip2 import Blip2Network
-from openblip.nn.int4 import GROUP, Int4Linear
+from openblip.nn.int4 import GROUP, OUTPUTS, Int4Linear
 from openblip.nn.int8 import Int8Linear, Int8WordTable
 from openblip.nn.linear import Linear, WordTable
 
@@ -39,7 +39,11 @@ def swap_layers(network: Blip2Network, bits: int) -> None:
                 swapped: Quantised
                 if isinstance(child, WordTable):
                     swapped = Int8WordTable(child.num_embeddings, child.embedding_dim)
-                elif bits == 4 and path.startswith(IN_4_BITS) and child.in_features % GROUP == 0:
+                elif (
+                    bits == 4
+                    and path.startswith(IN_4_BITS)
+                    and not (child.in_features % GROUP or child.out_features % OUTPUTS)
+                ):
                     swapped = Int4Linear(child.in_features, child.out_features, child.bias is not None)
                 else:
                     swapped = Int8Linear(child.in_features, child.out_features, child.bias is not None)
@@ -63,3 +67,10 @@ def quantise(network: Blip2Network, bits: int) -> None:
         if not isinstance(layer, Int8WordTable):
             bias = getattr(old[name], "bias", None)
             layer.bias = bias if isinstance(bias, nn.Parameter) else None
+
+
+def prepare_layers(network: nn.Module) -> None:
+    """Bring 4-bit weights into the order in which this machine reads them; 8-bit ones follow once it is worth it."""
+    for layer in quantised_layers(network).values():
+        if isinstance(layer, Int4Linear):
+            layer.pack()

@@ -1,0 +1,224 @@
+"""Quantised layers against the same layers in float64, over shapes that hypothesis picks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from openblip.checkpoints.parts import ModelParts
+from openblip.nn.int4 import GROUP, OUTPUTS, Int4Linear, dequantise_groups, quantise_groups
+from openblip.nn.int8 import LEVELS, Int8Linear, Int8WordTable, input_levels, quantise_rows, quantise_weight
+from openblip.nn.linear import Linear, WordTable, linear
+from openblip.nn.quantised import prepare_layers, quantise, quantised_layers
+
+ROUNDING = 1e-5
+shapes = st.tuples(st.integers(1, 40), st.integers(2, 300), st.integers(1, 150))
+
+
+def drawn(rows: int, inputs: int, outputs: int, seed: int, bias: bool = True) -> tuple[Tensor, nn.Linear]:
+    """Inputs and a layer; rows and columns differ a thousandfold in size."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=random) * 10 ** torch.randn(rows, 1, generator=random)
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(outputs, inputs, generator=random) * 10 ** torch.randn(outputs, 1))
+        if bias:
+            layer.bias.copy_(torch.randn(outputs, generator=random))
+    return x, layer
+
+
+def int8_of(layer: nn.Linear) -> Int8Linear:
+    made = Int8Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    made.take(layer.weight.detach())
+    made.bias = layer.bias if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return made
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = x.double() @ weight.detach().double().T
+    return y if bias is None else y + bias.detach().double()
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**20), bias=st.booleans(), packed=st.booleans())
+def test_int8_errs_by_no_more_than_rounding_inputs_and_weights(
+    shape: tuple[int, int, int], seed: int, bias: bool, packed: bool
+) -> None:
+    x, layer = drawn(*shape, seed, bias)
+    made = int8_of(layer)
+    if packed:
+        made.pack()
+    with torch.inference_mode():
+        found = made(x)
+    weight = layer.weight.detach().double()
+    step = x.abs().amax(1, keepdim=True).double() / LEVELS
+    scale = weight.abs().amax(1) / LEVELS
+    # Half a step for each input times its weight as it is kept, half a scale for each weight times its input.
+    kept = made.codes().double().abs().sum(1) * scale
+    bound = step / 2 * kept + x.double().abs().sum(1, keepdim=True) * scale / 2
+    reference = exact(x, layer.weight, layer.bias)
+    room = ROUNDING * (x.double().abs() @ weight.abs().T + (0 if layer.bias is None else layer.bias.detach().abs()))
+    assert ((found.double() - reference).abs() <= bound * (1 + 1e-4) + room).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**20))
+def test_int8_is_the_same_packed_or_not_together_or_alone(shape: tuple[int, int, int], seed: int) -> None:
+    x, layer = drawn(*shape, seed)
+    made = int8_of(layer)
+    before = made.codes().clone()
+    with torch.inference_mode():
+        plain = made(x)
+        made.pack()
+        packed = made(x)
+        alone = torch.cat([made(row[None]) for row in x])
+    assert torch.equal(plain, packed)
+    assert torch.equal(packed, alone)
+    assert torch.equal(made.codes(), before)
+    assert torch.equal(made.state_dict()["weight"], before)
+
+
+def test_int8_packs_itself_once_it_was_used_enough() -> None:
+    x, layer = drawn(5, 64, 32, 0)
+    made = int8_of(layer)
+    with torch.inference_mode():
+        first = made(x)
+        for _ in range(200):
+            made(x[:1])  # a row alone is multiplied as fast without
+        assert made.packed is None
+        for _ in range(200):
+            last = made(x)
+    assert made.packed is not None
+    assert made.weight.numel() == 0
+    assert torch.equal(first, last)
+
+
+def test_the_product_is_exact_for_the_largest_numbers() -> None:
+    assert input_levels() == LEVELS, "this CPU has no exact product of 8 bits: the tests above say nothing"
+    made = Int8Linear(1000, 32, bias=False)
+    made.put(torch.full((32, 1000), -LEVELS, dtype=torch.int8), torch.ones(32))
+    x = torch.full((3, 1000), float(LEVELS))
+    for _ in range(2):
+        with torch.inference_mode():
+            assert (made(x) == -LEVELS * LEVELS * 1000).all()
+        made.pack()
+
+
+def test_zeros_stay_zeros() -> None:
+    codes, step = quantise_rows(torch.zeros(2, 8))
+    assert not codes.any() and step.isfinite().all()
+    made = int8_of(nn.Linear(8, 4))
+    made.take(torch.zeros(4, 8))
+    assert torch.equal(made(torch.ones(1, 8)), made.bias.expand(1, 4) if made.bias is not None else torch.zeros(1, 4))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    groups=st.integers(1, 5),
+    blocks=st.integers(1, 8),
+    seed=st.integers(0, 2**20),
+    packed=st.booleans(),
+)
+def test_int4_errs_by_no_more_than_half_a_step_a_weight(
+    rows: int, groups: int, blocks: int, seed: int, packed: bool
+) -> None:
+    x, layer = drawn(rows, groups * GROUP, blocks * OUTPUTS, seed)
+    codes, scales = quantise_groups(layer.weight.detach())
+    kept = dequantise_groups(codes, scales).double()
+    grouped = layer.weight.detach().double().view(len(kept), -1, GROUP)
+    step = (grouped.amax(2) - grouped.amin(2)) / 15
+    # A scale and a centre of 8 bits miss the ends of their group by up to 2 parts in 256 of the largest weight.
+    slack = grouped.abs().amax(2) / 64
+    assert ((kept.view_as(grouped) - grouped).abs() <= (step / 2 + slack)[..., None] * 1.01 + 1e-12).all()
+    made = Int4Linear(layer.in_features, layer.out_features)
+    made.take(layer.weight.detach())
+    made.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    if packed:
+        made.pack()
+        assert made.packed
+    with torch.inference_mode():
+        found = made(x).double()
+    reference = exact(x, kept, layer.bias)
+    room = x.double().abs() @ kept.abs().T + layer.bias.detach().double().abs()
+    assert ((found - reference).abs() <= room / 128).all()  # inputs and results of 8 bits
+
+
+def test_a_word_table_looks_up_and_scores() -> None:
+    random = torch.Generator().manual_seed(3)
+    table = WordTable(500, 96)
+    table.weight.data.normal_(generator=random)
+    made = Int8WordTable(500, 96)
+    made.take(table.weight.detach())
+    ids = torch.randint(0, 500, (4, 7), generator=random)
+    scale = table.weight.detach().abs().amax(1) / LEVELS
+    assert ((made(ids) - table(ids)).abs() <= scale[ids][..., None] * 0.5001).all()
+    hidden = torch.randn(2, 3, 96, generator=random)
+    # What is read back is what scores: the error left is that of rounding the hidden states.
+    vectors = made(torch.arange(500)).double()
+    step = hidden.abs().amax(-1, keepdim=True).double() / LEVELS
+    bound = step / 2 * vectors.abs().sum(1) * 1.001 + 1e-4
+    assert ((made.scores(hidden).double() - hidden.double() @ vectors.T).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number_is_refused(number: float) -> None:
+    weight = torch.ones(OUTPUTS, GROUP)
+    weight[3, 5] = number
+    for quantised in (quantise_weight, quantise_groups):
+        with pytest.raises(ValueError, match="infinite or no number"):
+            quantised(weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_a_network_leaves_its_scales_alone(dtype: torch.dtype) -> None:
+    for made in (int8_of(nn.Linear(GROUP, OUTPUTS)), Int4Linear(GROUP, OUTPUTS), Int8WordTable(8, 16)):
+        made.take(torch.randn(made.scale.shape[-1] if isinstance(made, Int8WordTable) else OUTPUTS, made_width(made)))
+        before = made.scale.clone()
+        made.to(dtype).to(torch.float32)
+        assert made.scale.dtype == before.dtype
+        assert torch.equal(made.scale, before)
+
+
+def made_width(made: nn.Module) -> int:
+    width: Any = made.embedding_dim if isinstance(made, Int8WordTable) else GROUP
+    return int(width)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 40), bias=st.booleans(), seed=st.integers(0, 2**20))
+def test_the_fast_product_of_floats_is_the_slow_one(rows: int, bias: bool, seed: int) -> None:
+    x, layer = drawn(rows, 640, 800, seed, bias)
+    with torch.inference_mode():
+        fast = linear(x, layer.weight, layer.bias)
+    reference = exact(x, layer.weight, layer.bias)
+    room = x.double().abs() @ layer.weight.detach().double().abs().T
+    assert ((fast.double() - reference).abs() <= 2e-6 * room + 1e-6).all()
+    # Training takes the product that knows gradients.
+    own = Linear(640, 800)
+    own(x).sum().backward()
+    assert own.weight.grad is not None
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_network_is_near_the_one_it_was(tiny_parts: ModelParts, bits: int) -> None:
+    network = copy.deepcopy(tiny_parts.network)
+    decoder = network.decoder
+    embeds = decoder.embed(torch.randint(0, 100, (3, 9), generator=torch.Generator().manual_seed(1)))
+    with torch.inference_mode():
+        before = decoder(embeds)
+    count = sum(p.numel() for p in network.parameters())
+    quantise(network, bits)
+    layers = quantised_layers(network)
+    assert layers
+    assert sum(p.numel() for p in network.parameters() if p.is_floating_point()) < count
+    prepare_layers(network)
+    with torch.inference_mode():
+        after = decoder(embeds)
+    assert 0 <= (after - before).norm() / before.norm() < (0.05 if bits == 8 else 0.3)
