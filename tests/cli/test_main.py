@@ -22,14 +22,29 @@ from openblip.checkpoints.download import LocalFile, find_files
 from openblip.checkpoints.download import download as download_files
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.zoo import get_model
-from openblip.cli import app, ask, caption, chat, convert, download, embed, inspect, match, models, plan, train, verify
+from openblip.cli import (
+    app,
+    ask,
+    caption,
+    chat,
+    convert,
+    download,
+    embed,
+    inspect,
+    match,
+    models,
+    plan,
+    quantize,
+    train,
+    verify,
+)
 from openblip.model import Blip2
 from openblip.verification import IMAGES
 from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
 
-MODULES = (ask, caption, chat, convert, download, embed, inspect, match, models, plan, train, verify)
+MODULES = (ask, caption, chat, convert, download, embed, inspect, match, models, plan, quantize, train, verify)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPOSITORY = Path(__file__).parents[2]
 
