@@ -132,6 +132,7 @@ def test_the_examples_run(
     monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
     monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
     monkeypatch.setattr("openblip.checkpoints.convert.load_parts", lambda *_, **__: load_parts(official_folder))
+    monkeypatch.setattr("openblip.checkpoints.quantising.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
     words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
     assert words[0] == "openblip"
