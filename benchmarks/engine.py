@@ -32,7 +32,9 @@ from openblip.checkpoints.transformers_names import fresh, is_theirs, sources
 from openblip.devices import choose_placement
 from openblip.images import to_pixels
 from openblip.model import Blip2
+from openblip.nn.int8 import Int8Linear
 from openblip.nn.quantised import quantised_layers
+from openblip.nn.t5 import T5
 
 QUESTIONS = [f"what is thing number {number} in this picture" for number in range(8)]
 NEW_TOKENS, ANSWER_TOKENS = 20, 5
@@ -52,10 +54,9 @@ class Theirs:
     """transformers' model, used as its documentation shows."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
-        self.model: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, dtype)
-        ).eval()
-        self.processor: Any = transformers.Blip2Processor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        loaded: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self.model = loaded.eval()
+        self.processor: Any = transformers.Blip2Processor.from_pretrained(folder)
 
     @torch.inference_mode()
     def say(self, image: Image.Image, prompts: list[str], beams: int, tokens: int) -> list[str]:
@@ -129,14 +130,13 @@ def read_speed() -> float:
 def step_bytes(model: Blip2) -> int:
     """What the language model reads of its weights for one token."""
     language = model.network.own_language_model
-    part = language.decoder if hasattr(language, "decoder") else language
-    tables = {id(parameter): parameter.nbytes for parameter in part.parameters()}
-    packed = sum(layer.packed.numel() for layer in quantised_layers(part).values() if is_packed(layer))
-    return sum(tables.values()) + packed
-
-
-def is_packed(layer: Any) -> bool:
-    return isinstance(getattr(layer, "packed", None), Tensor)
+    part = language.decoder if isinstance(language, T5) else language
+    plain = sum(parameter.nbytes for parameter in part.parameters())
+    return plain + sum(
+        layer.packed.numel()
+        for layer in quantised_layers(part).values()
+        if isinstance(layer, Int8Linear) and layer.packed is not None
+    )
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="greedy,beam 5,8 questions,image encoder")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     theirs = Theirs(options.folder, options.theirs)
     ours = Ours(options.folder, options.dtype, theirs)
     asked = [f"Question: {question}? Answer:" for question in QUESTIONS]
@@ -188,7 +188,7 @@ def main() -> None:
         f"{platform.machine()}, memory is read at {statistics.median(speeds) / 1e9:.1f} GB/s"
     )
     print(
-        f"| task | transformers {options.theirs}, s | ours {options.dtype}, s | times as fast | first, s | same words |"
+        f"| task | theirs {options.theirs}, s | ours {options.dtype}, s | times as fast | ours first, s | same words |"
     )
     print("|---|---|---|---|---|---|")
     for task in tasks:

@@ -69,7 +69,7 @@ def build(size: str, dtype: torch.dtype = torch.float16) -> Blip2ForConditionalG
     """Random weights, drawn once and repeated: drawing billions takes minutes."""
     config = config_of(size)
     with torch.device("meta"):
-        model = Blip2ForConditionalGeneration._from_config(config, dtype=dtype)
+        model = Blip2ForConditionalGeneration._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     model = model.to_empty(device="cpu")
     for name, buffer in model.named_buffers():
         buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer)) if "position_ids" in name else buffer.zero_()
