@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def stream(
     model: LanguageModel, prompt: Tensor, options: GenerationOptions, prefix: Prefix | None = None
 ) -> Iterator[int]:
     """Tokens of one greedy or sampled text as they are chosen, without the stop token; see `generate`."""
+    options = replace(options, num_beams=1, num_return=1)
     # A generator must not leave inference mode switched on for its caller between two tokens.
     with torch.inference_mode():
         start = prefill(model, [prompt], options, None, prefix)

@@ -30,6 +30,7 @@ def attend_to_both(
     if mask is not None:
         own = own.masked_fill(~mask, -torch.inf)
     weights = torch.cat([first, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    to_shared, to_own = weights.split([first.shape[-1], own.shape[-1]], dim=-1)
+    to_shared, to_own = weights[..., : first.shape[-1]], weights[..., first.shape[-1] :]
     mixed = to_shared.transpose(0, 1).reshape(heads, rows * length, -1) @ shared_values
-    return mixed.view(heads, rows, length, width).transpose(0, 1) + to_own @ values
+    attended: Tensor = mixed.view(heads, rows, length, width).transpose(0, 1) + to_own @ values
+    return attended

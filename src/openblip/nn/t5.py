@@ -374,7 +374,7 @@ class T5(nn.Module):
             ValueError: more tokens than the cache holds.
         """
         # Cross-attention needs no more than that: a prompt's texts are its queries.
-        return cast(T5Decoder, self.decoder).go_on(embeds, memory, cache, parents)
+        return self.decoder.go_on(embeds, memory, cache, parents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., vocabulary] of hidden states [..., width]."""
