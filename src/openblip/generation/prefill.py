@@ -53,11 +53,12 @@ def prefill(
         )
     reader: Reader = model
     if prefix is not None:
-        shared = prefix.reader() if all(len(prompt) for prompt in prompts) else None
-        if shared is not None:
-            reader = shared
-        else:
+        # Behind an empty prompt, the first scores are those of the prefix itself.
+        shared = prefix.reader(len(prompts)) if all(len(prompt) for prompt in prompts) else None
+        if shared is None:
             prompts = [torch.cat([prefix.embeds, prompt]) for prompt in prompts]
+        else:
+            reader = shared
     embeds, mask = _stack(prompts)
     reading, logits = reader.read(embeds, mask, new_tokens, max(options.num_beams, options.num_return))
     used = _stack_ids(prompt_ids, len(prompts), embeds.device)
