@@ -26,7 +26,7 @@ def test_features(
     for name, photo in zip(("a.jpg", "b.jpg"), photos, strict=False):
         shutil.copy(photo, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(openblip, "load", lambda: tiny_model, raising=False)
+    monkeypatch.setattr(openblip, "load", lambda **options: tiny_model, raising=False)
     load = lavis.load_model_and_preprocess
     monkeypatch.setattr(
         lavis, "load_model_and_preprocess", lambda kind, _, is_eval: load(kind, tiny_model_folder, is_eval)

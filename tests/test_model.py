@@ -48,7 +48,8 @@ def server(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 def count_looks(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of images whenever the image encoder runs."""
+    """Grows by the number of images whenever the image encoder runs; images seen before are forgotten."""
+    model.image_cache.clear()
     seen: list[int] = []
     encode = model.network.image_features
 

@@ -27,7 +27,7 @@ class Chat:
 
     def __init__(self, model: Blip2, image: ImageSource) -> None:
         self.model = model
-        self.visual_prompt = model.visual_prompt(image)
+        self.seen = model.look(image)
         self.turns: list[tuple[str, str]] = []
 
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
@@ -38,7 +38,7 @@ class Chat:
         told = list(self.turns)
         while told and not self.model.fits(self._prompt(told, asked), options.get("max_tokens")):
             told.pop(0)
-        answer = self.model.complete(self.visual_prompt, [self._prompt(told, asked)], **options)[0].text
+        answer = self.model.complete(self.seen, [self._prompt(told, asked)], **options)[0].text
         self.turns.append((asked, answer))
         return answer
 

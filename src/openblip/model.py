@@ -17,6 +17,8 @@ from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import fits
+from openblip.generation.prefix import Prefix
+from openblip.image_cache import DEFAULT_BYTES, ImageCache, SeenImage
 from openblip.image_sources import ImageSource, describe_source
 from openblip.images import load_each, load_image, to_pixels
 from openblip.matching import ranking
@@ -24,9 +26,10 @@ from openblip.matching.matcher import Matcher, batches
 from openblip.matching.ranking import Search
 from openblip.nn.efficientnet import EfficientNet
 from openblip.nn.quantised import prepare_layers
-from openblip.options import Defaults, TextOptions, generation_options
+from openblip.options import TextOptions
 from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
-from openblip.text import clean_generated, clean_question
+from openblip.text import clean_question
+from openblip.writing import answer_options, caption_options, read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,6 +48,7 @@ def load(
     checkpoint: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    image_cache: int = DEFAULT_BYTES,
 ) -> Blip2:
     """Load a model by name, or from a folder that OpenBLIP or transformers wrote.
 
@@ -56,16 +60,18 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; "int8" quantises large matrices as they are read, for a quarter of
             the memory and several times the speed on a CPU, "int4" those of the language model further; by default
             what the device computes fast.
+        image_cache: bytes of memory, on the device, for what was computed of the images seen last, so that captions,
+            answers and chats about one of them again need not look at it; 0 switches it off.
 
     Raises:
         CheckpointError: no such model, or its files are broken.
         DownloadError: its files cannot be had.
-        OptionError: an unknown device or type.
+        OptionError: an unknown device or type, or a negative number of bytes.
     """
     placement = choose_placement(device, dtype)
     own = None if checkpoint is None else Path(checkpoint)
     parts = load_parts(name, checkpoint=own, dtype=placement.dtype, device=placement.device, bits=placement.bits)
-    return Blip2(parts, placement)
+    return Blip2(parts, placement, image_cache)
 
 
 class Blip2:
@@ -74,11 +80,15 @@ class Blip2:
     Images may be paths, http(s) addresses, bytes, PIL images or arrays (see `openblip.images.load_image`);
     one that cannot be read raises ImageError, which names it. Methods that generate text take the options
     of `openblip.options.TextOptions` by keyword, and raise OptionError for wrong ones.
+
+    Attributes:
+        image_cache: of the images seen last; `clear` it after changing weights.
     """
 
-    def __init__(self, parts: ModelParts, placement: Placement) -> None:
+    def __init__(self, parts: ModelParts, placement: Placement, image_cache: int = DEFAULT_BYTES) -> None:
         self.parts = parts
         self.placement = placement
+        self.image_cache = ImageCache(image_cache)
         self.network = parts.network.to(device=placement.device, dtype=placement.dtype).eval()
         self.network.requires_grad_(False)
         prepare_layers(self.network)
@@ -159,7 +169,7 @@ class Blip2:
 
         An image that cannot be read gives a result with its error; the others are not affected.
         """
-        chosen = generation_options(options, self._caption_defaults(), num_captions, self._stop_id())
+        chosen = caption_options(self.parts, options, num_captions)
         text = self.parts.prompts.caption if prompt is None else prompt
         for batch in batches(_listed(images), batch_size):
             yield from self._caption_batch(batch, text, chosen)
@@ -183,7 +193,7 @@ class Blip2:
         if "?" in asked:
             raise OptionError("the question is empty: ask something about the image")
         prompts = [self.parts.prompts.ask(question) for question in asked]
-        return self.complete(self.visual_prompt(image), prompts, **options)
+        return self.complete(self.look(image), prompts, **options)
 
     def chat(self, image: ImageSource) -> Chat:
         """Start a conversation about an image, which is looked at once."""
@@ -192,13 +202,24 @@ class Blip2:
         return Chat(self, image)
 
     def complete(
-        self, visual_prompt: Tensor, prompts: Sequence[str], **options: Unpack[TextOptions]
+        self, image: SeenImage | Tensor, prompts: Sequence[str], **options: Unpack[TextOptions]
     ) -> list[GeneratedText]:
-        """Go on from prompts behind one image's visual prompt [Q, token width], as answers do."""
-        chosen = generation_options(options, self._answer_defaults(), 1, self._stop_id())
-        rows = [self._join(visual_prompt, prompt) for prompt in prompts]
+        """Go on from prompts behind one image, as answers do: what they share is read once.
+
+        Args:
+            image: what `look` gave, or a visual prompt [Q, token width].
+        """
+        chosen = answer_options(self.parts, options)
+        language_model = self.network.language_model
+        prefix = image.prefix if isinstance(image, SeenImage) else Prefix(language_model, image)
         with torch.inference_mode():
-            return [self._text(found[0]) for found in generate(self.network.language_model, rows, chosen)]
+            rows = [self._embed(prompt) for prompt in prompts]
+            try:
+                found = generate(language_model, rows, chosen, prefix=prefix)
+            finally:
+                if isinstance(image, SeenImage):  # whose keys and values may have been computed now
+                    self.image_cache.keep(image)
+        return [read_text(self.parts, texts[0]) for texts in found]
 
     def fits(self, prompt: str, max_tokens: int | None = None) -> bool:
         """Whether a prompt and an answer (of usual length by default) fit the language model's positions.
@@ -209,11 +230,14 @@ class Blip2:
         answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
         return fits(self.network.language_model.config, read, answer)
 
-    @torch.inference_mode()
+    def look(self, image: ImageSource) -> SeenImage:
+        """Look at an image, to `complete` any number of prompts behind it."""
+        self.parts.require_words()
+        return self._look([load_image(image)])[0]
+
     def visual_prompt(self, image: ImageSource) -> Tensor:
         """What the language model reads of an image: [Q, token width]."""
-        self.parts.require_words()
-        return self.network.visual_prompt(self.image_features([load_image(image)]))[0]
+        return self.look(image).prefix.embeds.clone()
 
     @overload
     def match(self, image: ImageSource, texts: str) -> Match: ...
@@ -314,42 +338,39 @@ class Blip2:
         captions: Iterator[list[Generation]] = iter(())
         if images:
             with torch.inference_mode():
-                visual = self.network.visual_prompt(self.image_features(images))
-                rows = [self._join(row, prompt) for row in visual]
+                rows = [self._join(seen.prefix.embeds, prompt) for seen in self._look(images)]
                 captions = iter(generate(self.network.language_model, rows, options))
         return [
             Captioned(describe_source(source), error=image)
             if isinstance(image, ImageError)
-            else Captioned(describe_source(source), tuple(self._text(found) for found in next(captions)))
+            else Captioned(describe_source(source), tuple(read_text(self.parts, found) for found in next(captions)))
             for source, image in zip(sources, loaded, strict=True)
         ]
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Features [B, N, image width] of checked images, as the Q-Former reads them."""
-        pixels = to_pixels(images, self.parts.transform)
+        return self._features(to_pixels(images, self.parts.transform))
+
+    def _features(self, pixels: Tensor) -> Tensor:
         return self.network.image_features(pixels.to(self.placement.device, self.placement.dtype))
+
+    @torch.inference_mode()
+    def _look(self, images: Sequence[Image]) -> list[SeenImage]:
+        """The visual prompts of checked images, of which those alone are computed that are not kept."""
+        return self.image_cache.look(to_pixels(images, self.parts.transform), self._see)
+
+    def _see(self, pixels: Tensor) -> list[Prefix]:
+        visual = self.network.visual_prompt(self._features(pixels))
+        # Cloned: a row of the batch would keep the memory of all of it.
+        return [Prefix(self.network.language_model, row.clone()) for row in visual]
 
     def _join(self, visual_prompt: Tensor, prompt: str) -> Tensor:
         """What the language model reads: embeddings [T, token width] of visual tokens and words."""
-        ids = torch.tensor(self.parts.prompt_ids(prompt), device=visual_prompt.device)
-        return torch.cat([visual_prompt, self.network.language_model.embed(ids)])
+        return torch.cat([visual_prompt, self._embed(prompt)])
 
-    def _text(self, generation: Generation) -> GeneratedText:
-        tokenizer = self.parts.require_words()
-        return GeneratedText(
-            text=clean_generated(tokenizer.decode(generation.ids)),
-            score=generation.score,
-            tokens=tuple(tokenizer.decode([token]) for token in generation.ids),
-            log_probs=generation.log_probs,
-        )
-
-    def _caption_defaults(self) -> Defaults:
-        own = self.parts.defaults
-        return Defaults(own.caption_beams, own.caption_max_tokens, own.caption_min_tokens, own.caption_length_penalty)
-
-    def _answer_defaults(self) -> Defaults:
-        own = self.parts.defaults
-        return Defaults(own.answer_beams, own.answer_max_tokens, 1, own.answer_length_penalty)
+    def _embed(self, prompt: str) -> Tensor:
+        ids = torch.tensor(self.parts.prompt_ids(prompt), device=self.placement.device)
+        return self.network.language_model.embed(ids)
 
     def _stop_id(self) -> int:
         return self.parts.stop_id

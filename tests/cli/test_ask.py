@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from openblip.model import Blip2
 
 from .conftest import Run
@@ -40,7 +42,9 @@ def test_json_has_an_object_for_every_answer(
         ("c.png", QUESTIONS[1]),
     ]
     expected = tiny_model.answer(mixed_folder / "a.png", QUESTIONS, max_tokens=4)
-    assert [(one["answer"], one["score"]) for one in ran.records[:2]] == [(a.text, a.score) for a in expected]
+    assert [one["answer"] for one in ran.records[:2]] == [answer.text for answer in expected]
+    # The model at hand may have seen the image in a batch before, where sums round otherwise.
+    assert [one["score"] for one in ran.records[:2]] == pytest.approx([answer.score for answer in expected], rel=1e-5)
     assert ran.err.count("\n") == 1
     assert "b.jpg" in ran.err
 

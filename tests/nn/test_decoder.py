@@ -57,23 +57,58 @@ def test_padding_in_the_middle_is_as_if_it_were_not_there() -> None:
         assert difference(steps[[row]], ours(alone)[:, -4:]) <= TOLERANCE
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shared", [0, 3])
 @torch.no_grad()
-def test_rows_of_a_cache_can_be_repeated_permuted_and_dropped() -> None:
+def test_texts_that_share_their_prompt_equal_texts_read_alone(variant: str, padded: bool, shared: int) -> None:
+    """Two prompts, maybe behind a prefix, go on as three texts each, which change places; then one is dropped."""
+    ours, _ = build(variant)
+    prefix, prompts, texts = ours.embed(random_ids(1, 3))[:, :shared], ours.embed(random_ids(2, 4)), random_ids(6, 5)
+    mask = padding_mask([(0, 0), (2, 0)], 4) if padded else None
+    cache = ours.new_cache(2, 4 + 3 * 5)
+    cache.keys.fill_(float("nan"))  # what was never written must never be read
+    cache.values.fill_(float("nan"))
+    if shared:
+        cache.stand_behind(ours.read_prefix(prefix[0]).cache)
+    ours(prompts, mask, cache)
+    told: list[list[int]] = [[] for _ in range(6)]
+    parents = torch.tensor([[[0, 1, 2], [0, 1, 2]], [[1, 1, 0], [0, 2, 1]], [[2, 0, 0], [1, 1, 1]], [[0, 1, 2]] * 2])
+    memory = cache.keys.data_ptr()
+    for step, origins in enumerate(parents):
+        tokens = texts[:, step].view(2, 3)
+        hidden = ours.go_on(ours.embed(tokens), cache, None if step == 3 else origins)
+        told = [
+            [*told[3 * row + int(origins[row, text])], int(tokens[row, text])] for row in range(2) for text in range(3)
+        ]
+        for row in range(2):
+            prompt = torch.cat([prefix[0], prompts[row] if mask is None else prompts[row, mask[row]]])
+            for text in range(3):
+                alone = torch.cat([prompt, ours.embed(torch.tensor(told[3 * row + text]))])[None]
+                assert difference(hidden[row, text], ours(alone)[0, -1]) <= TOLERANCE
+    assert cache.keys.data_ptr() == memory
+    cache.take_rows(torch.tensor([1]))
+    hidden = ours.go_on(ours.embed(texts[3:, 4][None]), cache, torch.tensor([[2, 2, 0]]))
+    for text, parent in enumerate((2, 2, 0)):
+        alone = torch.cat([prompt, ours.embed(torch.tensor([*told[3 + parent], int(texts[3 + text, 4])]))])[None]
+        assert difference(hidden[0, text], ours(alone)[0, -1]) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_prefix_is_read_and_never_written() -> None:
     ours, _ = build("opt")
-    prefix, more, last = ours.embed(random_ids(4, 9)).split([4, 3, 2], dim=1)
-    mask = padding_mask([(0, 0), (2, 0)], 4)
-    cache = ours.new_cache(2, 9)
-    ours(prefix[:2], mask, cache)
-    cache.take_rows(torch.tensor([0, 0, 1, 1]))  # two beams an image
-    ours(more, None, cache)
-    beams = torch.tensor([1, 0, 3, 3])
-    cache.reorder(beams, start=4)
-    cache.take_rows(torch.tensor([0, 2, 3]))
-    kept, images = beams[[0, 2, 3]], torch.tensor([0, 1, 1])
-    continued = ours(last[:3], None, cache)
-    visible = torch.cat([mask[images], torch.ones(3, 5, dtype=torch.bool)], dim=1)
-    whole = ours(torch.cat([prefix[images], more[kept], last[:3]], dim=1), visible)
-    assert difference(continued, whole[:, -2:]) <= TOLERANCE
+    prefix = ours.read_prefix(ours.embed(random_ids(1, 5))[0]).cache
+    before = prefix.keys.clone(), prefix.values.clone()
+    cache = ours.new_cache(3, 8)
+    cache.stand_behind(prefix)
+    ours(ours.embed(random_ids(3, 7)), None, cache)
+    ours.go_on(ours.embed(random_ids(3, 1)), cache)
+    assert torch.equal(prefix.keys, before[0]) and torch.equal(prefix.values, before[1])
+    assert prefix.length == 5 and cache.length == 8
+    behind = ours.new_cache(1, LENGTH)
+    behind.stand_behind(prefix)
+    with pytest.raises(ValueError, match=f"{LENGTH} positions"):
+        ours(ours.embed(random_ids(1, LENGTH - 4)), None, behind)
 
 
 @torch.no_grad()

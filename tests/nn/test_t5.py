@@ -79,24 +79,40 @@ def test_padding_does_not_change_a_row_and_an_empty_row_is_finite() -> None:
     assert torch.isfinite(ours.encode(embeds, nothing)).all()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("padding", [None, "left"])
 @torch.no_grad()
-def test_rows_can_be_repeated_permuted_and_dropped() -> None:
-    ours, _ = build("flan-t5")
-    mask = padding_mask("left", 11)[:2]
+def test_texts_that_share_their_prompt_equal_texts_read_alone(variant: str, padding: str | None) -> None:
+    """Two prompts go on as three texts each, which change places; then one prompt is dropped."""
+    ours, _ = build(variant)
+    mask = None if padding is None else padding_mask(padding, 11)[:2]
     memory = ours.remember(ours.encode(ours.embed(random_ids(2, 11)), mask), mask)
-    text = ours.embed(random_ids(4, 7, seed=2))
-    text[:, 0] = text[0, 0]
-    images = torch.tensor([0, 0, 1, 1])  # two beams an image
-    cache = ours.new_cache(2, 7)
-    ours(text[:2, :1], memory, cache)
-    cache.take_rows(images)
-    ours(text[:, 1:5], memory.take(images), cache)
-    beams, kept = torch.tensor([1, 0, 3, 3]), torch.tensor([0, 2, 3])
-    cache.reorder(beams, start=1)
-    cache.take_rows(kept)
-    continued = ours(text[:3, 5:], memory.take(images[kept]), cache)
-    rows = torch.cat([text[beams[kept], :5], text[:3, 5:]], dim=1)
-    assert difference(continued, ours(rows, memory.take(images[kept]))[:, 5:]) <= TOLERANCE
+    texts = random_ids(6, 15, seed=2)
+    cache = ours.new_cache(2, 1 + 3 * 15)
+    cache.keys.fill_(float("nan"))  # what was never written must never be read
+    cache.values.fill_(float("nan"))
+    start = ours.embed(torch.full((2, 1), ours.config.start_id))
+    ours(start, memory, cache)
+    told: list[list[int]] = [[ours.config.start_id] for _ in range(6)]
+    generator = torch.Generator().manual_seed(3)
+    address = cache.keys.data_ptr()
+    for step in range(15):
+        # Prompts are dropped at the end; the rows that are left are numbered anew.
+        if step == 13:
+            cache.take_rows(torch.tensor([1]))
+            memory, told, texts = memory.take(torch.tensor([1])), told[3:], texts[3:]
+        parents = torch.randint(3, (len(told) // 3, 3), generator=generator) if step else torch.arange(3).repeat(2, 1)
+        tokens = texts[:, step].view(-1, 3)
+        hidden = ours.go_on(ours.embed(tokens), memory, cache, parents)
+        told = [
+            [*told[3 * row + int(parents[row, text])], int(tokens[row, text])]
+            for row in range(len(tokens))
+            for text in range(3)
+        ]
+        rows = torch.arange(len(tokens)).repeat_interleave(3)
+        alone = ours(ours.embed(torch.tensor(told)), memory.take(rows))[:, -1]
+        assert difference(hidden.flatten(0, 1), alone) <= TOLERANCE
+        assert step > 12 or cache.keys.data_ptr() == address
 
 
 def test_dropout_is_of_training_alone() -> None:

@@ -1,7 +1,6 @@
 """Beam search with finished texts set aside, as transformers defines it, so that its ids are the same.
 
-A prompt's live beams share what was read of it: that is read once and never copied again; only what the
-beams generated moves when they change places.
+A prompt's live beams share what was read of it, and go on from one another: `Reading.step` is told which from which.
 """
 
 from __future__ import annotations
@@ -131,7 +130,6 @@ def generate_beams(start: Prefilled, options: GenerationOptions) -> list[list[Ge
     count, beams = start.logits.shape[0], options.num_beams
     device = start.logits.device
     state = Beams(count, options, device)
-    start.reading.take_rows(torch.arange(count, device=device).repeat_interleave(beams))
     logits = start.logits.repeat_interleave(beams, dim=0)
     prompt_ids = start.prompt_ids.repeat_interleave(beams, dim=0)
     found: dict[int, list[Generation]] = {}
@@ -142,14 +140,12 @@ def generate_beams(start: Prefilled, options: GenerationOptions) -> list[list[Ge
         if len(going) == 0 or length == options.max_new_tokens:
             break
         if 2 * len(going) <= len(state.open):
-            # Taking rows out copies the cache, so it waits until half of them are done.
+            # Taking prompts out copies the cache, so it waits until half of them are done.
             found |= state.take((~state.open).nonzero()[:, 0]).results(options)
             rows = (going[:, None] * beams + torch.arange(beams, device=device)).flatten()
             state, parents, prompt_ids = state.take(going), parents[going], prompt_ids[rows]
-            start.reading.take_rows(rows)
-        offsets = torch.arange(len(parents), device=device)[:, None] * beams
-        start.reading.reorder((parents + offsets).flatten())
-        logits = start.reading.step(state.tokens[:, :, length - 1].flatten())
+            start.reading.take_prompts(going)
+        logits = start.reading.step(state.tokens[:, :, length - 1], parents).flatten(0, 1)
     found |= state.results(options)
     return [found[prompt] for prompt in range(count)]
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.nn.language_model import LanguageConfig, LanguageModel, Reading
+from openblip.generation.options import GenerationOptions
+from openblip.generation.prefix import Prefix
+from openblip.nn.language_model import LanguageConfig, LanguageModel, Reader, Reading
 
 
 @dataclass
@@ -17,7 +19,7 @@ class Prefilled:
     """What generation goes on from.
 
     Attributes:
-        reading: one row a prompt.
+        reading: with room for as many texts a prompt as are searched or drawn.
         logits: of the first new token [P, vocabulary], float32.
         prompt_ids: [P, n] ids that count for the repetition penalty, padded by repetition; n may be 0.
     """
@@ -28,26 +30,37 @@ class Prefilled:
 
 
 def prefill(
-    model: LanguageModel, prompts: Sequence[Tensor], new_tokens: int, prompt_ids: Sequence[Tensor] | None
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    options: GenerationOptions,
+    prompt_ids: Sequence[Tensor] | None,
+    prefix: Prefix | None = None,
 ) -> Prefilled:
-    """Read each prompt [T_i, token width] once, leaving room for `new_tokens`.
+    """Read each prompt [T_i, token width] once, leaving room for the texts that are to go on from it.
+
+    Args:
+        prefix: what the prompts, which are given without it, begin with.
 
     Raises:
         OptionError: the longest prompt and the new tokens exceed the model's positions.
     """
-    lengths = [prompt.shape[0] for prompt in prompts]
-    longest = max(lengths)
+    lengths = [prompt.shape[0] + (0 if prefix is None else prefix.embeds.shape[0]) for prompt in prompts]
+    longest, new_tokens = max(lengths), options.max_new_tokens
     if not fits(model.config, longest, new_tokens):
         raise OptionError(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {model.config.max_positions} "
             "positions: shorten the prompt or lower max_tokens"
         )
-    embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=embeds.device)
-    for row, prompt in enumerate(prompts):
-        embeds[row, longest - lengths[row] :] = prompt
-        mask[row, longest - lengths[row] :] = True
-    reading, logits = model.read(embeds, None if min(lengths) == longest else mask, new_tokens)
+    reader: Reader = model
+    if prefix is not None:
+        # Behind an empty prompt, the first scores are those of the prefix itself.
+        shared = prefix.reader(len(prompts)) if all(len(prompt) for prompt in prompts) else None
+        if shared is None:
+            prompts = [torch.cat([prefix.embeds, prompt]) for prompt in prompts]
+        else:
+            reader = shared
+    embeds, mask = _stack(prompts)
+    reading, logits = reader.read(embeds, mask, new_tokens, max(options.num_beams, options.num_return))
     used = _stack_ids(prompt_ids, len(prompts), embeds.device)
     # What the decoder begins with counts as used, as in transformers.
     start = used.new_tensor(model.config.start_ids).expand(len(prompts), -1)
@@ -61,6 +74,18 @@ def fits(config: LanguageConfig, prompt: int, new_tokens: int) -> bool:
     if config.encodes_prompts:
         return max(prompt, len(config.start_ids) + new_tokens) <= config.max_positions
     return prompt + new_tokens <= config.max_positions
+
+
+def _stack(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Prompts padded on the left [P, T, width], and their mask [P, T]; None when all are of one length."""
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
+    mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=embeds.device)
+    for row, prompt in enumerate(prompts):
+        embeds[row, longest - lengths[row] :] = prompt
+        mask[row, longest - lengths[row] :] = True
+    return embeds, None if min(lengths) == longest else mask
 
 
 def _stack_ids(rows: Sequence[Tensor] | None, count: int, device: torch.device) -> Tensor:

@@ -5,37 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from openblip.generation.options import Generation, GenerationOptions, make_generation
 from openblip.generation.prefill import Prefilled
 from openblip.generation.processors import apply_rules, shape_distribution
+from openblip.nn.language_model import Reading
 
 
 def generate_sequentially(start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
     """Greedy or sampled texts, `num_return` a prompt; samples are sorted by score."""
-    prompts, copies = start.logits.shape[0], options.num_return
-    if copies > 1:
-        rows = torch.arange(prompts, device=start.logits.device).repeat_interleave(copies)
-        start.reading.take_rows(rows)
-        start.logits, start.prompt_ids = start.logits[rows], start.prompt_ids[rows]
-    tokens: list[list[int]] = [[] for _ in range(prompts * copies)]
-    log_probs: list[list[float]] = [[] for _ in range(prompts * copies)]
-    for row, token, log_prob in walk(start, options):
-        tokens[row].append(token)
-        log_probs[row].append(log_prob)
+    count, copies = start.logits.shape[0], options.num_return
+    tokens: list[list[int]] = [[] for _ in range(count * copies)]
+    log_probs: list[list[float]] = [[] for _ in range(count * copies)]
+    for text, token, log_prob in walk(start, options):
+        tokens[text].append(token)
+        log_probs[text].append(log_prob)
     found = [
-        make_generation(row_tokens, row_log_probs, options.stop_ids)
-        for row_tokens, row_log_probs in zip(tokens, log_probs, strict=True)
+        make_generation(text_tokens, text_log_probs, options.stop_ids)
+        for text_tokens, text_log_probs in zip(tokens, log_probs, strict=True)
     ]
     groups = [found[first : first + copies] for first in range(0, len(found), copies)]
     return [sorted(group, key=lambda text: -text.score) for group in groups]
 
 
 def walk(start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, int, float]]:
-    """Yield (row, token, log-probability) as tokens are chosen, stop tokens included."""
-    reading, logits, used = start.reading, start.logits, start.prompt_ids
+    """Yield (text, token, log-probability) as tokens are chosen, stop tokens included.
+
+    Texts are numbered prompt after prompt, `num_return` each.
+    """
+    copies = options.num_return
+    logits = start.logits.repeat_interleave(copies, dim=0)
+    used = start.prompt_ids.repeat_interleave(copies, dim=0)
     live = list(range(logits.shape[0]))
-    draws = None if options.seed is None else _generators(len(live), options.seed, options.num_return, logits.device)
+    places = Places(start.logits.shape[0], copies, start.reading)
+    draws = None if options.seed is None else _generators(len(live), options.seed, copies, logits.device)
     for new_tokens in range(options.max_new_tokens):
         log_probs = logits.log_softmax(dim=1)
         scores = apply_rules(logits, used, new_tokens, options)
@@ -45,7 +49,7 @@ def walk(start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, in
             chosen = torch.multinomial(shape_distribution(scores, options), 1)[:, 0]
         else:
             chances = shape_distribution(scores, options)
-            picks = [torch.multinomial(chances[place], 1, generator=draws[row]) for place, row in enumerate(live)]
+            picks = [torch.multinomial(chances[place], 1, generator=draws[text]) for place, text in enumerate(live)]
             chosen = torch.cat(picks)
         told = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
         picked = chosen.tolist()
@@ -56,10 +60,36 @@ def walk(start: Prefilled, options: GenerationOptions) -> Iterator[tuple[int, in
         used = torch.cat([used, chosen[:, None]], dim=1)
         if len(going) < len(live):
             keep = torch.tensor(going, device=logits.device)
-            reading.take_rows(keep)
             chosen, used = chosen[keep], used[keep]
             live = [live[place] for place in going]
-        logits = reading.step(chosen)
+        logits = places.step(chosen, live)
+
+
+class Places:
+    """Where live texts stand among those that are still read: a prompt is read on until all its texts are done."""
+
+    def __init__(self, prompts: int, copies: int, reading: Reading) -> None:
+        self.prompts = list(range(prompts))
+        self.copies = copies
+        self.reading = reading
+
+    def step(self, tokens: Tensor, live: list[int]) -> Tensor:
+        """Read one more token [n] of each live text and score the next: [n, vocabulary]."""
+        going = sorted({text // self.copies for text in live})
+        if 2 * len(going) <= len(self.prompts):
+            # Taking prompts out copies the cache, so it waits until half of them are done.
+            rows = [self.prompts.index(prompt) for prompt in going]
+            self.reading.take_prompts(torch.tensor(rows, device=tokens.device))
+            self.prompts = going
+        count = len(self.prompts) * self.copies
+        if len(live) == count:
+            return self.reading.step(tokens.view(-1, self.copies)).flatten(0, 1)
+        row = {prompt: place for place, prompt in enumerate(self.prompts)}
+        places = [row[text // self.copies] * self.copies + text % self.copies for text in live]
+        at = torch.tensor(places, device=tokens.device)
+        # What a finished text goes on with changes nothing: no other sees it.
+        read = tokens.new_zeros(count).index_copy(0, at, tokens)
+        return self.reading.step(read.view(-1, self.copies)).flatten(0, 1)[at]
 
 
 def _generators(rows: int, seed: int, num_return: int, device: torch.device) -> list[torch.Generator]:

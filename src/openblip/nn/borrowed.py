@@ -45,9 +45,16 @@ class BorrowedDecoder:
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
-        reading = DecoderReading(self, mask)
-        return reading, reading.read(prompts)
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+        reading = DecoderReading(self, mask, texts)
+        scores = reading.read(prompts)
+        if texts > 1:
+            reading.take_rows(_repeated(prompts, texts))
+        return reading, scores
+
+    def read_prefix(self, embeds: Tensor) -> None:
+        """Caches of transformers hold a row for every text: there is nothing to share."""
+        return None
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         before = labels[:, :-1]
@@ -78,11 +85,12 @@ class BorrowedDecoder:
 
 
 class DecoderReading:
-    """Prompt and text in one cache of transformers."""
+    """Prompts and texts in one cache of transformers, which has a row for each text: `texts` a prompt."""
 
-    def __init__(self, decoder: BorrowedDecoder, mask: Tensor | None) -> None:
+    def __init__(self, decoder: BorrowedDecoder, mask: Tensor | None, texts: int) -> None:
         self.decoder = decoder
         self.mask = mask
+        self.texts = texts
         self.cache: Any = None
 
     def read(self, embeds: Tensor) -> Tensor:
@@ -91,18 +99,20 @@ class DecoderReading:
         scores: Tensor = found.logits[:, -1].float()
         return scores
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        if parents is not None:
+            # Texts of one prompt share their mask.
+            self.cache.reorder_cache(_rows_of(parents, torch.arange(len(parents), device=parents.device)))
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        return self.read(self.decoder.embed(tokens[:, None]))
+            self.mask = torch.cat([self.mask, self.mask.new_ones(tokens.numel(), 1)], dim=1)
+        return self.read(self.decoder.embed(tokens.view(-1, 1))).view(*tokens.shape, -1)
+
+    def take_prompts(self, rows: Tensor) -> None:
+        self.take_rows(_rows_of(torch.arange(self.texts, device=rows.device).expand(len(rows), -1), rows))
 
     def take_rows(self, rows: Tensor) -> None:
         self.cache.reorder_cache(rows)
         self.mask = None if self.mask is None else self.mask[rows]
-
-    def reorder(self, rows: Tensor) -> None:
-        # Rows of one prompt share their mask.
-        self.cache.reorder_cache(rows)
 
 
 class BorrowedSeq2Seq:
@@ -116,9 +126,16 @@ class BorrowedSeq2Seq:
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
-        reading = Seq2SeqReading(self.model, *self.encode(prompts, mask))
-        return reading, reading.read(self._start(len(prompts), prompts.device))
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+        reading = Seq2SeqReading(self.model, *self.encode(prompts, mask), texts)
+        scores = reading.read(self._start(len(prompts), prompts.device))
+        if texts > 1:
+            reading.take_rows(_repeated(prompts, texts))
+        return reading, scores
+
+    def read_prefix(self, embeds: Tensor) -> None:
+        """As with T5."""
+        return None
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         start = self._start(len(prompts), prompts.device)
@@ -146,16 +163,17 @@ class BorrowedSeq2Seq:
 
 
 class Seq2SeqReading:
-    """The encoded prompt, and the text behind the start in a cache of transformers."""
+    """Encoded prompts, and the texts behind the start in a cache of transformers; both have a row for each text."""
 
-    def __init__(self, model: Any, encoded: Any, mask: Tensor | None) -> None:
+    def __init__(self, model: Any, encoded: Any, mask: Tensor | None, texts: int) -> None:
         self.model = model
         self.encoded = encoded
         self.mask = mask
+        self.texts = texts
         self.cache: Any = None
 
     def read(self, tokens: Tensor) -> Tensor:
-        """Ids [R, T] of the text."""
+        """Ids [R, T] of the texts."""
         found = self.model(
             encoder_outputs=self.encoded,
             attention_mask=self.mask,
@@ -167,17 +185,30 @@ class Seq2SeqReading:
         scores: Tensor = found.logits[:, -1].float()
         return scores
 
-    def step(self, tokens: Tensor) -> Tensor:
-        return self.read(tokens[:, None])
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        if parents is not None:
+            # Texts of one prompt share what was encoded.
+            rows = _rows_of(parents, torch.arange(len(parents), device=parents.device))
+            self.cache.self_attention_cache.reorder_cache(rows)
+        return self.read(tokens.view(-1, 1)).view(*tokens.shape, -1)
+
+    def take_prompts(self, rows: Tensor) -> None:
+        self.take_rows(_rows_of(torch.arange(self.texts, device=rows.device).expand(len(rows), -1), rows))
 
     def take_rows(self, rows: Tensor) -> None:
         self.encoded = type(self.encoded)(last_hidden_state=self.encoded.last_hidden_state[rows])
         self.mask = None if self.mask is None else self.mask[rows]
         self.cache.reorder_cache(rows)
 
-    def reorder(self, rows: Tensor) -> None:
-        # Rows of one prompt share what was encoded.
-        self.cache.self_attention_cache.reorder_cache(rows)
-
 
 Borrowed: TypeAlias = BorrowedDecoder | BorrowedSeq2Seq
+
+
+def _repeated(prompts: Tensor, texts: int) -> Tensor:
+    """[P * texts] indices: each of P prompts as often as it has texts."""
+    return torch.arange(len(prompts), device=prompts.device).repeat_interleave(texts)
+
+
+def _rows_of(places: Tensor, prompts: Tensor) -> Tensor:
+    """[P * B] rows of texts that stand at places [P, B] among the B texts of prompts [P]."""
+    return (prompts[:, None] * places.shape[1] + places).flatten()

@@ -7,17 +7,22 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """A static key-value cache.
+    """A static key-value cache of prompts, each of which may go on as several texts.
 
-    Memory for `capacity` tokens is taken at the start, so a decoding step writes in place and never
-    allocates. Rows may be left-padded: `visible` says which cached tokens may be attended to.
+    Memory for `capacity` tokens a prompt is taken at the start, so a decoding step writes in place and never
+    allocates. A prompt's texts (beams, samples) share what was read of it, and their own tokens stand behind it, one
+    of each text a step: whose is whose is told by `visible` alone, so no key or value is ever moved or copied when
+    beams change places.
 
     Attributes:
-        keys, values: [layers, batch, heads, capacity, head width].
-        visible: [batch, capacity] bool, False for padding.
-        length: tokens cached so far, padding included, the same for every row.
-        tokens: [batch] int64, tokens cached so far without padding; the next token's position.
-        padded: whether any row holds padding; when False, masks can be left out.
+        keys, values: [layers, batch, heads, capacity, head width]; a row of the batch is a prompt.
+        visible: [batch, texts, capacity] bool: what each text sees; neither padding nor what belongs to other texts.
+        steps: [capacity] int64: how many steps of reading, padding included, came before each cached token.
+        tokens: [batch] int64: how many tokens each text has so far, without padding; the next token's position.
+        length: tokens cached so far, padding and all texts' own included, the same for every row.
+        reach: how many tokens, padding included, the next one stands behind.
+        hides: whether `visible` hides anything; when False, masks can be left out.
+        prefix: a cache of one row that every text sees in front of all; it is only read.
     """
 
     def __init__(
@@ -33,10 +38,13 @@ class KeyValueCache:
         shape = (depth, batch, num_heads, capacity, head_width)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.visible = torch.ones(batch, capacity, dtype=torch.bool, device=device)
+        self.visible = torch.zeros(batch, 1, capacity, dtype=torch.bool, device=device)
+        self.steps = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.length = 0
-        self.padded = False
+        self.reach = 0
+        self.hides = False
+        self.prefix: KeyValueCache | None = None
 
     @property
     def batch(self) -> int:
@@ -46,20 +54,53 @@ class KeyValueCache:
     def capacity(self) -> int:
         return self.keys.shape[3]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def stand_behind(self, prefix: KeyValueCache) -> None:
+        """Let everything that will be read stand behind a prefix."""
+        self.prefix = prefix
+        self.tokens += prefix.length
+        self.reach += prefix.length
+
     def extend(self, count: int, mask: Tensor | None) -> int:
-        """Make room for `count` tokens (mask [batch, count] bool) and return where they start."""
-        start, end = self.length, self.length + count
-        if end > self.capacity:
-            raise ValueError(f"the key-value cache holds {self.capacity} tokens, {end} were asked for")
+        """Make room for `count` more tokens of each prompt (mask [batch, count] bool) and return where they start."""
+        start, end = self._make_room(count)
         if mask is None:
-            self.visible[:, start:end] = True
+            self.visible[:, :, start:end] = True
             self.tokens += count
         else:
-            self.visible[:, start:end] = mask
+            self.visible[:, :, start:end] = mask[:, None]
             self.tokens += mask.sum(1)
-            self.padded = True
-        self.length = end
+            self.hides = True
+        self.steps[start:end] = torch.arange(self.reach, self.reach + count, device=self.steps.device)
+        self.reach += count
         return start
+
+    def branch(self, texts: int, parents: Tensor | None) -> int:
+        """Make room for one more token of each of `texts` texts a prompt and return where they start.
+
+        Args:
+            parents: [batch, texts] int64, which earlier text of its prompt each goes on from; None: from itself. The
+                first time all go on from the prompt.
+        """
+        start, end = self._make_room(texts)
+        if self.visible.shape[1] != texts:
+            self.visible = self.visible.repeat(1, texts, 1)
+            self.hides = True
+        elif parents is not None:
+            self.visible = self.visible.gather(1, parents[:, :, None].expand(-1, -1, self.capacity))
+        self.visible[:, :, start:end] = torch.eye(texts, dtype=torch.bool, device=self.visible.device)
+        self.tokens += 1
+        self.steps[start:end] = self.reach
+        self.reach += 1
+        return start
+
+    def mask(self) -> Tensor | None:
+        """[batch, 1, texts, length] bool, what each text's last token sees; None when that is everything."""
+        return self.visible[:, None, :, : self.length] if self.hides else None
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, heads, T, head width] at `start`; return everything cached for this layer."""
@@ -69,17 +110,15 @@ class KeyValueCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def take_rows(self, rows: Tensor) -> None:
-        """Replace the batch by `rows` [new batch] int64 of it: repeat a row per beam, drop finished ones."""
+        """Replace the batch by `rows` [new batch] int64 of it, a copy: when many prompts are done."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
         self.visible = self.visible[rows]
         self.tokens = self.tokens[rows]
 
-    def reorder(self, rows: Tensor, start: int) -> None:
-        """Permute rows in place from token `start` on.
-
-        Beams of one image share their prefix, so only what they generated has to move.
-        """
-        kept = slice(start, self.length)
-        self.keys[:, :, :, kept] = self.keys[:, rows, :, kept]
-        self.values[:, :, :, kept] = self.values[:, rows, :, kept]
+    def _make_room(self, count: int) -> tuple[int, int]:
+        start, end = self.length, self.length + count
+        if end > self.capacity:
+            raise ValueError(f"the key-value cache holds {self.capacity} tokens, {end} were asked for")
+        self.length = end
+        return start, end

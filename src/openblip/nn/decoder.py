@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openblip.nn.cache import KeyValueCache
 from openblip.nn.language_model import Reading, join_texts
 from openblip.nn.linear import Linear, WordTable
+from openblip.nn.shared_attention import attend_to_both
 
 POSITION_OFFSET = 2
 """OPT's position table has two unused rows in front, inherited from fairseq's padding index."""
@@ -77,13 +78,12 @@ class DecoderLayer(nn.Module):
         query, key, value = qkv.unbind(0)
         if cache is not None:
             key, value = cache.write(index, start, key, value)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and length > 1,
-        )
+        if cache is not None and cache.prefix is not None:
+            shared = cache.prefix
+            mixed = attend_to_both(query, shared.keys[index, 0], shared.values[index, 0], key, value, mask)
+        else:
+            causal = mask is None and length > 1
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         attended: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return attended
 
@@ -139,22 +139,45 @@ class Decoder(nn.Module):
         """
         length = embeds.shape[1]
         mask = None if mask is None else mask.bool()
-        start = 0 if cache is None else cache.length
-        if start + length > self.config.max_positions:
-            raise ValueError(
-                f"{start + length} tokens are more than the {self.config.max_positions} positions of this model"
-            )
+        self._check_positions(length if cache is None else cache.reach + length)
         if cache is None:
-            read = torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
+            start, read = 0, torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
         else:
             read = cache.tokens.clone()
-            cache.extend(length, mask)
+            start = cache.extend(length, mask)
+        positions = self._positions(read, length, mask)
+        return self._run(embeds, positions, self._attention_mask(length, start, mask, cache), cache, start)
+
+    def go_on(self, embeds: Tensor, cache: KeyValueCache, parents: Tensor | None = None) -> Tensor:
+        """Read one more token of each of several texts a prompt, which share the prompt in the cache.
+
+        Args:
+            embeds: [P, B, token width], one token of each of B texts.
+            parents: [P, B], see `KeyValueCache.branch`.
+
+        Returns:
+            hidden states [P, B, width], for `logits`.
+
+        Raises:
+            ValueError: more tokens than the cache or the position table holds.
+        """
+        self._check_positions(cache.reach + 1)
+        positions = cache.tokens[:, None].clone()
+        start = cache.branch(embeds.shape[1], parents)
+        # The texts stand where consecutive tokens otherwise do: as queries of one prompt.
+        return self._run(embeds, positions, cache.mask(), cache, start)
+
+    def _check_positions(self, count: int) -> None:
+        if count > self.config.max_positions:
+            raise ValueError(f"{count} tokens are more than the {self.config.max_positions} positions of this model")
+
+    def _run(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache | None, start: int
+    ) -> Tensor:
         x = embeds if self.project_in is None else self.project_in(embeds)
-        x = x + self.positions(self._positions(read, length, mask) + POSITION_OFFSET)
-        x = F.dropout(x, self.dropout, self.training)
-        attention_mask = self._attention_mask(length, start, mask, cache)
+        x = F.dropout(x + self.positions(positions + POSITION_OFFSET), self.dropout, self.training)
         for index, layer in enumerate(self.layers):
-            x = layer(x, attention_mask, cache, index, start)
+            x = layer(x, mask, cache, index, start)
         return x if self.norm is None else self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -163,11 +186,25 @@ class Decoder(nn.Module):
             hidden = self.project_out(hidden)
         return self.tokens.scores(hidden)
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
-        """See `LanguageModel.read`. Raises ValueError when prompts and new tokens exceed the position table."""
-        cache = self.new_cache(prompts.shape[0], prompts.shape[1] + new_tokens)
+    def read(
+        self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1, prefix: KeyValueCache | None = None
+    ) -> tuple[Reading, Tensor]:
+        """See `LanguageModel.read`. Raises ValueError when prompts and new tokens exceed the position table.
+
+        Args:
+            prefix: what `read_prefix` gave: the prompts stand behind it.
+        """
+        cache = self.new_cache(prompts.shape[0], prompts.shape[1] + texts * new_tokens)
+        if prefix is not None:
+            cache.stand_behind(prefix)
         hidden = self(prompts, mask, cache)
         return DecoderReading(self, cache), self.logits(hidden[:, -1]).float()
+
+    def read_prefix(self, embeds: Tensor) -> DecoderPrefix:
+        """See `LanguageModel.read_prefix`. Raises ValueError when it exceeds the position table."""
+        cache = self.new_cache(1, embeds.shape[0])
+        self(embeds[None], None, cache)
+        return DecoderPrefix(self, cache)
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """Hidden states [B, L, width] that predict each label: see `LanguageModel.hidden_before`."""
@@ -188,8 +225,9 @@ class Decoder(nn.Module):
     @staticmethod
     def _attention_mask(length: int, start: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
         """[B or 1, 1, T, start + T] bool, True where a query may look; None for plain causal or full view."""
-        visible = mask if cache is None else (cache.visible[:, : start + length] if cache.padded else None)
-        if visible is None and (start == 0 or length == 1):
+        visible = mask if cache is None else (cache.visible[:, 0, : start + length] if cache.hides else None)
+        behind = cache is not None and cache.prefix is not None
+        if visible is None and (length == 1 or (start == 0 and not behind)):
             return None
         device = visible.device if visible is not None else (cache.keys.device if cache is not None else None)
         rows = torch.arange(start, start + length, device=device)[:, None]
@@ -203,19 +241,30 @@ class Decoder(nn.Module):
 
 
 class DecoderReading:
-    """Prompt and text in one cache."""
+    """Prompts and their texts in one cache."""
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
         self.decoder = decoder
         self.cache = cache
-        self.prompt_length = cache.length
 
-    def step(self, tokens: Tensor) -> Tensor:
-        hidden = self.decoder(self.decoder.embed(tokens[:, None]), None, self.cache)
-        return self.decoder.logits(hidden[:, -1]).float()
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        hidden = self.decoder.go_on(self.decoder.embed(tokens), self.cache, parents)
+        return self.decoder.logits(hidden).float()
 
-    def take_rows(self, rows: Tensor) -> None:
+    def take_prompts(self, rows: Tensor) -> None:
         self.cache.take_rows(rows)
 
-    def reorder(self, rows: Tensor) -> None:
-        self.cache.reorder(rows, self.prompt_length)
+
+class DecoderPrefix:
+    """Keys and values of what prompts begin with: read once, seen by all."""
+
+    def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+
+    @property
+    def nbytes(self) -> int:
+        return self.cache.nbytes
+
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+        return self.decoder.read(prompts, mask, new_tokens, texts, self.cache)

@@ -33,19 +33,43 @@ class LanguageConfig(Protocol):
 
 
 class Reading(Protocol):
-    """Texts that a language model has read so far, one a row."""
+    """Prompts that a language model has read, and B texts that go on from each."""
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token a row [R] and score the next: [R, vocabulary] float32."""
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        """Read one more token of each text [P, B] and score the next: [P, B, vocabulary] float32.
 
-    def take_rows(self, rows: Tensor) -> None:
-        """Replace the rows by `rows` [n] int64 of them: repeat a row per beam, drop finished ones."""
+        Args:
+            parents: [P, B] int64, which text of its prompt, as they stood before, each text goes on from; None: from
+                itself. At the first step all go on from their prompt.
+        """
 
-    def reorder(self, rows: Tensor) -> None:
-        """Permute rows, each place going on with a row of the same prompt: only what differs has to move."""
+    def take_prompts(self, rows: Tensor) -> None:
+        """Go on with the prompts `rows` [n] int64 alone, and their texts; this copies what was read of them."""
 
 
-class LanguageModel(Protocol):
+class Reader(Protocol):
+    """What reads prompts: a language model, or one that has read already what they begin with."""
+
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+        """Read prompts [P, T, token width] padded on the left, leaving room for `texts` texts of `new_tokens` each.
+
+        Args:
+            mask: [P, T] bool, False for padding; None when there is none.
+
+        Returns:
+            what to go on from, and the scores of the first new token [P, vocabulary] float32.
+        """
+
+
+class ReadPrefix(Reader, Protocol):
+    """What a language model keeps of the beginning of prompts, to read any number of them behind it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept."""
+
+
+class LanguageModel(Reader, Protocol):
     """A language model that can stand behind the Q-Former."""
 
     @property
@@ -54,15 +78,8 @@ class LanguageModel(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] to embeddings [..., token width], to be joined with a visual prompt."""
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
-        """Read prompts [P, T, token width] padded on the left, leaving room for `new_tokens`.
-
-        Args:
-            mask: [P, T] bool, False for padding; None when there is none.
-
-        Returns:
-            what to go on from, and the scores of the first new token [P, vocabulary] float32.
-        """
+    def read_prefix(self, embeds: Tensor) -> ReadPrefix | None:
+        """Read the beginning [S, token width] of prompts that are to follow; None from a model that cannot share it."""
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """States [B, L, ...] that predict each label, given the prompt and the labels before it, for `logits`.

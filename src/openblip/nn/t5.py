@@ -130,7 +130,11 @@ class RelativeBias(nn.Module):
     def forward(self, start: int, length: int) -> Tensor:
         """[1, heads, T, start + T] of `length` queries from position `start` on and all keys up to the last."""
         positions = torch.arange(start + length, device=self.table.weight.device)
-        bias: Tensor = self.table(self.buckets(positions[None] - positions[start:, None]))
+        return self.between(positions[start:], positions)
+
+    def between(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """[1, heads, T, L] of queries and keys at positions [T] and [L]."""
+        bias: Tensor = self.table(self.buckets(keys[None] - queries[:, None]))
         return bias.permute(2, 0, 1)[None]
 
 
@@ -279,6 +283,21 @@ class T5Decoder(nn.Module):
         if length > 1:
             ahead = torch.ones(bias.shape[2:], dtype=torch.bool, device=bias.device).triu(start + 1)
             bias = bias.masked_fill(ahead, -torch.inf)
+        return self._run(embeds, bias, memory, cache, start)
+
+    def go_on(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None) -> Tensor:
+        start = cache.branch(embeds.shape[1], parents)
+        # How far tokens are apart is told by the steps they were read at: texts stand side by side in the cache.
+        steps = cache.steps[: cache.length]
+        bias = self.bias.between(steps[-1:], steps).to(embeds.dtype)
+        mask = cache.mask()
+        if mask is not None:
+            bias = bias.masked_fill(~mask, -torch.inf)
+        return self._run(embeds, bias, memory, cache, start)
+
+    def _run(
+        self, embeds: Tensor, bias: Tensor, memory: EncoderMemory, cache: KeyValueCache | None, start: int
+    ) -> Tensor:
         x = F.dropout(embeds, self.dropout, self.training)
         for index, layer in enumerate(self.layers):
             x = layer(x, bias, memory, cache, index, start)
@@ -339,6 +358,24 @@ class T5(nn.Module):
         hidden: Tensor = self.decoder(embeds, memory, cache)
         return hidden
 
+    def go_on(
+        self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None = None
+    ) -> Tensor:
+        """Read one more token of each of several texts a prompt, which share its memory and the start of the cache.
+
+        Args:
+            embeds: [P, B, width], one token of each of B texts.
+            parents: [P, B], see `KeyValueCache.branch`.
+
+        Returns:
+            hidden states [P, B, width], for `logits`.
+
+        Raises:
+            ValueError: more tokens than the cache holds.
+        """
+        # Cross-attention needs no more than that: a prompt's texts are its queries.
+        return self.decoder.go_on(embeds, memory, cache, parents)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., vocabulary] of hidden states [..., width]."""
         if self.head is None:
@@ -346,11 +383,17 @@ class T5(nn.Module):
         scores: Tensor = self.head(hidden)
         return scores
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> tuple[Reading, Tensor]:
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
         """See `LanguageModel.read`."""
-        count = prompts.shape[0]
-        reading = T5Reading(self, self.remember(self.encode(prompts, mask), mask), self.new_cache(count, new_tokens))
-        return reading, reading.step(torch.full((count,), self.config.start_id, device=prompts.device))
+        memory = self.remember(self.encode(prompts, mask), mask)
+        cache = self.new_cache(prompts.shape[0], 1 + texts * new_tokens)
+        start = torch.full((prompts.shape[0], 1), self.config.start_id, device=prompts.device)
+        hidden = self(self.embed(start), memory, cache)
+        return T5Reading(self, memory, cache), self.logits(hidden[:, -1]).float()
+
+    def read_prefix(self, embeds: Tensor) -> None:
+        """The encoder reads a prompt in both directions: no part of it can be read before the rest is known."""
+        return None
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """Hidden states [B, L, width] that predict each label, given the prompt and the labels before it.
@@ -367,21 +410,17 @@ class T5(nn.Module):
 
 
 class T5Reading:
-    """The prompt in the encoder's memory, the text behind the start token in the decoder's cache."""
+    """Prompts in the encoder's memory, their texts behind the start token in the decoder's cache."""
 
     def __init__(self, t5: T5, memory: EncoderMemory, cache: KeyValueCache) -> None:
         self.t5 = t5
         self.memory = memory
         self.cache = cache
 
-    def step(self, tokens: Tensor) -> Tensor:
-        hidden = self.t5(self.t5.embed(tokens[:, None]), self.memory, self.cache)
-        return self.t5.logits(hidden[:, -1]).float()
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        hidden = self.t5.go_on(self.t5.embed(tokens), self.memory, self.cache, parents)
+        return self.t5.logits(hidden).float()
 
-    def take_rows(self, rows: Tensor) -> None:
+    def take_prompts(self, rows: Tensor) -> None:
         self.memory = self.memory.take(rows)
         self.cache.take_rows(rows)
-
-    def reorder(self, rows: Tensor) -> None:
-        # Rows of one prompt share their memory and the start token.
-        self.cache.reorder(rows, 1)
