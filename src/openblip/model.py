@@ -18,12 +18,13 @@ from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import fits
 from openblip.image_sources import ImageSource, describe_source
-from openblip.images import load_each, load_image, to_pixels
+from openblip.images import load_image, to_pixels
 from openblip.matching import ranking
-from openblip.matching.matcher import Matcher, batches
+from openblip.matching.matcher import Matcher
 from openblip.matching.ranking import Search
 from openblip.nn.efficientnet import EfficientNet
 from openblip.options import Defaults, TextOptions, generation_options
+from openblip.pipeline import PixelBatch, pixel_batches
 from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import clean_generated, clean_question
 
@@ -152,11 +153,12 @@ class Blip2:
     ) -> Iterator[Captioned]:
         """Describe any number of images, one result each in order, as batches are done.
 
-        An image that cannot be read gives a result with its error; the others are not affected.
+        An image that cannot be read gives a result with its error; the others are not affected. Images are taken
+        and read ahead of the model, as `openblip.pipeline.read_ahead` says.
         """
         chosen = generation_options(options, self._caption_defaults(), num_captions, self._stop_id())
         text = self.parts.prompts.caption if prompt is None else prompt
-        for batch in batches(_listed(images), batch_size):
+        for batch in pixel_batches(_listed(images), self.parts.transform, batch_size):
             yield from self._caption_batch(batch, text, chosen)
 
     @overload
@@ -301,27 +303,25 @@ class Blip2:
         """Unit vectors [N, shared width] of texts, float32 on the CPU."""
         return self._matcher().embed_texts(_listed(texts), batch_size)
 
-    def _caption_batch(
-        self, sources: Sequence[ImageSource], prompt: str, options: GenerationOptions
-    ) -> list[Captioned]:
-        loaded = load_each(sources)
-        images = [image for image in loaded if not isinstance(image, ImageError)]
-        captions: Iterator[list[Generation]] = iter(())
-        if images:
+    def _caption_batch(self, batch: PixelBatch, prompt: str, options: GenerationOptions) -> list[Captioned]:
+        captions: list[list[Generation]] = []
+        if len(batch.pixels):
             with torch.inference_mode():
-                visual = self.network.visual_prompt(self.image_features(images))
+                visual = self.network.visual_prompt(self._features(batch.pixels))
                 rows = [self._join(row, prompt) for row in visual]
-                captions = iter(generate(self.network.language_model, rows, options))
+                captions = generate(self.network.language_model, rows, options)
         return [
-            Captioned(describe_source(source), error=image)
-            if isinstance(image, ImageError)
-            else Captioned(describe_source(source), tuple(self._text(found) for found in next(captions)))
-            for source, image in zip(sources, loaded, strict=True)
+            Captioned(describe_source(source), error=found)
+            if isinstance(found, ImageError)
+            else Captioned(describe_source(source), tuple(self._text(text) for text in found))
+            for source, found in batch.join(captions)
         ]
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Features [B, N, image width] of checked images, as the Q-Former reads them."""
-        pixels = to_pixels(images, self.parts.transform)
+        return self._features(to_pixels(images, self.parts.transform))
+
+    def _features(self, pixels: Tensor) -> Tensor:
         return self.network.image_features(pixels.to(self.placement.device, self.placement.dtype))
 
     def _join(self, visual_prompt: Tensor, prompt: str) -> Tensor:
@@ -352,7 +352,7 @@ class Blip2:
     def _matcher(self) -> Matcher:
         if self.parts.matching is None:
             raise CheckpointError(f"the model {self.name} has no text side: it can caption and answer only")
-        return Matcher(self.network, self.parts.matching, self.image_features)
+        return Matcher(self.network, self.parts.matching, self.parts.transform)
 
 
 def _listed(given: Many) -> Many:
