@@ -16,6 +16,9 @@ from torch import Tensor, nn
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280
 NORM_EPS = 1e-3
+MOST_TOGETHER = 8
+"""Images that a CPU takes at once, at most, and no more than it has threads (two at least): the grids of a batch
+would leave its caches, and memory for them would be fetched from the system anew in every layer."""
 
 # kernel, stride, expansion, output channels, repeats of EfficientNet-B0, stage by stage
 STAGES = (
@@ -77,7 +80,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return F.relu6(x) if self.active else x
+        return F.relu6(x, inplace=True) if self.active else x
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -140,6 +143,14 @@ class EfficientNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], (value - 127) / 128, to patches [B, N, width], row by row."""
+        if pixels.device.type != "cpu" or self.training:
+            return self._patches(pixels)
+        together = min(MOST_TOGETHER, max(2, torch.get_num_threads()))
+        # A pixel's channels side by side are what CPU kernels of small convolutions read and write fastest.
+        parts = pixels.contiguous(memory_format=torch.channels_last).split(together)
+        return torch.cat([self._patches(part) for part in parts])
+
+    def _patches(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels)
         for block in self.blocks:
             x = block(x)
