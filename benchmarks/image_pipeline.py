@@ -70,15 +70,15 @@ def main() -> None:
             if not torch.equal(ours(), theirs()):
                 raise SystemExit(f"pixels of {width} x {height} differ")
             image = load_image(path)
-            found = take_turns(
-                {
-                    "ours": ours,
-                    "theirs": theirs,
-                    "decode": lambda path=path: Image.open(path).load(),
-                    "resize": lambda image=image: image.resize((side, side), Image.Resampling.BICUBIC),
-                },
-                options.rounds,
-            )
+
+            def decode(path: Path = path) -> None:
+                Image.open(path).load()
+
+            def resize(image: Image.Image = image) -> Image.Image:
+                return image.resize((side, side), Image.Resampling.BICUBIC)
+
+            ways: dict[str, Callable[[], object]] = {"ours": ours, "theirs": theirs, "decode": decode, "resize": resize}
+            found = take_turns(ways, options.rounds)
             faster = found["theirs"] / found["ours"]
             print(
                 f"| {width} x {height} | {found['ours']:.1f} | {found['theirs']:.1f} | {faster:.2f} | yes "

@@ -46,11 +46,17 @@ def test_folded_equals_unfolded(name: str) -> None:
 @torch.no_grad()
 def test_a_batch_is_its_images_one_by_one_in_any_layout() -> None:
     ours, _ = build("lite0", 64, place_width=8)
-    pixels = random(2 * MOST_TOGETHER + 1, 3, 64, 96)
+    unfolded = copy.deepcopy(ours.double())
+    ours.fold()
+    pixels = random(2 * MOST_TOGETHER + 1, 3, 64, 96).double()
     together = ours(pixels)
     assert together.shape == (len(pixels), 2 * 3, ours.width) and together.is_contiguous()
-    assert difference(together, torch.cat([ours(image[None]) for image in pixels])) <= 1e-5
-    assert difference(together, ours(pixels.contiguous(memory_format=torch.channels_last))) <= 1e-5
+    for other in (
+        torch.cat([ours(image[None]) for image in pixels]),
+        ours(pixels.contiguous(memory_format=torch.channels_last)),
+        unfolded(pixels),
+    ):
+        assert difference(together, other) <= 1e-10
     assert ours(pixels[:0]).shape == (0, 6, ours.width)
 
 
