@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 
 
-def photo() -> bytes:
-    """A 640x480 JPEG with as much detail as a photo has."""
-    draw = np.random.default_rng(0)
+def photo(width: int = 640, height: int = 480, seed: int = 0) -> bytes:
+    """A JPEG with as much detail as a photo has."""
+    draw = np.random.default_rng(seed)
     coarse = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(
-        (640, 480), Image.Resampling.BICUBIC
+        (width, height), Image.Resampling.BICUBIC
     )
-    pixels = np.asarray(coarse, dtype=np.int16) + draw.integers(-12, 13, (480, 640, 3))
+    pixels = np.asarray(coarse, dtype=np.int16) + draw.integers(-12, 13, (height, width, 3))
     file = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -1,8 +1,8 @@
 """Any image a user can name -> checked RGB image -> normalised pixels.
 
 `load_image` turns every failure of a file or a decoder into one `ImageError`; `to_pixels` is the evaluation
-transform of BLIP-2 (LAVIS' `blip_image_eval`). Both leave Pillow's global settings alone and may be called
-from many threads.
+transform of BLIP-2 (LAVIS' `blip_image_eval`): `squash`, then `normalise`. All leave Pillow's global settings
+alone and may be called from many threads.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ __all__ = [
     "describe_source",
     "find_images",
     "load_image",
+    "normalise",
+    "squash",
     "to_pixels",
 ]
 
@@ -80,7 +82,8 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.I
     name = describe_source(source)
     try:
         if isinstance(source, Image.Image):
-            return _finish(source, name, limit)
+            rgb = _finish(source, name, limit)
+            return rgb.copy() if rgb.im is source.im else rgb
         if _is_array(source):
             return _finish(_from_array(source, name), name, limit)
         with open_encoded(source, name) as stream:
@@ -90,17 +93,6 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.I
     except Exception as error:
         # Pillow's plugins raise whatever their parsing ran into: struct.error, SyntaxError, zlib.error, ...
         raise ImageError(name, _explain(error)) from error
-
-
-def load_each(sources: Sequence[ImageSource]) -> list[Image.Image | ImageError]:
-    """Each source as an image, or what is wrong with it."""
-    loaded: list[Image.Image | ImageError] = []
-    for source in sources:
-        try:
-            loaded.append(load_image(source))
-        except ImageError as error:
-            loaded.append(error)
-    return loaded
 
 
 def _pixel_limit(max_pixels: int | None) -> int:
@@ -148,6 +140,11 @@ def _has_end_mark(stream: BinaryIO, image_format: str | None) -> bool:
     if image_format not in ("JPEG", "MPO", "JPEG2000"):
         return True
     position = stream.tell()
+    stream.seek(-2, os.SEEK_END)
+    if stream.read() == b"\xff\xd9":
+        # Also where a thumbnail's mark comes last: such a file has no coded pixels, and the decoder says so.
+        stream.seek(position)
+        return True
     stream.seek(0)
     data = stream.read()
     stream.seek(position)
@@ -189,9 +186,13 @@ def _explain(error: Exception) -> str:
 
 
 def _finish(image: Image.Image, name: str, limit: int) -> Image.Image:
+    """May share its pixels with `image`."""
     _check_size(image, name, limit)
     image.load()
-    rgb = _to_rgb(_upright(image), name)
+    upright = _upright(image)
+    # Most photos are RGB: a copy of one, only to drop its metadata, would take as long as reading its file.
+    rgb = upright._new(upright.im) if upright.mode == "RGB" and not upright.has_transparency_data else None
+    rgb = _to_rgb(upright, name) if rgb is None else rgb
     rgb.info = {}
     return rgb
 
@@ -229,7 +230,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Always a new image."""
     from PIL import Image
 
     if image.mode in _DEEP_GREY_MODES:
@@ -318,18 +318,29 @@ def to_pixels(images: Sequence[Image.Image], transform: ImageTransform) -> torch
     Returns:
         float32 [B,3,S,S] on the CPU.
     """
+    return normalise([squash(image, transform.image_size) for image in images], transform)
+
+
+def squash(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
+    """The first half of `to_pixels`, for one image: uint8 [S,S,3]. Nearly all of its work, and all Pillow's."""
     import numpy as np
-    import torch
     from PIL import Image
 
+    if not isinstance(image, Image.Image):
+        raise ImageError(describe_source(image), "is not loaded yet; pass it through load_image first")
+    rgb = image if image.mode == "RGB" else _to_rgb(image, describe_source(image))
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def normalise(squashed: Sequence[np.ndarray[Any, Any]], transform: ImageTransform) -> torch.Tensor:
+    """The second half of `to_pixels`: uint8 [S,S,3] each to float32 [B,3,S,S]."""
+    import numpy as np
+    import torch
+
     size = transform.image_size
-    squashed = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    for row, image in zip(squashed, images, strict=True):
-        if not isinstance(image, Image.Image):
-            raise ImageError(describe_source(image), "is not loaded yet; pass it through load_image first")
-        rgb = image if image.mode == "RGB" else _to_rgb(image, describe_source(image))
-        row[:] = np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
-    planes = np.ascontiguousarray(squashed.transpose(0, 3, 1, 2))
+    planes = np.empty((len(squashed), 3, size, size), dtype=np.uint8)
+    for row, image in zip(planes, squashed, strict=True):
+        row[:] = image.transpose(2, 0, 1)
     pixels = torch.from_numpy(planes).to(torch.float32)
     mean = torch.tensor(transform.mean, dtype=torch.float32).view(3, 1, 1)
     std = torch.tensor(transform.std, dtype=torch.float32).view(3, 1, 1)

@@ -20,13 +20,14 @@ from openblip.generation.prefill import fits
 from openblip.generation.prefix import Prefix
 from openblip.image_cache import DEFAULT_BYTES, ImageCache, SeenImage
 from openblip.image_sources import ImageSource, describe_source
-from openblip.images import load_each, load_image, to_pixels
+from openblip.images import load_image, to_pixels
 from openblip.matching import ranking
-from openblip.matching.matcher import Matcher, batches
+from openblip.matching.matcher import Matcher
 from openblip.matching.ranking import Search
 from openblip.nn.efficientnet import EfficientNet
 from openblip.nn.quantised import prepare_layers
 from openblip.options import TextOptions
+from openblip.pipeline import PixelBatch, pixel_batches
 from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import clean_question
 from openblip.writing import answer_options, caption_options, read_text
@@ -167,11 +168,12 @@ class Blip2:
     ) -> Iterator[Captioned]:
         """Describe any number of images, one result each in order, as batches are done.
 
-        An image that cannot be read gives a result with its error; the others are not affected.
+        An image that cannot be read gives a result with its error; the others are not affected. Images are taken
+        and read ahead of the model, as `openblip.pipeline.read_ahead` says.
         """
         chosen = caption_options(self.parts, options, num_captions)
         text = self.parts.prompts.caption if prompt is None else prompt
-        for batch in batches(_listed(images), batch_size):
+        for batch in pixel_batches(_listed(images), self.parts.transform, batch_size):
             yield from self._caption_batch(batch, text, chosen)
 
     @overload
@@ -330,21 +332,18 @@ class Blip2:
         """Unit vectors [N, shared width] of texts, float32 on the CPU."""
         return self._matcher().embed_texts(_listed(texts), batch_size)
 
-    def _caption_batch(
-        self, sources: Sequence[ImageSource], prompt: str, options: GenerationOptions
-    ) -> list[Captioned]:
-        loaded = load_each(sources)
-        images = [image for image in loaded if not isinstance(image, ImageError)]
-        captions: Iterator[list[Generation]] = iter(())
-        if images:
+    def _caption_batch(self, batch: PixelBatch, prompt: str, options: GenerationOptions) -> list[Captioned]:
+        captions: list[list[Generation]] = []
+        if len(batch.pixels):
             with torch.inference_mode():
-                rows = [self._join(seen.prefix.embeds, prompt) for seen in self._look(images)]
-                captions = iter(generate(self.network.language_model, rows, options))
+                seen = self.image_cache.look(batch.pixels, self._see)
+                rows = [self._join(one.prefix.embeds, prompt) for one in seen]
+                captions = generate(self.network.language_model, rows, options)
         return [
-            Captioned(describe_source(source), error=image)
-            if isinstance(image, ImageError)
-            else Captioned(describe_source(source), tuple(read_text(self.parts, found) for found in next(captions)))
-            for source, image in zip(sources, loaded, strict=True)
+            Captioned(describe_source(source), error=found)
+            if isinstance(found, ImageError)
+            else Captioned(describe_source(source), tuple(read_text(self.parts, text) for text in found))
+            for source, found in batch.join(captions)
         ]
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
@@ -378,7 +377,7 @@ class Blip2:
     def _matcher(self) -> Matcher:
         if self.parts.matching is None:
             raise CheckpointError(f"the model {self.name} has no text side: it can caption and answer only")
-        return Matcher(self.network, self.parts.matching, self.image_features)
+        return Matcher(self.network, self.parts.matching, self.parts.transform)
 
 
 def _listed(given: Many) -> Many:

@@ -38,7 +38,7 @@ def model(theirs: Theirs) -> Blip2:
 
 def matcher_of(model: Blip2, pairs: int) -> Matcher:
     assert model.parts.matching is not None
-    return Matcher(model.network, model.parts.matching, model.image_features, pairs)
+    return Matcher(model.network, model.parts.matching, model.parts.transform, pairs)
 
 
 def counted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, size: Callable[..., int]) -> list[int]:

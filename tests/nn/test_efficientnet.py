@@ -10,7 +10,7 @@ from torch import nn
 
 from openblip.checkpoints.efficientnet_names import efficientnet_from_package
 from openblip.errors import CheckpointError
-from openblip.nn.efficientnet import EfficientNetConfig, place_codes, scale_width
+from openblip.nn.efficientnet import MOST_TOGETHER, EfficientNetConfig, place_codes, scale_width
 from tests.pairs.efficientnet import SCALES, SHAPES, SIZES, build, patch_gap, rectangle_gaps
 from tests.pairs.gaps import difference, random
 
@@ -41,6 +41,23 @@ def test_folded_equals_unfolded(name: str) -> None:
     assert difference(folded(pixels), ours(pixels)) <= 1e-10
     single = copy.deepcopy(folded).float()(pixels.float())
     assert difference(single.double(), folded(pixels)) <= 1e-3
+
+
+@torch.no_grad()
+def test_a_batch_is_its_images_one_by_one_in_any_layout() -> None:
+    ours, _ = build("lite0", 64, place_width=8)
+    unfolded = copy.deepcopy(ours.double())
+    ours.fold()
+    pixels = random(2 * MOST_TOGETHER + 1, 3, 64, 96).double()
+    together = ours(pixels)
+    assert together.shape == (len(pixels), 2 * 3, ours.width) and together.is_contiguous()
+    for other in (
+        torch.cat([ours(image[None]) for image in pixels]),
+        ours(pixels.contiguous(memory_format=torch.channels_last)),
+        unfolded(pixels),
+    ):
+        assert difference(together, other) <= 1e-10
+    assert ours(pixels[:0]).shape == (0, 6, ours.width)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
-from openblip.cli.report import attempt, draft_of, open_report, with_progress
+from openblip.cli.report import draft_of, open_report, with_progress
 from openblip.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
@@ -105,10 +104,12 @@ def embed(
 
 def _embed_images(model: Blip2, images: list[str], batch_size: int) -> Iterator[tuple[str, Tensor | ImageError]]:
     """Each image in order with its vectors [Q, width], or with what is wrong with it."""
-    from openblip.images import load_image
+    from openblip.images import load_image, squash
+    from openblip.pipeline import read_ahead
 
-    opened = attempt(images, load_image)
-    while batch := list(islice(opened, batch_size)):
+    size = model.parts.transform.image_size
+    # Squashed, they take little memory, and are embedded as they are.
+    for batch in read_ahead(images, lambda path: squash(load_image(path), size), batch_size):
         good = [image for _, image in batch if not isinstance(image, ImageError)]
         vectors = iter(model.embed_images(good, batch_size=batch_size))
         for path, image in batch:

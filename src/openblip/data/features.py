@@ -12,14 +12,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openblip.data.views import make_view
-from openblip.errors import OpenBlipError
-from openblip.images import ImageTransform, load_image, to_pixels
+from openblip.errors import ImageError, OpenBlipError
+from openblip.images import ImageTransform, load_image, normalise, squash
+from openblip.pipeline import read_ahead
 
 Progress = Callable[[int, int], None]
 
@@ -97,15 +99,19 @@ def cache_features(
         index_path.write_text(json.dumps(names))
     done = int(done_path.read_text()) if done_path.exists() and array_path.exists() else 0
     array = np.load(array_path, mmap_mode="r+") if done else None
-    while done < len(images):
-        batch = images[done : done + batch_size]
-        loaded = [load_image(path) for path in batch]
-        views = [
-            make_view(image, path.name, view, plan.min_area)
-            for path, image in zip(batch, loaded, strict=True)
-            for view in range(plan.count)
-        ]
-        patches = encode(to_pixels(views, transform)).numpy().astype(np.float16)
+
+    def views_of(path: Path) -> list[np.ndarray[Any, Any]]:
+        image = load_image(path)
+        views = [make_view(image, path.name, view, plan.min_area) for view in range(plan.count)]
+        return [squash(view, transform.image_size) for view in views]
+
+    for batch in read_ahead(images[done:], views_of, batch_size):
+        squashed: list[np.ndarray[Any, Any]] = []
+        for _, found in batch:
+            if isinstance(found, ImageError):
+                raise found
+            squashed += found
+        patches = encode(normalise(squashed, transform)).numpy().astype(np.float16)
         if array is None:
             shape = (len(images), plan.count, *patches.shape[1:])
             array = np.lib.format.open_memmap(array_path, mode="w+", dtype=np.float16, shape=shape)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from openblip.errors import ImageError, OptionError
 from openblip.image_sources import ImageSource
-from openblip.images import load_each, load_image
+from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
+from openblip.pipeline import pixel_batches
 from openblip.results import Scores
 from openblip.text import MatchingText, clean_caption, pad_ids
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 PAIRS = 64
 """Pairs of image and text that the Q-Former reads at once: enough to keep a GPU busy, some 100 MB for the official
@@ -65,7 +63,7 @@ class Matcher:
     """A network with a text side, and what brings words and images to it.
 
     Args:
-        see: checked images to features [I, N, image width].
+        transform: of images to the pixels that the network takes.
         pairs: of an image and a text that are read together at once.
     """
 
@@ -73,12 +71,12 @@ class Matcher:
         self,
         network: Blip2Network,
         words: MatchingText,
-        see: Callable[[Sequence[Image]], Tensor],
+        transform: ImageTransform,
         pairs: int = PAIRS,
     ) -> None:
         self.network = network
         self.words = words
-        self.see = see
+        self.transform = transform
         self.pairs = pairs
 
     @property
@@ -86,9 +84,9 @@ class Matcher:
         return self.network.vision_norm.weight.device
 
     @torch.inference_mode()
-    def look(self, images: Sequence[Image]) -> SeenImages:
-        """The image encoder's and the Q-Former's look at a batch of checked images."""
-        features = self.see(images)
+    def look(self, pixels: Tensor) -> SeenImages:
+        """The image encoder's and the Q-Former's look at a batch of images: pixels [I, 3, S, S]."""
+        features = self.network.image_features(pixels.to(self.network.vision_norm.weight))
         memory = self.remember(features)
         queries = self.network.qformer.image(memory)
         return SeenImages(features, memory, self.network.project_queries(queries).float())
@@ -136,8 +134,8 @@ class Matcher:
         """Unit vectors [N, Q, shared width], float32 on the CPU."""
         config = self.network.config
         rows = [torch.empty(0, config.qformer.num_queries, config.shared_width)]
-        for batch in batches(sources, batch_size):
-            rows.append(self.look([load_image(source) for source in batch]).embeds.cpu())
+        for batch in pixel_batches(sources, self.transform, batch_size):
+            rows.append(self.look(batch.whole()).embeds.cpu())
         return torch.cat(rows)
 
     def embed_texts(self, texts: Sequence[str], batch_size: int) -> Tensor:
@@ -150,14 +148,12 @@ class Matcher:
     ) -> Iterator[ImageScores]:
         """Each image against all texts, in order, as batches are done; texts are read once, at the beginning."""
         told = self.read(texts)
-        for batch in batches(sources, batch_size):
-            loaded = load_each(batch)
-            rows = iter(self._score([image for image in loaded if not isinstance(image, ImageError)], told, itm))
-            for source, image in zip(batch, loaded, strict=True):
-                if isinstance(image, ImageError):
-                    yield ImageScores(source, error=image)
+        for batch in pixel_batches(sources, self.transform, batch_size):
+            for source, found in batch.join(self._score(batch.pixels, told, itm)):
+                if isinstance(found, ImageError):
+                    yield ImageScores(source, error=found)
                 else:
-                    yield ImageScores(source, *next(rows))
+                    yield ImageScores(source, *found)
 
     def scores(self, sources: Iterable[ImageSource], texts: Sequence[str], *, itm: bool, batch_size: int) -> Scores:
         """As `score`, in one table; the first image that cannot be read raises its ImageError."""
@@ -170,14 +166,14 @@ class Matcher:
             odds += [] if row.itm is None else [row.itm[None]]
         return Scores(torch.cat(itc), torch.cat(odds) if itm else None)
 
-    def _score(self, images: Sequence[Image], texts: ReadTexts, itm: bool) -> list[tuple[Tensor, Tensor | None]]:
-        if not images:
+    def _score(self, pixels: Tensor, texts: ReadTexts, itm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        if not len(pixels):
             return []
-        seen = self.look(images)
+        seen = self.look(pixels)
         cosines = self.compare(seen, texts)
         if not itm:
             return [(row, None) for row in cosines]
-        everything = torch.arange(len(texts.ids)).expand(len(images), -1)
+        everything = torch.arange(len(texts.ids)).expand(len(pixels), -1)
         odds = self.match(seen.memory, texts, everything).softmax(dim=-1)[..., 1]
         return list(zip(cosines, odds, strict=True))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from openblip.errors import OptionError
 from openblip.image_sources import ImageSource, describe_source
-from openblip.images import load_image
 from openblip.matching.matcher import Matcher, ReadTexts, SeenImages, batches
+from openblip.pipeline import pixel_batches
 from openblip.results import Ranked, Rankings
 
 
@@ -116,11 +116,11 @@ def _walk(
     ways: Sequence[_ImagesForTexts | _TextsForImages],
 ) -> None:
     """Look at each image once, for one way of searching or both."""
-    for batch in batches(sources, batch_size):
-        seen = matcher.look([load_image(source) for source in batch])
+    for batch in pixel_batches(sources, matcher.transform, batch_size):
+        seen = matcher.look(batch.whole())
         cosines = matcher.compare(seen, told)
         for way in ways:
-            way.add(seen, cosines, [describe_source(source) for source in batch])
+            way.add(seen, cosines, [describe_source(source) for source in batch.sources])
 
 
 def _best_first(scores: Tensor) -> Tensor:
