@@ -26,6 +26,8 @@ OPT_WORDS, T5_WORDS = 50265, 32100
 OPT_STOP = 50118
 LINE_END = "Ċ"
 STD = 0.02
+DRAWN = 2**22 - 3
+"""Numbers that are drawn. A prime, or rows would repeat exactly, and beams that say different words score the same."""
 
 
 def config_of(size: str) -> Blip2Config:
@@ -74,7 +76,7 @@ def build(size: str, dtype: torch.dtype = torch.float16) -> Blip2ForConditionalG
     for name, buffer in model.named_buffers():
         buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer)) if "position_ids" in name else buffer.zero_()
     model.tie_weights()
-    drawn = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * STD).to(dtype)
+    drawn = (torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)) * STD).to(dtype)
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)
         if "norm" in name.lower() and name.endswith("weight"):

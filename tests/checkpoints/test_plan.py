@@ -37,9 +37,17 @@ def test_rows_are_all_models_once() -> None:
 
 def test_memory_follows_the_number_format() -> None:
     for row in list_rows():
-        assert row.memory == {
-            dtype: pytest.approx(row.parameters * size / 1e6, abs=0.1) for dtype, size in BYTES_PER_WEIGHT.items()
+        memory = dict(row.memory)
+        fewest = memory.pop("int4")
+        assert memory == {
+            dtype: pytest.approx(row.parameters * size / 1e6, abs=0.1)
+            for dtype, size in BYTES_PER_WEIGHT.items()
+            if dtype != "int4"
         }
+        # Of the official models the language model's layers alone have 4 bits.
+        assert row.parameters * BYTES_PER_WEIGHT["int4"] / 1e6 - 0.1 <= fewest <= memory["int8"]
+    named = {row.name: row.memory for row in list_rows()}
+    assert named[NAME]["int4"] < 0.8 * named[NAME]["int8"]
 
 
 def test_a_plan_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    doctor,
     download,
     embed,
     inspect,
@@ -44,7 +45,7 @@ from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
 
-MODULES = (ask, caption, chat, convert, download, embed, inspect, match, models, plan, quantize, train, verify)
+MODULES = (ask, caption, chat, convert, doctor, download, embed, inspect, match, models, plan, quantize, train, verify)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPOSITORY = Path(__file__).parents[2]
 

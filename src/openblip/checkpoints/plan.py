@@ -21,7 +21,7 @@ from openblip.checkpoints.zoo import ZOO, ZooModel, did_you_mean, find_model
 from openblip.errors import CheckpointError, OptionError
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
-"""int4 has 4 bits a weight and 16 for the scale of every 32; the scales of int8, one a row, count for nothing."""
+"""int4: 4 bits a weight, and 32 for scale and centre of every 64; int8 has one scale a row, which counts for nothing."""
 DTYPES = {**{name: name for name in BYTES_PER_WEIGHT}, "bf16": "bfloat16"}
 """What may be asked for, and what it is called here."""
 PROGRAM_BYTES = 400 * 10**6
@@ -130,7 +130,7 @@ def list_rows() -> list[ModelRow]:
             abilities=model.abilities,
             parameters=model.parameters,
             megabytes=round(model.download_size / 1e6, 1),
-            memory=_memory(model.parameters),
+            memory=_memory(model.parameters, model),
             image_size=model.image_size,
             cached=find_files(model.name) is not None,
             terms=model.terms,
@@ -154,7 +154,7 @@ def make_plan(name: str, dtype: str = "float32") -> Plan:
     if row is None:
         raise CheckpointError(f"{name} is no model that sizes are known of: {did_you_mean(name)}")
     model = find_model(row.name)
-    weights = round(row.parameters * BYTES_PER_WEIGHT[dtype])
+    weights = round(_weight_bytes(row.parameters, model, dtype))
     working = PROGRAM_BYTES + (0 if model is None else _activations(model, 2 if dtype == "bfloat16" else 4))
     # The word table is the largest matrix; converted, it is there twice.
     widest = 0 if model is None or model.language is None else model.language.vocab_size * model.language.width * 4
@@ -173,8 +173,17 @@ def make_plan(name: str, dtype: str = "float32") -> Plan:
     )
 
 
-def _memory(parameters: int) -> dict[str, float]:
-    return {dtype: round(parameters * size / 1e6, 1) for dtype, size in BYTES_PER_WEIGHT.items()}
+def _memory(parameters: int, model: ZooModel | None = None) -> dict[str, float]:
+    return {dtype: round(_weight_bytes(parameters, model, dtype) / 1e6, 1) for dtype in BYTES_PER_WEIGHT}
+
+
+def _weight_bytes(parameters: int, model: ZooModel | None, dtype: str) -> float:
+    """Of all weights; those of a language model's layers alone have 4 bits under int4, the others have 8."""
+    if dtype != "int4" or model is None:
+        return parameters * BYTES_PER_WEIGHT[dtype]
+    language = model.language
+    layers = 0 if language is None else language.parameters() - language.table_parameters()
+    return layers * BYTES_PER_WEIGHT["int4"] + (parameters - layers) * BYTES_PER_WEIGHT["int8"]
 
 
 def _activations(model: ZooModel, number_bytes: int) -> int:

@@ -97,6 +97,11 @@ class LanguageModel:
         # The head is a table of its own; each stack has a table of relative positions.
         return 2 * table + encoder + decoder + 2 * RELATIVE_BUCKETS * self.num_heads
 
+    def table_parameters(self) -> int:
+        """Of them, those of words and positions, the output head included."""
+        table = self.vocab_size * self.width
+        return table + OPT_POSITIONS * self.width if self.kind == "opt" else 2 * table
+
     def config(self) -> DecoderConfig | T5Config:
         from openblip.nn.decoder import DecoderConfig
         from openblip.nn.t5 import T5Config

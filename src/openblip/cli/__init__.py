@@ -18,6 +18,7 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    doctor,
     download,
     embed,
     inspect,
@@ -63,6 +64,7 @@ app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=train.EXAMPLES)(train.train)
 

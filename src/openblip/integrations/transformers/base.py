@@ -14,8 +14,8 @@ from openblip.integrations.transformers.folders import LoadedModel, find_folder,
 from openblip.integrations.transformers.options import (
     LoadOptions,
     chosen_device,
-    refuse_quantised,
     refuse_unknown,
+    wanted_bits,
 )
 from openblip.integrations.transformers.outputs import FeatureOutput
 from openblip.nn.blip2 import Blip2Network
@@ -101,10 +101,9 @@ class Pretrained(nn.Module):
         Raises:
             CheckpointError: no such model, or its files are broken.
             DownloadError: its files cannot be had.
-            OptionError: a keyword of transformers that means nothing here, or weights in 8 or 4 bits.
+            OptionError: a keyword of transformers that means nothing here.
         """
         refuse_unknown("from_pretrained", options, LoadOptions)
-        refuse_quantised(options)
         device = chosen_device(options.get("device_map"))
         dtype = options.get("dtype") or options.get("torch_dtype") or "auto"
         folder = find_folder(
@@ -113,7 +112,7 @@ class Pretrained(nn.Module):
             options.get("cache_dir"),
             options.get("local_files_only", False),
         )
-        return cls(read_model(folder, dtype, device)).eval()
+        return cls(read_model(folder, dtype, device, wanted_bits(options))).eval()
 
     @property
     def device(self) -> torch.device:

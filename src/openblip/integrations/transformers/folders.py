@@ -25,10 +25,12 @@ from openblip.checkpoints.transformers_tokens import (
 )
 from openblip.checkpoints.weight_files import WeightFolder
 from openblip.checkpoints.zoo import BUNDLED, find_model
+from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, DownloadError
 from openblip.images import ImageTransform
 from openblip.integrations.transformers.options import named_dtype
 from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
+from openblip.nn.quantised import prepare_layers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -99,8 +101,11 @@ class LoadedModel:
     config: dict[str, Any]
 
 
-def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device) -> LoadedModel:
+def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bits: int = 0) -> LoadedModel:
     """Read a model's weights; "auto" is the type that the folder says it is in.
+
+    Args:
+        bits: of large matrices, 8 or 4; the rest is then in what the device computes fast, whatever `dtype` says.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit.
@@ -109,15 +114,18 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device) -> 
     if folder_kind(folder) == "transformers":
         content = read_json(folder / CONFIG_FILE)
         kind = named_dtype(_stored_dtype(folder, content) if dtype == "auto" else dtype)
+        if bits:
+            kind = choose_placement(str(device)).dtype
         kept = KEPT_IN_FLOAT32 if kind == torch.float16 else ()
-        parts = load_transformers(folder, kind, device, kept)
+        parts = load_transformers(folder, kind, device, kept, bits)
     else:
         content = {"model_type": "blip-2"}
-        parts = load_native(folder)
-        kind = torch.float32 if dtype == "auto" else named_dtype(dtype)
+        parts = load_native(folder, bits=bits or None)
+        kind = torch.float32 if dtype == "auto" or bits else named_dtype(dtype)
         parts.network.to(device=device, dtype=kind)
         if kind == torch.float16:
             parts.network.qformer.float()
+    prepare_layers(parts.network)
     words = _word_ids(parts, content)
     return LoadedModel(parts, words, _described(parts, words, content))
 

@@ -16,7 +16,7 @@ NEW_TOKENS = 20
 TOP_K = 50
 """transformers' defaults for what a script leaves open: length of a text, and words to draw from."""
 
-QUANTISED = ("load_in_8bit", "load_in_4bit", "quantization_config")
+QUANTISED = {"load_in_8bit": 8, "load_in_4bit": 4}
 
 
 class LoadOptions(TypedDict, total=False):
@@ -27,7 +27,8 @@ class LoadOptions(TypedDict, total=False):
         device_map: one device for the whole model, or "auto": the GPU if there is one.
         revision, cache_dir, local_files_only: where files of a repository come from.
         low_cpu_mem_usage, use_safetensors: change nothing: weights are read one at a time, from what there is.
-        load_in_8bit, load_in_4bit, quantization_config: refused for now.
+        load_in_8bit, load_in_4bit: large matrices in so many bits; the rest is then in float32 on a CPU, and in what a
+            GPU computes fast. quantization_config: an object that says one of them, as BitsAndBytesConfig does.
     """
 
     dtype: torch.dtype | str | None
@@ -85,14 +86,15 @@ def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = N
         raise OptionError(f"{call} does not know {', '.join(unknown)} here: {hint}")
 
 
-def refuse_quantised(given: LoadOptions) -> None:
-    """Raises OptionError when weights are wanted in 8 or 4 bits."""
-    wanted = [name for name in QUANTISED if given.get(name)]
-    if wanted:
-        raise OptionError(
-            f"{wanted[0]}: models cannot be computed in 8 or 4 bits yet, so leave it out; "
-            "on a GPU dtype=torch.float16 halves the memory"
-        )
+def wanted_bits(given: LoadOptions) -> int:
+    """8 or 4 for quantised weights, 0 for none. Raises OptionError for a way to quantise that there is not."""
+    config = given.get("quantization_config")
+    for name, bits in QUANTISED.items():
+        if given.get(name) or getattr(config, name, False):
+            return bits
+    if config is not None:
+        raise OptionError("quantization_config says neither of load_in_8bit and load_in_4bit: give one of them instead")
+    return 0
 
 
 def named_dtype(wanted: torch.dtype | str) -> torch.dtype:

@@ -1,0 +1,46 @@
+"""`openblip doctor`."""
+
+from __future__ import annotations
+
+import pytest
+
+from openblip import machine
+from openblip.checkpoints.zoo import ZOO
+
+from .conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def _small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "INPUTS", 256)
+    monkeypatch.setattr(machine, "OUTPUTS", 256)
+    monkeypatch.setattr(machine, "READ_NUMBERS", 10**6)
+
+
+def test_it_tells_every_writing_model(run: Run) -> None:
+    ran = run("doctor")
+    assert (ran.code, ran.err) == (0, "")
+    table = ran.lines[ran.lines.index("") + 2 :]
+    told = {line.split()[0] for line in table}
+    writers = {(model.encoder, model.language, model.image_size) for model in ZOO if model.language is not None}
+    assert len(table) == len(told) == len(writers)
+    assert told <= {model.name for model in ZOO}
+
+
+def test_json_adds_up(run: Run) -> None:
+    (record,) = run("doctor", "--json").records
+    assert record["reads"] > 0 and record["cores"] >= 1
+    assert [speed["dtype"] for speed in record["speeds"]] == ["float32", "int8"]
+    for speed in record["speeds"]:
+        assert min(speed["many"], speed["few"], speed["row"]) > 0
+    for estimate in record["captions"]:
+        assert all(seconds > 0 for seconds in estimate["seconds"].values())
+
+
+def test_a_machine_twice_as_fast_takes_half_as_long() -> None:
+    model = next(model for model in ZOO if model.language is not None)
+    assert model.language is not None
+    slow = machine.Speed("float32", many=1e11, few=5e10, row=1e10, weight_bytes=4)
+    fast = machine.Speed("float32", many=2e11, few=1e11, row=2e10, weight_bytes=4)
+    taken = [machine.caption_seconds(model, model.language, speed) for speed in (slow, fast)]
+    assert taken[0] == pytest.approx(2 * taken[1])
