@@ -21,7 +21,7 @@ from openblip.checkpoints.zoo import ZOO, ZooModel, did_you_mean, find_model
 from openblip.errors import CheckpointError, OptionError
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
-"""int4: 4 bits a weight, and 32 for scale and centre of every 64; int8 has one scale a row, which counts for nothing."""
+"""int4: 4 bits a weight, and 32 for scale and centre of every 64; the scales of int8, one a row, count for nothing."""
 DTYPES = {**{name: name for name in BYTES_PER_WEIGHT}, "bf16": "bfloat16"}
 """What may be asked for, and what it is called here."""
 PROGRAM_BYTES = 400 * 10**6
