@@ -19,11 +19,15 @@ LEVELS = 127
 CHUNK_ELEMENTS = 500_000
 """Weights quantised at a time: few enough to stay in the processor's cache between the steps."""
 TINY = 1e-30
-PACK_AFTER = 64
-"""Products of several rows after which a layer is packed: what they cost more than packed ones is then about what
-packing costs. A program that makes one caption never packs, one that makes many does so while it makes the first."""
-ROWS_A_PRODUCT = 60
-"""So many rows gain from packing what one short product does."""
+PACK_AFTER = 512
+"""What a layer has to have lost before it is packed: about what packing costs. A program that makes one caption never
+packs, one that makes many with beams does so while it makes the first few."""
+LOSS, GAIN = 8, 1
+"""What plain weights lose by a short product of several rows, and win by a product of one row."""
+ROWS_A_LOSS = 60
+"""So many rows lose as much as one short product does."""
+PADDED_ROWS = 4
+"""A single row is multiplied faster with packed weights when it is there several times."""
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +113,7 @@ class Int8Linear(nn.Module):
         self.scale = nn.Parameter(torch.empty(out_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.packed: Tensor | None = None
-        self.products = 0
+        self.lost = 0
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -150,15 +154,16 @@ class Int8Linear(nn.Module):
         if self.packed is None:
             y = torch._int_mm(codes, weight.t()).to(torch.float32).mul_(self.scale)
         else:
-            y = packed_product(codes, self.packed, self.scale, levels)
+            padded = codes.expand(PADDED_ROWS, -1).contiguous() if len(codes) == 1 else codes
+            y = packed_product(padded, self.packed, self.scale, levels)[: len(codes)]
         y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias, y, step)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _count(self, rows: int, levels: int) -> None:
         """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
         if self.packed is None:
-            self.products += max(1, rows // ROWS_A_PRODUCT) if rows > 1 else 0
-            if self.products >= PACK_AFTER or levels != LEVELS:
+            self.lost = max(0, self.lost + (LOSS * max(1, rows // ROWS_A_LOSS) if rows > 1 else -GAIN))
+            if self.lost >= PACK_AFTER or levels != LEVELS:
                 self.pack()
 
     def dequantised(self, rows: Tensor) -> Tensor:
