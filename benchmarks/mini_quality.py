@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k, coco and daquar")
     parser.add_argument("--model", default="mini", help="name or folder")
+    parser.add_argument("--dtype", default="float32", help="float32, int8 or int4")
     parser.add_argument("--limit", type=int, help="only the first so many images of each set")
     parser.add_argument("--rerank", type=int, default=16, help="candidates a query that ITM looks at")
     parser.add_argument("--only", choices=("captions", "retrieval", "coco-qa", "daquar"), action="append")
@@ -74,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data.is_dir():
         raise SystemExit(f"no data at {options.data}: give --data a folder with flickr8k, coco and daquar")
-    model = load(options.model)
+    model = load(options.model, dtype=options.dtype)
     wanted = options.only or ["captions", "retrieval", "coco-qa", "daquar"]
     scores: dict[str, Any] = {}
     captioned = read_captions(options.data / "flickr8k/captions.jsonl", "val")[: options.limit]

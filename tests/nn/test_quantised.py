@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from openblip.checkpoints.parts import ModelParts
+from openblip.nn import int8
 from openblip.nn.int4 import GROUP, OUTPUTS, Int4Linear, dequantise_groups, quantise_groups
-from openblip.nn.int8 import LEVELS, Int8Linear, Int8WordTable, input_levels, quantise_rows, quantise_weight
+from openblip.nn.int8 import LEVELS, PACK_AFTER, Int8Linear, Int8WordTable, input_levels, quantise_rows, quantise_weight
 from openblip.nn.linear import Linear, WordTable, linear
 from openblip.nn.quantised import prepare_layers, quantise, quantised_layers
 
@@ -97,6 +101,52 @@ def test_int8_packs_itself_once_it_was_used_enough() -> None:
     assert made.packed is not None
     assert made.weight.numel() == 0
     assert torch.equal(first, last)
+
+
+def test_threads_pack_a_layer_once_and_all_get_the_same() -> None:
+    x, layer = drawn(5, 96, 64, 1)
+    with torch.inference_mode():
+        expected = int8_of(layer)(x)
+    for _ in range(20):
+        made = int8_of(layer)
+        made.lost = PACK_AFTER
+
+        def run(made: Int8Linear = made) -> Tensor:
+            with torch.inference_mode():
+                return made(x)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _, run=run: run(), range(8)))  # type: ignore[misc]
+        assert made.packed is not None
+        assert all(torch.equal(one, expected) for one in found)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_a_packed_layer_can_be_copied(duplicate: Callable[[Int8Linear], Int8Linear]) -> None:
+    x, layer = drawn(5, 96, 64, 2)
+    made = int8_of(layer)
+    made.pack()
+    again = duplicate(made)
+    with torch.inference_mode():
+        assert torch.equal(again(x), made(x))
+    assert made.packed is not None
+
+
+def test_shorter_inputs_for_processors_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = LEVELS // 2
+    monkeypatch.setattr(int8, "input_levels", lambda: levels)
+    x, layer = drawn(7, 130, 40, 4, bias=False)
+    made = int8_of(layer)
+    with torch.inference_mode():
+        found = torch.cat([made(x), made(x[:1])])
+    assert made.packed is not None  # plain weights have no exact product there
+    x = torch.cat([x, x[:1]]).double()
+    weight = layer.weight.detach().double()
+    scale = weight.abs().amax(1) / LEVELS
+    kept = made.codes().double() * scale[:, None]
+    step = x.abs().amax(1, keepdim=True) / levels
+    bound = step / 2 * kept.abs().sum(1) * 1.001 + ROUNDING * (x.abs() @ kept.abs().T)
+    assert ((found.double() - x @ kept.T).abs() <= bound).all()
 
 
 def test_the_product_is_exact_for_the_largest_numbers() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 127
+PACKING = Lock()
 CHUNK_ELEMENTS = 500_000
 """Weights quantised at a time: few enough to stay in the processor's cache between the steps."""
 TINY = 1e-30
@@ -128,6 +130,7 @@ class Int8Linear(nn.Module):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.packed = None
+        self.lost = 0
 
     def take(self, weight: Tensor) -> None:
         """Set the weights from those of a layer in floating point [out, in]. Raises ValueError: one is not finite."""
@@ -135,9 +138,11 @@ class Int8Linear(nn.Module):
 
     def pack(self) -> None:
         """Bring the weights into the CPU's order now; nothing where there is none."""
-        if self.packed is None and self.weight.device.type == "cpu" and input_levels() is not None:
-            self.packed = pack(self.weight.detach())
-            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+        # Two threads that come here together would pack what the first has emptied.
+        with PACKING:
+            if self.packed is None and self.weight.device.type == "cpu" and input_levels() is not None:
+                self.packed = pack(self.weight.detach())
+                self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
     def codes(self) -> Tensor:
         """The weights, int8 [out, in]."""
@@ -177,6 +182,14 @@ class Int8Linear(nn.Module):
         # Casting a network means the type that it computes in, not the scales of its weights.
         self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the layer, in another process perhaps, has plain weights: packed ones cannot be copied.
+        state = self.__dict__.copy()
+        if self.packed is not None:
+            weight = nn.Parameter(self.codes(), requires_grad=False)
+            state |= {"packed": None, "_parameters": {**self._parameters, "weight": weight}}
+        return state
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -1,0 +1,53 @@
+"""The most memory that loading a model and captioning one image takes, each format in a process of its own.
+
+    python benchmarks/real_size.py opt blip2-random/
+    python benchmarks/peak_memory.py blip2-random/ [--dtypes int8 int4] [--theirs]
+
+With --theirs transformers loads the folder in float32, too, and captions nothing. Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+OURS = """
+import openblip, resource, sys
+from PIL import Image
+model = openblip.load(sys.argv[1], dtype=sys.argv[2])
+for beams in (1, 5):
+    model.caption(Image.effect_noise((640, 480), 50 + beams).convert("RGB"), beams=beams, max_tokens=20, min_tokens=20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+THEIRS = """
+import resource, sys, torch, transformers
+model = transformers.Blip2ForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in what the system counts."""
+
+
+def peak(program: str, *arguments: str) -> int:
+    ran = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
+    return int(ran.stdout.split()[-1]) * UNIT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--dtypes", nargs="+", default=["int8", "int4"])
+    parser.add_argument("--theirs", action="store_true")
+    options = parser.parse_args()
+    print("| what | GB | GiB |\n|---|---|---|")
+    for dtype in options.dtypes:
+        found = peak(OURS, options.folder, dtype)
+        print(f"| ours, {dtype} | {found / 1e9:.2f} | {found / 2**30:.2f} |", flush=True)
+    if options.theirs:
+        found = peak(THEIRS, options.folder)
+        print(f"| transformers, float32, loading alone | {found / 1e9:.2f} | {found / 2**30:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
