@@ -1,0 +1,79 @@
+"""The one shape in which every data set comes: a row about a picture, or about several, or about a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from openblip.errors import ImageError
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file inside a larger one that holds it uncompressed, as tar does.
+
+    Attributes:
+        archive: the larger file; the packed one is its bytes from `offset` to `offset + size`.
+        name: what the packed file is called.
+    """
+
+    archive: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def read_bytes(self) -> bytes:
+        """Raises ImageError when the archive is gone or shorter than it was."""
+        try:
+            with self.archive.open("rb") as file:
+                file.seek(self.offset)
+                content = file.read(self.size)
+        except OSError as error:
+            raise ImageError(f"{self}: {error.strerror or error}") from error
+        if len(content) < self.size:
+            raise ImageError(f"{self}: the archive ends within this file: it is truncated")
+        return content
+
+
+Picture: TypeAlias = "Path | PackedFile"
+"""Where a picture is. Both kinds have a `name` and `read_bytes()`."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a data set, as its annotation file has it, texts not yet cleaned.
+
+    What a kind of data set does not have stays empty.
+
+    Attributes:
+        images: what the row is about: mostly one picture, two for NLVR2, none for a video.
+        image_id: names the picture (or the video) within its set; rows about one picture share it.
+        sample_id: names the row within its set: a question's id, say.
+        captions: what people wrote about the picture; for pairs of text and label (NLVR2, SNLI-VE) the one sentence.
+        question: what is asked about it.
+        answers: what each of the people asked answered, repeats and all (VQA: ten).
+        label: the class (ImageNet), "entailment" and its like (SNLI-VE), "True" or "False" (NLVR2).
+        kind: what sort of question it is, where the set says so.
+        video: the film file.
+    """
+
+    images: tuple[Picture, ...] = ()
+    image_id: str = ""
+    sample_id: str = ""
+    captions: tuple[str, ...] = ()
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    label: str = ""
+    kind: str = ""
+    video: Path | None = None
+
+    @property
+    def image(self) -> Picture:
+        """The only picture. Raises ImageError when the row has none or several."""
+        if len(self.images) != 1:
+            raise ImageError(f"row {self.sample_id or self.image_id} has {len(self.images)} pictures, not one")
+        return self.images[0]
