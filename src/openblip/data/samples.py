@@ -33,9 +33,9 @@ class PackedFile:
                 file.seek(self.offset)
                 content = file.read(self.size)
         except OSError as error:
-            raise ImageError(f"{self}: {error.strerror or error}") from error
+            raise ImageError(str(self), error.strerror or str(error)) from error
         if len(content) < self.size:
-            raise ImageError(f"{self}: the archive ends within this file: it is truncated")
+            raise ImageError(str(self), "the archive ends within this file: it is truncated")
         return content
 
 
@@ -75,5 +75,5 @@ class Sample:
     def image(self) -> Picture:
         """The only picture. Raises ImageError when the row has none or several."""
         if len(self.images) != 1:
-            raise ImageError(f"row {self.sample_id or self.image_id} has {len(self.images)} pictures, not one")
+            raise ImageError(f"row {self.sample_id or self.image_id}", f"it has {len(self.images)} pictures, not one")
         return self.images[0]
