@@ -114,15 +114,16 @@ def load_native(
         t5, borrowed = content.get("t5"), content.get("borrowed")  # missing from folders of before there were any
         source = None if borrowed is None else build(LanguageSource, borrowed, path)
         language = None if source is None else load_language_model(source, dtype, device, beside=folder)
-        config = Blip2Config(
-            vision=build(VISION_KINDS[kind], vision, path),
-            qformer=build(QFormerConfig, content["qformer"], path),
-            decoder=None if decoder is None else build(DecoderConfig, decoder, path),
-            shared_width=content["shared_width"],
-            vision_norm_eps=content["vision_norm_eps"],
-            t5=None if t5 is None else build(T5Config, t5, path),
-            borrowed=None if language is None else language.model.config,
-        )
+        settings = {
+            "vision": build(VISION_KINDS[kind], vision, path),
+            "qformer": build(QFormerConfig, content["qformer"], path),
+            "decoder": None if decoder is None else build(DecoderConfig, decoder, path),
+            "shared_width": content["shared_width"],
+            "vision_norm_eps": content["vision_norm_eps"],
+            "t5": None if t5 is None else build(T5Config, t5, path),
+            "borrowed": None if language is None else language.model.config,
+        }
+        config = build(Blip2Config, settings, path)
         transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
         if not isinstance(matching_tokens, int | None):

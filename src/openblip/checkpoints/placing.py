@@ -42,7 +42,9 @@ class Placer:
             raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
         self.network, self.source, self.dtype, self.device = network, source, dtype, torch.device(device)
         self.in_float32 = in_float32
-        self.wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        empty = network.state_dict()
+        self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+        self._counted = {name for name, tensor in empty.items() if not tensor.is_floating_point()}
         if bits:
             swap_layers(network, bits)
         self._layers = quantised_layers(network)
@@ -56,8 +58,12 @@ class Placer:
     def put(self, name: str, tensor: Tensor) -> None:
         """Give the network one of `wanted`; the tensor may be thrown away afterwards.
 
-        Raises CheckpointError when it is to be quantised and is not finite.
+        Raises CheckpointError when it is of another kind than the network's, as codes without their scales are, or
+        is to be quantised and is not finite.
         """
+        if not tensor.is_floating_point() and name not in self._counted:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.source}: {name} is {kind}, not a number with a fraction: get the file again")
         layer = self.layer(name)
         if layer is not None:
             try:
@@ -65,7 +71,7 @@ class Placer:
             except ValueError as error:
                 raise CheckpointError(f"{self.source}: {name} cannot be quantised, {error}") from error
             return
-        if tensor.is_floating_point():
+        if name not in self._counted:
             dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
             tensor = tensor.to(self.device, dtype, copy=True)
         else:
