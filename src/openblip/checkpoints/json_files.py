@@ -41,9 +41,7 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def build(
-    kind: type[Config], values: Mapping[str, Any], path: Path, names: Mapping[str, str] | None = None
-) -> Config:
+def build(kind: type[Config], values: Mapping[str, Any], path: Path, names: Mapping[str, str] | None = None) -> Config:
     """A config dataclass from JSON, whose unknown keys are errors and whose lists become tuples.
 
     Args:
