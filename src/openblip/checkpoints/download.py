@@ -31,7 +31,7 @@ from openblip.checkpoints.zoo import (
 )
 from openblip.errors import DownloadError
 
-REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+REPOSITORY_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")
 
 

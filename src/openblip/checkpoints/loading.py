@@ -46,6 +46,10 @@ def load_parts(
         if not folder.is_dir():
             raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
         return load_native(folder, dtype, device, bits)
+    if not str(name).strip():
+        raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
+    if checkpoint is not None and not checkpoint.expanduser().is_file():
+        raise CheckpointError(f"{checkpoint} is no file: give the path of a .pth that LAVIS saved")
     path = Path(name).expanduser()
     if path.is_file():
         raise CheckpointError(
@@ -62,7 +66,7 @@ def load_parts(
     with download_progress() as progress:
         found = download(name, progress=progress)
     if isinstance(model, ZooModel) and model.origin == "lavis":
-        return load_lavis(model, files_of(found, checkpoint), dtype, device, bits or 0)
+        return load_lavis(model, files_of(found, checkpoint and checkpoint.expanduser()), dtype, device, bits or 0)
     return _load_folder(found[0].path, dtype, device, bits)
 
 

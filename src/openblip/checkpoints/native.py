@@ -78,11 +78,13 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     if layers:
         content["bits"] = 4 if any(isinstance(layer, Int4Linear) for layer in layers.values()) else 8
     weights = pack(stored_state(parts.network), storage)
-    texts = {CONFIG_FILE: to_json(content)}
+    texts = {}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
     if parts.tokenizer is not None and parts.borrowed is None:
         texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
+    # Last: a folder that has it is whole.
+    texts[CONFIG_FILE] = to_json(content)
     write_together(folder, texts, {WEIGHTS_FILE: weights})
 
 
