@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.checkpoints.fetch import Progress, check_room, fetch
+from openblip.checkpoints.fetch import Progress, check_room, fetch, part_of
 from openblip.checkpoints.hub import (
     Order,
     fetch_order,
@@ -106,8 +106,10 @@ def download(
         elif matches(place.source.name, include, exclude):
             orders.append((place, None))
             size += place.missing_bytes()
-    if not orders:
+    if not orders and (include or exclude):
         raise DownloadError(f"no file of {name} fits these patterns: leave them out for all that it needs")
+    if not orders:
+        raise DownloadError(f"{name} holds no files of a model: check the name")
     check_room(local_dir or cache_dir or hub_home(), size, name)
     return tuple(LocalFile(place.source, place.fetch(order, progress)) for place, order in orders)
 
@@ -146,7 +148,7 @@ class _Place:
 
     def missing_bytes(self) -> int:
         """About how much of a web file is still to come."""
-        part = self.web_folder / f"{self.source.name}.part"
+        part = part_of(self.web_folder / self.source.name)
         if self.find() is not None:
             return 0
         return max(0, self.source.size - (part.stat().st_size if part.is_file() else 0))
