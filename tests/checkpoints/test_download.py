@@ -195,6 +195,20 @@ def test_places_that_cannot_be_written(web: Web, tmp_path: Path, monkeypatch: py
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [("../../evil.bin", "0" * 64), ("/evil.bin", "0" * 64), ("C:\\evil.bin", "0" * 64), ("x.bin", "../../../evil")],
+)
+def test_a_hostile_list_leads_nowhere(web: Web, tmp_path: Path, name: str, sha256: str) -> None:
+    add_repository(web, "x/evil", FILES)
+    listed = json.loads(web.pages["/api/models/x/evil"].body)
+    listed["siblings"] = [{"rfilename": name, "size": 4, "lfs": {"size": 4, "sha256": sha256, "pointerSize": 1}}]
+    web.pages["/api/models/x/evil"].body = json.dumps(listed).encode()
+    with pytest.raises(DownloadError, match="is not the Hugging Face hub"):
+        download("x/evil", include=["*"], local_dir=tmp_path / "a" / "b")
+    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+
+
 def test_an_empty_repository_holds_no_model(web: Web) -> None:
     add_repository(web, "x/empty", {})
     with pytest.raises(DownloadError, match="x/empty holds no files of a model: check the name"):

@@ -10,6 +10,7 @@ import http
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "to
 SMALL_ENDINGS = (".json", ".txt", ".model", ".md")
 NOT_FOUND = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND)
 """The hub does not tell strangers that something is private."""
+HASH = re.compile(r"([0-9a-f]{64})?")
 TRUE = ("1", "true", "yes", "on")
 
 
@@ -184,7 +186,7 @@ def look_up(
         api = HfApi(endpoint=_endpoint(), library_name="openblip")
         info = api.model_info(name, revision=revision, files_metadata=True)
         listed = [
-            RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+            _checked(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
             for file in info.siblings or []
         ]
     files = sorted(choose_files(listed, weights, include, exclude), key=_rank)
@@ -256,6 +258,14 @@ def _fetch_by_client(order: Order, file: RemoteFile) -> Path:
         path.unlink(missing_ok=True)
         raise DownloadError(f"{file.name} of {order.name} arrived damaged: run it again")
     return path
+
+
+def _checked(name: str, size: int, sha256: str) -> RemoteFile:
+    """A file as the hub lists it. Raises ValueError for one that would lie outside of its folder."""
+    parts = name.replace("\\", "/").split("/")
+    if any(part in ("", ".", "..") or ":" in part for part in parts) or not HASH.fullmatch(sha256):
+        raise ValueError(f"{name!r} is no file of a repository")
+    return RemoteFile(name, size, sha256)
 
 
 def _rank(file: RemoteFile) -> tuple[bool, bool]:
