@@ -40,22 +40,28 @@ def load_parts(
         DownloadError: files cannot be had.
         OptionError: a checkpoint for a model that is not LAVIS'.
     """
+    if not isinstance(name, str | Path):
+        raise OptionError(f"the model is {name!r}: give its name, or its folder as a path")
+    if not str(name).strip():
+        raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
     if name == BUNDLED:
         _refuse(checkpoint, BUNDLED)
         folder = bundled_folder(BUNDLED)
         if not folder.is_dir():
             raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
         return load_native(folder, dtype, device, bits)
-    if not str(name).strip():
-        raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
     if checkpoint is not None and not checkpoint.expanduser().is_file():
         raise CheckpointError(f"{checkpoint} is no file: give the path of a .pth that LAVIS saved")
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long, not allowed, or the home of nobody
+        raise CheckpointError(f"{name} cannot be looked at ({error}): give another path") from error
+    if is_file:
         raise CheckpointError(
             f"{path} is a file: give a model's folder, or a LAVIS model's name with checkpoint={str(path)!r}"
         )
-    if path.is_dir():
+    if is_folder:
         _refuse(checkpoint, str(path))
         return _load_folder(path, dtype, device, bits)
     model = find_model(str(name))

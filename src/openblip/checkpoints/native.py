@@ -201,6 +201,7 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
 def check_prompts(prompts: PromptTemplates, path: Path) -> None:
     """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
     try:
+        prompts.ask("question")
         prompts.chat([("question", "answer")], "question")
     except (AttributeError, IndexError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error

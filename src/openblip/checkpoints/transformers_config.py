@@ -22,7 +22,7 @@ from openblip.nn.decoder import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
-from openblip.text import PromptTemplates
+from openblip.text import SHORT_QUESTION, PromptTemplates
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -153,7 +153,8 @@ def read_config(folder: Path) -> FolderConfig:
     A text ends where `text_config` says, which is what transformers' generate goes by, else where
     generation_config.json says, else at the language model's own stop token. Beams and lengths come from
     generation_config.json; it usually has none, and they are LAVIS' then. A model that writes and reads images of
-    364 pixels counts as fine-tuned on COCO: its captions go on from "a photo of".
+    364 pixels counts as fine-tuned on COCO: its captions go on from "a photo of". Questions end with "Answer:" for
+    OPT, as in the paper, and with "Short answer:" for T5.
 
     Whether T5 scales hidden states before its output head is said by `scale_decoder_outputs`, in folders from before
     transformers 5 by `tie_word_embeddings`. A head of its own that is scaled, which no known T5 has, is refused
@@ -197,7 +198,10 @@ def read_config(folder: Path) -> FolderConfig:
     )
     generation = read_json_if_there(folder / GENERATION_FILE)
     tuned = task == "write" and vision_config.image_size == COCO_SIDE
-    prompts = build(PromptTemplates, _section(own, "prompts", path) or {"caption": "a photo of" if tuned else ""}, path)
+    usual = {"caption": "a photo of"} if tuned else {}
+    if network.t5 is not None:
+        usual["question"] = SHORT_QUESTION
+    prompts = build(PromptTemplates, _section(own, "prompts", path) or usual, path)
     check_prompts(prompts, path)
     return FolderConfig(
         network,
