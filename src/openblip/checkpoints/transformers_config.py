@@ -205,7 +205,7 @@ def read_config(folder: Path) -> FolderConfig:
     check_prompts(prompts, path)
     return FolderConfig(
         network,
-        _read_transform(folder, vision_config.image_size),
+        read_transform(folder, vision_config.image_size),
         None if task == "match" else _word_ids(text, generation, network.t5 is not None, path),
         network.t5 is not None and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
@@ -356,7 +356,7 @@ def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[
     return defaults
 
 
-def _read_transform(folder: Path, image_size: int) -> ImageTransform:
+def read_transform(folder: Path, image_size: int) -> ImageTransform:
     """transformers 5 keeps the image processor's config inside the processor's."""
     path = folder / PROCESSOR_FILE
     settings = _section(read_json_if_there(path), "image_processor", path)

@@ -122,6 +122,13 @@ class Pretrained(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.vision_model.post_layernorm.weight.dtype
 
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Weights; ours has none for EVA's key biases, which are zero."""
+        return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad or not only_trainable)
+
+    def tie_weights(self) -> None:
+        """Nothing: what is tied is one tensor here."""
+
     def _query(self, pixel_values: Tensor, interpolate: bool) -> tuple[FeatureOutput, FeatureOutput]:
         """What the image encoder and the queries see: [B, N, image width] and [B, Q, width]."""
         seen: FeatureOutput = self.vision_model(pixel_values, interpolate)
