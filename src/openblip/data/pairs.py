@@ -7,6 +7,7 @@ from pathlib import Path
 
 from openblip.data.annotations import is_held_out, read_captions, read_questions
 from openblip.data.questions import Question, questions_from_caption, statement_from_question
+from openblip.data.samples import Picture
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
 
@@ -21,7 +22,7 @@ class ImageText:
         questions: as given, and made from captions.
     """
 
-    image: Path
+    image: Picture
     captions: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -44,6 +45,7 @@ class DataSource:
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
         mirror: whether mirror images may stand for the image.
+        augment: whether pictures are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
     """
 
@@ -56,6 +58,7 @@ class DataSource:
     make_questions: bool = False
     mirror: bool = True
     views: int = 2
+    augment: bool = True
     repeat: int = 1
     min_area: float = 0.6
 
