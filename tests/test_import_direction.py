@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "matching": {"errors", "image_sources", "images", "nn", "pipeline", "results", "text"},
     "model": MODEL_ROOMS | {"chat", "image_cache", "matching", "pipeline", "results", "writing"},
     "verification": {"checkpoints", "errors", "image_sources", "model"},
-    "data": {"errors", "images", "pipeline", "text"},
+    "data": {"errors", "image_sources", "images", "pipeline", "text"},
     "training": MODEL_ROOMS | {"data"},
     "evaluation": {"data", "errors", "results"},
     "integrations": MODEL_ROOMS | {"model", "training"},
