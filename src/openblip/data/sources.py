@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openblip.data.annotations import is_held_out, read_captions, read_questions
+from openblip.data.entries import Place, data_home, find_layout, open_dataset
 from openblip.data.folders import read_folder
 from openblip.data.samples import Sample
 from openblip.data.tables import read_table
 from openblip.data.tars import expand_pattern, read_tars
+from openblip.data.zoo import find_entry
 from openblip.errors import OpenBlipError, OptionError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -79,7 +81,7 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
     if source.table is not None:
         samples = _from_table(source, data_root, left_out)
     elif source.dataset is not None:
-        raise OptionError("not yet")
+        samples = _from_zoo(source, data_root)
     else:
         samples = _from_annotations(source, data_root)
     if skipped is not None:
@@ -143,6 +145,20 @@ def _from_annotations(source: DataSource, data_root: Path) -> list[Sample]:
                 Sample((image,), image.name, question=asked.question, answers=(asked.answer,), kind=asked.kind)
             )
     return samples
+
+
+def _from_zoo(source: DataSource, data_root: Path) -> list[Sample]:
+    entry = find_entry(str(source.dataset))
+    images = None if source.images is None else data_root / source.images
+    annotations = None if source.annotations is None else data_root / source.annotations
+    place = Place(data_root, images, annotations)
+    if annotations is None and find_layout(entry, place) is None and find_layout(entry, Place(data_home(), images)):
+        place = Place(data_home(), images)
+    splits = open_dataset(entry, place)
+    split = source.split or "train"
+    if split not in splits:
+        raise OptionError(f"{entry.name} has the splits {', '.join(splits)}: name one of them, not {split}")
+    return splits[split].rows
 
 
 def _from_table(source: DataSource, data_root: Path, skipped: list[str]) -> list[Sample]:
