@@ -132,8 +132,8 @@ class Dataset(Sequence[Sample]):
                 self._rows = self.layout.read(self.files, self.media, self.split)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise OpenBlipError(
-                    f"{', '.join(map(str, self.files))} cannot be read as annotations of {self.name}, {self.layout.title}, "
-                    f"({type(error).__name__}: {error}): this is not the file it should be"
+                    f"{', '.join(map(str, self.files))} cannot be read as annotations of {self.name} "
+                    f"({self.layout.title}; {type(error).__name__}: {error}): this is not the file it should be"
                 ) from error
         return self._rows
 

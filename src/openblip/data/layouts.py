@@ -20,7 +20,7 @@ from openblip.errors import OpenBlipError
 Reader: TypeAlias = Callable[[Sequence[Path], Path, str], list[Sample]]
 """(files, folder of pictures or films, split) to samples. Raises OpenBlipError for files that are not of the layout."""
 
-COCO_NAME = re.compile(r"(COCO_\w+_)?0*(\d+)\.jpg")
+COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
 class Shared:
@@ -95,7 +95,7 @@ def picture_id(name: str) -> str:
     """COCO's number of a picture where it is one of COCO's, else the file's name without its ending."""
     file = PurePosixPath(name).name
     found = COCO_NAME.fullmatch(file)
-    return found.group(2) if found else PurePosixPath(file).stem
+    return str(int(found.group(1))) if found else PurePosixPath(file).stem
 
 
 # LAVIS' own lists: a JSON list of rows, all data sets alike but for the names of some keys.

@@ -123,7 +123,8 @@ _ENTRIES = (
         size="over 10,000 films with over 40,000 descriptions of moments",
         licence="code BSD-2-Clause; films: Creative Commons, each its own",
         page="https://github.com/LisaAnne/LocalizingMoments",
-        pictures=LAVIS + "didemo/didemo_videos.tar.gz, its folder videos into didemo/videos",
+        pictures="https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets/didemo/"
+        "didemo_videos.tar.gz, its folder videos into didemo/videos",
         citation="Hendricks et al. 2017, Localizing Moments in Video with Natural Language, ICCV, arXiv:1708.01641",
     ),
     DatasetEntry(
