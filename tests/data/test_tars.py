@@ -50,9 +50,7 @@ def test_what_a_writer_packs_comes_back(tmp_path: Path, form: int) -> None:
         "a.jpg": jpeg(1),
         "a.txt": b"one\ntwo\n",
         f"{deep}.PNG": jpeg(2),
-        f"{deep}.json": json.dumps(
-            {"caption": "deep", "question": "What?", "answers": ["x", "y"], "label": "L"}
-        ).encode(),
+        f"{deep}.json": json.dumps(told).encode(),
         "b.cls": b"7\n",
         "b.jpeg": jpeg(3),
         "b.seg.jpg": jpeg(4),
