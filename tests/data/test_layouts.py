@@ -85,6 +85,19 @@ def test_splits_of_different_makers_are_never_mixed(tmp_path: Path) -> None:
     write(tmp_path, {**case.files, "coco/annotations/captions_val2014.json": COCO_OWN})
     splits = load_dataset("coco_caption", root=tmp_path)
     assert {dataset.layout.title for dataset in splits.values()} == {"LAVIS"}
+    write(tmp_path, {"coco/annotations/captions_train2014.json": COCO_OWN})
+    assert {dataset.layout.title for dataset in load_dataset("coco_caption", root=tmp_path).values()} == {"LAVIS"}
+
+
+def test_pictures_of_coco_2017_serve_names_of_2014(tmp_path: Path) -> None:
+    rows = [{"image": f"val2014/COCO_val2014_{number:012}.jpg", "caption": "x"} for number in (1, 2)]
+    write(tmp_path, {"coco/annotations/coco_karpathy_train.json": rows})
+    for name in ("train2017/000000000001.jpg", "val2017/000000000002.jpg"):
+        put(tmp_path / "coco/images" / name)
+    found = load_dataset("coco_caption", root=tmp_path)["train"]
+    assert all(row.image.is_file() for row in found) and [row.image_id for row in found] == ["1", "2"]
+    (tmp_path / "coco/images/val2014").mkdir()
+    assert load_dataset("coco_caption", root=tmp_path)["train"][0].image.name == "COCO_val2014_000000000001.jpg"
 
 
 def test_what_is_not_there_or_not_known_is_said_in_one_sentence(tmp_path: Path) -> None:

@@ -196,6 +196,29 @@ def test_gather_refuses_what_is_no_description(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "a man sleeps", "label": "neutral"}')
     with pytest.raises(OptionError, match="sentences that are to be judged"):
         gather(DataSource("mine", table="a.jsonl"), tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "a man sleeps", "label": "man"}')
+    assert gather(DataSource("mine", table="a.jsonl"), tmp_path)[0].captions == ("a man sleeps",)
+
+
+def test_a_known_data_set_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, recipe_root = tmp_path / "home", tmp_path / "data"
+    monkeypatch.setenv("OPENBLIP_DATA", str(home))
+    rows = [{"image": f"VG_100K/{number}.jpg", "caption": f"{number}."} for number in (1, 1, 2)]
+    for folder in (home / "vg/annotations", recipe_root / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "vg_caption.json").write_text(json.dumps(rows))
+        rows = rows[1:]
+    source = DataSource("vg", dataset="vg_caption")
+    assert [image.image for image in gather(source, recipe_root)] == [
+        home / f"vg/images/VG_100K/{i}.jpg" for i in (1, 2)
+    ]
+    assert gather(source, recipe_root)[0].captions == ("1", "1")
+    own = DataSource("vg", dataset="vg_caption", images="photos", annotations="mine")
+    assert [row.image for row in read_source(own, recipe_root)] == [
+        recipe_root / f"photos/VG_100K/{number}.jpg" for number in (1, 2)
+    ]
+    with pytest.raises(OptionError, match="vg_caption has the splits train: name one of them, not val"):
+        read_source(DataSource("vg", dataset="vg_caption", split="val"), recipe_root)
 
 
 def test_missing_pictures_are_counted_once(tmp_path: Path) -> None:

@@ -159,6 +159,9 @@ def _tell_one(report: Report, status: Status, root: Path | None, check: bool) ->
             origin = "is here" if path.is_file() else file.url or "by its page"
             lines.append(f"  {split:<6} {path}  {origin}")
     lines += ["", f"{what} in {status.media} {'are here' if status.has_media else '(not here)'}", f"  {entry.pictures}"]
+    split = (status.splits or entry.splits)[0]
+    lines += ["", f"in Python    load_dataset({entry.name!r})[{split!r}]  # from openblip.data.zoo import load_dataset"]
+    lines += [f"in a recipe  data: [{{name: mine, dataset: {entry.name}, split: {split}}}]"]
     if entry.public_files and not status.splits:
         lines += ["", f"get the annotations with: openblip datasets download {entry.name}"]
     if counted:

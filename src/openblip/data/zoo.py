@@ -14,8 +14,7 @@ from openblip.data.zoo_files import EXTRAS, LAYOUTS
 
 COCO_PICTURES = (
     "train2014.zip, val2014.zip, test2014.zip and test2015.zip from http://images.cocodataset.org/zips/, unpacked "
-    "side by "
-    "side: coco/images/train2014, val2014, ..."
+    "side by side: coco/images/train2014, val2014, ...; those of 2017 do as well"
 )
 COCO_LICENCE = "annotations CC BY 4.0; pictures: Flickr's terms"
 FLICKR_PICTURES = (
@@ -137,7 +136,6 @@ _ENTRIES = (
         pictures=FLICKR_PICTURES,
         citation="Young et al. 2014, From Image Descriptions to Visual Denotations, TACL 2",
         needs_form=True,
-        note="dataset_flickr30k.json names pictures without a folder: let images point at flickr30k-images then.",
     ),
     DatasetEntry(
         name="imagenet",
