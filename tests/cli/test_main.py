@@ -28,6 +28,7 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    datasets,
     doctor,
     download,
     embed,
@@ -39,13 +40,17 @@ from openblip.cli import (
     train,
     verify,
 )
+from openblip.data.zoo import find_entry
 from openblip.model import Blip2
 from openblip.verification import IMAGES
 from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
 
-MODULES = (ask, caption, chat, convert, doctor, download, embed, inspect, match, models, plan, quantize, train, verify)
+MODULES = (
+    *(ask, caption, chat, convert, datasets, doctor, download, embed, inspect, match, models, plan, quantize, train),
+    verify,
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPOSITORY = Path(__file__).parents[2]
 
@@ -132,6 +137,10 @@ def test_the_examples_run(
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})
     monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
     monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
+    monkeypatch.setattr("openblip.data.downloads.download_annotations", lambda name, *_: [Path(find_entry(name).media)])
+    listed = tmp_path / "data/nocaps/annotations/nocaps_val.json"
+    listed.parent.mkdir(parents=True)
+    listed.write_text('[{"image": "val/1.jpg", "img_id": 0}]')
     monkeypatch.setattr("openblip.checkpoints.convert.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr("openblip.checkpoints.quantising.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))

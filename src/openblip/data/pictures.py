@@ -41,5 +41,5 @@ def picture_key(picture: Picture) -> str:
     except OSError:
         # It will be found missing when it is opened; until then it is known by its name.
         return f"{picture}:missing"
-    place = "" if isinstance(picture, Path) else f":{picture.offset}:{picture.size}"
+    place = "" if isinstance(picture, Path) else f":{picture.place}"
     return f"{file.resolve()}{place}:{state.st_size}:{state.st_mtime_ns}"
