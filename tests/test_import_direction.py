@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": MODEL_ROOMS | {"chat", "image_cache", "matching", "pipeline", "results", "writing"},
     "verification": {"checkpoints", "errors", "image_sources", "model"},
     "data": {"errors", "fetch", "image_sources", "images", "pipeline", "text"},
-    "training": MODEL_ROOMS | {"data"},
+    "training": MODEL_ROOMS | {"data", "evaluation", "model", "pipeline"},
     "evaluation": {"data", "errors", "results"},
     "integrations": MODEL_ROOMS | {"data", "model", "training"},
     "cli": {
