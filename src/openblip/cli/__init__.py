@@ -21,6 +21,7 @@ from openblip.cli import (
     doctor,
     download,
     embed,
+    evaluate,
     inspect,
     match,
     models,
@@ -67,6 +68,7 @@ app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
