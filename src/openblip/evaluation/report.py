@@ -89,6 +89,8 @@ def render_report(recipe: EvaluationRecipe, found: Evaluation, about: Mapping[st
         task=found.task.value,
         table=measured(found, recipe),
         found=found,
+        names=NAMES,
+        order=NAMES.get(found.ordered_by, found.ordered_by),
         about=about,
         recipe=write_recipe(recipe),
         charts=charts_of(found),
