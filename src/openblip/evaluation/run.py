@@ -117,7 +117,7 @@ def _mark_of_files(folder: Path) -> list[list[object]]:
 def _mark_of_samples(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        told = [[str(picture) for picture in sample.images], sample.question, sample.captions, sample.label]
+        told = [[picture.name for picture in sample.images], sample.question, sample.captions, sample.label]
         digest.update(json.dumps(told).encode())
     return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
 

@@ -40,7 +40,7 @@ def train(recipe: Recipe) -> Path:
     if task.needs_features:
         encode = encoder_for(parts, recipe.precision)
         caches = [
-            open_features(parts, source, [image.image for image in group], Path(recipe.cache), encode)
+            open_features(parts, source, [Path(str(image.image)) for image in group], Path(recipe.cache), encode)
             for source, group in zip(recipe.data, images, strict=True)
         ]
     plan = BatchPlan(recipe.data, usable, recipe.batch_size, recipe.seed)
