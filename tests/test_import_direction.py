@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"errors"},
     "training": MODEL_ROOMS | {"data", "recipes"},
     "evaluation": {
+        "",
         "data",
         "errors",
         "image_sources",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from openblip import __version__
 from openblip.data.samples import Sample
 from openblip.errors import OpenBlipError
 from openblip.evaluation.classifying import evaluate_labels
@@ -147,7 +148,7 @@ def _about(
         "rows": len(samples),
         "seconds": None if seconds is None else round(seconds, 1),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "openblip": _version("openblip"),
+        "openblip": __version__,
         "python": platform.python_version(),
     }
     about |= {name: _version(name) for name in PACKAGES}
@@ -155,10 +156,6 @@ def _about(
 
 
 def _version(package: str) -> str | None:
-    from openblip import __version__
-
-    if package == "openblip":
-        return __version__
     try:
         return version(package)
     except PackageNotFoundError:
