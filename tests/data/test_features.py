@@ -88,7 +88,7 @@ def test_shards_that_were_cut_short_are_computed_again(photos: list[Path], tmp_p
     folder = tmp_path / "cache"
     whole, _ = build(photos, folder)
     expected = whole.patches(photos, [1] * 40)
-    shards = sorted(folder.glob("*.npy"))
+    shards = sorted(path for path in folder.glob("*.npy") if len(np.load(path)) == 6)
     shards[0].write_bytes(shards[0].read_bytes()[:-2])
     shards[1].unlink()
     shards[2].with_suffix(".json").write_text("[")
