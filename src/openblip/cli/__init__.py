@@ -23,6 +23,7 @@ from openblip.cli import (
     embed,
     inspect,
     match,
+    merge,
     models,
     plan,
     quantize,
@@ -64,6 +65,7 @@ app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=train.EXAMPLES)(train.train)
