@@ -87,6 +87,7 @@ class LearningAdapters:
 def add_lora(parts: ModelParts, section: LoraSection) -> LearningAdapters:
     """Put adapters into a model, which change nothing before they learn, and freeze all the rest; in place.
 
+    All is in evaluation mode then; `adapter_modules` says what is to be in training mode, for the adapters' dropout.
     They learn in float32, whatever the model is in; over weights of 8 bits, too, and of 4 that are not packed (QLoRA,
     Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
 
@@ -235,7 +236,7 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
             siblings = [other.part for other in targets_of(network) if other.layer == target.layer and other.part]
             open_layer(network.get_submodule(above), own, siblings)
     for prefix, root in _trees(network).items():
-        root.requires_grad_(False)
+        root.requires_grad_(False).eval()
         paths = [target.path for target in chosen if target.borrowed == (prefix == BORROWED)]
         if not paths:
             continue
@@ -245,11 +246,10 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, root)
+        root.eval()
     for parameter in adapter_parameters(network).values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    for module in adapter_modules(network):
-        module.train(network.training)
 
 
 def _is_open(layer: nn.Module) -> bool:
