@@ -62,7 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Which other rooms each room may import. A room is a folder or a lone module right under the package."""
 
 LIBRARIES_OF_NN = {"torch"}
-OPTIONAL_LIBRARIES = {"transformers": {"openblip.checkpoints.language_models"}}
+OPTIONAL_LIBRARIES = {
+    "peft": {"openblip.training.adapters"},
+    "transformers": {"openblip.checkpoints.language_models"},
+}
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""
 HEAVY_LIBRARIES = {"torch", "numpy", "transformers", "PIL"}
 
