@@ -45,6 +45,10 @@ def test_parts(quantised: bool, bias: bool) -> None:
     part = parent["layer"].v
     assert isinstance(part, Part) and (part.in_features, part.out_features) == (6, 4)
     assert torch.equal(part.weight, parent["layer"].weight[8:])
+    if not quantised:
+        part.weight.data += 1
+        part.weight.data = part.weight.data.clone() + 1
+        assert torch.allclose(parent["layer"](x)[..., 8:] - before[..., 8:], 2 * x.sum(dim=-1, keepdim=True), atol=1e-5)
     assert part.bias is None if not bias else torch.equal(part.bias, parent["layer"].bias[8:])
 
 

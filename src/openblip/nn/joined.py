@@ -15,6 +15,21 @@ from torch import Tensor, nn
 from openblip.nn.linear import linear
 
 
+class Rows(Tensor):
+    """Some rows of a matrix; data that is put in their place goes into the matrix."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def data(self) -> Tensor:
+        return super().data
+
+    @data.setter
+    def data(self, rows: Tensor) -> None:
+        with torch.no_grad():
+            self.copy_(rows)
+
+
 class Part(nn.Linear):
     """One projection of a joined layer: rows of the layer's weights, and none of its own.
 
@@ -34,7 +49,7 @@ class Part(nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """Its rows [out, in]; of a quantised layer the codes."""
         rows: Tensor = self.whole.weight.chunk(self.count)[self.index]
-        return rows
+        return rows.as_subclass(Rows)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]

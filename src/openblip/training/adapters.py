@@ -7,6 +7,7 @@ peft makes and runs them; here is said where they go. In files they have transfo
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -171,13 +172,13 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
     layers: dict[str, LowRank] = {}
     dropout = 0.0
     for name, layer in _adapted(parts.network):
-        lengths = layer.lora_magnitude_vector[NAME].weight if layer.use_dora[NAME] else None
+        rank, alpha = layer.r[NAME], layer.lora_alpha[NAME]
         layers[name] = LowRank(
             _stored(layer.lora_A[NAME].weight),
             _stored(layer.lora_B[NAME].weight),
-            layer.lora_alpha[NAME],
-            layer.use_rslora[NAME],
-            None if lengths is None else _stored(lengths),
+            alpha,
+            not math.isclose(layer.scaling[NAME], alpha / rank),
+            _stored(layer.lora_magnitude_vector[NAME].weight) if layer.use_dora[NAME] else None,
         )
         dropout = getattr(layer.lora_dropout[NAME], "p", 0.0)
     if not layers:

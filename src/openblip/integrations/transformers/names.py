@@ -62,8 +62,8 @@ class TranslatedModule(nn.Module):
         self._theirs = {ours: name for ours, name in found.items() if ours != name and ours not in stuck}
         self._ours = {name: ours for ours, name in self._theirs.items()}
         self._parents = frozenset(_above(name)[:-1] for name in self._ours)
-        self.register_state_dict_post_hook(_tell)
-        self.register_load_state_dict_pre_hook(_find)
+        self.register_state_dict_post_hook(_tell)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_find)  # type: ignore[no-untyped-call]
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
