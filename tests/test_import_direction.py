@@ -28,23 +28,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"errors", "image_sources", "images"},
     "text": {"errors"},
     "devices": {"errors"},
+    "fetch": {"errors"},
     "generation": {"errors", "nn"},
     "image_cache": {"errors", "generation"},
     "options": {"errors", "generation"},
     "writing": {"checkpoints", "generation", "options", "results", "text"},
-    "checkpoints": {"errors", "images", "nn", "text"},
+    "checkpoints": {"errors", "fetch", "images", "nn", "text"},
     "chat": {"errors", "text"},
     "machine": {"checkpoints", "devices", "nn"},
     "matching": {"errors", "image_sources", "images", "nn", "pipeline", "results", "text"},
     "model": MODEL_ROOMS | {"chat", "image_cache", "matching", "pipeline", "results", "writing"},
     "verification": {"checkpoints", "errors", "image_sources", "model"},
-    "data": {"errors", "images", "pipeline", "text"},
+    "data": {"errors", "fetch", "image_sources", "images", "pipeline", "text"},
     "training": MODEL_ROOMS | {"data"},
     "evaluation": {"data", "errors", "results"},
-    "integrations": MODEL_ROOMS | {"model", "training"},
+    "integrations": MODEL_ROOMS | {"data", "model", "training"},
     "cli": {
         "",
         "checkpoints",
+        "data",
         "errors",
         "image_sources",
         "images",
@@ -64,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
     "peft": {"openblip.training.adapters"},
+    "pyarrow": {"openblip.data.parquet"},
     "transformers": {"openblip.checkpoints.language_models"},
 }
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""

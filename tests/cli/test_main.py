@@ -29,6 +29,7 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    datasets,
     doctor,
     download,
     embed,
@@ -41,6 +42,7 @@ from openblip.cli import (
     train,
     verify,
 )
+from openblip.data.zoo import find_entry
 from openblip.model import Blip2
 from openblip.verification import IMAGES
 from tests.checkpoints.test_adapter_files import adapter_of
@@ -49,7 +51,7 @@ from tests.checkpoints.theirs import write_writer
 from .conftest import Run
 
 MODULES = (
-    *(ask, caption, chat, convert, doctor, download, embed, inspect),
+    *(ask, caption, chat, convert, datasets, doctor, download, embed, inspect),
     *(match, merge, models, plan, quantize, train, verify),
 )
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
@@ -139,6 +141,10 @@ def test_the_examples_run(
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})
     monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
     monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
+    monkeypatch.setattr("openblip.data.downloads.download_annotations", lambda name, *_: [Path(find_entry(name).media)])
+    listed = tmp_path / "data/nocaps/annotations/nocaps_val.json"
+    listed.parent.mkdir(parents=True)
+    listed.write_text('[{"image": "val/1.jpg", "img_id": 0}]')
     monkeypatch.setattr("openblip.checkpoints.convert.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr("openblip.checkpoints.quantising.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr("openblip.checkpoints.merging.load_parts", lambda *_, **__: load_parts(official_folder))

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from openblip.checkpoints.fetch import FULL, Progress, check_room, digest
 from openblip.errors import DownloadError
+from openblip.fetch import FULL, Progress, check_room, digest
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")

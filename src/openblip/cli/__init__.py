@@ -18,6 +18,7 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    datasets,
     doctor,
     download,
     embed,
@@ -68,6 +69,7 @@ app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
 app.command(epilog=train.EXAMPLES)(train.train)
 
 

@@ -29,6 +29,9 @@ class TextBatch:
     ids: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device) -> TextBatch:
+        return TextBatch(self.ids.to(device), self.mask.to(device))
+
 
 @dataclass(frozen=True)
 class HardNegatives:
