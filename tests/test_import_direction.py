@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
+    "peft": {"openblip.training.adapters"},
     "pyarrow": {"openblip.data.parquet"},
     "transformers": {"openblip.checkpoints.language_models"},
 }

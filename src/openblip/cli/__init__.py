@@ -25,6 +25,7 @@ from openblip.cli import (
     evaluate,
     inspect,
     match,
+    merge,
     models,
     plan,
     quantize,
@@ -66,6 +67,7 @@ app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
