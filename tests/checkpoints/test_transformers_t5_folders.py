@@ -1,4 +1,4 @@
-"""BLIP-2 with T5: every form that a folder of transformers may have, its settings, and the official names and shapes."""
+"""BLIP-2 with T5: all forms that a folder of transformers has, its settings, and the official names and shapes."""
 
 from __future__ import annotations
 
