@@ -16,6 +16,7 @@ from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.devices import Placement, choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.engine import generate, stream
+from openblip.generation.graphs import Graphs
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import fits
 from openblip.generation.prefix import Prefix
@@ -25,6 +26,7 @@ from openblip.images import load_image, to_pixels
 from openblip.matching.matcher import Matcher
 from openblip.matching.methods import BATCH_SIZE, Matching, listed
 from openblip.nn.efficientnet import EfficientNet
+from openblip.nn.language_model import LanguageModel
 from openblip.nn.quantised import prepare_layers
 from openblip.options import TextOptions
 from openblip.pipeline import PixelBatch, pixel_batches
@@ -91,6 +93,9 @@ class Blip2(Matching):
         prepare_layers(self.network)
         if isinstance(self.network.vision, EfficientNet):
             self.network.vision.fold()
+        # Launching a step's many kernels one by one is what costs time on a GPU; on a CPU there is nothing to launch.
+        captured = placement.device.type == "cuda" and self.network.config.own_language_model is not None
+        self.graphs = Graphs(self.network.own_language_model) if captured else None
 
     def __repr__(self) -> str:
         return f"Blip2({self.name!r}, device={self.placement.device}, dtype={self.placement.dtype})"
@@ -98,6 +103,11 @@ class Blip2(Matching):
     @property
     def name(self) -> str:
         return self.parts.name
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The one that writes."""
+        return self.network.language_model if self.graphs is None else self.graphs
 
     @overload
     def caption(
@@ -248,9 +258,7 @@ class Blip2(Matching):
         chosen = answer_options(self.parts, options)
         prefix = self._prefix(image)
         with torch.inference_mode(), self._kept(image):
-            found = generate(
-                self.network.language_model, [self._embed(prompt) for prompt in prompts], chosen, prefix=prefix
-            )
+            found = generate(self.language_model, [self._embed(prompt) for prompt in prompts], chosen, prefix=prefix)
         return [read_text(self.parts, texts[0]) for texts in found]
 
     def stream(self, image: SeenImage | Tensor, prompt: str, **options: Unpack[TextOptions]) -> Pieces:
@@ -262,7 +270,7 @@ class Blip2(Matching):
         chosen = answer_options(self.parts, options, stream=True)
         prefix = self._prefix(image)
         with torch.inference_mode(), self._kept(image):
-            tokens = stream(self.network.language_model, self._embed(prompt), chosen, prefix)
+            tokens = stream(self.language_model, self._embed(prompt), chosen, prefix)
         return text_pieces(self.parts.require_words(), tokens)
 
     def fits(self, prompt: str, max_tokens: int | None = None) -> bool:
@@ -272,7 +280,7 @@ class Blip2(Matching):
         """
         read = self.network.config.qformer.num_queries + len(self.parts.prompt_ids(prompt))
         answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
-        return fits(self.network.language_model.config, read, answer)
+        return fits(self.language_model.config, read, answer)
 
     def look(self, image: ImageSource) -> SeenImage:
         """Look at an image, to `complete` any number of prompts behind it."""
@@ -289,7 +297,7 @@ class Blip2(Matching):
             with torch.inference_mode():
                 seen = self.image_cache.look(batch.pixels, self._see)
                 rows = [self._join(one.prefix.embeds, prompt) for one in seen]
-                captions = generate(self.network.language_model, rows, options)
+                captions = generate(self.language_model, rows, options)
         return [
             Captioned(describe_source(source), error=found)
             if isinstance(found, ImageError)
@@ -302,7 +310,7 @@ class Blip2(Matching):
         seen = self.look(image)
         with torch.inference_mode():
             row = self._join(seen.prefix.embeds, self.parts.prompts.caption if prompt is None else prompt)
-            tokens = stream(self.network.language_model, row, chosen)
+            tokens = stream(self.language_model, row, chosen)
         return text_pieces(self.parts.require_words(), tokens)
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
@@ -320,7 +328,7 @@ class Blip2(Matching):
     def _see(self, pixels: Tensor) -> list[Prefix]:
         visual = self.network.visual_prompt(self._features(pixels))
         # Cloned: a row of the batch would keep the memory of all of it.
-        return [Prefix(self.network.language_model, row.clone()) for row in visual]
+        return [Prefix(self.language_model, row.clone()) for row in visual]
 
     def _join(self, visual_prompt: Tensor, prompt: str) -> Tensor:
         """What the language model reads: embeddings [T, token width] of visual tokens and words."""
@@ -328,10 +336,10 @@ class Blip2(Matching):
 
     def _embed(self, prompt: str) -> Tensor:
         ids = torch.tensor(self.parts.prompt_ids(prompt), device=self.placement.device)
-        return self.network.language_model.embed(ids)
+        return self.language_model.embed(ids)
 
     def _prefix(self, image: SeenImage | Tensor) -> Prefix:
-        return image.prefix if isinstance(image, SeenImage) else Prefix(self.network.language_model, image)
+        return image.prefix if isinstance(image, SeenImage) else Prefix(self.language_model, image)
 
     @contextmanager
     def _kept(self, image: SeenImage | Tensor) -> Iterator[None]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
-from openblip.nn.language_model import Reading
+from openblip.nn.fixed_cache import Fixable, FixedCache, fixed_cache
 from openblip.nn.linear import Linear, WordTable
 from openblip.nn.t5_attention import CrossAttention, EncoderMemory, RelativeBias, SelfAttention
 
@@ -25,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+
+MEMORY_STEP = 64
+"""Memory of encoded prompts that stays where it is has room for a multiple of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,7 @@ class T5Decoder(nn.Module):
     def go_on(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None) -> Tensor:
         start = cache.branch(embeds.shape[1], parents)
         # How far tokens are apart is told by the steps they were read at: texts stand side by side in the cache.
-        steps = cache.steps[: cache.length]
-        bias = self.bias.between(steps[-1:], steps).to(embeds.dtype)
+        bias = self.bias.between(*cache.read_steps()).to(embeds.dtype)
         mask = cache.mask()
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
@@ -272,7 +274,7 @@ class T5(nn.Module):
         scores: Tensor = self.head(hidden)
         return scores
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[T5Reading, Tensor]:
         """See `LanguageModel.read`."""
         memory = self.remember(self.encode(prompts, mask), mask)
         cache = self.new_cache(prompts.shape[0], 1 + texts * new_tokens)
@@ -313,3 +315,20 @@ class T5Reading:
     def take_prompts(self, rows: Tensor) -> None:
         self.memory = self.memory.take(rows)
         self.cache.take_rows(rows)
+
+    @property
+    def beside(self) -> int:
+        """Tokens of the longest prompt in the encoder's memory, rounded up."""
+        return -(-self.memory.keys[0].shape[2] // MEMORY_STEP) * MEMORY_STEP
+
+    def fixed(self, prompts: int, texts: int, capacity: int) -> T5Reading:
+        """See `Fixable`."""
+        memory = self.memory.room(prompts, self.beside)
+        return T5Reading(self.t5, memory, FixedCache(self.cache, prompts, texts, capacity))
+
+    def hold(self, other: Fixable, rows: Tensor | None = None) -> None:
+        """See `Fixable`."""
+        if not isinstance(other, T5Reading):
+            raise TypeError("a T5 cannot go on from what another model has read")
+        self.memory.hold(other.memory if rows is None else other.memory.take(rows))
+        fixed_cache(self.cache).hold(other.cache, rows)

@@ -41,6 +41,28 @@ class EncoderMemory:
             None if self.mask is None else self.mask[rows],
         )
 
+    def room(self, prompts: int, length: int) -> EncoderMemory:
+        """Memory that stays where it is, for so many prompts of so many tokens."""
+        _, heads, _, width = self.keys[0].shape
+        keys, values = (
+            tuple(one.new_zeros(prompts, heads, length, width) for one in tensors)
+            for tensors in (self.keys, self.values)
+        )
+        return EncoderMemory(keys, values, self.keys[0].new_ones(prompts, 1, 1, length, dtype=torch.bool))
+
+    def hold(self, other: EncoderMemory) -> None:
+        """Fill such memory with that of some prompts. Raises ValueError when they do not fit."""
+        count, _, length, _ = other.keys[0].shape
+        if self.mask is None or count > len(self.mask) or length > self.mask.shape[3]:
+            raise ValueError(f"there is no room for {count} encoded prompts of {length} tokens")
+        for own, others in ((self.keys, other.keys), (self.values, other.values)):
+            for kept, given in zip(own, others, strict=True):
+                kept.zero_()
+                kept[:count, :, :length] = given
+        self.mask.fill_(True)  # a row that sees nothing would turn into NaN
+        self.mask[:count] = False
+        self.mask[:count, :, :, :length] = True if other.mask is None else other.mask
+
 
 class RelativeBias(nn.Module):
     """What a head adds to its scores for how far key and query are apart (section 2.1)."""
