@@ -23,6 +23,7 @@ from openblip.cli import (
     download,
     embed,
     evaluate,
+    finetune,
     inspect,
     match,
     merge,
@@ -72,6 +73,7 @@ app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
 app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 

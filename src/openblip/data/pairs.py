@@ -63,7 +63,8 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
     for row in keep_training_part(read_source(source, data_root, skipped), source.held_out):
         _check(row, source)
         entry = found.setdefault(row.image, _Gathered())
-        entry.captions += [clean_caption(caption) for caption in row.captions if caption.strip()]
+        tidy = clean_caption if source.clean else _in_order
+        entry.captions += [tidy(caption) for caption in row.captions if caption.strip()]
         if row.question:
             _add_question(entry, row, source.statements)
     for entry in found.values():
@@ -77,6 +78,10 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
         ImageText(image, tuple(e.captions), tuple(e.statements), tuple(e.questions), tuple(e.made))
         for image, e in sorted(found.items(), key=lambda item: _order(item[0]))
     ]
+
+
+def _in_order(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _check(row: Sample, source: DataSource) -> None:

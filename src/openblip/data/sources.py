@@ -36,6 +36,8 @@ class DataSource:
         images: the folder that pictures are looked for in, where it is not the usual one.
         annotations: the folder that a dataset's annotation files lie in, where it is not the usual one.
         held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
+        clean: lower-case captions and leave out their punctuation, as the paper's data were; otherwise only their
+            white space is put in order.
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
         mirror: whether mirror images may stand for the image.
@@ -48,6 +50,7 @@ class DataSource:
     questions: str | None = None
     split: str | None = None
     held_out: int = 0
+    clean: bool = True
     statements: bool = False
     make_questions: bool = False
     mirror: bool = True
