@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from sys import intern
 from typing import Any, TypeAlias
 
+from openblip.data.records import shown_columns
 from openblip.data.samples import Sample
 from openblip.data.tables import load_json
 from openblip.errors import OpenBlipError
@@ -67,7 +68,7 @@ def read_rows(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
         if missing:
             raise OpenBlipError(
                 f"{path}, entry {number}, has no {' and no '.join(missing)}; "
-                f"it has {', '.join(map(str, row)) or 'nothing'}"
+                f"it has {shown_columns([str(name) for name in row])}"
             )
         yield row
 
@@ -341,7 +342,7 @@ def read_snli_ve(files: Sequence[Path], pictures: Path, split: str) -> list[Samp
             number = row.get("image", row.get("Flickr30K_ID"))
             sentence, label = row.get("sentence", row.get("sentence2")), row.get("label", row.get("gold_label"))
             if number is None or sentence is None or label is None:
-                raise OpenBlipError(f"{path} has a row with {', '.join(row)}: this is not a file of SNLI-VE")
+                raise OpenBlipError(f"{path} has a row with {shown_columns(list(row))}: this is not a file of SNLI-VE")
             if label == "-":
                 continue
             name = str(number) if str(number).endswith(".jpg") else f"{number}.jpg"
