@@ -27,9 +27,5 @@ def make_view(image: Image, name: str, view: int, min_area: float) -> Image:
         return image
     if view == MIRRORED_VIEW:
         return ImageOps.mirror(image)
-    return random_view(image, random.Random(hashlib.md5(f"{name}:{view}".encode()).digest()), min_area)
-
-
-def random_view(image: Image, draw: random.Random, min_area: float, mirror: bool = True) -> Image:
-    """A random crop of at least `min_area` of the image, mirrored half of the time if it may be."""
-    return augment(image, draw, Augmentation(min_area=min_area, mirror=0.5 if mirror else 0.0))
+    draw = random.Random(hashlib.md5(f"{name}:{view}".encode()).digest())
+    return augment(image, draw, Augmentation(min_area=min_area))

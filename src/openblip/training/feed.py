@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from openblip.data.augment import Augmentation, augment
 from openblip.data.features import FeatureStore
 from openblip.data.pairs import DataSource
 from openblip.data.pictures import BadPicture, open_picture
-from openblip.data.views import random_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images import ImageTransform, normalise, squash
 from openblip.pipeline import read_ahead
 from openblip.training.batches import BatchPlan, Drawn
 from openblip.training.tasks import Views
+
+MIRRORED = 0.5
+"""Share of pictures that are, where they may be."""
 
 
 class Feed(ABC):
@@ -89,7 +92,8 @@ class PictureFeed(Feed):
         source = self.sources[drawn.source]
         image = open_picture(drawn.image.image)
         if source.augment:
-            image = random_view(image, drawn.draw, source.min_area, source.mirror)
+            settings = Augmentation(min_area=source.min_area, mirror=MIRRORED if source.mirror else 0.0)
+            image = augment(image, drawn.draw, settings)
         return squash(image, self.transform.image_size)
 
     def _note(self, drawn: Drawn, error: ImageError) -> None:

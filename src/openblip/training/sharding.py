@@ -28,7 +28,7 @@ def shard(task: nn.Module, network: Blip2Network, world: World, device: torch.de
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
     for scalar in scalars:
         if scalar.requires_grad:
-            scalar.register_hook(lambda gradient: world.total(gradient) / world.size)
+            scalar.register_hook(lambda gradient: world.total(gradient) / world.size)  # type: ignore[no-untyped-call]
     fully_shard(task, mesh=mesh, ignored_params=scalars)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from openblip.checkpoints.transformers_export import save_transformers
 from openblip.errors import CheckpointError, OptionError
-from openblip.generation.engine import generate
-from openblip.generation.options import Generation
+from openblip.generation.engine import generate, stream
+from openblip.generation.options import Generation, GenerationOptions
 from openblip.integrations.transformers.base import Pretrained
 from openblip.integrations.transformers.folders import LoadedModel
-from openblip.integrations.transformers.options import GenerateOptions, engine_options, refuse_unknown
+from openblip.integrations.transformers.options import GenerateOptions, Streamer, engine_options, refuse_unknown
 from openblip.integrations.transformers.outputs import FeatureOutput, WritingOutput
 from openblip.nn.decoder import Decoder
 from openblip.nn.t5 import T5
@@ -41,6 +41,7 @@ class Writer(Pretrained):
         self.words = loaded.words
         self.language_projection = network.prompt_projection
         self.language_model: Decoder | T5 = network.own_language_model
+        self.translate("decoder" if network.config.t5 is None else "t5")
 
     def forward(
         self,
@@ -66,7 +67,8 @@ class Writer(Pretrained):
             OptionError: another keyword, another number of image tokens than of queries, too many tokens, or T5
                 without labels or decoder_input_ids.
         """
-        refuse_unknown("the model", others)
+        # What is None says nothing: peft passes on keywords that it was not given.
+        refuse_unknown("the model", {name: value for name, value in others.items() if value is not None})
         seen, queries = self._query(pixel_values, interpolate_pos_encoding)
         embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
         language = self.language_model
@@ -85,6 +87,10 @@ class Writer(Pretrained):
                 logits = logits[:, -labels.shape[1] :]
                 loss = next_token_loss(logits, labels.to(logits.device))
         return WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
+
+    def prepare_inputs_for_generation(self, **inputs: Any) -> dict[str, Any]:
+        """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
+        return inputs
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder that transformers and OpenBLIP load.
@@ -180,6 +186,9 @@ class Blip2ForConditionalGeneration(Writer):
             front = ids
             chosen = engine_options(options, ids.shape[1], language.config.max_positions - embeds.shape[1], stop)
             used = None if chosen.repetition_penalty == 1 else self._used(language, ids, attention_mask)
+        streamer = options.get("streamer")
+        if streamer is not None:
+            return _streamed(language, front, rows, chosen, used, streamer)
         found = generate(language, rows, chosen, used)
         texts = [text for group in found for text in group]
         filler = self.words.pad if pad is None else pad
@@ -229,6 +238,29 @@ class Blip2Model(Writer):
         mask = None if attention_mask is None else attention_mask.to(self.device)
         hidden = language.encode(embeds, mask) if isinstance(language, T5) else language(embeds, mask)
         return FeatureOutput(last_hidden_state=hidden)
+
+
+def _streamed(
+    language: Decoder | T5,
+    front: Tensor,
+    rows: Sequence[Tensor],
+    options: GenerationOptions,
+    used: Sequence[Tensor] | None,
+    streamer: Streamer,
+) -> Tensor:
+    """As `generate` of one text, whose ids the streamer is told as they come; it is told of the end in any case."""
+    ids = []
+    try:
+        if len(rows) != 1:
+            raise OptionError(f"a streamer was given with {len(rows)} images: it takes the text of one")
+        tokens = stream(language, rows[0], options, prompt_ids=None if used is None else used[0], tell_stop=True)
+        streamer.put(front.cpu())
+        for token in tokens:
+            ids.append(token)
+            streamer.put(torch.tensor([token]))
+    finally:
+        streamer.end()
+    return torch.cat([front, front.new_tensor([ids])], dim=1)
 
 
 def _rectangle(texts: Sequence[Generation], stop: int, filler: int) -> Tensor:
