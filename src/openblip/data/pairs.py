@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 
 from openblip.data.questions import Question, questions_from_caption, statement_from_question
 from openblip.data.samples import PackedFile, Picture, Sample
@@ -96,7 +97,7 @@ def _check(row: Sample, source: DataSource) -> None:
 
 
 def _add_question(entry: _Gathered, row: Sample, statements: bool) -> None:
-    given = tuple(answer.lower() for answer in row.answers)
+    given = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
     if not given:
         return  # the questions of a test set teach nothing
     # Of equally frequent answers the first: Counter keeps their order.
