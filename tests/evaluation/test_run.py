@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
@@ -103,3 +104,14 @@ def test_retrieval_keeps_its_own_journal(recipe: Path, tmp_path: Path) -> None:
     assert len(rows) == len(run.found.rows) == 10
     assert len(lines(tmp_path / "out/matches.jsonl")) == 5
     assert evaluate(load_evaluation(recipe, ["task=retrieval", "retrieval.rerank=2"])).found == run.found
+
+
+def test_two_runs_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(OpenBlipError, match="another evaluation"):
+        evaluate(load_evaluation(recipe))
+
+
+def test_data_that_do_not_fit_are_told_before_the_model_loads(recipe: Path) -> None:
+    with pytest.raises(OpenBlipError, match="no question"):
+        evaluate(load_evaluation(recipe, ["task=questions", "model=no-such-model"]))

@@ -6,7 +6,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from openblip import __version__
 from openblip.data.samples import Sample
@@ -25,7 +27,7 @@ from openblip.evaluation.progress import Progress, silent
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.report import write_report
 from openblip.evaluation.samples import read_samples
-from openblip.evaluation.score import score_model
+from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Decision, Task
 from openblip.model import Blip2, load
 
@@ -56,8 +58,14 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
         OpenBlipError: model, data and recipe do not fit, or the output folder holds another run's predictions.
     """
     samples = read_samples(recipe)
+    check(samples, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
+    with _alone_in(output):
+        return _evaluate(recipe, samples, output, progress)
+
+
+def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path, progress: Progress) -> Run:
     given = recipe.task is Task.CLASSIFICATION and recipe.classification.by is Decision.GIVEN
     started = time.monotonic()
     if given:
@@ -75,10 +83,24 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
             journal.close()
     seconds = time.monotonic() - started
     run = Run(recipe, found, _about(recipe, model, samples, None if earlier else seconds))
-    _write_predictions(output / "predictions.jsonl", found)
+    _write_predictions(output / "predictions.jsonl", found, journaled=not given and recipe.task is not Task.RETRIEVAL)
     _replace(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Raises OpenBlipError when another program evaluates into the same folder."""
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OpenBlipError(f"another evaluation writes to {output}: wait for it, or give another output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequence[Sample]) -> None:
@@ -175,10 +197,10 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _write_predictions(path: Path, found: Evaluation) -> None:
-    """The same rows as were written as they came, now with what each is worth."""
+def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
+    """The rows with what each is worth; those that were written as they came keep what they said."""
     known = {}
-    if path.exists() and found.task is not Task.RETRIEVAL:
+    if journaled:
         for line in path.read_text(encoding="utf-8").splitlines():
             fields = json.loads(line)
             known[fields["row"]] = fields
