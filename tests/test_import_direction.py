@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verification": {"checkpoints", "errors", "image_sources", "model"},
     "data": {"errors", "fetch", "image_sources", "images", "pipeline", "text"},
     "recipes": {"errors"},
-    "training": MODEL_ROOMS | {"data", "recipes"},
+    "training": MODEL_ROOMS | {"data", "evaluation", "model", "pipeline", "recipes"},
     "evaluation": {
         "",
         "data",
@@ -81,7 +81,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Which other rooms each room may import. A room is a folder or a lone module right under the package."""
 
 LIBRARIES_OF_NN = {"torch"}
-OPTIONAL_LIBRARIES = {"transformers": {"openblip.checkpoints.language_models"}}
+OPTIONAL_LIBRARIES = {
+    "peft": {"openblip.training.adapters"},
+    "pyarrow": {"openblip.data.parquet"},
+    "transformers": {"openblip.checkpoints.language_models"},
+}
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""
 HEAVY_LIBRARIES = {"torch", "numpy", "transformers", "PIL"}
 

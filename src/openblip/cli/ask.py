@@ -33,6 +33,7 @@ def ask(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -56,7 +57,7 @@ def ask(
     images = find_images([image], recursive=recursive)
     options = args.text_options(context)
     with open_report(as_json, output) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
         found = attempt(images, lambda path: loaded.answer(path, questions, **options))
         for path, answers in with_progress(found, len(images), to_file=output is not None):
             if isinstance(answers, ImageError):

@@ -177,18 +177,17 @@ class Place:
 
 
 def find_layout(entry: DatasetEntry, place: Place) -> Layout | None:
-    """The layout of which there are files: the one with most splits, the first of equals.
+    """The first layout of which a split is there.
 
     Splits of different layouts are never mixed: Karpathy's training pictures are in COCO's own validation set.
     """
 
-    def there(layout: Layout) -> int:
+    def is_there(layout: Layout) -> bool:
         if not any(layout.splits.values()):
-            return len(layout.splits) if _has_media(place.media_of(entry)) else 0
-        return sum(all(place.file(file).is_file() for file in files) for files in layout.splits.values())
+            return _has_media(place.media_of(entry))
+        return any(all(place.file(file).is_file() for file in files) for files in layout.splits.values())
 
-    best = max(entry.layouts, key=there)
-    return best if there(best) else None
+    return next((layout for layout in entry.layouts if is_there(layout)), None)
 
 
 def open_dataset(entry: DatasetEntry, place: Place) -> dict[str, Dataset]:

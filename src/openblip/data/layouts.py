@@ -36,6 +36,24 @@ class Shared:
         return self._paths[name]
 
 
+class CocoPictures(Shared):
+    """COCO's pictures. Where only those of 2017 are there, names of 2014 find them: they are the same pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.is_2017 = (folder / "train2017").is_dir() and not any(
+            (folder / f"{s}2014").is_dir() for s in ("train", "val")
+        )
+        small = folder / "val2017"
+        self._in_val = {path.name for path in small.iterdir()} if self.is_2017 and small.is_dir() else set()
+
+    def __call__(self, name: str) -> Path:
+        found = re.fullmatch(r"(?:train|val)2014/COCO_(?:train|val)2014_(\d{12}\.jpg)", name) if self.is_2017 else None
+        if found is None:
+            return super().__call__(name)
+        return super().__call__(f"{'val' if found.group(1) in self._in_val else 'train'}2017/{found.group(1)}")
+
+
 def read_rows(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
     """JSON objects of a list, or one a line.
 
@@ -57,7 +75,7 @@ def read_rows(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
 def _json_rows(path: Path) -> Iterable[Any]:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         # NLVR2 calls JSON lines .json.
-        start = next((line.lstrip()[:1] for line in file if line.strip()), "")
+        start = file.read(1024).lstrip()[:1]
     if start != "{":
         content = load_json(path)
         if not isinstance(content, list):
@@ -103,7 +121,7 @@ def picture_id(name: str) -> str:
 
 def read_lavis(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """Rows with `image` and a `caption` (a list in evaluation splits), a `question` with `answer`, or a sentence."""
-    shared = Shared(pictures)
+    shared = CocoPictures(pictures)
     return [_lavis_row(row, shared) for path in files for row in read_rows(path, "image")]
 
 
@@ -138,12 +156,13 @@ def read_karpathy(files: Sequence[Path], pictures: Path, split: str) -> list[Sam
     COCO's "restval" is part of the training set, as everyone has it since Karpathy and Fei-Fei (2015).
     """
     wanted = {"train", "restval"} if split == "train" else {split}
+    shared = CocoPictures(_subfolder(pictures, ["flickr30k-images"]))
     samples = []
     for path in files:
         for entry in read_object(path, "images")["images"]:
             if entry.get("split") not in wanted:
                 continue
-            picture = pictures / entry.get("filepath", "") / entry["filename"]
+            picture = shared("/".join(name for name in (entry.get("filepath", ""), entry["filename"]) if name))
             captions = texts([sentence["raw"] for sentence in entry["sentences"]])
             told = [(caption,) for caption in captions] if split == "train" else [captions]
             samples += [Sample((picture,), picture_id(entry["filename"]), captions=each) for each in told]
@@ -189,33 +208,33 @@ def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     A test set has questions alone.
     """
     answered: dict[Any, tuple[tuple[str, ...], str]] = {}
+    asked: list[tuple[str, Mapping[str, Any]]] = []
     for path in files:
         content = load_json(path)
-        for row in content.get("annotations", []) if isinstance(content, dict) else []:
+        if not isinstance(content, dict):
+            raise OpenBlipError(f"{path} is no JSON object: this is not the file it should be")
+        for row in content.get("annotations", []):
             people = texts([answer["answer"] for answer in row["answers"]])
             answered[row["question_id"]] = people, intern(str(row.get("question_type", "")))
-    samples = []
-    for path in files:
-        content = load_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
-            continue
         part = str(content.get("data_subtype", ""))
+        asked += [(part, row) for row in content.get("questions", [])]
+    shared = CocoPictures(pictures)
+    samples = []
+    for part, row in asked:
         # Questions of test-dev are about pictures of the test set.
         folder = {"test-dev2015": "test2015"}.get(part, part)
-        shared = Shared(pictures)
-        for row in content["questions"]:
-            number = int(row["image_id"])
-            people, kind = answered.get(row["question_id"], ((), ""))
-            samples.append(
-                Sample(
-                    (shared(f"{folder}/COCO_{folder}_{number:012d}.jpg"),),
-                    image_id=str(number),
-                    sample_id=str(row["question_id"]),
-                    question=row["question"],
-                    answers=people,
-                    kind=kind,
-                )
+        number = int(row["image_id"])
+        people, kind = answered.get(row["question_id"], ((), ""))
+        samples.append(
+            Sample(
+                (shared(f"{folder}/COCO_{folder}_{number:012d}.jpg"),),
+                image_id=str(number),
+                sample_id=str(row["question_id"]),
+                question=row["question"],
+                answers=people,
+                kind=kind,
             )
+        )
     if not samples:
         raise OpenBlipError(f"{', '.join(map(str, files))}: no file has a list of questions, which one has to")
     return samples
@@ -223,7 +242,7 @@ def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
 
 def read_aokvqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """A-OKVQA's own files, whose pictures are COCO's of 2017; LAVIS' copy names those of 2014 in `image`."""
-    shared = Shared(pictures)
+    shared = CocoPictures(pictures)
     samples = []
     for path in files:
         for row in read_rows(path, "question_id", "question"):

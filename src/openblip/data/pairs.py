@@ -16,6 +16,9 @@ __all__ = ["DataSource", "ImageText", "gather"]
 """The recipe's schema is part of what this module is for: its name is given on from here."""
 
 
+JUDGEMENTS = frozenset({"entailment", "neutral", "contradiction"})
+
+
 @dataclass(frozen=True)
 class ImageText:
     """One image with everything said about it, cleaned.
@@ -81,7 +84,7 @@ def _check(row: Sample, source: DataSource) -> None:
         raise OptionError(
             f"the data source {source.name!r} has rows of {len(row.images)} pictures: training needs one in each"
         )
-    if row.label and row.captions:
+    if row.label in JUDGEMENTS and row.captions:
         raise OptionError(
             f"the data source {source.name!r} has sentences that are to be judged, not captions: training cannot use it"
         )

@@ -39,6 +39,7 @@ class DataSource:
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
         mirror: whether mirror images may stand for the image.
+        augment: whether pictures are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
     """
 
@@ -51,6 +52,7 @@ class DataSource:
     make_questions: bool = False
     mirror: bool = True
     views: int = 2
+    augment: bool = True
     repeat: int = 1
     min_area: float = 0.6
     table: str | None = None

@@ -14,8 +14,7 @@ from openblip.data.zoo_files import EXTRAS, LAYOUTS
 
 COCO_PICTURES = (
     "train2014.zip, val2014.zip, test2014.zip and test2015.zip from http://images.cocodataset.org/zips/, unpacked "
-    "side by"
-    "side: coco/images/train2014, val2014, ..."
+    "side by side: coco/images/train2014, val2014, ...; those of 2017 do as well"
 )
 COCO_LICENCE = "annotations CC BY 4.0; pictures: Flickr's terms"
 FLICKR_PICTURES = (
@@ -24,7 +23,7 @@ FLICKR_PICTURES = (
 )
 MSRVTT_PICTURES = (
     "train_val_videos.zip (https://www.mediafire.com/file/x3rrbe4hwp04e6w/train_val_videos.zip/file) and "
-    "test_videos.zip"
+    "test_videos.zip "
     "(https://www.mediafire.com/file/czh8sezbo9s4692/test_videos.zip/file), the films of both into one folder"
 )
 MSVD_PICTURES = "https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar, unpacked into msvd/videos"
@@ -113,7 +112,6 @@ _ENTRIES = (
         pictures="from the addresses in the TSV, with LAVIS' download_data_cc3m.py, or with img2dataset into tars "
         "(`table`)",
         citation="Sharma et al. 2018, Conceptual Captions: A Cleaned, Hypernymed, Image Alt-text Dataset, ACL",
-        needs_form=True,
     ),
     DatasetEntry(
         name="didemo_retrieval",
@@ -138,7 +136,6 @@ _ENTRIES = (
         pictures=FLICKR_PICTURES,
         citation="Young et al. 2014, From Image Descriptions to Visual Denotations, TACL 2",
         needs_form=True,
-        note="dataset_flickr30k.json names pictures without a folder: let images point at flickr30k-images then.",
     ),
     DatasetEntry(
         name="imagenet",
@@ -162,10 +159,9 @@ _ENTRIES = (
         licence="addresses and captions CC BY 4.0; pictures: their owners'",
         page="https://laion.ai/blog/laion-5b/",
         pictures="from the addresses, with img2dataset into tars of NAME.jpg, NAME.txt and NAME.json; give their "
-        "folder or"
+        "folder or "
         "pattern (part-00000/{00000..01743}.tar)",
         citation="Schuhmann et al. 2022, LAION-5B, NeurIPS, arXiv:2210.08402",
-        needs_form=True,
     ),
     DatasetEntry(
         name="msrvtt_caption",
@@ -260,7 +256,7 @@ _ENTRIES = (
         page="https://okvqa.allenai.org",
         pictures=COCO_PICTURES,
         citation="Marino et al. 2019, OK-VQA: A Visual Question Answering Benchmark Requiring External Knowledge, "
-        "CVPR,"
+        "CVPR, "
         "arXiv:1906.00067",
     ),
     DatasetEntry(
