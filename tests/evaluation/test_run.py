@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+import openblip
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
-from openblip.evaluation.run import evaluate
+from openblip.evaluation.run import evaluate, number_format
 from openblip.model import Blip2
 
 
@@ -80,6 +81,11 @@ def test_a_killed_run_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.
     again = evaluate(load_evaluation(recipe, ["captions.tokenizer=auto", "examples=1"]))
     assert len(asked) == 1, "scores and page can be made anew from the predictions"
     assert len(again.found.rows) == 5
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("float32", "float32"), ("int8", "int8 and float32")])
+def test_the_number_format_is_told(tiny_model_folder: Path, dtype: str, told: str) -> None:
+    assert number_format(openblip.load(tiny_model_folder, device="cpu", dtype=dtype)) == told
 
 
 @pytest.mark.parametrize("override", ["text.beams=2", "limit=4", "dtype=int8"])

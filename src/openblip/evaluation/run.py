@@ -30,6 +30,8 @@ from openblip.evaluation.samples import read_samples
 from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Decision, Task
 from openblip.model import Blip2, load
+from openblip.nn.int4 import Int4Linear
+from openblip.nn.quantised import quantised_layers
 
 PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")
 
@@ -109,7 +111,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
         "model": recipe.model,
         "weights": _mark_of_files(Path(recipe.model)),
         "checkpoint": recipe.checkpoint,
-        "number format": _number_format(model),
+        "number format": number_format(model),
         "task": recipe.task.value,
         "text": asdict(recipe.text),
         "rerank": recipe.retrieval.rerank if recipe.task is Task.RETRIEVAL else None,
@@ -145,10 +147,13 @@ def _mark_of_samples(samples: Sequence[Sample]) -> str:
     return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
 
 
-def _number_format(model: Blip2) -> str:
-    placement = model.placement
-    name = str(placement.dtype).removeprefix("torch.")
-    return name if placement.bits is None else f"int{placement.bits} and {name}"
+def number_format(model: Blip2) -> str:
+    """What a model computes in: "float32", or "int8 and float32" where its large matrices are whole numbers."""
+    name = str(model.placement.dtype).removeprefix("torch.")
+    layers = quantised_layers(model.network).values()
+    if not layers:
+        return name
+    return f"int4 and {name}" if any(isinstance(layer, Int4Linear) for layer in layers) else f"int8 and {name}"
 
 
 def _about(
@@ -161,7 +166,7 @@ def _about(
             "model": recipe.model,
             "checkpoint": recipe.checkpoint,
             "image size": model.parts.transform.image_size,
-            "number format": _number_format(model),
+            "number format": number_format(model),
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         }
     about |= {
