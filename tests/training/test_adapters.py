@@ -300,10 +300,12 @@ def test_adapters_start_as_nothing_and_alone_learn(tiny_model_folder: Path) -> N
 
 
 def test_captions_answers_and_search_with_unmerged_adapters(
-    tiny_model_folder: Path, tmp_path: Path, photos: list[Path]
+    tiny_model_folder: Path, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = learnt(load_parts(tiny_model_folder), LoraSection(rank=2, targets=["language_model", "qformer"]), std=0.2)
-    save_adapter(parts, tmp_path, str(tiny_model_folder))
+    monkeypatch.chdir(tiny_model_folder.parent)
+    save_adapter(parts, tmp_path, tiny_model_folder.name)
+    monkeypatch.chdir("/")
     model = Blip2(parts, choose_placement("cpu", "float32"))
     merged = openblip.load(tmp_path, device="cpu")
     untrained = openblip.load(tiny_model_folder, device="cpu")

@@ -22,6 +22,7 @@ from openblip.checkpoints.adapter_files import Adapter, LowRank, read_adapter, w
 from openblip.checkpoints.adapter_fit import check_layers
 from openblip.checkpoints.parts import ModelParts
 from openblip.checkpoints.qformer_names import first_few
+from openblip.checkpoints.zoo import BUNDLED
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.int4 import Int4Linear
@@ -164,7 +165,8 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
     `peft.PeftModel.from_pretrained` puts them on transformers' model; `openblip.load(folder)` loads the base with them.
 
     Args:
-        base: the model that they are for, as `openblip.load` takes it; None does not say.
+        base: the model that they are for, as `openblip.load` takes it; a folder is noted by its absolute path. None does
+            not say.
 
     Raises:
         OptionError: the model has no adapters.
@@ -183,6 +185,8 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
         dropout = getattr(layer.lora_dropout[NAME], "p", 0.0)
     if not layers:
         raise OptionError(f"the model {parts.name} has no adapters to save: put some in with add_lora")
+    if base not in (None, BUNDLED) and Path(str(base)).expanduser().is_dir():
+        base = str(Path(str(base)).expanduser().resolve())
     everywhere = [target.theirs for target in targets_of(parts.network)]
     adapter = Adapter(folder, base, layers, dropout=dropout)
     return write_adapter(adapter, folder, short_names(list(layers), everywhere))
