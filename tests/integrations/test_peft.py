@@ -128,8 +128,11 @@ def test_adapters_of_matching(matcher: Theirs, tmp_path: Path) -> None:
             for parameter in model.parameters():
                 parameter.data += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
             model.save_pretrained(tmp_path)
+            learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         else:
-            model = peft.PeftModel.from_pretrained(model, tmp_path)
+            model = peft.PeftModel.from_pretrained(model, tmp_path, is_trainable=True)
+            # Not the head for ITG, which is called dense here alone.
+            assert learning == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         with torch.no_grad():
             model.eval()
             results.append(model(**given, use_image_text_matching_head=True).logits_per_image)

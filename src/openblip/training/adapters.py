@@ -165,8 +165,8 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
     `peft.PeftModel.from_pretrained` puts them on transformers' model; `openblip.load(folder)` loads the base with them.
 
     Args:
-        base: the model that they are for, as `openblip.load` takes it; a folder is noted by its absolute path. None does
-            not say.
+        base: the model that they are for, as `openblip.load` takes it; of a folder the absolute path is noted. None
+            does not say.
 
     Raises:
         OptionError: the model has no adapters.

@@ -26,8 +26,9 @@ FIRST_LEVEL = {
 """What parts of our network are called here where they have other names there."""
 JOINED = "joined"
 QUANTISED = "_quantised"
-"""How names end of weights that transformers has in several layers, and of those behind a name that is to be a linear
-layer's: they are nobody's targets."""
+OWN = "_own"
+"""How names end of weights that transformers has in several layers, of those behind a name that is to be a linear
+layer's, and of layers that it has nowhere: nobody means them."""
 
 
 class TranslatedModule(nn.Module):
@@ -57,16 +58,16 @@ class TranslatedModule(nn.Module):
                 found[name] = _above(theirs[0]) + JOINED if len(theirs) > 1 else theirs[0] + QUANTISED
                 found |= {f"{name}.{piece}": one for piece, one in zip(pieces, theirs, strict=True)}
         modules = dict(super().named_modules())
-        # Right under a module that has the same name in both, nothing could be set under another name. What is linear
-        # there (T5's output head) is no target of adapters that are to stand on all linear layers.
-        stuck = [ours for ours, name in found.items() if ours != name and _above(name)[:-1] in modules]
-        for name in stuck:
-            if isinstance(modules[name], nn.Linear):
+        # Right under a module that has the same name in both, nothing could be set under another name.
+        told = {ours: name for ours, name in found.items() if ours != name and _above(name)[:-1] not in modules}
+        self._parents = frozenset(_above(name)[:-1] for name in told.values())
+        for name, module in modules.items():
+            if isinstance(module, nn.Linear) and name not in told and found.get(name) != name:
+                # T5's output head and what transformers lacks: no target of adapters for all linear layers.
                 above, _, last = name.rpartition(".")
                 open_layer(modules[above], last, ())
-        self._theirs = {ours: name for ours, name in found.items() if ours != name and ours not in stuck}
-        self._ours = {name: ours for ours, name in self._theirs.items()}
-        self._parents = frozenset(_above(name)[:-1] for name in self._ours)
+                told[name] = name + OWN
+        self._theirs, self._ours = told, {name: ours for ours, name in told.items()}
         self.register_state_dict_post_hook(_tell)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_find)  # type: ignore[no-untyped-call]
 
