@@ -31,6 +31,8 @@ def read(root: Path, table: str, **settings: Any) -> list[Sample]:
         ("pairs.csv", 'image,caption\na.jpg,"A dog, running"\nb.jpg,A cat\n'),
         ("pairs.csv", '\ufeffFile Name;Text;image_path\nx;"A dog, running";a.jpg\ny;A cat;b.jpg\n'),
         ("pairs.tsv", "filename\tcaption\na.jpg\tA dog, running\nb.jpg\tA cat\n"),
+        ("quoted.tsv", 'filename\tcaption\na.jpg\t"A dog, running"\nb.jpg\tA cat\n'),
+        ("results.csv", "image_name| comment_number| comment\na.jpg| 0| A dog, running\nb.jpg| 0| A cat\n"),
         ("captions.txt", 'image,caption\na.jpg,"A dog, running"\nb.jpg,A cat\n'),
         (
             "pairs.jsonl",
@@ -44,6 +46,13 @@ def test_columns_are_known_by_their_usual_names(tmp_path: Path, name: str, conte
     rows = read(tmp_path, name)
     assert [row.image for row in rows] == [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     assert [row.captions for row in rows] == [("A dog, running",), ("A cat",)]
+
+
+def test_quotes_are_texts_own(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('image\tcaption\na.jpg\t"She" waves\nb.jpg\t"A ""sign"""\nc.jpg\t"\n')
+    assert [row.captions for row in read(tmp_path, "a.tsv")] == [('"She" waves',), ('A "sign"',), ('"',)]
+    (tmp_path / "a.csv").write_text('image,caption\na.jpg,"two\nlines, ""quoted"""\nb.jpg,"[laughs] what?"\n')
+    assert [row.captions for row in read(tmp_path, "a.csv")] == [('two\nlines, "quoted"',), ("[laughs] what?",)]
 
 
 def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
@@ -76,6 +85,11 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
         ("a.csv", "image,caption\n,one\n", "line 2, names no picture"),
         ("a.csv", "image,caption\nhttp://x.org/a.jpg,one\n", "line 2, has a web address"),
         ("a.csv", "image,caption\n", "has no rows"),
+        (
+            "a.csv",
+            'image,caption\na.jpg,"open\n' + "b.jpg,x\n" * 30,
+            "line 2, begins a row of 31 lines: close its quote",
+        ),
         ("a.csv", b"image,caption\na.jpg,caf\xe9\n", "not UTF-8"),
         ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b.j', "line 2, is not JSON"),
         ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"caption": "y"}\n', "line 2, names no picture"),
@@ -110,13 +124,15 @@ def test_parquet_names_pictures_or_holds_them(tmp_path: Path) -> None:
     captions = [[f"photo {number}", "again"] for number in range(5)]
     pq.write_table(pa.table({"image": structs, "caption": captions}), tmp_path / "hub.parquet", row_group_size=2)
     pq.write_table(pa.table({"image": photos, "caption": ["x"] * 5}), tmp_path / "bytes.parquet", row_group_size=3)
-    for name in ("hub.parquet", "bytes.parquet"):
+    bare = [{"bytes": photo} for photo in photos]
+    pq.write_table(pa.table({"image": bare, "caption": ["x"] * 5}), tmp_path / "bare.parquet")
+    for name in ("hub.parquet", "bytes.parquet", "bare.parquet"):
         rows = read(tmp_path, name)
         assert [rows[at].image.read_bytes() for at in (4, 0, 3, 1, 2)] == [photos[at] for at in (4, 0, 3, 1, 2)]
         assert len({row.image.name for row in rows}) == len({row.image for row in rows}) == 5
         assert load_image(rows[2].image.read_bytes()).size == (6, 4)
     assert read(tmp_path, "hub.parquet")[1].captions == ("photo 1", "again")
-    assert len(read(tmp_path, "*.parquet")) == 12
+    assert len(read(tmp_path, "*.parquet")) == 17
     rows = read(tmp_path, "hub.parquet")
     (tmp_path / "hub.parquet").unlink()
     (tmp_path / "none.parquet").write_bytes(b"")

@@ -22,6 +22,7 @@ from openblip.cli import (
     doctor,
     download,
     embed,
+    evaluate,
     inspect,
     match,
     merge,
@@ -71,6 +72,7 @@ app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
 app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -63,6 +63,14 @@ MaxTokens = Annotated[int | None, _about_text("N", "Longest new text; the prompt
 LengthPenalty = Annotated[float | None, _about_text("X", "Above 0 beam search favours long texts, below 0 short ones.")]
 RepetitionPenalty = Annotated[float | None, _about_text("X", "Above 1 discourages words already used.")]
 
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Show answers as they are written, greedily unless drawn at random.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object a line instead of text.", rich_help_panel=OUTPUT_PANEL)
 ]

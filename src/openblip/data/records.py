@@ -15,9 +15,9 @@ from openblip.image_sources import is_address
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": tuple(
-        "image image_path img img_path picture photo file file_name filename file_path filepath path".split()
+        "image image_path image_name img img_path photo file file_name filename file_path filepath path".split()
     ),
-    "captions": ("captions", "caption", "text", "description"),
+    "captions": ("captions", "caption", "text", "description", "comment"),
     "question": ("question",),
     "answers": ("answers", "answer"),
     "label": ("label", "class"),

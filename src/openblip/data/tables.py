@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openblip.data.parquet import read_parquet
 from openblip.data.records import Columns, PictureFinder
@@ -17,6 +17,8 @@ CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 TABLE_SUFFIXES = CSV_SUFFIXES | JSON_SUFFIXES | {".parquet"}
 DELIMITERS = ",;\t|"
+LONGEST_CELL = 20
+"""Lines that a row of a CSV may take; beyond, a quote was left open."""
 
 
 def read_table(path: Path, pictures: Path | None = None, split: str | None = None) -> list[Sample]:
@@ -113,12 +115,28 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         # Counted in the header alone, which is short and has no prose in it.
         delimiter = max(DELIMITERS, key=header.count)
         file.seek(0)
-        reader = csv.DictReader(file, delimiter=delimiter)
+        # Tables with tabs are written with quotes around texts and without: there a quote opens nothing.
+        has_tabs = delimiter == "\t"
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if has_tabs else csv.QUOTE_MINIMAL
+        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+        before = 1
         try:
             for row in reader:
-                place = f"{path}, line {reader.line_num},"
+                place = f"{path}, line {before + 1},"
+                if reader.line_num - before > LONGEST_CELL:
+                    raise OpenBlipError(f"{place} begins a row of {reader.line_num - before} lines: close its quote")
+                before = reader.line_num
                 if None in row:
                     raise OpenBlipError(f"{place} has more cells than the header: quote texts that hold {delimiter!r}")
-                yield place, {name: value for name, value in row.items() if name is not None}
+                yield (
+                    place,
+                    {name: _unquoted(value) if quoting == csv.QUOTE_NONE else value for name, value in row.items()},
+                )
         except csv.Error as error:
             raise OpenBlipError(f"{path}, line {reader.line_num}, is no CSV: {error}") from error
+
+
+def _unquoted(value: str | None) -> str | None:
+    if value is None or len(value) < 2 or not (value[0] == value[-1] == '"'):
+        return value
+    return value[1:-1].replace('""', '"')

@@ -95,6 +95,15 @@ def packed_product(rows: Tensor, packed: Tensor, scale: Tensor, levels: int) -> 
     return product
 
 
+def float_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """rows [N, in] @ weights [out, in] int8 times their scale [out], in the rows' type: where there is no other way."""
+    weight = codes.to(rows.dtype)
+    if rows.dtype == torch.float16:
+        # Sums of whole numbers leave its range, which ends at 65,504; a power of two costs no digit.
+        weight, scale = weight.mul_(1 / (LEVELS + 1)), scale * (LEVELS + 1)
+    return F.linear(rows, weight) * scale.to(rows.dtype)
+
+
 class Int8Linear(nn.Module):
     """Takes the place of a linear layer.
 
@@ -174,7 +183,7 @@ class Int8Linear(nn.Module):
 
     def dequantised(self, rows: Tensor) -> Tensor:
         """The layer on inputs [N, in] as they are: in training, and on a device without a product of whole numbers."""
-        y = F.linear(rows, self.codes().to(rows.dtype)) * self.scale.to(rows.dtype)
+        y = float_product(rows, self.codes(), self.scale)
         return y if self.bias is None else y + self.bias.to(rows.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
@@ -245,6 +254,6 @@ class Int8WordTable(nn.Module):
             codes, step = quantise_rows(rows.float())
             y = torch._int_mm(codes, self.weight.t()).to(torch.float32).mul_(self.scale).mul_(step)
         else:
-            y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+            y = float_product(rows, self.weight, self.scale)
         y = y if bias is None else y + bias
         return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)

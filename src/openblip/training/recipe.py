@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import cast
 
 from openblip.data.pairs import DataSource
-from openblip.errors import OpenBlipError, OptionError
+from openblip.errors import OptionError
+from openblip.recipes import read_recipe
 
 
 class Stage(Enum):
@@ -240,25 +240,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
     """
-    try:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError, safe_load
-    except ImportError:
-        raise OpenBlipError('training needs more packages: pip install "openblip[train]"') from None
-    if not path.is_file():
-        raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
-        for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals:
-                raise OptionError(f"{override!r} is no override: write key=value, as in optimizer.lr=1e-4")
-            OmegaConf.update(merged, key, safe_load(value))
-        recipe = cast(Recipe, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, YAMLError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise OpenBlipError(f"{path}: {reason}") from error
+    recipe = read_recipe(Recipe, path, overrides, "training", "train")
     for problem in problems_of(recipe):
         raise OptionError(f"{path}: {problem}")
     return recipe

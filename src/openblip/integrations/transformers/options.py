@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
+from torch import Tensor
 
 from openblip.devices import choose_placement
 from openblip.errors import OptionError
@@ -44,6 +45,16 @@ class LoadOptions(TypedDict, total=False):
     quantization_config: object
 
 
+class Streamer(Protocol):
+    """What is told the ids of one text as they come: transformers' TextStreamer and TextIteratorStreamer, say."""
+
+    def put(self, value: Tensor) -> object:
+        """First the prompt's ids [1, T], then each new one [1], the one that ends the text included."""
+
+    def end(self) -> object:
+        """There is no more."""
+
+
 class GenerateOptions(TypedDict, total=False):
     """How `generate` writes; None is as if left out.
 
@@ -57,6 +68,7 @@ class GenerateOptions(TypedDict, total=False):
         repetition_penalty: with OPT the prompt's words count as used.
         eos_token_id, pad_token_id: other tokens than config.json says.
         use_cache: changes nothing: there is always a cache.
+        streamer: is told the ids of one text as they come; not of a beam search.
     """
 
     max_new_tokens: int | None
@@ -75,6 +87,7 @@ class GenerateOptions(TypedDict, total=False):
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
     use_cache: bool | None
+    streamer: Streamer | None
 
 
 def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = None) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from openblip.checkpoints.transformers_export import save_transformers
 from openblip.errors import CheckpointError, OptionError
-from openblip.generation.engine import generate
-from openblip.generation.options import Generation
+from openblip.generation.engine import generate, stream
+from openblip.generation.options import Generation, GenerationOptions
 from openblip.integrations.transformers.base import Pretrained
 from openblip.integrations.transformers.folders import LoadedModel
-from openblip.integrations.transformers.options import GenerateOptions, engine_options, refuse_unknown
+from openblip.integrations.transformers.options import GenerateOptions, Streamer, engine_options, refuse_unknown
 from openblip.integrations.transformers.outputs import FeatureOutput, WritingOutput
 from openblip.nn.decoder import Decoder
 from openblip.nn.t5 import T5
@@ -186,6 +186,9 @@ class Blip2ForConditionalGeneration(Writer):
             front = ids
             chosen = engine_options(options, ids.shape[1], language.config.max_positions - embeds.shape[1], stop)
             used = None if chosen.repetition_penalty == 1 else self._used(language, ids, attention_mask)
+        streamer = options.get("streamer")
+        if streamer is not None:
+            return _streamed(language, front, rows, chosen, used, streamer)
         found = generate(language, rows, chosen, used)
         texts = [text for group in found for text in group]
         filler = self.words.pad if pad is None else pad
@@ -235,6 +238,29 @@ class Blip2Model(Writer):
         mask = None if attention_mask is None else attention_mask.to(self.device)
         hidden = language.encode(embeds, mask) if isinstance(language, T5) else language(embeds, mask)
         return FeatureOutput(last_hidden_state=hidden)
+
+
+def _streamed(
+    language: Decoder | T5,
+    front: Tensor,
+    rows: Sequence[Tensor],
+    options: GenerationOptions,
+    used: Sequence[Tensor] | None,
+    streamer: Streamer,
+) -> Tensor:
+    """As `generate` of one text, whose ids the streamer is told as they come; it is told of the end in any case."""
+    ids = []
+    try:
+        if len(rows) != 1:
+            raise OptionError(f"a streamer was given with {len(rows)} images: it takes the text of one")
+        tokens = stream(language, rows[0], options, prompt_ids=None if used is None else used[0], tell_stop=True)
+        streamer.put(front.cpu())
+        for token in tokens:
+            ids.append(token)
+            streamer.put(torch.tensor([token]))
+    finally:
+        streamer.end()
+    return torch.cat([front, front.new_tensor([ids])], dim=1)
 
 
 def _rectangle(texts: Sequence[Generation], stop: int, filler: int) -> Tensor:
