@@ -140,7 +140,8 @@ def learnt(parts: ModelParts, section: LoraSection, std: float = 0.1) -> ModelPa
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+    with torch.no_grad():
+        return float((found - expected).abs().max() / expected.abs().max())
 
 
 # Parity
