@@ -5,7 +5,8 @@
 
 Each load is a process of its own; they take turns. The files are read before each, so that the system keeps them in
 memory, and how fast that goes is told. Imports do not count. "touched" includes reading a number of every page of every
-weight behind the load: a library that only maps a file pays for it then. RSS is the most that the process took.
+weight behind the load: a library that only maps a file pays for it then. Ours reads the vocabulary, too. RSS is the most
+that a process took.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ network = Theirs.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 """
 END = """
 loaded = time.perf_counter(), time.process_time()
-for tensor in network.state_dict().values():
+for tensor in (*network.parameters(), *network.buffers()):
     tensor.flatten()[:: max(1, 4096 // tensor.element_size())].double().sum()
 touched = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -49,7 +50,7 @@ print(json.dumps([loaded[0] - start[0], touched - start[0], loaded[1] - start[1]
 def load(program: str, folder: Path, dtype: str, threads: int) -> list[float]:
     """Seconds to load, and until all is touched; seconds of the processor to load; bytes at the peak."""
     arguments = [sys.executable, "-c", BEGIN + program + END, str(folder), dtype, str(threads)]
-    ran = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    ran = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
     found: list[float] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
