@@ -47,29 +47,40 @@ def load(
     checkpoint: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    adapter: str | Path | None = None,
     image_cache: int = DEFAULT_BYTES,
 ) -> Blip2:
     """Load a model by name, or from a folder that OpenBLIP or transformers wrote.
 
     Args:
         name: "mini", which is in the package; an official BLIP-2 (`openblip models`), whose files are downloaded
-            if they are not on this machine; a repository of the hub; or a folder.
+            if they are not on this machine; a repository of the hub; or a folder. One that holds an adapter alone
+            stands for the model that it was trained on, with the adapter.
         checkpoint: a `.pth` that LAVIS saved, read instead of the official one of a LAVIS name.
         device: "cpu", "cuda", "cuda:1"; by default CUDA where there is one.
         dtype: "float32", "bfloat16" or "float16"; "int8" quantises large matrices as they are read, for a quarter of
             the memory and several times the speed on a CPU, "int4" those of the language model further; by default
             what the device computes fast.
+        adapter: a folder, or a repository of the hub, with low-rank adapters (LoRA) as peft writes them; they are
+            merged into the weights before these are cast or quantised.
         image_cache: bytes of memory, on the device, for what was computed of the images seen last, so that captions,
             answers and chats about one of them again need not look at it; 0 switches it off.
 
     Raises:
-        CheckpointError: no such model, or its files are broken.
+        CheckpointError: no such model, its files are broken, or the adapter does not fit it.
         DownloadError: its files cannot be had.
         OptionError: an unknown device or type, or a negative number of bytes.
     """
     placement = choose_placement(device, dtype)
     own = None if checkpoint is None else Path(checkpoint)
-    parts = load_parts(name, checkpoint=own, dtype=placement.dtype, device=placement.device, bits=placement.bits)
+    parts = load_parts(
+        name,
+        checkpoint=own,
+        dtype=placement.dtype,
+        device=placement.device,
+        bits=placement.bits,
+        adapter=adapter,
+    )
     return Blip2(parts, placement, image_cache)
 
 

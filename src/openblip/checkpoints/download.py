@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.checkpoints.fetch import Progress, check_room, fetch
 from openblip.checkpoints.hub import (
     Order,
     fetch_order,
@@ -30,6 +29,7 @@ from openblip.checkpoints.zoo import (
     nearest_names,
 )
 from openblip.errors import DownloadError
+from openblip.fetch import Progress, check_room, fetch
 
 REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from openblip.checkpoints.fetch import FULL, Progress, check_room, digest
 from openblip.errors import DownloadError
+from openblip.fetch import FULL, Progress, check_room, digest
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder's weights are called, whole or as the list of their pieces."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""What a repository has that holds an adapter of another one's model."""
 SMALL_ENDINGS = (".json", ".txt", ".model", ".md")
 NOT_FOUND = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND)
 """The hub does not tell strangers that something is private."""
@@ -84,7 +86,7 @@ def choose_files(
                 return weights and name == pieces
             if name.endswith(SMALL_ENDINGS) or name.startswith("LICENSE"):
                 return True
-            return weights and name.startswith(stem) and name.endswith(ending)
+            return weights and ((name.startswith(stem) and name.endswith(ending)) or name in ADAPTER)
 
         files = [file for file in files if needed(file.name)]
     return [file for file in files if matches(file.name, include, exclude)]
@@ -109,7 +111,7 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
     if not weights:
         return (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
     if not (folder / "config.json").is_file():
-        return False
+        return all((folder / name).is_file() for name in ADAPTER)
     for whole, pieces in (SAFETENSORS, PICKLED):
         if (folder / whole).is_file():
             return True

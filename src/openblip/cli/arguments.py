@@ -46,6 +46,10 @@ Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1; by def
 Dtype = Annotated[
     str | None, _about_model("NAME", "float32, bfloat16, float16, int8 or int4; by default what the device runs fast.")
 ]
+Adapter = Annotated[
+    str | None,
+    _about_model("FOLDER", "Low-rank adapters (LoRA) for the model: a folder or repository, as peft writes."),
+]
 
 Prompt = Annotated[str | None, _about_text("TEXT", "How captions begin; not repeated in the result.")]
 NumCaptions = Annotated[int, _about_text("N", "Captions an image, best first.")]

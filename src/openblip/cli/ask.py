@@ -33,6 +33,7 @@ def ask(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -64,7 +65,7 @@ def ask(
         return name + (f"{question} " if len(questions) > 1 else "")
 
     with open_report(as_json, output) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
 
         def show(path: str) -> None:
             for question in questions:

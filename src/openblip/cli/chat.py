@@ -27,6 +27,7 @@ def chat(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -50,7 +51,7 @@ def chat(
     options = args.text_options(context)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     streams = interactive and options.get("beams", 1) == 1
-    conversation = openblip.load(model, device=device, dtype=dtype).chat(picture)
+    conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter).chat(picture)
     for line in _typed() if interactive else sys.stdin:
         question = line.strip()
         if not question:

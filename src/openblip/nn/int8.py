@@ -159,7 +159,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        levels = input_levels() if x.device.type == "cpu" else None
+        # Products of whole numbers send no gradient back to what adapters below have done.
+        levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
         if levels is None:
             return self.dequantised(rows).view(*x.shape[:-1], self.out_features)
         self._count(len(rows), levels)
@@ -181,8 +182,8 @@ class Int8Linear(nn.Module):
                 self.pack()
 
     def dequantised(self, rows: Tensor) -> Tensor:
-        """The layer on inputs [N, in] as they are: what a device does that has no product of whole numbers."""
-        y = float_product(rows, self.weight, self.scale)
+        """The layer on inputs [N, in] as they are: in training, and on a device without a product of whole numbers."""
+        y = float_product(rows, self.codes(), self.scale)
         return y if self.bias is None else y + self.bias.to(rows.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
@@ -204,6 +205,10 @@ class Int8Linear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
             destination[prefix + "weight"] = self.codes()
+
+
+def _learns(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 class Int8WordTable(nn.Module):
@@ -245,7 +250,7 @@ class Int8WordTable(nn.Module):
     def scores(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """As `WordTable.scores`. The table stays as it is: packed, it would have to be there twice."""
         rows = hidden.reshape(-1, self.embedding_dim)
-        if input_levels() == LEVELS and rows.device.type == "cpu":
+        if input_levels() == LEVELS and rows.device.type == "cpu" and not _learns(hidden):
             codes, step = quantise_rows(rows.float())
             y = torch._int_mm(codes, self.weight.t()).to(torch.float32).mul_(self.scale).mul_(step)
         else:

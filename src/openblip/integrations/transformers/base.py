@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openblip.errors import OptionError
 from openblip.integrations.transformers.folders import LoadedModel, find_folder, read_model
+from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import (
     LoadOptions,
     chosen_device,
@@ -72,13 +73,14 @@ class VisionModel(nn.Module):
         return FeatureOutput(last_hidden_state=patches, pooler_output=self.post_layernorm(patches[:, 0]))
 
 
-class Pretrained(nn.Module):
+class Pretrained(TranslatedModule):
     """A model of transformers' name over OpenBLIP's network.
 
-    Its parts have transformers' names on the first level (`vision_model`, `query_tokens`, `qformer`,
-    `language_projection`, `language_model`), so that scripts freeze what they mean to.
+    Its layers go by transformers' names, so that scripts freeze what they mean to and peft finds its targets.
 
     Attributes:
+        name_or_path: what it was loaded by.
+        generation_config: None: `generate` takes all from its arguments and the model.
         config: config.json, and what it leaves to defaults and scripts ask for.
     """
 
@@ -87,6 +89,8 @@ class Pretrained(nn.Module):
         network = loaded.parts.network
         self.parts = loaded.parts
         self.config = ModelConfig(loaded.config)
+        self.name_or_path = loaded.parts.name
+        self.generation_config = None
         self.vision_model = VisionModel(network)
         # Before the Q-Former, which has it, too: transformers counts the queries apart.
         self.query_tokens = network.qformer.queries
@@ -112,7 +116,9 @@ class Pretrained(nn.Module):
             options.get("cache_dir"),
             options.get("local_files_only", False),
         )
-        return cls(read_model(folder, dtype, device, wanted_bits(options))).eval()
+        model = cls(read_model(folder, dtype, device, wanted_bits(options))).eval()
+        model.name_or_path = str(pretrained_model_name_or_path)
+        return model
 
     @property
     def device(self) -> torch.device:

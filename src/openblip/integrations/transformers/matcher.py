@@ -29,6 +29,7 @@ class Blip2ForImageTextRetrieval(Pretrained):
         self.vision_projection = network.image_projection
         self.text_projection = network.text_projection
         self.itm_head = network.itm_head
+        self.translate("")
         self.image_token: int | None = loaded.config["image_token_index"]
 
     def forward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class Writer(Pretrained):
         self.words = loaded.words
         self.language_projection = network.prompt_projection
         self.language_model: Decoder | T5 = network.own_language_model
+        self.translate("decoder" if network.config.t5 is None else "t5")
 
     def forward(
         self,
@@ -66,7 +67,8 @@ class Writer(Pretrained):
             OptionError: another keyword, another number of image tokens than of queries, too many tokens, or T5
                 without labels or decoder_input_ids.
         """
-        refuse_unknown("the model", others)
+        # What is None says nothing: peft passes on keywords that it was not given.
+        refuse_unknown("the model", {name: value for name, value in others.items() if value is not None})
         seen, queries = self._query(pixel_values, interpolate_pos_encoding)
         embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
         language = self.language_model
@@ -85,6 +87,10 @@ class Writer(Pretrained):
                 logits = logits[:, -labels.shape[1] :]
                 loss = next_token_loss(logits, labels.to(logits.device))
         return WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
+
+    def prepare_inputs_for_generation(self, **inputs: Any) -> dict[str, Any]:
+        """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
+        return inputs
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder that transformers and OpenBLIP load.

@@ -68,6 +68,7 @@ def fetch(
     target: Path,
     *,
     sha256: str = "",
+    md5: str = "",
     progress: Progress | None = None,
     silence_s: float = SILENCE_SECONDS,
     first_wait_s: float = 1.0,
@@ -76,7 +77,7 @@ def fetch(
 
     Args:
         target: where the file appears once it is whole; its folder is made.
-        sha256: hexadecimal; checked beside what the server says about length and MD5.
+        sha256, md5: hexadecimal; checked beside what the server says about length and MD5.
         silence_s: seconds the server may take between two pieces of its answer.
         first_wait_s: before the second attempt.
 
@@ -105,7 +106,7 @@ def fetch(
                     raise DownloadError(f"{url} cannot be downloaded ({trouble}): try again later") from trouble
                 time.sleep(first_wait_s * 2 ** (failures - 1))
                 continue
-            fault = _fault(part, answer, sha256)
+            fault = _fault(part, answer, sha256, md5)
             if not fault:
                 os.replace(part, target)
                 version.unlink(missing_ok=True)
@@ -115,6 +116,18 @@ def fetch(
             damaged += 1
             if damaged == 2:
                 raise DownloadError(f"{url} arrived damaged twice ({fault}): try again later or from elsewhere")
+
+
+def remote_size(url: str, silence_s: float = SILENCE_SECONDS) -> int | None:
+    """Bytes of the file at an address; None when the server does not say, or does not answer."""
+    headers = {"User-Agent": "openblip", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=silence_s) as response:
+            length = response.headers.get("Content-Length", "")
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    return int(length) if length.isdecimal() else None
 
 
 def _beside(target: Path, ending: str) -> Path:
@@ -269,14 +282,15 @@ def _lost(url: str, error: Exception, there: int) -> Exception:
     return _LostError(str(reason) or type(reason).__name__)
 
 
-def _fault(part: Path, answer: _Answer, sha256: str) -> str:
+def _fault(part: Path, answer: _Answer, sha256: str, md5: str) -> str:
     """What is wrong with a file that has arrived; empty when nothing is."""
     length = _length(part)
     if answer.total is not None and length != answer.total:
         return f"{length} bytes instead of {answer.total}"
     if sha256 and digest(part, "sha256") != sha256.lower():
         return "its SHA-256 differs"
-    if answer.md5 and digest(part, "md5") != answer.md5:
+    wanted = {known.lower() for known in (answer.md5, md5) if known}
+    if wanted and {digest(part, "md5")} != wanted:
         return "its MD5 differs"
     return ""
 
