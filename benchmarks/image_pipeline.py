@@ -22,6 +22,7 @@ import torch
 import transformers
 from mini_speed import photo
 from PIL import Image
+from results import Row, add_json_option, finish
 from torch import Tensor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the square the model takes")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transform, side = ImageTransform(options.size), options.size
@@ -55,6 +57,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, {versions}")
     print("\n| JPEG | OpenBLIP ms | transformers ms | times as fast | same bits | decode ms | resize ms |")
     print("|---|---|---|---|---|---|---|")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
             path = Path(folder) / f"{width}.jpg"
@@ -84,6 +87,8 @@ def main() -> None:
                 f"| {width} x {height} | {found['ours']:.1f} | {found['theirs']:.1f} | {faster:.2f} | yes "
                 f"| {found['decode']:.1f} | {found['resize']:.1f} |"
             )
+            rows.append(Row(f"JPEG of {width}x{height}", faster, ours=found["ours"], theirs=found["theirs"]))
+    finish(rows, options.json, f"{side} px, {options.threads} threads, {options.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from results import Row, add_json_option, finish
 from torch import Tensor
 
 from openblip.matching.matcher import PAIRS
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     network = build()
@@ -82,6 +84,10 @@ def main() -> None:
     for name, seconds in taken.items():
         low, middle, high = (1000 * f / pairs for f in (min(seconds), statistics.median(seconds), max(seconds)))
         print(f"| {name} | {middle:.0f} | {low:.0f} to {high:.0f} | {slowest / statistics.median(seconds):.2f} |")
+    rows = [
+        Row(name, slowest / (one := statistics.median(all)), ours=one, theirs=slowest) for name, all in taken.items()
+    ]
+    finish(rows[1:], options.json, f"{pairs} pairs, {options.threads} threads, {options.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help="name or folder")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="a file to write the figures to, too")
     options = parser.parse_args()
     bare = seconds(process("-c", "pass"), options.runs)
     rows = [
@@ -81,6 +83,10 @@ def main() -> None:
     print("\n| what | median s | lowest to highest |\n|---|---|---|")
     for name, taken in rows:
         print(f"| {name} | {statistics.median(taken):.3f} | {min(taken):.3f} to {max(taken):.3f} |")
+    from results import Row, finish
+
+    found = [Row(name.replace("`", ""), statistics.median(taken), "s", less_is_better=True) for name, taken in rows]
+    finish(found, options.json, f"{options.model}, {options.threads} threads, {options.runs} runs")
 
 
 if __name__ == "__main__":

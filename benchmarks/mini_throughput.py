@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from mini_speed import photo
+from results import Row, add_json_option, finish
 
 import openblip
 import openblip.model
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = openblip.load(options.model, device="cpu", dtype=options.dtype, image_cache=0)
@@ -118,12 +120,17 @@ def main() -> None:
     print(f"{options.images} JPEGs of 640x480, each decoded in {alone:.1f} ms in one thread, without the model")
     print("\n| beams | batch | photos a second | lowest to highest | pixels | vision | Q-Former | language model |")
     print("|---|---|---|---|---|---|---|---|")
+    figures = []
     for (beams, size), found in rows.items():
         speeds = [options.images / one["total"] for one in found]
         middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
         shares = " | ".join(f"{middle[name] / middle['total']:.0%}" for name in (*STAGES, "language model"))
         told = f"{statistics.median(speeds):.1f} | {min(speeds):.1f} to {max(speeds):.1f}"
         print(f"| {beams} | {size} | {told} | {shares} |")
+        figures.append(
+            Row(f"{options.dtype}, beam {beams}, batch {size}", statistics.median(speeds), "photos a second")
+        )
+    finish(figures, options.json, f"{options.model}, {options.threads} threads, {options.rounds} rounds")
 
 
 if __name__ == "__main__":

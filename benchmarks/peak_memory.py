@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from pathlib import Path
+
+from results import Row, add_json_option, finish
 
 OURS = """
 import openblip, resource, sys
@@ -36,17 +39,24 @@ def peak(program: str, *arguments: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--dtypes", nargs="+", default=["int8", "int4"])
     parser.add_argument("--theirs", action="store_true")
+    add_json_option(parser)
     options = parser.parse_args()
+    rows = []
     print("| what | GB | GiB |\n|---|---|---|")
     for dtype in options.dtypes:
-        found = peak(OURS, options.folder, dtype)
+        found = peak(OURS, str(options.folder), dtype)
         print(f"| ours, {dtype} | {found / 1e9:.2f} | {found / 2**30:.2f} |", flush=True)
+        rows.append(Row(f"peak memory, {dtype}", found / 1e9, "GB", less_is_better=True))
     if options.theirs:
-        found = peak(THEIRS, options.folder)
+        found = peak(THEIRS, str(options.folder))
         print(f"| transformers, float32, loading alone | {found / 1e9:.2f} | {found / 2**30:.2f} |")
+        rows.append(Row("peak memory, transformers float32", found / 1e9, "GB", less_is_better=True))
+    size = sum(path.stat().st_size for path in options.folder.glob("*.safetensors"))
+    print(f"\nThe folder's weights are {size / 1e9:.2f} GB.")
+    finish(rows, options.json, options.folder.name)
 
 
 if __name__ == "__main__":

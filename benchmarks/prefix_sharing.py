@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from results import Row, add_json_option, finish
 from torch import Tensor
 
 from openblip.generation.engine import generate
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    add_json_option(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = build(given.width, given.depth)
@@ -134,6 +136,11 @@ def main() -> None:
     for name, seconds in taken.items():
         low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
         print(f"| {name} | {middle:.2f} | {low:.2f} to {high:.2f} | {slowest / middle:.2f} |")
+    rows = [
+        Row(name, slowest / (one := statistics.median(all)), ours=one, theirs=slowest) for name, all in taken.items()
+    ]
+    settings = f"{given.questions} questions, beam {given.beams}, {given.depth} layers of {given.width}"
+    finish(rows[1:], given.json, f"{settings}, {given.threads} threads, {given.rounds} rounds")
 
 
 if __name__ == "__main__":

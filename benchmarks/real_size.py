@@ -3,6 +3,8 @@
     python benchmarks/real_size.py opt DST      7.5 GB
     python benchmarks/real_size.py t5 DST       7.9 GB
     python benchmarks/real_size.py small DST    0.6 GB: ViT-B/16, a Q-Former of 12 layers, OPT-125m
+    python benchmarks/real_size.py small-t5 DST 0.7 GB: the same with FLAN-T5 small
+    python benchmarks/real_size.py tiny DST     0.1 GB: two layers of everything, to try the benchmarks themselves
 
 Speed and memory do not depend on what the weights say; words are numbers, as the vocabulary is made up.
 """
@@ -25,6 +27,7 @@ from transformers import (
 OPT_WORDS, T5_WORDS = 50265, 32100
 OPT_STOP = 50118
 LINE_END = "Ċ"
+SIZES = ("opt", "t5", "small", "small-t5", "tiny")
 STD = 0.02
 DRAWN = 2**22 - 3
 """Numbers that are drawn. A prime, or rows would repeat exactly, and beams that say different words score the same."""
@@ -32,6 +35,15 @@ DRAWN = 2**22 - 3
 
 def config_of(size: str) -> Blip2Config:
     opt = {"model_type": "opt", "vocab_size": 50304, "eos_token_id": OPT_STOP, "dropout": 0.0}
+    t5 = {
+        "model_type": "t5",
+        "vocab_size": 32128,
+        "d_kv": 64,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    }
     language = {
         "opt": {
             **opt,
@@ -42,27 +54,26 @@ def config_of(size: str) -> Blip2Config:
             "num_attention_heads": 32,
         },
         "small": {**opt, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072, "num_attention_heads": 12},
-        "t5": {
-            "model_type": "t5",
-            "vocab_size": 32128,
-            "d_model": 2048,
-            "d_kv": 64,
-            "d_ff": 5120,
-            "num_layers": 24,
-            "num_heads": 32,
-            "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False,
-            "dropout_rate": 0.0,
-            "decoder_start_token_id": 0,
-        },
+        "tiny": {**opt, "hidden_size": 128, "num_hidden_layers": 2, "ffn_dim": 512, "num_attention_heads": 2},
+        "t5": {**t5, "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+        "small-t5": {**t5, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
     }[size]
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 16}
+    real, depth = size in ("opt", "t5"), 2 if size == "tiny" else 12
+    vision = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": depth,
+        "patch_size": 16,
+        "num_attention_heads": 12,
+        "image_size": 224,
+    }
+    qformer = {"vocab_size": 30523, "num_hidden_layers": depth}
     return Blip2Config(
-        vision_config={**vision, "num_attention_heads": 12, "image_size": 224} if size == "small" else {},
-        qformer_config={"vocab_size": 30523, "encoder_hidden_size": 768 if size == "small" else 1408},
+        vision_config={} if real else vision,
+        qformer_config={**qformer, "encoder_hidden_size": 1408 if real else 768},
         text_config=language,
         num_query_tokens=32,
-        image_token_index=T5_WORDS if size == "t5" else OPT_WORDS,
+        image_token_index=T5_WORDS if "t5" in size else OPT_WORDS,
     )
 
 
@@ -90,22 +101,22 @@ def build(size: str, dtype: torch.dtype = torch.float16) -> Blip2ForConditionalG
 
 
 def vocabulary(size: str) -> Tokenizer:
-    special = ["<pad>", "</s>", "<unk>"] if size == "t5" else ["<s>", "<pad>", "</s>", "<unk>"]
+    special = ["<pad>", "</s>", "<unk>"] if "t5" in size else ["<s>", "<pad>", "</s>", "<unk>"]
     words = {word: index for index, word in enumerate(special)}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        if letter != LINE_END or size == "t5":
+        if letter != LINE_END or "t5" in size:
             words[letter] = len(words)
-    if size != "t5":
+    if "t5" not in size:
         words[LINE_END] = OPT_STOP
     taken = set(words.values())
-    words |= {f"w{index}": index for index in range(T5_WORDS if size == "t5" else OPT_WORDS) if index not in taken}
+    words |= {f"w{index}": index for index in range(T5_WORDS if "t5" in size else OPT_WORDS) if index not in taken}
     made = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(special)
     # As the real ones: OPT's texts begin with </s>, T5's end with it.
     made.post_processor = processors.TemplateProcessing(
-        single="$A </s>" if size == "t5" else "</s> $A", special_tokens=[("</s>", words["</s>"])]
+        single="$A </s>" if "t5" in size else "</s> $A", special_tokens=[("</s>", words["</s>"])]
     )
     return made
 
@@ -120,7 +131,7 @@ def write(size: str, folder: Path) -> None:
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        **({} if size == "t5" else {"bos_token": "</s>"}),
+        **({} if "t5" in size else {"bos_token": "</s>"}),
     )
     images = BlipImageProcessor(size={"height": 224, "width": 224})
     Blip2Processor(images, words, num_query_tokens=32).save_pretrained(folder)  # type: ignore[no-untyped-call]
@@ -128,7 +139,7 @@ def write(size: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=("opt", "t5", "small"))
+    parser.add_argument("size", choices=SIZES)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     write(options.size, options.folder)

@@ -28,30 +28,49 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"errors", "image_sources", "images"},
     "text": {"errors"},
     "devices": {"errors"},
+    "fetch": {"errors"},
     "generation": {"errors", "nn"},
     "image_cache": {"errors", "generation"},
     "options": {"errors", "generation"},
     "writing": {"checkpoints", "generation", "options", "results", "text"},
-    "checkpoints": {"errors", "images", "nn", "text"},
+    "checkpoints": {"errors", "fetch", "images", "nn", "text"},
     "chat": {"errors", "text"},
     "machine": {"checkpoints", "devices", "nn"},
     "matching": {"errors", "image_sources", "images", "nn", "pipeline", "results", "text"},
     "model": MODEL_ROOMS | {"chat", "image_cache", "matching", "pipeline", "results", "writing"},
     "verification": {"checkpoints", "errors", "image_sources", "model"},
-    "data": {"errors", "images", "pipeline", "text"},
-    "training": MODEL_ROOMS | {"data"},
-    "evaluation": {"data", "errors", "results"},
-    "integrations": MODEL_ROOMS | {"model", "training"},
+    "data": {"errors", "fetch", "image_sources", "images", "pipeline", "text"},
+    "recipes": {"errors"},
+    "training": MODEL_ROOMS | {"data", "evaluation", "model", "pipeline", "recipes"},
+    "evaluation": {
+        "",
+        "data",
+        "errors",
+        "image_sources",
+        "images",
+        "matching",
+        "model",
+        "nn",
+        "options",
+        "pipeline",
+        "recipes",
+        "results",
+        "text",
+    },
+    "integrations": MODEL_ROOMS | {"data", "model", "training"},
     "cli": {
         "",
         "checkpoints",
+        "data",
         "errors",
+        "evaluation",
         "image_sources",
         "images",
         "machine",
         "model",
         "options",
         "pipeline",
+        "recipes",
         "results",
         "training",
         "verification",
@@ -62,7 +81,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Which other rooms each room may import. A room is a folder or a lone module right under the package."""
 
 LIBRARIES_OF_NN = {"torch"}
-OPTIONAL_LIBRARIES = {"transformers": {"openblip.checkpoints.language_models"}}
+OPTIONAL_LIBRARIES = {
+    "peft": {"openblip.training.adapters"},
+    "pyarrow": {"openblip.data.parquet"},
+    "transformers": {"openblip.checkpoints.language_models"},
+}
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""
 HEAVY_LIBRARIES = {"torch", "numpy", "transformers", "PIL"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from openblip.errors import OptionError
 from openblip.text import clean_question
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from openblip.image_sources import ImageSource
     from openblip.model import Blip2
     from openblip.options import TextOptions
+    from openblip.text import Pieces
 
 
 class Chat:
@@ -30,15 +31,32 @@ class Chat:
         self.seen = model.look(image)
         self.turns: list[tuple[str, str]] = []
 
-    def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
-        """Ask the next question; the oldest turns are left out once they no longer fit the model."""
+    @overload
+    def ask(self, question: str, *, stream: Literal[False] = False, **options: Unpack[TextOptions]) -> str: ...
+    @overload
+    def ask(self, question: str, *, stream: Literal[True], **options: Unpack[TextOptions]) -> Pieces: ...
+
+    def ask(self, question: str, *, stream: bool = False, **options: Unpack[TextOptions]) -> str | Pieces:
+        """Ask the next question; the oldest turns are left out once they no longer fit the model.
+
+        Args:
+            stream: give the pieces of the answer as they are written, as `Blip2.ask` does. An answer counts as said
+                once it is written to its end.
+        """
         asked = clean_question(question)
         if asked == "?":
             raise OptionError("the question is empty: ask something about the image")
         told = list(self.turns)
         while told and not self.model.fits(self._prompt(told, asked), options.get("max_tokens")):
             told.pop(0)
+        if stream:
+            return self._say(asked, self.model.stream(self.seen, self._prompt(told, asked), **options))
         answer = self.model.complete(self.seen, [self._prompt(told, asked)], **options)[0].text
+        self.turns.append((asked, answer))
+        return answer
+
+    def _say(self, asked: str, pieces: Pieces) -> Pieces:
+        answer = yield from pieces
         self.turns.append((asked, answer))
         return answer
 

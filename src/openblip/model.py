@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,22 +15,23 @@ from openblip.checkpoints.parts import ModelParts
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.devices import Placement, choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
-from openblip.generation.engine import generate
+from openblip.generation.engine import generate, stream
+from openblip.generation.graphs import Graphs
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import fits
 from openblip.generation.prefix import Prefix
 from openblip.image_cache import DEFAULT_BYTES, ImageCache, SeenImage
 from openblip.image_sources import ImageSource, describe_source
 from openblip.images import load_image, to_pixels
-from openblip.matching import ranking
 from openblip.matching.matcher import Matcher
-from openblip.matching.ranking import Search
+from openblip.matching.methods import BATCH_SIZE, Matching, listed
 from openblip.nn.efficientnet import EfficientNet
+from openblip.nn.language_model import LanguageModel
 from openblip.nn.quantised import prepare_layers
 from openblip.options import TextOptions
 from openblip.pipeline import PixelBatch, pixel_batches
-from openblip.results import Captioned, GeneratedText, Match, Matched, Ranked, Rankings, Scores
-from openblip.text import clean_question
+from openblip.results import Captioned, GeneratedText
+from openblip.text import Pieces, clean_question, text_pieces
 from openblip.writing import answer_options, caption_options, read_text
 
 if TYPE_CHECKING:
@@ -37,10 +39,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from openblip.chat import Chat
-    from openblip.matching.ranking import SearchOptions
-
-BATCH_SIZE = 8
-Many = TypeVar("Many", bound="Iterable[object]")
 
 
 def load(
@@ -49,33 +47,44 @@ def load(
     checkpoint: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    adapter: str | Path | None = None,
     image_cache: int = DEFAULT_BYTES,
 ) -> Blip2:
     """Load a model by name, or from a folder that OpenBLIP or transformers wrote.
 
     Args:
         name: "mini", which is in the package; an official BLIP-2 (`openblip models`), whose files are downloaded
-            if they are not on this machine; a repository of the hub; or a folder.
+            if they are not on this machine; a repository of the hub; or a folder. One that holds an adapter alone
+            stands for the model that it was trained on, with the adapter.
         checkpoint: a `.pth` that LAVIS saved, read instead of the official one of a LAVIS name.
         device: "cpu", "cuda", "cuda:1"; by default CUDA where there is one.
         dtype: "float32", "bfloat16" or "float16"; "int8" quantises large matrices as they are read, for a quarter of
             the memory and several times the speed on a CPU, "int4" those of the language model further; by default
             what the device computes fast.
+        adapter: a folder, or a repository of the hub, with low-rank adapters (LoRA) as peft writes them; they are
+            merged into the weights before these are cast or quantised.
         image_cache: bytes of memory, on the device, for what was computed of the images seen last, so that captions,
             answers and chats about one of them again need not look at it; 0 switches it off.
 
     Raises:
-        CheckpointError: no such model, or its files are broken.
+        CheckpointError: no such model, its files are broken, or the adapter does not fit it.
         DownloadError: its files cannot be had.
         OptionError: an unknown device or type, or a negative number of bytes.
     """
     placement = choose_placement(device, dtype)
     own = None if checkpoint is None else Path(checkpoint)
-    parts = load_parts(name, checkpoint=own, dtype=placement.dtype, device=placement.device, bits=placement.bits)
+    parts = load_parts(
+        name,
+        checkpoint=own,
+        dtype=placement.dtype,
+        device=placement.device,
+        bits=placement.bits,
+        adapter=adapter,
+    )
     return Blip2(parts, placement, image_cache)
 
 
-class Blip2:
+class Blip2(Matching):
     """A loaded model. Make one with `openblip.load`.
 
     Images may be paths, http(s) addresses, bytes, PIL images or arrays (see `openblip.images.load_image`);
@@ -95,6 +104,9 @@ class Blip2:
         prepare_layers(self.network)
         if isinstance(self.network.vision, EfficientNet):
             self.network.vision.fold()
+        # Launching a step's many kernels one by one is what costs time on a GPU; on a CPU there is nothing to launch.
+        captured = placement.device.type == "cuda" and self.network.config.own_language_model is not None
+        self.graphs = Graphs(self.network.own_language_model) if captured else None
 
     def __repr__(self) -> str:
         return f"Blip2({self.name!r}, device={self.placement.device}, dtype={self.placement.dtype})"
@@ -103,8 +115,29 @@ class Blip2:
     def name(self) -> str:
         return self.parts.name
 
+    @property
+    def language_model(self) -> LanguageModel:
+        """The one that writes."""
+        return self.network.language_model if self.graphs is None else self.graphs
+
     @overload
-    def caption(self, image: ImageSource, *, prompt: str | None = None, **options: Unpack[TextOptions]) -> str: ...
+    def caption(
+        self,
+        image: ImageSource,
+        *,
+        prompt: str | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[TextOptions],
+    ) -> str: ...
+    @overload
+    def caption(
+        self,
+        image: ImageSource,
+        *,
+        prompt: str | None = None,
+        stream: Literal[True],
+        **options: Unpack[TextOptions],
+    ) -> Pieces: ...
     @overload
     def caption(
         self,
@@ -132,15 +165,21 @@ class Blip2:
         *,
         num_captions: int | None = None,
         prompt: str | None = None,
+        stream: bool = False,
         **options: Unpack[TextOptions],
-    ) -> str | list[str] | list[list[str]]:
+    ) -> str | list[str] | list[list[str]] | Pieces:
         """Describe an image, or each of a list of images.
 
         Args:
             num_captions: given, each image gets a list of that many captions, best first.
             prompt: how the caption begins ("a photo of"); it is not repeated in the result.
+            stream: give the pieces of one caption as they are written: greedily, unless options draw at random.
             options: see `TextOptions`.
         """
+        if stream:
+            if isinstance(image, list) or num_captions is not None:
+                raise OptionError("one caption of one image can be streamed: leave out num_captions, give one image")
+            return self._stream_caption(image, prompt, options)
         sources = image if isinstance(image, list) else [image]
         texts = []
         for captioned in self.caption_many(
@@ -173,16 +212,35 @@ class Blip2:
         """
         chosen = caption_options(self.parts, options, num_captions)
         text = self.parts.prompts.caption if prompt is None else prompt
-        for batch in pixel_batches(_listed(images), self.parts.transform, batch_size):
+        for batch in pixel_batches(listed(images), self.parts.transform, batch_size):
             yield from self._caption_batch(batch, text, chosen)
 
     @overload
-    def ask(self, image: ImageSource, question: str, **options: Unpack[TextOptions]) -> str: ...
+    def ask(
+        self, image: ImageSource, question: str, *, stream: Literal[False] = False, **options: Unpack[TextOptions]
+    ) -> str: ...
+    @overload
+    def ask(
+        self, image: ImageSource, question: str, *, stream: Literal[True], **options: Unpack[TextOptions]
+    ) -> Pieces: ...
     @overload
     def ask(self, image: ImageSource, question: list[str], **options: Unpack[TextOptions]) -> list[str]: ...
 
-    def ask(self, image: ImageSource, question: str | list[str], **options: Unpack[TextOptions]) -> str | list[str]:
-        """Answer a question about an image, or several, for which the image is looked at once."""
+    def ask(
+        self, image: ImageSource, question: str | list[str], *, stream: bool = False, **options: Unpack[TextOptions]
+    ) -> str | list[str] | Pieces:
+        """Answer a question about an image, or several, for which the image is looked at once.
+
+        Args:
+            stream: give the pieces of one answer as they are written: greedily, unless options draw at random.
+            options: see `TextOptions`.
+        """
+        if stream:
+            if isinstance(question, list):
+                raise OptionError("one answer at a time can be streamed: give one question")
+            asked = self._question(question)
+            answer_options(self.parts, options, stream=True)  # wrong ones are told before the image is looked at
+            return self.stream(self.look(image), asked, **options)
         questions = question if isinstance(question, list) else [question]
         answers = [answer.text for answer in self.answer(image, questions, **options)]
         return answers if isinstance(question, list) else answers[0]
@@ -191,10 +249,7 @@ class Blip2:
         self, image: ImageSource, questions: Sequence[str], **options: Unpack[TextOptions]
     ) -> list[GeneratedText]:
         """As `ask`, with scores and token log-probabilities."""
-        asked = [clean_question(question) for question in _listed(questions)]
-        if "?" in asked:
-            raise OptionError("the question is empty: ask something about the image")
-        prompts = [self.parts.prompts.ask(question) for question in asked]
+        prompts = [self._question(question) for question in listed(questions)]
         return self.complete(self.look(image), prompts, **options)
 
     def chat(self, image: ImageSource) -> Chat:
@@ -212,16 +267,22 @@ class Blip2:
             image: what `look` gave, or a visual prompt [Q, token width].
         """
         chosen = answer_options(self.parts, options)
-        language_model = self.network.language_model
-        prefix = image.prefix if isinstance(image, SeenImage) else Prefix(language_model, image)
-        with torch.inference_mode():
-            rows = [self._embed(prompt) for prompt in prompts]
-            try:
-                found = generate(language_model, rows, chosen, prefix=prefix)
-            finally:
-                if isinstance(image, SeenImage):  # whose keys and values may have been computed now
-                    self.image_cache.keep(image)
+        prefix = self._prefix(image)
+        with torch.inference_mode(), self._kept(image):
+            found = generate(self.language_model, [self._embed(prompt) for prompt in prompts], chosen, prefix=prefix)
         return [read_text(self.parts, texts[0]) for texts in found]
+
+    def stream(self, image: SeenImage | Tensor, prompt: str, **options: Unpack[TextOptions]) -> Pieces:
+        """As `complete` for one prompt, greedily or drawn at random: the pieces of the text as they are written.
+
+        The image and the prompt are read now, so what is wrong with them is said now; closing the iterator, or letting
+        go of it, ends the writing.
+        """
+        chosen = answer_options(self.parts, options, stream=True)
+        prefix = self._prefix(image)
+        with torch.inference_mode(), self._kept(image):
+            tokens = stream(self.language_model, self._embed(prompt), chosen, prefix)
+        return text_pieces(self.parts.require_words(), tokens)
 
     def fits(self, prompt: str, max_tokens: int | None = None) -> bool:
         """Whether a prompt and an answer (of usual length by default) fit the language model's positions.
@@ -230,7 +291,7 @@ class Blip2:
         """
         read = self.network.config.qformer.num_queries + len(self.parts.prompt_ids(prompt))
         answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
-        return fits(self.network.language_model.config, read, answer)
+        return fits(self.language_model.config, read, answer)
 
     def look(self, image: ImageSource) -> SeenImage:
         """Look at an image, to `complete` any number of prompts behind it."""
@@ -241,110 +302,27 @@ class Blip2:
         """What the language model reads of an image: [Q, token width]."""
         return self.look(image).prefix.embeds.clone()
 
-    @overload
-    def match(self, image: ImageSource, texts: str) -> Match: ...
-    @overload
-    def match(self, image: ImageSource, texts: list[str]) -> list[Match]: ...
-
-    def match(self, image: ImageSource, texts: str | list[str]) -> Match | list[Match]:
-        """How well each text fits an image: ITM probability and ITC cosine, in the order given."""
-        (found,) = self.match_many([image], texts)
-        if found.error is not None:
-            raise found.error
-        return found.matches[0] if isinstance(texts, str) else list(found.matches)
-
-    def match_many(
-        self, images: Iterable[ImageSource], texts: Sequence[str], *, batch_size: int = BATCH_SIZE
-    ) -> Iterator[Matched]:
-        """How well each text fits each of any number of images, one result an image in order, as batches are done.
-
-        Images and texts are encoded once. An image that cannot be read gives a result with its error.
-        """
-        told = _listed(texts)
-        for row in self._matcher().score(_listed(images), told, itm=True, batch_size=batch_size):
-            source = describe_source(row.source)
-            if row.itc is None or row.itm is None:
-                yield Matched(source, error=row.error)
-            else:
-                pairs = zip(told, row.itm.tolist(), row.itc.tolist(), strict=True)
-                yield Matched(source, tuple(Match(text, itm, itc) for text, itm, itc in pairs))
-
-    def scores(
-        self, images: Iterable[ImageSource], texts: Sequence[str], *, itm: bool = False, batch_size: int = BATCH_SIZE
-    ) -> Scores:
-        """Every image against every text: cosines [N, M] and, asked for, ITM probabilities [N, M].
-
-        Cosines cost one look at each image and each text, probabilities a pass of the Q-Former for every pair.
-        """
-        return self._matcher().scores(_listed(images), _listed(texts), itm=itm, batch_size=batch_size)
-
-    @overload
-    def rank_images(
-        self, texts: str, images: Iterable[ImageSource], **options: Unpack[SearchOptions]
-    ) -> list[Ranked]: ...
-    @overload
-    def rank_images(
-        self, texts: list[str], images: Iterable[ImageSource], **options: Unpack[SearchOptions]
-    ) -> list[list[Ranked]]: ...
-
-    def rank_images(
-        self, texts: str | list[str], images: Iterable[ImageSource], **options: Unpack[SearchOptions]
-    ) -> list[Ranked] | list[list[Ranked]]:
-        """The images that fit a text best, or each of a list of texts; each image is encoded once for all.
-
-        Args:
-            options: `top`, `rerank` and `batch_size`, see `openblip.matching.ranking.SearchOptions`.
-        """
-        found = ranking.rank_images(self._matcher(), _listed(images), _listed(texts), Search(**options))
-        return found[0] if isinstance(texts, str) else found
-
-    @overload
-    def rank_texts(
-        self, images: ImageSource, texts: Sequence[str], **options: Unpack[SearchOptions]
-    ) -> list[Ranked]: ...
-    @overload
-    def rank_texts(
-        self, images: list[Any], texts: Sequence[str], **options: Unpack[SearchOptions]
-    ) -> list[list[Ranked]]: ...
-
-    def rank_texts(
-        self, images: ImageSource | list[Any], texts: Sequence[str], **options: Unpack[SearchOptions]
-    ) -> list[Ranked] | list[list[Ranked]]:
-        """The texts that fit an image best, or each of a list of images; options as for `rank_images`."""
-        sources = images if isinstance(images, list) else [images]
-        found = ranking.rank_texts(self._matcher(), sources, _listed(texts), Search(**options))
-        return found if isinstance(images, list) else found[0]
-
-    def rank_both(
-        self, images: Iterable[ImageSource], texts: Sequence[str], **options: Unpack[SearchOptions]
-    ) -> Rankings:
-        """`rank_images` and `rank_texts` from one look at each image, as retrieval is evaluated."""
-        return ranking.rank_both(self._matcher(), _listed(images), _listed(texts), Search(**options))
-
-    def embed_images(self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Unit vectors [N, Q, shared width] of images, float32 on the CPU.
-
-        The similarity of an image and a text is the largest of the Q dot products with the text's vector.
-        """
-        return self._matcher().embed_images(_listed(images), batch_size)
-
-    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Unit vectors [N, shared width] of texts, float32 on the CPU."""
-        return self._matcher().embed_texts(_listed(texts), batch_size)
-
     def _caption_batch(self, batch: PixelBatch, prompt: str, options: GenerationOptions) -> list[Captioned]:
         captions: list[list[Generation]] = []
         if len(batch.pixels):
             with torch.inference_mode():
                 seen = self.image_cache.look(batch.pixels, self._see)
                 rows = [self._join(one.prefix.embeds, prompt) for one in seen]
-                captions = generate(self.network.language_model, rows, options)
+                captions = generate(self.language_model, rows, options)
         return [
             Captioned(describe_source(source), error=found)
             if isinstance(found, ImageError)
             else Captioned(describe_source(source), tuple(read_text(self.parts, text) for text in found))
             for source, found in batch.join(captions)
         ]
+
+    def _stream_caption(self, image: ImageSource, prompt: str | None, options: TextOptions) -> Pieces:
+        chosen = caption_options(self.parts, options, 1, stream=True)
+        seen = self.look(image)
+        with torch.inference_mode():
+            row = self._join(seen.prefix.embeds, self.parts.prompts.caption if prompt is None else prompt)
+            tokens = stream(self.language_model, row, chosen)
+        return text_pieces(self.parts.require_words(), tokens)
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Features [B, N, image width] of checked images, as the Q-Former reads them."""
@@ -361,7 +339,7 @@ class Blip2:
     def _see(self, pixels: Tensor) -> list[Prefix]:
         visual = self.network.visual_prompt(self._features(pixels))
         # Cloned: a row of the batch would keep the memory of all of it.
-        return [Prefix(self.network.language_model, row.clone()) for row in visual]
+        return [Prefix(self.language_model, row.clone()) for row in visual]
 
     def _join(self, visual_prompt: Tensor, prompt: str) -> Tensor:
         """What the language model reads: embeddings [T, token width] of visual tokens and words."""
@@ -369,7 +347,26 @@ class Blip2:
 
     def _embed(self, prompt: str) -> Tensor:
         ids = torch.tensor(self.parts.prompt_ids(prompt), device=self.placement.device)
-        return self.network.language_model.embed(ids)
+        return self.language_model.embed(ids)
+
+    def _prefix(self, image: SeenImage | Tensor) -> Prefix:
+        return image.prefix if isinstance(image, SeenImage) else Prefix(self.language_model, image)
+
+    @contextmanager
+    def _kept(self, image: SeenImage | Tensor) -> Iterator[None]:
+        """Keep an image that was seen, whose keys and values may be computed meanwhile."""
+        try:
+            yield
+        finally:
+            if isinstance(image, SeenImage):
+                self.image_cache.keep(image)
+
+    def _question(self, question: str) -> str:
+        """The prompt of a question. Raises OptionError when nothing is asked."""
+        asked = clean_question(question)
+        if asked == "?":
+            raise OptionError("the question is empty: ask something about the image")
+        return self.parts.prompts.ask(asked)
 
     def _stop_id(self) -> int:
         return self.parts.stop_id
@@ -378,8 +375,3 @@ class Blip2:
         if self.parts.matching is None:
             raise CheckpointError(f"the model {self.name} has no text side: it can caption and answer only")
         return Matcher(self.network, self.parts.matching, self.parts.transform)
-
-
-def _listed(given: Many) -> Many:
-    """A lone string where several things are expected would otherwise be taken letter by letter."""
-    return cast("Many", [given]) if isinstance(given, str | bytes) else given

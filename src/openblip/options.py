@@ -43,8 +43,13 @@ class Defaults:
     length_penalty: float
 
 
-def generation_options(options: TextOptions, defaults: Defaults, num_texts: int, stop_id: int) -> GenerationOptions:
+def generation_options(
+    options: TextOptions, defaults: Defaults, num_texts: int, stop_id: int, stream: bool = False
+) -> GenerationOptions:
     """The engine's options from the user's.
+
+    Args:
+        stream: the text is to be told as it is written: greedily, where the model's own choice is a beam search.
 
     Raises:
         OptionError: an unknown name, a value out of range, or options that do not go together.
@@ -59,8 +64,8 @@ def generation_options(options: TextOptions, defaults: Defaults, num_texts: int,
         raise OptionError("a seed is for random draws: give top_p, top_k or temperature with it")
     if sample and options.get("beams", 1) > 1:
         raise OptionError("beams searches, top_p, top_k and temperature draw at random: give one or the other")
-    beams = 1 if sample else options.get("beams", max(defaults.beams, num_texts))
-    return GenerationOptions(
+    beams = 1 if sample else options.get("beams", 1 if stream else max(defaults.beams, num_texts))
+    chosen = GenerationOptions(
         max_new_tokens=options.get("max_tokens", defaults.max_tokens),
         min_new_tokens=options.get("min_tokens", min(defaults.min_tokens, options.get("max_tokens", 1 << 30))),
         num_beams=beams,
@@ -74,3 +79,6 @@ def generation_options(options: TextOptions, defaults: Defaults, num_texts: int,
         seed=options.get("seed"),
         stop_ids=(stop_id,),
     )
+    if stream:
+        chosen.check_streaming()
+    return chosen

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_THREADS = 8
 """As many keep a GPU busy with photos from a disk."""
 
-Source = TypeVar("Source", bound=ImageSource)
+Source = TypeVar("Source")
 Result = TypeVar("Result")
 Queue: TypeAlias = "SimpleQueue[_Task[Any, Any] | None]"
 
@@ -75,15 +75,25 @@ def pixel_batches(sources: Iterable[ImageSource], transform: ImageTransform, bat
         )
 
 
+def is_settled(source: object) -> bool:
+    """Paths, addresses and bytes; PIL images, arrays and open files may be closed or changed by their owner."""
+    return isinstance(source, str | bytes | os.PathLike)
+
+
 def read_ahead(
-    sources: Iterable[Source], work: Callable[[Source], Result], batch_size: int
+    sources: Iterable[Source],
+    work: Callable[[Source], Result],
+    batch_size: int,
+    in_threads: Callable[[Source], bool] = is_settled,
 ) -> Iterator[list[tuple[Source, Result | ImageError]]]:
     """Sources in order, `batch_size` at a time, each with what `work` makes of it or with its ImageError.
 
     Beyond the batch that is given out, as many sources are taken as a batch holds, or two for each thread where
-    that is more. Whatever `sources` raises comes after what it gave. `work` runs in threads for paths, addresses
-    and bytes; PIL images, arrays and open files, which their owner may close or change, are worked on as they
-    are taken. The threads end with the iterator, each after the image it is at.
+    that is more. Whatever `sources` raises comes after what it gave. The threads end with the iterator, each
+    after the image it is at.
+
+    Args:
+        in_threads: what `work` may do to a source later, in a thread, rather than as it is taken.
 
     Raises:
         OptionError: `batch_size` is below 1.
@@ -91,7 +101,7 @@ def read_ahead(
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
     threads = count_threads()
-    ahead = _Ahead(sources, work, threads)
+    ahead = _Ahead(sources, work, threads, in_threads)
     try:
         while batch := ahead.take(batch_size, max(batch_size, 2 * threads)):
             yield batch
@@ -149,7 +159,14 @@ class _Ahead(Generic[Source, Result]):
         failure: what the sources raised, which ends them.
     """
 
-    def __init__(self, sources: Iterable[Source], work: Callable[[Source], Result], threads: int) -> None:
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        work: Callable[[Source], Result],
+        threads: int,
+        in_threads: Callable[[Source], bool],
+    ) -> None:
+        self._in_threads = in_threads
         self.failure: Exception | None = None
         self._sources: Iterator[Source] = iter(sources)
         self._ended = False
@@ -185,7 +202,7 @@ class _Ahead(Generic[Source, Result]):
             return
         task = _Task(source, self._work)
         self._waiting.append(task)
-        if not isinstance(source, str | bytes | os.PathLike):
+        if not self._in_threads(source):
             task.run()
             return
         self._queue.put(task)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from openblip.errors import CheckpointError
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 CAPTION_NOISE = re.compile(r"[.!\"()*#:;~]")
 QUESTION_NOISE = re.compile(r"[.!\"()*#:;~?]")
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+"""How vocabularies of SentencePiece write a byte that is no word."""
+NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""What bytes are decoded to that make no character, or none yet."""
+
+Pieces: TypeAlias = Generator[str, None, str]
+"""A text as it is written, piece by piece; the return value is the whole, and `close` ends the writing."""
 
 
 SHORT_QUESTION = "Question: {question} Short answer:"
@@ -73,6 +80,7 @@ class Tokenizer:
         self.fast = fast
         self.start_id = self._id(start_token)
         self.pad_id = self._id(pad_token)
+        self._unseen = {token for token, added in fast.get_added_tokens_decoder().items() if added.special}
 
     @classmethod
     def from_file(cls, path: Path, start_token: str, pad_token: str) -> Tokenizer:
@@ -114,6 +122,36 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.fast.decode(list(ids), skip_special_tokens=True))
+
+    def leaves_open(self, token: int) -> bool:
+        """Whether a text may still change behind such a token: a byte, decoded together with those next to it.
+
+        What is not seen in a text, special tokens and unknown ids, does not come between bytes.
+        """
+        word = self.fast.id_to_token(token)
+        return word is None or token in self._unseen or BYTE_TOKEN.fullmatch(word) is not None
+
+
+def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
+    """A text as its tokens come, in pieces that join to `clean_generated` of the whole.
+
+    A piece never ends within a character, whose bytes may lie in several tokens, nor in a space, which comes with the
+    word behind it.
+    """
+    read: list[int] = []
+    told = ""
+    for token in ids:
+        read.append(token)
+        if tokenizer.leaves_open(token):
+            continue
+        text = clean_generated(tokenizer.decode(read).rstrip(NO_CHARACTER))
+        if len(text) > len(told) and text.startswith(told):
+            yield text[len(told) :]
+            told = text
+    whole = clean_generated(tokenizer.decode(read))
+    if len(whole) > len(told):
+        yield whole[len(told) :]
+    return whole
 
 
 def check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:

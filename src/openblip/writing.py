@@ -9,18 +9,20 @@ from openblip.results import GeneratedText
 from openblip.text import clean_generated
 
 
-def caption_options(parts: ModelParts, options: TextOptions, num_captions: int) -> GenerationOptions:
+def caption_options(
+    parts: ModelParts, options: TextOptions, num_captions: int, stream: bool = False
+) -> GenerationOptions:
     """How captions are to be generated; what the user leaves out is the model's own choice. Raises OptionError."""
     own = parts.defaults
     defaults = Defaults(own.caption_beams, own.caption_max_tokens, own.caption_min_tokens, own.caption_length_penalty)
-    return generation_options(options, defaults, num_captions, parts.stop_id)
+    return generation_options(options, defaults, num_captions, parts.stop_id, stream)
 
 
-def answer_options(parts: ModelParts, options: TextOptions) -> GenerationOptions:
+def answer_options(parts: ModelParts, options: TextOptions, stream: bool = False) -> GenerationOptions:
     """Likewise for answers, which are never empty."""
     own = parts.defaults
     defaults = Defaults(own.answer_beams, own.answer_max_tokens, 1, own.answer_length_penalty)
-    return generation_options(options, defaults, 1, parts.stop_id)
+    return generation_options(options, defaults, 1, parts.stop_id, stream)
 
 
 def read_text(parts: ModelParts, generation: Generation) -> GeneratedText:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from openblip.checkpoints import fetch as fetching
+from openblip import fetch as fetching
 from openblip.checkpoints import zoo
 from openblip.checkpoints.download import download, find_files
-from openblip.checkpoints.fetch import HEADROOM
 from openblip.checkpoints.hub import RemoteFile, choose_files, find_repository, hub_cache, is_complete
 from openblip.errors import DownloadError
+from openblip.fetch import HEADROOM
 
 from .web import COMMIT, Page, Web, add_repository, serve
 

@@ -54,3 +54,20 @@ def test_an_unquoted_pattern_is_noticed(run: Run, photos: list[Path]) -> None:
         ran = run(command, *photos, "what is it?")
         assert ran.code == 2
         assert f"{photos[1]} is an image, not words" in ran.err
+
+
+def test_streamed_answers_are_the_greedy_ones(
+    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path, photos: list[Path]
+) -> None:
+    ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == tiny_model.ask(photos[0], QUESTIONS[0], beams=1) + "\n"
+    ran = run("ask", mixed_folder, *QUESTIONS, "-m", tiny_model_folder, "--stream")
+    good = [mixed_folder / name for name in ("a.png", "c.png")]
+    assert ran.lines == [
+        f"{path}: {asked} {tiny_model.ask(path, asked, beams=1)}" for path in good for asked in QUESTIONS
+    ]
+    assert ran.code == 1 and "b.jpg" in ran.err
+    for options, told in ((["--json"], "leave out --json"), (["--beams", "2"], "a beam search chooses its text")):
+        ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream", *options)
+        assert (ran.code, ran.out) == (2, "") and told in ran.err

@@ -7,9 +7,11 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from openblip.cli import chat as cli_chat
 from openblip.model import Blip2
 
 from .conftest import Run
@@ -40,9 +42,29 @@ def test_a_wrong_question_ends_a_piped_conversation(
     assert "the question is empty" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("given", "options", "greedy"),
+    [
+        ([], {"beams": 1}, True),
+        (["--beams", "3"], {"beams": 3}, False),
+        (["--top-p", "0.9", "--seed", "3"], {"top_p": 0.9, "seed": 3}, True),
+    ],
+)
 def test_a_person_is_prompted_and_may_err(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    tiny_model: Blip2,
+    tiny_model_folder: Path,
+    photos: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    options: Any,
+    greedy: bool,
 ) -> None:
+    """Answers that are not searched for appear piece by piece."""
+    streamed = []
+    show = cli_chat.print_pieces
+    monkeypatch.setattr(cli_chat, "print_pieces", lambda pieces: streamed.append(True) or show(pieces))
+
     def typed() -> Iterator[str]:
         yield from ("?", "what color is the ball?")
         raise EOFError
@@ -59,7 +81,8 @@ def test_a_person_is_prompted_and_may_err(
     monkeypatch.setattr(builtins, "input", read)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    ran = run("chat", photos[0], "-m", tiny_model_folder)
+    ran = run("chat", photos[0], "-m", tiny_model_folder, *given)
     assert ran.code == 0
     assert "the question is empty" in ran.err
-    assert ran.lines == [tiny_model.ask(photos[0], "what color is the ball?"), ""]
+    assert ran.lines == [tiny_model.ask(photos[0], "what color is the ball?", **options), ""]
+    assert streamed == ([True] if greedy else [])

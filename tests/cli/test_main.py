@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import openblip
+from openblip.checkpoints.adapter_files import write_adapter
 from openblip.checkpoints.download import LocalFile, find_files
 from openblip.checkpoints.download import download as download_files
 from openblip.checkpoints.loading import load_parts
@@ -28,24 +29,31 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    datasets,
     doctor,
     download,
     embed,
     inspect,
     match,
+    merge,
     models,
     plan,
     quantize,
     train,
     verify,
 )
+from openblip.data.zoo import find_entry
 from openblip.model import Blip2
 from openblip.verification import IMAGES
+from tests.checkpoints.test_adapter_files import adapter_of
 from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
 
-MODULES = (ask, caption, chat, convert, doctor, download, embed, inspect, match, models, plan, quantize, train, verify)
+MODULES = (
+    *(ask, caption, chat, convert, datasets, doctor, download, embed, inspect),
+    *(match, merge, models, plan, quantize, train, verify),
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPOSITORY = Path(__file__).parents[2]
 
@@ -127,13 +135,19 @@ def test_the_examples_run(
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     shutil.copytree(tiny_model_folder, tmp_path / "weights")
     torch.save({"model": {"opt_proj.weight": torch.ones(4, 8)}}, tmp_path / "blip2_pretrained_opt2.7b.pth")
+    write_adapter(adapter_of("mini", tmp_path), tmp_path / "my-adapter")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})
     monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
     monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
+    monkeypatch.setattr("openblip.data.downloads.download_annotations", lambda name, *_: [Path(find_entry(name).media)])
+    listed = tmp_path / "data/nocaps/annotations/nocaps_val.json"
+    listed.parent.mkdir(parents=True)
+    listed.write_text('[{"image": "val/1.jpg", "img_id": 0}]')
     monkeypatch.setattr("openblip.checkpoints.convert.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr("openblip.checkpoints.quantising.load_parts", lambda *_, **__: load_parts(official_folder))
+    monkeypatch.setattr("openblip.checkpoints.merging.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
     words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
     assert words[0] == "openblip"

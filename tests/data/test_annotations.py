@@ -80,5 +80,5 @@ def test_gather_joins_files_and_leaves_out_held_out_images(tmp_path: Path) -> No
 
 
 def test_a_source_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="needs captions, questions or both"):
+    with pytest.raises(OptionError, match="needs one kind of data"):
         gather(DataSource("empty"), tmp_path)

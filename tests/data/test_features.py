@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openblip.data.features import FeatureCache, ViewPlan, cache_features, fingerprint
+from openblip.data import features
+from openblip.data.features import FeatureStore, ViewPlan, fill, fingerprint
+from openblip.data.samples import PackedFile
 from openblip.data.views import make_view
-from openblip.errors import ImageError, OpenBlipError
+from openblip.errors import OpenBlipError
 from openblip.images import ImageTransform, load_image, to_pixels
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 
@@ -36,51 +39,106 @@ def photos(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def build(photos: list[Path], folder: Path, count: int | None = None) -> FeatureCache:
-    """The cache; with `count`, killed once so many batches were encoded."""
+def build(photos: list[Path], folder: Path, stop_at: int | None = None) -> tuple[FeatureStore, int]:
+    """The store and how many batches were encoded for it; with `stop_at`, killed at that batch."""
     calls = 0
 
     def counted(pixels: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        if calls == count:
+        if calls == stop_at:
             raise KeyboardInterrupt
         return encode(pixels)
 
-    return cache_features(photos, folder, counted, TRANSFORM, PLAN, batch_size=2)
+    store = FeatureStore(folder)
+    assert not fill(store, photos, counted, TRANSFORM, PLAN, batch_size=2)
+    return store, calls
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three batches each: [2 pictures, 3 views, 4 patches, 6 channels] float16."""
+    monkeypatch.setattr(features, "SHARD_BYTES", 3 * 2 * 3 * 4 * 6 * 2)
 
 
 def test_cached_views_equal_direct_ones(photos: list[Path], tmp_path: Path) -> None:
-    cache = build(photos, tmp_path / "cache")
-    names = [photos[7].name, photos[31].name, photos[7].name]
-    found = cache.patches(names, [0, 2, 1])
+    store, _ = build(photos, tmp_path / "cache")
+    chosen = [photos[7], photos[31], photos[7]]
+    found = store.patches(chosen, [0, 2, 1])
     views = [
         make_view(load_image(path), path.name, view, PLAN.min_area)
-        for path, view in ((photos[7], 0), (photos[31], 2), (photos[7], 1))
+        for path, view in zip(chosen, (0, 2, 1), strict=True)
     ]
     torch.testing.assert_close(found, encode(to_pixels(views, TRANSFORM)), rtol=1e-3, atol=1e-3)
     assert found.dtype == torch.float32
 
 
 def test_a_killed_run_goes_on_to_the_same_features(photos: list[Path], tmp_path: Path) -> None:
-    whole = build(photos, tmp_path / "whole")
+    whole, _ = build(photos, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        build(photos, tmp_path / "killed", count=19)
-    assert int((tmp_path / "killed/done").read_text()) == 32
-    resumed = build(photos, tmp_path / "killed")
-    np.testing.assert_array_equal(whole.array, resumed.array)
+        build(photos, tmp_path / "killed", stop_at=18)
+    assert len(list((tmp_path / "killed").glob("*.npy"))) == 5
+    resumed, batches = build(photos, tmp_path / "killed")
+    assert batches == 5  # 30 of 40 pictures were kept
+    views = [number % 3 for number in range(40)]
+    assert torch.equal(whole.patches(photos, views), resumed.patches(photos, views))
 
 
-def test_other_images_in_the_same_folder_are_refused(photos: list[Path], tmp_path: Path) -> None:
-    build(photos, tmp_path / "cache")
-    with pytest.raises(OpenBlipError, match="features of other images"):
-        build(photos[1:], tmp_path / "cache")
+def test_shards_that_were_cut_short_are_computed_again(photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    whole, _ = build(photos, folder)
+    expected = whole.patches(photos, [1] * 40)
+    shards = sorted(path for path in folder.glob("*.npy") if len(np.load(path)) == 6)
+    shards[0].write_bytes(shards[0].read_bytes()[:-2])
+    shards[1].unlink()
+    shards[2].with_suffix(".json").write_text("[")
+    store = FeatureStore(folder)
+    assert sorted(store.broken) == shards[:3]
+    assert sum(photo in store for photo in photos) == 40 - 18
+    again, batches = build(photos, folder)
+    assert batches == 9 and torch.equal(again.patches(photos, [1] * 40), expected)
 
 
-def test_a_broken_image_is_named(photos: list[Path], tmp_path: Path) -> None:
+def test_features_are_of_a_file_as_it_is(photos: list[Path], tmp_path: Path) -> None:
+    """A picture that was changed, or another one of its name, is none that is known."""
+    store, _ = build(photos, tmp_path / "cache")
+    other = tmp_path / "other" / photos[0].name
+    other.parent.mkdir()
+    Image.new("RGB", (40, 40), (9, 200, 30)).save(other)
+    Image.new("RGB", (40, 40), (200, 9, 30)).save(photos[1])
+    fresh = FeatureStore(store.folder)
+    assert photos[0] in fresh and other not in fresh and photos[1] not in fresh
+    added, batches = build([other, *photos], store.folder)
+    assert batches == 1
+    differing = added.patches([other, photos[0]], [0, 0])
+    assert not torch.equal(differing[0], differing[1])
+
+
+def test_a_broken_picture_is_named_and_the_others_are_kept(photos: list[Path], tmp_path: Path) -> None:
     photos[3].write_bytes(b"not an image")
-    with pytest.raises(ImageError, match=r"03\.png"):
-        build(photos, tmp_path / "cache")
+    store = FeatureStore(tmp_path / "cache")
+    bad = fill(store, photos, encode, TRANSFORM, PLAN, batch_size=2)
+    assert [each.picture for each in bad] == [photos[3]] and "03.png" in bad[0].problem
+    assert [photo for photo in photos if photo not in store] == [photos[3]]
+
+
+def test_a_picture_in_a_tar_has_the_features_of_its_file(photos: list[Path], tmp_path: Path) -> None:
+    archive = tmp_path / "shard.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos[5], "deep/05.png")
+    with tarfile.open(archive) as tar:
+        place = tar.getmember("deep/05.png")
+    packed = PackedFile(archive, place.offset_data, place.size, "05.png")
+    store = FeatureStore(tmp_path / "cache")
+    assert not fill(store, [photos[5], packed], encode, TRANSFORM, PLAN)
+    found = store.patches([photos[5], packed], [2, 2])
+    assert torch.equal(found[0], found[1])
+
+
+def test_too_small_a_disk_is_told_before_it_is_full(photos: list[Path], tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "cache")
+    with pytest.raises(OpenBlipError, match=r"need 1000000000\.0 GB more, the disk has .* cache=null"):
+        store.check_room(10**18)
 
 
 def test_fingerprint_changes_with_all_that_matters() -> None:

@@ -1,13 +1,20 @@
-"""Caption scores against published ones."""
+"""Caption scores against published ones, and against the official package's own wrappers."""
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from openblip.errors import OpenBlipError, OptionError
-from openblip.evaluation.captions import score_captions, simple_words
+from openblip.evaluation import java
+from openblip.evaluation.captions import score_captions
 
 # The example of nlg-eval's README, with the scores it prints.
 CAPTIONS = {
@@ -22,28 +29,133 @@ REFERENCES = {
     ],
 }
 BLEU = (0.55, 0.428174, 0.284043, 0.201143)
-CIDER = 1.242192
+METEOR, ROUGE_L, CIDER = 0.295797, 0.522104, 1.242192
+
+COCO = Path(__file__).parents[1] / "fixtures/captions/coco.json"
+needs_java = pytest.mark.skipif(not java.has_java(), reason="Java is not installed")
 
 
-@pytest.mark.parametrize(
-    "official",
-    [
-        False,
-        pytest.param(True, marks=pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")),
-    ],
-)
+@pytest.fixture(scope="module")
+def coco() -> dict[str, Any]:
+    return dict(json.loads(COCO.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("official", [False, pytest.param(True, marks=needs_java)])
 def test_published_example(official: bool) -> None:
     scores = score_captions(CAPTIONS, REFERENCES, official=official)
     assert scores.bleu == pytest.approx(BLEU, abs=1e-6)
     assert scores.cider == pytest.approx(CIDER, abs=1e-6)
+    assert scores.rouge_l == pytest.approx(ROUGE_L, abs=1e-6)
+    assert scores.meteor is None
     assert scores.official is official
+    assert any("Unofficial" in note for note in scores.notes) is not official
+
+
+@needs_java
+def test_published_meteor() -> None:
+    scores = score_captions(CAPTIONS, REFERENCES, meteor=True)
+    assert scores.meteor == pytest.approx(METEOR, abs=1e-6)
+    assert len(scores.each["meteor"]) == 2
+
+
+@pytest.mark.parametrize("official", [False, pytest.param(True, marks=needs_java)])
+def test_coco_as_the_official_wrappers_score_it(coco: dict[str, Any], official: bool) -> None:
+    scores = score_captions(coco["captions"], coco["references"], official, meteor=official)
+    expected = {name: value for name, value in coco["scores"].items() if official or name != "meteor"}
+    assert scores.table == pytest.approx(expected, abs=1e-9)
+
+
+def test_neither_order_nor_names_matter(coco: dict[str, Any]) -> None:
+    captions, references = coco["captions"], coco["references"]
+    names = list(captions)
+    plain = score_captions(captions, references, False)
+    random.Random(1).shuffle(names)
+    renamed = {name: f"image {place}" for place, name in enumerate(names)}
+    shuffled = score_captions(
+        {renamed[name]: captions[name] for name in names},
+        {renamed[name]: references[name][::-1] for name in reversed(names)},
+        False,
+    )
+    assert shuffled.table == pytest.approx(plain.table, abs=1e-12)
+    each = dict(zip(captions, plain.each["cider"], strict=True))
+    assert shuffled.each["cider"] == pytest.approx([each[name] for name in names])
+    assert plain.cider == pytest.approx(sum(plain.each["cider"]) / len(names))
+
+
+def test_a_reference_as_caption_is_best(coco: dict[str, Any]) -> None:
+    references = coco["references"]
+    told = score_captions({name: texts[0] for name, texts in references.items()}, references, False)
+    assert told.bleu == pytest.approx((1, 1, 1, 1))
+    assert told.rouge_l == pytest.approx(1)
+    empty = score_captions(dict.fromkeys(references, ""), references, False)
+    assert (empty.bleu[0], empty.cider, empty.rouge_l) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 def test_without_java_the_official_tokeniser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(OpenBlipError, match="install a Java runtime"):
         score_captions(CAPTIONS, REFERENCES, official=True)
-    assert not score_captions(CAPTIONS, REFERENCES).official
+    scores = score_captions(CAPTIONS, REFERENCES, meteor=None, spice=None)
+    assert not scores.official
+    assert [note.split()[0] for note in scores.notes] == ["Unofficial:", "METEOR", "SPICE"]
+    assert "install a Java runtime" in scores.notes[1]
+    for asked in ({"meteor": True}, {"spice": True}):
+        with pytest.raises(OpenBlipError, match="Java"):
+            score_captions(CAPTIONS, REFERENCES, **asked)  # type: ignore[arg-type]
+
+
+def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "java")
+    failed = subprocess.CompletedProcess([], 1, "", "Error: no memory\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    scores = score_captions(CAPTIONS, REFERENCES)
+    assert not scores.official
+    assert "the tokeniser failed in Java: Error: no memory" in scores.notes[0]
+    with pytest.raises(OpenBlipError, match="no memory"):
+        score_captions(CAPTIONS, REFERENCES, official=True)
+
+
+@pytest.fixture
+def spice_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "PARSER", ())
+    monkeypatch.setattr(shutil, "which", lambda name: "java")
+
+
+def test_spice_is_read(spice_installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the layout that SPICE 1.0 writes; the program itself needs a parser of 0.4 GB."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        given = json.loads(Path(command[-4]).read_text(encoding="utf-8"))
+        written = [
+            {"image_id": row["image_id"], "scores": {"All": {"f": 0.25 * (1 + row["image_id"])}}} for row in given[::-1]
+        ]
+        Path(command[-2]).write_text(json.dumps(written), encoding="utf-8")
+        assert given[0]["test"] == "this is the model generated sentence1 which seems good enough"
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    scores = score_captions(CAPTIONS, REFERENCES, False, spice=None)
+    assert scores.spice == pytest.approx(0.375)
+    assert scores.each["spice"] == [0.25, 0.5]
+
+
+@needs_java
+def test_a_missing_parser_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "PARSER", ("no such parser.jar",))
+    scores = score_captions(CAPTIONS, REFERENCES, False, spice=None)
+    assert scores.notes[-1].startswith("SPICE is left out: its parser")
+    with pytest.raises(OpenBlipError, match="is not installed"):
+        score_captions(CAPTIONS, REFERENCES, False, spice=True)
+
+
+def test_spice_that_fails_does_not_cost_the_others(spice_installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Exception in thread main\nOutOfMemoryError: no heap\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    scores = score_captions(CAPTIONS, REFERENCES, False, spice=None)
+    assert scores.spice is None
+    assert "OutOfMemoryError: no heap" in scores.notes[-1]
+    with pytest.raises(OpenBlipError, match="OutOfMemoryError"):
+        score_captions(CAPTIONS, REFERENCES, False, spice=True)
 
 
 def test_images_must_be_the_same() -> None:
@@ -51,7 +163,11 @@ def test_images_must_be_the_same() -> None:
         score_captions({"1": "a"}, REFERENCES, official=False)
     with pytest.raises(OptionError, match="at least one"):
         score_captions({}, {}, official=False)
+    with pytest.raises(OptionError, match="no reference"):
+        score_captions({"1": "a"}, {"1": []}, official=False)
 
 
-def test_simple_words() -> None:
-    assert simple_words('A dog\'s ball, (red) -- "wow"!') == "a dog's ball red -- wow"
+def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
+    with pytest.raises(OpenBlipError, match=r"openblip\[eval\]"):
+        score_captions(CAPTIONS, REFERENCES)

@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -27,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import openblip
 import openblip.integrations.transformers as ours
 from tests.checkpoints.theirs import (
     FLAN,
@@ -269,6 +272,47 @@ def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], photos: l
     check_same(models[0].generate(**inputs[0]), models[1].generate(**inputs[1]))
 
 
+def test_low_rank_adapters_learn_the_same(
+    granted: Callable[[bool], dict[str, Any]], pairs: list[dict[str, Any]], photos: list[Path], tmp_path: Path
+) -> None:
+    done = [run(["low-rank adapters"], granted(bool(reference)), reference=bool(reference)) for reference in (0, 1)]
+    assert done[0].said.partition(" ||")[0] == done[1].said.partition(" ||")[0] == "trainable params: 8,192"
+    models = [one.names["model"] for one in done]
+    learning = [{n: p for n, p in model.named_parameters() if p.requires_grad} for model in models]
+    assert learning[0].keys() == learning[1].keys()
+    with torch.no_grad():
+        # Layers are drawn in the order in which each library has them, and so is what drops out.
+        for name, parameter in learning[0].items():
+            parameter.copy_(learning[1][name])
+    for layer in [*models[0].modules(), *models[1].modules()]:
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    for reference, one in enumerate(done):
+        torch.manual_seed(1)
+        os.chdir(Path(tmp_path, str(reference)).mkdir() or tmp_path / str(reference))
+        more = {"AdamW": functools.partial(torch.optim.AdamW, eps=1e-6)} if reference else {}
+        told = {**one.names, "train_data": pairs, **more}
+        done[reference] = run(["a dataset of captions", "training loop"], told, reference=bool(reference))
+    assert done[0].said == done[1].said and done[0].said.count("Loss") == 3
+    folders = [tmp_path / number / "blip2-finetuned" for number in ("0", "1")]
+    trained = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    assert trained[0].keys() == trained[1].keys()
+    for name, expected in trained[1].items():
+        assert expected.abs().max() > 0
+        # Where a gradient is nearly zero, Adam makes a step of its sign.
+        assert ((trained[0][name] - expected).abs() > 0.01 * expected.abs().max()).float().mean() < 0.01, name
+    # Each library takes what was trained in the other.
+    base = granted(True)["FOLDER"]
+    inputs = granted(True)["processor"](opened(photos[0]), "a dog", return_tensors="pt")
+    said = []
+    for library, folder in [(transformers, folders[0]), (ours, folders[1])]:
+        bare = library.Blip2ForConditionalGeneration.from_pretrained(base)
+        said.append(peft.PeftModel.from_pretrained(bare, folder).generate(**inputs, max_new_tokens=9))
+    check_same(*said)
+    # So does the rest of OpenBLIP.
+    assert openblip.load(folders[0]).caption(photos[0]) == openblip.load(base, adapter=folders[1]).caption(photos[0])
+
+
 def test_only_the_qformer_is_trained(granted: Callable[[bool], dict[str, Any]]) -> None:
     found, expected = both(granted, "train the Q-Former only")
     assert found.names["trainable"] == expected.names["trainable"]
@@ -379,4 +423,4 @@ def test_lavis_zoo() -> None:
 def test_every_script_is_run() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     runs = {name for name in SCRIPTS if f'"{name}"' in source or f'"{name.removeprefix("LAVIS: ")}"' in source}
-    assert len(SCRIPTS) == 34 and runs == SCRIPTS.keys()
+    assert len(SCRIPTS) == 35 and runs == SCRIPTS.keys()

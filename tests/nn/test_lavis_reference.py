@@ -13,7 +13,7 @@ from openblip.checkpoints.lavis import blip2_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.vit import VitConfig
-from openblip.training.objectives import IGNORED, TextBatch, contrastive_loss, draw_negatives, stage2_loss
+from openblip.training.objectives import IGNORED, TextBatch, contrastive_loss, draw_negatives, same_image, stage2_loss
 from tests.pairs.gaps import difference
 from tests.pairs.lavis import (
     RECORDED_IMAGE_IDS,
@@ -79,12 +79,14 @@ def test_only_these_image_ids_fit_the_recording(stage1: tuple[Blip2Network, dict
     fitting = [
         ids
         for ids in partitions
-        if difference(contrastive_loss(similarity, similarity.T, torch.tensor(ids)), expected) <= 1e-4
+        if difference(contrastive_loss(similarity, similarity.T, same_image(torch.tensor(ids), similarity)), expected)
+        <= 1e-4
     ]
     assert len(partitions) == 15 and fitting == [(0, 1, 0, 3)]
     drawn = negatives(tensors, "imageid")
     generator = torch.Generator().manual_seed(0)
-    draws = [draw_negatives(similarity, RECORDED_IMAGE_IDS, generator) for _ in range(300)]
+    same = same_image(RECORDED_IMAGE_IDS, similarity)
+    draws = [draw_negatives(similarity, similarity.T, same, generator) for _ in range(300)]
     for row in range(4):
         assert drawn.images[row] in torch.stack([draw.images for draw in draws])[:, row]
         assert drawn.texts[row] in torch.stack([draw.texts for draw in draws])[:, row]

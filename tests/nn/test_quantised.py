@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from openblip.checkpoints.parts import ModelParts
 from openblip.nn import int8
 from openblip.nn.int4 import GROUP, OUTPUTS, Int4Linear, dequantise_groups, quantise_groups
-from openblip.nn.int8 import LEVELS, PACK_AFTER, Int8Linear, Int8WordTable, input_levels, quantise_rows, quantise_weight
+from openblip.nn.int8 import (
+    LEVELS,
+    PACK_AFTER,
+    Int8Linear,
+    Int8WordTable,
+    float_product,
+    input_levels,
+    quantise_rows,
+    quantise_weight,
+)
 from openblip.nn.linear import Linear, WordTable, linear
 from openblip.nn.quantised import prepare_layers, quantise, quantised_layers
 
@@ -158,6 +167,23 @@ def test_the_product_is_exact_for_the_largest_numbers() -> None:
         with torch.inference_mode():
             assert (made(x) == -LEVELS * LEVELS * 1000).all()
         made.pack()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@torch.inference_mode()
+def test_devices_without_whole_numbers_multiply_floats(dtype: torch.dtype) -> None:
+    """Sums of whole numbers that are far beyond float16's range belong to results that are within it."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.rand(24, 4096, generator=generator) * 0.02
+    rows = torch.rand(3, 4096, generator=generator).mul_(20).to(dtype)
+    layer, table = Int8Linear(4096, 24, bias=False), Int8WordTable(24, 4096)
+    layer.take(weight)
+    table.take(weight)
+    expected = rows.double() @ (layer.codes().double() * layer.scale.double()[:, None]).t()
+    assert expected.max() > 300 and (rows.double() @ layer.codes().double().t()).min() > 10 * 65504
+    for found in (layer.dequantised(rows), float_product(rows, table.weight, table.scale)):
+        assert found.dtype == dtype
+        assert ((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * expected.abs()).all()
 
 
 def test_zeros_stay_zeros() -> None:

@@ -13,7 +13,8 @@ from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.decoder import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
-from openblip.nn.t5 import T5, RelativeBias
+from openblip.nn.t5 import T5
+from openblip.nn.t5_attention import RelativeBias
 from openblip.nn.vit import VitConfig
 from openblip.training.objectives import IGNORED, TextBatch, stage2_t5_loss
 from tests.pairs.gaps import difference

@@ -22,7 +22,15 @@ from openblip.nn.decoder import Decoder, DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import EVA_VIT_G, VitConfig, interpolate_positions
-from openblip.training.objectives import IGNORED, HardNegatives, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
+from openblip.training.objectives import (
+    IGNORED,
+    HardNegatives,
+    Pairing,
+    TextBatch,
+    stage1_loss,
+    stage2_loss,
+    stage2_t5_loss,
+)
 from tests.pairs.gaps import difference
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "lavis"
@@ -193,8 +201,7 @@ def loss_gaps(name: str) -> dict[str, float]:
         network.image_features(expected["images"]),
         texts(expected),
         START_OF_TEXT,
-        RECORDED_IMAGE_IDS if name == "imageid" else None,
-        negatives(expected, name),
+        Pairing(RECORDED_IMAGE_IDS if name == "imageid" else None, negatives(expected, name)),
     )
     parts = {"_itc": loss.itc, "_itm": loss.itm, "_lm": loss.itg, "": loss.total}
     return {f"loss{part}": difference(value, expected[f"stage1_{name}_loss{part}"][0]) for part, value in parts.items()}
@@ -204,7 +211,8 @@ def gradient_gaps() -> dict[str, float]:
     """Gradients of the stage-1 loss, relative to a parameter's largest where this exceeds 1 (the temperature's: 12)."""
     network, expected = load(1), recorded("stage1")
     features = network.image_features(expected["images"])
-    loss = stage1_loss(network, features, texts(expected), START_OF_TEXT, negatives=negatives(expected, "eval"))
+    pairing = Pairing(negatives=negatives(expected, "eval"))
+    loss = stage1_loss(network, features, texts(expected), START_OF_TEXT, pairing)
     loss.total.backward()
     assert {f"grad_{name}" for name in GRADIENTS} == {name for name in expected if name.startswith("grad_")}
     parameters, gaps = dict(network.named_parameters()), {}

@@ -27,7 +27,7 @@ from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
-from openblip.training.trainer import CHECKPOINT_FILE
+from openblip.training.state import CHECKPOINT_FILE
 
 from ..checkpoints.theirs import Theirs, write_matcher, write_writer
 from ..language_models import both, write_language_model

@@ -17,6 +17,7 @@ from openblip.training.objectives import (
     IGNORED,
     LABEL_SMOOTHING,
     HardNegatives,
+    Pairing,
     Stage1Loss,
     TextBatch,
     contrastive_loss,
@@ -24,6 +25,7 @@ from openblip.training.objectives import (
     matching_loss,
     next_token_loss,
     read_behind,
+    same_image,
     self_critical_loss,
     stage1_loss,
     stage2_loss,
@@ -88,7 +90,7 @@ def test_negatives_never_share_the_image(image_ids: list[int] | None) -> None:
     similarity = random(6, 6) + 50 * (ids[:, None] == ids[None])  # right answers tower above all others
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
-        drawn = draw_negatives(similarity, None if image_ids is None else ids, generator)
+        drawn = draw_negatives(similarity, similarity.T, same_image(ids, similarity), generator)
         assert not (ids[drawn.images] == ids).any()
         assert not (ids[drawn.texts] == ids).any()
 
@@ -102,7 +104,7 @@ def test_negatives_follow_the_softmax_of_the_strangers(towering: float, image_id
     similarity = 1.5 * random(5, 5) + towering * same
     generator = torch.Generator().manual_seed(0)
     count = 3000
-    draws = [draw_negatives(similarity, ids, generator) for _ in range(count)]
+    draws = [draw_negatives(similarity, similarity.T, same, generator) for _ in range(count)]
     for scores, chosen in (
         (similarity.T, torch.stack([draw.images for draw in draws])),
         (similarity, torch.stack([draw.texts for draw in draws])),
@@ -119,7 +121,8 @@ def test_negatives_depend_on_the_generator_alone() -> None:
     similarity = random(8, 8)
 
     def draw(seed: int) -> list[int]:
-        drawn = draw_negatives(similarity, generator=torch.Generator().manual_seed(seed))
+        same = same_image(None, similarity)
+        drawn = draw_negatives(similarity, similarity.T, same, torch.Generator().manual_seed(seed))
         return [*drawn.images.tolist(), *drawn.texts.tolist()]
 
     first = draw(5)
@@ -131,7 +134,9 @@ def test_negatives_depend_on_the_generator_alone() -> None:
 @pytest.mark.parametrize("image_ids", [None, [7, 7, 7]])
 def test_where_there_is_no_stranger_each_gets_itself(image_ids: list[int] | None) -> None:
     count = 1 if image_ids is None else 3
-    drawn = draw_negatives(random(count, count), None if image_ids is None else torch.tensor(image_ids))
+    similarity = random(count, count)
+    same = same_image(None if image_ids is None else torch.tensor(image_ids), similarity)
+    drawn = draw_negatives(similarity, similarity.T, same)
     assert drawn.images.tolist() == drawn.texts.tolist() == list(range(count))
 
 
@@ -144,9 +149,9 @@ def test_contrast_with_own_images_is_smoothed_cross_entropy() -> None:
     both = [
         F.cross_entropy(scores, targets, label_smoothing=LABEL_SMOOTHING) for scores in (image_to_text, text_to_image)
     ]
-    plain = contrastive_loss(image_to_text, text_to_image)
+    plain = contrastive_loss(image_to_text, text_to_image, same_image(None, image_to_text))
     assert close(plain, (both[0] + both[1]) / 2)
-    assert close(contrastive_loss(image_to_text, text_to_image, 10 - targets), plain)
+    assert close(contrastive_loss(image_to_text, text_to_image, same_image(10 - targets, targets)), plain)
 
 
 def test_captions_of_one_image_share_the_target() -> None:
@@ -156,12 +161,12 @@ def test_captions_of_one_image_share_the_target() -> None:
     targets = torch.tensor([[shared, shared, small], [shared, shared, small], [small, small, 0.9 + small]])
     expected = sum(-(targets * scores.log_softmax(1)).sum(1).mean() / 2 for scores in (similarity, similarity.T))
     assert isinstance(expected, Tensor)
-    assert close(contrastive_loss(similarity, similarity.T, torch.tensor([4, 4, 9])), expected)
+    assert close(contrastive_loss(similarity, similarity.T, same_image(torch.tensor([4, 4, 9]), similarity)), expected)
 
 
 def test_temperature_learns_from_contrast(network: Blip2Network) -> None:
     def contrast() -> Tensor:
-        return stage1_loss(network, random(3, 5, 12), texts(), DEC, negatives=NEGATIVES).itc
+        return stage1_loss(network, random(3, 5, 12), texts(), DEC, Pairing(negatives=NEGATIVES)).itc
 
     contrast().backward()
     gradient = network.temperature.grad
@@ -181,7 +186,7 @@ def test_temperature_learns_from_contrast(network: Blip2Network) -> None:
 
 def stage1(network: Blip2Network, text: TextBatch) -> Stage1Loss:
     features = random(len(text.ids), 5, 12)
-    return stage1_loss(network, features, text, DEC, negatives=NEGATIVES)
+    return stage1_loss(network, features, text, DEC, Pairing(negatives=NEGATIVES))
 
 
 @torch.no_grad()
@@ -207,7 +212,7 @@ def test_matching_is_the_mean_over_pairs(network: Blip2Network) -> None:
         logits = network.itm_logits(text.ids[[caption], :length], None, features[[image]])
         losses.append(F.cross_entropy(logits, torch.tensor([label])))
     expected = torch.stack(losses).mean()
-    assert close(matching_loss(network, network.qformer.remember(features), text, NEGATIVES), expected)
+    assert close(matching_loss(network, features, network.qformer.remember(features), text, NEGATIVES), expected)
 
 
 @torch.no_grad()
@@ -226,7 +231,7 @@ def test_generation_is_the_mean_over_words(network: Blip2Network) -> None:
 def test_every_part_of_stage1_learns(network: Blip2Network) -> None:
     features = random(3, 5, 12).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
-    stage1_loss(network, features, texts(), DEC, generator=generator).total.backward()
+    stage1_loss(network, features, texts(), DEC, Pairing(generator=generator)).total.backward()
     assert features.grad is not None and features.grad.abs().max() > 0
     left_out = ("vision.", "vision_norm.", "decoder.", "prompt_projection.")
     for name, parameter in network.named_parameters():

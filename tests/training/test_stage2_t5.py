@@ -19,11 +19,12 @@ from openblip.errors import OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.t5 import T5Config
 from openblip.text import Tokenizer
+from openblip.training.arithmetic import Arithmetic
 from openblip.training.batches import Drawn
 from openblip.training.objectives import IGNORED, TextBatch, stage2_t5_loss
 from openblip.training.recipe import Mixture, Recipe, Stage
 from openblip.training.run import train
-from openblip.training.tasks import Stage2Task
+from openblip.training.tasks import Setting, Stage2Task, Views
 
 from ..conftest import lively
 
@@ -45,6 +46,9 @@ def parts(tiny_parts: ModelParts) -> ModelParts:
     )
 
 
+SETTING = Setting(Arithmetic(torch.device("cpu")))
+
+
 def recipe(**values: object) -> Recipe:
     whole = Recipe(stage=Stage.STAGE2, output="", data=[DataSource("balls")], mixture=Mixture(questions=1.0))
     return replace(whole, **values)  # type: ignore[arg-type]
@@ -55,8 +59,8 @@ def test_the_loss_is_that_of_the_texts_written_out(parts: ModelParts) -> None:
     told = ImageText(Path("b.png"), captions=("red",))
     batch = [Drawn(0, asked, 0, random.Random(1)), Drawn(0, told, 0, random.Random(1))]
     features = torch.randn(2, 4, 1288, generator=torch.Generator().manual_seed(0))
-    task = Stage2Task(parts, recipe(), [asked, told])
-    found = task.losses(batch, features)
+    task = Stage2Task(parts, recipe(), [asked, told], SETTING)
+    found = task(batch, Views(patches=features))
     assert list(found) == ["lm"]
     question = [WORDS.index(word) for word in ("Question:", "what", "is", "it?", "Answer:", "</s>")]
     text = TextBatch(torch.tensor([question, [1, 0, 0, 0, 0, 0]]), torch.tensor([[True] * 6, [True] + [False] * 5]))
@@ -67,7 +71,7 @@ def test_the_loss_is_that_of_the_texts_written_out(parts: ModelParts) -> None:
     found["lm"].backward()
     assert network.prompt_projection.weight.grad is not None and network.prompt_projection.weight.grad.abs().max() > 0
     assert task.trained()[-1] is network.prompt_projection
-    assert Stage2Task(parts, recipe(train_decoder=True), []).trained()[-1] is network.t5
+    assert Stage2Task(parts, recipe(train_decoder=True), [], SETTING).trained()[-1] is network.t5
 
 
 @pytest.mark.parametrize("change", [{"stage": Stage.LANGUAGE}, {"self_critical": 2}, {"decoder": "other"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openblip.errors import OpenBlipError
+from openblip.training.optimisation import learning_rate
 from openblip.training.recipe import OptimizerSection, load_recipe
 from openblip.training.run import train
-from openblip.training.trainer import CHECKPOINT_FILE, learning_rate
+from openblip.training.state import CHECKPOINT_FILE
 
 
 def write_recipe(folder: Path, data: Path, model: Path, stage: str) -> Path:
@@ -153,8 +155,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
     state = weights(tiny_model_folder)
     state["prompt_projection.bias"][0] = float("nan")
     save_file(state, broken / "model.safetensors")
-    with pytest.raises(OpenBlipError, match=r"loss lm is not finite at step 0 \(images \d\d\.png"):
+    with pytest.raises(OpenBlipError, match=r"loss lm is not finite at step 0 \(images \d\d\.png") as caught:
         train(load_recipe(recipe, [f"init={broken}"]))
+    assert "the weight prompt_projection.bias" in str(caught.value)
+    rows = json.loads((tmp_path / "stage2/bad_batch/batch.json").read_text())["rows"]
+    kept = load_file(tmp_path / "stage2/bad_batch/views.safetensors")
+    assert len(rows) == len(kept["patches"]) == 5
 
 
 def test_schedule_warms_up_and_decays_to_its_ends() -> None:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.checkpoints.fetch import Progress, check_room, fetch, part_of
 from openblip.checkpoints.hub import (
     Order,
     fetch_order,
     find_repository,
     hub_home,
     is_complete,
-    is_offline,
     look_up,
     matches,
 )
@@ -30,6 +28,7 @@ from openblip.checkpoints.zoo import (
     nearest_names,
 )
 from openblip.errors import DownloadError
+from openblip.fetch import Progress, check_room, fetch, is_offline, part_of
 
 REPOSITORY_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")

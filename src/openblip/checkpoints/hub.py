@@ -17,19 +17,20 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from openblip.checkpoints.fetch import FULL, Progress, check_room, fetch, part_of, wait_asked
 from openblip.errors import DownloadError
+from openblip.fetch import FULL, Progress, check_room, fetch, part_of, wait_asked
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder's weights are called, whole or as the list of their pieces."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 """What a folder's words may be called; of any one they can be read."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""What a repository has that holds an adapter of another one's model."""
 SMALL_ENDINGS = (".json", ".txt", ".model", ".md")
 NOT_FOUND = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND)
 """The hub does not tell strangers that something is private."""
 HASH = re.compile(r"([0-9a-f]{64})?")
-TRUE = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,6 @@ def hub_home() -> Path:
 def hub_cache() -> Path:
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(os.path.expandvars(cache)).expanduser() if cache else hub_home() / "hub"
-
-
-def is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
 
 
 def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -89,7 +86,7 @@ def choose_files(
                 return weights and name == pieces
             if name.endswith(SMALL_ENDINGS) or name.startswith("LICENSE"):
                 return True
-            return weights and name.startswith(stem) and name.endswith(ending)
+            return weights and ((name.startswith(stem) and name.endswith(ending)) or name in ADAPTER)
 
         files = [file for file in files if needed(file.name)]
     return [file for file in files if matches(file.name, include, exclude)]
@@ -114,12 +111,12 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
 
     Other programs fetch the words later than the weights, or never.
     """
+    if weights and not (folder / "config.json").is_file():
+        return all((folder / name).is_file() for name in ADAPTER)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return False
     if not weights:
         return True
-    if not (folder / "config.json").is_file():
-        return False
     for whole, pieces in (SAFETENSORS, PICKLED):
         if (folder / whole).is_file():
             return True

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openblip.checkpoints.adapter_files import Adapter
 from openblip.checkpoints.decoder_names import LAVIS_PREFIX as OPT_PREFIX
 from openblip.checkpoints.download import LocalFile
 from openblip.checkpoints.lavis import VISION_PREFIX, blip2_from_lavis
@@ -55,6 +56,7 @@ def load_lavis(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     bits: int = 0,
+    adapter: Adapter | None = None,
 ) -> ModelParts:
     """An official model from its files, or from a checkpoint that was trained from it.
 
@@ -62,7 +64,7 @@ def load_lavis(
         CheckpointError: a file is missing, broken or does not fit; it is named, with the tensors.
     """
     config = model.config()
-    network = read_lavis(config, files, dtype, device, bits)
+    network = read_lavis(config, files, dtype, device, bits, adapter)
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None
     if config.qformer.vocab_size:
@@ -99,11 +101,13 @@ def read_lavis(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     bits: int = 0,
+    adapter: Adapter | None = None,
 ) -> Blip2Network:
     """The network alone, in evaluation mode. Tensors stay on disk until each is cast or quantised into its place.
 
     Args:
         bits: of large matrices, see `Placer`.
+        adapter: merged into the weights.
 
     Raises:
         CheckpointError: see `load_lavis`.
@@ -121,7 +125,7 @@ def read_lavis(
         state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
         state |= {prefix + name: weights.read(name) for name in weights.shapes}
     renamed = blip2_from_lavis(state, config)
-    placer = Placer(empty_network(config, files.checkpoint), files.checkpoint, dtype, device, bits)
+    placer = Placer(empty_network(config, files.checkpoint), files.checkpoint, dtype, device, bits, adapter=adapter)
     _check_fit(placer.wanted, renamed, files)
     for name in placer.wanted:
         placer.put(name, renamed.pop(name))

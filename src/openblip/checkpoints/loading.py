@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from openblip.checkpoints.adapter_files import Adapter, is_adapter, read_adapter
+from openblip.checkpoints.adapter_fit import base_of, find_adapter
 from openblip.checkpoints.download import REPOSITORY_NAME, download
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lavis_files import files_of, load_lavis
@@ -17,7 +19,7 @@ from openblip.checkpoints.progress import download_progress
 from openblip.checkpoints.registry import bundled_folder, folder_kind
 from openblip.checkpoints.transformers_folder import load_transformers
 from openblip.checkpoints.zoo import BUNDLED, ZooModel, did_you_mean, find_model
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError, DownloadError, OptionError
 
 
 def load_parts(
@@ -27,31 +29,80 @@ def load_parts(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     bits: int | None = None,
+    adapter: str | Path | None = None,
 ) -> ModelParts:
     """Read a model; what is missing of an official one is downloaded first.
 
     Args:
         name: "mini", a folder, a name of `openblip models`, or a repository of the hub. A folder of that name wins.
+            Where there is an adapter instead of a model, the model that it was trained on is read, with the adapter.
         checkpoint: a `.pth` that LAVIS saved, for a model of LAVIS' to read instead of the official one.
         bits: 8 or 4 to quantise large matrices as they are read; 0 to leave them in `dtype`; None: as stored.
+        adapter: a folder or repository of the hub with low-rank adapters in peft's layout, which are merged into the
+            weights before these are cast or quantised.
 
     Raises:
-        CheckpointError: no such model, or a file is missing, broken or does not fit.
+        CheckpointError: no such model or adapter, or a file is missing, broken or does not fit.
         DownloadError: files cannot be had.
-        OptionError: a checkpoint for a model that is not LAVIS'.
+        OptionError: a checkpoint for a model that is not LAVIS', or an adapter for an adapter.
     """
     if not isinstance(name, str | Path):
         raise OptionError(f"the model is {name!r}: give its name, or its folder as a path")
     if not str(name).strip():
         raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
+    if checkpoint is not None:
+        checkpoint = checkpoint.expanduser()
+    reading = _Reading(checkpoint, dtype, device, bits, None if adapter is None else find_adapter(adapter))
+    parts = _find_and_read(name, reading)
+    if reading.adapter is not None:
+        parts = replace(parts, name=f"{parts.name} + {reading.adapter.name}")
+    return parts
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How a model is read, wherever it lies; see `load_parts`."""
+
+    checkpoint: Path | None
+    dtype: torch.dtype
+    device: torch.device | str
+    bits: int | None
+    adapter: Adapter | None
+
+    def folder(self, folder: Path) -> ModelParts:
+        if is_adapter(folder):
+            return self.with_adapter(folder)
+        if folder_kind(folder) == "transformers":
+            return load_transformers(folder, self.dtype, self.device, bits=self.bits or 0, adapter=self.adapter)
+        return load_native(folder, self.dtype, self.device, self.bits, self.adapter)
+
+    def with_adapter(self, folder: Path) -> ModelParts:
+        if self.adapter is not None:
+            raise OptionError(f"{folder} holds an adapter itself: merge it with `openblip merge` to put another on it")
+        adapter = read_adapter(folder)
+        base = base_of(adapter)
+        try:
+            parts = _find_and_read(base, replace(self, adapter=adapter))
+        except (CheckpointError, DownloadError) as error:
+            raise type(error)(f"the model under the adapter {folder} cannot be read: {error}") from error
+        return replace(parts, name=f"{parts.name} + {adapter.name}")
+
+    def refuse_checkpoint(self, name: str) -> None:
+        if self.checkpoint is not None:
+            raise OptionError(
+                f"{name} is a whole model: a checkpoint goes with a LAVIS name, as blip2_opt/pretrain_opt2.7b"
+            )
+
+
+def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
     if name == BUNDLED:
-        _refuse(checkpoint, BUNDLED)
+        reading.refuse_checkpoint(BUNDLED)
         folder = bundled_folder(BUNDLED)
         if not folder.is_dir():
             raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
-        return load_native(folder, dtype, device, bits)
-    if checkpoint is not None and not checkpoint.expanduser().is_file():
-        raise CheckpointError(f"{checkpoint} is no file: give the path of a .pth that LAVIS saved")
+        return reading.folder(folder)
+    if reading.checkpoint is not None and not reading.checkpoint.is_file():
+        raise CheckpointError(f"{reading.checkpoint} is no file: give the path of a .pth that LAVIS saved")
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -62,24 +113,19 @@ def load_parts(
             f"{path} is a file: give a model's folder, or a LAVIS model's name with checkpoint={str(path)!r}"
         )
     if is_folder:
-        _refuse(checkpoint, str(path))
-        return _load_folder(path, dtype, device, bits)
+        reading.refuse_checkpoint(str(path))
+        return reading.folder(path)
     model = find_model(str(name))
     if isinstance(name, Path) or (model is None and not REPOSITORY_NAME.fullmatch(name)):
         raise CheckpointError(f"{name} is neither a model folder nor a known model: {did_you_mean(str(name))}")
     if model is None or model.origin == "transformers":
-        _refuse(checkpoint, name)
+        reading.refuse_checkpoint(name)
     with download_progress() as progress:
         found = download(name, progress=progress)
     if isinstance(model, ZooModel) and model.origin == "lavis":
-        return load_lavis(model, files_of(found, checkpoint and checkpoint.expanduser()), dtype, device, bits or 0)
-    return _load_folder(found[0].path, dtype, device, bits)
-
-
-def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device | str, bits: int | None) -> ModelParts:
-    if folder_kind(folder) == "transformers":
-        return load_transformers(folder, dtype, device, bits=bits or 0)
-    return load_native(folder, dtype, device, bits)
+        files = files_of(found, reading.checkpoint)
+        return load_lavis(model, files, reading.dtype, reading.device, reading.bits or 0, reading.adapter)
+    return reading.folder(found[0].path)
 
 
 def with_language_model(parts: ModelParts, place: str | Path, revision: str | None = None) -> ModelParts:
@@ -113,10 +159,3 @@ def with_language_model(parts: ModelParts, place: str | Path, revision: str | No
     return replace(
         parts, network=network.eval(), tokenizer=language.tokenizer, defaults=defaults, borrowed=language.source
     )
-
-
-def _refuse(checkpoint: Path | None, name: str) -> None:
-    if checkpoint is not None:
-        raise OptionError(
-            f"{name} is a whole model: a checkpoint goes with a LAVIS name, as blip2_opt/pretrain_opt2.7b"
-        )

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from openblip.checkpoints.adapter_files import Adapter
+from openblip.checkpoints.adapter_fit import merge_borrowed
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.parts import GenerationDefaults, LanguageSource, ModelParts
@@ -40,6 +42,8 @@ CONFIG_FILE = "config.json"
 MATCHING_FILE = "qformer_tokenizer.json"
 DECODER_FILE = "decoder_tokenizer.json"
 SCALE_SUFFIX = ":scale"
+ADAPTER_MARK = ".lora_"
+"""In names of what peft has put into a network."""
 MATRIX_ELEMENTS = 16_384
 """Smaller matrices are not worth quantising."""
 VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
@@ -55,6 +59,9 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
 
     Args:
         storage: of what is not quantised in memory.
+
+    Raises:
+        OptionError: an unknown storage, or adapters in the network.
     """
     config = parts.network.config
     vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
@@ -77,7 +84,12 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     layers = quantised_layers(parts.network)
     if layers:
         content["bits"] = 4 if any(isinstance(layer, Int4Linear) for layer in layers.values()) else 8
-    weights = pack(stored_state(parts.network), storage)
+    state = stored_state(parts.network)
+    if any(ADAPTER_MARK in name for name in state):
+        raise OptionError(
+            f"the model {parts.name} has adapters, which a model folder has no place for: save them with save_adapter"
+        )
+    weights = pack(state, storage)
     texts = {}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
@@ -93,12 +105,14 @@ def load_native(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     bits: int | None = None,
+    adapter: Adapter | None = None,
 ) -> ModelParts:
     """Read a model folder; the network is in evaluation mode.
 
     Args:
         bits: of large matrices in memory, see `Placer`: 0 to leave them in `dtype`; None for what `openblip quantize`
             made of the model.
+        adapter: merged into the weights.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
@@ -141,7 +155,10 @@ def load_native(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     network = empty_network(config, path, None if language is None else language.model)
-    network = _read_into(Placer(network, folder, dtype, device, stored_bits if bits is None else bits), folder)
+    if adapter is not None and language is not None:
+        adapter = merge_borrowed(adapter, language.model.model)
+    chosen_bits = stored_bits if bits is None else bits
+    network = _read_into(Placer(network, folder, dtype, device, chosen_bits, adapter=adapter), folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):
         words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
@@ -250,7 +267,7 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
             continue
         scale = file.read(name + SCALE_SUFFIX)
         try:
-            if layer is not None and layer.weight.dtype == tensor.dtype:
+            if layer is not None and layer.weight.dtype == tensor.dtype and not placer.changes(name):
                 layer.put(tensor.to(placer.device, copy=True), scale.to(placer.device, copy=True))
             elif tensor.dtype == torch.uint8:
                 placer.put(name, dequantise_groups(tensor, scale))

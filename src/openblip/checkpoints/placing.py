@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openblip.checkpoints.adapter_files import Adapter
+from openblip.checkpoints.adapter_fit import AdapterFit
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quantised import BITS, Quantised, quantised_layers, swap_layers
@@ -31,12 +33,16 @@ class Placer:
         device: torch.device | str = "cpu",
         bits: int = 0,
         in_float32: tuple[str, ...] = (),
+        adapter: Adapter | None = None,
     ) -> None:
         """
         Args:
             source: the file or folder that errors name.
             bits: 8 or 4 to quantise large matrices, 0 for none.
             in_float32: beginnings of names of tensors that are not cast to `dtype`.
+            adapter: merged into the weights before they are cast or quantised.
+
+        Raises CheckpointError when the adapter does not fit.
         """
         if bits and bits not in BITS:
             raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
@@ -45,6 +51,7 @@ class Placer:
         empty = network.state_dict()
         self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
         self._counted = {name for name, tensor in empty.items() if not tensor.is_floating_point()}
+        self._adapter = None if adapter is None else AdapterFit(adapter, self.wanted)
         if bits:
             swap_layers(network, bits)
         self._layers = quantised_layers(network)
@@ -55,6 +62,10 @@ class Placer:
         owner, _, leaf = name.rpartition(".")
         return self._layers.get(owner) if leaf == WEIGHT else None
 
+    def changes(self, name: str) -> bool:
+        """Whether an adapter is merged into this tensor."""
+        return self._adapter is not None and name in self._adapter.changed
+
     def put(self, name: str, tensor: Tensor) -> None:
         """Give the network one of `wanted`; the tensor may be thrown away afterwards.
 
@@ -64,6 +75,8 @@ class Placer:
         if not tensor.is_floating_point() and name not in self._counted:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(f"{self.source}: {name} is {kind}, not a number with a fraction: get the file again")
+        if self._adapter is not None:
+            tensor = self._adapter.merged(name, tensor)
         layer = self.layer(name)
         if layer is not None:
             try:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openblip.checkpoints.download import find_files
-from openblip.checkpoints.fetch import HEADROOM
 from openblip.checkpoints.hub import hub_home
 from openblip.checkpoints.registry import list_models
 from openblip.checkpoints.sizes import PATCH, QUERIES
 from openblip.checkpoints.zoo import ZOO, ZooModel, did_you_mean, find_model
 from openblip.errors import CheckpointError, OptionError
+from openblip.fetch import HEADROOM
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
 """int4: 4 bits a weight, and 32 for scale and centre of every 64; the scales of int8, one a row, count for nothing."""

@@ -76,6 +76,10 @@ def save_transformers(
     config = task_config(parts.network.config, task)
     content = _config(parts, config, task)
     kept = empty_network(config, folder / CONFIG_FILE).state_dict()
+    if not kept.keys() <= parts.network.state_dict().keys():
+        raise CheckpointError(
+            f"the model {parts.name} has adapters, which this layout has no place for: merge them first"
+        )
     try:
         state = to_transformers({name: tensor for name, tensor in parts.network.state_dict().items() if name in kept})
     except ValueError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openblip.checkpoints.adapter_files import Adapter
 from openblip.checkpoints.native import empty_network
 from openblip.checkpoints.parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.placing import Placer
@@ -32,6 +33,7 @@ def load_transformers(
     device: torch.device | str = "cpu",
     in_float32: tuple[str, ...] = (),
     bits: int = 0,
+    adapter: Adapter | None = None,
 ) -> ModelParts:
     """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
 
@@ -42,6 +44,7 @@ def load_transformers(
     Args:
         in_float32: beginnings of names of tensors that are not cast to `dtype`.
         bits: of large matrices, see `Placer`; 0 to leave them in `dtype`.
+        adapter: merged into the weights.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named, each with the
@@ -54,7 +57,7 @@ def load_transformers(
     if config.head_is_words and HEAD not in weights.shapes:
         aliases[HEAD] = aliases.get(T5_WORDS, T5_WORDS)
     network = empty_network(_with_key_biases(config.network, weights), folder / CONFIG_FILE)
-    placer = Placer(network, folder, dtype, device, bits, in_float32)
+    placer = Placer(network, folder, dtype, device, bits, in_float32, adapter)
     _check_fit(placer.wanted, weights, aliases, second_names, folder)
     for name, shape in placer.wanted.items():
         placer.put(name, _gather(sources(name), weights, aliases) if is_theirs(name) else fresh(name, shape))

@@ -70,6 +70,11 @@ def sources(name: str) -> tuple[Rows, ...]:
     return tuple(Rows(theirs) for part in _apart(name) if (theirs := look_up(part, NAMES)) is not None)
 
 
+def layers_of(name: str) -> tuple[str, ...]:
+    """Their names for our layer `name`, several where we have them in one; none for what they have no place for."""
+    return tuple(rows.name.removesuffix(".weight") for rows in sources(f"{name}.weight"))
+
+
 def _apart(name: str) -> list[str]:
     """Names of what is joined in one tensor of ours, as the tables have them."""
     if name.startswith("t5."):

@@ -18,11 +18,15 @@ from openblip.cli import (
     caption,
     chat,
     convert,
+    datasets,
     doctor,
     download,
     embed,
+    evaluate,
+    finetune,
     inspect,
     match,
+    merge,
     models,
     plan,
     quantize,
@@ -64,9 +68,13 @@ app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
 app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=finetune.EXAMPLES)(finetune.finetune)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -46,6 +46,10 @@ Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1; by def
 Dtype = Annotated[
     str | None, _about_model("NAME", "float32, bfloat16, float16, int8 or int4; by default what the device runs fast.")
 ]
+Adapter = Annotated[
+    str | None,
+    _about_model("FOLDER", "Low-rank adapters (LoRA) for the model: a folder or repository, as peft writes."),
+]
 
 Prompt = Annotated[str | None, _about_text("TEXT", "How captions begin; not repeated in the result.")]
 NumCaptions = Annotated[int, _about_text("N", "Captions an image, best first.")]
@@ -59,6 +63,14 @@ MaxTokens = Annotated[int | None, _about_text("N", "Longest new text; the prompt
 LengthPenalty = Annotated[float | None, _about_text("X", "Above 0 beam search favours long texts, below 0 short ones.")]
 RepetitionPenalty = Annotated[float | None, _about_text("X", "Above 1 discourages words already used.")]
 
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Show answers as they are written, greedily unless drawn at random.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object a line instead of text.", rich_help_panel=OUTPUT_PANEL)
 ]

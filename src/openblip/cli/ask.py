@@ -8,8 +8,8 @@ import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
-from openblip.cli.report import attempt, open_report, with_progress
-from openblip.errors import ImageError
+from openblip.cli.report import attempt, open_report, print_line, print_pieces, with_progress
+from openblip.errors import ImageError, OptionError
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip ask photo.jpg "what is the dog doing?"
@@ -33,6 +33,7 @@ def ask(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -42,6 +43,7 @@ def ask(
     max_tokens: args.MaxTokens = None,
     length_penalty: args.LengthPenalty = None,
     repetition_penalty: args.RepetitionPenalty = None,
+    stream: args.Stream = False,
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
@@ -55,8 +57,27 @@ def ask(
     args.refuse_images(questions)
     images = find_images([image], recursive=recursive)
     options = args.text_options(context)
+    if stream and (as_json or output is not None):
+        raise OptionError("--stream shows answers as they are written: leave out --json and --output")
+
+    def name_of(path: str, question: str) -> str:
+        name = f"{describe_source(path)}: " if len(images) > 1 else ""
+        return name + (f"{question} " if len(questions) > 1 else "")
+
     with open_report(as_json, output) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+
+        def show(path: str) -> None:
+            for question in questions:
+                pieces = loaded.ask(path, question, stream=True, **options)
+                print_line(name_of(path, question), end="")
+                print_pieces(pieces)
+
+        if stream:
+            for path, shown in attempt(images, show):
+                if isinstance(shown, ImageError):
+                    report.failure(path, shown)
+            return
         found = attempt(images, lambda path: loaded.answer(path, questions, **options))
         for path, answers in with_progress(found, len(images), to_file=output is not None):
             if isinstance(answers, ImageError):
@@ -66,6 +87,4 @@ def ask(
                 if as_json:
                     report.record(image=path, question=question, answer=answer.text, score=answer.score)
                 else:
-                    name = f"{describe_source(path)}: " if len(images) > 1 else ""
-                    asked = f"{question} " if len(questions) > 1 else ""
-                    report.line(name + asked + answer.text)
+                    report.line(name_of(path, question) + answer.text)

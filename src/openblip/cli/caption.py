@@ -24,6 +24,7 @@ def caption(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     prompt: args.Prompt = None,
     num_captions: args.NumCaptions = 1,
     beams: args.Beams = None,
@@ -44,7 +45,7 @@ def caption(
 
     images = find_images(inputs, recursive=recursive)
     with open_report(as_json, output) as report:
-        found = openblip.load(model, device=device, dtype=dtype).caption_many(
+        found = openblip.load(model, device=device, dtype=dtype, adapter=adapter).caption_many(
             images,
             prompt=prompt,
             num_captions=num_captions,

@@ -11,7 +11,7 @@ import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
-from openblip.cli.report import complain, print_line
+from openblip.cli.report import complain, print_line, print_pieces
 from openblip.errors import OpenBlipError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -27,6 +27,7 @@ def chat(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -40,7 +41,8 @@ def chat(
     """Talk about an image: each question is asked with all that was said before.
 
     An empty line or the end of the input (Ctrl-D, on Windows Ctrl-Z) ends the conversation; /reset
-    forgets it. Questions piped in are answered one a line.
+    forgets it. Questions piped in are answered one a line. On a terminal an answer appears as it is written;
+    with --beams it is searched for instead, as it is elsewhere.
     """
     import openblip
     from openblip.images import load_image
@@ -48,7 +50,8 @@ def chat(
     picture = load_image(image)
     options = args.text_options(context)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    conversation = openblip.load(model, device=device, dtype=dtype).chat(picture)
+    streams = interactive and options.get("beams", 1) == 1
+    conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter).chat(picture)
     for line in _typed() if interactive else sys.stdin:
         question = line.strip()
         if not question:
@@ -57,7 +60,10 @@ def chat(
             conversation.turns.clear()
             continue
         try:
-            print_line(conversation.ask(question, **options))
+            if streams:
+                print_pieces(conversation.ask(question, stream=True, **options))
+            else:
+                print_line(conversation.ask(question, **options))
         except OpenBlipError as error:
             if not interactive:
                 raise

@@ -52,6 +52,7 @@ def embed(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the vectors, one JSON object a line.", rich_help_panel=args.OUTPUT_PANEL),
@@ -83,7 +84,7 @@ def embed(
     vectors: dict[str, Tensor] = {}
     with open_report(as_json) as report:
         with nullcontext() if output is None else draft_of(output) as draft:
-            loaded = openblip.load(model, device=device, dtype=dtype)
+            loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
             text_embeds = loaded.embed_texts(texts)
             found = _embed_images(loaded, images, batch_size)
             for path, vector in with_progress(found, len(images), to_file=output is not None):

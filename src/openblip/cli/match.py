@@ -35,6 +35,7 @@ def match(
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
@@ -49,7 +50,7 @@ def match(
     args.refuse_images(texts)
     images = find_images([image, *(more_images or [])], recursive=recursive)
     with open_report(as_json, output) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
         pairs = []
         found = loaded.match_many(images, texts, batch_size=batch_size)
         shown = with_progress(found, len(images), to_file=output is not None)

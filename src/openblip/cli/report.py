@@ -95,10 +95,10 @@ def draft_of(path: Path) -> Iterator[Path]:
         raise
 
 
-def print_line(text: str) -> None:
+def print_line(text: str, end: str = "\n") -> None:
     """A line on standard output, at once; a reader that is gone (`| head`) ends the program quietly."""
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except OSError as error:
         # Windows reports a closed pipe as an invalid argument.
         if error.errno != errno.EPIPE and not (os.name == "nt" and error.errno == errno.EINVAL):
@@ -106,6 +106,13 @@ def print_line(text: str) -> None:
         # What is still buffered would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_GONE) from error
+
+
+def print_pieces(pieces: Iterable[str]) -> None:
+    """A line whose pieces are shown as they come."""
+    for piece in pieces:
+        print_line(piece, end="")
+    print_line("")
 
 
 def complain(error: Exception) -> None:

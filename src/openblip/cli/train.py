@@ -34,9 +34,9 @@ def train(
 
     resolved = load_recipe(recipe, overrides or [])
     if dry_run:
-        from omegaconf import OmegaConf
+        from openblip.recipes import write_recipe
 
-        print_line(OmegaConf.to_yaml(OmegaConf.structured(resolved)).rstrip())
+        print_line(write_recipe(resolved).rstrip())
         return
     from openblip.training import run
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openblip.data.samples import Picture
 from openblip.errors import OpenBlipError
 
 
@@ -34,38 +35,38 @@ class Questioned:
         return ", ".join(self.answers)
 
 
-def read_captions(path: Path, split: str | None = None) -> list[Captioned]:
-    """Read lines with `image`, `captions` and `split`; image paths are relative to the file's folder.
+def read_captions(path: Path, split: str | None = None, images: Path | None = None) -> list[Captioned]:
+    """Read lines with `image`, `captions` and `split`; image paths are relative to `images` or the file's folder.
 
     Raises:
         OpenBlipError: the file is missing, a line is not JSON or lacks a field; the line is named.
     """
     return [
-        Captioned(path.parent / row["image"], tuple(row["captions"]))
+        Captioned((images or path.parent) / row["image"], tuple(row["captions"]))
         for row in _rows(path, ("image", "captions"))
         if split is None or row.get("split") == split
     ]
 
 
-def read_questions(path: Path) -> list[Questioned]:
-    """Read lines with `image`, `question`, `answers` and optionally `type`.
+def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
+    """Read lines with `image`, `question`, `answers` and optionally `type`; paths as for `read_captions`.
 
     Raises:
         OpenBlipError: the file is missing, a line is not JSON or lacks a field; the line is named.
     """
     return [
-        Questioned(path.parent / row["image"], row["question"], tuple(row["answers"]), row.get("type", ""))
+        Questioned((images or path.parent) / row["image"], row["question"], tuple(row["answers"]), row.get("type", ""))
         for row in _rows(path, ("image", "question", "answers"))
     ]
 
 
-def is_held_out(image: Path, one_in: int) -> bool:
+def is_held_out(image: Picture, one_in: int) -> bool:
     """Whether an image belongs to the held-out `1 / one_in` of a set that has no official split.
 
     Decided by a hash of the file's stem, so it holds on any machine, in any order, for any subset, and
     all questions about one image fall on one side.
     """
-    return int(hashlib.md5(image.stem.encode()).hexdigest(), 16) % one_in == 0
+    return int(hashlib.md5(Path(image.name).stem.encode()).hexdigest(), 16) % one_in == 0
 
 
 def _rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:

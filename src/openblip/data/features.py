@@ -1,14 +1,17 @@
 """Features of a frozen image encoder, computed once and kept on disk.
 
-One float16 array [images, views, patches, channels] a data set, memory-mapped, filled in order; a killed
-run goes on where it stopped. The folder's name carries a fingerprint of encoder, transform and views, so
-features of another encoder are never mistaken for these.
+A folder for each encoder, transform and set of views, whose name is their fingerprint, so that features of another
+encoder are never mistaken for these. In it shards: a float16 array [pictures, views, patches, channels] and a list of
+the pictures that its rows are of. A shard is there whole or not at all, so a killed run goes on with what it had, and
+several processes, or several runs, add to one folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.pictures import BadPicture, open_picture, picture_key
+from openblip.data.samples import Picture
 from openblip.data.views import make_view
 from openblip.errors import ImageError, OpenBlipError
-from openblip.images import ImageTransform, load_image, normalise, squash
+from openblip.images import ImageTransform, normalise, squash
 from openblip.pipeline import read_ahead
 
-Progress = Callable[[int, int], None]
+SHARD_BYTES = 64 * 2**20
+"""What a kill costs at most to compute again."""
 
-FLUSH_EVERY = 16
-"""Batches between flushes to disk: what a kill costs."""
+Rows = np.ndarray[Any, np.dtype[np.float16]]
 
 
 @dataclass(frozen=True)
@@ -37,98 +42,152 @@ class ViewPlan:
     min_area: float = 0.5
 
 
-class FeatureCache:
-    """Cached patches of a list of images.
+class FeatureStore:
+    """The features in one folder.
 
     Attributes:
-        names: file names, in the order of the array.
+        broken: shards that were cut short, and thrown away.
     """
 
-    def __init__(self, array: np.ndarray, names: Sequence[str]) -> None:
-        self.array = array
-        self.names = tuple(names)
-        self._rows = {name: row for row, name in enumerate(self.names)}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broken: list[Path] = []
+        self._shards: dict[Path, Rows] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._keys: dict[Picture, str] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.refresh()
 
-    @property
-    def views(self) -> int:
-        return int(self.array.shape[1])
+    def refresh(self) -> None:
+        """Look for shards that others have written."""
+        for list_path in sorted(self.folder.glob("*.json")):
+            path = list_path.with_suffix(".npy")
+            if path in self._shards:
+                continue
+            try:
+                keys = json.loads(list_path.read_text(encoding="utf-8"))
+                rows: Rows = np.load(path, mmap_mode="r")
+                if rows.shape[0] != len(keys):
+                    raise ValueError("rows and names differ in number")
+            except (OSError, ValueError):
+                self.broken.append(path)
+                path.unlink(missing_ok=True)
+                list_path.unlink(missing_ok=True)
+                continue
+            self._shards[path] = rows
+            self._places |= {key: (path, row) for row, key in enumerate(keys)}
 
-    def patches(self, names: Sequence[str], views: Sequence[int]) -> Tensor:
-        """One view each of some images: float32 [B, N, C]."""
-        rows = [self._rows[name] for name in names]
-        stacked = np.stack([self.array[row, view] for row, view in zip(rows, views, strict=True)])
+    def __contains__(self, picture: Picture) -> bool:
+        return self._key(picture) in self._places
+
+    def patches(self, pictures: Sequence[Picture], views: Sequence[int]) -> Tensor:
+        """One view each of some pictures: float32 [B, N, C]. Raises KeyError for one that is not there."""
+        places = [self._places[self._key(picture)] for picture in pictures]
+        stacked = np.stack([self._shards[path][row, view] for (path, row), view in zip(places, views, strict=True)])
         return torch.from_numpy(stacked.astype(np.float32))
+
+    def add(self, pictures: Sequence[Picture], rows: Rows) -> None:
+        """Keep the features [pictures, views, patches, channels] of some pictures as a shard.
+
+        Raises OpenBlipError when the disk is full; nothing that was there is lost.
+        """
+        keys = [self._key(picture) for picture in pictures]
+        name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        path, list_path = self.folder / f"{name}.npy", self.folder / f"{name}.json"
+        draft, list_draft = self.folder / f"{name}.npy.draft", self.folder / f"{name}.json.draft"
+        try:
+            with draft.open("wb") as file:
+                np.save(file, rows)
+            list_draft.write_text(json.dumps(keys), encoding="utf-8")
+            draft.replace(path)
+            # The list makes the shard count: it comes last.
+            list_draft.replace(list_path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            list_draft.unlink(missing_ok=True)
+            raise OpenBlipError(self._no_room(error, rows.nbytes)) from error
+        self.refresh()
+
+    def check_room(self, needed: int) -> None:
+        """Raises OpenBlipError when the disk has less than `needed` bytes left."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OpenBlipError(
+                f"features in {self.folder} need {needed / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB left: "
+                "make room, choose another folder with cache=, or have pictures encoded at every step with cache=null"
+            )
+
+    def _no_room(self, error: OSError, size: int) -> str:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return (
+                f"the disk is full: features in {self.folder} need {size / 1e6:.0f} MB and more. Make room and start "
+                "again, what was computed is kept; or have pictures encoded at every step with cache=null"
+            )
+        return f"features cannot be written to {self.folder}: {error.strerror or error}"
+
+    def _key(self, picture: Picture) -> str:
+        if picture not in self._keys:
+            self._keys[picture] = picture_key(picture)
+        return self._keys[picture]
 
 
 def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewPlan) -> str:
-    """Twelve hexadecimal digits that change with any weight, size or setting that features depend on."""
+    """Sixteen hexadecimal digits that change with any weight, size or setting that features depend on."""
     digest = hashlib.sha256(json.dumps([asdict(transform), asdict(plan)]).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
-def cache_features(
-    images: Sequence[Path],
-    folder: Path,
+def fill(
+    store: FeatureStore,
+    pictures: Sequence[Picture],
     encode: Callable[[Tensor], Tensor],
     transform: ImageTransform,
     plan: ViewPlan,
     batch_size: int = 16,
-    progress: Progress | None = None,
-) -> FeatureCache:
-    """Open the cache in `folder`, computing what is not there yet.
+    progress: Callable[[int], None] | None = None,
+) -> list[BadPicture]:
+    """Compute the features of pictures that have none yet; returns those that cannot be read.
 
     Args:
         encode: pixels [B, 3, S, S] to patches [B, N, C].
-        progress: called with (images done, images in all).
+        progress: called with the number of pictures that are done.
 
     Raises:
-        OpenBlipError: the folder holds features of other images.
-        ImageError: an image cannot be read.
+        OpenBlipError: the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in images]
-    index_path, array_path, done_path = folder / "images.json", folder / "features.npy", folder / "done"
-    if index_path.exists():
-        if json.loads(index_path.read_text()) != names:
-            raise OpenBlipError(f"{folder} holds features of other images: delete it or choose another folder")
-    else:
-        index_path.write_text(json.dumps(names))
-    done = int(done_path.read_text()) if done_path.exists() and array_path.exists() else 0
-    array = np.load(array_path, mmap_mode="r+") if done else None
+    missing = [picture for picture in dict.fromkeys(pictures) if picture not in store]
+    bad: list[BadPicture] = []
+    done: list[Picture] = []
+    rows: list[Rows] = []
 
-    def views_of(path: Path) -> list[np.ndarray[Any, Any]]:
-        image = load_image(path)
-        views = [make_view(image, path.name, view, plan.min_area) for view in range(plan.count)]
+    def views_of(picture: Picture) -> list[np.ndarray[Any, Any]]:
+        image = open_picture(picture)
+        views = [make_view(image, picture.name, view, plan.min_area) for view in range(plan.count)]
         return [squash(view, transform.image_size) for view in views]
 
-    for batch in read_ahead(images[done:], views_of, batch_size):
-        squashed: list[np.ndarray[Any, Any]] = []
-        for _, found in batch:
-            if isinstance(found, ImageError):
-                raise found
-            squashed += found
-        patches = encode(normalise(squashed, transform)).numpy().astype(np.float16)
-        if array is None:
-            shape = (len(images), plan.count, *patches.shape[1:])
-            array = np.lib.format.open_memmap(array_path, mode="w+", dtype=np.float16, shape=shape)
-        array[done : done + len(batch)] = patches.reshape(len(batch), plan.count, *patches.shape[1:])
-        done += len(batch)
-        if done == len(images) or done % (FLUSH_EVERY * batch_size) == 0:
-            array.flush()
-            _replace_text(done_path, str(done))
+    for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=_always)):
+        good = [(picture, found) for picture, found in batch if not isinstance(found, ImageError)]
+        bad += [BadPicture(picture, str(found)) for picture, found in batch if isinstance(found, ImageError)]
+        if good:
+            pixels = normalise([view for _, views in good for view in views], transform)
+            patches = encode(pixels).cpu().numpy().astype(np.float16)
+            rows.append(patches.reshape(len(good), plan.count, *patches.shape[1:]))
+            done += [picture for picture, _ in good]
+            if count == 0:
+                store.check_room(rows[0][0].nbytes * len(missing))
+        if sum(row.nbytes for row in rows) >= SHARD_BYTES:
+            store.add(done, np.concatenate(rows))
+            done, rows = [], []
         if progress is not None:
-            progress(done, len(images))
-    if array is None:
-        raise OpenBlipError("there are no images to compute features of: check the annotation file and split")
-    return FeatureCache(np.load(array_path, mmap_mode="r"), names)
+            progress(len(batch))
+    if rows:
+        store.add(done, np.concatenate(rows))
+    return bad
 
 
-def _replace_text(path: Path, text: str) -> None:
-    """Write so that a kill leaves the old content or the new, never half."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(text)
-    draft.replace(path)
+def _always(_: object) -> bool:
+    return True

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 
-from openblip.data.annotations import is_held_out, read_captions, read_questions
 from openblip.data.questions import Question, questions_from_caption, statement_from_question
+from openblip.data.samples import PackedFile, Picture, Sample
+from openblip.data.sources import DataSource, keep_training_part, read_source
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
+
+__all__ = ["DataSource", "ImageText", "gather"]
+"""The recipe's schema is part of what this module is for: its name is given on from here."""
+
+
+JUDGEMENTS = frozenset({"entailment", "neutral", "contradiction"})
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class ImageText:
         questions: as given, and made from captions.
     """
 
-    image: Path
+    image: Picture
     captions: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -34,33 +43,6 @@ class ImageText:
 
 
 @dataclass
-class DataSource:
-    """One annotation file of a recipe.
-
-    Attributes:
-        captions, questions: paths relative to the recipe's data_root; either may be absent.
-        split: the split of a captions file to use; None for all.
-        held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
-        statements: make captions of questions (sound for COCO-QA, whose questions were captions).
-        make_questions: make questions of captions.
-        mirror: whether mirror images may stand for the image.
-        repeat: how often an epoch shows each image, with other texts and views each time.
-    """
-
-    name: str
-    captions: str | None = None
-    questions: str | None = None
-    split: str | None = None
-    held_out: int = 0
-    statements: bool = False
-    make_questions: bool = False
-    mirror: bool = True
-    views: int = 2
-    repeat: int = 1
-    min_area: float = 0.6
-
-
-@dataclass
 class _Gathered:
     captions: list[str] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
@@ -68,29 +50,24 @@ class _Gathered:
     made: list[Question] = field(default_factory=list)
 
 
-def gather(source: DataSource, data_root: Path) -> list[ImageText]:
-    """All images of a source, in the order of their file names.
+def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[ImageText]:
+    """All images of a source, in the order of their paths.
+
+    Args:
+        skipped: see `read_source`.
 
     Raises:
-        OptionError: the source names neither captions nor questions.
+        OptionError: the source names no data, or data that are no descriptions of single images.
         OpenBlipError: an annotation file is missing or malformed.
     """
-    if source.captions is None and source.questions is None:
-        raise OptionError(f"the data source {source.name!r} needs captions, questions or both")
-    found: dict[Path, _Gathered] = {}
-    if source.captions is not None:
-        for row in read_captions(data_root / source.captions, source.split):
-            entry = found.setdefault(row.image, _Gathered())
-            entry.captions += [clean_caption(caption) for caption in row.captions if caption.strip()]
-    if source.questions is not None:
-        for asked in read_questions(data_root / source.questions):
-            entry = found.setdefault(asked.image, _Gathered())
-            question = clean_question(asked.question)
-            entry.questions.append(Question(question, asked.answer.lower(), asked.kind))
-            if source.statements:
-                statement = statement_from_question(question.rstrip("?"), asked.answer.lower())
-                if statement is not None:
-                    entry.statements.append(clean_caption(statement))
+    found: dict[Picture, _Gathered] = {}
+    for row in keep_training_part(read_source(source, data_root, skipped), source.held_out):
+        _check(row, source)
+        entry = found.setdefault(row.image, _Gathered())
+        tidy = clean_caption if source.clean else _in_order
+        entry.captions += [tidy(caption) for caption in row.captions if caption.strip()]
+        if row.question:
+            _add_question(entry, row, source.statements)
     for entry in found.values():
         if source.make_questions:
             made = [question for caption in entry.captions for question in questions_from_caption(caption)]
@@ -100,6 +77,42 @@ def gather(source: DataSource, data_root: Path) -> list[ImageText]:
             ]
     return [
         ImageText(image, tuple(e.captions), tuple(e.statements), tuple(e.questions), tuple(e.made))
-        for image, e in sorted(found.items())
-        if not (source.held_out and is_held_out(image, source.held_out))
+        for image, e in sorted(found.items(), key=lambda item: _order(item[0]))
     ]
+
+
+def _in_order(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _check(row: Sample, source: DataSource) -> None:
+    if len(row.images) != 1:
+        raise OptionError(
+            f"the data source {source.name!r} has rows of {len(row.images)} pictures: training needs one in each"
+        )
+    if row.label in JUDGEMENTS and row.captions:
+        raise OptionError(
+            f"the data source {source.name!r} has sentences that are to be judged, not captions: training cannot use it"
+        )
+
+
+def _add_question(entry: _Gathered, row: Sample, statements: bool) -> None:
+    given = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
+    if not given:
+        return  # the questions of a test set teach nothing
+    # Of equally frequent answers the first: Counter keeps their order.
+    likeliest = Counter(given).most_common(1)[0][0]
+    question = clean_question(row.question)
+    entry.questions.append(Question(question, likeliest, row.kind, given if len(given) > 1 else ()))
+    if statements:
+        statement = statement_from_question(question.rstrip("?"), likeliest)
+        if statement is not None:
+            entry.statements.append(clean_caption(statement))
+
+
+def _order(picture: Picture) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+    if isinstance(picture, Path):
+        return picture.parts, (), ""
+    if isinstance(picture, PackedFile):
+        return picture.archive.parts, (picture.offset,), picture.name
+    return picture.archive.parts, (picture.row_group, picture.row), picture.name

@@ -22,11 +22,17 @@ NOT_THINGS = frozenset("front other top each back air one it them him her there 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one-word answer, both lower case."""
+    """A question with its answer, both lower case.
+
+    Attributes:
+        answer: the one most people gave, where several were asked.
+        answers: what each of them gave, repeats and all; empty where there is but one.
+    """
 
     question: str
     answer: str
     kind: str
+    answers: tuple[str, ...] = ()
 
 
 def questions_from_caption(caption: str) -> list[Question]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from openblip.data.parquet import ParquetCell
 from openblip.errors import ImageError
 
 
@@ -26,6 +29,11 @@ class PackedFile:
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
 
+    @property
+    def place(self) -> str:
+        """Where in the archive it is; no other one is there."""
+        return f"{self.offset}:{self.size}"
+
     def read_bytes(self) -> bytes:
         """Raises ImageError when the archive is gone or shorter than it was."""
         try:
@@ -39,11 +47,34 @@ class PackedFile:
         return content
 
 
-Picture: TypeAlias = "Path | PackedFile"
-"""Where a picture is. Both kinds have a `name` and `read_bytes()`."""
+Picture: TypeAlias = "Path | PackedFile | ParquetCell"
+"""Where a picture is. All kinds have a `name` and `read_bytes()`."""
 
 
-@dataclass(frozen=True)
+def picture_names(pictures: Sequence[Picture]) -> list[str]:
+    """A name for each picture that no other one of them has: its path below the folder that holds them all.
+
+    Pictures of one folder are called by their file names; `a/1.jpg` and `b/1.jpg` stay apart. The names do not
+    change when the whole folder moves.
+    """
+    folders = {str(_container(picture).parent) for picture in pictures}
+    common = os.path.commonpath([os.path.abspath(folder) for folder in folders]) if folders else ""
+    below = {folder: os.path.relpath(os.path.abspath(folder), common).replace(os.sep, "/") for folder in folders}
+
+    def name_of(picture: Picture) -> str:
+        container = _container(picture)
+        folder = below[str(container.parent)]
+        path = container.name if folder == "." else f"{folder}/{container.name}"
+        return path if isinstance(picture, Path) else f"{path}/{picture.name}"
+
+    return [name_of(picture) for picture in pictures]
+
+
+def _container(picture: Picture) -> Path:
+    return picture if isinstance(picture, Path) else picture.archive
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One row of a data set, as its annotation file has it, texts not yet cleaned.
 
@@ -57,6 +88,7 @@ class Sample:
         question: what is asked about it.
         answers: what each of the people asked answered, repeats and all (VQA: ten).
         label: the class (ImageNet), "entailment" and its like (SNLI-VE), "True" or "False" (NLVR2).
+        choices: the answers to choose from, where the set offers some (A-OKVQA).
         kind: what sort of question it is, where the set says so.
         video: the film file.
     """
@@ -68,6 +100,7 @@ class Sample:
     question: str = ""
     answers: tuple[str, ...] = ()
     label: str = ""
+    choices: tuple[str, ...] = ()
     kind: str = ""
     video: Path | None = None
 

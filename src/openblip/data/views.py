@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from typing import TYPE_CHECKING
+
+from openblip.data.augment import Augmentation, augment
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,11 +28,4 @@ def make_view(image: Image, name: str, view: int, min_area: float) -> Image:
     if view == MIRRORED_VIEW:
         return ImageOps.mirror(image)
     draw = random.Random(hashlib.md5(f"{name}:{view}".encode()).digest())
-    width, height = image.size
-    area = width * height * draw.uniform(min_area, 1.0)
-    ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
-    crop_width = min(width, max(1, round(math.sqrt(area * ratio))))
-    crop_height = min(height, max(1, round(math.sqrt(area / ratio))))
-    left, top = draw.randint(0, width - crop_width), draw.randint(0, height - crop_height)
-    crop = image.crop((left, top, left + crop_width, top + crop_height))
-    return ImageOps.mirror(crop) if draw.random() < 0.5 else crop
+    return augment(image, draw, Augmentation(min_area=min_area))

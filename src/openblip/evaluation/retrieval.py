@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from openblip.errors import OptionError
 from openblip.results import Ranked, Rankings
@@ -19,6 +19,10 @@ class Recall:
     at_5: float
     at_10: float
 
+    @property
+    def mean(self) -> float:
+        return (self.at_1 + self.at_5 + self.at_10) / 3
+
 
 @dataclass(frozen=True)
 class RetrievalScores:
@@ -26,6 +30,20 @@ class RetrievalScores:
 
     text_to_image: Recall
     image_to_text: Recall
+
+    @property
+    def mean(self) -> float:
+        """Of all six, the number by which LAVIS chooses checkpoints."""
+        return (self.text_to_image.mean + self.image_to_text.mean) / 2
+
+    @property
+    def table(self) -> dict[str, float]:
+        """Names and values."""
+        found: dict[str, float] = {}
+        for name, recall in (("text_to_image", self.text_to_image), ("image_to_text", self.image_to_text)):
+            found |= {f"{name}_{depth}": value for depth, value in asdict(recall).items()}
+            found[f"{name}_mean"] = recall.mean
+        return found | {"mean": self.mean}
 
 
 def score_retrieval(rankings: Rankings, image_of_text: Sequence[int]) -> RetrievalScores:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -47,17 +46,35 @@ def generate(
 
 
 def stream(
-    model: LanguageModel, prompt: Tensor, options: GenerationOptions, prefix: Prefix | None = None
-) -> Iterator[int]:
-    """Tokens of one greedy or sampled text as they are chosen, without the stop token; see `generate`."""
-    options = replace(options, num_beams=1, num_return=1)
+    model: LanguageModel,
+    prompt: Tensor,
+    options: GenerationOptions,
+    prefix: Prefix | None = None,
+    prompt_ids: Tensor | None = None,
+    tell_stop: bool = False,
+) -> Generator[int, None, None]:
+    """Tokens of one greedy or sampled text as they are chosen; see `generate`.
+
+    The prompt is read now. Whoever closes the iterator, or lets go of it, lets go of all that was read for it.
+
+    Args:
+        tell_stop: whether a stop token that ends the text is told.
+
+    Raises:
+        OptionError: a beam search or several texts are asked for, or prompt and new tokens exceed the model's
+            positions.
+    """
+    options.check_streaming()
     # A generator must not leave inference mode switched on for its caller between two tokens.
     with torch.inference_mode():
-        start = prefill(model, [prompt], options, None, prefix)
-        tokens = walk(start, options)
+        start = prefill(model, [prompt], options, None if prompt_ids is None else [prompt_ids], prefix)
+    return _tokens(walk(start, options), () if tell_stop else options.stop_ids)
+
+
+def _tokens(walked: Iterator[tuple[int, int, float]], hidden: tuple[int, ...]) -> Generator[int, None, None]:
     while True:
         with torch.inference_mode():
-            found = next(tokens, None)
-        if found is None or found[1] in options.stop_ids:
+            found = next(walked, None)
+        if found is None or found[1] in hidden:
             return
         yield found[1]

@@ -65,6 +65,16 @@ class GenerationOptions:
         if not 0 < self.repetition_penalty < math.inf:
             raise OptionError(f"repetition_penalty is {self.repetition_penalty}: it must be a number above 0")
 
+    def check_streaming(self) -> None:
+        """Raises OptionError where texts cannot be told token by token."""
+        if self.num_beams > 1:
+            raise OptionError(
+                "a beam search chooses its text at the end and cannot be streamed: give beams=1, or draw with top_p, "
+                "top_k or temperature"
+            )
+        if self.num_return > 1:
+            raise OptionError(f"{self.num_return} texts were asked for: one at a time can be streamed")
+
 
 @dataclass(frozen=True)
 class Generation:

@@ -102,6 +102,11 @@ class KeyValueCache:
         """[batch, 1, texts, length] bool, what each text's last token sees; None when that is everything."""
         return self.visible[:, None, :, : self.length] if self.hides else None
 
+    def read_steps(self) -> tuple[Tensor, Tensor]:
+        """The step of the last token [1], and those of all that are cached [length]."""
+        steps = self.steps[: self.length]
+        return steps[-1:], steps
+
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, heads, T, head width] at `start`; return everything cached for this layer."""
         end = start + keys.shape[2]

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
-from openblip.nn.language_model import Reading, join_texts
+from openblip.nn.fixed_cache import Fixable, FixedCache, fixed_cache
+from openblip.nn.language_model import join_texts
 from openblip.nn.linear import Linear, WordTable
 from openblip.nn.shared_attention import attend_to_both
 
@@ -188,7 +189,7 @@ class Decoder(nn.Module):
 
     def read(
         self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1, prefix: KeyValueCache | None = None
-    ) -> tuple[Reading, Tensor]:
+    ) -> tuple[DecoderReading, Tensor]:
         """See `LanguageModel.read`. Raises ValueError when prompts and new tokens exceed the position table.
 
         Args:
@@ -254,6 +255,19 @@ class DecoderReading:
     def take_prompts(self, rows: Tensor) -> None:
         self.cache.take_rows(rows)
 
+    @property
+    def beside(self) -> int:
+        """Tokens of the prefix that all texts see."""
+        return 0 if self.cache.prefix is None else self.cache.prefix.length
+
+    def fixed(self, prompts: int, texts: int, capacity: int) -> DecoderReading:
+        """See `Fixable`."""
+        return DecoderReading(self.decoder, FixedCache(self.cache, prompts, texts, capacity))
+
+    def hold(self, other: Fixable, rows: Tensor | None = None) -> None:
+        """See `Fixable`."""
+        fixed_cache(self.cache).hold(other.cache, rows)
+
 
 class DecoderPrefix:
     """Keys and values of what prompts begin with: read once, seen by all."""
@@ -266,5 +280,7 @@ class DecoderPrefix:
     def nbytes(self) -> int:
         return self.cache.nbytes
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+    def read(
+        self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1
+    ) -> tuple[DecoderReading, Tensor]:
         return self.decoder.read(prompts, mask, new_tokens, texts, self.cache)

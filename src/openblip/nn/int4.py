@@ -138,6 +138,8 @@ class Int4Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         y: Tensor
         if self.packed:
+            if x.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError("a packed layer of 4 bits sends no gradient back: train before it is packed")
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.weight, GROUP, self.scale)
         else:
             y = F.linear(rows, dequantise_groups(self.weight, self.scale).to(x.dtype))

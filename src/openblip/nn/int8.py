@@ -95,6 +95,15 @@ def packed_product(rows: Tensor, packed: Tensor, scale: Tensor, levels: int) -> 
     return product
 
 
+def float_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """rows [N, in] @ weights [out, in] int8 times their scale [out], in the rows' type: where there is no other way."""
+    weight = codes.to(rows.dtype)
+    if rows.dtype == torch.float16:
+        # Sums of whole numbers leave its range, which ends at 65,504; a power of two costs no digit.
+        weight, scale = weight.mul_(1 / (LEVELS + 1)), scale * (LEVELS + 1)
+    return F.linear(rows, weight) * scale.to(rows.dtype)
+
+
 class Int8Linear(nn.Module):
     """Takes the place of a linear layer.
 
@@ -150,7 +159,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        levels = input_levels() if x.device.type == "cpu" else None
+        # Products of whole numbers send no gradient back to what adapters below have done.
+        levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
         if levels is None:
             return self.dequantised(rows).view(*x.shape[:-1], self.out_features)
         self._count(len(rows), levels)
@@ -172,8 +182,8 @@ class Int8Linear(nn.Module):
                 self.pack()
 
     def dequantised(self, rows: Tensor) -> Tensor:
-        """The layer on inputs [N, in] as they are: what a device does that has no product of whole numbers."""
-        y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+        """The layer on inputs [N, in] as they are: in training, and on a device without a product of whole numbers."""
+        y = float_product(rows, self.codes(), self.scale)
         return y if self.bias is None else y + self.bias.to(rows.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
@@ -195,6 +205,10 @@ class Int8Linear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
             destination[prefix + "weight"] = self.codes()
+
+
+def _learns(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 class Int8WordTable(nn.Module):
@@ -236,10 +250,10 @@ class Int8WordTable(nn.Module):
     def scores(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """As `WordTable.scores`. The table stays as it is: packed, it would have to be there twice."""
         rows = hidden.reshape(-1, self.embedding_dim)
-        if input_levels() == LEVELS and rows.device.type == "cpu":
+        if input_levels() == LEVELS and rows.device.type == "cpu" and not _learns(hidden):
             codes, step = quantise_rows(rows.float())
             y = torch._int_mm(codes, self.weight.t()).to(torch.float32).mul_(self.scale).mul_(step)
         else:
-            y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+            y = float_product(rows, self.weight, self.scale)
         y = y if bias is None else y + bias
         return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)

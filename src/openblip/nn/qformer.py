@@ -10,6 +10,7 @@ self-attention; each has a feed-forward network of its own. Three ways of maskin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -84,6 +85,16 @@ class ImageMemory:
             tuple(keys[rows] for keys in self.keys),
             tuple(values[rows] for values in self.values),
             None if self.mask is None else self.mask[rows],
+        )
+
+    @classmethod
+    def join(cls, memories: Sequence[ImageMemory]) -> ImageMemory:
+        """The memories of several batches of images without padding, as one of all of them."""
+        if any(memory.mask is not None for memory in memories):
+            raise ValueError("memories with padding cannot be joined")
+        return cls(
+            tuple(torch.cat(keys) for keys in zip(*(memory.keys for memory in memories), strict=True)),
+            tuple(torch.cat(values) for values in zip(*(memory.values for memory in memories), strict=True)),
         )
 
 

@@ -1,13 +1,11 @@
 """The encoder-decoder language model T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
 
 BLIP-2 uses FLAN-T5 (https://arxiv.org/abs/2210.11416), whose layout is T5 1.1's: gated feed-forward networks and an
-output head of its own. The visual prompt stands in front of the text in the encoder. Attention is not scaled:
-T5's weights were trained with the scale inside them.
+output head of its own. The visual prompt stands in front of the text in the encoder.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.cache import KeyValueCache
-from openblip.nn.language_model import Reading
+from openblip.nn.fixed_cache import Fixable, FixedCache, fixed_cache
 from openblip.nn.linear import Linear, WordTable
+from openblip.nn.t5_attention import CrossAttention, EncoderMemory, RelativeBias, SelfAttention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+
+MEMORY_STEP = 64
+"""Memory of encoded prompts that stays where it is has room for a multiple of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -76,116 +78,6 @@ class T5Config:
     @property
     def start_ids(self) -> tuple[int, ...]:
         return (self.start_id,)
-
-
-@dataclass(frozen=True)
-class EncoderMemory:
-    """What cross-attention needs of encoded prompts: computed once, read at every step.
-
-    Attributes:
-        keys, values: per decoder layer [B, heads, S, head width].
-        mask: [B, 1, 1, S] bool, False for padding; None when there is none.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor | None = None
-
-    def take(self, rows: Tensor) -> EncoderMemory:
-        """The memory of some of the prompts, in another order or repeated: rows [R] int64."""
-        return EncoderMemory(
-            tuple(keys[rows] for keys in self.keys),
-            tuple(values[rows] for values in self.values),
-            None if self.mask is None else self.mask[rows],
-        )
-
-
-class RelativeBias(nn.Module):
-    """What a head adds to its scores for how far key and query are apart (section 2.1)."""
-
-    def __init__(self, config: T5Config, bidirectional: bool) -> None:
-        super().__init__()
-        self.bidirectional = bidirectional
-        self.reach = config.relative_reach
-        self.table = nn.Embedding(config.relative_buckets, config.num_heads)
-
-    def buckets(self, distance: Tensor) -> Tensor:
-        """The row of the table for key position minus query position, int64 of any shape.
-
-        Half of the rows stand for one distance each, the others for ranges that grow logarithmically. Both
-        directions have such halves, or what lies ahead counts as distance 0.
-        """
-        count, ahead = self.table.num_embeddings, torch.zeros_like(distance)
-        if self.bidirectional:
-            count //= 2
-            ahead = (distance > 0) * count
-            distance = distance.abs()
-        else:
-            distance = (-distance).clamp(min=0)
-        exact = count // 2
-        # In this order of float32 operations: bounds of the ranges are whole numbers that another order may miss.
-        grown = torch.log(distance.clamp(min=exact).float() / exact) / math.log(self.reach / exact) * (count - exact)
-        return ahead + torch.where(distance < exact, distance, (exact + grown.long()).clamp(max=count - 1))
-
-    def forward(self, start: int, length: int) -> Tensor:
-        """[1, heads, T, start + T] of `length` queries from position `start` on and all keys up to the last."""
-        positions = torch.arange(start + length, device=self.table.weight.device)
-        return self.between(positions[start:], positions)
-
-    def between(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """[1, heads, T, L] of queries and keys at positions [T] and [L]."""
-        bias: Tensor = self.table(self.buckets(keys[None] - queries[:, None]))
-        return bias.permute(2, 0, 1)[None]
-
-
-class SelfAttention(nn.Module):
-    """Pre-norm self-attention with its residual."""
-
-    def __init__(self, config: T5Config) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = config.num_heads, config.dropout
-        inner = config.num_heads * config.head_width
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.qkv = Linear(config.width, 3 * inner, bias=False)
-        self.out = Linear(inner, config.width, bias=False)
-
-    def forward(self, x: Tensor, bias: Tensor, cache: KeyValueCache | None, index: int, start: int) -> Tensor:
-        batch, length, _ = x.shape
-        qkv = self.qkv(self.norm(x)).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
-        if cache is not None:
-            key, value = cache.write(index, start, key, value)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=1.0)
-        mixed = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
-        return x + F.dropout(mixed, self.dropout, self.training)
-
-
-class CrossAttention(nn.Module):
-    """Pre-norm attention to the encoded prompt with its residual; it knows no distances."""
-
-    def __init__(self, config: T5Config) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = config.num_heads, config.dropout
-        inner = config.num_heads * config.head_width
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.query = Linear(config.width, inner, bias=False)
-        self.kv = Linear(config.width, 2 * inner, bias=False)
-        self.out = Linear(inner, config.width, bias=False)
-
-    def keys_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, S, width] to keys and values [B, heads, S, head width]."""
-        batch, length, _ = encoded.shape
-        kv = self.kv(encoded).view(batch, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return kv[0], kv[1]
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        batch, length, _ = x.shape
-        query = self.query(self.norm(x)).view(batch, length, self.num_heads, -1).transpose(1, 2)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout, scale=1.0)
-        mixed = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
-        return x + F.dropout(mixed, self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -288,8 +180,7 @@ class T5Decoder(nn.Module):
     def go_on(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None) -> Tensor:
         start = cache.branch(embeds.shape[1], parents)
         # How far tokens are apart is told by the steps they were read at: texts stand side by side in the cache.
-        steps = cache.steps[: cache.length]
-        bias = self.bias.between(steps[-1:], steps).to(embeds.dtype)
+        bias = self.bias.between(*cache.read_steps()).to(embeds.dtype)
         mask = cache.mask()
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
@@ -383,7 +274,7 @@ class T5(nn.Module):
         scores: Tensor = self.head(hidden)
         return scores
 
-    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[Reading, Tensor]:
+    def read(self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1) -> tuple[T5Reading, Tensor]:
         """See `LanguageModel.read`."""
         memory = self.remember(self.encode(prompts, mask), mask)
         cache = self.new_cache(prompts.shape[0], 1 + texts * new_tokens)
@@ -424,3 +315,20 @@ class T5Reading:
     def take_prompts(self, rows: Tensor) -> None:
         self.memory = self.memory.take(rows)
         self.cache.take_rows(rows)
+
+    @property
+    def beside(self) -> int:
+        """Tokens of the longest prompt in the encoder's memory, rounded up."""
+        return -(-self.memory.keys[0].shape[2] // MEMORY_STEP) * MEMORY_STEP
+
+    def fixed(self, prompts: int, texts: int, capacity: int) -> T5Reading:
+        """See `Fixable`."""
+        memory = self.memory.room(prompts, self.beside)
+        return T5Reading(self.t5, memory, FixedCache(self.cache, prompts, texts, capacity))
+
+    def hold(self, other: Fixable, rows: Tensor | None = None) -> None:
+        """See `Fixable`."""
+        if not isinstance(other, T5Reading):
+            raise TypeError("a T5 cannot go on from what another model has read")
+        self.memory.hold(other.memory if rows is None else other.memory.take(rows))
+        fixed_cache(self.cache).hold(other.cache, rows)

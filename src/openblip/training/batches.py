@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.views import MIRRORED_VIEW
+from openblip.errors import OptionError
+from openblip.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -19,25 +21,42 @@ class Drawn:
 
     Attributes:
         source: index of its data source; view: which cached view of it to use.
-        draw: the randomness for choosing its text.
+        draw: the randomness for choosing its text, and its crop where views are not cached.
+        number: of the image among all of the run.
     """
 
     source: int
     image: ImageText
     view: int
     draw: random.Random
+    number: int = 0
 
 
 class BatchPlan:
-    """Draws every image of every source once an epoch, or as often as the source says, in a new order."""
+    """Draws every image of every source once an epoch, or as often as the source says, in a new order.
+
+    Processes that train together plan the same batches, of which each takes its rows.
+    """
 
     def __init__(
-        self, sources: Sequence[DataSource], images: Sequence[Sequence[ImageText]], batch_size: int, seed: int
+        self,
+        sources: Sequence[DataSource],
+        images: Sequence[Sequence[ImageText]],
+        batch_size: int,
+        seed: int,
+        world: World = ALONE,
     ) -> None:
+        """Raises OptionError when the processes cannot share a batch evenly."""
+        if batch_size % world.size:
+            raise OptionError(
+                f"a batch of {batch_size} images cannot be shared by {world.size} processes: "
+                f"make batch_size a multiple of {world.size}"
+            )
         self.sources = sources
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
+        self.world = world
 
     @property
     def steps(self) -> int:
@@ -46,7 +65,7 @@ class BatchPlan:
         return drawn // self.batch_size
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[list[Drawn]]:
-        """The batches of an epoch from number `skip` on."""
+        """This process' rows of the batches of an epoch from number `skip` on."""
         order = [
             (source, row, time)
             for source, group in enumerate(self.images)
@@ -55,7 +74,7 @@ class BatchPlan:
         ]
         random.Random(f"{self.seed}:{epoch}").shuffle(order)
         for step in range(skip, self.steps):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size][self.world.rows(self.batch_size)]
             yield [
                 self._draw(source, row, f"{self.seed}:{epoch}:{source}:{row}:{time}") for source, row, time in chosen
             ]
@@ -64,4 +83,5 @@ class BatchPlan:
         draw = random.Random(seed)
         settings = self.sources[source]
         views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
-        return Drawn(source, self.images[source][row], draw.choice(views), draw)
+        number = sum(map(len, self.images[:source])) + row
+        return Drawn(source, self.images[source][row], draw.choice(views), draw, number)

@@ -42,7 +42,9 @@ def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, 
     """A caption or a question of an image, by the recipe's shares."""
     question = choose_question(image, mixture, draw)
     if question is not None:
-        return Target(prompts.ask(question.question), " " + question.answer, question.question)
+        # Where several people answered, each of their answers is right as often as it was given.
+        answer = draw.choice(question.answers) if question.answers else question.answer
+        return Target(prompts.ask(question.question), " " + answer, question.question)
     caption = choose_caption(image, mixture, draw)
     if draw.random() < 0.1:
         return Target(PREFIX, " " + caption)

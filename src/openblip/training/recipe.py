@@ -6,14 +6,15 @@ may refer to another (`${seed}`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import cast
 
 from openblip.data.pairs import DataSource
-from openblip.errors import OpenBlipError, OptionError
+from openblip.errors import OptionError
+from openblip.recipes import read_recipe
+from openblip.training.adapters import LoraSection
 
 
 class Stage(Enum):
@@ -25,10 +26,25 @@ class Stage(Enum):
 
 
 class Precision(Enum):
-    """Arithmetic of matrix products; weights, optimizer and losses stay float32."""
+    """Arithmetic of matrix products; what learns has float32 weights, and losses are float32."""
 
     FLOAT32 = "float32"
     BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Parallel(Enum):
+    """How several processes share a model: each has all of it (DDP), or a part of each weight (FSDP)."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
+
+class BadPictures(Enum):
+    """What to do about a picture that cannot be read: list it and go on without it, or stop."""
+
+    SKIP = "skip"
+    STOP = "stop"
 
 
 class Storage(Enum):
@@ -70,7 +86,12 @@ class NewModel:
 
 @dataclass
 class OptimizerSection:
-    """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5)."""
+    """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5).
+
+    Attributes:
+        vision_layer_decay: what each block of an image encoder that learns has of the rate of the next one above it;
+            1 lets all learn alike (BLIP-2's fine-tuning: 0.95).
+    """
 
     lr: float = 1e-4
     min_lr: float = 1e-5
@@ -80,6 +101,44 @@ class OptimizerSection:
     beta1: float = 0.9
     beta2: float = 0.98
     clip_norm: float = 1.0
+    vision_layer_decay: float = 1.0
+
+
+@dataclass
+class Watching:
+    """Where a run can be watched, beside curves.csv, curves.png and the progress bar.
+
+    Attributes:
+        tensorboard: write event files to `output`/tensorboard, where TensorBoard is installed.
+        wandb: Weights & Biases project to report to; nothing is sent anywhere without one.
+    """
+
+    tensorboard: bool = True
+    wandb: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """What a run is evaluated on as it goes.
+
+    Attributes:
+        data: rows that it does not learn from, of a source with `held_out` the held-out ones; None: it is not
+            evaluated.
+        every: epochs between evaluations.
+        limit: rows to look at.
+        metric: what is to grow, a name in the table of `openblip evaluate`; None: CIDEr of captions, the accuracy of
+            answers, or the mean recall of stage 1.
+        samples: captions or answers to show.
+        patience: evaluations without a better one after which the run stops; 0 never. The best weights are kept.
+    """
+
+    data: DataSource | None = None
+    every: int = 1
+    limit: int = 200
+    beams: int = 3
+    metric: str | None = None
+    samples: int = 4
+    patience: int = 0
 
 
 @dataclass
@@ -111,20 +170,33 @@ class Recipe:
             transformers wrote, or a repository of the hub. It is borrowed: the trained model holds no copy of it.
         language_model_revision: branch, tag or commit of that repository.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
-        cache: folder for the frozen encoder's features.
+        train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.
+        cache: folder for the frozen encoder's features; null: pictures are cropped and encoded anew at every step, as
+            in the paper.
         epochs: passes over the images.
+        batch_size: images of a batch, over all processes: their number changes nothing but the time.
+        accumulate: batches a step of the optimizer learns from; contrast stays within each.
+        precision: of the image encoder and the language model; fp16 scales its losses.
+        qformer_precision: of the Q-Former and the heads on top of it.
+        device: "cpu", "cuda"; None: CUDA where there is one.
+        parallel: how several processes, started by torchrun or accelerate launch, share the model.
         texts_per_image: texts that a language or stage-2 batch takes of each image; in stage 2 they share its
             visual prompt.
         text_tokens: longest text in stage 1, in tokens; longer ones are cut.
         itm_share: share of each batch that matching (ITM), the costliest loss of stage 1, looks at.
         patch_share: share of an image's patches that a step of training looks at; less than all guards a small
             data set against being learnt by heart.
+        learn_candidates: see `Pairing`.
+        ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 for none.
         dropout: of the parts that learn; None is the model's own.
         keep_matching: weight of ITC and ITM in stage 2. Without them (0, as in the paper, which keeps a model a
             stage) the Q-Former learns to describe and forgets how to match.
         self_critical: captions to draw for each image in stage 2, which learns from their CIDEr instead of
             imitating the captions of the data; 0 imitates.
         save_every: steps between checkpoints to resume from.
+        lora: low-rank adapters that learn instead of the stage's own parts; `output` then holds them alone, in peft's
+            layout, and `openblip merge` makes a model of them.
+        bad_pictures: what to do about pictures that cannot be read.
     """
 
     stage: Stage
@@ -139,23 +211,34 @@ class Recipe:
     language_model: str | None = None
     language_model_revision: str | None = None
     train_decoder: bool = False
-    cache: str = "runs/features"
+    train_vision: bool = False
+    cache: str | None = "runs/features"
     epochs: int = 10
     batch_size: int = 64
+    accumulate: int = 1
     seed: int = 42
     precision: Precision = Precision.FLOAT32
+    qformer_precision: Precision = Precision.FLOAT32
+    device: str | None = None
+    parallel: Parallel = Parallel.DDP
     threads: int = 0
     texts_per_image: int = 1
     text_tokens: int = 32
     itm_share: float = 1.0
     patch_share: float = 1.0
+    learn_candidates: bool = False
+    ema: float = 0.0
     dropout: float | None = None
     keep_matching: float = 0.0
     self_critical: int = 0
     log_every: int = 20
     save_every: int = 200
+    bad_pictures: BadPictures = BadPictures.SKIP
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     mixture: Mixture = field(default_factory=Mixture)
+    watching: Watching = field(default_factory=Watching)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    lora: LoraSection | None = None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -164,35 +247,34 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
     """
-    try:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError, safe_load
-    except ImportError:
-        raise OpenBlipError('training needs more packages: pip install "openblip[train]"') from None
-    if not path.is_file():
-        raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
-        for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals:
-                raise OptionError(f"{override!r} is no override: write key=value, as in optimizer.lr=1e-4")
-            OmegaConf.update(merged, key, safe_load(value))
-        recipe = cast(Recipe, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, YAMLError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise OpenBlipError(f"{path}: {reason}") from error
-    if (recipe.init is None) == (recipe.new is None):
-        raise OptionError(f"{path}: give either init (a model folder) or new (a model to put together)")
-    if not 0 < recipe.patch_share <= 1:
-        raise OptionError(f"{path}: patch_share is {recipe.patch_share}: it must be above 0 and at most 1")
-    if recipe.dropout is not None and not 0 <= recipe.dropout < 1:
-        raise OptionError(f"{path}: dropout is {recipe.dropout}: it must be at least 0 and below 1")
-    if recipe.language_model is not None and recipe.stage is not Stage.STAGE2:
-        raise OptionError(f"{path}: a language_model is put behind the Q-Former in stage2: leave it out before")
-    if recipe.self_critical == 1:
-        raise OptionError(f"{path}: self_critical is 1: an image's captions are compared, draw at least 2")
-    if not recipe.data:
-        raise OptionError(f"{path}: data lists no source")
+    recipe = read_recipe(Recipe, path, overrides, "training", "train")
+    for problem in problems_of(recipe):
+        raise OptionError(f"{path}: {problem}")
     return recipe
+
+
+def problems_of(recipe: Recipe) -> Iterator[str]:
+    """What contradicts itself, or is out of range."""
+    if (recipe.init is None) == (recipe.new is None):
+        yield "give either init (a model folder) or new (a model to put together)"
+    if not 0 < recipe.patch_share <= 1:
+        yield f"patch_share is {recipe.patch_share}: it must be above 0 and at most 1"
+    if recipe.dropout is not None and not 0 <= recipe.dropout < 1:
+        yield f"dropout is {recipe.dropout}: it must be at least 0 and below 1"
+    if not 0 <= recipe.ema < 1:
+        yield f"ema is {recipe.ema}: it must be at least 0 and below 1"
+    for name in ("epochs", "batch_size", "accumulate", "texts_per_image", "log_every", "save_every"):
+        if getattr(recipe, name) < 1:
+            yield f"{name} is {getattr(recipe, name)}: it must be at least 1"
+    if recipe.language_model is not None and recipe.stage is not Stage.STAGE2:
+        yield "a language_model is put behind the Q-Former in stage2: leave it out before"
+    if recipe.self_critical == 1:
+        yield "self_critical is 1: an image's captions are compared, draw at least 2"
+    if recipe.qformer_precision is Precision.FP16:
+        yield "qformer_precision is fp16, in which the Q-Former overflows: use float32 or bf16"
+    if recipe.train_vision and recipe.stage is Stage.LANGUAGE:
+        yield "train_vision is for stages that see: leave it out of stage language"
+    if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder or recipe.stage is Stage.LANGUAGE):
+        yield "with lora adapters alone learn: leave out train_vision and train_decoder, and name them in lora.targets"
+    if not recipe.data:
+        yield "data lists no source"

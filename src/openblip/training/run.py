@@ -3,125 +3,169 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import Progress
+from rich.console import Console
+from torch import Tensor, nn
 
-from openblip.checkpoints.loading import load_parts, with_language_model
-from openblip.checkpoints.native import load_native
+from openblip.checkpoints.native import save_native
 from openblip.checkpoints.parts import ModelParts
-from openblip.data.features import FeatureCache, ViewPlan, cache_features, fingerprint
-from openblip.data.pairs import DataSource, ImageText, gather
-from openblip.errors import CheckpointError, OptionError
+from openblip.data.pairs import ImageText, gather
+from openblip.errors import OpenBlipError, OptionError
 from openblip.nn.efficientnet import EfficientNet
-from openblip.training.assemble import assemble
+from openblip.training.adapters import adapter_modules, adapts_vision, save_adapter
+from openblip.training.arithmetic import Arithmetic
 from openblip.training.batches import BatchPlan
-from openblip.training.recipe import Precision, Recipe, Stage
-from openblip.training.tasks import LanguageTask, Stage1Task, Stage2Task, Task
-from openblip.training.trainer import Trainer
+from openblip.training.caching import open_stores, without_bad
+from openblip.training.distributed import World
+from openblip.training.evaluating import Evaluator
+from openblip.training.feed import CachedFeed, Feed, PictureFeed, TextFeed
+from openblip.training.recipe import BadPictures, Parallel, Precision, Recipe, Stage
+from openblip.training.skipped import write_skipped
+from openblip.training.starting import start_model, with_weights
+from openblip.training.tasks import LanguageTask, Setting, Stage1Task, Stage2Task, Task
+from openblip.training.trainer import Trainer, freeze_all_but, set_dropout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def train(recipe: Recipe) -> Path:
     """Run a recipe, or go on with one that was stopped; returns the model folder.
+
+    Processes that torchrun or accelerate launch started share the work.
 
     Raises:
         OpenBlipError: data, parts or the checkpoint in the output folder do not fit the recipe.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    accelerator = make_accelerator(recipe)
+    world = World.current()
+    check_world(recipe, world)
+    setting = Setting(Arithmetic.of(accelerator.device, recipe.precision, recipe.qformer_precision), world)
     images = [gather(source, Path(recipe.data_root)) for source in recipe.data]
-    parts = _start_model(recipe, images)
+    parts = start_model(recipe, images)
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
-    task = _make_task(recipe, parts, [image for group in usable for image in group])
-    caches: list[FeatureCache] = []
-    if task.needs_features:
-        encode = encoder_for(parts, recipe.precision)
-        caches = [
-            open_features(parts, source, [image.image for image in group], Path(recipe.cache), encode)
-            for source, group in zip(recipe.data, images, strict=True)
-        ]
-    plan = BatchPlan(recipe.data, usable, recipe.batch_size, recipe.seed)
-    Trainer(recipe, parts, task, plan, caches).run()
-    return Path(recipe.output)
+    task = _make_task(recipe, parts, [image for group in usable for image in group], setting)
+    task.to(accelerator.device)
+    trained = learning_parts(recipe, task)
+    freeze_all_but(parts.network, trained)
+    if recipe.dropout is not None:
+        set_dropout(trained, recipe.dropout)
+    setting.arithmetic.shrink(frozen_giants(parts))
+    feed = _make_feed(recipe, parts, task, usable, accelerator.wait_for_everyone)
+    evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and world.rank == 0 else None
+    learnt = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator).run()
+    output = Path(recipe.output)
+    if world.rank == 0:
+        if isinstance(feed, PictureFeed):
+            write_skipped(output, feed.bad)
+        save_learnt(recipe, with_weights(start_model(recipe, images), learnt), output)
+    accelerator.wait_for_everyone()
+    return output
 
 
-def encoder_for(parts: ModelParts, precision: Precision) -> Callable[[torch.Tensor], torch.Tensor]:
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Finds the device, and the other processes. Raises OpenBlipError when accelerate is not installed."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError:
+        raise OpenBlipError('training needs more packages: pip install "openblip[train]"') from None
+    if recipe.device not in (None, "cpu", "cuda"):
+        raise OptionError(f"device is {recipe.device!r}: use cpu or cuda; CUDA_VISIBLE_DEVICES says which GPUs")
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device is cuda, but this PyTorch sees no GPU: use device=cpu")
+    return Accelerator(
+        cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no",  # the tasks know which part computes in which type
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def check_world(recipe: Recipe, world: World) -> None:
+    """Raises OptionError for what several processes cannot do."""
+    if world.size == 1:
+        return
+    if recipe.keep_matching or recipe.self_critical:
+        raise OptionError("keep_matching and self_critical are for one process: start the run without torchrun")
+    if recipe.parallel is Parallel.FSDP and recipe.precision is Precision.FP16:
+        raise OptionError("parallel=fsdp does not go with precision=fp16: use bf16 or float32")
+
+
+def learning_parts(recipe: Recipe, task: Task) -> list[nn.Module | nn.Parameter]:
+    """What is to learn: the parts that the stage says, or adapters alone."""
+    if recipe.lora is None:
+        return task.trained()
+    return [*adapter_modules(task.network)]
+
+
+def save_learnt(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
+    """Write the trained model; of one with adapters only these."""
+    if recipe.lora is None:
+        save_native(parts, folder, recipe.storage.value)
+    else:
+        save_adapter(parts, folder, recipe.init)
+
+
+def frozen_giants(parts: ModelParts) -> list[nn.Module]:
+    """Image encoder and language model, which a recipe may leave frozen."""
+    network = parts.network
+    if network.borrowed is not None:
+        return [network.vision, network.borrowed.model]
+    if network.config.language_model is None:
+        return [network.vision]
+    return [network.vision, network.own_language_model]
+
+
+def encoder_for(parts: ModelParts, precision: Precision) -> Callable[[Tensor], Tensor]:
     """The frozen image encoder as a function of pixels, prepared for many images."""
-    encoder = copy.deepcopy(parts.network.vision)
+    encoder = parts.network.vision
     if isinstance(encoder, EfficientNet):
-        encoder.fold()
-    dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
-    encoder.to(dtype)
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stub
+        encoder = copy.deepcopy(encoder)
+        encoder.to(torch.float32).fold()
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stub
+        encoder.to(torch.bfloat16 if precision is Precision.BF16 else torch.float32)
+    first = next(encoder.parameters())
 
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        patches: torch.Tensor = encoder(pixels.to(dtype=dtype, memory_format=torch.channels_last))
+    def encode(pixels: Tensor) -> Tensor:
+        patches: Tensor = encoder(pixels.to(first, memory_format=torch.channels_last))
         return patches.float()
 
     return encode
 
 
-def open_features(
-    parts: ModelParts,
-    source: DataSource,
-    images: list[Path],
-    root: Path,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-) -> FeatureCache:
-    """The source's cached features, computed first where they are missing."""
-    plan = ViewPlan(source.views, source.min_area)
-    mark = fingerprint(parts.network.vision, parts.transform, plan)
-    with Progress() as progress:
-        bar = progress.add_task(f"features of {source.name}", total=len(images))
-        return cache_features(
-            images,
-            root / f"{source.name}-{mark}",
-            encode,
-            parts.transform,
-            plan,
-            progress=lambda done, _: progress.update(bar, completed=done),
-        )
+def _make_feed(
+    recipe: Recipe, parts: ModelParts, task: Task, images: Sequence[Sequence[ImageText]], wait: Callable[[], None]
+) -> Feed:
+    world = task.setting.world
+
+    def plan(chosen: Sequence[Sequence[ImageText]]) -> BatchPlan:
+        return BatchPlan(recipe.data, chosen, recipe.batch_size, recipe.seed, world)
+
+    if not task.needs_views:
+        return TextFeed(plan(images))
+    if recipe.cache is None or recipe.train_vision or adapts_vision(parts.network):
+        return PictureFeed(plan(images), recipe.data, parts.transform, recipe.bad_pictures is BadPictures.SKIP)
+    stores = open_stores(recipe, parts, images, encoder_for(parts, recipe.precision), task.setting, wait)
+    kept, bad = without_bad(recipe, images, stores)
+    if world.rank == 0:
+        write_skipped(Path(recipe.output), bad)
+        if bad:
+            Console(stderr=True).print(f"{len(bad)} pictures cannot be read and are left out: see skipped.csv")
+    return CachedFeed(plan(kept), stores)
 
 
-def _start_model(recipe: Recipe, images: list[list[ImageText]]) -> ModelParts:
-    name = recipe.name or Path(recipe.output).name
-    if recipe.new is not None:
-        parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
-    else:
-        parts = replace(load_parts(str(recipe.init)), name=name)
-    torch.manual_seed(recipe.seed)
-    if recipe.language_model is not None:
-        parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)
-    unusual = recipe.stage is Stage.LANGUAGE or recipe.decoder is not None or recipe.self_critical
-    if parts.network.config.t5 is not None and unusual:
-        raise OptionError(
-            f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
-            "leave them out of the recipe"
-        )
-    if parts.borrowed is not None and (unusual or recipe.train_decoder):
-        raise OptionError(
-            f"{parts.borrowed.place} is borrowed and stays as it is, there is neither stage language nor "
-            "train_decoder, self_critical nor another decoder: leave them out of the recipe"
-        )
-    if recipe.decoder is not None:
-        other = load_native(Path(recipe.decoder))
-        if other.network.config.language_model != parts.network.config.language_model:
-            raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
-        parts.network.decoder.load_state_dict(other.network.decoder.state_dict())
-        parts.network.start_prompt_projection()
-        parts = replace(parts, tokenizer=other.tokenizer)
-    return parts
-
-
-def _make_task(recipe: Recipe, parts: ModelParts, images: list[ImageText]) -> Task:
+def _make_task(recipe: Recipe, parts: ModelParts, images: Sequence[ImageText], setting: Setting) -> Task:
     if recipe.stage is Stage.LANGUAGE:
-        return LanguageTask(parts, recipe.mixture, recipe.texts_per_image)
+        return LanguageTask(parts, recipe, setting)
     if recipe.stage is Stage.STAGE1:
-        return Stage1Task(parts, recipe)
-    return Stage2Task(parts, recipe, images)
+        return Stage1Task(parts, recipe, setting)
+    return Stage2Task(parts, recipe, images, setting)
 
 
 def _has_text(image: ImageText, stage: Stage) -> bool:

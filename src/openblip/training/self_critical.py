@@ -110,7 +110,8 @@ class SelfCritic:
             [
                 [self.reward.score(str(batch[row].image.image), self._read(text)) for text in texts]
                 for row, texts in zip(rows, drawn, strict=True)
-            ]
+            ],
+            device=prompt.device,
         )
         texts = [
             [*self.before, *text.ids, *([self.stop_id] if text.stopped else [])] for group in drawn for text in group
@@ -119,14 +120,15 @@ class SelfCritic:
         labels = ids.masked_fill(~mask, IGNORED)
         labels[:, : len(self.before)] = IGNORED
         decoder = self.parts.network.decoder
-        hidden = read_behind(decoder, prompt.repeat_interleave(rewards.shape[1], dim=0), TextBatch(ids, mask))
-        return {"cider": self_critical_loss(decoder, hidden, labels, rewards)}
+        text = TextBatch(ids, mask).to(prompt.device)
+        hidden = read_behind(decoder, prompt.repeat_interleave(rewards.shape[1], dim=0), text)
+        return {"cider": self_critical_loss(decoder, hidden, labels.to(prompt.device), rewards)}
 
     @torch.no_grad()
     def draw(self, prompt: Tensor) -> list[list[Generation]]:
         """Captions behind each visual prompt [B, Q, token width]."""
         decoder = self.parts.network.decoder
-        start = decoder.embed(torch.tensor(self.before)).to(prompt)
+        start = decoder.embed(torch.tensor(self.before, device=prompt.device)).to(prompt)
         return generate(decoder, [torch.cat([row, start]) for row in prompt], self.options)
 
     def _read(self, text: Generation) -> str:

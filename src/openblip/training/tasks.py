@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from openblip.checkpoints.parts import ModelParts
-from openblip.data.features import FeatureCache
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.qformer import ImageMemory
 from openblip.text import MatchingText, Tokenizer, pad_ids
+from openblip.training.arithmetic import Arithmetic
 from openblip.training.batches import Drawn
+from openblip.training.distributed import ALONE, World
 from openblip.training.documents import (
     EncodedTarget,
     Target,
@@ -27,61 +29,118 @@ from openblip.training.documents import (
 )
 from openblip.training.objectives import (
     IGNORED,
+    Pairing,
     TextBatch,
     answer_loss,
     language_loss,
     pair_losses,
     stage1_loss,
 )
-from openblip.training.recipe import Mixture, Recipe
+from openblip.training.recipe import Recipe
 from openblip.training.self_critical import SelfCritic
 
 CHUNK = 32
 """Texts that go through the language model together when it is trained alone."""
 
 
-class Task(ABC):
-    """One stage's loss."""
+@dataclass(frozen=True)
+class Setting:
+    """Where and among whom a task computes."""
 
-    needs_features: bool
+    arithmetic: Arithmetic
+    world: World = ALONE
+
+    @property
+    def device(self) -> torch.device:
+        return self.arithmetic.device
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is seen of a batch: one of the two.
+
+    Attributes:
+        patches: raw patches of the frozen encoder [B, N, C] float32, as they were cached.
+        pixels: [B, 3, S, S] float32, for the encoder to look at now.
+    """
+
+    patches: Tensor | None = None
+    pixels: Tensor | None = None
+
+
+class Task(nn.Module, ABC):
+    """One stage's loss; a module, so that processes can share its gradients and its weights."""
+
+    needs_views: bool
+
+    def __init__(self, parts: ModelParts, setting: Setting) -> None:
+        super().__init__()
+        self.parts, self.setting = parts, setting
+        self.network = parts.network
+        # A borrowed language model is no part of the network, but moves with it, and may have adapters that learn.
+        self.borrowed = None if parts.network.borrowed is None else parts.network.borrowed.model
 
     @property
     @abstractmethod
     def loss_names(self) -> tuple[str, ...]:
-        """What `losses` may hold; a batch without anything to say to a loss lacks it."""
+        """What `forward` may give; a batch without anything to say to a loss lacks it."""
 
     @abstractmethod
     def trained(self) -> list[nn.Module | nn.Parameter]:
         """The parts that learn; everything else is frozen, in evaluation mode."""
 
     @abstractmethod
-    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        """Scalars by name; their sum is minimised. `features` are raw patches [B, N, C]."""
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Scalars by name; their sum is minimised. `generator`, on the CPU, draws hard negatives."""
+
+    def patches(self, views: Views | None) -> Tensor:
+        """Raw patches [B, N, C] float32 of what is seen."""
+        if views is None or (views.patches is None) == (views.pixels is None):
+            raise ValueError("this task needs either patches or pixels")
+        if views.patches is not None:
+            return views.patches
+        assert views.pixels is not None
+        vision = self.network.vision
+        pixels = views.pixels.to(next(vision.parameters()).dtype)
+        learns = any(parameter.requires_grad for parameter in vision.parameters())
+        with torch.set_grad_enabled(learns), self.setting.arithmetic.quickly() if learns else nullcontext():
+            seen: Tensor = vision(pixels)
+        return seen.float()
+
+    def seen_parts(self, train_vision: bool) -> list[nn.Module | nn.Parameter]:
+        """The image encoder, if it is to learn."""
+        return [self.network.vision] if train_vision else []
 
 
 class LanguageTask(Task):
     """Next-token loss of the decoder on texts alone."""
 
-    needs_features = False
+    needs_views = False
     loss_names = ("lm",)
 
-    def __init__(self, parts: ModelParts, mixture: Mixture, texts_per_image: int) -> None:
-        self.parts, self.mixture, self.texts_per_image = parts, mixture, texts_per_image
+    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
+        super().__init__(parts, setting)
+        self.mixture, self.texts_per_image = recipe.mixture, recipe.texts_per_image
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        return [self.parts.network.decoder]
+        return [self.network.decoder]
 
-    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         documents = sorted(
             (document for drawn in batch for document in self._documents(drawn)), key=lambda row: len(row.ids)
         )
         # Documents of like length go together, so that little of a chunk is padding.
         chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
         counts = [sum(len(row.ids) - row.given for row in chunk) for chunk in chunks]
-        losses = [self._loss(chunk) * count for chunk, count in zip(chunks, counts, strict=True)]
-        return {"lm": torch.stack(losses).sum() / sum(counts)}
+        with self.setting.arithmetic.quickly():
+            losses = [self._loss(chunk) * count for chunk, count in zip(chunks, counts, strict=True)]
+        return {"lm": self.setting.world.mean(torch.stack(losses).sum(), sum(counts))}
 
     def _documents(self, drawn: Drawn) -> list[EncodedTarget]:
         targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
@@ -98,45 +157,50 @@ class LanguageTask(Task):
     def _loss(self, documents: Sequence[EncodedTarget]) -> Tensor:
         ids, mask = pad_ids([row.ids for row in documents], self.tokenizer.pad_id)
         labels = mask_labels(ids, mask, [row.given for row in documents])
-        return language_loss(self.parts.network.decoder, TextBatch(ids, mask), labels)
+        device = self.setting.device
+        return language_loss(self.network.decoder, TextBatch(ids, mask).to(device), labels.to(device))
 
 
 class Stage1Task(Task):
-    """ITC, ITM and ITG of the Q-Former over frozen features."""
+    """ITC, ITM and ITG of the Q-Former."""
 
-    needs_features = True
+    needs_views = True
     loss_names = ("itc", "itm", "itg")
 
-    def __init__(self, parts: ModelParts, recipe: Recipe) -> None:
-        self.parts, self.mixture = parts, recipe.mixture
-        self.itm_share, self.patch_share = recipe.itm_share, recipe.patch_share
+    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
+        super().__init__(parts, setting)
+        self.recipe = recipe
         self.matching = matching_text(parts, recipe.text_tokens)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        return stage1_parts(self.parts.network)
+        return [*self.seen_parts(self.recipe.train_vision), *stage1_parts(self.network)]
 
-    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        network = self.parts.network
-        texts = [choose_caption(drawn.image, self.mixture, drawn.draw) for drawn in batch]
-        text = TextBatch(*self.matching.batch(texts))
-        clamp_temperature(network)
-        loss = stage1_loss(
-            network,
-            network.normalise(keep_patches(_required(features), self.patch_share)),
-            text,
-            self.matching.decoder_start_id,
-            itm_share=self.itm_share,
-        )
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in batch]
+        text = TextBatch(*self.matching.batch(texts)).to(self.setting.device)
+        clamp_temperature(self.network)
+        patches = keep_patches(self.patches(views), self.recipe.patch_share)
+        with self.setting.arithmetic.carefully():
+            loss = stage1_loss(
+                self.network,
+                self.network.normalise(patches),
+                text,
+                self.matching.decoder_start_id,
+                pairing_of(batch, self.recipe, self.setting, generator),
+            )
         return {"itc": loss.itc, "itm": loss.itm, "itg": loss.itg}
 
 
 class Stage2Task(Task):
     """Loss through the language model behind the visual prompt, and what the recipe adds to it."""
 
-    needs_features = True
+    needs_views = True
 
-    def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText]) -> None:
-        self.parts, self.recipe = parts, recipe
+    def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], setting: Setting) -> None:
+        super().__init__(parts, setting)
+        self.recipe = recipe
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
         self.matching = matching_text(parts, recipe.text_tokens) if recipe.keep_matching else None
@@ -148,24 +212,31 @@ class Stage2Task(Task):
         return ("lm", *rewarded, *(("itc", "itm") if self.matching else ()))
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        network = self.parts.network
+        network = self.network
+        parts: list[nn.Module | nn.Parameter] = [*self.seen_parts(self.recipe.train_vision)]
         if self.matching is None:
-            parts = [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
+            parts += [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
         else:
-            parts = [*stage1_parts(network), network.prompt_projection]
+            parts += [*stage1_parts(network), network.prompt_projection]
         return [*parts, network.own_language_model] if self.recipe.train_decoder else parts
 
-    def losses(self, batch: Sequence[Drawn], features: Tensor | None) -> dict[str, Tensor]:
-        network = self.parts.network
-        patches = keep_patches(_required(features), self.recipe.patch_share)
-        memory = network.qformer.remember(network.normalise(patches))
-        queries = network.qformer.image(memory)
-        prompt = network.prompt_projection(queries)
-        losses = self._imitate(batch, prompt)
-        if self.critic is not None:
-            losses |= self.critic.losses(batch, prompt)
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        network = self.network
+        patches = keep_patches(self.patches(views), self.recipe.patch_share)
+        with self.setting.arithmetic.carefully():
+            features = network.normalise(patches)
+            memory = network.qformer.remember(features)
+            queries = network.qformer.image(memory)
+            prompt = network.prompt_projection(queries)
+        with self.setting.arithmetic.quickly():
+            losses = self._imitate(batch, prompt)
+            if self.critic is not None:
+                losses |= self.critic.losses(batch, prompt)
         if self.matching is not None:
-            losses |= self._match(batch, memory, queries)
+            with self.setting.arithmetic.carefully():
+                losses |= self._match(batch, features, memory, queries, generator)
         return losses
 
     def _imitate(self, batch: Sequence[Drawn], prompt: Tensor) -> dict[str, Tensor]:
@@ -183,29 +254,54 @@ class Stage2Task(Task):
         return {"lm": self._answer_loss(prompt[owners], targets)}
 
     def _answer_loss(self, visual: Tensor, targets: Sequence[Target]) -> Tensor:
-        model, words = self.parts.network.language_model, self.tokenizer
+        model, words = self.network.language_model, self.tokenizer
         prompt = TextBatch(*pad_ids([self.parts.prompt_ids(target.prompt) for target in targets], words.pad_id))
         # Behind a prompt, the space before an answer is part of its first word.
         answers = [target.answer.strip() if model.config.encodes_prompts else target.answer for target in targets]
         ids, mask = pad_ids([[*words.encode(answer), self.stop_id] for answer in answers], words.pad_id)
-        return answer_loss(model, visual, prompt, ids.masked_fill(~mask, IGNORED))
+        device = self.setting.device
+        labels = ids.masked_fill(~mask, IGNORED).to(device)
+        # A language model that is kept in a half type reads a visual prompt in it.
+        visual = visual.to(model.embed(labels.new_zeros(1)).dtype)
+        return answer_loss(model, visual, prompt.to(device), labels, self.setting.world)
 
-    def _match(self, batch: Sequence[Drawn], memory: ImageMemory, queries: Tensor) -> dict[str, Tensor]:
+    def _match(
+        self,
+        batch: Sequence[Drawn],
+        features: Tensor,
+        memory: ImageMemory,
+        queries: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
         """ITC and ITM on the images of the batch that are described."""
         assert self.matching is not None
         described = [row for row, drawn in enumerate(batch) if drawn.image.descriptions]
         if len(described) < 2:
             return {}
-        texts = [choose_caption(batch[row].image, self.recipe.mixture, batch[row].draw) for row in described]
-        clamp_temperature(self.parts.network)
+        chosen = [batch[row] for row in described]
+        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in chosen]
+        clamp_temperature(self.network)
+        rows = torch.tensor(described, device=self.setting.device)
         loss = pair_losses(
-            self.parts.network,
-            memory.take(torch.tensor(described)),
-            queries[described],
-            TextBatch(*self.matching.batch(texts)),
-            itm_share=self.recipe.itm_share,
+            self.network,
+            features[rows],
+            memory.take(rows),
+            queries[rows],
+            TextBatch(*self.matching.batch(texts)).to(self.setting.device),
+            pairing_of(chosen, self.recipe, self.setting, generator),
         )
         return {"itc": loss.itc * self.recipe.keep_matching, "itm": loss.itm * self.recipe.keep_matching}
+
+
+def pairing_of(batch: Sequence[Drawn], recipe: Recipe, setting: Setting, generator: torch.Generator | None) -> Pairing:
+    """An image that a batch shows twice is no stranger to its other caption."""
+    return Pairing(
+        image_ids=torch.tensor([drawn.number for drawn in batch], device=setting.device),
+        generator=generator,
+        itm_share=recipe.itm_share,
+        learn_candidates=recipe.learn_candidates,
+        world=setting.world,
+    )
 
 
 def mask_labels(ids: Tensor, mask: Tensor, given: Sequence[int]) -> Tensor:
@@ -250,16 +346,5 @@ def keep_patches(features: Tensor, share: float) -> Tensor:
     kept = max(1, round(share * count))
     if kept == count:
         return features
-    chosen = torch.rand(batch, count).argsort(dim=1)[:, :kept]
-    return features[torch.arange(batch)[:, None], chosen]
-
-
-def _required(features: Tensor | None) -> Tensor:
-    if features is None:
-        raise ValueError("this task needs image features")
-    return features
-
-
-def batch_features(batch: Sequence[Drawn], caches: Sequence[FeatureCache]) -> Tensor:
-    """Cached patches of a batch that mixes data sources: float32 [B, N, C]."""
-    return torch.cat([caches[drawn.source].patches([drawn.image.image.name], [drawn.view]) for drawn in batch])
+    chosen = torch.rand(batch, count).argsort(dim=1)[:, :kept].to(features.device)
+    return features[torch.arange(batch, device=features.device)[:, None], chosen]

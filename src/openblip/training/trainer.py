@@ -1,150 +1,238 @@
-"""The training loop: schedule, checkpoints to resume from, curves."""
+"""The training loop."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from openblip.checkpoints.native import save_native
-from openblip.checkpoints.parts import ModelParts
-from openblip.data.features import FeatureCache
 from openblip.errors import OpenBlipError
-from openblip.training.batches import BatchPlan, Drawn
-from openblip.training.curves import Curves
-from openblip.training.recipe import OptimizerSection, Precision, Recipe
-from openblip.training.tasks import Task, batch_features
+from openblip.training.adapters import adapter_parameters
+from openblip.training.averaging import Average
+from openblip.training.batches import Drawn
+from openblip.training.faults import first_bad, save_batch
+from openblip.training.feed import Feed
+from openblip.training.optimisation import learning_rate, make_optimizer, set_rate
+from openblip.training.recipe import Parallel, Precision, Recipe
+from openblip.training.sharding import shard
+from openblip.training.state import TrainingState, write_whole
+from openblip.training.tasks import Task, Views
+from openblip.training.watching import Watch
 
-CHECKPOINT_FILE = "checkpoint.pt"
+BEST_FILE = "best.pt"
+
+Evaluate = Callable[[dict[str, Tensor], Callable[[str], None]], float]
+"""How good the weights learnt so far are, more being better; given somewhere to show what they make of examples."""
 
 
-@dataclass
-class Position:
-    """Where a run is: `step` batches of `epoch` are done, `total` in all."""
+@dataclass(frozen=True)
+class Shown:
+    """One batch, and what is seen of it on the device."""
 
-    epoch: int = 0
-    step: int = 0
-    total: int = 0
-
-
-def learning_rate(step: int, total: int, section: OptimizerSection) -> float:
-    """Linear warm-up, then cosine decay to the last of `total` steps."""
-    if step < section.warmup_steps:
-        return section.warmup_lr + (section.lr - section.warmup_lr) * step / section.warmup_steps
-    done = (step - section.warmup_steps) / max(1, total - section.warmup_steps)
-    return section.min_lr + (section.lr - section.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    rows: list[Drawn]
+    views: Views | None
 
 
 class Trainer:
-    """Trains the task's parts and leaves a model folder, its curves and a checkpoint in `recipe.output`."""
+    """Trains the parts of a task, and leaves curves and a checkpoint in `recipe.output`.
+
+    Every process of a run has one; together they do what one would do alone.
+    """
 
     def __init__(
-        self, recipe: Recipe, parts: ModelParts, task: Task, plan: BatchPlan, caches: Sequence[FeatureCache]
+        self,
+        recipe: Recipe,
+        task: Task,
+        feed: Feed,
+        wrap: Callable[[Task], nn.Module],
+        evaluate: Evaluate | None = None,
     ) -> None:
-        self.recipe, self.parts, self.task, self.plan, self.caches = recipe, parts, task, plan, caches
+        """
+        Args:
+            task: its parts that learn have gradients, and nothing else has.
+            wrap: makes the module that shares gradients among processes, where each has all weights.
+            evaluate: called after epochs, as the recipe says; in the first process alone.
+        """
+        self.recipe, self.task, self.feed, self.evaluate = recipe, task, feed, evaluate
         self.output = Path(recipe.output)
-        self.total_steps = plan.steps * recipe.epochs
-        if not self.total_steps:
-            raise OpenBlipError(f"the data has fewer images than one batch of {recipe.batch_size}: lower batch_size")
-        self.parameters = _freeze_all_but(parts.network, task.trained())
-        if recipe.dropout is not None:
-            set_dropout(task.trained(), recipe.dropout)
-        section = recipe.optimizer
-        decayed = [p for p in self.parameters.values() if p.ndim >= 2]
-        others = [p for p in self.parameters.values() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=section.lr,
-            betas=(section.beta1, section.beta2),
+        self.world, self.device = task.setting.world, task.setting.device
+        self.epoch_steps = feed.plan.steps // recipe.accumulate
+        if not self.epoch_steps:
+            raise OpenBlipError(
+                f"the data has fewer images than one step of {recipe.batch_size * recipe.accumulate}: lower batch_size"
+            )
+        self.model: nn.Module = task
+        if self.world.size > 1 and recipe.parallel is Parallel.FSDP:
+            shard(task, task.network, self.world, self.device)
+        elif self.world.size > 1:
+            self.model = wrap(task)
+        own = dict(task.network.named_parameters()) | adapter_parameters(task.network)
+        parameters = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+        self.parameters = list(parameters.values())
+        scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision is Precision.FP16)
+        self.state = TrainingState(
+            parameters,
+            make_optimizer(parameters, recipe.optimizer),
+            scaler,
+            Average(parameters, recipe.ema) if recipe.ema else None,
+            self.epoch_steps * recipe.epochs,
+            self.world,
         )
-        self.position = Position()
 
-    def run(self) -> None:
-        """Train to the end, from the last checkpoint if there is one.
+    def run(self) -> dict[str, Tensor]:
+        """Train to the end, from the last checkpoint if there is one; returns what was learnt.
 
         Raises:
-            OpenBlipError: a loss is not finite; the step and the images of the batch are named.
+            OpenBlipError: a loss is not finite: what was first not to be, and where the batch is kept, are named.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        self._resume()
-        curves = Curves(self.output, self.position.total, self.task.loss_names)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
-            bar = progress.add_task("training", total=self.total_steps, completed=self.position.total)
-            for epoch in range(self.position.epoch, self.recipe.epochs):
-                self.position.epoch = epoch
-                for batch in self.plan.batches(epoch, skip=self.position.step):
-                    losses, rate = self._step(batch)
-                    self.position.step += 1
-                    self.position.total += 1
-                    curves.add(self.position.total, epoch, rate, losses)
-                    if self.position.total % self.recipe.log_every == 0:
-                        shown = "  ".join(f"{name} {value:.3f}" for name, value in curves.means().items())
-                        progress.update(bar, completed=self.position.total, description=f"epoch {epoch + 1}  {shown}")
-                        curves.write()
-                    if self.position.total % self.recipe.save_every == 0:
-                        self._save()
-                self.position.step = 0
-                self.position.epoch = epoch + 1
-                curves.write()
-                self._save()
-                save_native(self.parts, self.output, self.recipe.storage.value)
-        curves.plot()
+        state, recipe = self.state, self.recipe
+        if state.load(self.output) and self._stopped_early():
+            return self._best()
+        position = state.position
+        watch = Watch(recipe, position.total, state.total_steps, self.task.loss_names, shown=self.world.rank == 0)
+        with watch:
+            if position.total == 0:
+                # How good the model is that the run starts from: it is kept where nothing better comes of the run.
+                self._after_epoch(watch)
+            for epoch in range(position.epoch, recipe.epochs):
+                position.epoch = epoch
+                self._epoch(watch)
+                position.step, position.epoch = 0, epoch + 1
+                self._after_epoch(watch)
+                state.save(self.output)
+                if self._stopped_early():
+                    watch.say(f"stopped: no better for {recipe.evaluation.patience} evaluations")
+                    break
+        return self._best()
 
-    def _step(self, batch: list[Drawn]) -> tuple[dict[str, float], float]:
-        rate = learning_rate(self.position.total, self.total_steps, self.recipe.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        features = batch_features(batch, self.caches) if self.task.needs_features else None
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision is Precision.BF16):
-            losses = self.task.losses(batch, features)
-            total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            bad = ", ".join(name for name, value in losses.items() if not torch.isfinite(value))
-            names = ", ".join(drawn.image.image.name for drawn in batch[:5])
-            raise OpenBlipError(
-                f"the loss {bad} is not finite at step {self.position.total} (images {names}, ...): "
-                "lower the learning rate or use precision=float32"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.optimizer.clip_norm)
-        self.optimizer.step()
-        return {name: float(value.detach()) for name, value in losses.items()}, rate
+    def _epoch(self, watch: Watch) -> None:
+        position, recipe = self.state.position, self.recipe
+        batches = self.feed.batches(position.epoch, position.step * recipe.accumulate)
+        for _ in range(position.step, self.epoch_steps):
+            shown = [Shown(rows, self._move(views)) for rows, views in _take(batches, recipe.accumulate)]
+            losses, rate = self._step(shown)
+            position.step += 1
+            position.total += 1
+            watch.step(position.total, position.epoch, rate, losses, recipe.batch_size * recipe.accumulate)
+            if position.total % recipe.save_every == 0 and position.step < self.epoch_steps:
+                self.state.save(self.output)
 
-    def _save(self) -> None:
-        """Trained parts only: what is frozen is in the model the run started from."""
-        draft = self.output / (CHECKPOINT_FILE + ".draft")
-        state = {
-            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "position": vars(self.position),
-            "total_steps": self.total_steps,
-        }
-        torch.save(state, draft)
-        draft.replace(self.output / CHECKPOINT_FILE)
+    def _step(self, shown: Sequence[Shown]) -> tuple[dict[str, float], float]:
+        state, section = self.state, self.recipe.optimizer
+        rate = learning_rate(state.position.total, state.total_steps, section)
+        set_rate(state.optimizer, rate)
+        state.optimizer.zero_grad(set_to_none=True)
+        means: dict[str, float] = {}
+        for number, batch in enumerate(shown):
+            with self._together(last=number == len(shown) - 1):
+                losses = self._losses(batch, number)
+                for name, value in self._checked(batch, number, losses).items():
+                    means[name] = means.get(name, 0.0) + value / len(shown)
+                total = torch.stack(list(losses.values())).sum() / len(shown)
+                state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, section.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average is not None:
+            state.average.follow(state.position.total)
+        return means, rate
 
-    def _resume(self) -> None:
-        path = self.output / CHECKPOINT_FILE
-        if not path.is_file():
-            torch.manual_seed(self.recipe.seed)
+    def _losses(self, batch: Shown, number: int) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.model(batch.rows, batch.views, self._start_chance(number))
+        return losses
+
+    def _start_chance(self, number: int) -> torch.Generator:
+        """Chance is a function of recipe, step and process: nothing of it has to be remembered.
+
+        The generator is the same in all processes.
+        """
+        place = f"{self.recipe.seed}:{self.state.position.total}:{number}"
+        torch.manual_seed(_seed(f"{place}:{self.world.rank}"))
+        return torch.Generator().manual_seed(_seed(place))
+
+    def _checked(self, batch: Shown, number: int, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Means over all processes. Raises OpenBlipError in every one when one has a loss that is not finite."""
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        bad = ~torch.isfinite(values)
+        if self.world.total(bad.any().float()) == 0:
+            means = self.world.total(values) / self.world.size
+            return dict(zip(losses, means.tolist(), strict=True))
+        step = self.state.position.total
+        if not bad.any():
+            raise OpenBlipError(f"a loss of another process is not finite at step {step}")
+        wrong = ", ".join(name for name, is_bad in zip(losses, bad.tolist(), strict=True) if is_bad)
+        cause = first_bad(self.task.network, batch.views, lambda: self._again(batch, number))
+        facts = {"step": step, "losses": wrong, "cause": cause, "seed": self.recipe.seed}
+        place = save_batch(self.output, batch.rows, batch.views, facts)
+        names = ", ".join(drawn.image.image.name for drawn in batch.rows[:5])
+        raise OpenBlipError(
+            f"the loss {wrong} is not finite at step {step} (images {names}, ...): the first to be so is {cause}. "
+            f"The batch is in {place}. Lower the learning rate, or use precision=float32"
+        )
+
+    def _again(self, batch: Shown, number: int) -> None:
+        """Compute a batch once more, with the texts that were drawn of it before."""
+        position = self.state.position
+        place = position.step * self.recipe.accumulate + number
+        rows = next(iter(self.feed.plan.batches(position.epoch, place)), batch.rows)
+        self.task(rows, batch.views, self._start_chance(number))
+
+    def _together(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are shared among processes once a step."""
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return cast("AbstractContextManager[Any]", self.model.no_sync())
+
+    def _after_epoch(self, watch: Watch) -> None:
+        position, section = self.state.position, self.recipe.evaluation
+        if section.data is None or position.epoch % section.every:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["total_steps"] != self.total_steps or set(state["parameters"]) != set(self.parameters):
-            raise OpenBlipError(f"{path} is of another run: delete it, or give this run another output folder")
-        with torch.no_grad():
-            for name, value in state["parameters"].items():
-                self.parameters[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        self.position = Position(**state["position"])
+        learnt = self.state.learnt()
+        # One process evaluates, and tells the others.
+        found = self.evaluate(learnt, watch.say) if self.evaluate is not None else 0.0
+        score = float(self.world.total(torch.tensor(found, dtype=torch.float64, device=self.device)))
+        if position.best is None or score > position.best:
+            position.best, position.best_epoch = score, position.epoch
+            if self.world.rank == 0:
+                write_whole(learnt, self.output / BEST_FILE)
+        watch.report(position.total, {"evaluation": score})
+
+    def _stopped_early(self) -> bool:
+        position, section = self.state.position, self.recipe.evaluation
+        waited = position.epoch - position.best_epoch
+        return bool(section.patience) and position.best is not None and waited >= section.patience * section.every
+
+    def _best(self) -> dict[str, Tensor]:
+        learnt, path = self.state.learnt(), self.output / BEST_FILE
+        if self.state.position.best is None or not path.is_file():
+            return learnt
+        return cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))
+
+    def _move(self, views: Views | None) -> Views | None:
+        if views is None:
+            return None
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(self.device, non_blocking=True)
+
+        return Views(moved(views.patches), moved(views.pixels))
+
+
+def freeze_all_but(network: nn.Module, trained: Sequence[nn.Module | nn.Parameter]) -> None:
+    """Switch gradients and training mode on for the given parts alone."""
+    network.requires_grad_(False).eval()
+    for part in trained:
+        part.requires_grad_(True)
+        if isinstance(part, nn.Module):
+            part.train()
 
 
 def set_dropout(parts: Sequence[nn.Module | nn.Parameter], dropout: float) -> None:
@@ -155,11 +243,9 @@ def set_dropout(parts: Sequence[nn.Module | nn.Parameter], dropout: float) -> No
                 cast(Any, module).dropout = dropout
 
 
-def _freeze_all_but(network: nn.Module, trained: Sequence[nn.Module | nn.Parameter]) -> dict[str, Tensor]:
-    """Switch gradients and training mode on for the given parts alone; return their parameters by name."""
-    network.requires_grad_(False).eval()
-    for part in trained:
-        part.requires_grad_(True)
-        if isinstance(part, nn.Module):
-            part.train()
-    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+def _take(batches: Any, count: int) -> list[Any]:
+    return [next(batches) for _ in range(count)]
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -5,6 +5,7 @@
 >>> model.generate({"image": vis_processors["eval"](photo).unsqueeze(0)})
 """
 
+from openblip.integrations.lavis.datasets import dataset_zoo, load_dataset
 from openblip.integrations.lavis.loading import (
     load_model,
     load_model_and_preprocess,
@@ -14,4 +15,13 @@ from openblip.integrations.lavis.loading import (
     registry,
 )
 
-__all__ = ["load_model", "load_model_and_preprocess", "load_preprocess", "load_processor", "model_zoo", "registry"]
+__all__ = [
+    "dataset_zoo",
+    "load_dataset",
+    "load_model",
+    "load_model_and_preprocess",
+    "load_preprocess",
+    "load_processor",
+    "model_zoo",
+    "registry",
+]

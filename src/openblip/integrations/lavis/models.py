@@ -20,7 +20,7 @@ from openblip.generation.options import GenerationOptions
 from openblip.integrations.lavis.outputs import BlipOutput, BlipOutputFeatures, Loss, Samples
 from openblip.nn.blip2 import itc_similarity
 from openblip.text import MatchingText, Tokenizer, pad_ids
-from openblip.training.objectives import IGNORED, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
+from openblip.training.objectives import IGNORED, Pairing, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
 
 TOP_K = 50
 """transformers' default, which LAVIS' nucleus sampling inherits."""
@@ -255,7 +255,8 @@ class Blip2Qformer(Blip2Stage1):
         features = self.image_features(samples)
         ids, mask = self._texts(self.cut, samples, len(features))
         start = self.cut.decoder_start_id
-        loss = stage1_loss(self.network, features, TextBatch(ids, mask), start, image_ids=samples.get("image_id"))
+        pairing = Pairing(image_ids=samples.get("image_id"))
+        loss = stage1_loss(self.network, features, TextBatch(ids, mask), start, pairing)
         return BlipOutput(loss.total, loss.itc, loss.itm, loss.itg)
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from openblip.data.augment import Augmentation, augment
 from openblip.images import ImageTransform, load_image, to_pixels
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from openblip.image_sources import ImageSource
 
 TEXT_NOISE = re.compile(r"[.!\"()*#:;~]")
-CROP_TRIES = 10
 
 
 class ImageProcessor(Protocol):
@@ -57,27 +55,8 @@ class Blip2ImageTrainProcessor:
     draw: random.Random = field(default_factory=random.Random)
 
     def __call__(self, image: ImageSource) -> Tensor:
-        from PIL import ImageOps
-
-        crop = self._crop(load_image(image))
-        return to_pixels([ImageOps.mirror(crop) if self.draw.random() < 0.5 else crop], self.transform)[0]
-
-    def _crop(self, image: Image) -> Image:
-        """As torchvision's RandomResizedCrop chooses: ten tries at a ratio of 3/4 to 4/3, else the middle."""
-        width, height = image.size
-        for _ in range(CROP_TRIES):
-            area = width * height * self.draw.uniform(self.min_scale, self.max_scale)
-            ratio = math.exp(self.draw.uniform(math.log(3 / 4), math.log(4 / 3)))
-            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                break
-        else:
-            crop_width = min(width, round(height * 4 / 3))
-            crop_height = min(height, round(width * 4 / 3))
-            left, top = (width - crop_width) // 2, (height - crop_height) // 2
-            return image.crop((left, top, left + crop_width, top + crop_height))
-        left, top = self.draw.randint(0, width - crop_width), self.draw.randint(0, height - crop_height)
-        return image.crop((left, top, left + crop_width, top + crop_height))
+        settings = Augmentation(self.min_scale, self.max_scale)
+        return to_pixels([augment(load_image(image), self.draw, settings)], self.transform)[0]
 
 
 @dataclass(frozen=True)

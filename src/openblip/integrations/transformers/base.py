@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from openblip.errors import OptionError
 from openblip.integrations.transformers.folders import LoadedModel, find_folder, read_model
+from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import (
+    GenerationSettings,
     LoadOptions,
     chosen_device,
     refuse_unknown,
@@ -72,13 +74,14 @@ class VisionModel(nn.Module):
         return FeatureOutput(last_hidden_state=patches, pooler_output=self.post_layernorm(patches[:, 0]))
 
 
-class Pretrained(nn.Module):
+class Pretrained(TranslatedModule):
     """A model of transformers' name over OpenBLIP's network.
 
-    Its parts have transformers' names on the first level (`vision_model`, `query_tokens`, `qformer`,
-    `language_projection`, `language_model`), so that scripts freeze what they mean to.
+    Its layers go by transformers' names, so that scripts freeze what they mean to and peft finds its targets.
 
     Attributes:
+        name_or_path: what it was loaded by.
+        generation_config: of a model that writes, what `generate` does where a call says nothing; else None.
         config: config.json, and what it leaves to defaults and scripts ask for.
     """
 
@@ -87,6 +90,8 @@ class Pretrained(nn.Module):
         network = loaded.parts.network
         self.parts = loaded.parts
         self.config = ModelConfig(loaded.config)
+        self.name_or_path = loaded.parts.name
+        self.generation_config: GenerationSettings | None = None
         self.vision_model = VisionModel(network)
         # Before the Q-Former, which has it, too: transformers counts the queries apart.
         self.query_tokens = network.qformer.queries
@@ -112,7 +117,9 @@ class Pretrained(nn.Module):
             options.get("cache_dir"),
             options.get("local_files_only", False),
         )
-        return cls(read_model(folder, dtype, device, wanted_bits(options))).eval()
+        model = cls(read_model(folder, dtype, device, wanted_bits(options))).eval()
+        model.name_or_path = str(pretrained_model_name_or_path)
+        return model
 
     @property
     def device(self) -> torch.device:

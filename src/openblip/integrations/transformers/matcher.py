@@ -31,6 +31,7 @@ class Matching(Pretrained):
         self.vision_projection = network.image_projection
         self.text_projection = network.text_projection
         self.itm_head = network.itm_head
+        self.translate("")
         self.image_token: int | None = loaded.config["image_token_index"]
 
     def _texts(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
+from torch import Tensor
 
 from openblip.devices import choose_placement
 from openblip.errors import OptionError
@@ -51,6 +52,16 @@ class LoadOptions(TypedDict, total=False):
     quantization_config: object
 
 
+class Streamer(Protocol):
+    """What is told the ids of one text as they come: transformers' TextStreamer and TextIteratorStreamer, say."""
+
+    def put(self, value: Tensor) -> object:
+        """First the prompt's ids [1, T], then each new one [1], the one that ends the text included."""
+
+    def end(self) -> object:
+        """There is no more."""
+
+
 class GenerateOptions(TypedDict, total=False):
     """How `generate` writes; None is as if left out.
 
@@ -67,6 +78,7 @@ class GenerateOptions(TypedDict, total=False):
         generation_config: an object with any of the others, as GenerationConfig is one; they come after what is given.
         return_dict_in_generate: results as an output with `sequences`, and for beams asked with `output_scores` their
             `sequences_scores`.
+        streamer: is told the ids of one text as they come; not of a beam search.
     """
 
     max_new_tokens: int | None
@@ -88,6 +100,7 @@ class GenerateOptions(TypedDict, total=False):
     generation_config: object
     return_dict_in_generate: bool | None
     output_scores: bool | None
+    streamer: Streamer | None
 
 
 NO_OPTIONS = ("transformers_version", "_from_model_config", "bos_token_id", "decoder_start_token_id")
@@ -105,7 +118,7 @@ class GenerationSettings:
             setattr(self, name, None)
 
 
-def merged_options(given: GenerateOptions, settings: GenerationSettings) -> GenerateOptions:
+def merged_options(given: GenerateOptions, settings: GenerationSettings | None) -> GenerateOptions:
     """What a call gives, then what its `generation_config` says, then the model's own settings.
 
     Of two lengths `max_new_tokens` counts, wherever it is said, as there.
@@ -121,8 +134,9 @@ def merged_options(given: GenerateOptions, settings: GenerationSettings) -> Gene
         said = dict(vars(config) if differing is None else differing())
         said = {name: value for name, value in said.items() if value is not None and name not in NO_OPTIONS}
         refuse_unknown("generate", said, GenerateOptions)
-    refuse_unknown("generate", vars(settings), GenerateOptions)
-    merged = {**vars(settings), **said, **{name: value for name, value in given.items() if value is not None}}
+    own = {} if settings is None else vars(settings)
+    refuse_unknown("generate", own, GenerateOptions)
+    merged = {**own, **said, **{name: value for name, value in given.items() if value is not None}}
     merged["generation_config"] = None
     return cast(GenerateOptions, merged)
 
@@ -138,7 +152,8 @@ def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = N
 
 def tuple_wanted(call: str, given: Mapping[str, object]) -> bool:
     """Whether `return_dict` is False. Raises OptionError for any other keyword."""
-    refuse_unknown(call, {name: value for name, value in given.items() if name != "return_dict"})
+    # What is None says nothing: peft passes on keywords that it was not given.
+    refuse_unknown(call, {name: value for name, value in given.items() if name != "return_dict" and value is not None})
     return given.get("return_dict") is False
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from openblip.checkpoints.transformers_export import SHARD_BYTES, save_transformers
 from openblip.errors import CheckpointError, OptionError
-from openblip.generation.engine import generate
-from openblip.generation.options import Generation
+from openblip.generation.engine import generate, stream
+from openblip.generation.options import Generation, GenerationOptions
 from openblip.integrations.transformers.base import Pretrained
 from openblip.integrations.transformers.folders import LoadedModel
 from openblip.integrations.transformers.options import (
     GenerateOptions,
     GenerationSettings,
+    Streamer,
     byte_count,
     engine_options,
     merged_options,
@@ -49,6 +50,7 @@ class Writer(Pretrained):
         self.generation_config = GenerationSettings()
         self.language_projection = network.prompt_projection
         self.language_model: Decoder | T5 = network.own_language_model
+        self.translate("decoder" if network.config.t5 is None else "t5")
 
     def forward(
         self,
@@ -102,6 +104,10 @@ class Writer(Pretrained):
         """The table of the language model's words."""
         table: torch.nn.Module = self.language_model.tokens
         return table
+
+    def prepare_inputs_for_generation(self, **inputs: Any) -> dict[str, Any]:
+        """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
+        return inputs
 
     def save_pretrained(
         self, save_directory: str | Path, *, max_shard_size: int | str = SHARD_BYTES, safe_serialization: bool = True
@@ -205,6 +211,9 @@ class Blip2ForConditionalGeneration(Writer):
             front = ids
             chosen = engine_options(options, ids.shape[1], language.config.max_positions - embeds.shape[1], stop)
             used = None if chosen.repetition_penalty == 1 else self._used(language, ids, attention_mask)
+        streamer = options.get("streamer")
+        if streamer is not None:
+            return _streamed(language, front, rows, chosen, used, streamer)
         found = generate(language, rows, chosen, used)
         texts = [text for group in found for text in group]
         filler = self.words.pad if pad is None else pad
@@ -265,6 +274,29 @@ class Blip2Model(Writer):
         mask = None if attention_mask is None else attention_mask.to(self.device)
         hidden = language.encode(embeds, mask) if isinstance(language, T5) else language(embeds, mask)
         return FeatureOutput(last_hidden_state=hidden)
+
+
+def _streamed(
+    language: Decoder | T5,
+    front: Tensor,
+    rows: Sequence[Tensor],
+    options: GenerationOptions,
+    used: Sequence[Tensor] | None,
+    streamer: Streamer,
+) -> Tensor:
+    """As `generate` of one text, whose ids the streamer is told as they come; it is told of the end in any case."""
+    ids = []
+    try:
+        if len(rows) != 1:
+            raise OptionError(f"a streamer was given with {len(rows)} images: it takes the text of one")
+        tokens = stream(language, rows[0], options, prompt_ids=None if used is None else used[0], tell_stop=True)
+        streamer.put(front.cpu())
+        for token in tokens:
+            ids.append(token)
+            streamer.put(torch.tensor([token]))
+    finally:
+        streamer.end()
+    return torch.cat([front, front.new_tensor([ids])], dim=1)
 
 
 def _rectangle(texts: Sequence[Generation], stop: int, filler: int) -> Tensor:

@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from openblip.checkpoints import fetch as fetching
-from openblip.checkpoints.fetch import ATTEMPTS, fetch
+from openblip import fetch as fetching
 from openblip.errors import DownloadError
-
-from .web import Page, Web, serve
+from openblip.fetch import ATTEMPTS, fetch
+from tests.checkpoints.web import Page, Web, serve
 
 BODY = os.urandom(100_000)
 PATH = "/weights.pth"
@@ -247,7 +246,7 @@ def test_two_processes_share_one_download(web: Web, tmp_path: Path) -> None:
     web.pages[PATH].wait_s = 0.1
     target = tmp_path / "weights.pth"
     program = (
-        "import sys\nfrom pathlib import Path\nfrom openblip.checkpoints.fetch import fetch\n"
+        "import sys\nfrom pathlib import Path\nfrom openblip.fetch import fetch\n"
         "print(fetch(sys.argv[1], Path(sys.argv[2])))"
     )
     command = [sys.executable, "-c", program, web.url + PATH, str(target)]
@@ -261,7 +260,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(web: Web, tmp_pa
     web.pages[PATH].wait_s = 0.2
     target = tmp_path / "weights.pth"
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom openblip.checkpoints.fetch import fetch\n"
+        "import os, sys\nfrom pathlib import Path\nfrom openblip.fetch import fetch\n"
         "fetch(sys.argv[1], Path(sys.argv[2]), progress=lambda name, done, total: done > 20_000 and os._exit(9))"
     )
     done = subprocess.run([sys.executable, "-c", program, web.url + PATH, str(target)], check=False)

@@ -57,6 +57,11 @@ class _LostError(Exception):
         self.wait_s = wait_s
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 @dataclass(frozen=True)
 class _Answer:
     """What the headers of an answer say.
@@ -81,6 +86,7 @@ def fetch(
     sha256: str = "",
     headers: Mapping[str, str] | None = None,
     name: str | None = None,
+    md5: str = "",
     progress: Progress | None = None,
     silence_s: float = SILENCE_SECONDS,
     first_wait_s: float = 1.0,
@@ -89,7 +95,7 @@ def fetch(
 
     Args:
         target: where the file appears once it is whole; its folder is made.
-        sha256: hexadecimal; checked beside what the server says about length and MD5.
+        sha256, md5: hexadecimal; checked beside what the server says about length and MD5.
         headers: of every request; not told to other servers that this one may send us on to.
         name: for messages and progress; by default the target's.
         silence_s: seconds the server may take between two pieces of its answer.
@@ -127,7 +133,7 @@ def fetch(
                     raise DownloadError(f"{url} cannot be downloaded ({trouble}): try again {when}") from trouble
                 time.sleep(max(first_wait_s * 2 ** (failures - 1), trouble.wait_s))
                 continue
-            fault = _fault(part, answer, sha256)
+            fault = _fault(part, answer, sha256, md5)
             if not fault:
                 os.replace(part, target)
                 version.unlink(missing_ok=True)
@@ -145,6 +151,18 @@ def fetch(
 def part_of(target: Path) -> Path:
     """What has come of a file that is not whole yet."""
     return _beside(target, ".part")
+
+
+def remote_size(url: str, silence_s: float = 10.0) -> int | None:
+    """Bytes of the file at an address; None when the server does not say, or does not answer."""
+    headers = {"User-Agent": "openblip", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=silence_s) as response:
+            length = response.headers.get("Content-Length", "")
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    return int(length) if length.isdecimal() else None
 
 
 def _beside(target: Path, ending: str) -> Path:
@@ -334,14 +352,15 @@ def _lost(url: str, error: Exception, there: int) -> Exception:
     return _LostError(str(reason) or type(reason).__name__)
 
 
-def _fault(part: Path, answer: _Answer, sha256: str) -> str:
+def _fault(part: Path, answer: _Answer, sha256: str, md5: str) -> str:
     """What is wrong with a file that has arrived; empty when nothing is."""
     length = _length(part)
     if answer.total is not None and length != answer.total:
         return f"{length} bytes instead of {answer.total}"
     if sha256 and digest(part, "sha256") != sha256.lower():
         return "its SHA-256 differs"
-    if answer.md5 and digest(part, "md5") != answer.md5:
+    wanted = {known.lower() for known in (answer.md5, md5) if known}
+    if wanted and {digest(part, "md5")} != wanted:
         return "its MD5 differs"
     return ""
 

@@ -1,0 +1,59 @@
+"""`openblip evaluate`: run an evaluation recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openblip.cli.report import SOME_FAILED, print_line
+from openblip.cli.watching import watch
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip evaluate recipes/evaluate/mini_captions.yaml data_root=/data
+  openblip evaluate recipes/evaluate/mini_captions.yaml limit=100 text.beams=1 output=runs/greedy
+  openblip evaluate recipes/evaluate/coco_captions_opt2.7b.yaml --dry-run
+
+A run that was stopped goes on when it is started again with the same recipe."""
+
+
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings that replace the recipe's, with dots.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and leave.")] = False,
+) -> None:
+    """Score a model as a recipe says: print the table, write metrics.json, predictions.jsonl and report.html.
+
+    Pictures that cannot be read are left out of the scores and counted; the exit code is 1 then.
+    """
+    from openblip.evaluation.recipe import load_evaluation
+
+    resolved = load_evaluation(recipe, overrides or [])
+    if dry_run:
+        from openblip.recipes import write_recipe
+
+        print_line(write_recipe(resolved).rstrip())
+        return
+    from openblip.evaluation import run
+    from openblip.evaluation.report import measured
+
+    with watch("pictures") as progress:
+        done = run.evaluate(resolved, progress)
+    for line in measured(done.found, resolved):
+        beside = f"   published {line.published} ({line.difference}), {line.source}" if line.published else ""
+        print_line(f"{line.name:<28}{line.value:>7}{beside}")
+    for note in done.found.notes:
+        print_line(note)
+    for picture in done.found.excluded:
+        print_line(f"left out: {picture.image}: {picture.problem}")
+    print_line(str(done.output / "report.html"))
+    if done.found.excluded:
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,74 @@
+"""What a training picture goes through: a random crop, mirrored half of the time. BLIP-2 uses no RandAugment."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from openblip.errors import OptionError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training picture may be from the original; the defaults are BLIP-2's.
+
+    Attributes:
+        min_area, max_area: share of the picture's area that a crop keeps.
+        min_ratio, max_ratio: width by height of a crop.
+        mirror: probability of the mirror image.
+    """
+
+    min_area: float = 0.5
+    max_area: float = 1.0
+    min_ratio: float = 3 / 4
+    max_ratio: float = 4 / 3
+    mirror: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise OptionError(
+                f"a crop keeps {self.min_area} to {self.max_area} of a picture: give shares above 0, the smaller first"
+            )
+        if not 0 < self.min_ratio <= self.max_ratio:
+            raise OptionError(f"the ratios {self.min_ratio} to {self.max_ratio} must be above 0, the smaller first")
+
+
+BLIP2 = Augmentation()
+
+
+def augment(image: Image, draw: random.Random, settings: Augmentation = BLIP2) -> Image:
+    """A random part of a picture, perhaps mirrored; equal draws give equal parts. It is yet to be squashed."""
+    from PIL import ImageOps
+
+    crop = image.crop(crop_box(image.size, draw, settings))
+    return ImageOps.mirror(crop) if draw.random() < settings.mirror else crop
+
+
+def crop_box(size: tuple[int, int], draw: random.Random, settings: Augmentation = BLIP2) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a crop, as torchvision's RandomResizedCrop chooses it.
+
+    Ten tries at an area and, evenly in its logarithm, a ratio; else the middle at the nearest ratio allowed.
+
+    Args:
+        size: width and height of the picture.
+    """
+    width, height = size
+    logarithms = math.log(settings.min_ratio), math.log(settings.max_ratio)
+    for _ in range(CROP_TRIES):
+        area = width * height * draw.uniform(settings.min_area, settings.max_area)
+        ratio = math.exp(draw.uniform(*logarithms))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = draw.randint(0, width - crop_width), draw.randint(0, height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    crop_width = min(width, max(1, round(height * settings.max_ratio)))
+    crop_height = min(height, max(1, round(width / settings.min_ratio)))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height

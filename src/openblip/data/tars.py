@@ -1,0 +1,230 @@
+"""Tar files of pictures with their texts beside them, as webdataset and img2dataset write them.
+
+`000123.jpg`, `000123.txt` and `000123.json` of a tar are one row. Headers are read once, pictures where they lie: any
+row can be had at any time, and nothing is unpacked. A tar that is broken gives the rows before the break.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from openblip.data.folders import caption_lines
+from openblip.data.records import Columns
+from openblip.data.samples import PackedFile, Sample
+from openblip.errors import OpenBlipError
+from openblip.image_sources import IMAGE_SUFFIXES
+
+LOG = logging.getLogger("openblip.data")
+
+BLOCK = 512
+GZIP = b"\x1f\x8b"
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class TarRow:
+    """The files of one row.
+
+    Attributes:
+        key: their common name, up to the first dot; members: by what follows it, in small letters.
+    """
+
+    key: str
+    members: dict[str, PackedFile]
+
+    @property
+    def picture(self) -> PackedFile | None:
+        return next((file for ending, file in self.members.items() if _is_picture(ending)), None)
+
+    def sample(self) -> Sample:
+        """The row, its texts read now.
+
+        Raises:
+            OpenBlipError: there is no picture, or its texts cannot be read.
+        """
+        picture = self.picture
+        if picture is None:
+            raise OpenBlipError(f"{self.key} has no picture")
+        told = Sample((picture,), image_id=self.key, sample_id=self.key)
+        if "json" in self.members:
+            told = _from_json(self._text("json"), picture, self.key)
+        captions = caption_lines(self._text("txt")) if "txt" in self.members else told.captions
+        label = self._text("cls").strip() if "cls" in self.members else told.label
+        return Sample(
+            told.images,
+            told.image_id,
+            told.sample_id or self.key,
+            captions or told.captions,
+            told.question,
+            told.answers,
+            label,
+            kind=told.kind,
+        )
+
+    def _text(self, ending: str) -> str:
+        return self.members[ending].read_bytes().decode("utf-8-sig", errors="replace")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar and what is in it.
+
+    Attributes:
+        rows: in the tar's order, each with a picture.
+        trouble: what is wrong with the tar, one sentence; empty when nothing is.
+    """
+
+    path: Path
+    rows: tuple[TarRow, ...] = field(repr=False)
+    trouble: str = ""
+
+
+def index_shard(path: Path) -> Shard:
+    """Read a tar's headers. Never raises for what is in the file: `trouble` says what is wrong with it."""
+    grouped: dict[str, dict[str, PackedFile]] = {}
+    trouble = ""
+    broken = False
+    try:
+        length = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.offset_data + member.size > length:
+                    trouble, broken = "is cut short", True
+                    break
+                key, _, ending = _split(member.name)
+                if member.isfile() and key and not _is_hidden(member.name):
+                    grouped.setdefault(key, {})[ending] = PackedFile(
+                        path, member.offset_data, member.size, PurePosixPath(member.name).name
+                    )
+            if not broken:
+                trouble = _how_it_ends(path, tar.offset, length)
+                broken = bool(trouble) and tar.offset < length
+    except (tarfile.TarError, OSError, ValueError) as error:
+        trouble, broken = _explain(path, error), True
+    if broken and grouped:
+        grouped.popitem()  # nobody knows whether it is whole
+    rows = tuple(row for key, members in grouped.items() if (row := TarRow(key, members)).picture is not None)
+    if not rows and not trouble:
+        trouble = "has no pictures"
+    if trouble:
+        trouble = f"{path} {trouble}: {len(rows)} rows of it are used"
+    return Shard(path, rows, trouble)
+
+
+def read_tars(paths: Sequence[Path], skipped: list[str] | None = None) -> list[Sample]:
+    """All rows of some tars; a sentence for whatever could not be used goes to `skipped`, or is logged."""
+    samples: list[Sample] = []
+    left_out: list[str] = []
+    for path in paths:
+        shard = index_shard(path)
+        if shard.trouble:
+            left_out.append(shard.trouble)
+        for row in shard.rows:
+            try:
+                samples.append(row.sample())
+            except OpenBlipError as error:
+                left_out.append(f"{path}: row {row.key} is left out: {error}")
+    tell_skipped(left_out, skipped)
+    return samples
+
+
+def tell_skipped(sentences: Sequence[str], skipped: list[str] | None) -> None:
+    """Add the sentences to the caller's list; log them where it gave none."""
+    if skipped is not None:
+        skipped += sentences
+        return
+    for sentence in sentences:
+        LOG.warning("%s", sentence)
+
+
+def expand_pattern(pattern: str, folder: Path) -> list[Path]:
+    """Files by a pattern: `{00000..00017}` counts, `*`, `?` and `[...]` match what is there, in order.
+
+    Counted files are given whether they exist or not.
+
+    Raises:
+        OpenBlipError: nothing matches.
+    """
+    texts = [pattern]
+    while any(BRACES.search(text) for text in texts):
+        texts = [made for text in texts for made in _count(text)]
+    paths: list[Path] = []
+    for text in texts:
+        path = Path(text).expanduser()
+        anchor = Path(path.anchor) if path.is_absolute() else folder
+        relative = str(path.relative_to(anchor)) if path.is_absolute() else str(path)
+        is_literal = (anchor / relative).exists() or not any(mark in relative for mark in "*?[")
+        paths += [anchor / relative] if is_literal else sorted(anchor.glob(relative))
+    if not paths:
+        raise OpenBlipError(f"no file matches {pattern} in {folder}: check the pattern")
+    return paths
+
+
+def _count(text: str) -> list[str]:
+    found = BRACES.search(text)
+    if found is None:
+        return [text]
+    first, last = found.groups()
+    numbers = range(int(first), int(last) + 1)
+    return [f"{text[: found.start()]}{number:0{len(first)}d}{text[found.end() :]}" for number in numbers]
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """`a/000123.seg.PNG` is `a/000123`, ".", `seg.png`."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, ending = file.partition(".")
+    return (folder + slash + stem if stem else ""), dot, ending.lower()
+
+
+def _is_picture(ending: str) -> bool:
+    return f".{ending}" in IMAGE_SUFFIXES
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _how_it_ends(path: Path, offset: int, length: int) -> str:
+    """tarfile takes rubbish in place of a header for the end: a true end is a block of zeros."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(BLOCK)
+    if not block:
+        return "has no end mark, more may have been to come"
+    return "" if block.count(0) == len(block) else f"is damaged at byte {offset} of {length}"
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
+        return f"cannot be read ({error.strerror or error})"
+    if "unexpected end" in str(error):
+        return "is cut short"
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == GZIP:
+        return "is compressed, which allows no reading in any order; unpack it with gunzip first"
+    return f"is no tar, or broken ({error})"
+
+
+def _from_json(text: str, picture: PackedFile, key: str) -> Sample:
+    try:
+        content: Any = json.loads(text)
+    except ValueError as error:
+        raise OpenBlipError(f"its JSON cannot be read ({error})") from error
+    if isinstance(content, list):  # LAION as BLIP filtered it: nothing but captions
+        captions = tuple(caption for caption in content if isinstance(caption, str))
+        return Sample((picture,), image_id=key, sample_id=key, captions=captions)
+    if not isinstance(content, dict):
+        raise OpenBlipError("its JSON is neither an object nor a list")
+    try:
+        columns = Columns(content, key, needs_image=False)
+    except OpenBlipError:
+        return Sample((picture,), image_id=key, sample_id=key)  # its text stands beside it, or nowhere
+    return columns.sample(content, (picture,), key)

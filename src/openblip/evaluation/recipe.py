@@ -1,0 +1,70 @@
+"""The recipe of an evaluation: one YAML file says everything, and every key is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openblip.data.sources import DataSource
+from openblip.errors import OptionError
+from openblip.evaluation.settings import Settings
+from openblip.recipes import read_recipe
+
+
+@dataclass
+class Published:
+    """A figure to compare with.
+
+    Attributes:
+        metric: as in the evaluation's table.
+        value: in the table's units: shares from 0 to 1.
+        source: where it was published.
+    """
+
+    metric: str
+    value: float
+    source: str
+
+
+@dataclass(kw_only=True)
+class EvaluationRecipe(Settings):
+    """One evaluation.
+
+    Attributes:
+        data: the data set. Of a source with `held_out`, here exactly those images are used.
+        output: folder for metrics.json, predictions.jsonl and report.html.
+        title: heads the report.
+        model: a name of `openblip models`, or a model folder.
+        checkpoint: a `.pth` that LAVIS saved, in place of the official one.
+        limit: only the first so many rows of the data.
+        examples: pictures in the report of the best, of the middle and of the worst.
+        published: figures that the report shows beside ours.
+    """
+
+    data: DataSource
+    output: str
+    title: str | None = None
+    data_root: str = "data"
+    model: str = "mini"
+    checkpoint: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    limit: int | None = None
+    examples: int = 8
+    published: list[Published] = field(default_factory=list)
+
+
+def load_evaluation(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Read a YAML recipe and apply `key=value` overrides.
+
+    Raises:
+        OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
+    """
+    recipe = read_recipe(EvaluationRecipe, path, overrides, "evaluation", "eval")
+    recipe.check()
+    if recipe.limit is not None and recipe.limit < 1:
+        raise OptionError(f"{path}: limit is {recipe.limit}: it must be at least 1, or null for all")
+    if recipe.examples < 0:
+        raise OptionError(f"{path}: examples is {recipe.examples}: it must be 0 or more")
+    return recipe

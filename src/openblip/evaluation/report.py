@@ -1,0 +1,195 @@
+"""One page that shows an evaluation, whole in itself: nothing is loaded from elsewhere, and it runs no script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openblip.data.samples import Picture
+from openblip.errors import ImageError, OpenBlipError
+from openblip.evaluation.charts import Chart, charts_of
+from openblip.evaluation.outcome import Evaluation, Row
+from openblip.evaluation.recipe import EvaluationRecipe
+from openblip.evaluation.settings import Task
+from openblip.images import load_image
+from openblip.recipes import write_recipe
+
+THUMBNAIL = 320
+"""Longest side of a picture in the page, in pixels."""
+TEMPLATE = Path(__file__).with_name("report.html")
+
+NAMES = {
+    **{f"bleu_{order}": f"BLEU-{order}" for order in range(1, 5)},
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "spice": "SPICE",
+    "accuracy": "Accuracy",
+    "exact": "Exact match",
+    "balanced accuracy": "Mean over labels",
+    "without label": "Answers without label",
+    "mean": "Mean of all recalls",
+    **{
+        f"{way.lower().replace(' ', '_')}_{name}": f"{way}, {shown}"
+        for way in ("Text to image", "Image to text")
+        for name, shown in (("at_1", "R@1"), ("at_5", "R@5"), ("at_10", "R@10"), ("mean", "mean"))
+    },
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the table; numbers are written as papers write them, times 100."""
+
+    name: str
+    value: str
+    published: str = ""
+    difference: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of the contact sheet.
+
+    Attributes:
+        image: a JPEG as a data address, or nothing when the picture cannot be read.
+        alt: what the picture shows, in a person's words where there are any.
+        references: each text once, with how many people gave it where several did.
+    """
+
+    row: Row
+    image: str
+    alt: str
+    score: str
+    references: tuple[str, ...]
+
+
+def write_report(path: Path, recipe: EvaluationRecipe, found: Evaluation, about: Mapping[str, Any]) -> None:
+    """Write the page.
+
+    Raises:
+        OpenBlipError: jinja2 is not installed.
+    """
+    path.write_text(render_report(recipe, found, about), encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def render_report(recipe: EvaluationRecipe, found: Evaluation, about: Mapping[str, Any]) -> str:
+    """The page as text. Raises OpenBlipError when jinja2 is not installed."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise OpenBlipError('the report needs more packages: pip install "openblip[eval]"') from None
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=recipe.title or f"{found.task.value.capitalize()}: {recipe.model} on {recipe.data.name}",
+        task=found.task.value,
+        table=measured(found, recipe),
+        found=found,
+        names=NAMES,
+        order=NAMES.get(found.ordered_by, found.ordered_by),
+        about=about,
+        recipe=write_recipe(recipe),
+        charts=charts_of(found),
+        bars=bars,
+        sheets=[(name, [show(row, found) for row in rows]) for name, rows in chosen_rows(found.rows, recipe.examples)],
+    )
+
+
+def measured(found: Evaluation, recipe: EvaluationRecipe) -> list[Measured]:
+    """The metrics, each beside every figure that was published for it."""
+    lines = []
+    for name, value in found.metrics.items():
+        shown, ours = NAMES.get(name, name[:1].upper() + name[1:]), f"{100 * value:.1f}"
+        figures = [figure for figure in recipe.published if figure.metric == name]
+        if not figures:
+            lines.append(Measured(shown, ours))
+        for figure in figures:
+            gap = f"{100 * (value - figure.value):+.1f}"
+            lines.append(Measured(shown, ours, f"{100 * figure.value:.1f}", gap, figure.source))
+            shown = ours = ""  # said once
+    return lines
+
+
+def chosen_rows(rows: Sequence[Row], count: int) -> list[tuple[str, list[Row]]]:
+    """The best, those around the median and the worst, no row twice; of equals some from everywhere in the data."""
+
+    def order(row: Row) -> tuple[float, bytes]:
+        name = f"{row.image} {row.question} {row.sample_id}"
+        return -row.score, hashlib.md5(name.encode(errors="surrogatepass")).digest()
+
+    ordered = sorted(rows, key=order)
+    count = min(count, max(1, len(ordered) // 3)) if count else 0
+    start = (len(ordered) - count) // 2
+    parts = [("Best", ordered[:count]), ("Middle", ordered[start : start + count])]
+    parts.append(("Worst", ordered[max(0, len(ordered) - count) :][::-1]))
+    shown: set[int] = set()
+    sheets = []
+    for name, part in parts if count else []:
+        fresh = [row for row in part if id(row) not in shown]
+        shown.update(id(row) for row in fresh)
+        if fresh:
+            sheets.append((name, fresh))
+    return sheets
+
+
+def show(row: Row, found: Evaluation) -> Shown:
+    caption = row.references[0] if found.task is Task.CAPTIONS and row.references else ""
+    return Shown(
+        row=row,
+        image="" if row.picture is None else thumbnail(row.picture),
+        alt=caption or f"the picture {Path(row.image).name}",
+        score=f"{100 * row.score:.0f}",
+        references=tuple(
+            text if count == 1 else f"{text} ({count} people)" for text, count in Counter(row.references).most_common()
+        ),
+    )
+
+
+def thumbnail(picture: Picture) -> str:
+    """A small JPEG of the picture as a data address, without its metadata; empty when it cannot be read."""
+    try:
+        image = load_image(picture if isinstance(picture, Path) else picture.read_bytes())
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=72, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A rectangle in a drawing of 640 x 200 units."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    series: int
+    told: str
+
+
+def bars(chart: Chart) -> list[Bar]:
+    """Where a chart's bars stand: left to right, the base at y = 170."""
+    left, base, height = 46.0, 170.0, 150.0
+    slot = (640 - left) / len(chart.categories)
+    width = slot * 0.8 / len(chart.series)
+    return [
+        Bar(
+            x=round(left + slot * (place + 0.1) + width * number, 2),
+            y=round(base - height * series.values[place] / chart.top, 2),
+            width=round(width, 2),
+            height=round(height * series.values[place] / chart.top, 2),
+            series=number,
+            told=f"{category} ({series.name}): {series.values[place]:.4g} {chart.unit}",
+        )
+        for number, series in enumerate(chart.series)
+        for place, category in enumerate(chart.categories)
+    ]

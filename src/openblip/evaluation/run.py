@@ -1,0 +1,241 @@
+"""From an evaluation recipe to metrics.json, predictions.jsonl and report.html."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from openblip import __version__
+from openblip.data.samples import Sample
+from openblip.errors import OpenBlipError
+from openblip.evaluation.classifying import evaluate_labels
+from openblip.evaluation.journal import Journal
+from openblip.evaluation.outcome import Evaluation
+from openblip.evaluation.progress import Progress, silent
+from openblip.evaluation.recipe import EvaluationRecipe
+from openblip.evaluation.report import write_report
+from openblip.evaluation.samples import read_samples
+from openblip.evaluation.score import check, score_model
+from openblip.evaluation.settings import Decision, Task
+from openblip.model import Blip2, load
+from openblip.nn.int4 import Int4Linear
+from openblip.nn.quantised import quantised_layers
+
+PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation with what it was made with.
+
+    Attributes:
+        about: names and values that belong beside the metrics: model, number format, versions, date.
+    """
+
+    recipe: EvaluationRecipe
+    found: Evaluation
+    about: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.recipe.output)
+
+
+def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
+    """Run a recipe, or go on with one that was stopped.
+
+    Raises:
+        OpenBlipError: model, data and recipe do not fit, or the output folder holds another run's predictions.
+    """
+    samples = read_samples(recipe)
+    check(samples, recipe)
+    output = Path(recipe.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone_in(output):
+        return _evaluate(recipe, samples, output, progress)
+
+
+def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path, progress: Progress) -> Run:
+    given = recipe.task is Task.CLASSIFICATION and recipe.classification.by is Decision.GIVEN
+    started = time.monotonic()
+    if given:
+        model, earlier = None, 0
+        found = evaluate_labels(None, samples, recipe, Journal(), progress)
+    else:
+        model = load(recipe.model, checkpoint=recipe.checkpoint, device=recipe.device, dtype=recipe.dtype)
+        _claim(output, recipe, model, samples)
+        journal = Journal(output / ("matches.jsonl" if recipe.task is Task.RETRIEVAL else "predictions.jsonl"))
+        earlier = len(journal.done)
+        started = time.monotonic()
+        try:
+            found = score_model(model, samples, recipe, progress, journal)
+        finally:
+            journal.close()
+    seconds = time.monotonic() - started
+    run = Run(recipe, found, _about(recipe, model, samples, None if earlier else seconds))
+    _write_predictions(output / "predictions.jsonl", found, journaled=not given and recipe.task is not Task.RETRIEVAL)
+    _replace(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
+    write_report(output / "report.html", run.recipe, found, run.about)
+    return run
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Raises OpenBlipError when another program evaluates into the same folder."""
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OpenBlipError(f"another evaluation writes to {output}: wait for it, or give another output") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequence[Sample]) -> None:
+    """Note what makes the predictions in the folder; refuse to go on with those of something else."""
+    mine = {
+        "model": recipe.model,
+        "weights": _mark_of_files(Path(recipe.model)),
+        "checkpoint": recipe.checkpoint,
+        "number format": number_format(model),
+        "task": recipe.task.value,
+        "text": asdict(recipe.text),
+        "rerank": recipe.retrieval.rerank if recipe.task is Task.RETRIEVAL else None,
+        "classification": _plain(asdict(recipe.classification)) if recipe.task is Task.CLASSIFICATION else None,
+        "data": _mark_of_samples(samples),
+    }
+    path = output / "made_by.json"
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        different = [name for name, value in mine.items() if theirs.get(name) != value]
+        if different:
+            raise OpenBlipError(
+                f"{output} holds predictions of another run (other {', '.join(different)}): "
+                "give another output, or delete the folder"
+            )
+    else:
+        _replace(path, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
+
+
+def _mark_of_files(folder: Path) -> list[list[object]]:
+    """Names, sizes and times of a model folder's files: a model that was trained on is another model."""
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _mark_of_samples(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        told = [[picture.name for picture in sample.images], sample.question, sample.captions, sample.label]
+        digest.update(json.dumps(told).encode())
+    return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
+
+
+def number_format(model: Blip2) -> str:
+    """What a model computes in: "float32", or "int8 and float32" where its large matrices are whole numbers."""
+    name = str(model.placement.dtype).removeprefix("torch.")
+    layers = quantised_layers(model.network).values()
+    if not layers:
+        return name
+    return f"int4 and {name}" if any(isinstance(layer, Int4Linear) for layer in layers) else f"int8 and {name}"
+
+
+def _about(
+    recipe: EvaluationRecipe, model: Blip2 | None, samples: Sequence[Sample], seconds: float | None
+) -> dict[str, Any]:
+    about: dict[str, Any] = {}
+    if model is not None:
+        device = str(model.placement.device)
+        about = {
+            "model": recipe.model,
+            "checkpoint": recipe.checkpoint,
+            "image size": model.parts.transform.image_size,
+            "number format": number_format(model),
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        }
+    about |= {
+        "data": recipe.data.name,
+        "split": recipe.data.split,
+        "rows": len(samples),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "openblip": __version__,
+        "python": platform.python_version(),
+    }
+    about |= {name: _version(name) for name in PACKAGES}
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return {
+        "task": run.found.task.value,
+        "metrics": run.found.metrics,
+        "published": [asdict(figure) for figure in run.recipe.published],
+        "notes": list(run.found.notes),
+        "rows": len(run.found.rows),
+        "excluded": [asdict(picture) for picture in run.found.excluded],
+        "about": run.about,
+        "recipe": _plain(asdict(run.recipe)),
+    }
+
+
+def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
+    """The rows with what each is worth; those that were written as they came keep what they said."""
+    known = {}
+    if journaled:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            fields = json.loads(line)
+            known[fields["row"]] = fields
+    if known:
+        answered = [row for row, fields in sorted(known.items()) if "prediction" in fields]
+        for number, row in zip(answered, found.rows, strict=True):
+            known[number] |= _fields(row)
+        lines = [fields for _, fields in sorted(known.items())]
+    else:
+        lines = [{"row": number, **_fields(row)} for number, row in enumerate(found.rows)]
+    _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    named = {name: getattr(row, name) for name in ("image", "image_id", "sample_id", "question", "prediction")}
+    filled = {name: value for name, value in named.items() if value or name == "prediction"}
+    return filled | {"references": list(row.references), "scores": dict(row.scores)}
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations as the words that recipes use."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return getattr(value, "value", value)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write so that a kill leaves the old content or the new, never half."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    draft.replace(path)

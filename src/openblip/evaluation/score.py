@@ -1,0 +1,57 @@
+"""A model on a task: predictions and scores, from Python, from a recipe, or between two epochs of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openblip.data.samples import Sample
+from openblip.evaluation.answering import check_questioned, evaluate_answers
+from openblip.evaluation.captioning import check_captioned, evaluate_captions
+from openblip.evaluation.classifying import check_labelled, evaluate_labels
+from openblip.evaluation.journal import Journal
+from openblip.evaluation.outcome import Evaluation
+from openblip.evaluation.progress import Progress, silent
+from openblip.evaluation.retrieving import evaluate_retrieval
+from openblip.evaluation.settings import Settings, Task
+from openblip.model import Blip2
+
+WORK = {
+    Task.CAPTIONS: evaluate_captions,
+    Task.QUESTIONS: evaluate_answers,
+    Task.RETRIEVAL: evaluate_retrieval,
+    Task.CLASSIFICATION: evaluate_labels,
+}
+
+
+def check(samples: Sequence[Sample], settings: Settings) -> None:
+    """Whether samples and settings are fit for the task, before a model is loaded. Raises OptionError."""
+    settings.check()
+    if settings.task is Task.QUESTIONS:
+        check_questioned(samples, settings.questions.accuracy)
+    elif settings.task is Task.CLASSIFICATION:
+        check_labelled(samples, settings.classification.by)
+    else:
+        check_captioned(samples)
+
+
+def score_model(
+    model: Blip2,
+    samples: Sequence[Sample],
+    settings: Settings,
+    progress: Progress = silent,
+    journal: Journal | None = None,
+) -> Evaluation:
+    """Let a model do a task on samples, and score it.
+
+    Args:
+        model: as `openblip.load` gives it, or around parts in memory.
+        progress: called with (pictures done, pictures in all).
+        journal: where predictions are kept as they come; those that are in it already are not made again.
+
+    Raises:
+        OpenBlipError: the samples or settings do not fit the task, or packages are missing.
+        ImageError: a picture cannot be read, and `on_bad_image` is to stop.
+    """
+    check(samples, settings)
+    journal = Journal() if journal is None else journal
+    return WORK[settings.task](model, samples, settings, journal, progress)

@@ -1,0 +1,172 @@
+"""What is evaluated and how: the part of a recipe that `score_model` needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import cast
+
+from openblip.errors import OptionError
+from openblip.options import TextOptions
+
+
+class Task(Enum):
+    """What the model does with the pictures."""
+
+    CAPTIONS = "captions"
+    QUESTIONS = "questions"
+    RETRIEVAL = "retrieval"
+    CLASSIFICATION = "classification"
+
+
+class Wish(Enum):
+    """Whether a score is computed: where the machine has what it needs, or else the run stops, or not at all."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    NEVER = "never"
+
+    @property
+    def choice(self) -> bool | None:
+        return {Wish.AUTO: None, Wish.REQUIRED: True, Wish.NEVER: False}[self]
+
+
+class BadImage(Enum):
+    """What happens at a picture that cannot be read."""
+
+    SKIP = "skip"
+    STOP = "stop"
+
+
+class Accuracy(Enum):
+    """How an answer is compared with what people answered (`openblip.evaluation.vqa`)."""
+
+    VQA = "vqa"
+    LEMMAS = "lemmas"
+    SIMPLE = "simple"
+    EXACT = "exact"
+
+
+class Decision(Enum):
+    """How a class is chosen: by contrast (ITC), by matching (ITM), by a question, or not by this program."""
+
+    CONTRAST = "contrast"
+    MATCH = "match"
+    ASK = "ask"
+    GIVEN = "given"
+
+
+@dataclass
+class TextSettings:
+    """How text is generated; what is left out is the model's own choice.
+
+    Attributes:
+        prompt: how captions begin, or the frame of a question: "Question: {question} Short answer:".
+        min_tokens, max_tokens: of the new text alone; the prompt never counts.
+    """
+
+    prompt: str | None = None
+    beams: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    length_penalty: float | None = None
+    repetition_penalty: float | None = None
+
+    @property
+    def options(self) -> TextOptions:
+        given = {name: value for name, value in asdict(self).items() if value is not None and name != "prompt"}
+        return cast(TextOptions, given)
+
+
+@dataclass
+class CaptionSettings:
+    """Which caption scores are computed.
+
+    Attributes:
+        tokenizer: Java's PTB tokeniser, as for published numbers; never: the package's own, unofficial one.
+        meteor: METEOR, in Java.
+        spice: SPICE, in Java; takes a minute for 1,000 pictures and 8 GB of memory.
+    """
+
+    tokenizer: Wish = Wish.AUTO
+    meteor: Wish = Wish.AUTO
+    spice: Wish = Wish.AUTO
+
+
+@dataclass
+class QuestionSettings:
+    """How answers are scored.
+
+    Attributes:
+        accuracy: VQA's leave-one-out, the same over lemmas (OK-VQA), min(n/3, 1), or exact match (GQA).
+    """
+
+    accuracy: Accuracy = Accuracy.VQA
+
+
+@dataclass
+class RetrievalSettings:
+    """How pictures and texts find one another.
+
+    Attributes:
+        rerank: candidates of contrast (ITC) a query that matching (ITM) orders; 0 is contrast alone.
+    """
+
+    rerank: int = 128
+
+
+@dataclass
+class ClassificationSettings:
+    """How classes are chosen and named.
+
+    Attributes:
+        by: contrast and match compare the picture with a text for each label; ask asks a question about it and
+            looks the answer up in `answers`; given reads labels from `predictions`.
+        text: for contrast and match, with {label} in it.
+        labels: the classes; by default all that the data have.
+        question: for ask; {text} stands for the sample's sentence.
+        answers: what the model may answer, and the label that it stands for; any other answer is wrong.
+        predictions: for given: JSON lines with "sample_id" and "label".
+    """
+
+    by: Decision = Decision.CONTRAST
+    text: str = "a photo of a {label}"
+    labels: list[str] | None = None
+    question: str | None = None
+    answers: dict[str, str] = field(default_factory=dict)
+    predictions: str | None = None
+
+
+@dataclass
+class Settings:
+    """A task and how it is done.
+
+    Attributes:
+        batch_size: pictures looked at together.
+        on_bad_image: skip leaves a picture that cannot be read out of all scores, and lists it; stop ends the run.
+    """
+
+    task: Task
+    text: TextSettings = field(default_factory=TextSettings)
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    classification: ClassificationSettings = field(default_factory=ClassificationSettings)
+    batch_size: int = 16
+    on_bad_image: BadImage = BadImage.SKIP
+
+    def check(self) -> None:
+        """Raises OptionError for settings that do not go together."""
+        if self.batch_size < 1:
+            raise OptionError(f"batch_size is {self.batch_size}: it must be at least 1")
+        frame = self.text.prompt
+        if self.task is Task.QUESTIONS and frame is not None and "{question}" not in frame:
+            raise OptionError(f"text.prompt is {frame!r}: for questions it needs {{question}} in it")
+        chosen = self.classification
+        if self.task is Task.CLASSIFICATION:
+            if chosen.by in (Decision.CONTRAST, Decision.MATCH) and "{label}" not in chosen.text:
+                raise OptionError(f"classification.text is {chosen.text!r}: it needs {{label}} in it")
+            if chosen.by is Decision.ASK and (not chosen.question or not chosen.answers):
+                raise OptionError("classification by ask needs a question, and answers with the labels they stand for")
+            if chosen.by is Decision.GIVEN and chosen.predictions is None:
+                raise OptionError("classification by given needs predictions, a file of JSON lines")

@@ -1,0 +1,63 @@
+"""Recipes: YAML files that say everything about a run, every key of which is checked.
+
+Files are read with OmegaConf, so `key=value` overrides work with dots (`optimizer.lr=1e-4`) and one value may refer to
+another (`${seed}`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+from openblip.errors import OpenBlipError, OptionError
+
+Schema = TypeVar("Schema")
+
+
+def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purpose: str, extra: str) -> Schema:
+    """Read a YAML recipe into a dataclass and apply `key=value` overrides.
+
+    Args:
+        purpose, extra: what needs which extra of the package, for the message when OmegaConf is missing.
+
+    Raises:
+        OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
+    """
+    try:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+    except ImportError:
+        raise OpenBlipError(f'{purpose} needs more packages: pip install "openblip[{extra}]"') from None
+    if not path.is_file():
+        raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path))
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals:
+                raise OptionError(f"{override!r} is no override: write key=value, as in batch_size=8")
+            OmegaConf.update(merged, key, _value(value))
+        return cast(Schema, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, YAMLError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise OpenBlipError(f"{path}: {reason}") from error
+
+
+def _value(text: str) -> object:
+    """What an override says: YAML, but "Question: {question} Answer:" is a text, no mapping."""
+    from yaml import YAMLError, safe_load
+
+    try:
+        value = safe_load(text)
+    except YAMLError:
+        return text
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
+
+
+def write_recipe(recipe: object) -> str:
+    """A recipe as YAML, which reads back to the same."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))

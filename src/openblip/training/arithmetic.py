@@ -1,0 +1,49 @@
+"""Which number formats a run computes in: frozen parts in the fast one, what learns with float32 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from openblip.training.recipe import Precision
+
+DTYPES = {Precision.FLOAT32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Contexts to compute in.
+
+    Attributes:
+        fast: of the image encoder and the language model.
+        careful: of the Q-Former, of the heads on top of it, and of losses.
+    """
+
+    device: torch.device
+    fast: torch.dtype = torch.float32
+    careful: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, device: torch.device, precision: Precision, qformer_precision: Precision) -> Arithmetic:
+        return cls(device, DTYPES[precision], DTYPES[qformer_precision])
+
+    def quickly(self) -> AbstractContextManager[None]:
+        return self._autocast(self.fast)
+
+    def carefully(self) -> AbstractContextManager[None]:
+        return self._autocast(self.careful)
+
+    def shrink(self, modules: Iterable[nn.Module]) -> None:
+        """Keep the frozen weights of modules in the fast type: they are never stepped, which small steps would need."""
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point() and not tensor.requires_grad:
+                    tensor.data = tensor.data.to(self.fast)
+
+    def _autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        enabled = dtype != torch.float32
+        return torch.autocast(self.device.type, dtype if enabled else None, enabled=enabled)

@@ -1,0 +1,96 @@
+"""Several processes that train one model, each on its part of every batch.
+
+What they compute together equals what one process computes on the whole batch: means are over all rows, candidates
+come from all processes, and gradients, which are averaged over processes, are those of that mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        """Of the process group there is; alone when there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def rows(self, count: int) -> slice:
+        """This process' part of a batch of `count` rows, which its size must divide."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows [b, ...] of all processes in the order of ranks [b * size, ...], as constants."""
+        if self.size == 1:
+            return rows.detach()
+        return _gather(rows.detach(), self.size)
+
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """As `gather`; what any process does with a row sends its gradient to the process that the row is from."""
+        if self.size == 1:
+            return rows
+        return cast(Tensor, _GatherWithGradient.apply(rows, self))  # type: ignore[no-untyped-call]
+
+    def gather_padded(self, rows: Tensor, fill: int) -> Tensor:
+        """As `gather` for [b, L] whose L differs from process to process: filled up on the right."""
+        if self.size == 1:
+            return rows
+        longest = torch.tensor(rows.shape[1], device=rows.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        return _gather(F.pad(rows, (0, int(longest) - rows.shape[1]), value=fill), self.size)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes of a number that nothing is learnt from."""
+        value = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def mean(self, total: Tensor, count: int | Tensor) -> Tensor:
+        """A mean over the rows of all processes, of which this one has `count` with the sum `total`.
+
+        The value is this process' share times `size`: the average over processes is the mean, and so are gradients.
+        """
+        if self.size == 1:
+            return total / count
+        return total * self.size / self.total(torch.as_tensor(count, device=total.device, dtype=total.dtype))
+
+
+ALONE = World()
+
+
+def _gather(rows: Tensor, size: int) -> Tensor:
+    rows = rows.contiguous()
+    # Gloo knows no booleans.
+    sent = rows.byte() if rows.dtype == torch.bool else rows
+    gathered = [torch.empty_like(sent) for _ in range(size)]
+    dist.all_gather(gathered, sent)
+    return torch.cat(gathered).to(rows.dtype)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return _gather(rows, world.size)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        gradient = grads[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[ctx.world.rows(gradient.shape[0])], None

@@ -1,0 +1,57 @@
+"""The optimizer of a run: which weights decay, how fast each learns, and when."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from openblip.training.recipe import OptimizerSection
+
+VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
+VISION = "vision."
+RATE_SHARE = "rate_share"
+
+
+def learning_rate(step: int, total: int, section: OptimizerSection) -> float:
+    """Linear warm-up, then cosine decay to the last of `total` steps."""
+    if step < section.warmup_steps:
+        return section.warmup_lr + (section.lr - section.warmup_lr) * step / section.warmup_steps
+    done = (step - section.warmup_steps) / max(1, total - section.warmup_steps)
+    return section.min_lr + (section.lr - section.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSection) -> torch.optim.AdamW:
+    """AdamW over named parameters: matrices decay, biases and norms do not."""
+    depth = 1 + max((int(found[1]) for name in parameters if (found := VISION_BLOCK.match(name))), default=-1)
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        share = rate_share(name, depth, section.vision_layer_decay)
+        groups.setdefault((share, parameter.ndim >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": chosen, "weight_decay": section.weight_decay if decays else 0.0, RATE_SHARE: share}
+            for (share, decays), chosen in groups.items()
+        ],
+        lr=section.lr,
+        betas=(section.beta1, section.beta2),
+    )
+
+
+def rate_share(name: str, depth: int, decay: float) -> float:
+    """What share of the rate a parameter learns at: the lower in the image encoder, the less (BEiT, Bao et al. 2022).
+
+    The encoder's `depth` blocks come after its embeddings; everything above it learns at the full rate.
+    """
+    if not name.startswith(VISION):
+        return 1.0
+    block = VISION_BLOCK.match(name)
+    return float(decay ** (depth + 1 - (int(block[1]) + 1 if block else 0)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[RATE_SHARE]

@@ -1,0 +1,141 @@
+"""What people see of a run: a progress bar, curves on disk, TensorBoard and Weights & Biases where there are any."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from openblip.errors import OpenBlipError
+from openblip.training.curves import Curves
+from openblip.training.recipe import Recipe
+
+
+class Reporter(Protocol):
+    """Somewhere that numbers go."""
+
+    def add(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Watch(AbstractContextManager["Watch"]):
+    """Shows and records a run, of which `done` of `total` steps are behind it. Silent where `shown` is False."""
+
+    def __init__(self, recipe: Recipe, done: int, total: int, names: tuple[str, ...], shown: bool = True) -> None:
+        self.recipe, self.shown = recipe, shown
+        self.curves = Curves(Path(recipe.output), done, names)
+        self.reporters = reporters_of(recipe) if shown else []
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            disable=not shown,
+        )
+        self.bar: TaskID = self.progress.add_task("training", total=total, completed=done, speed="")
+        self._images, self._since = 0, time.perf_counter()
+
+    def __enter__(self) -> Watch:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        if self.shown:
+            self.curves.write()
+            self.curves.plot()
+        for reporter in self.reporters:
+            reporter.close()
+
+    def step(self, total: int, epoch: int, rate: float, losses: dict[str, float], images: int) -> None:
+        """One step is done, which saw so many images."""
+        if not self.shown:
+            return
+        self.curves.add(total, epoch, rate, losses)
+        self._images += images
+        if total % self.recipe.log_every:
+            self.progress.update(self.bar, completed=total)
+            return
+        speed = self._images / max(1e-9, time.perf_counter() - self._since)
+        self._images, self._since = 0, time.perf_counter()
+        means = self.curves.means()
+        told = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        self.progress.update(
+            self.bar, completed=total, description=f"epoch {epoch + 1}  {told}", speed=f"{speed:.1f} images/s"
+        )
+        self.curves.write()
+        self.report(total, {**{f"loss/{name}": value for name, value in means.items()}, "lr": rate, "images/s": speed})
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        for reporter in self.reporters:
+            reporter.add(step, values)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self.shown:
+            self.progress.console.print(line, markup=False, highlight=False)
+
+
+def reporters_of(recipe: Recipe) -> list[Reporter]:
+    """TensorBoard where it is installed and wanted; Weights & Biases when a project is named.
+
+    Raises OpenBlipError when a project is named and wandb is not installed.
+    """
+    found: list[Reporter] = []
+    if recipe.watching.tensorboard:
+        with suppress(ImportError):
+            found.append(TensorBoard(Path(recipe.output) / "tensorboard"))
+    if recipe.watching.wandb is not None:
+        found.append(WeightsAndBiases(recipe))
+    return found
+
+
+class TensorBoard:
+    """Event files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of a project, with the recipe as its settings; one that is resumed goes on in the same run."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise OpenBlipError(
+                "watching.wandb names a project, but wandb is not installed: pip install wandb, or leave it out"
+            ) from None
+        self.run: Any = wandb.init(
+            project=recipe.watching.wandb,
+            dir=recipe.output,
+            name=recipe.name or Path(recipe.output).name,
+            id=recipe.output.replace("/", "-").replace("\\", "-"),
+            resume="allow",
+            config=asdict(recipe),
+        )
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()

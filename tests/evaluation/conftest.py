@@ -1,0 +1,60 @@
+"""A few samples about the pictures of the tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openblip.data.samples import Sample
+
+SAID = ["a dog runs on the beach", "two children play with a red ball", "the ball", "a red dog", "two dogs play"]
+
+
+@pytest.fixture(scope="session")
+def captioned(photos: list[Path]) -> list[Sample]:
+    """Five pictures of two captions each."""
+    return [
+        Sample((photo,), photo.stem, captions=(said, f"{said} today")) for photo, said in zip(photos, SAID, strict=True)
+    ]
+
+
+@pytest.fixture(scope="session")
+def questioned(photos: list[Path]) -> list[Sample]:
+    """Ten questions about five pictures, by ten people each."""
+    return [
+        Sample(
+            (photo,),
+            photo.stem,
+            f"{photo.stem}-{place}",
+            question=question,
+            answers=("red",) * 5 + ("two",) * 5,
+            kind=("color", "number")[place],
+        )
+        for photo in photos
+        for place, question in enumerate(["what color is the ball", "how many children are there?"])
+    ]
+
+
+@pytest.fixture
+def recipe(photos: list[Path], tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A caption recipe over six pictures, the third of which is broken."""
+    (tmp_path / "data").mkdir()
+    names = [*photos[:2], tmp_path / "data/broken.jpg", *photos[2:]]
+    names[2].write_bytes(b"no picture at all")
+    lines = [{"image": str(name), "captions": [said]} for name, said in zip(names, [*SAID, "a"], strict=True)]
+    (tmp_path / "data/captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"task: captions\n"
+        f"model: {json.dumps(str(tiny_model_folder))}\n"
+        f"device: cpu\n"
+        f"data_root: {json.dumps(str(tmp_path / 'data'))}\n"
+        "data: {name: pictures, captions: captions.jsonl}\n"
+        f"output: {json.dumps(str(tmp_path / 'out'))}\n"
+        "batch_size: 2\n"
+        "captions: {tokenizer: never, meteor: never, spice: never}\n",
+        encoding="utf-8",
+    )
+    return path

@@ -1,0 +1,123 @@
+"""From a recipe to files: what is in them, killed runs, other runs' folders."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+import openblip
+from openblip.errors import OpenBlipError
+from openblip.evaluation.recipe import load_evaluation
+from openblip.evaluation.run import evaluate, number_format
+from openblip.model import Blip2
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_files(recipe: Path, tiny_model: Blip2, photos: list[Path], tmp_path: Path) -> None:
+    run = evaluate(load_evaluation(recipe))
+    said = tiny_model.caption(list(photos))
+    rows = lines(tmp_path / "out/predictions.jsonl")
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row.get("prediction") for row in rows] == [*said[:2], None, *said[2:]]
+    assert "is not an image" in rows[2]["error"]
+    assert rows[0]["image"] == str(photos[0])
+    assert rows[0]["references"] == ["a dog runs on the beach"]
+    assert rows[0]["scores"]["cider"] == run.found.rows[0].score
+    assert rows[0]["log_probability"] < 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["metrics"] == run.found.metrics
+    assert metrics["rows"] == 5
+    assert [picture["image"] for picture in metrics["excluded"]] == [str(tmp_path / "data/broken.jpg")]
+    assert metrics["about"]["number format"] == "float32"
+    assert metrics["about"]["seconds"] > 0
+    assert metrics["recipe"]["batch_size"] == 2
+    assert metrics["recipe"]["captions"]["meteor"] == "never"
+    assert (tmp_path / "out/report.html").is_file()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from openblip.evaluation.recipe import load_evaluation
+from openblip.evaluation.run import evaluate
+
+def progress(done, total):
+    if done == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+evaluate(load_evaluation(Path(sys.argv[1])), progress)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_run_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(load_evaluation(recipe, [f"output={tmp_path / 'whole'}"]))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(recipe)], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(lines(tmp_path / "out/predictions.jsonl")) == 4
+    asked: list[str] = []
+    caption_many = Blip2.caption_many
+
+    def watched(self: Blip2, images: Any, **options: Any) -> Any:
+        return caption_many(self, (asked.append(str(image)) or image for image in images), **options)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(Blip2, "caption_many", watched)
+    resumed = evaluate(load_evaluation(recipe))
+    assert len(asked) == 3, "the broken one is tried again, and two were left"
+    assert resumed.found == whole.found
+    assert "seconds" not in resumed.about, "the time of a part is not the time of the whole"
+    assert lines(tmp_path / "out/predictions.jsonl") == lines(tmp_path / "whole/predictions.jsonl")
+    asked.clear()
+    again = evaluate(load_evaluation(recipe, ["captions.tokenizer=auto", "examples=1"]))
+    assert len(asked) == 1, "scores and page can be made anew from the predictions"
+    assert len(again.found.rows) == 5
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("float32", "float32"), ("int8", "int8 and float32")])
+def test_the_number_format_is_told(tiny_model_folder: Path, dtype: str, told: str) -> None:
+    assert number_format(openblip.load(tiny_model_folder, device="cpu", dtype=dtype)) == told
+
+
+@pytest.mark.parametrize("override", ["text.beams=2", "limit=4", "dtype=int8"])
+def test_another_runs_predictions_are_not_taken_for_ones_own(recipe: Path, tmp_path: Path, override: str) -> None:
+    evaluate(load_evaluation(recipe))
+    before = (tmp_path / "out/predictions.jsonl").read_bytes()
+    with pytest.raises(OpenBlipError, match="holds predictions of another run"):
+        evaluate(load_evaluation(recipe, [override]))
+    assert (tmp_path / "out/predictions.jsonl").read_bytes() == before
+
+
+def test_a_damaged_journal_is_told(recipe: Path, tmp_path: Path) -> None:
+    evaluate(load_evaluation(recipe))
+    (tmp_path / "out/predictions.jsonl").write_text("[1]\n", encoding="utf-8")
+    with pytest.raises(OpenBlipError, match=r"line 1, is no prediction"):
+        evaluate(load_evaluation(recipe))
+
+
+def test_retrieval_keeps_its_own_journal(recipe: Path, tmp_path: Path) -> None:
+    run = evaluate(load_evaluation(recipe, ["task=retrieval", "retrieval.rerank=2"]))
+    rows = lines(tmp_path / "out/predictions.jsonl")
+    assert len(rows) == len(run.found.rows) == 10
+    assert len(lines(tmp_path / "out/matches.jsonl")) == 5
+    assert evaluate(load_evaluation(recipe, ["task=retrieval", "retrieval.rerank=2"])).found == run.found
+
+
+def test_two_runs_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(OpenBlipError, match="another evaluation"):
+        evaluate(load_evaluation(recipe))
+
+
+def test_data_that_do_not_fit_are_told_before_the_model_loads(recipe: Path) -> None:
+    with pytest.raises(OpenBlipError, match="no question"):
+        evaluate(load_evaluation(recipe, ["task=questions", "model=no-such-model"]))

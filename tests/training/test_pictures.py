@@ -1,0 +1,180 @@
+"""Runs that read their pictures as they go, or whose pictures, disk or numbers are bad."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from openblip.checkpoints.parts import ModelParts
+from openblip.data.features import FeatureStore
+from openblip.errors import ImageError, OpenBlipError
+from openblip.training.faults import first_bad
+from openblip.training.optimisation import make_optimizer, rate_share, set_rate
+from openblip.training.recipe import OptimizerSection, load_recipe
+from openblip.training.run import train
+from openblip.training.tasks import Views
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    content = {
+        "stage": "stage1",
+        "init": tiny_model_folder.as_posix(),
+        "data_root": data.as_posix(),
+        "cache": (tmp_path / "features").as_posix(),
+        "output": (tmp_path / "run").as_posix(),
+        "data": [{"name": "balls", "captions": "captions.jsonl"}],
+        "epochs": 2,
+        "batch_size": 4,
+        "save_every": 2,
+        "threads": 1,
+        "device": "cpu",
+        "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
+        "watching": {"tensorboard": False},
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def skipped(folder: Path) -> list[str]:
+    with (folder / "skipped.csv").open(newline="") as file:
+        return [Path(row["image"]).name for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("cache", ["null", "features"])
+def test_pictures_that_cannot_be_read_are_listed_and_left_out(
+    recipe: Path, data: Path, tmp_path: Path, cache: str
+) -> None:
+    (data / "images/03.png").write_bytes(b"no picture")
+    (data / "images/11.png").unlink()
+    whole = (data / "images/07.png").read_bytes()
+    (data / "images/07.png").write_bytes(whole[: len(whole) // 2])
+    place = cache if cache == "null" else str(tmp_path / cache)
+    folder = train(load_recipe(recipe, [f"cache={place}"]))
+    assert sorted(skipped(folder)) == ["03.png", "07.png", "11.png"]
+    with pytest.raises(ImageError, match=r"(03|07|11)\.png"):
+        train(load_recipe(recipe, [f"cache={place}", "bad_pictures=stop", f"output={tmp_path / 'stopped'}"]))
+
+
+def test_paths_that_lead_nowhere_stop_the_run(recipe: Path, data: Path) -> None:
+    for path in (data / "images").iterdir():
+        path.unlink()
+    with pytest.raises(OpenBlipError, match="20 of the 20 pictures of balls cannot be read"):
+        train(load_recipe(recipe))
+    with pytest.raises(OpenBlipError, match="none of 4 pictures of a batch can be read"):
+        train(load_recipe(recipe, ["cache=null"]))
+
+
+def test_uncropped_pictures_train_as_their_features_do(recipe: Path, tmp_path: Path) -> None:
+    """The same numbers but for the float16 of the features."""
+    single = json.dumps([{"name": "balls", "captions": "captions.jsonl", "views": 1, "augment": False}])
+    runs = [
+        weights(train(load_recipe(recipe, [f"data={single}", f"cache={cache}", f"output={tmp_path / name}"])))
+        for name, cache in (("cached", tmp_path / "features"), ("read", "null"))
+    ]
+    gaps = [float((runs[0][name] - runs[1][name]).float().abs().mean()) for name in runs[0]]
+    assert 0 < max(gaps) < 1e-3
+
+
+@pytest.mark.parametrize("extra", ["ema=0.9", "accumulate=2", "precision=bf16", "precision=fp16"])
+def test_a_run_that_reads_pictures_resumes_to_the_same_weights(recipe: Path, tmp_path: Path, extra: str) -> None:
+    """Stopped by its disk, which is full (a limit on the size of files) from the second checkpoint on."""
+    settings = ["cache=null", "train_vision=true", "dropout=0.2", "epochs=3", extra]
+    whole = train(load_recipe(recipe, [*settings, f"output={tmp_path / 'whole'}"]))
+    script = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from openblip.errors import OpenBlipError\n"
+        "from openblip.training import state\n"
+        "from openblip.training.recipe import load_recipe\n"
+        "from openblip.training.run import train\n"
+        "write, calls = state.write_whole, []\n"
+        "def limited(content, path):\n"
+        "    calls.append(path)\n"
+        "    if len(calls) == 2:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+        "    write(content, path)\n"
+        "state.write_whole = limited\n"
+        "try:\n"
+        "    train(load_recipe(Path(sys.argv[1]), sys.argv[2:]))\n"
+        "except OpenBlipError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(recipe), *settings, f"output={tmp_path / 'stopped'}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "cannot be written, the disk is full" in said
+    assert not (tmp_path / "stopped/model.safetensors").exists()
+    resumed = train(load_recipe(recipe, [*settings, f"output={tmp_path / 'stopped'}"]))
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    start = weights(Path(str(load_recipe(recipe).init)))
+    assert any(not torch.equal(found[name], start[name]) for name in found if name.startswith("vision."))
+
+
+def test_a_broken_shard_is_computed_again(recipe: Path, tmp_path: Path) -> None:
+    first = weights(train(load_recipe(recipe)))
+    shards = list((tmp_path / "features").glob("*/*.npy"))
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes()[:-1000])
+    broken = FeatureStore(shards[0].parent).broken
+    assert broken and broken[0] in shards
+    again = weights(train(load_recipe(recipe, [f"output={tmp_path / 'again'}"])))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_averaged_weights_follow_the_run(recipe: Path, tmp_path: Path) -> None:
+    plain = weights(train(load_recipe(recipe, ["epochs=4"])))
+    mean = weights(train(load_recipe(recipe, ["epochs=4", "ema=0.5", f"output={tmp_path / 'mean'}"])))
+    start = weights(Path(str(load_recipe(recipe).init)))
+    name = "qformer.queries"
+    gone, followed = (plain[name] - start[name]).norm(), (mean[name] - start[name]).norm()
+    assert 0.5 * gone < followed < gone
+
+
+def test_the_first_bad_number_is_named(tiny_parts: ModelParts) -> None:
+    network = tiny_parts.network
+    pixels = torch.zeros(1, 3, 64, 64)
+    seen = Views(pixels=pixels)
+    assert first_bad(network, Views(pixels=pixels / 0), lambda: None) == "the pixels that came in"
+
+    def overflow() -> None:
+        network.qformer.layers[0](torch.full((1, 4, 32), 1e38) * 1e38, None, None, None)
+
+    handle = network.vision_norm.register_forward_hook(lambda *_: torch.full((1,), float("inf")))
+    try:
+        assert first_bad(network, seen, lambda: network.vision_norm(torch.zeros(1, 2, 1288))) in (
+            "what vision_norm gives",
+        )
+    finally:
+        handle.remove()
+    assert first_bad(network, seen, lambda: None) == "the loss itself"
+
+
+def test_lower_vision_blocks_learn_more_slowly() -> None:
+    shares = [rate_share(name, 3, 0.5) for name in ("vision.patch.weight", *(f"vision.blocks.{i}.w" for i in range(3)))]
+    assert shares == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert rate_share("qformer.queries", 3, 0.5) == 1.0
+    parameters = {
+        name: nn.Parameter(torch.ones(shape))
+        for name, shape in (("vision.blocks.0.w", (2, 2)), ("vision.blocks.1.w", (2, 2)), ("qformer.b", (2,)))
+    }
+    optimizer = make_optimizer(parameters, OptimizerSection(vision_layer_decay=0.5))
+    set_rate(optimizer, 1.0)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (0.25, 0.05),
+        (0.5, 0.05),
+        (1.0, 0.0),
+    ]
