@@ -5,8 +5,8 @@
 
 Each load is a process of its own; they take turns. The files are read before each, so that the system keeps them in
 memory, and how fast that goes is told. Imports do not count. "touched" includes reading one number of each page of
-every weight behind the load: a library that only maps a file pays for it then. Ours reads the vocabulary, too. RSS is the most
-that a process took.
+every weight behind the load: a library that only maps a file pays for it then. Ours reads the vocabulary, too. RSS is
+the most that a process took.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import typer
 from openblip import __version__
 from openblip.cli import (
     ask,
+    average,
     caption,
     chat,
     convert,
@@ -69,6 +70,7 @@ app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
+app.command(epilog=average.EXAMPLES)(average.average)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=datasets.EXAMPLES)(datasets.datasets)

@@ -165,12 +165,18 @@ class Recipe:
         output: folder of the trained model; its last part is the model's name unless `name` says another.
         storage: number format of the weights in that folder.
         init: model to start from, a folder or an official name; or `new` to put one together. Exactly one of the two.
+        fresh_qformer: folder of a BERT (model.safetensors, vocab.txt) from which the Q-Former of `init` begins again,
+            as in the paper's stage 1.
+        image_size: side of the square images, where it is to be another than the model's own.
+        prompt: what captions begin with in stage 2; None is the model's own.
         decoder: another model folder that the language model is taken from.
         language_model: any other frozen language model to put behind the Q-Former in stage 2: a folder that
             transformers wrote, or a repository of the hub. It is borrowed: the trained model holds no copy of it.
         language_model_revision: branch, tag or commit of that repository.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.
+        gradient_checkpointing: compute what an image encoder that learns gives once more on the way back, rather than
+            keep it: less memory, a third more time.
         cache: folder for the frozen encoder's features; null: pictures are cropped and encoded anew at every step, as
             in the paper.
         epochs: passes over the images.
@@ -207,11 +213,15 @@ class Recipe:
     storage: Storage = Storage.FLOAT32
     init: str | None = None
     new: NewModel | None = None
+    fresh_qformer: str | None = None
+    image_size: int | None = None
+    prompt: str | None = None
     decoder: str | None = None
     language_model: str | None = None
     language_model_revision: str | None = None
     train_decoder: bool = False
     train_vision: bool = False
+    gradient_checkpointing: bool = False
     cache: str | None = "runs/features"
     epochs: int = 10
     batch_size: int = 64

@@ -16,6 +16,7 @@ from openblip.checkpoints.parts import ModelParts
 from openblip.data.pairs import ImageText, gather
 from openblip.errors import OpenBlipError, OptionError
 from openblip.nn.efficientnet import EfficientNet
+from openblip.nn.vit import VisionTransformer
 from openblip.training.adapters import adapter_modules, adapts_vision, save_adapter
 from openblip.training.arithmetic import Arithmetic
 from openblip.training.batches import BatchPlan
@@ -56,6 +57,8 @@ def train(recipe: Recipe) -> Path:
     freeze_all_but(parts.network, trained)
     if recipe.dropout is not None:
         set_dropout(trained, recipe.dropout)
+    if isinstance(parts.network.vision, VisionTransformer):
+        parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
     setting.arithmetic.shrink(frozen_giants(parts))
     feed = _make_feed(recipe, parts, task, usable, accelerator.wait_for_everyone)
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and world.rank == 0 else None

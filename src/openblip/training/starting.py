@@ -16,6 +16,7 @@ from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
 from openblip.training.adapters import adapter_parameters, add_lora
 from openblip.training.assemble import assemble
+from openblip.training.fresh import at_size, begin_qformer_again
 from openblip.training.recipe import Recipe, Stage
 
 
@@ -26,6 +27,12 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> ModelP
         parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:
         parts = replace(load_parts(str(recipe.init)), name=name)
+    if recipe.prompt is not None:
+        parts = replace(parts, prompts=replace(parts.prompts, caption=recipe.prompt))
+    if recipe.image_size is not None:
+        parts = at_size(parts, recipe.image_size)
+    if recipe.fresh_qformer is not None:
+        parts = begin_qformer_again(parts, Path(recipe.fresh_qformer), recipe.seed)
     torch.manual_seed(recipe.seed)
     if recipe.language_model is not None:
         parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)
