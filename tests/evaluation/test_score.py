@@ -262,6 +262,6 @@ def test_what_cannot_be_evaluated_is_told_first(
         with pytest.raises(OptionError) as caught:
             score_model(tiny_model, samples, settings)
         assert message in str(caught.value)
-    mute = Blip2(replace(tiny_parts, matching=None), tiny_model.placement)
+    mute = Blip2(replace(tiny_model.parts, matching=None), tiny_model.placement)
     with pytest.raises(CheckpointError, match="no text side"):
         score_model(mute, captioned, Settings(Task.RETRIEVAL))

@@ -39,9 +39,12 @@ class Arithmetic:
 
     def shrink(self, modules: Iterable[nn.Module]) -> None:
         """Keep the frozen weights of modules in the fast type: they are never stepped, which small steps would need."""
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                if tensor.is_floating_point() and not tensor.requires_grad:
+        for layer in (layer for module in modules for layer in module.modules()):
+            own = list(layer.parameters(recurse=False))
+            if any(parameter.requires_grad for parameter in own):
+                continue
+            for tensor in (*own, *layer.buffers(recurse=False)):
+                if tensor.is_floating_point():
                     tensor.data = tensor.data.to(self.fast)
 
     def _autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
