@@ -67,13 +67,14 @@ def measure(name: str, dtype: str | None, device: str | None, images: int) -> Me
     from PIL import Image
 
     import openblip
+    from openblip.evaluation.run import number_format
 
     pictures = [Image.effect_noise((640, 480), 40 + number).convert("RGB") for number in range(images)]
     start = time.perf_counter()
     model = openblip.load(name, device=device, dtype=dtype, image_cache=0)
     row = Measured(
         model=model.name,
-        number_format=dtype or str(model.placement.dtype).removeprefix("torch."),
+        number_format=number_format(model),
         vision=f"{type(model.network.vision).__name__} {model.parts.transform.image_size} px",
         language="" if model.parts.tokenizer is None else type(model.network.language_model).__name__,
         millions=count_weights(model) / 1e6,

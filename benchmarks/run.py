@@ -43,6 +43,11 @@ class Step:
 ANYWHERE = (
     Step("prefix-sharing", ("prefix_sharing.py",)),
     Step("matching", ("matching_speed.py",)),
+    Step(
+        "training-step",
+        ("stage1_step.py", "--small"),
+        {"stage 1 step, ours": (1.5, 1.5), "stage 2 step, cached": (3, 3)},
+    ),
     Step("images", ("image_pipeline.py",)),
     Step("mini-speed", ("mini_speed.py",), rounds="--runs"),
     Step(

@@ -46,6 +46,11 @@ class _LostError(Exception):
     """The connection broke or the server is busy: worth another attempt."""
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 @dataclass(frozen=True)
 class _Answer:
     """What the headers of an answer say.
@@ -118,7 +123,7 @@ def fetch(
                 raise DownloadError(f"{url} arrived damaged twice ({fault}): try again later or from elsewhere")
 
 
-def remote_size(url: str, silence_s: float = SILENCE_SECONDS) -> int | None:
+def remote_size(url: str, silence_s: float = 10.0) -> int | None:
     """Bytes of the file at an address; None when the server does not say, or does not answer."""
     headers = {"User-Agent": "openblip", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers, method="HEAD")

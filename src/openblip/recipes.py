@@ -27,7 +27,7 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
     try:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError, safe_load
+        from yaml import YAMLError
     except ImportError:
         raise OpenBlipError(f'{purpose} needs more packages: pip install "openblip[{extra}]"') from None
     if not path.is_file():
@@ -38,11 +38,22 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
             key, equals, value = override.partition("=")
             if not equals:
                 raise OptionError(f"{override!r} is no override: write key=value, as in batch_size=8")
-            OmegaConf.update(merged, key, safe_load(value))
+            OmegaConf.update(merged, key, _value(value))
         return cast(Schema, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise OpenBlipError(f"{path}: {reason}") from error
+
+
+def _value(text: str) -> object:
+    """What an override says: YAML, but "Question: {question} Answer:" is a text, no mapping."""
+    from yaml import YAMLError, safe_load
+
+    try:
+        value = safe_load(text)
+    except YAMLError:
+        return text
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def write_recipe(recipe: object) -> str:

@@ -26,6 +26,7 @@ from openblip.checkpoints.zoo import get_model
 from openblip.cli import (
     app,
     ask,
+    average,
     caption,
     chat,
     convert,
@@ -33,6 +34,8 @@ from openblip.cli import (
     doctor,
     download,
     embed,
+    evaluate,
+    finetune,
     inspect,
     match,
     merge,
@@ -51,7 +54,7 @@ from tests.checkpoints.theirs import write_writer
 from .conftest import Run
 
 MODULES = (
-    *(ask, caption, chat, convert, datasets, doctor, download, embed, inspect),
+    *(ask, average, caption, chat, convert, datasets, doctor, download, embed, evaluate, finetune, inspect),
     *(match, merge, models, plan, quantize, train, verify),
 )
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}

@@ -157,16 +157,12 @@ CASES = [
         *("coco_vqa", "LAVIS", "val"),
         {
             "coco/annotations/vqa_val_eval.json": [
-                {
-                    "question_id": 262148000,
-                    "question": "Where?",
-                    "answer": TEN,
-                    "image": VQA_ROW[0][0],
-                    "dataset": "vqa",
-                }
-            ]
+                {"question_id": 262148000, "question": "Where?", "image": VQA_ROW[0][0], "dataset": "vqa"},
+                {"question_id": 1, "question": "Why?", "image": VQA_ROW[0][0], "answer": ["so", "so"]},
+            ],
+            "coco/annotations/v2_mscoco_val2014_annotations.json": VQA_ANSWERS,
         },
-        [(VQA_ROW[0], {**VQA_ROW[1], "kind": ""})],
+        [VQA_ROW, (VQA_ROW[0], {"sample_id": "1", "answers": ("so", "so"), "kind": ""})],
     ),
     Case(
         *("coco_vqa", "LAVIS", "train"),
@@ -195,10 +191,11 @@ CASES = [
         *("ok_vqa", "LAVIS", "test"),
         {
             "okvqa/annotations/vqa_val_eval.json": [
-                {"question_id": 1, "question": "Why?", "answer": ["so"] * 10, "image": f"val2014/{COCO}"}
-            ]
+                {"question_id": 262148000, "question": "Where?", "image": VQA_ROW[0][0], "answer": "unused"}
+            ],
+            "okvqa/annotations/mscoco_val2014_annotations.json": VQA_ANSWERS,
         },
-        [((f"val2014/{COCO}",), {"answers": ("so",) * 10})],
+        [VQA_ROW],
     ),
     Case(
         *("ok_vqa", "original", "test"),

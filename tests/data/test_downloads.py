@@ -106,6 +106,13 @@ def test_what_nobody_can_download_is_said(tmp_path: Path) -> None:
         download_annotations("nothing", tmp_path)
 
 
+def test_a_forbidden_network_is_not_used(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids to fetch them"):
+        download_annotations("coco_caption", tmp_path)
+    assert web.asked == []
+
+
 def test_status_tells_what_is_here(web: Web, tmp_path: Path) -> None:
     assert {status.here for status in list_status(tmp_path)} == {"no"}
     download_annotations("coco_caption", tmp_path)

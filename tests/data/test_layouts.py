@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_file_that_is_cut_short_or_another_is_said_to_be(case: Case, tmp_path:
             assert len(dataset.files) > 1 or not rows  # the other files of the split are whole
 
 
-def test_laion_is_read_from_tars_by_folder_and_pattern(tmp_path: Path) -> None:
+def test_laion_is_read_from_tars_by_folder_and_pattern(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(3):
         told = {"caption": f"shard {number}", "url": "x", "key": "0"}
         members = {"0.jpg": jpeg(), "0.json": json.dumps(told).encode(), "1.jpg": jpeg(), "1.json": b'["one", "two"]'}
@@ -64,6 +65,11 @@ def test_laion_is_read_from_tars_by_folder_and_pattern(tmp_path: Path) -> None:
     assert [row.captions for row in rows[:2]] == [("shard 0",), ("one", "two")] and len(rows) == 6
     pattern = tmp_path / "laion2B-multi/part-00000/{00001..00002}.tar"
     assert len(load_dataset("laion2B_multi", vis_path=pattern)["train"]) == 4
+    cut = tmp_path / "laion2B-multi/part-00000/00001.tar"
+    cut.write_bytes(cut.read_bytes()[:600])
+    with caplog.at_level(logging.WARNING):
+        assert len(load_dataset("laion2B_multi", vis_path=pattern)["train"]) == 2
+    assert "00001.tar is cut short" in caplog.text
 
 
 def test_folders_of_ones_own(tmp_path: Path) -> None:

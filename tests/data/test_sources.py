@@ -48,6 +48,19 @@ def test_columns_are_known_by_their_usual_names(tmp_path: Path, name: str, conte
     assert [row.captions for row in rows] == [("A dog, running",), ("A cat",)]
 
 
+def test_lines_of_a_jsonl_need_not_be_alike(tmp_path: Path) -> None:
+    rows = [{"image": "a.jpg", "caption": "x"}, {"file": "a.jpg", "question": "What?", "answer": "y", "split": "val"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    told, asked = read(tmp_path, "a.jsonl")
+    assert (told.captions, told.question, asked.question, asked.answers) == (("x",), "", "What?", ("y",))
+    assert read(tmp_path, "a.jsonl", split="val") == [asked]
+    (image,) = gather(DataSource("mine", table="a.jsonl"), tmp_path)
+    assert len(image.captions) == len(image.questions) == 1
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(OpenBlipError, match="has no column split: leave split: val out"):
+        read(tmp_path, "a.jsonl", split="val")
+
+
 def test_quotes_are_texts_own(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('image\tcaption\na.jpg\t"She" waves\nb.jpg\t"A ""sign"""\nc.jpg\t"\n')
     assert [row.captions for row in read(tmp_path, "a.tsv")] == [('"She" waves',), ('A "sign"',), ('"',)]
@@ -64,7 +77,7 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "vqa.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     what, why = read(tmp_path, "vqa.jsonl", split="train", images="photos")
     assert what.image == tmp_path / "photos/a.jpg" and what.image is why.image
-    assert what.answers == ("Cat", "dog", "dog") and what.sample_id == "7" and why.answers == ()
+    assert what.answers == ("Cat", "dog", "dog") and what.sample_id == "7" and why.answers == ("so",)
     (tmp_path / "vqa.csv").write_text('image,question,answers\nphotos\\a.jpg,What?,"[""Cat"", ""dog"", ""dog""]"\n')
     (row,) = read(tmp_path, "vqa.csv")
     assert row.answers == what.answers and row.image == what.image
@@ -92,7 +105,8 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
         ),
         ("a.csv", b"image,caption\na.jpg,caf\xe9\n", "not UTF-8"),
         ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b.j', "line 2, is not JSON"),
-        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"caption": "y"}\n', "line 2, names no picture"),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"caption": "y"}\n', "line 2, has no column of pictures"),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b.jpg"}\n', "line 2, says nothing about its pict"),
         ("a.jsonl", "[1]\n", "line 1, is no JSON object"),
         ("a.json", '[{"image": "a.jpg"}, ', "not JSON, or cut short"),
         ("a.json", '{"image": "a.jpg"}', "no list of JSON objects"),

@@ -98,14 +98,26 @@ def test_without_java_the_official_tokeniser_is_refused(monkeypatch: pytest.Monk
     scores = score_captions(CAPTIONS, REFERENCES, meteor=None, spice=None)
     assert not scores.official
     assert [note.split()[0] for note in scores.notes] == ["Unofficial:", "METEOR", "SPICE"]
+    assert "install a Java runtime" in scores.notes[1]
     for asked in ({"meteor": True}, {"spice": True}):
         with pytest.raises(OpenBlipError, match="Java"):
             score_captions(CAPTIONS, REFERENCES, **asked)  # type: ignore[arg-type]
 
 
+def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "java")
+    failed = subprocess.CompletedProcess([], 1, "", "Error: no memory\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    scores = score_captions(CAPTIONS, REFERENCES)
+    assert not scores.official
+    assert "the tokeniser failed in Java: Error: no memory" in scores.notes[0]
+    with pytest.raises(OpenBlipError, match="no memory"):
+        score_captions(CAPTIONS, REFERENCES, official=True)
+
+
 @pytest.fixture
 def spice_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java, "missing_for_spice", lambda: None)
+    monkeypatch.setattr(java, "PARSER", ())
     monkeypatch.setattr(shutil, "which", lambda name: "java")
 
 
@@ -125,6 +137,15 @@ def test_spice_is_read(spice_installed: None, monkeypatch: pytest.MonkeyPatch) -
     scores = score_captions(CAPTIONS, REFERENCES, False, spice=None)
     assert scores.spice == pytest.approx(0.375)
     assert scores.each["spice"] == [0.25, 0.5]
+
+
+@needs_java
+def test_a_missing_parser_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "PARSER", ("no such parser.jar",))
+    scores = score_captions(CAPTIONS, REFERENCES, False, spice=None)
+    assert scores.notes[-1].startswith("SPICE is left out: its parser")
+    with pytest.raises(OpenBlipError, match="is not installed"):
+        score_captions(CAPTIONS, REFERENCES, False, spice=True)
 
 
 def test_spice_that_fails_does_not_cost_the_others(spice_installed: None, monkeypatch: pytest.MonkeyPatch) -> None:

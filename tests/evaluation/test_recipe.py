@@ -44,6 +44,9 @@ def test_overrides(tmp_path: Path) -> None:
     assert (recipe.text.beams, recipe.text.prompt, recipe.data.split) == (3, "a photo of", "val")
     assert (recipe.task, recipe.captions.spice, recipe.on_bad_image) == (Task.CAPTIONS, Wish.REQUIRED, BadImage.STOP)
     assert recipe.text.options == {"beams": 3}
+    for frame in ("Question: {question} Answer:", "{question} Answer:", "Q: {question}"):
+        asked = load_evaluation(tmp_path / "r.yaml", ["task=questions", f"text.prompt={frame}"])
+        assert asked.text.prompt == frame
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,11 @@ def test_every_task_has_a_page(found: Evaluation) -> None:
         found,
         task=Task.QUESTIONS,
         metrics={"accuracy": 0.4, "exact": 0.5, "accuracy (color)": 0.3, "accuracy (<b>)": 0.5},
-        rows=[replace(row, question=EVIL, score=0.3) for row in found.rows],
+        rows=[replace(row, question=EVIL, score=0.3, references=("no",) * 3 + ("yes",) * 7) for row in found.rows],
     )
-    assert "Accuracy by kind" in render_report(make_recipe(Task.QUESTIONS), questions, ABOUT)
+    text = render_report(make_recipe(Task.QUESTIONS), questions, ABOUT)
+    assert "Accuracy by kind" in text
+    assert "yes (7 people)" in text
     rows = [
         replace(row, question="a dog" if number % 2 else "", score=1 / (1 + number % 12))
         for number, row in enumerate(found.rows)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+import openblip
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
-from openblip.evaluation.run import evaluate
+from openblip.evaluation.run import evaluate, number_format
 from openblip.model import Blip2
 
 
@@ -81,6 +83,11 @@ def test_a_killed_run_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.
     assert len(again.found.rows) == 5
 
 
+@pytest.mark.parametrize(("dtype", "told"), [("float32", "float32"), ("int8", "int8 and float32")])
+def test_the_number_format_is_told(tiny_model_folder: Path, dtype: str, told: str) -> None:
+    assert number_format(openblip.load(tiny_model_folder, device="cpu", dtype=dtype)) == told
+
+
 @pytest.mark.parametrize("override", ["text.beams=2", "limit=4", "dtype=int8"])
 def test_another_runs_predictions_are_not_taken_for_ones_own(recipe: Path, tmp_path: Path, override: str) -> None:
     evaluate(load_evaluation(recipe))
@@ -103,3 +110,14 @@ def test_retrieval_keeps_its_own_journal(recipe: Path, tmp_path: Path) -> None:
     assert len(rows) == len(run.found.rows) == 10
     assert len(lines(tmp_path / "out/matches.jsonl")) == 5
     assert evaluate(load_evaluation(recipe, ["task=retrieval", "retrieval.rerank=2"])).found == run.found
+
+
+def test_two_runs_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(OpenBlipError, match="another evaluation"):
+        evaluate(load_evaluation(recipe))
+
+
+def test_data_that_do_not_fit_are_told_before_the_model_loads(recipe: Path) -> None:
+    with pytest.raises(OpenBlipError, match="no question"):
+        evaluate(load_evaluation(recipe, ["task=questions", "model=no-such-model"]))

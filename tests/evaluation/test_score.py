@@ -247,9 +247,9 @@ def test_what_cannot_be_evaluated_is_told_first(
     exact = QuestionSettings(Accuracy.EXACT)
     wrong: list[tuple[list[Sample], Settings, str]] = [
         ([], captions(), "nothing to evaluate"),
-        (blank, captions(), "no caption to compare with"),
+        (blank, captions(), "has no caption"),
         (pair, captions(), "2 pictures"),
-        (blank, Settings(Task.RETRIEVAL), "no caption to find"),
+        (blank, Settings(Task.RETRIEVAL), "has no caption"),
         (captioned, Settings(Task.QUESTIONS), "no question"),
         ([replace(questioned[0], answers=("red",))], Settings(Task.QUESTIONS), "accuracy=exact"),
         (captioned, Settings(Task.CLASSIFICATION), "no label"),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import openblip.integrations.transformers as ours
 from openblip.checkpoints.loading import load_parts
 from openblip.errors import CheckpointError
+from openblip.nn.int8 import Int8Linear
 from tests.checkpoints.theirs import QUERIES, Theirs
 
 TOLERANCE = 2e-5
@@ -97,6 +98,26 @@ def test_either_library(writer: Theirs, targets: str, tmp_path: Path) -> None:
     assert load_parts(tmp_path / "ours").name == f"{writer.folder.name} + ours"
 
 
+def test_adapters_learn_over_8_bits() -> None:
+    model = ours.Blip2ForConditionalGeneration.from_pretrained("mini", load_in_8bit=True)
+    adapted: Any = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj", "out_proj", "fc1", "query"])
+    )
+    layers = {name for name, _ in adapted.named_modules() if name.endswith("lora_A")}
+    assert len(layers) == 5 * 3 + 4 + 2  # the decoder, the Q-Former to itself and to the image
+    assert isinstance(model.language_model.layers[0].fc1, Int8Linear)
+    ids = torch.tensor([[5, 9, 7, 3]])
+    given = {"pixel_values": torch.randn(1, 3, 288, 288), "input_ids": ids, "labels": ids}
+    before = model.eval()(**given).loss
+    before.backward()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                parameter -= 0.01 * parameter.grad
+    assert model(**given).loss < before
+
+
 def test_adapters_of_matching(matcher: Theirs, tmp_path: Path) -> None:
     given = {"pixel_values": PIXELS, "input_ids": WORDS, "attention_mask": torch.ones_like(WORDS)}
     results = []
@@ -107,8 +128,11 @@ def test_adapters_of_matching(matcher: Theirs, tmp_path: Path) -> None:
             for parameter in model.parameters():
                 parameter.data += 0.1 * torch.randn(parameter.shape) * parameter.requires_grad
             model.save_pretrained(tmp_path)
+            learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         else:
-            model = peft.PeftModel.from_pretrained(model, tmp_path)
+            model = peft.PeftModel.from_pretrained(model, tmp_path, is_trainable=True)
+            # Not the head for ITG, which is called dense here alone.
+            assert learning == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         with torch.no_grad():
             model.eval()
             results.append(model(**given, use_image_text_matching_head=True).logits_per_image)

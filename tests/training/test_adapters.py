@@ -140,7 +140,8 @@ def learnt(parts: ModelParts, section: LoraSection, std: float = 0.1) -> ModelPa
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+    with torch.no_grad():
+        return float((found - expected).abs().max() / expected.abs().max())
 
 
 # Parity
@@ -300,10 +301,12 @@ def test_adapters_start_as_nothing_and_alone_learn(tiny_model_folder: Path) -> N
 
 
 def test_captions_answers_and_search_with_unmerged_adapters(
-    tiny_model_folder: Path, tmp_path: Path, photos: list[Path]
+    tiny_model_folder: Path, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = learnt(load_parts(tiny_model_folder), LoraSection(rank=2, targets=["language_model", "qformer"]), std=0.2)
-    save_adapter(parts, tmp_path, str(tiny_model_folder))
+    monkeypatch.chdir(tiny_model_folder.parent)
+    save_adapter(parts, tmp_path, tiny_model_folder.name)
+    monkeypatch.chdir("/")
     model = Blip2(parts, choose_placement("cpu", "float32"))
     merged = openblip.load(tmp_path, device="cpu")
     untrained = openblip.load(tiny_model_folder, device="cpu")
@@ -403,6 +406,26 @@ def test_a_quantised_model_has_the_adapter_in_its_weights(tmp_path: Path, photos
     assert (dequantised - merged).abs().max() <= small.scale.max() * 0.51 < (plain - merged).abs().max()
 
 
+def test_adapters_over_half_precision_learn_in_float32(tiny_model_folder: Path) -> None:
+    parts = load_parts(tiny_model_folder, dtype=torch.bfloat16)
+    added = add_lora(parts, LoraSection(rank=2, dropout=0.0, targets=["language_model", "qformer"]))
+    assert {parameter.dtype for parameter in added.parameters.values()} == {torch.float32}
+    network = parts.network
+    features = torch.randn(2, 5, 1288, dtype=torch.bfloat16)
+    ids = torch.tensor([[5, 9, 7], [8, 4, 6]])
+    optimizer = torch.optim.AdamW(added.parameters.values(), lr=0.02)
+    losses = []
+    for _ in range(12):
+        embeds = torch.cat([network.visual_prompt(network.normalise(features)), network.decoder.embed(ids)], dim=1)
+        logits = network.decoder.logits(network.decoder(embeds))
+        assert logits.dtype == torch.bfloat16
+        losses.append(torch.nn.functional.cross_entropy(logits[:, -4:-1].flatten(0, 1).float(), ids.flatten()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bart"])
 def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder: Path, photos: list[Path]) -> None:
     language = write_language_model(kind, tmp_path / kind)
@@ -411,7 +434,12 @@ def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder:
     save_native(parts, folder)
     parts = load_parts(folder)
     added = add_lora(parts, LoraSection(rank=2, dropout=0.0, targets=["language_model", "qformer"]))
-    assert any(name.startswith("borrowed.") for name in added.parameters)
+    # The network holds what learns of it, and nothing else of it.
+    assert added.parameters.keys() == {name for name, p in parts.network.named_parameters() if p.requires_grad}
+    held = [name for name, _ in parts.network.named_parameters() if name.startswith("borrowed")]
+    assert held and all(".lora_" in name for name in held)
+    inside = {parameter for parameter in parts.network.borrowed.model.parameters() if parameter.requires_grad}  # type: ignore[union-attr]
+    assert inside == {added.parameters[name] for name in held}
     assert not any("lm_head" in name for name in added.layers)
     for parameter in added.parameters.values():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -426,7 +454,7 @@ def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder:
     found = scores(parts)
     found.sum().backward()
     assert all(
-        parameter.grad is not None for name, parameter in added.parameters.items() if name.startswith("borrowed.")
+        parameter.grad is not None for name, parameter in added.parameters.items() if name.startswith("borrowed")
     )
     with torch.no_grad():
         assert apart(scores(load_parts(tmp_path / "adapter")), found) <= TOLERANCE

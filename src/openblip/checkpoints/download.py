@@ -14,7 +14,6 @@ from openblip.checkpoints.hub import (
     find_repository,
     hub_home,
     is_complete,
-    is_offline,
     look_up,
     matches,
 )
@@ -29,7 +28,7 @@ from openblip.checkpoints.zoo import (
     nearest_names,
 )
 from openblip.errors import DownloadError
-from openblip.fetch import Progress, check_room, fetch
+from openblip.fetch import Progress, check_room, fetch, is_offline
 
 REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")

@@ -26,7 +26,6 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 SMALL_ENDINGS = (".json", ".txt", ".model", ".md")
 NOT_FOUND = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND)
 """The hub does not tell strangers that something is private."""
-TRUE = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,6 @@ def hub_home() -> Path:
 def hub_cache() -> Path:
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(os.path.expandvars(cache)).expanduser() if cache else hub_home() / "hub"
-
-
-def is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
 
 
 def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:

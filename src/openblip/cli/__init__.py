@@ -15,6 +15,7 @@ import typer
 from openblip import __version__
 from openblip.cli import (
     ask,
+    average,
     caption,
     chat,
     convert,
@@ -23,6 +24,7 @@ from openblip.cli import (
     download,
     embed,
     evaluate,
+    finetune,
     inspect,
     match,
     merge,
@@ -68,10 +70,12 @@ app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
+app.command(epilog=average.EXAMPLES)(average.average)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
 app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=finetune.EXAMPLES)(finetune.finetune)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 

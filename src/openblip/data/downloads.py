@@ -8,7 +8,7 @@ from pathlib import Path
 from openblip.data.entries import AnnotationFile, DatasetEntry, Place, data_home, find_layout, split_has_media
 from openblip.data.zoo import ZOO, find_entry
 from openblip.errors import DownloadError
-from openblip.fetch import Progress, check_room, digest, fetch, remote_size
+from openblip.fetch import Progress, check_room, digest, fetch, is_offline, remote_size
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,12 @@ def download_annotations(name: str, to: Path | None = None, progress: Progress |
         )
     place = Place(to or data_home())
     missing = [file for file in entry.public_files if not place.file(file).is_file()]
-    sizes = {file: remote_size(file.url) for file in missing}
-    check_room(place.root, sum(size or 0 for size in sizes.values()), entry.name)
+    if missing and is_offline():
+        raise DownloadError(
+            f"annotations of {entry.name} are not on this machine, and HF_HUB_OFFLINE forbids to fetch them: unset that"
+        )
+    sizes = [remote_size(file.url) for file in missing]
+    check_room(place.root, sum(size or 0 for size in sizes), entry.name)
     return [_get(file, place.file(file), progress) for file in entry.public_files]
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from sys import intern
 from typing import Any, TypeAlias
 
+from openblip.data.records import shown_columns
 from openblip.data.samples import Sample
 from openblip.data.tables import load_json
 from openblip.errors import OpenBlipError
@@ -67,7 +69,7 @@ def read_rows(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
         if missing:
             raise OpenBlipError(
                 f"{path}, entry {number}, has no {' and no '.join(missing)}; "
-                f"it has {', '.join(map(str, row)) or 'nothing'}"
+                f"it has {shown_columns([str(name) for name in row])}"
             )
         yield row
 
@@ -213,9 +215,7 @@ def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
         content = load_json(path)
         if not isinstance(content, dict):
             raise OpenBlipError(f"{path} is no JSON object: this is not the file it should be")
-        for row in content.get("annotations", []):
-            people = texts([answer["answer"] for answer in row["answers"]])
-            answered[row["question_id"]] = people, intern(str(row.get("question_type", "")))
+        answered |= _given_answers(content)
         part = str(content.get("data_subtype", ""))
         asked += [(part, row) for row in content.get("questions", [])]
     shared = CocoPictures(pictures)
@@ -237,6 +237,34 @@ def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
         )
     if not samples:
         raise OpenBlipError(f"{', '.join(map(str, files))}: no file has a list of questions, which one has to")
+    return samples
+
+
+def _given_answers(content: Mapping[str, Any]) -> dict[Any, tuple[tuple[str, ...], str]]:
+    """By question: what people answered, and the question's kind."""
+    return {
+        row["question_id"]: (
+            texts([answer["answer"] for answer in row["answers"]]),
+            intern(str(row.get("question_type", ""))),
+        )
+        for row in content.get("annotations", [])
+    }
+
+
+def read_lavis_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+    """LAVIS' lists of questions; for evaluation its list names no answers, the annotations beside it do."""
+    lists = [path for path in files if not path.name.endswith("annotations.json")]
+    answered: dict[Any, tuple[tuple[str, ...], str]] = {}
+    for path in files:
+        if path not in lists:
+            answered |= _given_answers(read_object(path, "annotations"))
+    if not answered:
+        return read_lavis(lists, pictures, split)
+    by_name = {str(number): given for number, given in answered.items()}
+    samples = []
+    for sample in read_lavis(lists, pictures, split):
+        people, kind = by_name.get(sample.sample_id, (sample.answers, ""))
+        samples.append(replace(sample, answers=people, kind=kind))
     return samples
 
 
@@ -341,7 +369,7 @@ def read_snli_ve(files: Sequence[Path], pictures: Path, split: str) -> list[Samp
             number = row.get("image", row.get("Flickr30K_ID"))
             sentence, label = row.get("sentence", row.get("sentence2")), row.get("label", row.get("gold_label"))
             if number is None or sentence is None or label is None:
-                raise OpenBlipError(f"{path} has a row with {', '.join(row)}: this is not a file of SNLI-VE")
+                raise OpenBlipError(f"{path} has a row with {shown_columns(list(row))}: this is not a file of SNLI-VE")
             if label == "-":
                 continue
             name = str(number) if str(number).endswith(".jpg") else f"{number}.jpg"

@@ -62,7 +62,7 @@ def read_classes(files: Sequence[Path], pictures: Path, split: str) -> list[Samp
 
 def read_laion(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """LAION: a tar, a folder of tars, or a pattern of them. Millions of rows are better streamed (`stream`)."""
-    return read_tars(tars_of(pictures), [])
+    return read_tars(tars_of(pictures))
 
 
 def tars_of(place: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 
 from openblip.data.questions import Question, questions_from_caption, statement_from_question
 from openblip.data.samples import PackedFile, Picture, Sample
@@ -63,7 +64,8 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
     for row in keep_training_part(read_source(source, data_root, skipped), source.held_out):
         _check(row, source)
         entry = found.setdefault(row.image, _Gathered())
-        entry.captions += [clean_caption(caption) for caption in row.captions if caption.strip()]
+        tidy = clean_caption if source.clean else _in_order
+        entry.captions += [tidy(caption) for caption in row.captions if caption.strip()]
         if row.question:
             _add_question(entry, row, source.statements)
     for entry in found.values():
@@ -79,6 +81,10 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
     ]
 
 
+def _in_order(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _check(row: Sample, source: DataSource) -> None:
     if len(row.images) != 1:
         raise OptionError(
@@ -91,7 +97,7 @@ def _check(row: Sample, source: DataSource) -> None:
 
 
 def _add_question(entry: _Gathered, row: Sample, statements: bool) -> None:
-    given = tuple(answer.lower() for answer in row.answers)
+    given = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
     if not given:
         return  # the questions of a test set teach nothing
     # Of equally frequent answers the first: Counter keeps their order.

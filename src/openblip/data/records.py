@@ -29,6 +29,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """What each of our fields may be called in a table, likeliest first; capitals do not matter."""
 
 SHOWN_COLUMNS = 12
+SHOWN_CHARACTERS = 40
 
 
 class Columns:
@@ -50,12 +51,12 @@ class Columns:
                 self.names[field] = known
         if needs_image and "image" not in self.names:
             raise OpenBlipError(
-                f"{place} has no column of pictures: name one image or image_path; it has {_listed(columns)}"
+                f"{place} has no column of pictures: name one image or image_path; it has {shown_columns(columns)}"
             )
         if not {"captions", "question", "label"} & self.names.keys():
             raise OpenBlipError(
                 f"{place} says nothing about its pictures: name a column caption, or question and answer; "
-                f"it has {_listed(columns)}"
+                f"it has {shown_columns(columns)}"
             )
 
     def value(self, row: Mapping[str, Any], field: str) -> Any:
@@ -125,6 +126,8 @@ def _is_empty(value: object) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _listed(columns: list[str]) -> str:
-    shown = ", ".join(columns[:SHOWN_COLUMNS])
+def shown_columns(columns: list[str]) -> str:
+    """The names of columns in one line, as a message has them."""
+    # A header that is none may hold anything, new lines too.
+    shown = ", ".join(" ".join(name.split())[:SHOWN_CHARACTERS] for name in columns[:SHOWN_COLUMNS])
     return shown + (" …" if len(columns) > SHOWN_COLUMNS else "") if columns else "none"

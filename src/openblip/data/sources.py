@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,12 @@ from openblip.data.entries import Place, data_home, find_layout, open_dataset
 from openblip.data.folders import read_folder
 from openblip.data.samples import Sample
 from openblip.data.tables import read_table
-from openblip.data.tars import expand_pattern, read_tars
+from openblip.data.tars import expand_pattern, read_tars, tell_skipped
 from openblip.data.zoo import find_entry
 from openblip.errors import OpenBlipError, OptionError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables that Hugging Face's `datasets` looks for in a folder of pictures."""
-
-LOG = logging.getLogger("openblip.data")
 
 
 @dataclass
@@ -36,6 +33,8 @@ class DataSource:
         images: the folder that pictures are looked for in, where it is not the usual one.
         annotations: the folder that a dataset's annotation files lie in, where it is not the usual one.
         held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
+        clean: lower-case captions and leave out their punctuation, as the paper's data were; otherwise only their
+            white space is put in order.
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
         mirror: whether mirror images may stand for the image.
@@ -48,6 +47,7 @@ class DataSource:
     questions: str | None = None
     split: str | None = None
     held_out: int = 0
+    clean: bool = True
     statements: bool = False
     make_questions: bool = False
     mirror: bool = True
@@ -86,11 +86,7 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
         samples = _from_zoo(source, data_root)
     else:
         samples = _from_annotations(source, data_root)
-    if skipped is not None:
-        skipped += left_out
-    else:
-        for sentence in left_out:
-            LOG.warning("%s", sentence)
+    tell_skipped(left_out, skipped)
     if not samples:
         raise OpenBlipError(f"the data source {source.name!r} has no rows: {'; '.join(left_out) or 'check its files'}")
     return samples

@@ -32,19 +32,22 @@ def read_table(path: Path, pictures: Path | None = None, split: str | None = Non
         OpenBlipError: no such table, a row that cannot be read, or columns that tell too little.
     """
     finder = PictureFinder(pictures or path.parent)
-    columns: Columns | None = None
+    # The lines of a JSONL need not be alike: captions and questions may be mixed.
+    known: dict[tuple[str, ...], Columns] = {}
     samples: list[Sample] = []
-    empty = True
+    empty, has_splits = True, False
     for place, row in read_rows(path):
         empty = False
+        columns = known.get(tuple(row))
         if columns is None:
-            columns = Columns(row, str(path))
-            if split is not None and "split" not in columns.names:
-                raise OpenBlipError(f"{path} has no column split: leave split: {split} out")
+            columns = known[tuple(row)] = Columns(row, place if known else str(path))
+        has_splits = has_splits or "split" in columns.names
         if split is not None and columns.text(row, "split") != split:
             continue
         picture, name = finder.find(columns.value(row, "image"), place)
         samples.append(columns.sample(row, (picture,), name))
+    if split is not None and not has_splits and not empty:
+        raise OpenBlipError(f"{path} has no column split: leave split: {split} out")
     if empty:
         raise OpenBlipError(f"{path} has no rows: check that it is the right file")
     if not samples:

@@ -7,6 +7,7 @@ row can be had at any time, and nothing is unpacked. A tar that is broken gives 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from openblip.data.records import Columns
 from openblip.data.samples import PackedFile, Sample
 from openblip.errors import OpenBlipError
 from openblip.image_sources import IMAGE_SUFFIXES
+
+LOG = logging.getLogger("openblip.data")
 
 BLOCK = 512
 GZIP = b"\x1f\x8b"
@@ -115,19 +118,30 @@ def index_shard(path: Path) -> Shard:
     return Shard(path, rows, trouble)
 
 
-def read_tars(paths: Sequence[Path], skipped: list[str]) -> list[Sample]:
-    """All rows of some tars; a sentence for whatever could not be used goes to `skipped`."""
+def read_tars(paths: Sequence[Path], skipped: list[str] | None = None) -> list[Sample]:
+    """All rows of some tars; a sentence for whatever could not be used goes to `skipped`, or is logged."""
     samples: list[Sample] = []
+    left_out: list[str] = []
     for path in paths:
         shard = index_shard(path)
         if shard.trouble:
-            skipped.append(shard.trouble)
+            left_out.append(shard.trouble)
         for row in shard.rows:
             try:
                 samples.append(row.sample())
             except OpenBlipError as error:
-                skipped.append(f"{path}: row {row.key} is left out: {error}")
+                left_out.append(f"{path}: row {row.key} is left out: {error}")
+    tell_skipped(left_out, skipped)
     return samples
+
+
+def tell_skipped(sentences: Sequence[str], skipped: list[str] | None) -> None:
+    """Add the sentences to the caller's list; log them where it gave none."""
+    if skipped is not None:
+        skipped += sentences
+        return
+    for sentence in sentences:
+        LOG.warning("%s", sentence)
 
 
 def expand_pattern(pattern: str, folder: Path) -> list[Path]:

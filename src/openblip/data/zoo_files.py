@@ -17,6 +17,13 @@ OLDER = "https://storage.googleapis.com/sfr-vision-language-research/datasets/"
 XINSTRUCT = "https://storage.googleapis.com/sfr-xinstructblip-data-research/data/"
 NLVR = "https://raw.githubusercontent.com/lil-lab/nlvr/master/nlvr2/data/"
 
+VQA_VAL_ANSWERS = File(
+    "coco/annotations/v2_mscoco_val2014_annotations.json", LAVIS + "vqav2/v2_mscoco_val2014_annotations.json"
+)
+OK_VQA_ANSWERS = File(
+    "okvqa/annotations/mscoco_val2014_annotations.json", LAVIS + "okvqa/mscoco_val2014_annotations.json"
+)
+
 COCO_KARPATHY = (
     Layout(
         "LAVIS",
@@ -97,10 +104,13 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
                     File("coco/annotations/vqa_train.json", LAVIS + "vqav2/vqa_train.json"),
                     File("coco/annotations/vqa_val.json", LAVIS + "vqav2/vqa_val.json"),
                 ),
-                "val": (File("coco/annotations/vqa_val_eval.json", LAVIS + "vqav2/vqa_val_eval.json"),),
+                "val": (
+                    File("coco/annotations/vqa_val_eval.json", LAVIS + "vqav2/vqa_val_eval.json"),
+                    VQA_VAL_ANSWERS,
+                ),
                 "test": (File("coco/annotations/vqa_test.json", LAVIS + "vqav2/vqa_test.json"),),
             },
-            read.read_lavis,
+            read.read_lavis_vqa,
         ),
         Layout(
             "original",
@@ -111,10 +121,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
                         "coco/annotations/v2_OpenEnded_mscoco_val2014_questions.json",
                         LAVIS + "vqav2/v2_OpenEnded_mscoco_val2014_questions.json",
                     ),
-                    File(
-                        "coco/annotations/v2_mscoco_val2014_annotations.json",
-                        LAVIS + "vqav2/v2_mscoco_val2014_annotations.json",
-                    ),
+                    VQA_VAL_ANSWERS,
                 ),
             },
             read.read_vqa,
@@ -224,21 +231,25 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         ),
     ),
     "nocaps": (
-        _lists("nocaps/annotations", {split: f"nocaps_{split}.json" for split in ("val", "test")}, OLDER),
+        # These have the captions, LAVIS' lists do not.
         _originals(
             "nocaps/annotations",
             {"val": ("nocaps_val_4500_captions.json",), "test": ("nocaps_test_image_info.json",)},
             read.read_coco_captions,
         ),
+        _lists("nocaps/annotations", {split: f"nocaps_{split}.json" for split in ("val", "test")}, OLDER),
     ),
     "ok_vqa": (
         Layout(
             "LAVIS",
             {
                 "train": (File("okvqa/annotations/okvqa_train.json", LAVIS + "okvqa/okvqa_train.json"),),
-                "test": (File("okvqa/annotations/vqa_val_eval.json", LAVIS + "okvqa/okvqa_val_eval.json"),),
+                "test": (
+                    File("okvqa/annotations/vqa_val_eval.json", LAVIS + "okvqa/okvqa_val_eval.json"),
+                    OK_VQA_ANSWERS,
+                ),
             },
-            read.read_lavis,
+            read.read_lavis_vqa,
         ),
         Layout(
             "original",
@@ -252,10 +263,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
                         "okvqa/annotations/OpenEnded_mscoco_val2014_questions.json",
                         LAVIS + "okvqa/OpenEnded_mscoco_val2014_questions.json",
                     ),
-                    File(
-                        "okvqa/annotations/mscoco_val2014_annotations.json",
-                        LAVIS + "okvqa/mscoco_val2014_annotations.json",
-                    ),
+                    OK_VQA_ANSWERS,
                 ),
             },
             read.read_vqa,

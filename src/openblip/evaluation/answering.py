@@ -25,6 +25,15 @@ RULES = {
 }
 
 
+def check_questioned(samples: Sequence[Sample], accuracy: Accuracy) -> None:
+    """Raises OptionError for a sample without a picture or question, or with too few answers for the accuracy."""
+    grouped(samples, "questions")
+    for number, sample in enumerate(samples):
+        if not sample.question.strip() or not sample.answers:
+            raise OptionError(f"row {sample.sample_id or number} has no question, or no answer to compare with")
+        RULES[accuracy](sample.answers[0], sample.answers)
+
+
 def evaluate_answers(
     model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
@@ -34,15 +43,11 @@ def evaluate_answers(
     for each kind of question.
 
     Raises:
-        OptionError: a sample has no picture, no question, or no answers, or too few for the chosen accuracy.
+        OptionError: no picture can be read.
         ImageError: a picture cannot be read, and the policy is to stop.
     """
     pictures = grouped(samples, "questions")
     rule = RULES[settings.questions.accuracy]
-    for number, sample in enumerate(samples):
-        if not sample.question.strip() or not sample.answers:
-            raise OptionError(f"row {sample.sample_id or number} has no question, or no answer to compare with")
-        rule(sample.answers[0], sample.answers)  # too few answers are told before the model works
     lost = [
         excluded(name_of(picture), error, settings.on_bad_image)
         for picture, error in _ask_all(model, pictures, samples, settings, journal, progress)

@@ -15,21 +15,25 @@ from openblip.evaluation.settings import Settings, Task
 from openblip.model import Blip2
 
 
+def check_captioned(samples: Sequence[Sample]) -> None:
+    """For captions and retrieval. Raises OptionError for a sample without a picture, and a picture without caption."""
+    for picture, rows in grouped(samples, "captions and retrieval").items():
+        if not any(samples[row].captions for row in rows):
+            raise OptionError(f"{name_of(picture)} has no caption: leave it out, or choose another split")
+
+
 def evaluate_captions(
     model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
     """One caption a picture, scored against all that the samples say of it.
 
     Raises:
-        OptionError: a sample has no picture or no caption.
+        OptionError: no picture can be read.
         ImageError: a picture cannot be read, and the policy is to stop.
     """
     pictures = grouped(samples, "captions")
     references = [tuple(text for number in rows for text in samples[number].captions) for rows in pictures.values()]
     names = [name_of(picture) for picture in pictures]
-    for name, texts in zip(names, references, strict=True):
-        if not texts:
-            raise OptionError(f"{name} has no caption to compare with: leave it out, or choose another split")
     left = [number for number in range(len(names)) if number not in journal.done]
     problems: dict[str, ImageError] = {}
     listed = list(pictures)

@@ -56,8 +56,8 @@ def score_captions(
     Args:
         official: split words with Java's PTB tokeniser; None uses it where Java is installed. Without it they are
             split by `openblip.evaluation.words`, and the scores are called unofficial.
-        meteor, spice: compute these, too, in Java; None does where the machine has what they need, and otherwise
-            says in `notes` what is missing.
+        meteor, spice: compute these, too, in Java; None does where that is possible, and otherwise says in `notes` why
+            it is not.
 
     Raises:
         OpenBlipError: pycocoevalcap is not installed, or what was asked for by True is missing.
@@ -76,9 +76,17 @@ def score_captions(
         raise OptionError(f"{bare} has no reference caption: leave it out")
     if official and not java.has_java():
         raise OpenBlipError("the official tokeniser needs Java: install a Java runtime, or use official=False")
-    official = java.has_java() if official is None else official
     names = list(captions)
-    said, truth = _split(names, captions, references, official)
+    notes: list[str] = []
+    try:
+        split_by_java = java.has_java() if official is None else official
+        said, truth = _split(names, captions, references, split_by_java)
+    except OpenBlipError as error:
+        if official:
+            raise
+        notes.append(f"The official tokeniser cannot be used: {error}.")
+        split_by_java = False
+        said, truth = _split(names, captions, references, split_by_java)
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints its progress
         bleu, each_bleu = Bleu(4).compute_score(truth, said)
         cider, each_cider = Cider().compute_score(truth, said)
@@ -88,28 +96,24 @@ def score_captions(
         "rouge_l": [float(value) for value in each_rouge],
         "cider": [float(value) for value in each_cider],
     }
-    notes = [] if official else [_UNOFFICIAL]
+    if not split_by_java:
+        notes.append(_UNOFFICIAL)
     if len(names) == 1:
         notes.append("CIDEr weighs words by how rare they are among the images: of one image it is always 0.")
     whole: dict[str, float | None] = {"meteor": None, "spice": None}
     words = [said[name][0] for name in names], [truth[name] for name in names]
-    if meteor or (meteor is None and java.has_java()):
-        whole["meteor"], each["meteor"] = java.meteor(*words)
-    elif meteor is None:
-        notes.append("METEOR is left out: it needs a Java runtime, and there is none on this machine.")
-    if spice is None and (problem := java.missing_for_spice()) is not None:
-        notes.append(problem + ".")
-    elif spice is not False:
-        try:
-            whole["spice"], each["spice"] = java.spice(*words)
-        except OpenBlipError as error:
-            if spice:
-                raise
-            notes.append(f"SPICE is left out: {error}.")
+    for metric, compute, asked in (("meteor", java.meteor, meteor), ("spice", java.spice, spice)):
+        if asked is not False:
+            try:
+                whole[metric], each[metric] = compute(*words)
+            except OpenBlipError as error:
+                if asked:
+                    raise
+                notes.append(f"{metric.upper()} is left out: {error}.")
     return CaptionScores(
         (bleu[0], bleu[1], bleu[2], bleu[3]),
         float(cider),
-        official,
+        split_by_java,
         float(rouge),
         **whole,
         each=each,

@@ -24,22 +24,26 @@ NO_LABEL = "(none)"
 """For an answer that stands for no label: always wrong."""
 
 
+def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
+    """Raises OptionError for a sample without a label, and but for given labels for one without exactly one picture."""
+    if by is not Decision.GIVEN or not samples:
+        grouped(samples, "classes")
+    bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
+    if bare is not None:
+        raise OptionError(f"row {samples[bare].sample_id or bare} has no label to compare with")
+
+
 def evaluate_labels(
     model: Blip2 | None, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
     """One label a sample.
 
     Raises:
-        OptionError: a sample has no label, or, but for given labels, not one picture.
+        OptionError: no picture can be read.
         OpenBlipError: the file of given labels is missing, malformed or incomplete.
         ImageError: a picture cannot be read, and the policy is to stop.
     """
     chosen = settings.classification
-    if not samples:
-        raise OptionError("there is nothing to evaluate: check the annotation file, the split and the limit")
-    bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
-    if bare is not None:
-        raise OptionError(f"row {samples[bare].sample_id or bare} has no label to compare with")
     lost: list[Excluded] = []
     notes = []
     if chosen.by is Decision.GIVEN:

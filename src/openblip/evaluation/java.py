@@ -24,6 +24,9 @@ SPEAK = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en
 NOT_WORDS = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 """What the COCO evaluation drops after splitting."""
 
+PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+"""What SPICE reads sentences with; pycocoevalcap fetches them when its own wrapper is first used."""
+
 
 def has_java() -> bool:
     return shutil.which("java") is not None
@@ -40,7 +43,9 @@ def ptb_words(texts: Sequence[str]) -> list[str]:
     arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     found = _run(arguments, "the tokeniser", lines).split("\n")[:-1]
     if len(found) != len(texts):
-        raise OpenBlipError(f"the tokeniser gave {len(found)} lines for {len(texts)}: use tokenizer=simple")
+        raise OpenBlipError(
+            f"the tokeniser gave {len(found)} lines for {len(texts)} texts: use captions.tokenizer=never"
+        )
     return [" ".join(word for word in line.split() if word not in NOT_WORDS) for line in found]
 
 
@@ -68,33 +73,23 @@ def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
             say.close()
         except (OSError, ValueError) as error:
             program.kill()
-            raise OpenBlipError(f"METEOR failed: leave it out with captions.meteor=off ({error})") from error
+            raise OpenBlipError(f"METEOR failed in Java, which needs 2 GB of memory for it ({error})") from error
     return whole, each
-
-
-def missing_for_spice() -> str | None:
-    """What SPICE lacks on this machine, in a sentence, or None."""
-    if not has_java():
-        return "SPICE is left out: it needs a Java runtime, and there is none on this machine"
-    folder = _file("spice/spice-1.0.jar").parent / "lib"
-    if not all((folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")):
-        return (
-            "SPICE is left out: its parser (Stanford CoreNLP 3.6.0, 0.4 GB) is not installed; get it where there is a "
-            'network with: python -c "from pycocoevalcap.spice.spice import Spice; Spice()"'
-        )
-    return None
 
 
 def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """SPICE 1.0 (Anderson et al. 2016) of the corpus, and of each caption; words are split already.
 
     Raises:
-        OpenBlipError: something is missing (see `missing_for_spice`), or SPICE fails.
+        OpenBlipError: no Java, no pycocoevalcap or no parser, or SPICE fails.
     """
-    problem = missing_for_spice()
-    if problem is not None:
-        raise OpenBlipError(problem)
+    _java()
     jar = _file("spice/spice-1.0.jar")
+    if not all((jar.parent / "lib" / name).is_file() for name in PARSER):
+        raise OpenBlipError(
+            "its parser (Stanford CoreNLP 3.6.0, 0.4 GB) is not installed; get it where there is a network with: "
+            'python -c "from pycocoevalcap.spice.spice import Spice; Spice()"'
+        )
     rows = [
         {"image_id": number, "test": caption, "refs": list(those)}
         for number, (caption, those) in enumerate(zip(captions, references, strict=True))
@@ -119,7 +114,7 @@ def _file(place: str) -> Path:
 def _java() -> str:
     found = shutil.which("java")
     if found is None:
-        raise OpenBlipError("METEOR, SPICE and the official tokeniser need Java: install a Java runtime")
+        raise OpenBlipError("it needs Java: install a Java runtime")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,14 @@ class Shown:
     Attributes:
         image: a JPEG as a data address, or nothing when the picture cannot be read.
         alt: what the picture shows, in a person's words where there are any.
+        references: each text once, with how many people gave it where several did.
     """
 
     row: Row
     image: str
     alt: str
     score: str
+    references: tuple[str, ...]
 
 
 def write_report(path: Path, recipe: EvaluationRecipe, found: Evaluation, about: Mapping[str, Any]) -> None:
@@ -143,6 +146,9 @@ def show(row: Row, found: Evaluation) -> Shown:
         image="" if row.picture is None else thumbnail(row.picture),
         alt=caption or f"the picture {Path(row.image).name}",
         score=f"{100 * row.score:.0f}",
+        references=tuple(
+            text if count == 1 else f"{text} ({count} people)" for text, count in Counter(row.references).most_common()
+        ),
     )
 
 

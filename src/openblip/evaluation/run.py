@@ -6,7 +6,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from openblip import __version__
 from openblip.data.samples import Sample
@@ -25,9 +27,11 @@ from openblip.evaluation.progress import Progress, silent
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.report import write_report
 from openblip.evaluation.samples import read_samples
-from openblip.evaluation.score import score_model
+from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Decision, Task
 from openblip.model import Blip2, load
+from openblip.nn.int4 import Int4Linear
+from openblip.nn.quantised import quantised_layers
 
 PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")
 
@@ -56,8 +60,14 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
         OpenBlipError: model, data and recipe do not fit, or the output folder holds another run's predictions.
     """
     samples = read_samples(recipe)
+    check(samples, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
+    with _alone_in(output):
+        return _evaluate(recipe, samples, output, progress)
+
+
+def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path, progress: Progress) -> Run:
     given = recipe.task is Task.CLASSIFICATION and recipe.classification.by is Decision.GIVEN
     started = time.monotonic()
     if given:
@@ -75,10 +85,24 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
             journal.close()
     seconds = time.monotonic() - started
     run = Run(recipe, found, _about(recipe, model, samples, None if earlier else seconds))
-    _write_predictions(output / "predictions.jsonl", found)
+    _write_predictions(output / "predictions.jsonl", found, journaled=not given and recipe.task is not Task.RETRIEVAL)
     _replace(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Raises OpenBlipError when another program evaluates into the same folder."""
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OpenBlipError(f"another evaluation writes to {output}: wait for it, or give another output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequence[Sample]) -> None:
@@ -87,7 +111,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
         "model": recipe.model,
         "weights": _mark_of_files(Path(recipe.model)),
         "checkpoint": recipe.checkpoint,
-        "number format": _number_format(model),
+        "number format": number_format(model),
         "task": recipe.task.value,
         "text": asdict(recipe.text),
         "rerank": recipe.retrieval.rerank if recipe.task is Task.RETRIEVAL else None,
@@ -123,10 +147,13 @@ def _mark_of_samples(samples: Sequence[Sample]) -> str:
     return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
 
 
-def _number_format(model: Blip2) -> str:
-    placement = model.placement
-    name = str(placement.dtype).removeprefix("torch.")
-    return name if placement.bits is None else f"int{placement.bits} and {name}"
+def number_format(model: Blip2) -> str:
+    """What a model computes in: "float32", or "int8 and float32" where its large matrices are whole numbers."""
+    name = str(model.placement.dtype).removeprefix("torch.")
+    layers = quantised_layers(model.network).values()
+    if not layers:
+        return name
+    return f"int4 and {name}" if any(isinstance(layer, Int4Linear) for layer in layers) else f"int8 and {name}"
 
 
 def _about(
@@ -139,7 +166,7 @@ def _about(
             "model": recipe.model,
             "checkpoint": recipe.checkpoint,
             "image size": model.parts.transform.image_size,
-            "number format": _number_format(model),
+            "number format": number_format(model),
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         }
     about |= {
@@ -175,10 +202,10 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _write_predictions(path: Path, found: Evaluation) -> None:
-    """The same rows as were written as they came, now with what each is worth."""
+def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
+    """The rows with what each is worth; those that were written as they came keep what they said."""
     known = {}
-    if path.exists() and found.task is not Task.RETRIEVAL:
+    if journaled:
         for line in path.read_text(encoding="utf-8").splitlines():
             fields = json.loads(line)
             known[fields["row"]] = fields

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openblip.data.samples import Sample
-from openblip.evaluation.answering import evaluate_answers
-from openblip.evaluation.captioning import evaluate_captions
-from openblip.evaluation.classifying import evaluate_labels
+from openblip.evaluation.answering import check_questioned, evaluate_answers
+from openblip.evaluation.captioning import check_captioned, evaluate_captions
+from openblip.evaluation.classifying import check_labelled, evaluate_labels
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.progress import Progress, silent
@@ -21,6 +21,17 @@ WORK = {
     Task.RETRIEVAL: evaluate_retrieval,
     Task.CLASSIFICATION: evaluate_labels,
 }
+
+
+def check(samples: Sequence[Sample], settings: Settings) -> None:
+    """Whether samples and settings are fit for the task, before a model is loaded. Raises OptionError."""
+    settings.check()
+    if settings.task is Task.QUESTIONS:
+        check_questioned(samples, settings.questions.accuracy)
+    elif settings.task is Task.CLASSIFICATION:
+        check_labelled(samples, settings.classification.by)
+    else:
+        check_captioned(samples)
 
 
 def score_model(
@@ -41,6 +52,6 @@ def score_model(
         OpenBlipError: the samples or settings do not fit the task, or packages are missing.
         ImageError: a picture cannot be read, and `on_bad_image` is to stop.
     """
-    settings.check()
+    check(samples, settings)
     journal = Journal() if journal is None else journal
     return WORK[settings.task](model, samples, settings, journal, progress)

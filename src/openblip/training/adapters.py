@@ -22,6 +22,7 @@ from openblip.checkpoints.adapter_files import Adapter, LowRank, read_adapter, w
 from openblip.checkpoints.adapter_fit import check_layers
 from openblip.checkpoints.parts import ModelParts
 from openblip.checkpoints.qformer_names import first_few
+from openblip.checkpoints.zoo import BUNDLED
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.int4 import Int4Linear
@@ -31,8 +32,8 @@ from openblip.training.adapter_targets import Target, choose_targets, short_name
 
 NAME = "default"
 """What peft calls an adapter that has no name."""
-BORROWED = "borrowed."
-"""In front of names in a borrowed language model, which is no part of the network's tree."""
+BORROWED = "borrowed_adapters"
+"""Where a network has the adapters of a borrowed language model, which itself is no part of the network's tree."""
 QUANTISED = (Int8Linear, Int4Linear)
 LEARNING = ("lora_A", "lora_B", "lora_dropout", "lora_magnitude_vector")
 """What peft puts beside a layer."""
@@ -164,7 +165,8 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
     `peft.PeftModel.from_pretrained` puts them on transformers' model; `openblip.load(folder)` loads the base with them.
 
     Args:
-        base: the model that they are for, as `openblip.load` takes it; None does not say.
+        base: the model that they are for, as `openblip.load` takes it; of a folder the absolute path is noted. None
+            does not say.
 
     Raises:
         OptionError: the model has no adapters.
@@ -183,6 +185,8 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
         dropout = getattr(layer.lora_dropout[NAME], "p", 0.0)
     if not layers:
         raise OptionError(f"the model {parts.name} has no adapters to save: put some in with add_lora")
+    if base not in (None, BUNDLED) and Path(str(base)).expanduser().is_dir():
+        base = str(Path(str(base)).expanduser().resolve())
     everywhere = [target.theirs for target in targets_of(parts.network)]
     adapter = Adapter(folder, base, layers, dropout=dropout)
     return write_adapter(adapter, folder, short_names(list(layers), everywhere))
@@ -193,13 +197,8 @@ def has_adapters(network: Blip2Network) -> bool:
 
 
 def adapter_parameters(network: Blip2Network) -> dict[str, nn.Parameter]:
-    """What learns of a model's adapters, by name; names in a borrowed language model begin with "borrowed."."""
-    return {
-        prefix + name: parameter
-        for prefix, root in _trees(network).items()
-        for name, parameter in root.named_parameters()
-        if ".lora_" in name
-    }
+    """What learns of a model's adapters, by the network's names; those of a borrowed language model, too."""
+    return {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
 
 
 def adapter_modules(network: Blip2Network) -> list[nn.Module]:
@@ -236,9 +235,9 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
         if target.part is not None and not _is_open(network.get_submodule(target.layer)):
             siblings = [other.part for other in targets_of(network) if other.layer == target.layer and other.part]
             open_layer(network.get_submodule(above), own, siblings)
-    for prefix, root in _trees(network).items():
+    for root in _trees(network):
         root.requires_grad_(False).eval()
-        paths = [target.path for target in chosen if target.borrowed == (prefix == BORROWED)]
+        paths = [target.path for target in chosen if target.borrowed == (root is not network)]
         if not paths:
             continue
         config = LoraConfig(target_modules=paths, **settings)
@@ -248,6 +247,8 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, root)
         root.eval()
+        if root is not network:
+            network.add_module(BORROWED, _adapters_alone(root, paths))
     for parameter in adapter_parameters(network).values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
@@ -257,30 +258,41 @@ def _is_open(layer: nn.Module) -> bool:
     return next(layer.children(), None) is not None
 
 
-def _trees(network: Blip2Network) -> dict[str, nn.Module]:
-    """The network, and a borrowed language model beside it, with what goes in front of names in them."""
-    return {"": network} if network.borrowed is None else {"": network, BORROWED: network.borrowed.model}
+def _trees(network: Blip2Network) -> list[nn.Module]:
+    """The network, and a borrowed language model beside it."""
+    return [network] if network.borrowed is None else [network, network.borrowed.model]
+
+
+def _adapters_alone(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """Modules of the same names as those of a model, in which there is nothing but its adapters."""
+    tree = nn.Module()
+    for path in paths:
+        place, layer = tree, model.get_submodule(path)
+        for name in path.split("."):
+            if not hasattr(place, name):
+                place.add_module(name, nn.Module())
+            place = place.get_submodule(name)
+        for name in LEARNING:
+            place.add_module(name, layer.get_submodule(name))
+    return tree
 
 
 def _adapted(network: Blip2Network) -> Iterator[tuple[str, Any]]:
     """transformers' names of the layers that have adapters, with peft's layers."""
-    wrapped = {
-        prefix + path: module
-        for prefix, root in _trees(network).items()
-        for path, module in root.named_modules()
-        if isinstance(getattr(module, "lora_A", None), nn.ModuleDict)
-    }
-    if wrapped:
-        for target in targets_of(network):
-            layer = wrapped.get((BORROWED if target.borrowed else "") + target.path)
-            if layer is not None:
-                yield target.theirs, layer
+    wrapped = [
+        {path: module for path, module in root.named_modules() if hasattr(module, "base_layer")}
+        for root in _trees(network)
+    ]
+    for target in targets_of(network) if any(wrapped) else ():
+        layer = wrapped[target.borrowed].get(target.path)
+        if layer is not None:
+            yield target.theirs, layer
 
 
 def _learning(network: Blip2Network) -> LearningAdapters:
-    total = sum(parameter.numel() for root in _trees(network).values() for parameter in root.parameters())
+    every = {parameter for root in _trees(network) for parameter in root.parameters()}
     names = tuple(name for name, _ in _adapted(network))
-    return LearningAdapters(names, adapter_parameters(network), total)
+    return LearningAdapters(names, adapter_parameters(network), sum(parameter.numel() for parameter in every))
 
 
 def _stored(parameter: nn.Parameter) -> torch.Tensor:

@@ -38,10 +38,11 @@ class Arithmetic:
         return self._autocast(self.careful)
 
     def shrink(self, modules: Iterable[nn.Module]) -> None:
-        """Keep frozen modules in the fast type: they are never stepped, so that it loses nothing but their rounding."""
+        """Keep the frozen weights of modules in the fast type: they are never stepped, which small steps would need."""
         for module in modules:
-            if all(not parameter.requires_grad for parameter in module.parameters()):
-                module.to(self.fast)
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point() and not tensor.requires_grad:
+                    tensor.data = tensor.data.to(self.fast)
 
     def _autocast(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         enabled = dtype != torch.float32

@@ -14,6 +14,7 @@ from pathlib import Path
 from openblip.data.pairs import DataSource
 from openblip.errors import OptionError
 from openblip.recipes import read_recipe
+from openblip.training.adapters import LoraSection
 
 
 class Stage(Enum):
@@ -121,10 +122,13 @@ class Evaluation:
     """What a run is evaluated on as it goes.
 
     Attributes:
-        data: captioned images that it does not learn from; None: it is not evaluated.
+        data: rows that it does not learn from, of a source with `held_out` the held-out ones; None: it is not
+            evaluated.
         every: epochs between evaluations.
-        limit: images to caption.
-        samples: captions to show of them.
+        limit: rows to look at.
+        metric: what is to grow, a name in the table of `openblip evaluate`; None: CIDEr of captions, the accuracy of
+            answers, or the mean recall of stage 1.
+        samples: captions or answers to show.
         patience: evaluations without a better one after which the run stops; 0 never. The best weights are kept.
     """
 
@@ -132,7 +136,7 @@ class Evaluation:
     every: int = 1
     limit: int = 200
     beams: int = 3
-    metric: str = "cider"
+    metric: str | None = None
     samples: int = 4
     patience: int = 0
 
@@ -161,12 +165,18 @@ class Recipe:
         output: folder of the trained model; its last part is the model's name unless `name` says another.
         storage: number format of the weights in that folder.
         init: model to start from, a folder or an official name; or `new` to put one together. Exactly one of the two.
+        fresh_qformer: folder of a BERT (model.safetensors, vocab.txt) from which the Q-Former of `init` begins again,
+            as in the paper's stage 1.
+        image_size: side of the square images, where it is to be another than the model's own.
+        prompt: what captions begin with in stage 2; None is the model's own.
         decoder: another model folder that the language model is taken from.
         language_model: any other frozen language model to put behind the Q-Former in stage 2: a folder that
             transformers wrote, or a repository of the hub. It is borrowed: the trained model holds no copy of it.
         language_model_revision: branch, tag or commit of that repository.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.
+        gradient_checkpointing: compute what an image encoder that learns gives once more on the way back, rather than
+            keep it: less memory, a third more time.
         cache: folder for the frozen encoder's features; null: pictures are cropped and encoded anew at every step, as
             in the paper.
         epochs: passes over the images.
@@ -190,6 +200,8 @@ class Recipe:
         self_critical: captions to draw for each image in stage 2, which learns from their CIDEr instead of
             imitating the captions of the data; 0 imitates.
         save_every: steps between checkpoints to resume from.
+        lora: low-rank adapters that learn instead of the stage's own parts; `output` then holds them alone, in peft's
+            layout, and `openblip merge` makes a model of them.
         bad_pictures: what to do about pictures that cannot be read.
     """
 
@@ -201,11 +213,15 @@ class Recipe:
     storage: Storage = Storage.FLOAT32
     init: str | None = None
     new: NewModel | None = None
+    fresh_qformer: str | None = None
+    image_size: int | None = None
+    prompt: str | None = None
     decoder: str | None = None
     language_model: str | None = None
     language_model_revision: str | None = None
     train_decoder: bool = False
     train_vision: bool = False
+    gradient_checkpointing: bool = False
     cache: str | None = "runs/features"
     epochs: int = 10
     batch_size: int = 64
@@ -232,6 +248,7 @@ class Recipe:
     mixture: Mixture = field(default_factory=Mixture)
     watching: Watching = field(default_factory=Watching)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    lora: LoraSection | None = None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -267,5 +284,7 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
         yield "qformer_precision is fp16, in which the Q-Former overflows: use float32 or bf16"
     if recipe.train_vision and recipe.stage is Stage.LANGUAGE:
         yield "train_vision is for stages that see: leave it out of stage language"
+    if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder or recipe.stage is Stage.LANGUAGE):
+        yield "with lora adapters alone learn: leave out train_vision and train_decoder, and name them in lora.targets"
     if not recipe.data:
         yield "data lists no source"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +11,22 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from openblip.checkpoints.loading import load_parts, with_language_model
-from openblip.checkpoints.native import load_native, save_native
+from openblip.checkpoints.native import save_native
 from openblip.checkpoints.parts import ModelParts
 from openblip.data.pairs import ImageText, gather
-from openblip.errors import CheckpointError, OpenBlipError, OptionError
+from openblip.errors import OpenBlipError, OptionError
 from openblip.nn.efficientnet import EfficientNet
+from openblip.nn.vit import VisionTransformer
+from openblip.training.adapters import adapter_modules, adapts_vision, save_adapter
 from openblip.training.arithmetic import Arithmetic
-from openblip.training.assemble import assemble
 from openblip.training.batches import BatchPlan
 from openblip.training.caching import open_stores, without_bad
 from openblip.training.distributed import World
+from openblip.training.evaluating import Evaluator
 from openblip.training.feed import CachedFeed, Feed, PictureFeed, TextFeed
 from openblip.training.recipe import BadPictures, Parallel, Precision, Recipe, Stage
 from openblip.training.skipped import write_skipped
+from openblip.training.starting import start_model, with_weights
 from openblip.training.tasks import LanguageTask, Setting, Stage1Task, Stage2Task, Task
 from openblip.training.trainer import Trainer, freeze_all_but, set_dropout
 
@@ -52,17 +53,21 @@ def train(recipe: Recipe) -> Path:
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
     task = _make_task(recipe, parts, [image for group in usable for image in group], setting)
     task.to(accelerator.device)
-    freeze_all_but(parts.network, task.trained())
+    trained = learning_parts(recipe, task)
+    freeze_all_but(parts.network, trained)
     if recipe.dropout is not None:
-        set_dropout(task.trained(), recipe.dropout)
+        set_dropout(trained, recipe.dropout)
+    if isinstance(parts.network.vision, VisionTransformer):
+        parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
     setting.arithmetic.shrink(frozen_giants(parts))
     feed = _make_feed(recipe, parts, task, usable, accelerator.wait_for_everyone)
-    learnt = Trainer(recipe, task, feed, accelerator.prepare_model).run()
+    evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and world.rank == 0 else None
+    learnt = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator).run()
     output = Path(recipe.output)
     if world.rank == 0:
         if isinstance(feed, PictureFeed):
             write_skipped(output, feed.bad)
-        save_native(with_weights(start_model(recipe, images), learnt), output, recipe.storage.value)
+        save_learnt(recipe, with_weights(start_model(recipe, images), learnt), output)
     accelerator.wait_for_everyone()
     return output
 
@@ -95,6 +100,21 @@ def check_world(recipe: Recipe, world: World) -> None:
         raise OptionError("parallel=fsdp does not go with precision=fp16: use bf16 or float32")
 
 
+def learning_parts(recipe: Recipe, task: Task) -> list[nn.Module | nn.Parameter]:
+    """What is to learn: the parts that the stage says, or adapters alone."""
+    if recipe.lora is None:
+        return task.trained()
+    return [*adapter_modules(task.network)]
+
+
+def save_learnt(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
+    """Write the trained model; of one with adapters only these."""
+    if recipe.lora is None:
+        save_native(parts, folder, recipe.storage.value)
+    else:
+        save_adapter(parts, folder, recipe.init)
+
+
 def frozen_giants(parts: ModelParts) -> list[nn.Module]:
     """Image encoder and language model, which a recipe may leave frozen."""
     network = parts.network
@@ -122,16 +142,6 @@ def encoder_for(parts: ModelParts, precision: Precision) -> Callable[[Tensor], T
     return encode
 
 
-def with_weights(parts: ModelParts, learnt: Mapping[str, Tensor]) -> ModelParts:
-    """The model a run starts from, with what it learnt."""
-    network = parts.network.cpu()
-    own = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, value in learnt.items():
-            own[name].copy_(value)
-    return replace(parts, network=network.eval())
-
-
 def _make_feed(
     recipe: Recipe, parts: ModelParts, task: Task, images: Sequence[Sequence[ImageText]], wait: Callable[[], None]
 ) -> Feed:
@@ -142,7 +152,7 @@ def _make_feed(
 
     if not task.needs_views:
         return TextFeed(plan(images))
-    if recipe.cache is None or recipe.train_vision:
+    if recipe.cache is None or recipe.train_vision or adapts_vision(parts.network):
         return PictureFeed(plan(images), recipe.data, parts.transform, recipe.bad_pictures is BadPictures.SKIP)
     stores = open_stores(recipe, parts, images, encoder_for(parts, recipe.precision), task.setting, wait)
     kept, bad = without_bad(recipe, images, stores)
@@ -151,37 +161,6 @@ def _make_feed(
         if bad:
             Console(stderr=True).print(f"{len(bad)} pictures cannot be read and are left out: see skipped.csv")
     return CachedFeed(plan(kept), stores)
-
-
-def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> ModelParts:
-    """The model that a recipe starts from, always the same. Raises OpenBlipError when its parts do not fit."""
-    name = recipe.name or Path(recipe.output).name
-    if recipe.new is not None:
-        parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
-    else:
-        parts = replace(load_parts(str(recipe.init)), name=name)
-    torch.manual_seed(recipe.seed)
-    if recipe.language_model is not None:
-        parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)
-    unusual = recipe.stage is Stage.LANGUAGE or recipe.decoder is not None or recipe.self_critical
-    if parts.network.config.t5 is not None and unusual:
-        raise OptionError(
-            f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
-            "leave them out of the recipe"
-        )
-    if parts.borrowed is not None and (unusual or recipe.train_decoder):
-        raise OptionError(
-            f"{parts.borrowed.place} is borrowed and stays as it is, there is neither stage language nor "
-            "train_decoder, self_critical nor another decoder: leave them out of the recipe"
-        )
-    if recipe.decoder is not None:
-        other = load_native(Path(recipe.decoder))
-        if other.network.config.language_model != parts.network.config.language_model:
-            raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
-        parts.network.decoder.load_state_dict(other.network.decoder.state_dict())
-        parts.network.start_prompt_projection()
-        parts = replace(parts, tokenizer=other.tokenizer)
-    return parts
 
 
 def _make_task(recipe: Recipe, parts: ModelParts, images: Sequence[ImageText], setting: Setting) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,6 +77,8 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.parts, self.setting = parts, setting
         self.network = parts.network
+        # A borrowed language model is no part of the network, but moves with it, and may have adapters that learn.
+        self.borrowed = None if parts.network.borrowed is None else parts.network.borrowed.model
 
     @property
     @abstractmethod
@@ -100,13 +103,10 @@ class Task(nn.Module, ABC):
             return views.patches
         assert views.pixels is not None
         vision = self.network.vision
-        first = next(vision.parameters())
-        if first.requires_grad:
-            with self.setting.arithmetic.quickly():
-                seen: Tensor = vision(views.pixels)
-        else:
-            with torch.no_grad():
-                seen = vision(views.pixels.to(first.dtype))
+        pixels = views.pixels.to(next(vision.parameters()).dtype)
+        learns = any(parameter.requires_grad for parameter in vision.parameters())
+        with torch.set_grad_enabled(learns), self.setting.arithmetic.quickly() if learns else nullcontext():
+            seen: Tensor = vision(pixels)
         return seen.float()
 
     def seen_parts(self, train_vision: bool) -> list[nn.Module | nn.Parameter]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.errors import OpenBlipError
+from openblip.training.adapters import adapter_parameters
 from openblip.training.averaging import Average
 from openblip.training.batches import Drawn
 from openblip.training.faults import first_bad, save_batch
@@ -26,8 +27,8 @@ from openblip.training.watching import Watch
 
 BEST_FILE = "best.pt"
 
-Evaluate = Callable[[dict[str, Tensor], int], float | None]
-"""Of the weights learnt so far, after so many epochs: how good they are, more being better; None when not evaluated."""
+Evaluate = Callable[[dict[str, Tensor], Callable[[str], None]], float]
+"""How good the weights learnt so far are, more being better; given somewhere to show what they make of examples."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Trainer:
         Args:
             task: its parts that learn have gradients, and nothing else has.
             wrap: makes the module that shares gradients among processes, where each has all weights.
-            evaluate: called after each epoch.
+            evaluate: called after epochs, as the recipe says; in the first process alone.
         """
         self.recipe, self.task, self.feed, self.evaluate = recipe, task, feed, evaluate
         self.output = Path(recipe.output)
@@ -71,7 +72,8 @@ class Trainer:
             shard(task, task.network, self.world, self.device)
         elif self.world.size > 1:
             self.model = wrap(task)
-        parameters = {name: p for name, p in task.network.named_parameters() if p.requires_grad}
+        own = dict(task.network.named_parameters()) | adapter_parameters(task.network)
+        parameters = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
         self.parameters = list(parameters.values())
         scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision is Precision.FP16)
         self.state = TrainingState(
@@ -96,6 +98,9 @@ class Trainer:
         position = state.position
         watch = Watch(recipe, position.total, state.total_steps, self.task.loss_names, shown=self.world.rank == 0)
         with watch:
+            if position.total == 0:
+                # How good the model is that the run starts from: it is kept where nothing better comes of the run.
+                self._after_epoch(watch)
             for epoch in range(position.epoch, recipe.epochs):
                 position.epoch = epoch
                 self._epoch(watch)
@@ -187,18 +192,18 @@ class Trainer:
         return cast("AbstractContextManager[Any]", self.model.no_sync())
 
     def _after_epoch(self, watch: Watch) -> None:
-        if self.evaluate is None:
+        position, section = self.state.position, self.recipe.evaluation
+        if section.data is None or position.epoch % section.every:
             return
-        position, learnt = self.state.position, self.state.learnt()
-        score = self.evaluate(learnt, position.epoch)
-        if score is None:
-            return
+        learnt = self.state.learnt()
+        # One process evaluates, and tells the others.
+        found = self.evaluate(learnt, watch.say) if self.evaluate is not None else 0.0
+        score = float(self.world.total(torch.tensor(found, dtype=torch.float64, device=self.device)))
         if position.best is None or score > position.best:
             position.best, position.best_epoch = score, position.epoch
             if self.world.rank == 0:
                 write_whole(learnt, self.output / BEST_FILE)
         watch.report(position.total, {"evaluation": score})
-        watch.say(f"epoch {position.epoch}: {self.recipe.evaluation.metric} {score:.4f}")
 
     def _stopped_early(self) -> bool:
         position, section = self.state.position, self.recipe.evaluation

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from openblip.data.downloads import download_annotations
 from openblip.data.entries import DatasetEntry, Place, data_home, find_layout, open_dataset
+from openblip.data.pictures import open_picture
 from openblip.data.samples import Picture, Sample
 from openblip.data.tables import load_json
 from openblip.data.zoo import ZOO, find_entry
 from openblip.errors import ImageError, OptionError
-from openblip.images import load_image
 
 Row: TypeAlias = dict[str, Any]
 Processor: TypeAlias = Callable[[Any], Any]
@@ -136,7 +136,7 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
 
     def look(self, picture: Picture) -> Any:
         """The picture as RGB, through the processor."""
-        return self.vis_processor(load_image(picture if isinstance(picture, Path) else picture.read_bytes()))
+        return self.vis_processor(open_picture(picture))
 
     def film(self, sample: Sample) -> Any:
         return self.vis_processor(str(sample.video))

@@ -1,7 +1,8 @@
 """transformers' names for the layers of our network, for what freezes, adapts or saves layers by their names.
 
 Names alone are translated: modules are ours and stay where they are. Projections that we have in one matrix have one
-set of weights, and a module each under transformers' name for it, on which peft can put an adapter.
+set of weights, and a module each under transformers' name for it, on which peft can put an adapter; so has a quantised
+layer, which peft would not take for a linear one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 from torch import nn
 
 from openblip.checkpoints.transformers_names import layers_of
+from openblip.nn.int4 import Int4Linear
+from openblip.nn.int8 import Int8Linear
 from openblip.nn.joined import open_layer
 
 FIRST_LEVEL = {
@@ -22,7 +25,10 @@ FIRST_LEVEL = {
 }
 """What parts of our network are called here where they have other names there."""
 JOINED = "joined"
-"""The last part of the name of weights that transformers has in several layers: no target of anybody's."""
+QUANTISED = "_quantised"
+OWN = "_own"
+"""How names end of weights that transformers has in several layers, of those behind a name that is to be a linear
+layer's, and of layers that it has nowhere: nobody means them."""
 
 
 class TranslatedModule(nn.Module):
@@ -40,28 +46,28 @@ class TranslatedModule(nn.Module):
         """
         parts = {**FIRST_LEVEL, "language_model.": f"{language}."}
         found: dict[str, str] = {}
-        for name, _ in list(super().named_modules()):
+        for name, module in list(super().named_modules()):
             part = next((part for part in parts if name.startswith(part)), "")
             theirs = layers_of(parts.get(part, "") + name.removeprefix(part))
             above, _, last = name.rpartition(".")
-            if len(theirs) == 1:
+            if len(theirs) == 1 and not isinstance(module, Int8Linear | Int4Linear):
                 found[name] = theirs[0]
             elif theirs:
                 pieces = [one.rpartition(".")[2] for one in theirs]
                 open_layer(super().get_submodule(above), last, pieces)
-                found[name] = _above(theirs[0]) + JOINED
+                found[name] = _above(theirs[0]) + JOINED if len(theirs) > 1 else theirs[0] + QUANTISED
                 found |= {f"{name}.{piece}": one for piece, one in zip(pieces, theirs, strict=True)}
         modules = dict(super().named_modules())
-        # Right under a module that has the same name in both, nothing could be set under another name. What is linear
-        # there (T5's output head) is no target of adapters that are to stand on all linear layers.
-        stuck = [ours for ours, name in found.items() if ours != name and _above(name)[:-1] in modules]
-        for name in stuck:
-            if isinstance(modules[name], nn.Linear):
+        # Right under a module that has the same name in both, nothing could be set under another name.
+        told = {ours: name for ours, name in found.items() if ours != name and _above(name)[:-1] not in modules}
+        self._parents = frozenset(_above(name)[:-1] for name in told.values())
+        for name, module in modules.items():
+            if isinstance(module, nn.Linear) and name not in told and found.get(name) != name:
+                # T5's output head and what transformers lacks: no target of adapters for all linear layers.
                 above, _, last = name.rpartition(".")
                 open_layer(modules[above], last, ())
-        self._theirs = {ours: name for ours, name in found.items() if ours != name and ours not in stuck}
-        self._ours = {name: ours for ours, name in self._theirs.items()}
-        self._parents = frozenset(_above(name)[:-1] for name in self._ours)
+                told[name] = name + OWN
+        self._theirs, self._ours = told, {name: ours for ours, name in told.items()}
         self.register_state_dict_post_hook(_tell)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_find)  # type: ignore[no-untyped-call]
 

@@ -1,0 +1,58 @@
+"""`openblip finetune`: a model that has seen one's own pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openblip.cli.arguments import Model
+from openblip.cli.report import print_line
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip finetune --data pairs.csv
+  openblip finetune --data pairs.csv --images photos --output my-model --epochs 10
+  openblip finetune --model Salesforce/blip2-opt-2.7b --data questions.jsonl --lora
+  openblip finetune --data pairs.csv --dry-run > recipe.yaml
+
+The table has a column of images (image, path, file, ...) and one of texts (caption, text, ...), or two of questions and
+answers. A tenth of the images is held out: the weights that do best on it are kept, and texts for it shown as it goes.
+A run that was stopped goes on when it is started again."""
+
+
+def finetune(
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="TABLE", help="CSV, TSV, JSONL, Parquet, tar or folder.", show_default=False),
+    ],
+    model: Model = "mini",
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder that the paths of pictures start from.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the new model.", show_default="TABLE-model")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures.", show_default="by size")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.", show_default="by size")] = None,
+    rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="1e-4, LoRA 2e-4")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Let low-rank adapters learn, and nothing else.")] = False,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 42,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe for `openblip train` and leave.")
+    ] = False,
+) -> None:
+    """Fine-tune a model on pictures with captions, or with questions and answers, and print the new folder."""
+    from openblip.training.finetuning import Wishes, finetuning_recipe
+
+    place = output or data.with_name(f"{data.stem}-model")
+    recipe = finetuning_recipe(Wishes(model, data, place, images, epochs, batch_size, rate, lora, rank, seed))
+    if dry_run:
+        from openblip.recipes import write_recipe
+
+        print_line(write_recipe(recipe).rstrip())
+        return
+    from openblip.training.run import train
+
+    print_line(str(train(recipe)))

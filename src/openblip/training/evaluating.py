@@ -1,0 +1,97 @@
+"""How good a model is while it is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.data.pairs import ImageText
+from openblip.data.samples import Sample
+from openblip.data.sources import keep_held_out_part, read_source
+from openblip.devices import Placement
+from openblip.errors import OptionError
+from openblip.evaluation.outcome import Evaluation
+from openblip.evaluation.score import score_model
+from openblip.evaluation.settings import (
+    Accuracy,
+    CaptionSettings,
+    QuestionSettings,
+    RetrievalSettings,
+    Settings,
+    Task,
+    TextSettings,
+    Wish,
+)
+from openblip.model import Blip2
+from openblip.training.recipe import Recipe, Stage
+from openblip.training.starting import start_model, with_weights
+
+SAMPLES_FILE = "samples.jsonl"
+METRICS = {Task.CAPTIONS: "cider", Task.QUESTIONS: "accuracy"}
+
+
+class Evaluator:
+    """Scores the weights of a run on the recipe's evaluation data, and shows what they say of the first of them."""
+
+    def __init__(self, recipe: Recipe, images: Sequence[Sequence[ImageText]], device: torch.device) -> None:
+        """Raises OptionError when there is nothing to evaluate."""
+        self.recipe, self.images, self.device = recipe, images, device
+        self.section = recipe.evaluation
+        self.samples = self._read()
+        self.settings = self._settings()
+
+    def __call__(self, learnt: Mapping[str, Tensor], say: Callable[[str], None]) -> float:
+        model = Blip2(
+            with_weights(start_model(self.recipe, self.images), learnt), Placement(self.device, torch.float32)
+        )
+        found = score_model(model, self.samples, self.settings)
+        score = self._score(found)
+        say("  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items() if "(" not in name))
+        for row in found.rows[: self.section.samples]:
+            asked = f"{row.question} " if row.question else ""
+            say(f"  {row.image}: {asked}{row.prediction}   [{row.references[0]}]")
+        self._keep(found)
+        return score
+
+    def _read(self) -> list[Sample]:
+        source = self.section.data
+        assert source is not None
+        rows = read_source(source, Path(self.recipe.data_root))
+        if source.held_out:
+            rows = keep_held_out_part(rows, source.held_out)
+        if not rows:
+            raise OptionError(f"evaluation.data has no rows in {source.name}: check its files, split and held_out")
+        return rows[: self.section.limit]
+
+    def _settings(self) -> Settings:
+        asked = all(row.question for row in self.samples)
+        task = Task.QUESTIONS if asked else Task.CAPTIONS
+        if self.recipe.stage is Stage.STAGE1:
+            task = Task.RETRIEVAL
+        people = min(len(row.answers) for row in self.samples) if asked else 0
+        return Settings(
+            task,
+            TextSettings(beams=self.section.beams),
+            # Java's scores are for the end: starting it costs more than a small evaluation.
+            CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER),
+            QuestionSettings(Accuracy.VQA if people > 1 else Accuracy.EXACT),
+            RetrievalSettings(rerank=16),
+        )
+
+    def _score(self, found: Evaluation) -> float:
+        if self.section.metric is None and self.settings.task is Task.RETRIEVAL:
+            return sum(found.metrics.values()) / len(found.metrics)
+        metric = self.section.metric or METRICS[self.settings.task]
+        if metric not in found.metrics:
+            raise OptionError(f"evaluation.metric is {metric!r}: it is none of {', '.join(found.metrics)}")
+        return found.metrics[metric]
+
+    def _keep(self, found: Evaluation) -> None:
+        with (Path(self.recipe.output) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            for row in found.rows[: self.section.samples]:
+                told = {"image": row.image, "question": row.question, "prediction": row.prediction}
+                file.write(json.dumps({**told, "references": list(row.references)}, ensure_ascii=False) + "\n")
