@@ -4,8 +4,8 @@
     python benchmarks/load_time.py blip2-random/ [--dtypes int8 int4] [--rounds 3] [--threads 2]
 
 Each load is a process of its own; they take turns. The files are read before each, so that the system keeps them in
-memory, and how fast that goes is told. Imports do not count. "touched" includes reading one number of each page of
-every weight behind the load: a library that only maps a file pays for it then. Ours reads the vocabulary, too. RSS is
+memory, and how fast that goes is told. Imports do not count; ours reads the vocabulary, too. "touched" includes reading
+a number of every page of every weight behind the load: a library that only maps a file pays for it then. RSS is
 the most that a process took.
 """
 

@@ -13,6 +13,7 @@ from openblip.chat import Chat
 from openblip.errors import OptionError
 from openblip.model import Blip2
 from openblip.results import GeneratedText
+from openblip.text import SHORT_QUESTION, PromptTemplates
 
 
 class Scripted:
@@ -44,6 +45,15 @@ def test_the_template_is_the_papers(tiny_model: Blip2, photos: list[Path], monke
     ]
     assert scripted.options[-1] == {"beams": 2}
     assert chat.turns[0] == ("which city is this?", "singapore")
+
+
+def test_a_dialogue_goes_on_as_its_turns_are_written() -> None:
+    """Also for models that lone questions are put to in another way."""
+    prompts = PromptTemplates(question=SHORT_QUESTION)
+    assert prompts.ask("why?") == "Question: why? Short answer:"
+    assert prompts.chat([("what?", "a dog")], "why?") == "Question: what? Answer: a dog. Question: why? Answer:"
+    assert prompts.chat([], "{why}?") == "Question: {why}? Answer:"
+    assert PromptTemplates(turn="F: {question} A: {answer}\n").chat([("a", "b")], "c") == "F: a A: b\nF: c A:"
 
 
 def test_the_first_question_is_answered_as_ask_does(tiny_model: Blip2, photos: list[Path]) -> None:

@@ -1,16 +1,22 @@
-"""The examples of docs/features.md run on a small model and give the shapes they name."""
+"""What the docs say is so: shapes of features by running the examples, prompts by the table."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 import openblip
+from openblip.checkpoints.transformers_config import read_config
+from openblip.checkpoints.zoo import ZOO, ZooModel
 from openblip.integrations import lavis
 from openblip.model import Blip2
+from openblip.text import PromptTemplates
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHAPE = re.compile(r"(\w+) = .*  # \[([\dL, ]+)\]")
@@ -52,3 +58,36 @@ def test_features(
                     assert size == "L" or real == sizes.get(size, int(size)), line
                 checked += 1
     assert checked == 10
+
+
+def test_prompts() -> None:
+    """Every model that writes is in the table of docs/prompts.md, with its own words."""
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| `(.*?)` \| `(.*?)` \|$", (DOCS / "prompts.md").read_text("utf-8"), re.M)
+    described = 0
+    for names, caption, question, turn in rows:
+        for pattern in re.findall("`(.*?)`", names):
+            for model in ZOO:
+                if model.language is None or not fnmatch(model.name, pattern):
+                    continue
+                described += 1
+                prompts = model.prompts() if model.origin == "lavis" else hub_prompts(model)
+                told = re.findall("`(.*?)`", caption)
+                tuned = caption if "-coco" not in caption or model.tuned else ""
+                assert prompts.caption == (told[-1] if told and "a photo of" in tuned else ""), model.name
+                assert (prompts.question, prompts.chat([], "{question}")) == (question, turn), model.name
+    assert described == sum(model.language is not None for model in ZOO) == 15
+    assert (rows[-1][0], rows[-1][2]) == ("`mini`", openblip.load().parts.prompts.question)
+
+
+def hub_prompts(model: ZooModel) -> PromptTemplates:
+    """As a folder gets them whose config.json is the hub's."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = {"model_type": "opt" if model.language is not None and model.language.kind == "opt" else "t5"}
+        content = {
+            "model_type": "blip-2",
+            "text_config": text,
+            "vision_config": {"image_size": model.image_size},
+            "qformer_config": {},
+        }
+        Path(folder, "config.json").write_text(json.dumps(content), encoding="utf-8")
+        return read_config(Path(folder)).prompts

@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,39 @@ def test_busy_servers_are_asked_again(web: Web, tmp_path: Path) -> None:
     assert get(web, tmp_path).read_bytes() == BODY
 
 
+@pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("0", 0.001), ("soon", 0.001)])
+def test_a_busy_server_says_how_long_to_wait(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, waited: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(fetching.time, "sleep", waits.append)
+    web.pages[PATH].statuses = [429]
+    web.pages[PATH].headers["Retry-After"] = asked
+    assert get(web, tmp_path).read_bytes() == BODY
+    assert [wait for wait in waits if wait] == [waited]  # the server waits in the same way
+
+
+def test_nobody_waits_for_hours(web: Web, tmp_path: Path) -> None:
+    web.pages[PATH].statuses = [503]
+    web.pages[PATH].headers["Retry-After"] = formatdate(time.time() + 3600, usegmt=True)
+    with pytest.raises(DownloadError, match=r"the server answered 503\): try again in (59|60) minutes$"):
+        get(web, tmp_path)
+    assert len(web.asked) == 1
+
+
+def test_a_web_page_is_no_file(web: Web, tmp_path: Path) -> None:
+    web.pages[PATH] = Page(b"<html>please log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(DownloadError, match="gave a web page instead of a file"):
+        get(web, tmp_path)
+    assert left_over(tmp_path) == set()
+
+
+def test_a_range_that_nobody_asked_for_is_refused(web: Web, tmp_path: Path) -> None:
+    web.pages[PATH].statuses = [416] * ATTEMPTS
+    with pytest.raises(DownloadError, match="more had arrived than the file has"):
+        get(web, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("status", "message"), [(404, "is not there"), (403, "may not be read"), (418, "the server answered 418")]
 )
@@ -178,7 +213,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_room_is_checked_before_anything_is_written(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, fetching.HEADROOM + len(BODY) - 1))
-    with pytest.raises(DownloadError, match=r"has room for 0\.0 GB, the rest of weights\.pth takes 0\.0 GB: free some"):
+    with pytest.raises(DownloadError, match=r"has room for 0\.1 MB, the rest of weights\.pth takes 0\.1 MB: free some"):
         get(web, tmp_path)
     assert left_over(tmp_path) == set()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from openblip.checkpoints.registry import ModelInfo as ModelInfo
     from openblip.checkpoints.registry import list_models as list_models
     from openblip.errors import CheckpointError as CheckpointError
+    from openblip.errors import DownloadError as DownloadError
     from openblip.errors import ImageError as ImageError
     from openblip.errors import OpenBlipError as OpenBlipError
     from openblip.errors import OptionError as OptionError
@@ -35,6 +36,7 @@ _HOMES = {
     "Captioned": "openblip.results",
     "Chat": "openblip.chat",
     "CheckpointError": "openblip.errors",
+    "DownloadError": "openblip.errors",
     "GeneratedText": "openblip.results",
     "ImageError": "openblip.errors",
     "Match": "openblip.results",
@@ -54,6 +56,7 @@ __all__ = [
     "Captioned",
     "Chat",
     "CheckpointError",
+    "DownloadError",
     "GeneratedText",
     "ImageError",
     "Match",

@@ -7,6 +7,7 @@ a later run goes on from there, unless the file has changed on the server since.
 from __future__ import annotations
 
 import base64
+import email.utils
 import errno
 import hashlib
 import http.client
@@ -16,8 +17,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -36,6 +37,8 @@ GONE = (404, 410)
 FORBIDDEN = (401, 403)
 RANGE_BEYOND_END = 416
 BUSY = 429
+LONGEST_WAIT_S = 120.0
+"""What a busy server may ask for; who is told to wait longer had better come back."""
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 Progress: TypeAlias = Callable[[str, int, "int | None"], None]
@@ -43,7 +46,15 @@ Progress: TypeAlias = Callable[[str, int, "int | None"], None]
 
 
 class _LostError(Exception):
-    """The connection broke or the server is busy: worth another attempt."""
+    """The connection broke or the server is busy: worth another attempt.
+
+    Attributes:
+        wait_s: what the server asks for; 0 when it does not say.
+    """
+
+    def __init__(self, problem: str, wait_s: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait_s = wait_s
 
 
 def is_offline() -> bool:
@@ -73,6 +84,8 @@ def fetch(
     target: Path,
     *,
     sha256: str = "",
+    headers: Mapping[str, str] | None = None,
+    name: str | None = None,
     md5: str = "",
     progress: Progress | None = None,
     silence_s: float = SILENCE_SECONDS,
@@ -83,6 +96,8 @@ def fetch(
     Args:
         target: where the file appears once it is whole; its folder is made.
         sha256, md5: hexadecimal; checked beside what the server says about length and MD5.
+        headers: of every request; not told to other servers that this one may send us on to.
+        name: for messages and progress; by default the target's.
         silence_s: seconds the server may take between two pieces of its answer.
         first_wait_s: before the second attempt.
 
@@ -94,33 +109,48 @@ def fetch(
 
     if target.is_file():
         return target
-    part, version = _beside(target, ".part"), _beside(target, ".part.version")
+    part, version = part_of(target), _beside(target, ".part.version")
     with _writing(part):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_beside(target, ".lock")):
+    lock = _beside(target, ".lock")
+    with FileLock(lock):
         if target.is_file():
             return target
         damaged = failures = 0
+
+        def told(done: int, total: int | None) -> None:
+            if progress is not None:
+                progress(name or target.name, done, total)
+
         while True:
             before = _length(part)
             try:
-                answer = _receive(url, part, version, progress, silence_s)
+                answer = _receive(_request(url, headers or {}), part, version, told, silence_s)
             except _LostError as trouble:
                 failures = 1 if _length(part) > before else failures + 1
-                if failures >= ATTEMPTS:
-                    raise DownloadError(f"{url} cannot be downloaded ({trouble}): try again later") from trouble
-                time.sleep(first_wait_s * 2 ** (failures - 1))
+                if failures >= ATTEMPTS or trouble.wait_s > LONGEST_WAIT_S:
+                    when = f"in {trouble.wait_s / 60:.0f} minutes" if trouble.wait_s > LONGEST_WAIT_S else "later"
+                    raise DownloadError(f"{url} cannot be downloaded ({trouble}): try again {when}") from trouble
+                time.sleep(max(first_wait_s * 2 ** (failures - 1), trouble.wait_s))
                 continue
             fault = _fault(part, answer, sha256, md5)
             if not fault:
                 os.replace(part, target)
                 version.unlink(missing_ok=True)
+                with suppress(OSError):
+                    # Whoever waits for it finds the file next.
+                    lock.unlink()
                 return target
             part.unlink()
             version.unlink(missing_ok=True)
             damaged += 1
             if damaged == 2:
                 raise DownloadError(f"{url} arrived damaged twice ({fault}): try again later or from elsewhere")
+
+
+def part_of(target: Path) -> Path:
+    """What has come of a file that is not whole yet."""
+    return _beside(target, ".part")
 
 
 def remote_size(url: str, silence_s: float = 10.0) -> int | None:
@@ -143,19 +173,35 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _receive(url: str, part: Path, version: Path, progress: Progress | None, silence_s: float) -> _Answer:
+def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    request = urllib.request.Request(url, headers={"User-Agent": "openblip", "Accept-Encoding": "identity"})
+    for header, value in headers.items():
+        request.add_unredirected_header(header, value)
+    return request
+
+
+def _receive(
+    request: urllib.request.Request,
+    part: Path,
+    version: Path,
+    told: Callable[[int, int | None], None],
+    silence_s: float,
+) -> _Answer:
     """Ask for what is missing and append it.
 
     Raises:
         _LostError, DownloadError: as `fetch`.
     """
-    there = _length(part)
-    headers = {"User-Agent": "openblip", "Accept-Encoding": "identity"}
+    url, there = request.full_url, _length(part)
     mark = version.read_text(encoding="ascii") if there and version.is_file() else ""
     if mark:
-        headers["Range"] = f"bytes={there}-"
+        request.add_header("Range", f"bytes={there}-")
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=silence_s) as response:
+        with urllib.request.urlopen(request, timeout=silence_s) as response:
+            if response.headers.get_content_type() == "text/html":
+                raise DownloadError(
+                    f"{url} gave a web page instead of a file: log in to the network, or check the proxy between"
+                )
             answer = _read_headers(response.status, response.headers, response.length)
             if answer.start and (answer.start != there or (answer.version and answer.version != mark)):
                 part.unlink()
@@ -165,7 +211,7 @@ def _receive(url: str, part: Path, version: Path, progress: Progress | None, sil
                 if not answer.start:
                     part.unlink(missing_ok=True)
                 _write_version(version, answer.version or mark)
-            _append(response, part, answer, progress)
+            _append(response, part, answer, told)
             return answer
     except urllib.error.HTTPError as error:
         error.close()
@@ -173,7 +219,7 @@ def _receive(url: str, part: Path, version: Path, progress: Progress | None, sil
             answer = _read_headers(error.code, error.headers, None)
             if answer.total == there and answer.version in ("", mark):
                 return answer  # all had come, and only the check was missing
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise _LostError("more had arrived than the file has") from error
         raise _refusal(url, error) from error
     except (OSError, http.client.HTTPException) as error:
@@ -227,9 +273,14 @@ def check_room(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(existing).free
     if size + HEADROOM > free:
         raise DownloadError(
-            f"{folder} has room for {max(0, free - HEADROOM) / 1e9:.1f} GB, {what} takes {size / 1e9:.1f} GB: "
+            f"{folder} has room for {size_text(max(0, free - HEADROOM))}, {what} takes {size_text(size)}: "
             "free some, or give another folder"
         )
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people: "0.3 MB", "1.5 GB"."""
+    return f"{size / 1e6:.1f} MB" if size < 10**8 else f"{size / 1e9:.1f} GB"
 
 
 def _write_version(version: Path, mark: str) -> None:
@@ -239,7 +290,9 @@ def _write_version(version: Path, mark: str) -> None:
         version.unlink(missing_ok=True)
 
 
-def _append(response: http.client.HTTPResponse, part: Path, answer: _Answer, progress: Progress | None) -> None:
+def _append(
+    response: http.client.HTTPResponse, part: Path, answer: _Answer, told: Callable[[int, int | None], None]
+) -> None:
     length = answer.start
     with _writing(part):
         file = part.open("ab")
@@ -250,8 +303,7 @@ def _append(response: http.client.HTTPResponse, part: Path, answer: _Answer, pro
                 file.write(piece)
                 file.flush()
             length += len(piece)
-            if progress is not None:
-                progress(part.stem, length, answer.total)
+            told(length, answer.total)
     if answer.total is not None and length < answer.total:
         raise _LostError(f"the connection ended {answer.total - length} bytes early")
 
@@ -275,8 +327,21 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code in FORBIDDEN:
         return DownloadError(f"{url} may not be read (the server answered {error.code}): check proxy and permissions")
     if error.code == BUSY or error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _LostError(f"the server answered {error.code}")
-    return DownloadError(f"{url} cannot be downloaded: the server answered {error.code} {error.reason}")
+        return _LostError(f"the server answered {error.code}", wait_asked(error.headers.get("Retry-After")))
+    reason = str(error.reason).partition("\n")[0]
+    return DownloadError(f"{url} cannot be downloaded (the server answered {error.code} {reason}): try again later")
+
+
+def wait_asked(header: str | None) -> float:
+    """Seconds that a Retry-After asks for, as a number or a date; 0 when it says nothing."""
+    if header is None:
+        return 0.0
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _lost(url: str, error: Exception, there: int) -> Exception:

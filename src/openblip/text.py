@@ -25,12 +25,17 @@ Pieces: TypeAlias = Generator[str, None, str]
 """A text as it is written, piece by piece; the return value is the whole, and `close` ends the writing."""
 
 
+SHORT_QUESTION = "Question: {question} Short answer:"
+"""How LAVIS' evaluation recipes put questions, and how FLAN-T5 is best asked."""
+
+
 @dataclass(frozen=True)
 class PromptTemplates:
     """What the language model reads around a user's words.
 
     The defaults are the paper's: an empty prompt for captions, "Question: ... Answer:" for questions and
-    the same repeated for dialogue (https://arxiv.org/abs/2301.12597, section 4.1 and figure 4).
+    the same repeated for dialogue (https://arxiv.org/abs/2301.12597, section 4.1 and figure 4). A dialogue goes on
+    as its turns are written, also where lone questions are put otherwise.
     """
 
     caption: str = ""
@@ -43,7 +48,7 @@ class PromptTemplates:
     def chat(self, turns: Sequence[tuple[str, str]], question: str) -> str:
         """Earlier (question, answer) turns, then the new question."""
         told = "".join(self.turn.format(question=asked, answer=answered) for asked, answered in turns)
-        return told + self.ask(question)
+        return told + self.turn.partition("{answer}")[0].rstrip().format(question=question)
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip import fetch as fetching
 from openblip.checkpoints import zoo
 from openblip.checkpoints.download import download, find_files
 from openblip.checkpoints.hub import RemoteFile, choose_files, find_repository, hub_cache, is_complete
@@ -133,7 +134,9 @@ def test_the_bundled_model_needs_nothing() -> None:
     assert download("mini") == find_files("mini") == ()
 
 
-@pytest.mark.parametrize("name", ["blip2_opt/pretrain_opt2.7", "blip2-opt-2.7b", "../hosts/secret", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["blip2_opt/pretrain_opt2.7", "blip2-opt-2.7b", "../hosts/secret", "./x", "a/b/c", "a b/c"]
+)
 def test_a_name_of_nothing(web: Web, name: str) -> None:
     with pytest.raises(DownloadError, match="neither an official model nor a repository's name: "):
         download(name)
@@ -147,7 +150,9 @@ def test_what_the_hub_refuses(web: Web) -> None:
         "x/secret": (401, {}, "is not on the Hugging Face hub, or private"),
         "x/stopped": (404, {"X-Error-Code": "RevisionNotFound"}, "has no revision v9"),
         "x/forbidden": (403, {}, "registered people only"),
-        "x/broken": (400, {}, "refuses x/broken"),
+        "x/broken": (400, {}, r"refuses x/broken \(it answered 400\): try again later$"),
+        "x/busy": (429, {"Retry-After": "90"}, r"refuses x/busy \(it answered 429\): try again in 90 seconds$"),
+        "x/full": (503, {}, r"refuses x/full \(it answered 503\): try again later$"),
     }
     for name, (status, headers, message) in faults.items():
         for path in (f"/api/models/{name}", f"/api/models/{name}/revision/v9"):
@@ -155,6 +160,59 @@ def test_what_the_hub_refuses(web: Web) -> None:
         with pytest.raises(DownloadError, match=message) as raised:
             download(name, revision="v9" if name == "x/stopped" else None)
         assert "\n" not in str(raised.value)
+
+
+def test_what_answers_may_be_no_hub(web: Web) -> None:
+    for body in (b"<html>please log in</html>", b"[]", b"{}"):
+        web.pages["/api/models/x/odd"] = Page(body, headers={"Content-Type": "application/json"})
+        with pytest.raises(DownloadError, match=r"(what answers for x/odd is not the Hugging Face hub|holds no files)"):
+            download("x/odd")
+
+
+def test_files_that_the_hub_lists_may_be_refused(web: Web) -> None:
+    add_repository(web, "x/gated", FILES)
+    web.pages["/x/gated/resolve/main/config.json"].statuses = [403] * 9
+    with pytest.raises(DownloadError, match="x/gated is given to registered people only"):
+        download("x/gated")
+    add_repository(web, "x/gone", FILES)
+    web.pages["/x/gone/resolve/main/config.json"].statuses = [404] * 9
+    web.pages["/x/gone/resolve/main/config.json"].headers["X-Error-Code"] = "EntryNotFound"
+    with pytest.raises(DownloadError, match="a file that x/gone lists is not there"):
+        download("x/gone")
+
+
+def test_places_that_cannot_be_written(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the disk, not of the network, speaks what is told."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for options in ({"local_dir": file}, {"cache_dir": file}):
+        with pytest.raises(DownloadError, match=r"cannot be written \(Not a directory\): give another folder"):
+            download(HUB_MODEL, **options)
+    monkeypatch.setenv("HF_HOME", str(file / "home"))
+    for name in (HUB_MODEL, LAVIS_MODEL):
+        with pytest.raises(DownloadError, match=r"cannot be written \(Not a directory\): give another folder"):
+            download(name)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [("../../evil.bin", "0" * 64), ("/evil.bin", "0" * 64), ("C:\\evil.bin", "0" * 64), ("x.bin", "../../../evil")],
+)
+def test_a_hostile_list_leads_nowhere(web: Web, tmp_path: Path, name: str, sha256: str) -> None:
+    add_repository(web, "x/evil", FILES)
+    listed = json.loads(web.pages["/api/models/x/evil"].body)
+    listed["siblings"] = [{"rfilename": name, "size": 4, "lfs": {"size": 4, "sha256": sha256, "pointerSize": 1}}]
+    web.pages["/api/models/x/evil"].body = json.dumps(listed).encode()
+    with pytest.raises(DownloadError, match="is not the Hugging Face hub"):
+        download("x/evil", include=["*"], local_dir=tmp_path / "a" / "b")
+    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+
+
+def test_an_empty_repository_holds_no_model(web: Web) -> None:
+    add_repository(web, "x/empty", {})
+    with pytest.raises(DownloadError, match="x/empty holds no files of a model: check the name"):
+        download("x/empty")
 
 
 def test_a_repository_that_is_not_there_may_be_a_typo(web: Web) -> None:
@@ -180,21 +238,96 @@ def test_offline_only_what_is_there(web: Web, monkeypatch: pytest.MonkeyPatch) -
     assert web.asked == []
 
 
-def test_a_damaged_file_of_the_hub_is_deleted(web: Web) -> None:
+def test_a_damaged_file_of_the_hub_is_fetched_anew(web: Web) -> None:
     path = f"/{HUB_MODEL}/resolve/main/model.safetensors"
-    web.pages[path].lies = [FILES["model.safetensors"][::-1]]
-    with pytest.raises(DownloadError, match=f"model.safetensors of {HUB_MODEL} arrived damaged: run it again"):
+    web.pages[path].lies = [FILES["model.safetensors"][::-1]] * 2
+    with pytest.raises(DownloadError, match=r"model\.safetensors arrived damaged twice \(its SHA-256 differs\)"):
         download(HUB_MODEL)
     assert find_files(HUB_MODEL) is None
+    web.pages[path].lies = [FILES["model.safetensors"][::-1]]
     (file,) = download(HUB_MODEL)
     assert (file.path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    add_repository(web, "x/small", FILES)
+    web.pages["/x/small/resolve/main/config.json"].lies = [b"{}"]
+    with pytest.raises(DownloadError, match=r"a file of x/small arrived damaged: run it again$"):
+        download("x/small")
+    assert download("x/small")[0].path.is_dir()
+
+
+LARGE = os.urandom(400_000)
+WEIGHTS_PAGE = "/x/large/resolve/main/model.safetensors"
+
+
+@pytest.mark.parametrize("place", ["cache", "local"])
+def test_a_large_file_of_the_hub_goes_on_where_it_stopped(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Also in another process, when the first one was killed."""
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
+    options = {"local_dir": tmp_path / "here"} if place == "local" else {}
+    add_repository(web, "x/large", {**FILES, "model.safetensors": LARGE})
+    web.pages[WEIGHTS_PAGE].cuts = [150_000] + [0] * fetching.ATTEMPTS
+    with pytest.raises(DownloadError, match="the connection ended 250000 bytes early"):
+        download("x/large", **options)
+    assert find_files("x/large", **options) is None
+    web.pages[WEIGHTS_PAGE].cuts = []
+    web.asked.clear()
+    (file,) = download("x/large", **options)
+    assert (file.path / "model.safetensors").read_bytes() == LARGE
+    assert web.gets(WEIGHTS_PAGE) == ["bytes=150000-"]
+    assert files_in(file.path) == NEEDED
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".part", ".version"))]
+
+
+def test_a_folder_of_ones_own_is_filled_from_the_cache(web: Web, tmp_path: Path) -> None:
+    download(HUB_MODEL)
+    web.asked.clear()
+    (file,) = download(HUB_MODEL, local_dir=tmp_path / "here")
+    assert (file.path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert web.gets(f"/{HUB_MODEL}/resolve/main/model.safetensors") == []
+
+
+def test_a_token_is_told_to_the_hub_alone(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files lie on other servers, which refuse strangers' tokens, and should not see them."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    add_repository(web, "x/large", {**FILES, "model.safetensors": LARGE})
+    with serve() as storage:
+        storage.pages["/blob"] = Page(LARGE)
+        web.pages[WEIGHTS_PAGE].moved = f"{storage.url}/blob"
+        (file,) = download("x/large", local_dir=tmp_path / "here")
+        assert (file.path / "model.safetensors").read_bytes() == LARGE
+        assert storage.tokens == [""]
+    assert web.tokens[-1] == "Bearer hf_secret"
+
+
+@pytest.mark.parametrize("last", ["config.json", "vocab.txt", "model.safetensors"])
+def test_half_of_a_model_is_never_taken_for_all(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
+    page = web.pages[f"/{HUB_MODEL}/resolve/main/{last}"]
+    for options in ({}, {"local_dir": tmp_path / "here"}):
+        page.statuses = [403] * 3
+        with pytest.raises(DownloadError):
+            download(HUB_MODEL, **options)
+        assert find_files(HUB_MODEL, **options) is None
+        page.statuses = []
+        assert files_in(download(HUB_MODEL, **options)[0].path) == NEEDED
+
+
+def test_weights_that_another_program_fetched_lack_the_words(web: Web) -> None:
+    download(HUB_MODEL, exclude=["*.txt", "token*"])
+    assert find_files(HUB_MODEL) is None
+    web.asked.clear()
+    assert files_in(download(HUB_MODEL)[0].path) == NEEDED
+    assert web.gets(f"/{HUB_MODEL}/resolve/main/model.safetensors") == []
 
 
 def test_room_for_all_is_checked_first(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**15, 0, HEADROOM + 10_000))
     with pytest.raises(DownloadError, match=r"blip2/pretrain takes 2\.8 GB: free some, or give another folder"):
         download(LAVIS_MODEL)
-    with pytest.raises(DownloadError, match=f"{HUB_MODEL} takes 0.0 GB"):
+    with pytest.raises(DownloadError, match=f"{HUB_MODEL} takes 0.0 MB"):
         download(HUB_MODEL)
     assert not [path for method, path, _ in web.asked if method == "GET" and not path.startswith("/api/")]
 
@@ -237,6 +370,7 @@ def test_weights_are_taken_in_one_format(names: str, chosen: str) -> None:
 
 def test_a_folder_without_all_its_shards_is_not_complete(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     assert not is_complete(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))

@@ -219,14 +219,23 @@ CONFIG_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["vision"].update(place_width=6), "place_width 6"),
     (lambda c: c["vision"].update(place_width=4), "gives 1284 channels, the Q-Former reads 1288"),
     (lambda c: c["qformer"].update(num_heads=5), "not a multiple of 5 heads"),
-    (lambda c: c["qformer"].update(num_heads=0), "config.json"),
-    (lambda c: c["qformer"].update(depth="two"), "config.json"),
-    (lambda c: c["decoder"].update(width=-32, num_heads=1), "config.json"),
+    (lambda c: c["qformer"].update(num_heads=0), "num_heads is 0: the smallest"),
+    (lambda c: c["qformer"].update(depth="two"), "depth is 'two', not a whole number"),
+    (lambda c: c["qformer"].update(depth=10**9), "depth is 1000000000: the largest that can be read is 1,000"),
+    (lambda c: c["qformer"].update(dropout=float("nan")), "dropout is nan, not a number"),
+    (lambda c: c["qformer"].update(num_queries=True), "num_queries is True, not a whole number"),
+    (lambda c: c["decoder"].update(width=-32, num_heads=1), "width is -32"),
+    (lambda c: c["decoder"].update(pre_norm="yes"), "pre_norm is 'yes', not true or false"),
+    (lambda c: c["vision"].update(width_scale=10**6), "width_scale is 1000000"),
+    (lambda c: c["image"].update(image_size=10**6), "image_size is 1000000"),
+    (lambda c: c["generation"].update(caption_beams=0), "caption_beams is 0"),
+    (lambda c: c.update(vision_norm_eps="small"), "vision_norm_eps is 'small', not a number"),
+    (lambda c: c.update(shared_width=-1), "shared_width is -1"),
     (lambda c: c.update(vision="vit"), "config.json"),
     (lambda c: c.update(matching_tokens="many"), "matching_tokens is 'many'"),
     (lambda c: c.update(matching_tokens=400), "matching_tokens is 400"),
     (lambda c: c["prompts"].update(question="Q: {query}"), "prompt cannot be filled in (KeyError('query'))"),
-    (lambda c: c["prompts"].update(turn=3), "prompt cannot be filled in"),
+    (lambda c: c["prompts"].update(turn=3), "turn is 3, not a text"),
     (
         lambda c: c["qformer"].update(width=64),
         "does not fit its config: qformer.queries is [1, 4, 32], not [1, 4, 64]",
@@ -243,6 +252,21 @@ def test_a_wrong_config_is_explained(folder: Path, change: Callable[[dict[str, A
         load_native(folder)
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_json_that_is_nested_without_end_is_no_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        load_native(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_no_weights(folder: Path, kind: torch.dtype) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    save_file({**state, "itm_head.weight": state["itm_head.weight"].to(kind)}, path)
+    with pytest.raises(CheckpointError, match=rf"itm_head\.weight is {str(kind)[6:]}, not a number with a fraction"):
+        load_native(folder)
 
 
 def test_weights_that_do_not_fit_are_named(folder: Path) -> None:

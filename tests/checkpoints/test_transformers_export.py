@@ -217,7 +217,7 @@ def test_shards_take_an_older_models_place(both: ModelParts, writer: Theirs, tmp
 
 
 def test_what_cannot_be_written_is_explained(both: ModelParts, tiny_parts: ModelParts, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match='give task="write" or task="match"'):
+    with pytest.raises(OptionError, match="give the task, write or match"):
         save_transformers(both, tmp_path)
     with pytest.raises(OptionError, match="the model both cannot match"):
         save_transformers(replace(both, matching=None), tmp_path, task="match")

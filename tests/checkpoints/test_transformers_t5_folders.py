@@ -195,8 +195,8 @@ def test_settings_mean_what_transformers_takes_them_for(tmp_path: Path, text: di
     [
         ({"feed_forward_proj": "gated-silu"}, "T5 activation 'silu' is not one of"),
         ({"feed_forward_proj": "mixed-gelu"}, "feed_forward_proj is 'mixed-gelu', neither"),
-        ({"feed_forward_proj": 3}, "T5 activation 3 is not one of"),
-        ({"pad_token_id": "<pad>"}, "the pad token of text_config is '<pad>', not an id"),
+        ({"feed_forward_proj": 3}, "feed_forward_proj is 3, not a text"),
+        ({"pad_token_id": "<pad>"}, "decoder_start_token_id is '<pad>', not a whole number"),
     ],
 )
 def test_a_t5_that_cannot_be_built_is_explained(tmp_path: Path, text: dict[str, Any], message: str) -> None:

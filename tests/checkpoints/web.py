@@ -26,6 +26,7 @@ class Page:
         takes_ranges: whether parts can be asked for.
         names_length: whether answers say how long they are.
         wait_s: before every tenth of a body.
+        moved: another address, which requests for the body are sent to.
     """
 
     body: bytes
@@ -37,6 +38,7 @@ class Page:
     takes_ranges: bool = True
     names_length: bool = True
     wait_s: float = 0.0
+    moved: str = ""
 
     def with_google_hash(self) -> Page:
         digest = base64.b64encode(hashlib.md5(self.body, usedforsecurity=False).digest()).decode()
@@ -49,12 +51,13 @@ class Web:
     """A running server.
 
     Attributes:
-        asked: every request as (method, path, range).
+        asked: every request as (method, path, range); tokens: what each says who it is.
     """
 
     url: str
     pages: dict[str, Page] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
     def gets(self, path: str) -> list[str]:
         """The ranges that were asked for of a page, "" for all of it."""
@@ -77,9 +80,16 @@ def serve() -> Iterator[Web]:
         def answer(self, *, with_body: bool) -> None:
             path, wanted = urlsplit(self.path).path, self.headers.get("Range", "")
             web.asked.append((self.command, path, wanted))
+            web.tokens.append(self.headers.get("Authorization", ""))
             page = web.pages.get(path)
             if page is None or page.statuses:
                 self.refuse(404 if page is None else page.statuses.pop(0), page)
+                return
+            if with_body and page.moved:
+                self.send_response(302)
+                self.send_header("Location", page.moved)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             body = page.lies.pop(0) if with_body and page.lies else page.body
             start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted and page.takes_ranges else 0

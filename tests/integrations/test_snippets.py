@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def granted(
     writer: Theirs, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[bool], dict[str, Any]]:
     """What scripts take for granted, with OpenBLIP's or with transformers' model where they do not load one."""
+    with suppress(ImportError):
+        import peft  # noqa: F401  transformers imports it when it saves a model, and it wants the real accelerate
     for name, stand_in in stand_ins(photos[0]).items():
         monkeypatch.setitem(sys.modules, name, stand_in)
     monkeypatch.chdir(tmp_path)

@@ -310,7 +310,7 @@ def test_fewer_bits(options: dict[str, Any]) -> None:
     ("options", "words"),
     [
         ({"quantization_config": object()}, "quantization_config says neither"),
-        ({"attn_implementation": "sdpa"}, "from_pretrained does not know attn_implementation here: use dtype"),
+        ({"variant": "fp16"}, "from_pretrained does not know variant here: use dtype"),
         ({"torch_dtype": torch.int8}, "dtype is torch.int8: use torch.float32"),
         ({"dtype": "half-ish"}, "dtype is 'half-ish'"),
         ({"device_map": {"vision_model": "cpu", "language_model": 0}}, "over 2 devices: give one"),

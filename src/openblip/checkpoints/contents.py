@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.checkpoints.hub import PICKLED, SAFETENSORS, pieces_of
+from openblip.checkpoints.json_files import read_json_if_there
+from openblip.checkpoints.stand_ins import refuse_stand_ins
 from openblip.checkpoints.zoo import (
     LANGUAGE,
     PARTS,
@@ -32,6 +32,8 @@ from openblip.checkpoints.zoo import (
 from openblip.errors import CheckpointError
 
 OTHER = "other"
+SCALE = ":scale"
+"""Behind the name of a quantised tensor, in folders of ours."""
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 MAX_HEADER_BYTES = 100 * 10**6
 """The limit that safetensors itself sets."""
@@ -141,8 +143,9 @@ def inspect(path: Path) -> Contents:
         CheckpointError: nothing is there, no weights are in it, it is broken, or it holds what could run code.
     """
     path = path.expanduser()
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: give a model folder or a file of weights")
+    if not path.is_file() and not path.is_dir():
+        problem = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {problem}: give a model folder or a file of weights")
     config = _config(path)
     files, lacking = _weight_files(path)
     tensors = [_read(file) for file in files]
@@ -155,7 +158,7 @@ def inspect(path: Path) -> Contents:
     if config.get("format") == "openblip":
         kind, guess = "OpenBLIP folder", (str(config.get("name")),)
     else:
-        kind = _format(path, layout, config)
+        kind = _format(files, layout, config)
         guess = _guess(shapes, layout)
     return Contents(
         path=path,
@@ -174,25 +177,15 @@ def part_of(name: str) -> str:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_dir() or not (path / "config.json").is_file():
-        return {}
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from error
-    return config if isinstance(config, dict) else {}
+    return read_json_if_there(path / "config.json") if path.is_dir() else {}
 
 
-def _format(path: Path, layout: Layout, config: Mapping[str, Any]) -> str:
+def _format(files: list[Path], layout: Layout, config: Mapping[str, Any]) -> str:
     if "model_type" in config:
         return "transformers folder"
     if layout == "LAVIS":
         return "LAVIS file"
-    return "safetensors file" if _is_safetensors(path) else "PyTorch file"
-
-
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors" or (path.is_dir() and any(path.glob("*.safetensors")))
+    return "safetensors file" if all(map(_is_safetensors, files)) else "PyTorch file"
 
 
 def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
@@ -223,14 +216,21 @@ def _pieces(index: Path) -> tuple[list[Path], list[str]]:
 
 
 def _read(path: Path) -> Tensors:
+    refuse_stand_ins(path)
+    return _read_safetensors(path) if _is_safetensors(path) else _read_pickled(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its name or, whatever that is, by its first bytes: the length of a header, and the header."""
+    if path.suffix == ".safetensors":
+        return True
     with path.open("rb") as file:
-        start = file.read(9)
-    if path.suffix == ".safetensors" or start[8:] == b"{":
-        return _read_safetensors(path)
-    return _read_pickled(path)
+        return file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
     broken = f"{path} is no whole safetensors file: get it again"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -243,27 +243,23 @@ def _read_safetensors(path: Path) -> Tensors:
             end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
             shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in header.items()}
             types = {name: SAFETENSORS_TYPES.get(entry["dtype"], str(entry["dtype"])) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise CheckpointError(broken) from error
     if size != 8 + length + end:
         raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + end}: get it again")
-    return Tensors(shapes, types)
+    try:
+        with safe_open(path, framework="np"):  # compares every tensor's shape with its place in the file
+            return Tensors(shapes, types)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is broken ({error}): get it again") from error
 
 
 def _read_pickled(path: Path) -> Tensors:
     import torch
 
-    from openblip.checkpoints.weight_files import readable
+    from openblip.checkpoints.weight_files import unpickle
 
-    try:
-        with readable(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was pickled, which nobody can change
-            # Files from before PyTorch 1.6 cannot be mapped, only read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except CheckpointError:
-        raise
-    except Exception as error:  # bytes that are no pickle at all take the unpickler anywhere
-        raise CheckpointError(f"{path} is broken, or no file of weights: get it again") from error
+    content = unpickle(path)
     beside: list[str] = []
     if isinstance(content, dict):
         # "model" is LAVIS' word for it, the others are common elsewhere.
@@ -294,9 +290,11 @@ def _parts(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str]) -> d
     counts: dict[str, Counter[str]] = {}
     for name, shape in shapes.items():
         # A buffer that counts positions and the scales of quantised weights are no parameters.
-        if name.endswith(("position_ids", ":scale")) or _is_second_name(name, shapes):
+        if name.endswith(("position_ids", SCALE)) or _is_second_name(name, shapes):
             continue
-        counts.setdefault(part_of(name), Counter())[types[name]] += prod(shape)
+        # Two codes of four bits lie in one byte.
+        codes = 2 if types[name] == "uint8" and name + SCALE in shapes else 1
+        counts.setdefault(part_of(name), Counter())[types[name]] += codes * prod(shape)
     return {
         part: Part(counts[part].total(), dict(counts[part].most_common())) for part in (*PARTS, OTHER) if part in counts
     }

@@ -28,9 +28,9 @@ from openblip.checkpoints.zoo import (
     nearest_names,
 )
 from openblip.errors import DownloadError
-from openblip.fetch import Progress, check_room, fetch, is_offline
+from openblip.fetch import Progress, check_room, fetch, is_offline, part_of
 
-REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+REPOSITORY_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")
 
 
@@ -105,8 +105,10 @@ def download(
         elif matches(place.source.name, include, exclude):
             orders.append((place, None))
             size += place.missing_bytes()
-    if not orders:
+    if not orders and (include or exclude):
         raise DownloadError(f"no file of {name} fits these patterns: leave them out for all that it needs")
+    if not orders:
+        raise DownloadError(f"{name} holds no files of a model: check the name")
     check_room(local_dir or cache_dir or hub_home(), size, name)
     return tuple(LocalFile(place.source, place.fetch(order, progress)) for place, order in orders)
 
@@ -145,7 +147,7 @@ class _Place:
 
     def missing_bytes(self) -> int:
         """About how much of a web file is still to come."""
-        part = self.web_folder / f"{self.source.name}.part"
+        part = part_of(self.web_folder / self.source.name)
         if self.find() is not None:
             return 0
         return max(0, self.source.size - (part.stat().st_size if part.is_file() else 0))

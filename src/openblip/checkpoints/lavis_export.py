@@ -46,12 +46,14 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     """A `Blip2Network` state under LAVIS' names; tensors are views where they can be.
 
     Raises:
-        CheckpointError: LAVIS has no such image encoder or language model.
+        CheckpointError: LAVIS has no such image encoder or language model, or weights are quantised.
     """
     if not isinstance(config.vision, VitConfig):
         raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
     if config.borrowed is not None:
         raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this model borrows another language model")
+    if not all(tensor.is_floating_point() for tensor in state.values()):
+        raise CheckpointError("LAVIS cannot read quantised weights: load the model in floating point")
     projection = OPT_PROJECTION if config.t5 is None else T5_PROJECTION
     others = _inverse({**NORM, **MATCHING, **projection})
     qformer = _inverse(LAVIS_QFORMER)

@@ -46,6 +46,12 @@ def load_parts(
         DownloadError: files cannot be had.
         OptionError: a checkpoint for a model that is not LAVIS', or an adapter for an adapter.
     """
+    if not isinstance(name, str | Path):
+        raise OptionError(f"the model is {name!r}: give its name, or its folder as a path")
+    if not str(name).strip():
+        raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
+    if checkpoint is not None:
+        checkpoint = checkpoint.expanduser()
     reading = _Reading(checkpoint, dtype, device, bits, None if adapter is None else find_adapter(adapter))
     parts = _find_and_read(name, reading)
     if reading.adapter is not None:
@@ -95,12 +101,18 @@ def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
         if not folder.is_dir():
             raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
         return reading.folder(folder)
-    path = Path(name).expanduser()
-    if path.is_file():
+    if reading.checkpoint is not None and not reading.checkpoint.is_file():
+        raise CheckpointError(f"{reading.checkpoint} is no file: give the path of a .pth that LAVIS saved")
+    try:
+        path = Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long, not allowed, or the home of nobody
+        raise CheckpointError(f"{name} cannot be looked at ({error}): give another path") from error
+    if is_file:
         raise CheckpointError(
             f"{path} is a file: give a model's folder, or a LAVIS model's name with checkpoint={str(path)!r}"
         )
-    if path.is_dir():
+    if is_folder:
         reading.refuse_checkpoint(str(path))
         return reading.folder(path)
     model = find_model(str(name))

@@ -90,11 +90,13 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
             f"the model {parts.name} has adapters, which a model folder has no place for: save them with save_adapter"
         )
     weights = pack(state, storage)
-    texts = {CONFIG_FILE: to_json(content)}
+    texts = {}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
     if parts.tokenizer is not None and parts.borrowed is None:
         texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
+    # Last: a folder that has it is whole.
+    texts[CONFIG_FILE] = to_json(content)
     write_together(folder, texts, {WEIGHTS_FILE: weights})
 
 
@@ -128,15 +130,16 @@ def load_native(
         t5, borrowed = content.get("t5"), content.get("borrowed")  # missing from folders of before there were any
         source = None if borrowed is None else build(LanguageSource, borrowed, path)
         language = None if source is None else load_language_model(source, dtype, device, beside=folder)
-        config = Blip2Config(
-            vision=build(VISION_KINDS[kind], vision, path),
-            qformer=build(QFormerConfig, content["qformer"], path),
-            decoder=None if decoder is None else build(DecoderConfig, decoder, path),
-            shared_width=content["shared_width"],
-            vision_norm_eps=content["vision_norm_eps"],
-            t5=None if t5 is None else build(T5Config, t5, path),
-            borrowed=None if language is None else language.model.config,
-        )
+        settings = {
+            "vision": build(VISION_KINDS[kind], vision, path),
+            "qformer": build(QFormerConfig, content["qformer"], path),
+            "decoder": None if decoder is None else build(DecoderConfig, decoder, path),
+            "shared_width": content["shared_width"],
+            "vision_norm_eps": content["vision_norm_eps"],
+            "t5": None if t5 is None else build(T5Config, t5, path),
+            "borrowed": None if language is None else language.model.config,
+        }
+        config = build(Blip2Config, settings, path)
         transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
         if not isinstance(matching_tokens, int | None):
@@ -215,6 +218,7 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
 def check_prompts(prompts: PromptTemplates, path: Path) -> None:
     """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
     try:
+        prompts.ask("question")
         prompts.chat([("question", "answer")], "question")
     except (AttributeError, IndexError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error

@@ -48,7 +48,9 @@ class Placer:
             raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
         self.network, self.source, self.dtype, self.device = network, source, dtype, torch.device(device)
         self.in_float32 = in_float32
-        self.wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        empty = network.state_dict()
+        self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+        self._counted = {name for name, tensor in empty.items() if not tensor.is_floating_point()}
         self._adapter = None if adapter is None else AdapterFit(adapter, self.wanted)
         if bits:
             swap_layers(network, bits)
@@ -67,8 +69,12 @@ class Placer:
     def put(self, name: str, tensor: Tensor) -> None:
         """Give the network one of `wanted`; the tensor may be thrown away afterwards.
 
-        Raises CheckpointError when it is to be quantised and is not finite.
+        Raises CheckpointError when it is of another kind than the network's, as codes without their scales are, or
+        is to be quantised and is not finite.
         """
+        if not tensor.is_floating_point() and name not in self._counted:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.source}: {name} is {kind}, not a number with a fraction: get the file again")
         if self._adapter is not None:
             tensor = self._adapter.merged(name, tensor)
         layer = self.layer(name)
@@ -78,7 +84,7 @@ class Placer:
             except ValueError as error:
                 raise CheckpointError(f"{self.source}: {name} cannot be quantised, {error}") from error
             return
-        if tensor.is_floating_point():
+        if name not in self._counted:
             dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
             tensor = tensor.to(self.device, dtype, copy=True)
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.native import WEIGHTS_FILE, save_native
+from openblip.checkpoints.new_folder import require_new, written_whole
 from openblip.errors import OptionError
 from openblip.nn.quantised import BITS
 
@@ -25,11 +26,14 @@ def quantise_model(source: str | Path, folder: Path, bits: int, *, checkpoint: s
         OptionError: the folder is in use, or there are no such bits.
         CheckpointError: the source cannot be read.
         DownloadError: its files cannot be had.
+        OpenBlipError: the folder cannot be written; nothing is left in it then.
     """
     if bits not in BITS:
         raise OptionError(f"bits is {bits}: give {' or '.join(map(str, BITS))}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"{folder} is not empty: give a new folder")
+    folder = folder.expanduser()
+    require_new(folder)
     own = None if checkpoint is None else Path(checkpoint)
-    save_native(load_parts(source, checkpoint=own, bits=bits), folder)
+    parts = load_parts(source, checkpoint=own, bits=bits)
+    with written_whole(folder):
+        save_native(parts, folder)
     return folder / WEIGHTS_FILE

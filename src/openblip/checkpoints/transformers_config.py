@@ -22,7 +22,7 @@ from openblip.nn.decoder import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
-from openblip.text import PromptTemplates
+from openblip.text import SHORT_QUESTION, PromptTemplates
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -153,7 +153,8 @@ def read_config(folder: Path) -> FolderConfig:
     A text ends where `text_config` says, which is what transformers' generate goes by, else where
     generation_config.json says, else at the language model's own stop token. Beams and lengths come from
     generation_config.json; it usually has none, and they are LAVIS' then. A model that writes and reads images of
-    364 pixels counts as fine-tuned on COCO: its captions go on from "a photo of".
+    364 pixels counts as fine-tuned on COCO: its captions go on from "a photo of". Questions end with "Answer:" for
+    OPT, as in the paper, and with "Short answer:" for T5.
 
     Whether T5 scales hidden states before its output head is said by `scale_decoder_outputs`, in folders from before
     transformers 5 by `tie_word_embeddings`. A head of its own that is scaled, which no known T5 has, is refused
@@ -168,7 +169,8 @@ def read_config(folder: Path) -> FolderConfig:
     vision, qformer = _section(content, "vision_config", path), _section(content, "qformer_config", path)
     text = _section(content, "text_config", path)
     own = _section(content, OWN_SETTINGS, path)
-    vision_config = build(VitConfig, {**_values(VISION, vision), **_square(vision, path), "attention_bias": "qv"}, path)
+    vision_values = {**_values(VISION, vision), **_square(vision, path), "attention_bias": "qv"}
+    vision_config = build(VitConfig, vision_values, path, _their_names(VISION))
     qformer_config = build(
         QFormerConfig,
         {
@@ -178,6 +180,7 @@ def read_config(folder: Path) -> FolderConfig:
             "num_queries": _given(content, "num_query_tokens", NUM_QUERIES),
         },
         path,
+        {**_their_names(QFORMER), "num_queries": "num_query_tokens"},
     )
     _require_fixed(vision, "vision_config", path)
     _require_fixed(qformer, "qformer_config", path)
@@ -191,14 +194,18 @@ def read_config(folder: Path) -> FolderConfig:
             "vision_norm_eps": own.get("vision_norm_eps", vision_config.layer_norm_eps),
         },
         path,
+        {"shared_width": "image_text_hidden_size"},
     )
     generation = read_json_if_there(folder / GENERATION_FILE)
     tuned = task == "write" and vision_config.image_size == COCO_SIDE
-    prompts = build(PromptTemplates, _section(own, "prompts", path) or {"caption": "a photo of" if tuned else ""}, path)
+    usual = {"caption": "a photo of"} if tuned else {}
+    if network.t5 is not None:
+        usual["question"] = SHORT_QUESTION
+    prompts = build(PromptTemplates, _section(own, "prompts", path) or usual, path)
     check_prompts(prompts, path)
     return FolderConfig(
         network,
-        _read_transform(folder, vision_config.image_size),
+        read_transform(folder, vision_config.image_size),
         None if task == "match" else _word_ids(text, generation, network.t5 is not None, path),
         network.t5 is not None and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
@@ -211,7 +218,9 @@ def _task(content: Mapping[str, Any], path: Path) -> Task:
     if content.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f"{path} describes a model of type {content.get('model_type')!r}, not {MODEL_TYPE!r}")
     names = content.get("architectures") or []
-    known = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
+    if not isinstance(names, list):
+        raise CheckpointError(f"{path}: architectures is {names!r}, not a list of classes")
+    known = [ARCHITECTURES[name] for name in names if isinstance(name, str) and name in ARCHITECTURES]
     if names and not known:
         raise CheckpointError(
             f"{path} is of a {', '.join(map(str, names))}: only {', '.join(ARCHITECTURES)} can be read"
@@ -236,6 +245,10 @@ def _given(section: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def _values(table: Fields, section: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: _given(section, theirs, default) for ours, (theirs, default) in table.items()}
+
+
+def _their_names(table: Fields) -> dict[str, str]:
+    return {ours: theirs for ours, (theirs, _) in table.items()}
 
 
 def _require_fixed(section: Mapping[str, Any], name: str, path: Path) -> None:
@@ -263,7 +276,7 @@ def _side(value: object, name: str, path: Path) -> int:
 def _read_language_model(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Its config, under the name that `Blip2Config` has for this kind."""
     kind = _given(text, "model_type", "opt")
-    if kind not in LANGUAGE_MODELS:
+    if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
         known = ", ".join(LANGUAGE_MODELS)
         raise CheckpointError(f"{path} has a language model of type {kind!r}: only {known} can be read")
     return LANGUAGE_MODELS[kind](text, path)
@@ -275,7 +288,7 @@ def _read_opt(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if _given(text, "word_embed_proj_dim", values["width"]) != values["width"]:
         raise CheckpointError(f"{path}: word_embed_proj_dim differs from hidden_size, which no BLIP-2 can have")
     final_norm = values["pre_norm"] and not text.get("_remove_final_layer_norm")
-    return {"decoder": build(DecoderConfig, {**values, "final_norm": final_norm}, path)}
+    return {"decoder": build(DecoderConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))}
 
 
 def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -298,6 +311,12 @@ def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 "start_id": _given(text, "decoder_start_token_id", _given(text, "pad_token_id", T5_PAD)),
             },
             path,
+            {
+                **_their_names(T5),
+                "decoder_depth": "num_decoder_layers",
+                "activation": "feed_forward_proj",
+                "start_id": "decoder_start_token_id",
+            },
         )
     }
 
@@ -316,7 +335,7 @@ def _word_ids(text: Mapping[str, Any], generation: Mapping[str, Any], is_t5: boo
         "stop": stop,
     }
     for name, value in found.items():
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise CheckpointError(f"{path}: the {name} token of text_config is {value!r}, not an id")
     return WordIds(**found)
 
@@ -337,7 +356,7 @@ def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[
     return defaults
 
 
-def _read_transform(folder: Path, image_size: int) -> ImageTransform:
+def read_transform(folder: Path, image_size: int) -> ImageTransform:
     """transformers 5 keeps the image processor's config inside the processor's."""
     path = folder / PROCESSOR_FILE
     settings = _section(read_json_if_there(path), "image_processor", path)

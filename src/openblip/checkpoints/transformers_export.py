@@ -37,6 +37,7 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.decoder import DecoderConfig
+from openblip.nn.quantised import quantised_layers
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 
@@ -64,9 +65,14 @@ def save_transformers(
 
     Raises:
         OptionError: no task for a model of both, or one that the model cannot do.
-        CheckpointError: transformers' BLIP-2 cannot be such a model.
+        CheckpointError: transformers' BLIP-2 cannot be such a model, or its weights are quantised.
     """
     task = _choose_task(parts, task)
+    if quantised_layers(parts.network):
+        raise CheckpointError(
+            f"the weights of {parts.name} are quantised, which transformers cannot read: load it in floating point, "
+            "or let `openblip convert` write it"
+        )
     config = task_config(parts.network.config, task)
     content = _config(parts, config, task)
     kept = empty_network(config, folder / CONFIG_FILE).state_dict()
@@ -123,7 +129,7 @@ def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     if parts.matching is not None:
         able.append("match")
     if task is None and len(able) == 2:
-        raise OptionError('transformers has a folder for each half of BLIP-2: give task="write" or task="match"')
+        raise OptionError("transformers has a folder for each half of BLIP-2: give the task, write or match")
     if not able or task not in (None, *able):
         raise OptionError(f"the model {parts.name} cannot {task or 'write or match'}: there is nothing to be written")
     return task or able[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openblip.checkpoints.json_files import read_json
+from openblip.checkpoints.stand_ins import refuse_stand_ins
 from openblip.errors import CheckpointError
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Transformers' names, the one it prefers first; each may be an index of shards instead."""
 INDEX_SUFFIX = ".index.json"
 REOPEN_BYTES = 256 * 10**6
-POINTER = b"version https://git-lfs"
 
 
 class SafetensorsFile:
@@ -61,13 +63,12 @@ class PickledFile:
         entry: where the tensors may lie, beside a run's settings and counters: LAVIS has them in "model".
 
     Raises:
-        CheckpointError: the file is missing, truncated, older than PyTorch 1.6, or holds anything but tensors.
+        CheckpointError: the file is missing, truncated, or holds anything but tensors.
     """
 
     def __init__(self, path: Path, entry: str | None = None) -> None:
         self.path = path
-        with readable(path):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = unpickle(path)
         if entry is not None and isinstance(content, dict) and isinstance(content.get(entry), dict):
             content = content[entry]
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -79,28 +80,46 @@ class PickledFile:
         return self._tensors[name]
 
 
+def unpickle(path: Path) -> Any:
+    """What `torch.save` wrote, if it is made of tensors and plain values; nothing else is ever run or built.
+
+    Tensors stay on disk until they are looked at; those of a file from before PyTorch 1.6 cannot.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or holds more than that.
+    """
+    with readable(path):
+        mapped = zipfile.is_zipfile(path)
+        if mapped:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    # A few bytes could unfold to any number of them.
+                    raise CheckpointError(f"{path} is compressed, as PyTorch never saves: get the file from its source")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was pickled, which nobody can change
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
 WeightFile: TypeAlias = SafetensorsFile | PickledFile
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turns what the libraries raise about a file into a CheckpointError that names it."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the model folder is incomplete, get it again")
+    refuse_stand_ins(path)
     try:
-        with path.open("rb") as file:
-            pointer = file.read(len(POINTER)) == POINTER
-        if pointer:
-            raise CheckpointError(f"{path} is a Git LFS pointer: fetch the real file with `git lfs pull`")
         yield
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is broken or holds more than tensors, which could run code: get the file from its source again"
         ) from error
-    except (EOFError, IndexError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        # The unpickler meets garbage with whatever its first wrong step raises.
-        first_line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is broken ({first_line}): get the file again") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        first = str(error).partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(f"{path} is broken ({first}): get the file again") from error
+    except Exception as error:  # bytes that are no pickle at all take the unpickler anywhere
+        raise CheckpointError(f"{path} is broken, or no file of weights: get it again") from error
 
 
 class WeightFolder:
@@ -127,7 +146,13 @@ class WeightFolder:
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}, listed in {self.main.name}: get the rest")
         files = [SafetensorsFile(path) if path.suffix == ".safetensors" else PickledFile(path) for path in paths]
-        self._files: dict[str, WeightFile] = {name: file for file in files for name in file.shapes}
+        self._files: dict[str, WeightFile] = {}
+        for file in files:
+            for name in file.shapes:
+                if name in self._files and not torch.equal(file.read(name), self._files[name].read(name)):
+                    both = f"{self._files[name].path.name} and {file.path.name}"
+                    raise CheckpointError(f"{folder} has {name} in {both}, and they differ: get the folder again")
+                self._files[name] = file
         self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
 
     def read(self, name: str) -> Tensor:

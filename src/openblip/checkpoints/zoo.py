@@ -188,11 +188,9 @@ class ZooModel:
 
     def prompts(self) -> PromptTemplates:
         """As LAVIS' model and evaluation configs have them."""
-        from openblip.text import PromptTemplates
+        from openblip.text import SHORT_QUESTION, PromptTemplates
 
-        return PromptTemplates(
-            caption="a photo of" if self.tuned else "", question="Question: {question} Short answer:"
-        )
+        return PromptTemplates(caption="a photo of" if self.tuned else "", question=SHORT_QUESTION)
 
     def defaults(self) -> GenerationDefaults:
         """As LAVIS' `generate`, `predict_answers` and evaluation configs have them."""

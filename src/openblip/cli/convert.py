@@ -22,6 +22,14 @@ def convert(
     folder: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.", show_default=False)],
     to: Annotated[str, typer.Option(metavar="LAYOUT", help="openblip, transformers or lavis.", show_default=False)],
     storage: Annotated[str, typer.Option(metavar="TYPE", help="float32, float16 or int8, for openblip.")] = "float32",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HALF",
+            help="write or match: for transformers, of a model that does both.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A .pth of LAVIS, read instead of the official one.", show_default=False),
@@ -29,9 +37,10 @@ def convert(
 ) -> None:
     """Write a model in another layout; weights keep their values bit for bit.
 
-    What LAVIS froze in training lies in files of its own, and is written so.
+    What LAVIS froze in training lies in files of its own, and is written so. Quantised weights become numbers in
+    floating point again for transformers and LAVIS.
     """
     from openblip.checkpoints import convert as converting
 
-    for path in converting.convert(source, folder, to, storage=storage, checkpoint=checkpoint):
+    for path in converting.convert(source, folder, to, storage=storage, task=task, checkpoint=checkpoint):
         print_line(str(path))

@@ -44,7 +44,8 @@ def score_model(
     """Let a model do a task on samples, and score it.
 
     Args:
-        model: as `openblip.load` gives it, or around parts in memory.
+        model: as `openblip.load` gives it, or `Blip2` around a copy of what is being trained: it prepares its network
+            for use, which ends learning.
         progress: called with (pictures done, pictures in all).
         journal: where predictions are kept as they come; those that are in it already are not made again.
 

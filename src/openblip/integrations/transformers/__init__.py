@@ -9,22 +9,33 @@
 Ids, scores and losses are those of transformers 5. It need not be installed.
 """
 
-from openblip.integrations.transformers.matcher import Blip2ForImageTextRetrieval
+from openblip.integrations.transformers.matcher import (
+    Blip2ForImageTextRetrieval,
+    Blip2TextModelWithProjection,
+    Blip2VisionModelWithProjection,
+)
 from openblip.integrations.transformers.optimisation import AdamW, get_linear_schedule_with_warmup
 from openblip.integrations.transformers.outputs import BatchFeature
 from openblip.integrations.transformers.processor import AutoProcessor, Blip2Processor, BlipImageProcessor
 from openblip.integrations.transformers.tokenizer import Blip2Tokenizer
 from openblip.integrations.transformers.writer import Blip2ForConditionalGeneration, Blip2Model
 
+AutoModelForImageTextToText = AutoModelForVision2Seq = Blip2ForConditionalGeneration
+"""transformers' ways to the model of any folder; here of any BLIP-2 that writes."""
+
 __all__ = [
     "AdamW",
+    "AutoModelForImageTextToText",
+    "AutoModelForVision2Seq",
     "AutoProcessor",
     "BatchFeature",
     "Blip2ForConditionalGeneration",
     "Blip2ForImageTextRetrieval",
     "Blip2Model",
     "Blip2Processor",
+    "Blip2TextModelWithProjection",
     "Blip2Tokenizer",
+    "Blip2VisionModelWithProjection",
     "BlipImageProcessor",
     "get_linear_schedule_with_warmup",
 ]

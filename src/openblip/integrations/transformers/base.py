@@ -13,6 +13,7 @@ from openblip.errors import OptionError
 from openblip.integrations.transformers.folders import LoadedModel, find_folder, read_model
 from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import (
+    GenerationSettings,
     LoadOptions,
     chosen_device,
     refuse_unknown,
@@ -80,7 +81,7 @@ class Pretrained(TranslatedModule):
 
     Attributes:
         name_or_path: what it was loaded by.
-        generation_config: None: `generate` takes all from its arguments and the model.
+        generation_config: of a model that writes, what `generate` does where a call says nothing; else None.
         config: config.json, and what it leaves to defaults and scripts ask for.
     """
 
@@ -90,7 +91,7 @@ class Pretrained(TranslatedModule):
         self.parts = loaded.parts
         self.config = ModelConfig(loaded.config)
         self.name_or_path = loaded.parts.name
-        self.generation_config = None
+        self.generation_config: GenerationSettings | None = None
         self.vision_model = VisionModel(network)
         # Before the Q-Former, which has it, too: transformers counts the queries apart.
         self.query_tokens = network.qformer.queries
@@ -127,6 +128,13 @@ class Pretrained(TranslatedModule):
     @property
     def dtype(self) -> torch.dtype:
         return self.vision_model.post_layernorm.weight.dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Weights; ours has none for EVA's key biases, which are zero."""
+        return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad or not only_trainable)
+
+    def tie_weights(self) -> None:
+        """Nothing: what is tied is one tensor here."""
 
     def _query(self, pixel_values: Tensor, interpolate: bool) -> tuple[FeatureOutput, FeatureOutput]:
         """What the image encoder and the queries see: [B, N, image width] and [B, Q, width]."""

@@ -15,12 +15,13 @@ from openblip.checkpoints.native import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
 from openblip.checkpoints.parts import ModelParts
 from openblip.checkpoints.progress import download_progress
 from openblip.checkpoints.registry import bundled_folder, folder_kind
-from openblip.checkpoints.transformers_config import PROCESSOR_FILE, read_config
+from openblip.checkpoints.transformers_config import PROCESSOR_FILE, read_config, read_transform
 from openblip.checkpoints.transformers_folder import load_transformers
 from openblip.checkpoints.transformers_tokens import (
     IMAGE_TOKEN,
     SETTINGS_FILE,
     SPECIALS_FILE,
+    TOKENIZER_FILE,
     read_vocabulary,
 )
 from openblip.checkpoints.weight_files import WeightFolder
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 WORD_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
 T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 MATCHING_TOKENS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+
+USUAL_SIDE = 224
+"""Of images, in pixels, where a folder does not say."""
 
 KEPT_IN_FLOAT32 = ("qformer.",)
 """What transformers does not cast to float16: the Q-Former overflows there."""
@@ -213,6 +217,8 @@ def read_processor(folder: Path) -> ProcessorParts:
     Raises:
         CheckpointError: a file is missing or broken, or the image token's id differs from config.json's.
     """
+    if not (folder / CONFIG_FILE).exists() and (folder / TOKENIZER_FILE).is_file():
+        return _read_alone(folder)
     if folder_kind(folder) == "openblip":
         return _read_own(folder)
     config, content = read_config(folder), read_json(folder / CONFIG_FILE)
@@ -238,6 +244,14 @@ def read_processor(folder: Path) -> ProcessorParts:
                 "mixed-up files"
             )
     return ProcessorParts(config.transform, tokenizer, queries)
+
+
+def _read_alone(folder: Path) -> ProcessorParts:
+    """From what a processor's `save_pretrained` wrote, without a model."""
+    fast = read_vocabulary(folder, "write")
+    queries = read_json_if_there(folder / PROCESSOR_FILE).get("num_query_tokens")
+    settings = {**read_json_if_there(folder / SPECIALS_FILE), **read_json_if_there(folder / SETTINGS_FILE)}
+    return ProcessorParts(read_transform(folder, USUAL_SIDE), Blip2Tokenizer(fast, settings), queries)
 
 
 def _read_own(folder: Path) -> ProcessorParts:

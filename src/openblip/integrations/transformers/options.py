@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class LoadOptions(TypedDict, total=False):
         device_map: one device for the whole model, or "auto": the GPU if there is one.
         revision, cache_dir, local_files_only: where files of a repository come from.
         low_cpu_mem_usage, use_safetensors: change nothing: weights are read one at a time, from what there is.
+        attn_implementation, weights_only, trust_remote_code, offload_folder, max_memory: change nothing: attention is
+            PyTorch's own, no code of a model is ever run, and a model lies on one device.
         load_in_8bit, load_in_4bit: large matrices in so many bits; the rest is then in float32 on a CPU, and in what a
             GPU computes fast. quantization_config: an object that says one of them, as BitsAndBytesConfig does.
     """
@@ -40,6 +42,11 @@ class LoadOptions(TypedDict, total=False):
     local_files_only: bool
     low_cpu_mem_usage: bool | None
     use_safetensors: bool | None
+    attn_implementation: str | None
+    weights_only: bool
+    trust_remote_code: bool
+    offload_folder: str | Path | None
+    max_memory: dict[Any, Any] | None
     load_in_8bit: bool
     load_in_4bit: bool
     quantization_config: object
@@ -68,6 +75,9 @@ class GenerateOptions(TypedDict, total=False):
         repetition_penalty: with OPT the prompt's words count as used.
         eos_token_id, pad_token_id: other tokens than config.json says.
         use_cache: changes nothing: there is always a cache.
+        generation_config: an object with any of the others, as GenerationConfig is one; they come after what is given.
+        return_dict_in_generate: results as an output with `sequences`, and for beams asked with `output_scores` their
+            `sequences_scores`.
         streamer: is told the ids of one text as they come; not of a beam search.
     """
 
@@ -87,7 +97,48 @@ class GenerateOptions(TypedDict, total=False):
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
     use_cache: bool | None
+    generation_config: object
+    return_dict_in_generate: bool | None
+    output_scores: bool | None
     streamer: Streamer | None
+
+
+NO_OPTIONS = ("transformers_version", "_from_model_config", "bos_token_id", "decoder_start_token_id")
+"""What such objects say besides, and config.json, too."""
+
+
+class GenerationSettings:
+    """What a model generates with unless a call says otherwise: the names of `GenerateOptions`, which scripts set.
+
+    Nothing comes from generation_config.json, which transformers' BLIP-2 does not look at, either.
+    """
+
+    def __init__(self) -> None:
+        for name in GenerateOptions.__annotations__:
+            setattr(self, name, None)
+
+
+def merged_options(given: GenerateOptions, settings: GenerationSettings | None) -> GenerateOptions:
+    """What a call gives, then what its `generation_config` says, then the model's own settings.
+
+    Of two lengths `max_new_tokens` counts, wherever it is said, as there.
+
+    Raises:
+        OptionError: a keyword that `generate` has no use for.
+    """
+    refuse_unknown("generate", given, GenerateOptions)
+    config = given.get("generation_config")
+    said = {}
+    if config is not None:
+        differing = getattr(config, "to_diff_dict", None)
+        said = dict(vars(config) if differing is None else differing())
+        said = {name: value for name, value in said.items() if value is not None and name not in NO_OPTIONS}
+        refuse_unknown("generate", said, GenerateOptions)
+    own = {} if settings is None else vars(settings)
+    refuse_unknown("generate", own, GenerateOptions)
+    merged = {**own, **said, **{name: value for name, value in given.items() if value is not None}}
+    merged["generation_config"] = None
+    return cast(GenerateOptions, merged)
 
 
 def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = None) -> None:
@@ -97,6 +148,26 @@ def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = N
     if unknown:
         hint = f"use {', '.join(known)}" if known else "leave it out"
         raise OptionError(f"{call} does not know {', '.join(unknown)} here: {hint}")
+
+
+def tuple_wanted(call: str, given: Mapping[str, object]) -> bool:
+    """Whether `return_dict` is False. Raises OptionError for any other keyword."""
+    # What is None says nothing: peft passes on keywords that it was not given.
+    refuse_unknown(call, {name: value for name, value in given.items() if name != "return_dict" and value is not None})
+    return given.get("return_dict") is False
+
+
+SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def byte_count(size: int | str) -> int:
+    """Bytes from a number, or from "200MB". Raises OptionError for anything else."""
+    if isinstance(size, int) and size > 0:
+        return size
+    number, unit = (size[:-2], size[-2:].upper()) if isinstance(size, str) else ("", "")
+    if unit not in SIZES or not number.strip().isdecimal() or int(number) < 1:
+        raise OptionError(f"max_shard_size is {size!r}: give bytes, or as '5GB'")
+    return int(number) * SIZES[unit]
 
 
 def wanted_bits(given: LoadOptions) -> int:

@@ -61,6 +61,31 @@ class WritingOutput(ModelOutput):
     qformer_outputs: FeatureOutput
 
 
+class GenerateOutput(ModelOutput):
+    """What `generate` gives with `return_dict_in_generate`.
+
+    Attributes:
+        sequences: ids [N, length]; sequences_scores: [N], of beams, as they were ranked.
+    """
+
+    sequences: Tensor
+    sequences_scores: Tensor | None
+
+
+class ProjectionOutput(ModelOutput):
+    """One side of contrast.
+
+    Attributes:
+        image_embeds: unit vectors [B, Q, shared width]; text_embeds: unit vectors of all words [T, L, shared width], of
+            which the first stands for the text.
+        last_hidden_state: patches [B, N, image width], or words [T, L, width].
+    """
+
+    image_embeds: Tensor | None
+    text_embeds: Tensor | None
+    last_hidden_state: Tensor
+
+
 class MatchingOutput(ModelOutput):
     """How texts fit images.
 

@@ -191,6 +191,14 @@ class Blip2Tokenizer:
         """The text of each row of ids."""
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text, without any special one."""
+        return list(self.fast.encode(text, add_special_tokens=False).tokens)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by their tokens."""
+        return dict(self.fast.get_vocab())
+
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """The id of a token, or of each of several; None for what is no token."""
         return self.fast.token_to_id(tokens) if isinstance(tokens, str) else [*map(self.fast.token_to_id, tokens)]

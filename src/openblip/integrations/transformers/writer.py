@@ -10,14 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.checkpoints.transformers_export import save_transformers
+from openblip.checkpoints.transformers_export import SHARD_BYTES, save_transformers
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.integrations.transformers.base import Pretrained
 from openblip.integrations.transformers.folders import LoadedModel
-from openblip.integrations.transformers.options import GenerateOptions, Streamer, engine_options, refuse_unknown
-from openblip.integrations.transformers.outputs import FeatureOutput, WritingOutput
+from openblip.integrations.transformers.options import (
+    GenerateOptions,
+    GenerationSettings,
+    Streamer,
+    byte_count,
+    engine_options,
+    merged_options,
+    tuple_wanted,
+)
+from openblip.integrations.transformers.outputs import FeatureOutput, GenerateOutput, WritingOutput
 from openblip.nn.decoder import Decoder
 from openblip.nn.t5 import T5
 from openblip.training.objectives import IGNORED, next_token_loss
@@ -39,6 +47,7 @@ class Writer(Pretrained):
             )
         network = loaded.parts.network
         self.words = loaded.words
+        self.generation_config = GenerationSettings()
         self.language_projection = network.prompt_projection
         self.language_model: Decoder | T5 = network.own_language_model
         self.translate("decoder" if network.config.t5 is None else "t5")
@@ -52,8 +61,8 @@ class Writer(Pretrained):
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **others: object,
-    ) -> WritingOutput:
-        """Scores of each next token, and the loss of `labels`.
+    ) -> Any:
+        """Scores of each next token, and the loss of `labels`: a `WritingOutput`, or with return_dict=False a tuple.
 
         Args:
             input_ids: [B, T], an image's place being held by image tokens, as the processor puts them; ids without
@@ -67,8 +76,7 @@ class Writer(Pretrained):
             OptionError: another keyword, another number of image tokens than of queries, too many tokens, or T5
                 without labels or decoder_input_ids.
         """
-        # What is None says nothing: peft passes on keywords that it was not given.
-        refuse_unknown("the model", {name: value for name, value in others.items() if value is not None})
+        as_tuple = tuple_wanted("the model", others)
         seen, queries = self._query(pixel_values, interpolate_pos_encoding)
         embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
         language = self.language_model
@@ -86,19 +94,36 @@ class Writer(Pretrained):
             if labels is not None:
                 logits = logits[:, -labels.shape[1] :]
                 loss = next_token_loss(logits, labels.to(logits.device))
-        return WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
+        found = WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
+        return found.to_tuple() if as_tuple else found
+
+    def can_generate(self) -> bool:
+        return True
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The table of the language model's words."""
+        table: torch.nn.Module = self.language_model.tokens
+        return table
 
     def prepare_inputs_for_generation(self, **inputs: Any) -> dict[str, Any]:
         """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
         return inputs
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, max_shard_size: int | str = SHARD_BYTES, safe_serialization: bool = True
+    ) -> None:
         """Write a folder that transformers and OpenBLIP load.
+
+        Args:
+            max_shard_size: bytes, or as "5GB".
 
         Raises:
             CheckpointError: transformers' BLIP-2 cannot be such a model.
+            OptionError: no such size, or pickled files are asked for.
         """
-        save_transformers(self.parts, Path(save_directory), "write")
+        if not safe_serialization:
+            raise OptionError("safe_serialization is False: weights are written as safetensors alone")
+        save_transformers(self.parts, Path(save_directory), "write", byte_count(max_shard_size))
 
     def _prompt(self, seen: FeatureOutput, queries: FeatureOutput) -> Tensor:
         """What the language model reads of images: [B, Q, token width]."""
@@ -159,8 +184,8 @@ class Blip2ForConditionalGeneration(Writer):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **options: Unpack[GenerateOptions],
-    ) -> Tensor:
+        **given: Unpack[GenerateOptions],
+    ) -> Any:
         """Ids [B * num_return_sequences, length], padded behind the token that ends a text.
 
         With OPT they begin with `input_ids` as given, or with the image tokens and the start token; with T5 with its
@@ -170,7 +195,7 @@ class Blip2ForConditionalGeneration(Writer):
             OptionError: a keyword of transformers that means nothing here, a value out of range, a length that the
                 prompt fills, more tokens than the model has positions.
         """
-        refuse_unknown("generate", options, GenerateOptions)
+        options = merged_options(given, self.generation_config)
         seen, queries = self._query(pixel_values, interpolate_pos_encoding)
         visual = self._prompt(seen, queries)
         ids = self._start(visual) if input_ids is None else input_ids.to(visual.device)
@@ -195,7 +220,18 @@ class Blip2ForConditionalGeneration(Writer):
         if chosen.num_beams > 1 and filler == 0:
             filler = stop  # as there, where 0 counts as none
         front = front.repeat_interleave(chosen.num_return, dim=0)
-        return torch.cat([front, _rectangle(texts, stop, filler).to(front)], dim=1)
+        ids = torch.cat([front, _rectangle(texts, stop, filler).to(front)], dim=1)
+        if not options.get("return_dict_in_generate"):
+            return ids
+        scores: Tensor | None = None
+        if options.get("output_scores"):
+            if chosen.num_beams == 1:
+                raise OptionError(
+                    "output_scores goes with num_beams here: "
+                    "openblip.load(...).answer tells the log-probability of every token"
+                )
+            scores = torch.tensor([text.score for text in texts], device=ids.device)
+        return GenerateOutput(sequences=ids, sequences_scores=scores)
 
     def _start(self, visual: Tensor) -> Tensor:
         """Ids of an image without a prompt: its tokens, and the one that begins a text."""

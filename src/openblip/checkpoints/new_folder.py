@@ -1,0 +1,41 @@
+"""A folder that a model is written into: a new one, whole at the end or gone again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from openblip.errors import OpenBlipError, OptionError
+
+
+def require_new(folder: Path) -> None:
+    """Raises OptionError when there is something in `folder`, which might be lost."""
+    if folder.is_symlink() and not folder.exists():
+        raise OptionError(f"{folder} is a link to nowhere: give a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OptionError(f"{folder} is not empty: give a new folder")
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[None]:
+    """Whatever stops the writing, nothing is left of it in `folder`, which was new.
+
+    Raises:
+        OpenBlipError: the disk is full, or may not be written to.
+    """
+    was_there = folder.is_dir()
+    try:
+        yield
+    except BaseException as error:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if folder.is_dir() and not was_there:
+            folder.rmdir()
+        if isinstance(error, OSError | SafetensorError):
+            reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+            raise OpenBlipError(f"{folder} cannot be written ({reason}): free some room, or give another") from error
+        raise
