@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, BAR, GOAL = "#4878a8", "#c44e52", "#55a868"
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+"""Of figures, which marks may lie under."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def draw(axes: Axes, bars: list[Drawn], title: str) -> None:
         for length, colour in ((bar.bar, BAR), (bar.goal, GOAL)):
             if length is not None:
                 axes.plot([length, length], [place - 0.4, place + 0.4], color=colour, linewidth=2)
-        axes.text(bar.length, place, f" {bar.told}", va="center", fontsize=7)
+        axes.text(bar.length, place, f" {bar.told}", va="center", fontsize=7, bbox=BEHIND)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.plot([], [], color=BAR, label="bar")
     axes.plot([], [], color=GOAL, label="goal")
