@@ -46,7 +46,11 @@ from openblip.cli import (
     verify,
 )
 from openblip.data.zoo import find_entry
+from openblip.evaluation.outcome import Evaluation
+from openblip.evaluation.recipe import EvaluationRecipe
+from openblip.evaluation.run import Run as EvaluationRun
 from openblip.model import Blip2
+from openblip.training.recipe import Recipe
 from openblip.verification import IMAGES
 from tests.checkpoints.test_adapter_files import adapter_of
 from tests.checkpoints.theirs import write_writer
@@ -142,7 +146,15 @@ def test_the_examples_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})
-    monkeypatch.setattr("openblip.training.run.train", lambda recipe: Path(recipe.output))
+    for seed in ("seed1", "seed2", "seed3", "before", "after"):
+        shutil.copytree(tiny_model_folder, tmp_path / "runs" / seed)
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "photos/one.jpg,a ball\nphotos/more/two.jpg,a dog\n")
+    (tmp_path / "questions.jsonl").write_text(
+        "".join(f'{{"image": "photos/{name}", "question": "what is it?", "answer": "a ball"}}\n' for name in PHOTOS)
+    )
+    monkeypatch.setattr("openblip.training.finetuning.load_parts", lambda _: tiny_model.parts)
+    monkeypatch.setattr("openblip.training.run.train", pretend_to_train)
+    monkeypatch.setattr("openblip.evaluation.run.evaluate", pretend_to_evaluate)
     monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
     monkeypatch.setattr("openblip.data.downloads.download_annotations", lambda name, *_: [Path(find_entry(name).media)])
     listed = tmp_path / "data/nocaps/annotations/nocaps_val.json"
@@ -161,6 +173,21 @@ def test_the_examples_run(
         assert Path(words[words.index("--output") + 1]).stat().st_size > 0
     else:
         assert ran.out
+
+
+PHOTOS = ("one.jpg", "more/two.jpg")
+
+
+def pretend_to_train(recipe: Recipe) -> Path:
+    """What a training run leaves."""
+    folder = Path(recipe.output)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def pretend_to_evaluate(recipe: EvaluationRecipe, progress: object) -> EvaluationRun:
+    """What an evaluation gives."""
+    return EvaluationRun(recipe, Evaluation(recipe.task, {"cider": 0.5}, [], "cider", [], ()), {})
 
 
 def pretend_to_download(name: str, **options: Any) -> tuple[LocalFile, ...]:
