@@ -69,7 +69,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
-    with pytest.raises(DownloadError, match=r"has room for 0.0 GB, coco_caption takes"):
+    with pytest.raises(DownloadError, match=r"has room for 0.0 MB, coco_caption takes"):
         download_annotations("coco_caption", tmp_path)
     assert {method for method, _, _ in web.asked} == {"HEAD"}
 
