@@ -142,6 +142,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Path, tiny
     train(load_recipe(recipe, ["epochs=1"]))
     with pytest.raises(OpenBlipError, match="of another run"):
         train(load_recipe(recipe, ["epochs=2"]))
+    with pytest.raises(OpenBlipError, match="differs in seed: "):
+        train(load_recipe(recipe, ["epochs=1", "seed=7"]))
+    train(load_recipe(recipe, ["epochs=1", "log_every=3", "save_every=5", f"cache={tmp_path / 'elsewhere'}"]))
+    captions = data / "captions.jsonl"
+    captions.write_text(captions.read_text().replace("a red ball", "a crimson ball"))
+    with pytest.raises(OpenBlipError, match="differs in rows of the data: "):
+        train(load_recipe(recipe, ["epochs=1"]))
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
