@@ -151,6 +151,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Path, tiny
         train(load_recipe(recipe, ["epochs=1"]))
 
 
+def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path: Path, data: Path, tiny_model_folder: Path) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage1")
+    with pytest.raises(OpenBlipError, match="the model that the run starts from"):
+        train(load_recipe(recipe, [f"output={tiny_model_folder}"]))
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
     tmp_path: Path, data: Path, tiny_model_folder: Path
 ) -> None:

@@ -45,6 +45,8 @@ def train(recipe: Recipe) -> Path:
     """
     for problem in problems_of(recipe):
         raise OptionError(problem)
+    if recipe.init is not None and Path(recipe.init).resolve() == Path(recipe.output).resolve():
+        raise OptionError(f"output is {recipe.output}, the model that the run starts from: give another folder")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     accelerator = make_accelerator(recipe)
