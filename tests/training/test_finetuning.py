@@ -138,6 +138,12 @@ def test_tables_that_teach_nothing(
         finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new"))
 
 
+@pytest.mark.parametrize("rate", [float("nan"), -1.0, 0.0, float("inf")])
+def test_rates_out_of_range(table: Path, tiny_model_folder: Path, tmp_path: Path, rate: float) -> None:
+    with pytest.raises(OpenBlipError, match="learning rate is"):
+        finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new", rate=rate))
+
+
 def test_rates_that_make_nothing_of_a_metric(table: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new", epochs=1))
     recipe.evaluation.metric = "beauty"

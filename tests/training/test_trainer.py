@@ -142,6 +142,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Path, tiny
     train(load_recipe(recipe, ["epochs=1"]))
     with pytest.raises(OpenBlipError, match="of another run"):
         train(load_recipe(recipe, ["epochs=2"]))
+    with pytest.raises(OpenBlipError, match="differs in seed: "):
+        train(load_recipe(recipe, ["epochs=1", "seed=7"]))
+    train(load_recipe(recipe, ["epochs=1", "log_every=3", "save_every=5", f"cache={tmp_path / 'elsewhere'}"]))
+    captions = data / "captions.jsonl"
+    captions.write_text(captions.read_text().replace("a red ball", "a crimson ball"))
+    with pytest.raises(OpenBlipError, match="differs in rows of the data: "):
+        train(load_recipe(recipe, ["epochs=1"]))
+
+
+def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path: Path, data: Path, tiny_model_folder: Path) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage1")
+    with pytest.raises(OpenBlipError, match="the model that the run starts from"):
+        train(load_recipe(recipe, [f"output={tiny_model_folder}"]))
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(

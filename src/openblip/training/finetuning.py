@@ -54,6 +54,8 @@ def finetuning_recipe(wishes: Wishes) -> Recipe:
     Raises:
         OpenBlipError: the table is missing, empty or not understood, or the model has no language model.
     """
+    if wishes.rate is not None and not 0 < wishes.rate < math.inf:
+        raise OptionError(f"the learning rate is {wishes.rate:g}: it must be above 0, and finite")
     source = DataSource(
         name="own",
         table=str(wishes.table.absolute()),
@@ -70,10 +72,11 @@ def finetuning_recipe(wishes: Wishes) -> Recipe:
     kept = len(gather(source, Path()))
     batch = wishes.batch_size or max(2, min(16, kept // 4))
     if kept < batch:
-        raise OptionError(f"{wishes.table} has {kept} pictures to learn from: give at least {batch}")
+        wanted = f"a smaller batch than {wishes.batch_size}" if wishes.batch_size and kept else f"at least {batch}"
+        raise OptionError(f"{wishes.table} has {kept} pictures to learn from: give {wanted}")
     epochs = wishes.epochs or max(2, min(20, math.ceil(STEPS / (kept // batch))))
     steps = epochs * (kept // batch)
-    rate = wishes.rate or (ADAPTER_RATE if wishes.lora else RATE)
+    rate = (ADAPTER_RATE if wishes.lora else RATE) if wishes.rate is None else wishes.rate
     held_out = DataSource(**{**vars(source)}) if source.held_out else None
     return Recipe(
         stage=Stage.STAGE2,
@@ -92,7 +95,9 @@ def finetuning_recipe(wishes: Wishes) -> Recipe:
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),
         save_every=max(20, steps // 10),
         log_every=max(1, min(20, steps // 20)),
-        evaluation=Evaluation(data=held_out, limit=SEEN_PER_EVALUATION, every=max(1, epochs // 5), patience=2),
+        evaluation=Evaluation(
+            data=held_out, limit=SEEN_PER_EVALUATION, every=max(1, epochs // 5), patience=2 if held_out else 0
+        ),
         lora=LoraSection(rank=wishes.rank, alpha=2 * wishes.rank, targets=["language_model", "qformer"])
         if wishes.lora
         else None,

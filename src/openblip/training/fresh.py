@@ -37,7 +37,9 @@ def begin_qformer_again(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
         raise OptionError(f"{parts.name} has a Q-Former without a text side: start from a model that can match")
     for name in (BERT_FILE, VOCABULARY_FILE):
         if not (bert / name).is_file():
-            raise CheckpointError(f"{bert / name} is missing: fresh_qformer is a folder with {BERT_FILE} and {name}")
+            raise CheckpointError(
+                f"{bert / name} is missing: fresh_qformer is a folder with {BERT_FILE} and {VOCABULARY_FILE}"
+            )
     torch.manual_seed(seed)
     network = parts.network
     for part in (network.vision_norm, network.qformer, network.image_projection, network.text_projection):

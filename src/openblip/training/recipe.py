@@ -6,6 +6,7 @@ may refer to another (`${seed}`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -267,15 +268,7 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
     """What contradicts itself, or is out of range."""
     if (recipe.init is None) == (recipe.new is None):
         yield "give either init (a model folder) or new (a model to put together)"
-    if not 0 < recipe.patch_share <= 1:
-        yield f"patch_share is {recipe.patch_share}: it must be above 0 and at most 1"
-    if recipe.dropout is not None and not 0 <= recipe.dropout < 1:
-        yield f"dropout is {recipe.dropout}: it must be at least 0 and below 1"
-    if not 0 <= recipe.ema < 1:
-        yield f"ema is {recipe.ema}: it must be at least 0 and below 1"
-    for name in ("epochs", "batch_size", "accumulate", "texts_per_image", "log_every", "save_every"):
-        if getattr(recipe, name) < 1:
-            yield f"{name} is {getattr(recipe, name)}: it must be at least 1"
+    yield from _out_of_range(recipe)
     if recipe.language_model is not None and recipe.stage is not Stage.STAGE2:
         yield "a language_model is put behind the Q-Former in stage2: leave it out before"
     if recipe.self_critical == 1:
@@ -286,5 +279,54 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
         yield "train_vision is for stages that see: leave it out of stage language"
     if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder or recipe.stage is Stage.LANGUAGE):
         yield "with lora adapters alone learn: leave out train_vision and train_decoder, and name them in lora.targets"
+    if recipe.lora is not None and recipe.stage is Stage.STAGE1 and "language_model" in recipe.lora.targets:
+        yield "lora.targets names language_model, which stage1 does not use: name qformer or vision"
+    if recipe.stage is not Stage.STAGE2:
+        for name in ("train_decoder", "keep_matching", "self_critical"):
+            if getattr(recipe, name):
+                yield f"{name} is for stage2: leave it out of stage {recipe.stage.value}"
+    if recipe.stage is Stage.STAGE1 and recipe.batch_size == 1:
+        yield "batch_size is 1: stage1 compares the images of a batch, give at least 2"
+    if recipe.evaluation.patience and recipe.evaluation.data is None:
+        yield "evaluation.patience waits for evaluations, and there are none: give evaluation.data"
     if not recipe.data:
         yield "data lists no source"
+
+
+def _out_of_range(recipe: Recipe) -> Iterator[str]:
+    """Numbers that a run would fail of, or make nonsense of; NaN is in no range."""
+    optimizer, mixture, evaluation = recipe.optimizer, recipe.mixture, recipe.evaluation
+    least = {
+        1: ["epochs", "batch_size", "accumulate", "texts_per_image", "text_tokens", "log_every", "save_every"],
+        0: ["threads", "keep_matching", "self_critical"],
+    }
+    whole = [(name, getattr(recipe, name), low) for low, names in least.items() for name in names]
+    whole += [(f"evaluation.{name}", getattr(evaluation, name), 1) for name in ("every", "limit", "beams")]
+    whole += [(f"evaluation.{name}", getattr(evaluation, name), 0) for name in ("samples", "patience")]
+    names = ("min_lr", "warmup_lr", "warmup_steps", "weight_decay")
+    whole += [(f"optimizer.{name}", getattr(optimizer, name), 0) for name in names]
+    for source in recipe.data:
+        whole += [(f"{name} of {source.name}", getattr(source, name), 1) for name in ("views", "repeat")]
+        if source.held_out < 0 or source.held_out == 1:
+            yield f"held_out of {source.name} is {source.held_out}: one image in so many is left out, 0 leaves all in"
+    for name, value, low in whole:
+        if not low <= value < math.inf:
+            yield f"{name} is {value}: it must be at least {low}"
+    for name in ("lr", "clip_norm"):
+        if not 0 < getattr(optimizer, name) < math.inf:
+            yield f"optimizer.{name} is {getattr(optimizer, name)}: it must be above 0, and finite"
+    shares = [("patch_share", recipe.patch_share), ("itm_share", recipe.itm_share)]
+    shares += [("optimizer.vision_layer_decay", optimizer.vision_layer_decay)]
+    shares += [(f"min_area of {source.name}", source.min_area) for source in recipe.data]
+    for name, share in shares:
+        if not 0 < share <= 1:
+            yield f"{name} is {share}: it must be above 0 and at most 1"
+    rates = [("ema", recipe.ema), ("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)]
+    if recipe.dropout is not None:
+        rates += [("dropout", recipe.dropout)]
+    for name, rate in rates:
+        if not 0 <= rate < 1:
+            yield f"{name} is {rate}: it must be at least 0 and below 1"
+    for name in ("questions", "made_questions", "statements"):
+        if not 0 <= getattr(mixture, name) <= 1:
+            yield f"mixture.{name} is {getattr(mixture, name)}: it must be from 0 to 1"

@@ -24,7 +24,7 @@ from openblip.training.caching import open_stores, without_bad
 from openblip.training.distributed import World
 from openblip.training.evaluating import Evaluator
 from openblip.training.feed import CachedFeed, Feed, PictureFeed, TextFeed
-from openblip.training.recipe import BadPictures, Parallel, Precision, Recipe, Stage
+from openblip.training.recipe import BadPictures, Parallel, Precision, Recipe, Stage, problems_of
 from openblip.training.skipped import write_skipped
 from openblip.training.starting import start_model, with_weights
 from openblip.training.tasks import LanguageTask, Setting, Stage1Task, Stage2Task, Task
@@ -40,8 +40,13 @@ def train(recipe: Recipe) -> Path:
     Processes that torchrun or accelerate launch started share the work.
 
     Raises:
+        OptionError: the recipe contradicts itself, or is out of range.
         OpenBlipError: data, parts or the checkpoint in the output folder do not fit the recipe.
     """
+    for problem in problems_of(recipe):
+        raise OptionError(problem)
+    if recipe.init is not None and Path(recipe.init).resolve() == Path(recipe.output).resolve():
+        raise OptionError(f"output is {recipe.output}, the model that the run starts from: give another folder")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     accelerator = make_accelerator(recipe)

@@ -17,7 +17,7 @@ from openblip.training.distributed import World
 from openblip.training.sharding import part_like, whole
 
 CHECKPOINT_FILE = "checkpoint.pt"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -46,6 +46,7 @@ class TrainingState:
     average: Average | None
     total_steps: int
     world: World
+    identity: Mapping[str, str] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
 
     def save(self, folder: Path) -> None:
@@ -55,6 +56,7 @@ class TrainingState:
         """
         content = {
             "version": VERSION,
+            "identity": dict(self.identity),
             "parameters": {name: whole(parameter).cpu() for name, parameter in self.parameters.items()},
             "optimizer": {name: self._moments(parameter) for name, parameter in self.parameters.items()},
             "scaler": self.scaler.state_dict(),
@@ -78,12 +80,18 @@ class TrainingState:
                 and content["total_steps"] == self.total_steps
                 and set(content["parameters"]) == set(self.parameters)
             )
+            changed = [key for key, value in self.identity.items() if same and content["identity"].get(key) != value]
         except Exception as error:  # torch.load raises whatever a broken file brings about
             raise OpenBlipError(
                 f"{path} cannot be read ({type(error).__name__}): delete it to start the run from the beginning"
             ) from error
         if not same:
             raise OpenBlipError(f"{path} is of another run: delete it, or give this run another output folder")
+        if changed:
+            raise OpenBlipError(
+                f"{path} is of another run, which differs in {', '.join(changed)}: "
+                "delete it, or give this run another output folder"
+            )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(part_like(content["parameters"][name], parameter))

@@ -18,6 +18,7 @@ from openblip.training.averaging import Average
 from openblip.training.batches import Drawn
 from openblip.training.faults import first_bad, save_batch
 from openblip.training.feed import Feed
+from openblip.training.identity import identity_of
 from openblip.training.optimisation import learning_rate, make_optimizer, set_rate
 from openblip.training.recipe import Parallel, Precision, Recipe
 from openblip.training.sharding import shard
@@ -83,6 +84,7 @@ class Trainer:
             Average(parameters, recipe.ema) if recipe.ema else None,
             self.epoch_steps * recipe.epochs,
             self.world,
+            identity_of(recipe, feed.plan.images),
         )
 
     def run(self) -> dict[str, Tensor]:
@@ -214,7 +216,12 @@ class Trainer:
         learnt, path = self.state.learnt(), self.output / BEST_FILE
         if self.state.position.best is None or not path.is_file():
             return learnt
-        return cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))
+        try:
+            return cast("dict[str, Tensor]", torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch.load raises whatever a broken file brings about
+            raise OpenBlipError(
+                f"{path} cannot be read ({type(error).__name__}): delete it to use the last weights instead of the best"
+            ) from error
 
     def _move(self, views: Views | None) -> Views | None:
         if views is None:
