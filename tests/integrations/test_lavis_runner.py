@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_told(
     matching.requires_grad_(False)
     with pytest.raises(OptionError, match="nothing of the model learns"):
         runner(matching, coco, tmp_path / "out").train()
-    with pytest.raises(OptionError, match="language model is to learn"):
+    with pytest.raises(OptionError, match="the image encoder or the language model is to learn"):
         runner(matching.requires_grad_(True), coco, tmp_path / "out").train()
     with torch.no_grad():
         trained.network.vision_norm.weight.fill_(math.nan)

@@ -504,9 +504,9 @@ def test_lavis_training(writer: Theirs, tmp_path: Path, photos: list[Path], monk
     write_coco(tmp_path, photos)
     loaded = run(["LAVIS: load for training"], {"FOLDER": str(writer.folder)}).names
     # The document leaves it to its readers to say what cfg, task and datasets are.
-    loaded["dataset"]["train"].set_processors(loaded["vis_processors"]["train"], loaded["txt_processors"]["train"])
+    loaded["dataset"]["train"].set_processors(loaded["vis_processors"]["eval"], loaded["txt_processors"]["eval"])
     settings = {
-        "init_lr": 1e-3,
+        "init_lr": 1e-2,
         "warmup_steps": 2,
         "max_epoch": 8,
         "batch_size_train": 2,

@@ -44,8 +44,7 @@ MEANINGLESS = {
 }
 """Settings of evaluation, of several processes, of the console; and what the model or the task says here."""
 SCHEDULES = ("linear_warmup_cosine_lr", "constant_lr")
-VISION = "network.vision."
-LANGUAGE_MODELS = ("network.decoder.", "network.t5.")
+FROZEN = ("network.vision.", "network.decoder.", "network.t5.")
 
 
 @dataclass(frozen=True)
@@ -210,15 +209,18 @@ class RunnerBase:
         """Train to the end.
 
         Raises:
-            OptionError: nothing of the model learns, or its language model does; or pictures went through no processor.
+            OptionError: nothing of the model learns, or what LAVIS freezes does; or pictures went through no processor.
             OpenBlipError: a loss is not finite.
         """
         settings, model = self.settings, self.model
         learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not learning:
             raise OptionError("nothing of the model learns: leave gradients as load_model sets them")
-        if any(name.startswith(LANGUAGE_MODELS) for name in learning):
-            raise OptionError("the language model is to learn, too: use `openblip train` with train_decoder")
+        if any(name.startswith(FROZEN) for name in learning):
+            raise OptionError(
+                "the image encoder or the language model is to learn, too: use `openblip train` with train_vision or "
+                "train_decoder, or freeze them as load_model does"
+            )
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._log({"run": vars(settings)})
         torch.manual_seed(settings.seed)
@@ -236,7 +238,7 @@ class RunnerBase:
         try:
             for epoch in range(settings.max_epoch):
                 self._epoch(epoch, optimizer, scaler, half)
-                self._save(epoch, with_vision=any(name.startswith(VISION) for name in learning))
+                self._save(epoch)
         finally:
             for name, parameter in learning.items():
                 parameter.data = parameter.data.to(kept[name])
@@ -291,9 +293,8 @@ class RunnerBase:
             if batch:  # else none of its pictures can be read
                 yield _on_device(batch, self.model.device)
 
-    def _save(self, epoch: int, with_vision: bool) -> None:
-        found = to_lavis(self.model.network.state_dict(), self.model.network.config)
-        state = found.whole() if with_vision else found.checkpoint
+    def _save(self, epoch: int) -> None:
+        state = to_lavis(self.model.network.state_dict(), self.model.network.config).checkpoint
         path = self.output_dir / f"checkpoint_{epoch}.pth"
         draft = path.with_name(path.name + ".draft")
         torch.save({"model": {name: tensor.cpu().clone() for name, tensor in state.items()}, "epoch": epoch}, draft)
