@@ -123,6 +123,14 @@ def test_stage_1_trains(matcher: Theirs, coco: dict[str, LavisDataset], tmp_path
     assert log[1].keys() >= {"train_loss", "train_loss_itc", "train_loss_itm", "train_loss_lm"}
 
 
+def test_half_types_learn_in_float32(trained: LavisModel, coco: dict[str, LavisDataset], tmp_path: Path) -> None:
+    trained.to(torch.bfloat16)
+    runner(trained, coco, tmp_path / "out", max_epoch=1).train()
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.bfloat16}
+    saved = torch.load(tmp_path / "out/checkpoint_0.pth", weights_only=True)["model"]
+    assert saved["query_tokens"].dtype == torch.float32
+
+
 def test_settings_come_as_lavis_has_them() -> None:
     run = {**RUN, "output_dir": "out"}
     read = RunSettings.read({"run": run})
@@ -145,6 +153,7 @@ def test_settings_come_as_lavis_has_them() -> None:
         ({"valid_splits": ["val"]}, "valid_splits asks"),
         ({"resume_ckpt_path": "a.pth"}, "`openblip train` goes on"),
         ({"batch_size_train": 5}, "4 rows to train on, fewer than batch_size_train 5"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
         ({"train_splits": ["dev"]}, "no data set has a split dev"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
 from openblip.checkpoints.lavis_export import to_lavis
+from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.integrations.lavis.datasets import LavisDataset, Row
 from openblip.integrations.lavis.models import LavisModel
@@ -196,7 +197,7 @@ class RunnerBase:
         self.task, self.model, self.datasets = task, model, datasets
         self.output_dir = Path(self.settings.output_dir).expanduser() / job_id
         if self.settings.device is not None:
-            model.to(self.settings.device)
+            model.to(choose_placement(self.settings.device).device)
         to_lavis(model.network.state_dict(), model.network.config)  # better refused now than after an epoch
         self._rows: ConcatDataset[Row | None] = ConcatDataset(self._training_sets())
         if len(self._rows) < self.settings.batch_size_train:
