@@ -23,6 +23,8 @@ LIBRARIES = {
     "from transformers import": "from openblip.integrations.transformers import",
     "from lavis.models import": "from openblip.integrations.lavis import",
     "from lavis.processors import": "from openblip.integrations.lavis import",
+    "from lavis.datasets.builders import": "from openblip.integrations.lavis import",
+    "from lavis.common.registry import": "from openblip.integrations.lavis import",
 }
 """The one line that a developer changes."""
 
@@ -33,6 +35,7 @@ CHANGES = {
     'name="blip_caption", model_type="base_coco"': 'name="blip2_opt", model_type=FOLDER',
     'name="blip_vqa", model_type="vqav2"': 'name="blip2_opt", model_type=FOLDER',
     'name="blip_feature_extractor", model_type="base"': 'name="blip2_feature_extractor", model_type=FOLDER',
+    'model_type="pretrain_opt2.7b"': "model_type=FOLDER",
     '"blip2_image_text_matching", "pretrain"': '"blip2_image_text_matching", FOLDER',
     # Files.
     "Image.open(img)": "Image.open(PHOTO)",
@@ -42,8 +45,12 @@ CHANGES = {
     '"image/monash1.jpeg"': "PHOTO",
     '"image/monash2.jpg"': "PHOTO",
     '"invoice.png"': "PHOTO",
+    '"image_path")': "PHOTO)",
+    '"example.jpg"': "PHOTO",
     # The device, and a type in which two libraries give the same ids on every one.
     '"cuda")': '"cpu")',
+    'device="cuda"': 'device="cpu"',
+    'Accelerator(mixed_precision="fp16")': "Accelerator(cpu=True)",
     '"cuda", torch.float16)': '"cpu", torch.float16)',
     "torch.float16": "torch.float32",
     # Mistakes.
@@ -127,7 +134,6 @@ def stand_ins(photo: Path) -> dict[str, ModuleType]:
     """Libraries around the model, by name; every address on the web answers with `photo`."""
     return {
         "requests": module("requests", get=lambda url, stream: SimpleNamespace(raw=photo.open("rb"))),
-        "accelerate": module("accelerate", Accelerator=Accelerator),
         "gradio": module("gradio", Interface=Interface, Image=SimpleNamespace, Textbox=SimpleNamespace),
         "fastapi": module("fastapi", FastAPI=FastAPI, UploadFile=UploadFile, File=lambda default: None),
         "langchain": module("langchain"),
@@ -146,17 +152,6 @@ def stand_ins(photo: Path) -> dict[str, ModuleType]:
             cvtColor=lambda frame, code: np.ascontiguousarray(frame[:, :, ::-1]),
         ),
     }
-
-
-class Accelerator:
-    def __init__(self, mixed_precision: str) -> None:
-        self.mixed_precision = mixed_precision
-
-    def prepare(self, *things: Any) -> tuple[Any, ...]:
-        return things
-
-    def backward(self, loss: Any) -> None:
-        loss.backward()
 
 
 class Interface(SimpleNamespace):

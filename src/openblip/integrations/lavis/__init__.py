@@ -13,6 +13,7 @@ from openblip.integrations.lavis.loading import (
     load_processor,
     model_zoo,
     registry,
+    setup_task,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "load_processor",
     "model_zoo",
     "registry",
+    "setup_task",
 ]

@@ -14,6 +14,7 @@ from openblip.checkpoints.zoo import ZOO
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
 from openblip.images import ImageTransform
+from openblip.integrations.lavis.datasets import dataset_zoo
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
 from openblip.integrations.lavis.processors import (
     Blip2ImageTrainProcessor,
@@ -23,6 +24,7 @@ from openblip.integrations.lavis.processors import (
     ImageProcessor,
     TextProcessor,
 )
+from openblip.integrations.lavis.runner import RUNNERS, TASKS, BaseTask, RunnerBase, run_section
 
 MODELS: dict[str, type[LavisModel]] = {
     "blip2_opt": Blip2OPT,
@@ -182,11 +184,26 @@ class Registry:
         known: dict[str, type[object]] = {**IMAGE_PROCESSORS, **TEXT_PROCESSORS}
         return _known(name, known, "processor")
 
+    def get_task_class(self, name: str) -> type[BaseTask]:
+        return _known(name, TASKS, "task")
+
+    def get_runner_class(self, name: str) -> type[RunnerBase]:
+        return _known(name, RUNNERS, "runner")
+
     def list_models(self) -> list[str]:
         return sorted(MODELS)
 
     def list_processors(self) -> list[str]:
         return sorted([*IMAGE_PROCESSORS, *TEXT_PROCESSORS])
+
+    def list_tasks(self) -> list[str]:
+        return sorted(TASKS)
+
+    def list_runners(self) -> list[str]:
+        return sorted(RUNNERS)
+
+    def list_datasets(self) -> list[str]:
+        return sorted(dataset_zoo.get_names())
 
 
 def _known(name: str, table: Mapping[str, Found], what: str) -> Found:
@@ -198,3 +215,8 @@ def _known(name: str, table: Mapping[str, Found], what: str) -> Found:
 
 model_zoo = ModelZoo()
 registry = Registry()
+
+
+def setup_task(cfg: Any) -> BaseTask:
+    """The task that the run settings name. Raises OptionError for one that is not here."""
+    return registry.get_task_class(str(run_section(cfg).get("task"))).setup_task(cfg)

@@ -8,10 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class ModelOutput(dict[str, Any]):
-    """Results by attribute, by name, or by place; what a class declares and was not computed is None."""
+    """Results by attribute, by name, or by place; what a class declares and was not computed is None.
+
+    torch.export looks for tensors in all subclasses.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        pytree.register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output)),
+            lambda values, names: cls(zip(names, values, strict=True)),
+            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+        )
 
     def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **named: Any) -> None:
         given = {**dict(values), **named}
