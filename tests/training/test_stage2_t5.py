@@ -79,5 +79,8 @@ def test_what_there_is_for_decoders_alone_is_refused(
     parts: ModelParts, tmp_path: Path, change: dict[str, object]
 ) -> None:
     save_native(parts, tmp_path)
+    (tmp_path / "balls.jsonl").write_text('{"image": "a.png", "captions": ["a ball"]}')
+    data = [DataSource("balls", captions="balls.jsonl")]
+    wrong = recipe(init=str(tmp_path), data=data, data_root=str(tmp_path), output=str(tmp_path / "new"), **change)
     with pytest.raises(OptionError, match="has a T5, for which there is neither"):
-        train(recipe(init=str(tmp_path), data=[], output=str(tmp_path / "new"), **change))
+        train(wrong)
