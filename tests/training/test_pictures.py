@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
@@ -178,3 +179,13 @@ def test_lower_vision_blocks_learn_more_slowly() -> None:
         (0.5, 0.05),
         (1.0, 0.0),
     ]
+
+
+def test_two_runs_do_not_write_to_one_folder(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run/.lock"), pytest.raises(OpenBlipError, match="another run is writing to"):
+        train(load_recipe(recipe))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OpenBlipError, match=r"output .*file cannot be written"):
+        train(load_recipe(recipe, [f"output={tmp_path / 'file'}"]))
+    assert (train(load_recipe(recipe)) / "model.safetensors").exists()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -94,7 +95,8 @@ class FeatureStore:
         keys = [self._key(picture) for picture in pictures]
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
         path, list_path = self.folder / f"{name}.npy", self.folder / f"{name}.json"
-        draft, list_draft = self.folder / f"{name}.npy.draft", self.folder / f"{name}.json.draft"
+        # Another run may be writing the same shard.
+        draft, list_draft = (self.folder / f"{name}.{kind}.{os.getpid()}.draft" for kind in ("npy", "json"))
         try:
             with draft.open("wb") as file:
                 np.save(file, rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -32,6 +34,8 @@ from openblip.training.trainer import Trainer, freeze_all_but, set_dropout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+LOCK_FILE = ".lock"
 
 
 def train(recipe: Recipe) -> Path:
@@ -65,16 +69,40 @@ def train(recipe: Recipe) -> Path:
     if isinstance(parts.network.vision, VisionTransformer):
         parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
     setting.arithmetic.shrink(frozen_giants(parts))
-    feed = _make_feed(recipe, parts, task, usable, accelerator.wait_for_everyone)
-    evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and world.rank == 0 else None
-    learnt = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator).run()
     output = Path(recipe.output)
-    if world.rank == 0:
-        if isinstance(feed, PictureFeed):
-            write_skipped(output, feed.bad)
-        save_learnt(recipe, with_weights(start_model(recipe, images), learnt), output)
-    accelerator.wait_for_everyone()
+    with alone_in(output, world):
+        feed = _make_feed(recipe, parts, task, usable, accelerator.wait_for_everyone)
+        evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
+        learnt = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator).run()
+        if world.rank == 0:
+            if isinstance(feed, PictureFeed):
+                write_skipped(output, feed.bad)
+            save_learnt(recipe, with_weights(start_model(recipe, images), learnt), output)
+        accelerator.wait_for_everyone()
     return output
+
+
+@contextmanager
+def alone_in(output: Path, world: World) -> Iterator[None]:
+    """Keeps other runs out of a folder while this one writes there; a run that is killed lets go of it.
+
+    Raises OpenBlipError when another run is there, or the folder cannot be written.
+    """
+    if world.rank:
+        yield
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / LOCK_FILE)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OpenBlipError(f"another run is writing to {output}: wait for it, or give another output") from None
+    except OSError as error:
+        raise OpenBlipError(f"output {output} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
