@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import VitConfig
-from openblip.training.distributed import World
+from openblip.training.distributed import World, leave
 from openblip.training.objectives import Pairing, TextBatch, stage1_loss
 
 torch.set_num_threads(1)
@@ -68,6 +68,7 @@ for name in ("itc", "itm", "itg"):
     found[name] = (world.total(getattr(loss, name)) / world.size).reshape(1)
 if world.rank == 0:
     save_file(found, out)
+leave()
 """
 
 

@@ -39,5 +39,7 @@ def train(
         print_line(write_recipe(resolved).rstrip())
         return
     from openblip.training import run
+    from openblip.training.distributed import leave
 
     print_line(str(run.train(resolved)))
+    leave()
