@@ -19,6 +19,7 @@ from openblip.training.run import train
 ROOT = Path(__file__).parents[2]
 
 LOSSES = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ from openblip.training.objectives import Pairing, TextBatch, stage1_loss
 
 torch.set_num_threads(1)
 learn_candidates, share, out = sys.argv[1] == "True", float(sys.argv[2]), sys.argv[3]
-if "RANK" in __import__("os").environ:
+if "RANK" in os.environ:
     dist.init_process_group("gloo")
 world = World.current()
 torch.manual_seed(0)
@@ -55,20 +56,21 @@ rows = world.rows(8)
 longest = int(lengths[rows].max())
 text = TextBatch(ids[rows, :longest], torch.arange(longest)[None] < lengths[rows, None])
 pairing = Pairing(image_ids[rows], None, torch.Generator().manual_seed(3), share, learn_candidates, world)
-model = nn.parallel.DistributedDataParallel(network) if world.size > 1 else network
 normed = network.normalise(features[rows])
 loss = stage1_loss(network, normed, text, 30, pairing)
 loss.total.backward()
 found = {}
 for name, parameter in network.named_parameters():
     if parameter.grad is not None:
-        # DDP shares gradients only when its own forward was called; here it is done by hand.
+        # What DDP does.
         found["grad " + name] = world.total(parameter.grad) / world.size
 for name in ("itc", "itm", "itg"):
     found[name] = (world.total(getattr(loss, name)) / world.size).reshape(1)
 if world.rank == 0:
     save_file(found, out)
 leave()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may outlive their group, and a process that ends in the usual way then crashes
 """
 
 
