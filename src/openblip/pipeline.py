@@ -80,6 +80,11 @@ def is_settled(source: object) -> bool:
     return isinstance(source, str | bytes | os.PathLike)
 
 
+def anything(_: object) -> bool:
+    """Sources that nobody closes or changes meanwhile."""
+    return True
+
+
 def read_ahead(
     sources: Iterable[Source],
     work: Callable[[Source], Result],

@@ -6,11 +6,14 @@ another (`${seed}`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
 from openblip.errors import OpenBlipError, OptionError
+
+LOCK_FILE = ".lock"
 
 Schema = TypeVar("Schema")
 
@@ -54,6 +57,28 @@ def _value(text: str) -> object:
     except YAMLError:
         return text
     return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
+
+
+@contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder while this one writes there; a run that is killed lets go of it.
+
+    Raises OpenBlipError when another run is there, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / LOCK_FILE)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OpenBlipError(f"another run is writing to {output}: wait for it, or give another output") from None
+    except OSError as error:
+        raise OpenBlipError(f"output {output} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_recipe(recipe: object) -> str:

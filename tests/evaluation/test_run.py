@@ -114,7 +114,7 @@ def test_retrieval_keeps_its_own_journal(recipe: Path, tmp_path: Path) -> None:
 
 def test_two_runs_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out/.lock"), pytest.raises(OpenBlipError, match="another evaluation"):
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(OpenBlipError, match="another run"):
         evaluate(load_evaluation(recipe))
 
 

@@ -53,6 +53,8 @@ def finetune(
 
         print_line(write_recipe(recipe).rstrip())
         return
+    from openblip.training.distributed import leave
     from openblip.training.run import train
 
     print_line(str(train(recipe)))
+    leave()

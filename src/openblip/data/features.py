@@ -27,7 +27,7 @@ from openblip.data.samples import Picture
 from openblip.data.views import make_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images import ImageTransform, normalise, squash
-from openblip.pipeline import read_ahead
+from openblip.pipeline import anything, read_ahead
 
 SHARD_BYTES = 64 * 2**20
 """What a kill costs at most to compute again."""
@@ -171,7 +171,7 @@ def fill(
         views = [make_view(image, picture.name, view, plan.min_area) for view in range(plan.count)]
         return [squash(view, transform.image_size) for view in views]
 
-    for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=_always)):
+    for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=anything)):
         good = [(picture, found) for picture, found in batch if not isinstance(found, ImageError)]
         bad += [BadPicture(picture, str(found)) for picture, found in batch if isinstance(found, ImageError)]
         if good:
@@ -189,7 +189,3 @@ def fill(
     if rows:
         store.add(done, np.concatenate(rows))
     return bad
-
-
-def _always(_: object) -> bool:
-    return True

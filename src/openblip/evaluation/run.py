@@ -6,8 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from openblip import __version__
 from openblip.data.samples import Sample
@@ -32,6 +30,7 @@ from openblip.evaluation.settings import Decision, Task
 from openblip.model import Blip2, load
 from openblip.nn.int4 import Int4Linear
 from openblip.nn.quantised import quantised_layers
+from openblip.recipes import alone_in
 
 PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")
 
@@ -62,8 +61,7 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
     samples = read_samples(recipe)
     check(samples, recipe)
     output = Path(recipe.output)
-    output.mkdir(parents=True, exist_ok=True)
-    with _alone_in(output):
+    with alone_in(output):
         return _evaluate(recipe, samples, output, progress)
 
 
@@ -89,20 +87,6 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
     _replace(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
-
-
-@contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Raises OpenBlipError when another program evaluates into the same folder."""
-    lock = FileLock(output / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise OpenBlipError(f"another evaluation writes to {output}: wait for it, or give another output") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequence[Sample]) -> None:

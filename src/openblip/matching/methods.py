@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -22,12 +23,12 @@ BATCH_SIZE = 8
 Many = TypeVar("Many", bound="Iterable[object]")
 
 
-class Matching:
+class Matching(ABC):
     """Half of what a user holds: see `openblip.model.Blip2`."""
 
+    @abstractmethod
     def _matcher(self) -> Matcher:
         """What compares. Raises CheckpointError when there is no text side."""
-        raise NotImplementedError
 
     @overload
     def match(self, image: ImageSource, texts: str) -> Match: ...

@@ -16,7 +16,7 @@ from openblip.data.pairs import DataSource
 from openblip.data.pictures import BadPicture, open_picture
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images import ImageTransform, normalise, squash
-from openblip.pipeline import read_ahead
+from openblip.pipeline import anything, read_ahead
 from openblip.training.batches import BatchPlan, Drawn
 from openblip.training.tasks import Views
 
@@ -74,7 +74,7 @@ class PictureFeed(Feed):
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[list[Drawn], Views | None]]:
         own = self.plan.batch_size // self.plan.world.size
         drawn = chain.from_iterable(self.plan.batches(epoch, skip))
-        for rows in read_ahead(drawn, self._look, own, in_threads=_always):
+        for rows in read_ahead(drawn, self._look, own, in_threads=anything):
             good = [row for row, (_, found) in enumerate(rows) if not isinstance(found, ImageError)]
             for each, found in rows:
                 if isinstance(found, ImageError):
@@ -102,7 +102,3 @@ class PictureFeed(Feed):
         bad = BadPicture(drawn.image.image, str(error))
         if bad not in self.bad:
             self.bad.append(bad)
-
-
-def _always(_: object) -> bool:
-    return True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from openblip.data.pairs import ImageText, gather
 from openblip.errors import OpenBlipError, OptionError
 from openblip.nn.efficientnet import EfficientNet
 from openblip.nn.vit import VisionTransformer
+from openblip.recipes import alone_in
 from openblip.training.adapters import adapter_modules, adapts_vision, save_adapter
 from openblip.training.arithmetic import Arithmetic
 from openblip.training.batches import BatchPlan
@@ -34,8 +34,6 @@ from openblip.training.trainer import Trainer, freeze_all_but, set_dropout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-LOCK_FILE = ".lock"
 
 
 def train(recipe: Recipe) -> Path:
@@ -70,7 +68,7 @@ def train(recipe: Recipe) -> Path:
         parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
     setting.arithmetic.shrink(frozen_giants(parts))
     output = Path(recipe.output)
-    with alone_in(output, world):
+    with alone_in(output) if world.rank == 0 else nullcontext():
         feed = _make_feed(recipe, parts, task, usable, accelerator.wait_for_everyone)
         evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
         learnt = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator).run()
@@ -80,29 +78,6 @@ def train(recipe: Recipe) -> Path:
             save_learnt(recipe, with_weights(start_model(recipe, images), learnt), output)
         accelerator.wait_for_everyone()
     return output
-
-
-@contextmanager
-def alone_in(output: Path, world: World) -> Iterator[None]:
-    """Keeps other runs out of a folder while this one writes there; a run that is killed lets go of it.
-
-    Raises OpenBlipError when another run is there, or the folder cannot be written.
-    """
-    if world.rank:
-        yield
-        return
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / LOCK_FILE)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OpenBlipError(f"another run is writing to {output}: wait for it, or give another output") from None
-    except OSError as error:
-        raise OpenBlipError(f"output {output} cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
