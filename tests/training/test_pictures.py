@@ -165,9 +165,12 @@ def test_the_first_bad_number_is_named(tiny_parts: ModelParts) -> None:
 
 
 def test_lower_vision_blocks_learn_more_slowly() -> None:
-    shares = [rate_share(name, 3, 0.5) for name in ("vision.patch.weight", *(f"vision.blocks.{i}.w" for i in range(3)))]
+    section = OptimizerSection(vision_layer_decay=0.5)
+    shares = [
+        rate_share(name, 3, section) for name in ("vision.patch.weight", *(f"vision.blocks.{i}.w" for i in range(3)))
+    ]
     assert shares == [0.5**4, 0.5**3, 0.5**2, 0.5]
-    assert rate_share("qformer.queries", 3, 0.5) == 1.0
+    assert rate_share("qformer.queries", 3, section) == 1.0
     parameters = {
         name: nn.Parameter(torch.ones(shape))
         for name, shape in (("vision.blocks.0.w", (2, 2)), ("vision.blocks.1.w", (2, 2)), ("qformer.b", (2,)))

@@ -194,10 +194,17 @@ class FeatureStore:
         return self._keys[picture]
 
 
-def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewPlan) -> str:
-    """Sixteen hexadecimal digits that change with any weight, size or setting that features depend on."""
-    digest = hashlib.sha256(json.dumps([asdict(transform), asdict(plan)]).encode())
+def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewPlan, upper: Sequence[str] = ()) -> str:
+    """Sixteen hexadecimal digits that change with any weight, size or setting that features depend on.
+
+    Args:
+        upper: names of modules of the encoder that come after the features.
+    """
+    told: list[Any] = [asdict(transform), asdict(plan), *upper]
+    digest = hashlib.sha256(json.dumps(told).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
+        if name.startswith(tuple(f"{module}." for module in upper)):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

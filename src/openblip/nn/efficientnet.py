@@ -7,14 +7,17 @@ last stage's repeats, or the 1,280 channels of the head. The classifier is left 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.linear import has_onednn
+from openblip.nn.vit import last_blocks
 
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280
@@ -104,6 +107,12 @@ class ConvNorm(nn.Module):
         x = self.norm(self.conv(x))
         return F.relu6(x, inplace=True) if self.active else x
 
+    def train(self, mode: bool = True) -> ConvNorm:
+        """Its statistics are those of the data it was pretrained on, also where its weights learn."""
+        super().train(mode)
+        self.norm.eval()
+        return self
+
     @torch.no_grad()
     def fold(self) -> None:
         """Merge the normalisation into the convolution, for inference."""
@@ -172,18 +181,42 @@ class EfficientNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], (value - 127) / 128, to patches [B, N, width], row by row."""
+        return self._in_parts(lambda part: self._patches(self._grid(part, 0), 0, pixels.dtype), pixels)
+
+    def below(self, pixels: Tensor, blocks: int) -> Tensor:
+        """Pixels [B, 3, S, S] to what enters the last `blocks` blocks: [B, N, C], row by row."""
+        return self._in_parts(lambda part: self._grid(part, blocks).flatten(2).transpose(1, 2), pixels)
+
+    def above(self, hidden: Tensor, blocks: int) -> Tensor:
+        """What `below` gave, to patches as `forward` gives them."""
+        side = math.isqrt(hidden.shape[1])
+        grid = hidden.transpose(1, 2).view(len(hidden), -1, side, side)
+        return self._patches(grid, blocks, hidden.dtype)
+
+    def upper(self, blocks: int) -> tuple[str, ...]:
+        """Names of the modules that `above` goes through. Raises ValueError: it has not so many blocks."""
+        return (*last_blocks(self.blocks, blocks), "head")
+
+    def _in_parts(self, compute: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         if not self.folded or pixels.device.type != "cpu":
-            return self._patches(pixels)
+            return compute(pixels)
         together = min(MOST_TOGETHER, max(2, torch.get_num_threads()))
         # A pixel's channels side by side are what CPU kernels of small convolutions read and write fastest.
         parts = torch.split(pixels.contiguous(memory_format=torch.channels_last), together)
-        return torch.cat([self._patches(part) for part in parts])
+        return torch.cat([compute(part) for part in parts])
 
-    def _patches(self, pixels: Tensor) -> Tensor:
+    def _grid(self, pixels: Tensor, blocks: int) -> Tensor:
+        """Pixels [B, 3, H, W] to what enters the last `blocks` blocks: [B, C, h, w]."""
         x = self.stem(pixels.to(self.stem.conv.weight.dtype))
-        for block in self.blocks:
+        for block in self.blocks[: len(self.blocks) - blocks]:
             x = block(x)
-        grid: Tensor = self.head(x).to(pixels.dtype)
+        return cast(Tensor, x)
+
+    def _patches(self, x: Tensor, blocks: int, dtype: torch.dtype) -> Tensor:
+        """What entered the last `blocks` blocks [B, C, h, w] to patches [B, N, width]."""
+        for block in self.blocks[len(self.blocks) - blocks :]:
+            x = block(x)
+        grid: Tensor = self.head(x).to(dtype)
         patches = grid.flatten(2).transpose(1, 2)
         if not self.config.place_width:
             return patches

@@ -237,8 +237,24 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: not three channels, or H or W is no multiple of the patch size.
         """
+        return self.above(self.embed(pixels), len(self.blocks))
+
+    def below(self, pixels: Tensor, blocks: int) -> Tensor:
+        """Pixels, as `forward` takes them, to what enters the last `blocks` blocks: [B, 1 + N, width]."""
         x = self.embed(pixels)
-        for block in self.blocks:
+        for block in self.blocks[: len(self.blocks) - blocks]:
+            x = block(x)
+        return x
+
+    def upper(self, blocks: int) -> tuple[str, ...]:
+        """Names of the modules that `above` goes through. Raises ValueError: it has not so many blocks."""
+        norm = () if self.final_norm is None else ("final_norm",)
+        return (*last_blocks(self.blocks, blocks), *norm)
+
+    def above(self, hidden: Tensor, blocks: int) -> Tensor:
+        """What entered the last `blocks` blocks, to what `forward` gives."""
+        x = hidden
+        for block in self.blocks[len(self.blocks) - blocks :]:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
@@ -260,6 +276,13 @@ class VisionTransformer(nn.Module):
         x = torch.cat((self.class_token.expand(pixels.shape[0], -1, -1), patches), dim=1)
         x = x + interpolate_positions(self.positions, height // patch, width // patch)
         return x if self.pre_norm is None else self.pre_norm(x)
+
+
+def last_blocks(blocks: nn.ModuleList, count: int) -> list[str]:
+    """Names of an encoder's last `count` blocks. Raises ValueError: it has not so many."""
+    if not 0 <= count <= len(blocks):
+        raise ValueError(f"the image encoder has {len(blocks)} blocks, not {count}")
+    return [f"blocks.{index}" for index in range(len(blocks) - count, len(blocks))]
 
 
 def interpolate_positions(positions: Tensor, grid_height: int, grid_width: int) -> Tensor:

@@ -107,7 +107,11 @@ class Caching:
         return any(_problem(picture) is None for picture in missing)
 
     def _mark(self, parts: ModelParts, plan: ViewPlan) -> str:
-        return self.known.fingerprint(plan) or fingerprint(parts.network.vision, parts.transform, plan)
+        known = self.known.fingerprint(plan)
+        if known is not None:
+            return known
+        vision, learning = parts.network.vision, self.recipe.vision_blocks
+        return fingerprint(vision, parts.transform, plan, vision.upper(learning) if learning else ())
 
     def _remember(self, pace: EncoderPace | None) -> None:
         for plan, store in zip(self.plans, self.stores, strict=True):

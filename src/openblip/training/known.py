@@ -90,5 +90,6 @@ class KnownEncoders:
         if self.origin is None:
             return None
         # Another version of this program may read the same files otherwise.
-        told = [__version__, self.origin, self.recipe.image_size, self.recipe.precision.value, asdict(plan)]
+        settings = [self.recipe.image_size, self.recipe.precision.value, self.recipe.vision_blocks]
+        told = [__version__, self.origin, *settings, asdict(plan)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()

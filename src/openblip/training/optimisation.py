@@ -13,6 +13,8 @@ from openblip.training.recipe import OptimizerSection
 
 VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
 VISION = "vision."
+VISION_END = ("vision.head.", "vision.final_norm.")
+"""What stands behind the last block, and learns as that does."""
 RATE_SHARE = "rate_share"
 
 
@@ -29,7 +31,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSec
     depth = 1 + max((int(found[1]) for name in parameters if (found := VISION_BLOCK.match(name))), default=-1)
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in parameters.items():
-        share = rate_share(name, depth, section.vision_layer_decay)
+        share = rate_share(name, depth, section)
         groups.setdefault((share, parameter.ndim >= 2), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -41,7 +43,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSec
     )
 
 
-def rate_share(name: str, depth: int, decay: float) -> float:
+def rate_share(name: str, depth: int, section: OptimizerSection) -> float:
     """What share of the rate a parameter learns at: the lower in the image encoder, the less (BEiT, Bao et al. 2022).
 
     The encoder's `depth` blocks come after its embeddings; everything above it learns at the full rate.
@@ -49,7 +51,8 @@ def rate_share(name: str, depth: int, decay: float) -> float:
     if not name.startswith(VISION):
         return 1.0
     block = VISION_BLOCK.match(name)
-    return float(decay ** (depth + 1 - (int(block[1]) + 1 if block else 0)))
+    height = depth if name.startswith(VISION_END) else int(block[1]) + 1 if block else 0
+    return float(section.vision_rate * section.vision_layer_decay ** (depth + 1 - height))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

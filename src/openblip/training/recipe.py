@@ -93,6 +93,7 @@ class OptimizerSection:
     Attributes:
         vision_layer_decay: what each block of an image encoder that learns has of the rate of the next one above it;
             1 lets all learn alike (BLIP-2's fine-tuning: 0.95).
+        vision_rate: what an image encoder that learns has of the rate, in all its blocks.
     """
 
     lr: float = 1e-4
@@ -104,6 +105,7 @@ class OptimizerSection:
     beta2: float = 0.98
     clip_norm: float = 1.0
     vision_layer_decay: float = 1.0
+    vision_rate: float = 1.0
 
 
 @dataclass
@@ -177,10 +179,12 @@ class Recipe:
         language_model_revision: branch, tag or commit of that repository.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.
+        vision_blocks: how many of its last blocks learn then; 0: all of it. What the others, which stay frozen, give
+            is kept on disk as the features of a frozen encoder are.
         gradient_checkpointing: compute what an image encoder that learns gives once more on the way back, rather than
             keep it: less memory, a third more time.
-        cache: folder for the frozen encoder's features; null: pictures are cropped and encoded anew at every step, as
-            in the paper.
+        cache: folder for the features of an encoder, or of blocks, that are frozen; null: pictures are cropped and
+            encoded anew at every step, as in the paper.
         epochs: passes over the images.
         steps_per_epoch: steps of an epoch, where a data source is streamed that does not say how many rows it has.
         batch_size: images of a batch, over all processes: their number changes nothing but the time.
@@ -224,6 +228,7 @@ class Recipe:
     language_model_revision: str | None = None
     train_decoder: bool = False
     train_vision: bool = False
+    vision_blocks: int = 0
     gradient_checkpointing: bool = False
     cache: str | None = "runs/features"
     epochs: int = 10
@@ -280,6 +285,8 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
         yield "qformer_precision is fp16, in which the Q-Former overflows: use float32 or bf16"
     if recipe.train_vision and recipe.stage is Stage.LANGUAGE:
         yield "train_vision is for stages that see: leave it out of stage language"
+    if recipe.vision_blocks and not recipe.train_vision:
+        yield "vision_blocks says how much of the image encoder learns, and none does: give train_vision=true"
     if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder or recipe.stage is Stage.LANGUAGE):
         yield "with lora adapters alone learn: leave out train_vision and train_decoder, and name them in lora.targets"
     if recipe.lora is not None and recipe.stage is Stage.STAGE1 and "language_model" in recipe.lora.targets:
@@ -301,6 +308,12 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
     if not recipe.output.strip():
         yield "output is empty: name a folder for the trained model"
     yield from _about_streams(recipe)
+
+
+def caches_features(recipe: Recipe) -> bool:
+    """Whether what is frozen of the image encoder is computed once and kept; if no adapters are found to go there."""
+    frozen = not recipe.train_vision or recipe.vision_blocks > 0
+    return recipe.cache is not None and frozen and recipe.stage is not Stage.LANGUAGE
 
 
 def _about_streams(recipe: Recipe) -> Iterator[str]:
@@ -326,7 +339,7 @@ def _about_streams(recipe: Recipe) -> Iterator[str]:
             )
     if recipe.stage is Stage.LANGUAGE or recipe.new is not None or recipe.self_critical:
         yield "stage language, new and self_critical need all texts before the first step: leave stream out"
-    if recipe.cache is not None and not recipe.train_vision:
+    if caches_features(recipe):
         yield "features on disk are computed before the first step, and a stream's pictures come later: give cache=null"
 
 
@@ -337,7 +350,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         yield f"seed is {recipe.seed}: it must fit 64 bits"
     least = {
         1: ["epochs", "batch_size", "accumulate", "texts_per_image", "text_tokens", "log_every", "save_every"],
-        0: ["threads", "keep_matching", "self_critical", "steps_per_epoch"],
+        0: ["threads", "keep_matching", "self_critical", "steps_per_epoch", "vision_blocks"],
     }
     whole = [(name, getattr(recipe, name), low) for low, names in least.items() for name in names]
     whole += [(f"evaluation.{name}", getattr(evaluation, name), 1) for name in ("every", "limit", "beams")]
@@ -359,6 +372,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
             yield f"optimizer.{name} is {getattr(optimizer, name)}: it must be above 0, and finite"
     shares = [("patch_share", recipe.patch_share), ("itm_share", recipe.itm_share)]
     shares += [("optimizer.vision_layer_decay", optimizer.vision_layer_decay)]
+    shares += [("optimizer.vision_rate", optimizer.vision_rate)]
     shares += [(f"min_area of {source.name}", source.min_area) for source in recipe.data]
     for name, share in shares:
         if not 0 < share <= 1:

@@ -32,7 +32,15 @@ from openblip.training.feed import CachedFeed, Feed, PictureFeed, TextFeed
 from openblip.training.gain import Gain
 from openblip.training.identity import require_same_start
 from openblip.training.pace import machine_name
-from openblip.training.recipe import BadPictures, Parallel, Precision, Recipe, Stage, problems_of
+from openblip.training.recipe import (
+    BadPictures,
+    Parallel,
+    Precision,
+    Recipe,
+    Stage,
+    caches_features,
+    problems_of,
+)
 from openblip.training.skipped import write_skipped
 from openblip.training.starting import start_model, with_weights
 from openblip.training.streaming import KnownImages, StreamedTars, StreamFeed, Supply
@@ -66,9 +74,10 @@ def train(recipe: Recipe) -> Path:
     images = [[] if source.stream else gather(source, Path(recipe.data_root)) for source in recipe.data]
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
-    caching = Caching(recipe, usable, setting) if may_cache(recipe) else None
+    caching = Caching(recipe, usable, setting) if caches_features(recipe) else None
     # It is not read where nobody will look through it.
-    looks = recipe.stage is not Stage.LANGUAGE and (caching is None or not caching.is_complete())
+    known = caching is not None and caching.is_complete()
+    looks = recipe.stage is not Stage.LANGUAGE and (recipe.train_vision or not known)
     parts = start_model(recipe, images, encoder=looks)
     if next(parts.network.vision.parameters()).is_meta:
         drop_encoder(parts.network)
@@ -86,7 +95,8 @@ def train(recipe: Recipe) -> Path:
         feed = _make_feed(recipe, parts, task, usable, caching, accelerator.wait_for_everyone)
         gain = None
         if isinstance(feed, CachedFeed) and caching is not None:
-            drop_encoder(parts.network)
+            if not recipe.train_vision:
+                drop_encoder(parts.network)
             gain = gain_of(recipe, caching)
         trainer = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator, gain)
         learnt, identity = trainer.run(), trainer.state.identity
@@ -161,11 +171,6 @@ def frozen_giants(parts: ModelParts) -> list[nn.Module]:
     return [network.vision, network.own_language_model]
 
 
-def may_cache(recipe: Recipe) -> bool:
-    """Whether features are kept on disk; if no adapters are found to go into the image encoder."""
-    return recipe.cache is not None and not recipe.train_vision and recipe.stage is not Stage.LANGUAGE
-
-
 def gain_of(recipe: Recipe, caching: Caching) -> Gain:
     """What is to be found out about features on disk."""
     setting = caching.setting
@@ -174,8 +179,12 @@ def gain_of(recipe: Recipe, caching: Caching) -> Gain:
     return Gain(stores, caching.pace, views, machine_name(setting.device))
 
 
-def encoder_for(parts: ModelParts, precision: Precision) -> Callable[[Tensor], Tensor]:
-    """The frozen image encoder as a function of pixels, prepared for many images."""
+def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0) -> Callable[[Tensor], Tensor]:
+    """What is frozen of the image encoder as a function of pixels, prepared for many images.
+
+    Args:
+        vision_blocks: the last ones, which are not.
+    """
     encoder = parts.network.vision
     if isinstance(encoder, EfficientNet):
         encoder = copy.deepcopy(encoder)
@@ -185,8 +194,9 @@ def encoder_for(parts: ModelParts, precision: Precision) -> Callable[[Tensor], T
     first = next(encoder.parameters())
 
     def encode(pixels: Tensor) -> Tensor:
-        patches: Tensor = encoder(pixels.to(first, memory_format=torch.channels_last))
-        return patches.float()
+        pixels = pixels.to(first, memory_format=torch.channels_last)
+        seen: Tensor = encoder.below(pixels, vision_blocks) if vision_blocks else encoder(pixels)
+        return seen.float()
 
     return encode
 
@@ -211,7 +221,7 @@ def _make_feed(
     if caching is None or adapts_vision(parts.network):
         return PictureFeed(plan(images), recipe.data, parts.transform, recipe.bad_pictures is BadPictures.SKIP)
     if not isinstance(parts.network.vision, AbsentEncoder):
-        caching.complete(parts, lambda: encoder_for(parts, recipe.precision), wait)
+        caching.complete(parts, lambda: encoder_for(parts, recipe.precision, recipe.vision_blocks), wait)
     kept, bad = without_bad(recipe, images, caching.stores)
     if world.rank == 0:
         write_skipped(Path(recipe.output), bad)

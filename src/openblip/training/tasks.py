@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.parts import ModelParts
 from openblip.data.pairs import ImageText
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.qformer import ImageMemory
 from openblip.text import MatchingText, Tokenizer, pad_ids
@@ -60,7 +60,7 @@ class Views:
     """What is seen of a batch: one of the two.
 
     Attributes:
-        patches: raw patches of the frozen encoder [B, N, C] float32, as they were cached.
+        patches: what the frozen encoder, or what is frozen of it, gave [B, N, C], float32, as it was cached.
         pixels: [B, 3, S, S] float32, for the encoder to look at now.
     """
 
@@ -73,9 +73,9 @@ class Task(nn.Module, ABC):
 
     needs_views: bool
 
-    def __init__(self, parts: ModelParts, setting: Setting) -> None:
+    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
         super().__init__()
-        self.parts, self.setting = parts, setting
+        self.parts, self.recipe, self.setting = parts, recipe, setting
         self.network = parts.network
         # A borrowed language model is no part of the network, but moves with it, and may have adapters that learn.
         self.borrowed = None if parts.network.borrowed is None else parts.network.borrowed.model
@@ -99,19 +99,28 @@ class Task(nn.Module, ABC):
         """Raw patches [B, N, C] float32 of what is seen."""
         if views is None or (views.patches is None) == (views.pixels is None):
             raise ValueError("this task needs either patches or pixels")
-        if views.patches is not None:
+        if views.patches is not None and not self.recipe.vision_blocks:
             return views.patches
-        assert views.pixels is not None
         vision = self.network.vision
-        pixels = views.pixels.to(next(vision.parameters(), views.pixels).dtype)
         learns = any(parameter.requires_grad for parameter in vision.parameters())
         with torch.set_grad_enabled(learns), self.setting.arithmetic.quickly() if learns else nullcontext():
-            seen: Tensor = vision(pixels)
+            if views.pixels is None:
+                assert views.patches is not None
+                seen = vision.above(views.patches, self.recipe.vision_blocks)
+            else:
+                seen = vision(views.pixels.to(next(vision.parameters(), views.pixels).dtype))
         return seen.float()
 
-    def seen_parts(self, train_vision: bool) -> list[nn.Module | nn.Parameter]:
-        """The image encoder, if it is to learn."""
-        return [self.network.vision] if train_vision else []
+    def seen_parts(self) -> list[nn.Module | nn.Parameter]:
+        """What is to learn of the image encoder. Raises OptionError when the recipe names more blocks than it has."""
+        vision, count = self.network.vision, self.recipe.vision_blocks
+        if not self.recipe.train_vision or not count:
+            return [vision] if self.recipe.train_vision else []
+        if count > len(vision.blocks):
+            raise OptionError(
+                f"vision_blocks is {count}, the image encoder has {len(vision.blocks)}: 0 lets all of it learn"
+            )
+        return [vision.get_submodule(name) for name in vision.upper(count)]
 
 
 class LanguageTask(Task):
@@ -121,7 +130,7 @@ class LanguageTask(Task):
     loss_names = ("lm",)
 
     def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
-        super().__init__(parts, setting)
+        super().__init__(parts, recipe, setting)
         self.mixture, self.texts_per_image = recipe.mixture, recipe.texts_per_image
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
@@ -168,12 +177,11 @@ class Stage1Task(Task):
     loss_names = ("itc", "itm", "itg")
 
     def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
-        super().__init__(parts, setting)
-        self.recipe = recipe
+        super().__init__(parts, recipe, setting)
         self.matching = matching_text(parts, recipe.text_tokens)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        return [*self.seen_parts(self.recipe.train_vision), *stage1_parts(self.network)]
+        return [*self.seen_parts(), *stage1_parts(self.network)]
 
     def forward(
         self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
@@ -199,8 +207,7 @@ class Stage2Task(Task):
     needs_views = True
 
     def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], setting: Setting) -> None:
-        super().__init__(parts, setting)
-        self.recipe = recipe
+        super().__init__(parts, recipe, setting)
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
         self.matching = matching_text(parts, recipe.text_tokens) if recipe.keep_matching else None
@@ -213,7 +220,7 @@ class Stage2Task(Task):
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         network = self.network
-        parts: list[nn.Module | nn.Parameter] = [*self.seen_parts(self.recipe.train_vision)]
+        parts: list[nn.Module | nn.Parameter] = self.seen_parts()
         if self.matching is None:
             parts += [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
         else:
