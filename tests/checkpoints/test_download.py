@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from openblip import fetch as fetching
 from openblip.checkpoints import zoo
 from openblip.checkpoints.download import download, find_files
 from openblip.checkpoints.hub import RemoteFile, choose_files, find_repository, hub_cache, is_complete
+from openblip.checkpoints.loading import load_parts
 from openblip.errors import DownloadError
 from openblip.fetch import HEADROOM
 
@@ -366,6 +368,25 @@ def test_revisions_are_for_repositories(web: Web) -> None:
 def test_weights_are_taken_in_one_format(names: str, chosen: str) -> None:
     files = [RemoteFile(name) for name in names.split()]
     assert {file.name for file in choose_files(files)} == set(chosen.split())
+
+
+def test_a_folder_of_ours_that_is_shared_on_the_hub_loads_by_name(
+    web: Web, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {file.name: file.read_bytes() for file in tiny_model_folder.iterdir()}
+    add_repository(web, "someone/tiny", files)
+    first = load_parts("someone/tiny")
+    assert find_files("someone/tiny") is not None
+    web.asked.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again, expected = load_parts("someone/tiny"), load_parts(tiny_model_folder).network.state_dict()
+    assert not web.asked
+    for found in (first, again):
+        state = found.network.state_dict()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    # Half of its words are not enough.
+    (find_files("someone/tiny") or ())[0].path.joinpath("qformer_tokenizer.json").unlink()
+    assert find_files("someone/tiny") is None
 
 
 def test_a_folder_without_all_its_shards_is_not_complete(tmp_path: Path) -> None:

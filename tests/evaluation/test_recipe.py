@@ -57,6 +57,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("text: {beams: many}\n", [], "many"),
         ("captions: {meteor: off}\n", [], "meteor"),
         ("", ["limit=0"], "limit is 0"),
+        ("", ["data.stream=true"], "leave stream out"),
         ("", ["batch_size=0"], "batch_size is 0"),
         ("", ["examples=-1"], "examples is -1"),
         ("", ["task=questions", "text.prompt=why?"], "{question}"),

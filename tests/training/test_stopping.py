@@ -25,6 +25,7 @@ from openblip.training.state import BEST_FILE, CHECKPOINT_FILE
 from .test_distributed import free_port
 
 STEPS = 24
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SLOW = """
 import sys, time
 from openblip.cli import main
@@ -295,6 +296,33 @@ def test_a_starting_model_that_changed_is_noticed(recipe: Path, tmp_path: Path, 
     assert (moved / "model.safetensors").stat().st_size == size
     with pytest.raises(OpenBlipError, match=r"started from has changed since: model\.safetensors of init\. Put back"):
         first_epoch(recipe, f"init={moved}")
+
+
+def test_a_model_of_the_hub_is_told_by_its_files(
+    recipe: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's own library lays them out: links in a snapshot to files that are named by their content."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cache = tmp_path / "home/hub/models--someone--tiny"
+    snapshot, blobs = cache / "snapshots" / COMMIT, cache / "blobs"
+    for place in (snapshot, blobs, cache / "refs"):
+        place.mkdir(parents=True)
+    (cache / "refs/main").write_text(COMMIT)
+    for number, file in enumerate(sorted(tiny_model_folder.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(blobs / str(number))
+    folder = first_epoch(recipe, f"init={tiny_model_folder}")
+    # The same weights by another name are the same start.
+    assert first_epoch(recipe, "init=someone/tiny") == folder
+    config = (snapshot / "config.json").resolve()
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(
+        OpenBlipError, match=r"differs in file config\.json of init|changed since: config\.json of init"
+    ):
+        first_epoch(recipe, "init=someone/tiny")
 
 
 def test_a_starting_model_that_changes_meanwhile_is_noticed(

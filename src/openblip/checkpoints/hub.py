@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from openblip.checkpoints.own_files import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, word_files
 from openblip.errors import DownloadError
 from openblip.fetch import FULL, Progress, check_room, fetch, part_of, wait_asked
 
@@ -113,7 +114,7 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
     """
     if weights and not (folder / "config.json").is_file():
         return all((folder / name).is_file() for name in ADAPTER)
-    if not any((folder / name).is_file() for name in VOCABULARIES):
+    if not _has_words(folder):
         return False
     if not weights:
         return True
@@ -123,6 +124,17 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
         if (folder / pieces).is_file():
             return all((folder / piece).is_file() for piece in pieces_of(folder / pieces))
     return False
+
+
+def _has_words(folder: Path) -> bool:
+    """Whether a folder has a vocabulary that it can be read by; one of ours has all that its config speaks of."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict) and config.get("format") == FORMAT:
+        return all((folder / name).is_file() for name in word_files(config))
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def pieces_of(index: Path) -> list[str]:
@@ -266,7 +278,7 @@ def _checked(name: str, size: int, sha256: str) -> RemoteFile:
 
 
 def _rank(file: RemoteFile) -> tuple[bool, bool]:
-    return file.name.endswith((".safetensors", ".bin")), file.name in VOCABULARIES
+    return file.name.endswith((".safetensors", ".bin")), file.name in (*VOCABULARIES, MATCHING_FILE, DECODER_FILE)
 
 
 def _endpoint() -> str | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from openblip.checkpoints.adapter_fit import base_of, find_adapter
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.native import STORAGES, WEIGHTS_FILE, save_native
+from openblip.checkpoints.native import STORAGES, save_native
 from openblip.checkpoints.new_folder import require_new, written_whole
+from openblip.checkpoints.own_files import WEIGHTS_FILE
 from openblip.checkpoints.t5_names import BLIP2_PREFIX
 from openblip.errors import CheckpointError, OptionError
 

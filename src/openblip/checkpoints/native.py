@@ -21,6 +21,7 @@ from openblip.checkpoints.adapter_fit import merge_borrowed
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.mapped import MappedFile
+from openblip.checkpoints.own_files import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.parts import GenerationDefaults, LanguageSource, ModelParts
 from openblip.checkpoints.placing import Placer
 from openblip.checkpoints.weight_files import SafetensorsFile, check_fit, write_together
@@ -39,10 +40,6 @@ from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
 
 FORMAT_VERSION = 1
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-MATCHING_FILE = "qformer_tokenizer.json"
-DECODER_FILE = "decoder_tokenizer.json"
 SCALE_SUFFIX, STEPS_SUFFIX = ":scale", ":steps"
 ADAPTER_MARK = ".lora_"
 """In names of what peft has put into a network."""
@@ -68,7 +65,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     config = parts.network.config
     vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
     content = {
-        "format": "openblip",
+        "format": FORMAT,
         "version": FORMAT_VERSION,
         "name": parts.name,
         "vision": {"kind": vision_kind, **asdict(config.vision)},
@@ -303,7 +300,7 @@ def _shape(name: str, file: SafetensorsFile) -> tuple[int, ...]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    if content.get("format") != "openblip":
+    if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the config of an OpenBLIP model folder")
     if content.get("version") != FORMAT_VERSION:
         raise CheckpointError(

@@ -1,7 +1,8 @@
-"""Which files a model's weights come from, told from what they were before without reading them."""
+"""Which files a model's weights come from, and whether they are what they were before."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from openblip.checkpoints.adapter_files import read_adapter
@@ -11,7 +12,7 @@ from openblip.checkpoints.download import REPOSITORY_NAME, find_files
 from openblip.checkpoints.registry import bundled_folder
 from openblip.checkpoints.zoo import BUNDLED, find_model
 
-ENDS = (".json", ".safetensors", ".bin", ".pth")
+ENDS = frozenset({".json", ".safetensors", ".bin", ".pth"})
 """Of files that say what a model is; words and texts beside them change none of its numbers."""
 
 
@@ -23,32 +24,50 @@ def origin_of(name: str) -> list[tuple[str, int, int]] | None:
     Raises:
         CheckpointError: a folder of an adapter that cannot be read, or does not say on which model it stands.
     """
-    try:
-        files = _files(name)
-        states = [(str(path.resolve()), path.stat()) for path in files or ()]
-    except (OSError, RuntimeError, ValueError):  # no path at all, or one that went away
-        return None
+    files = model_files(name)
     if files is None:
+        return None
+    try:
+        states = [(str(path.resolve()), path.stat()) for path in files]
+    except OSError:  # one went away
         return None
     return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
 
 
-def _files(name: str) -> list[Path] | None:
+def model_files(name: str, ends: Collection[str] = ENDS) -> list[Path] | None:
+    """The files on this machine of a folder, of an adapter with the model below it, of a model of the hub, or of LAVIS.
+
+    Args:
+        ends: how names end of those that count.
+
+    Returns:
+        None when a part of it is not there, or there can be no such model.
+
+    Raises:
+        CheckpointError: a folder of an adapter that cannot be read, or does not say on which model it stands.
+    """
+    try:
+        return _files(name, ends)
+    except (OSError, RuntimeError, ValueError):  # no path at all
+        return None
+
+
+def _files(name: str, ends: Collection[str]) -> list[Path] | None:
     folder = bundled_folder(BUNDLED) if name == BUNDLED else Path(name).expanduser()
     if folder.is_dir():
-        return _files_in(folder)
+        return _files_in(folder, ends)
     if find_model(name) is None and not REPOSITORY_NAME.fullmatch(name):
         return None
     found = find_files(name)
     if not found:
         return None
-    several = [_files_in(file.path) if file.path.is_dir() else [file.path] for file in found]
+    several = [_files_in(file.path, ends) if file.path.is_dir() else [file.path] for file in found]
     return [path for group in several if group is not None for path in group] if None not in several else None
 
 
-def _files_in(folder: Path) -> list[Path] | None:
-    own = sorted(path for path in folder.iterdir() if path.suffix in ENDS and path.is_file())
+def _files_in(folder: Path, ends: Collection[str]) -> list[Path] | None:
+    own = sorted(path for path in folder.iterdir() if path.suffix in ends and path.is_file())
     if not is_adapter(folder):
         return own
-    below = _files(str(base_of(read_adapter(folder))))
+    below = _files(str(base_of(read_adapter(folder))), ends)
     return None if below is None else own + below

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.native import WEIGHTS_FILE, save_native
+from openblip.checkpoints.native import save_native
 from openblip.checkpoints.new_folder import require_new, written_whole
+from openblip.checkpoints.own_files import WEIGHTS_FILE
 from openblip.errors import OptionError
 from openblip.nn.quantised import BITS
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.native import STORAGES, WEIGHTS_FILE, save_native
+from openblip.checkpoints.native import STORAGES, save_native
 from openblip.checkpoints.new_folder import require_new, written_whole
+from openblip.checkpoints.own_files import WEIGHTS_FILE
 from openblip.errors import CheckpointError, OptionError
 
 

@@ -65,6 +65,8 @@ def load_evaluation(path: Path, overrides: Sequence[str] = ()) -> EvaluationReci
     recipe.check()
     if not recipe.output.strip():
         raise OptionError(f"{path}: output is empty: name a folder for the scores")
+    if recipe.data.stream:
+        raise OptionError(f"{path}: an evaluation reads its data as a whole: leave stream out of data")
     if recipe.limit is not None and recipe.limit < 1:
         raise OptionError(f"{path}: limit is {recipe.limit}: it must be at least 1, or null for all")
     if recipe.examples < 0:

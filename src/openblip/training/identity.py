@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from openblip.checkpoints.adapter_files import read_adapter
-from openblip.checkpoints.adapter_fit import base_of
-from openblip.checkpoints.adapter_notes import is_adapter
-from openblip.checkpoints.registry import bundled_folder
-from openblip.checkpoints.zoo import BUNDLED
+from openblip.checkpoints.origin import model_files
 from openblip.data.pairs import ImageText
 from openblip.errors import OpenBlipError
 from openblip.training.recipe import Recipe
@@ -109,14 +105,9 @@ def digests_of(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     return found
 
 
-def _files_of(place: str) -> Iterator[Path]:
-    path = bundled_folder(BUNDLED) if place == BUNDLED else Path(place).expanduser()
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from (file for file in path.iterdir() if file.suffix in MODEL_FILES and file.is_file())
-        if is_adapter(path):
-            yield from _files_of(str(base_of(read_adapter(path))))
+def _files_of(place: str) -> list[Path]:
+    path = Path(place).expanduser()
+    return [path] if path.is_file() else model_files(place, MODEL_FILES) or []
 
 
 def _evaluated(recipe: Recipe) -> dict[str, str]:

@@ -11,7 +11,8 @@ import torch
 
 from openblip.checkpoints.download import download, find_files
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
-from openblip.checkpoints.native import CONFIG_FILE, DECODER_FILE, MATCHING_FILE, load_native
+from openblip.checkpoints.native import load_native
+from openblip.checkpoints.own_files import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
 from openblip.checkpoints.parts import ModelParts
 from openblip.checkpoints.progress import download_progress
 from openblip.checkpoints.registry import bundled_folder, folder_kind
