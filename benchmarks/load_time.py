@@ -69,6 +69,11 @@ def read_files(folder: Path) -> float:
     return size / (time.perf_counter() - start)
 
 
+def kept_in(folder: Path) -> str:
+    """What the weights of a folder that `openblip quantize` wrote are."""
+    return f"int{json.loads((folder / 'config.json').read_text(encoding='utf-8'))['bits']}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -81,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     ways = {f"transformers, {options.theirs}": (THEIRS, options.folder, options.theirs)}
     ways |= {f"ours, {dtype}": (OURS, options.folder, dtype) for dtype in options.dtypes}
-    ways |= {f"ours, folder {folder.name}": (OURS, folder, "") for folder in options.folders}
+    ways |= {f"ours, {kept_in(folder)} folder": (OURS, folder, "") for folder in options.folders}
     found: dict[str, list[list[float]]] = defaultdict(list)
     rates = []
     for _ in range(options.rounds):

@@ -28,7 +28,8 @@ class Step:
     """One benchmark.
 
     Attributes:
-        arguments: of a script; one of `real_size.py`'s sizes in braces is the folder of that size.
+        arguments: of a script; one of `real_size.py`'s sizes in braces is the folder of that size, with @8 or @4
+            behind it what `openblip quantize` makes of that in so many bits.
         marks: for rows of its figures, what has to be reached and what is hoped for.
         rounds: the script's name for how often it measures; empty where it has none.
     """
@@ -43,11 +44,6 @@ class Step:
 ANYWHERE = (
     Step("prefix-sharing", ("prefix_sharing.py",)),
     Step("matching", ("matching_speed.py",)),
-    Step(
-        "training-step",
-        ("stage1_step.py", "--small"),
-        {"stage 1 step, ours": (1.5, 1.5), "stage 2 step, cached": (3, 3)},
-    ),
     Step("images", ("image_pipeline.py",)),
     Step("mini-speed", ("mini_speed.py",), rounds="--runs"),
     Step(
@@ -104,7 +100,11 @@ def of_size(opt: str, t5: str, *, marked: bool) -> tuple[Step, ...]:
             rounds="",
             threads=False,
         ),
-        Step("load", ("load_time.py", f"{{{opt}}}"), {"load, int8": (1, 2)}),
+        Step(
+            "load",
+            ("load_time.py", f"{{{opt}}}", "--folders", f"{{{opt}@8}}", f"{{{opt}@4}}"),
+            {"load, int8": (1, 2), "load, int8 folder": (1, 2)},
+        ),
         Step("agreement", ("agreement.py", f"{{{opt}}}"), rounds=""),
     )
     return steps if marked else tuple(Step(s.name, s.arguments, {}, s.rounds, s.threads) for s in steps)
@@ -122,10 +122,15 @@ def quality(data: str) -> tuple[Step, ...]:
     )
 
 
+def training(*size: str) -> Step:
+    marks = {"stage 1 step, ours": (1.5, 1.5), "stage 2 step, cached": (3.0, 3.0)}
+    return Step("training-step", ("stage1_step.py", *size), marks)
+
+
 SIZES = {
     "tiny": of_size("tiny", "tiny", marked=False),
-    "small": ANYWHERE + of_size("small", "small-t5", marked=False),
-    "full": ANYWHERE + of_size("opt", "t5", marked=True),
+    "small": (*ANYWHERE, training("--small"), *of_size("small", "small-t5", marked=False)),
+    "full": (*ANYWHERE, training("--batch", "4"), *of_size("opt", "t5", marked=True)),
 }
 
 
@@ -134,10 +139,15 @@ def weights_of(step: Step, folder: Path) -> list[str]:
     arguments = []
     for argument in step.arguments:
         if argument.startswith("{"):
-            size = argument.strip("{}")
+            size, _, bits = argument.strip("{}").partition("@")
             place = folder / size
             subprocess.run([sys.executable, str(HERE / "real_size.py"), size, str(place)], check=True)
             argument = str(place)
+            if bits:
+                argument = f"{place}-int{bits}"
+                if not Path(argument).is_dir():
+                    command = [sys.executable, "-m", "openblip", "quantize", str(place), argument, "--bits", bits]
+                    subprocess.run(command, check=True)
         arguments.append(argument)
     return arguments
 
