@@ -67,7 +67,7 @@ train-smoke: $(VENV)/.dev ## both stages and adapters on ten photos, in minutes:
 bench: $(VENV)/.dev ## benchmarks at small sizes, in minutes: tables, figures and a plot in runs/bench/small
 	$(BIN)/python benchmarks/run.py small
 
-bench-full: $(VENV)/.dev ## benchmarks at real size: an hour on a quiet machine, 24 GB of memory, 16 GB of disk
+bench-full: $(VENV)/.dev ## benchmarks at real size: an hour on a quiet machine, 24 GB of memory, 22 GB of disk
 	$(BIN)/python benchmarks/run.py full
 
 bench-mini: $(VENV)/.dev ## quality of the bundled model: make bench-mini DATA=folder

@@ -1,7 +1,7 @@
 """All benchmarks one after the other: tables, a file of figures for each, and a plot.
 
     python benchmarks/run.py small                 `make bench`: minutes, no folder of weights needed
-    python benchmarks/run.py full                  `make bench-full`: real size, an hour, 24 GB of memory, 16 GB of disk
+    python benchmarks/run.py full                  `make bench-full`: real size, an hour, 24 GB of memory, 22 GB of disk
     [--output runs/bench] [--weights runs/bench/weights] [--only NAME ...] [--rounds 3] [--threads 2] [--data DATA]
 
 Folders of random weights are written first where they are missing (`real_size.py`). Nothing else should run meanwhile.
