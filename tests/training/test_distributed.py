@@ -265,8 +265,10 @@ def write_recipe(folder: Path, data: Path, model: Path, stage: str) -> Path:
         ("stage1", ["parallel=fsdp", "ema=0.5"]),
         ("stage2", ["keep_matching=0.5", "self_critical=3", "train_decoder=true"]),
         ("stage2", ["keep_matching=0.5", "parallel=fsdp"]),
+        ("stage1", ["train_vision=true", "vision_blocks=2"]),
+        ("stage2", ["train_vision=true", "vision_blocks=2", "parallel=fsdp"]),
     ],
-    ids=["pictures", "accumulate", "fsdp", "rewards", "fsdp-matching"],
+    ids=["pictures", "accumulate", "fsdp", "rewards", "fsdp-matching", "blocks", "fsdp-blocks"],
 )
 def test_two_processes_train_the_model_that_one_trains(
     tmp_path: Path, data: Path, tiny_model_folder: Path, stage: str, extras: list[str]
