@@ -166,6 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs = None if options.theirs == "none" else Theirs(options.folder, options.theirs)
     ours = Ours(options.folder, options.dtype, theirs)
     tasks = [] if theirs is None else [task for task in tasks_of(ours, theirs) if task.name in options.tasks.split(",")]

@@ -34,7 +34,9 @@ start = time.perf_counter(), time.process_time()
 network = openblip.load(sys.argv[1], dtype=sys.argv[2] or None, device="cpu").network
 """
 THEIRS = """
+import transformers
 from transformers import Blip2ForConditionalGeneration as Theirs
+transformers.logging.disable_progress_bar()
 start = time.perf_counter(), time.process_time()
 network = Theirs.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 """

@@ -25,6 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 THEIRS = """
 import resource, sys, torch, transformers
+transformers.logging.disable_progress_bar()
 model = transformers.Blip2ForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
