@@ -1,6 +1,7 @@
 """All benchmarks one after the other: tables, a file of figures for each, and a plot.
 
     python benchmarks/run.py small                 `make bench`: minutes, no folder of weights needed
+    python benchmarks/run.py gpu                   real size on CUDA, in bfloat16 and int8: minutes
     python benchmarks/run.py full                  `make bench-full`: real size, an hour, 24 GB of memory, 22 GB of disk
     [--output runs/bench] [--weights runs/bench/weights] [--only NAME ...] [--rounds 3] [--threads 2] [--data DATA]
 
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 HERE = Path(__file__).parent
 MARKS = tuple[float, float]
@@ -127,9 +130,20 @@ def training(*size: str) -> Step:
     return Step("training-step", ("stage1_step.py", *size), marks)
 
 
+def on_gpu(name: str, size: str, dtype: str) -> Step:
+    arguments = ("engine.py", f"{{{size}}}", "--device", "cuda", "--dtype", dtype, "--theirs", "bfloat16")
+    marks = {"greedy": (6.0, 10.0), "8 questions": (8.0, 8.0), "batch of 64": (2.0, 4.0), "decode": (60.0, 80.0)}
+    return Step(name, (*arguments, "--tasks", "greedy,8 questions,batch of 64"), marks)
+
+
 SIZES = {
     "tiny": of_size("tiny", "tiny", marked=False),
     "small": (*ANYWHERE, training("--small"), *of_size("small", "small-t5", marked=False)),
+    "gpu": (
+        on_gpu("gpu-opt", "opt", "bfloat16"),
+        on_gpu("gpu-opt-int8", "opt", "int8"),
+        on_gpu("gpu-t5", "t5", "bfloat16"),
+    ),
     "full": (*ANYWHERE, training("--batch", "4"), *of_size("opt", "t5", marked=True)),
 }
 
@@ -173,6 +187,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", help="the folder that mini_quality.py needs")
     options = parser.parse_args()
+    if options.size == "gpu" and not torch.cuda.is_available():
+        parser.error("this PyTorch sees no GPU")
     output: Path = options.output / options.size
     steps = SIZES[options.size] + (quality(options.data) if options.data else ())
     unknown = set(options.only or ()) - {step.name for step in steps}
@@ -194,8 +210,8 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             print(f"{step.name} failed with exit code {error.returncode}", file=sys.stderr, flush=True)
             failed.append(step.name)
-    subprocess.run([sys.executable, str(HERE / "plot.py"), str(output)], check=True)
-    sys.exit(1 if failed else 0)
+    drawn = subprocess.run([sys.executable, str(HERE / "plot.py"), str(output)], check=False)
+    sys.exit(1 if failed or drawn.returncode else 0)
 
 
 if __name__ == "__main__":

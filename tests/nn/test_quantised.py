@@ -242,6 +242,20 @@ def test_the_way_of_a_gpu_through_a_layer_and_a_table(monkeypatch: pytest.Monkey
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear, Int4WideLinear])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_a_gpu_says_what_the_cpu_says(kind: type[Int8Linear | Int4Linear | Int4WideLinear], rows: int) -> None:
+    torch.manual_seed(rows)
+    layer = kind(256, 128)
+    layer.take(torch.randn(128, 256))
+    nn.init.normal_(layer.bias)
+    x = torch.randn(rows, 256)
+    expected = layer(x)
+    torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected, rtol=2e-2, atol=2e-2)
+
+
 def test_zeros_stay_zeros() -> None:
     codes, step = quantise_rows(torch.zeros(2, 8))
     assert not codes.any() and step.isfinite().all()
