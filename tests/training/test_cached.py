@@ -35,6 +35,8 @@ from openblip.training.tasks import Setting
 from openblip.training.trainer import Trainer
 from tests.checkpoints.theirs import write_writer
 
+from .recipes import write_small_recipe
+
 
 @pytest.fixture
 def model(tiny_model_folder: Path, tmp_path: Path) -> Path:
@@ -44,25 +46,7 @@ def model(tiny_model_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, data: Path, model: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "stage": "stage2",
-        "init": model.as_posix(),
-        "data_root": data.as_posix(),
-        "cache": (tmp_path / "features").as_posix(),
-        "output": (tmp_path / "run").as_posix(),
-        "data": [{"name": "balls", "captions": "captions.jsonl"}],
-        "epochs": 1,
-        "batch_size": 5,
-        "save_every": 2,
-        "log_every": 2,
-        "threads": 1,
-        "device": "cpu",
-        "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
-        "watching": {"tensorboard": False},
-    }
-    path.write_text(json.dumps(content))
-    return path
+    return write_small_recipe(tmp_path, data, model, stage="stage2", epochs=1, batch_size=5, log_every=2)
 
 
 @pytest.fixture

@@ -23,27 +23,12 @@ from openblip.training.recipe import OptimizerSection, load_recipe
 from openblip.training.run import train
 from openblip.training.tasks import Views
 
+from .recipes import write_small_recipe
+
 
 @pytest.fixture
 def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "stage": "stage1",
-        "init": tiny_model_folder.as_posix(),
-        "data_root": data.as_posix(),
-        "cache": (tmp_path / "features").as_posix(),
-        "output": (tmp_path / "run").as_posix(),
-        "data": [{"name": "balls", "captions": "captions.jsonl"}],
-        "epochs": 2,
-        "batch_size": 4,
-        "save_every": 2,
-        "threads": 1,
-        "device": "cpu",
-        "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
-        "watching": {"tensorboard": False},
-    }
-    path.write_text(json.dumps(content))
-    return path
+    return write_small_recipe(tmp_path, data, tiny_model_folder, stage="stage1", epochs=2, batch_size=4)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,8 @@ from openblip.training.recipe import OptimizerSection, Precision, load_recipe
 from openblip.training.run import encoder_for, train
 from openblip.training.state import TrainingState
 
+from .recipes import write_small_recipe
+
 UPPER = 2
 VIT = VitConfig(image_size=28, patch_size=14, width=16, depth=3, num_heads=2, mlp_width=32, final_norm=True)
 LITE = EfficientNetConfig(image_size=64, width_scale=0.25, depth_scale=0.5, place_width=8)
@@ -28,26 +29,9 @@ LITE = EfficientNetConfig(image_size=64, width_scale=0.25, depth_scale=0.5, plac
 
 @pytest.fixture
 def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "stage": "stage1",
-        "init": tiny_model_folder.as_posix(),
-        "data_root": data.as_posix(),
-        "cache": (tmp_path / "features").as_posix(),
-        "output": (tmp_path / "run").as_posix(),
-        "data": [{"name": "balls", "captions": "captions.jsonl", "views": 1, "augment": False}],
-        "train_vision": True,
-        "vision_blocks": UPPER,
-        "epochs": 2,
-        "batch_size": 4,
-        "threads": 1,
-        "log_every": 1,
-        "device": "cpu",
-        "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
-        "watching": {"tensorboard": False},
-    }
-    path.write_text(json.dumps(content))
-    return path
+    balls = {"name": "balls", "captions": "captions.jsonl", "views": 1, "augment": False}
+    settings = {"train_vision": True, "vision_blocks": UPPER, "epochs": 2, "batch_size": 4, "log_every": 1}
+    return write_small_recipe(tmp_path, data, tiny_model_folder, stage="stage1", data=[balls], **settings)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
