@@ -17,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from openblip.checkpoints.registry import bundled_folder
 from openblip.errors import OpenBlipError
+from openblip.training.identity import starting_files
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
 from openblip.training.state import BEST_FILE, CHECKPOINT_FILE
@@ -323,6 +325,15 @@ def test_a_model_of_the_hub_is_told_by_its_files(
         OpenBlipError, match=r"differs in file config\.json of init|changed since: config\.json of init"
     ):
         first_epoch(recipe, "init=someone/tiny")
+
+
+def test_the_bundled_model_is_told_by_its_own_files(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mini").write_bytes(b"a file that happens to be called so")
+    monkeypatch.chdir(tmp_path)
+    found = starting_files(load_recipe(recipe, ["init=mini"]))["init"]
+    assert (bundled_folder("mini") / "model.safetensors") in found
 
 
 def test_a_starting_model_that_changes_meanwhile_is_noticed(

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from openblip.checkpoints.origin import model_files
+from openblip.checkpoints.zoo import BUNDLED
 from openblip.data.pairs import ImageText
 from openblip.errors import OpenBlipError
 from openblip.training.recipe import Recipe
@@ -107,7 +108,9 @@ def digests_of(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
 
 def _files_of(place: str) -> list[Path]:
     path = Path(place).expanduser()
-    return [path] if path.is_file() else model_files(place, MODEL_FILES) or []
+    if place != BUNDLED and path.is_file():
+        return [path]
+    return model_files(place, MODEL_FILES) or []
 
 
 def _evaluated(recipe: Recipe) -> dict[str, str]:
