@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from openblip.data.views import make_view
 from openblip.errors import OpenBlipError
 from openblip.images import ImageTransform, load_image, to_pixels
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
+from openblip.nn.vit import VisionTransformer, VitConfig
 
 TRANSFORM = ImageTransform(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PLAN = ViewPlan(count=3, min_area=0.5)
@@ -166,6 +168,42 @@ def test_fingerprint_changes_with_all_that_matters() -> None:
     assert len(others) == 4
 
 
+def test_fingerprint_changes_with_settings_that_no_weight_tells() -> None:
+    plain = EfficientNet(EfficientNetConfig(64))
+    coded = EfficientNet(EfficientNetConfig(64, place_width=8))
+    coded.load_state_dict(plain.state_dict())
+    assert fingerprint(plain, TRANSFORM, PLAN) != fingerprint(coded, TRANSFORM, PLAN)
+    sizes = VitConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_width=32)
+    vit = VisionTransformer(sizes)
+    mark = fingerprint(vit, TRANSFORM, PLAN)
+    for change in ({"num_heads": 4}, {"activation": "quick_gelu"}, {"layer_norm_eps": 1e-5}):
+        other = VisionTransformer(replace(sizes, **change))
+        other.load_state_dict(vit.state_dict())
+        assert fingerprint(other, TRANSFORM, PLAN) != mark, change
+    # What only training draws changes no feature.
+    other = VisionTransformer(replace(sizes, drop_path=0.5))
+    other.load_state_dict(vit.state_dict())
+    assert fingerprint(other, TRANSFORM, PLAN) == mark
+
+
+@pytest.mark.parametrize(
+    ("worst", "sentence"),
+    [(1e5, r"reach 1e\+05.*float16.*cache=null"), (float("nan"), "no numbers"), (float("inf"), "reach inf")],
+)
+def test_features_that_float16_cannot_keep_are_refused(
+    photos: list[Path], tmp_path: Path, worst: float, sentence: str
+) -> None:
+    def encode_one_badly(pixels: Tensor) -> Tensor:
+        found = encode(pixels)
+        found[-1, -1, -1] = worst
+        return found
+
+    store = FeatureStore(tmp_path / "store")
+    with pytest.raises(OpenBlipError, match=rf"01\.png.*{sentence}|{sentence}.*01\.png"):
+        fill(store, photos[:2], encode_one_badly, TRANSFORM, PLAN, batch_size=2)
+    assert not list((tmp_path / "store").glob("*.npy"))
+
+
 def test_crops_are_repeatable_and_large_enough() -> None:
     image = Image.fromarray(np.arange(120 * 90 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 120, 3))
     for view in range(2, 12):
@@ -179,6 +217,7 @@ def test_crops_are_repeatable_and_large_enough() -> None:
 
 FILLING = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 import torch
 from openblip.data import features

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+EVALUATED = ["epochs=1", "evaluation.data={name: balls, captions: captions.jsonl}", "evaluation.limit=5"]
+
 
 def write_small_recipe(folder: Path, root: Path, model: Path, **changes: Any) -> Path:
     """A recipe on the pictures of the fixture `data`, with its features and its output in `folder`."""

@@ -283,6 +283,7 @@ def test_two_processes_train_the_model_that_one_trains(
     start = load_file(tiny_model_folder / "model.safetensors")
     moved = [name for name in start if not torch.equal(start[name], weights[0][name])]
     assert len(moved) > 10
+    assert any(name.startswith("vision.") for name in moved) == ("train_vision=true" in extras)
     for name, value in weights[0].items():
         if name.endswith(("key.bias", "qkv.bias")):
             continue  # that of the keys moves no score: its gradient is rounding alone, which Adam makes steps of

@@ -1,4 +1,4 @@
-"""Runs that are asked to stop; and files that are broken, hostile, of another run, or no longer what they were."""
+"""Runs that are asked to stop; and files that are broken, hostile, or of another run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from openblip.checkpoints.registry import bundled_folder
 from openblip.errors import OpenBlipError
-from openblip.training.identity import starting_files
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
 from openblip.training.state import BEST_FILE, CHECKPOINT_FILE
 
+from .recipes import EVALUATED
 from .test_distributed import free_port
 
 STEPS = 24
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SLOW = """
 import sys, time
 from openblip.cli import main
@@ -56,9 +54,6 @@ def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
         "watching: {tensorboard: false}\noptimizer: {lr: 2.0e-3, warmup_steps: 4}\n"
     )
     return path
-
-
-EVALUATED = ["epochs=1", "evaluation.data={name: balls, captions: captions.jsonl}", "evaluation.limit=5"]
 
 
 def first_epoch(path: Path, *overrides: str) -> Path:
@@ -277,107 +272,3 @@ def test_the_best_weights_of_another_run_are_not_taken_for_its_own(recipe: Path,
         train(load_recipe(recipe, EVALUATED))
     (mine / BEST_FILE).write_bytes(own)
     assert train(load_recipe(recipe, EVALUATED)) == mine
-
-
-def test_a_starting_model_that_changed_is_noticed(recipe: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
-    start = tmp_path / "start"
-    start.mkdir()
-    for file in tiny_model_folder.iterdir():
-        (start / file.name).write_bytes(file.read_bytes())
-    folder = first_epoch(recipe, f"init={start}")
-    # A copy elsewhere is the same model, whatever its times.
-    moved = start.rename(tmp_path / "moved")
-    os.utime(moved / "model.safetensors", (1, 1))
-    (moved / "notes.md").write_text("no part of the model")
-    assert first_epoch(recipe, f"init={moved}") == folder
-    state = load_file(moved / "model.safetensors")
-    frozen = next(name for name in state if name.startswith("vision.") and state[name].ndim == 4)
-    size = (moved / "model.safetensors").stat().st_size
-    state[frozen].view(-1)[0] += 1
-    save_file(state, moved / "model.safetensors", metadata={"format": "pt"})
-    assert (moved / "model.safetensors").stat().st_size == size
-    with pytest.raises(OpenBlipError, match=r"started from has changed since: model\.safetensors of init\. Put back"):
-        first_epoch(recipe, f"init={moved}")
-
-
-def test_a_model_of_the_hub_is_told_by_its_files(
-    recipe: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the hub's own library lays them out: links in a snapshot to files that are named by their content."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    cache = tmp_path / "home/hub/models--someone--tiny"
-    snapshot, blobs = cache / "snapshots" / COMMIT, cache / "blobs"
-    for place in (snapshot, blobs, cache / "refs"):
-        place.mkdir(parents=True)
-    (cache / "refs/main").write_text(COMMIT)
-    for number, file in enumerate(sorted(tiny_model_folder.iterdir())):
-        (blobs / str(number)).write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(blobs / str(number))
-    folder = first_epoch(recipe, f"init={tiny_model_folder}")
-    # The same weights by another name are the same start.
-    assert first_epoch(recipe, "init=someone/tiny") == folder
-    config = (snapshot / "config.json").resolve()
-    config.write_text(config.read_text() + "\n")
-    with pytest.raises(
-        OpenBlipError, match=r"differs in file config\.json of init|changed since: config\.json of init"
-    ):
-        first_epoch(recipe, "init=someone/tiny")
-
-
-def test_the_bundled_model_is_told_by_its_own_files(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mini").write_bytes(b"a file that happens to be called so")
-    monkeypatch.chdir(tmp_path)
-    found = starting_files(load_recipe(recipe, ["init=mini"]))["init"]
-    assert (bundled_folder("mini") / "model.safetensors") in found
-
-
-def test_a_starting_model_that_changes_meanwhile_is_noticed(
-    recipe: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = tmp_path / "start"
-    start.mkdir()
-    for file in tiny_model_folder.iterdir():
-        (start / file.name).write_bytes(file.read_bytes())
-    config = (start / "config.json").read_text()
-    from openblip.training.trainer import Trainer
-
-    run = Trainer.run
-
-    def changing(self: Trainer) -> Any:
-        learnt = run(self)
-        (start / "config.json").write_text(config + "\n")
-        return learnt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run", changing)
-        with pytest.raises(OpenBlipError, match=r"changed since: config\.json of init"):
-            first_epoch(recipe, f"init={start}")
-    assert not (tmp_path / "run/model.safetensors").exists()
-    (start / "config.json").write_text(config)
-    assert (first_epoch(recipe, f"init={start}") / "model.safetensors").exists()
-
-
-def test_what_changes_nothing_may_change_between_two_sittings(recipe: Path) -> None:
-    plain = ["epochs=1", "evaluation.every=1"]
-    train(load_recipe(recipe, plain))
-    # Without data to evaluate on, nothing of it matters.
-    train(load_recipe(recipe, ["epochs=1", "evaluation.every=3", "evaluation.limit=7", "evaluation.samples=0"]))
-
-
-def test_patience_may_grow(recipe: Path) -> None:
-    evaluated = [*EVALUATED, "evaluation.patience=3"]
-    train(load_recipe(recipe, evaluated))
-    train(load_recipe(recipe, [*evaluated, "evaluation.samples=1", "evaluation.patience=5"]))
-    train(load_recipe(recipe, [*EVALUATED, "evaluation.patience=0"]))
-    for changed, named in (
-        (["evaluation.patience=2"], "evaluation.patience"),
-        (["evaluation.patience=3", "evaluation.every=2"], "evaluation"),
-        (["evaluation.patience=3", "evaluation.metric=text_to_image_at_1"], "evaluation"),
-    ):
-        with pytest.raises(OpenBlipError, match=f"differs in {named}: "):
-            train(load_recipe(recipe, [*EVALUATED, *changed]))

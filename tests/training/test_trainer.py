@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,20 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
     rows = json.loads((tmp_path / "stage2/bad_batch/batch.json").read_text())["rows"]
     kept = load_file(tmp_path / "stage2/bad_batch/views.safetensors")
     assert len(rows) == len(kept["patches"]) == 5
+
+
+@pytest.mark.parametrize("settings", [["stage=stage1"], ["keep_matching=0.5"]], ids=["stage1", "keep_matching"])
+def test_scores_that_are_no_numbers_stop_a_run_that_draws_by_them(
+    tmp_path: Path, data: Path, tiny_model_folder: Path, settings: list[str]
+) -> None:
+    recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage2")
+    broken = shutil.copytree(tiny_model_folder, tmp_path / "broken")
+    state = weights(tiny_model_folder)
+    state["vision_norm.weight"][0] = float("nan")
+    save_file(state, broken / "model.safetensors")
+    with pytest.raises(OpenBlipError, match=r"loss [a-z, ]+ is not finite at step 0 .*the weight vision_norm\.weight"):
+        train(load_recipe(recipe, [f"init={broken}", *settings]))
+    assert (tmp_path / "stage2/bad_batch/batch.json").exists()
 
 
 def test_schedule_warms_up_and_decays_to_its_ends() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.quantising import quantise_model
 from openblip.errors import OptionError
+from openblip.nn import vit
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.vit import VisionTransformer, VitConfig
 from openblip.training import run
@@ -99,6 +103,11 @@ def test_what_is_below_comes_from_disk_to_the_same_end(recipe: Path, tmp_path: P
     assert first_losses(tmp_path / "run") == pytest.approx(first_losses(tmp_path / "read"), rel=2e-3)
 
 
+def test_the_gain_is_that_of_the_blocks_below(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(load_recipe(recipe))
+    assert "with the blocks below about" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_model_whose_upper_blocks_have_learnt_shares_what_is_below(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +142,33 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe: Path, tmp_path: Path)
             train(stopped)
     resumed = weights(train(stopped))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("settings", [["vision_blocks=2"], ["vision_blocks=0"], ["cache=null"]])
+def test_blocks_that_learn_are_computed_again_where_memory_is_short(
+    recipe: Path, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, again = ([*settings, f"output={tmp_path / name}"] for name in ("once", "again"))
+    kept = weights(train(load_recipe(recipe, once)))
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr(vit, "checkpoint", counted)
+    less = weights(train(load_recipe(recipe, [*again, "gradient_checkpointing=true"])))
+    steps, learning = 2 * 5, 10 if "vision_blocks=0" in settings else UPPER
+    assert calls == steps * learning
+    assert all(torch.equal(kept[name], less[name]) for name in kept)
+
+
+def test_what_is_quantised_does_not_learn(recipe: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
+    small = quantise_model(tiny_model_folder, tmp_path / "small", 8).parent
+    for settings in (["vision_blocks=2"], ["vision_blocks=0"], ["train_vision=false", "vision_blocks=0"]):
+        with pytest.raises(OptionError, match=r"small is quantised, and such weights cannot learn"):
+            train(load_recipe(recipe, [f"init={small}", *settings]))
 
 
 def test_what_computes_features_stops_below_the_blocks_that_learn(tiny_model_folder: Path) -> None:

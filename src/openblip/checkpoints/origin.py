@@ -34,11 +34,12 @@ def origin_of(name: str) -> list[tuple[str, int, int]] | None:
     return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
 
 
-def model_files(name: str, ends: Collection[str] = ENDS) -> list[Path] | None:
+def model_files(name: str, ends: Collection[str] = ENDS, revision: str | None = None) -> list[Path] | None:
     """The files on this machine of a folder, of an adapter with the model below it, of a model of the hub, or of LAVIS.
 
     Args:
         ends: how names end of those that count.
+        revision: branch, tag or commit of a repository of the hub.
 
     Returns:
         None when a part of it is not there, or there can be no such model.
@@ -47,18 +48,18 @@ def model_files(name: str, ends: Collection[str] = ENDS) -> list[Path] | None:
         CheckpointError: a folder of an adapter that cannot be read, or does not say on which model it stands.
     """
     try:
-        return _files(name, ends)
+        return _files(name, ends, revision)
     except (OSError, RuntimeError, ValueError):  # no path at all
         return None
 
 
-def _files(name: str, ends: Collection[str]) -> list[Path] | None:
+def _files(name: str, ends: Collection[str], revision: str | None = None) -> list[Path] | None:
     folder = bundled_folder(BUNDLED) if name == BUNDLED else Path(name).expanduser()
     if folder.is_dir():
         return _files_in(folder, ends)
     if find_model(name) is None and not REPOSITORY_NAME.fullmatch(name):
         return None
-    found = find_files(name)
+    found = find_files(name, revision=revision)
     if not found:
         return None
     several = [_files_in(file.path, ends) if file.path.is_dir() else [file.path] for file in found]

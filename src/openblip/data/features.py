@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -31,6 +32,7 @@ from openblip.pipeline import anything, read_ahead
 
 ROWS, LIST, DRAFT = ".npy", ".json", ".draft"
 LOCK_FILE = ".lock"
+LARGEST_HALF = float(np.finfo(np.float16).max)
 SHARD_BYTES = 64 * 2**20
 """What a kill costs at most to compute again."""
 
@@ -200,7 +202,10 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
     Args:
         upper: names of modules of the encoder that come after the features.
     """
-    told: list[Any] = [asdict(transform), asdict(plan), *upper]
+    # Weights alone do not tell heads, activations, or the codes of places that come with the features.
+    config = getattr(encoder, "config", None)
+    settings = {} if config is None else {key: value for key, value in asdict(config).items() if key != "drop_path"}
+    told: list[Any] = [asdict(transform), asdict(plan), settings, *upper]
     digest = hashlib.sha256(json.dumps(told).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.startswith(tuple(f"{module}." for module in upper)):
@@ -208,6 +213,18 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _require_half(picture: Picture, patches: np.ndarray[Any, Any]) -> None:
+    """Raises OpenBlipError for features that are no numbers in float16, which a store keeps."""
+    largest = float(np.abs(patches).max(initial=0.0))
+    if largest > LARGEST_HALF:
+        raise OpenBlipError(
+            f"features of {picture} reach {largest:.3g}, and float16, in which they are kept, ends at "
+            f"{LARGEST_HALF:.3g}: have pictures encoded at every step with cache=null"
+        )
+    if math.isnan(largest):
+        raise OpenBlipError(f"the image encoder gives no numbers (NaN) for {picture}: its weights are broken")
 
 
 @torch.inference_mode()
@@ -227,7 +244,7 @@ def fill(
         progress: called with the number of pictures that are done.
 
     Raises:
-        OpenBlipError: the disk is full.
+        OpenBlipError: the disk is full, or features are no numbers in float16.
     """
     missing = [picture for picture in dict.fromkeys(pictures) if picture not in store]
     bad: list[BadPicture] = []
@@ -244,8 +261,11 @@ def fill(
         bad += [BadPicture(picture, str(found)) for picture, found in batch if isinstance(found, ImageError)]
         if good:
             pixels = normalise([view for _, views in good for view in views], transform)
-            patches = encode(pixels).cpu().numpy().astype(np.float16)
-            rows.append(patches.reshape(len(good), plan.count, *patches.shape[1:]))
+            patches = encode(pixels).cpu().numpy()
+            patches = patches.reshape(len(good), plan.count, *patches.shape[1:])
+            for (picture, _), found in zip(good, patches, strict=True):
+                _require_half(picture, found)
+            rows.append(patches.astype(np.float16))
             done += [picture for picture, _ in good]
             if count == 0:
                 store.check_room(rows[0][0].nbytes * len(missing))

@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.linear import has_onednn
-from openblip.nn.vit import last_blocks
+from openblip.nn.vit import last_blocks, run_block
 
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280
@@ -151,11 +150,17 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """EfficientNet-Lite up to the last grid of features."""
+    """EfficientNet-Lite up to the last grid of features.
 
-    def __init__(self, config: EfficientNetConfig) -> None:
+    Args:
+        gradient_checkpointing: in training, keep only what enters each block and compute the rest again in
+            the backward pass.
+    """
+
+    def __init__(self, config: EfficientNetConfig, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
         self.folded = False
         self.stem = ConvNorm(3, STEM_WIDTH, 3, stride=2)
         blocks: list[nn.Module] = []
@@ -207,15 +212,15 @@ class EfficientNet(nn.Module):
 
     def _grid(self, pixels: Tensor, blocks: int) -> Tensor:
         """Pixels [B, 3, H, W] to what enters the last `blocks` blocks: [B, C, h, w]."""
-        x = self.stem(pixels.to(self.stem.conv.weight.dtype))
+        x: Tensor = self.stem(pixels.to(self.stem.conv.weight.dtype))
         for block in self.blocks[: len(self.blocks) - blocks]:
-            x = block(x)
-        return cast(Tensor, x)
+            x = run_block(block, x, self.gradient_checkpointing)
+        return x
 
     def _patches(self, x: Tensor, blocks: int, dtype: torch.dtype) -> Tensor:
         """What entered the last `blocks` blocks [B, C, h, w] to patches [B, N, width]."""
         for block in self.blocks[len(self.blocks) - blocks :]:
-            x = block(x)
+            x = run_block(block, x, self.gradient_checkpointing)
         grid: Tensor = self.head(x).to(dtype)
         patches = grid.flatten(2).transpose(1, 2)
         if not self.config.place_width:

@@ -255,10 +255,7 @@ class VisionTransformer(nn.Module):
         """What entered the last `blocks` blocks, to what `forward` gives."""
         x = hidden
         for block in self.blocks[len(self.blocks) - blocks :]:
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = run_block(block, x, self.gradient_checkpointing)
         return x if self.final_norm is None else self.final_norm(x)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -283,6 +280,16 @@ def last_blocks(blocks: nn.ModuleList, count: int) -> list[str]:
     if not 0 <= count <= len(blocks):
         raise ValueError(f"the image encoder has {len(blocks)} blocks, not {count}")
     return [f"blocks.{index}" for index in range(len(blocks) - count, len(blocks))]
+
+
+def run_block(block: nn.Module, x: Tensor, gradient_checkpointing: bool) -> Tensor:
+    """What a block gives; if so wished, what gradients need of it is computed again on the way back, and not kept."""
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in block.parameters()))
+    if gradient_checkpointing and learns:
+        again: Tensor = checkpoint(block, x, use_reentrant=False)
+        return again
+    found: Tensor = block(x)
+    return found
 
 
 def interpolate_positions(positions: Tensor, grid_height: int, grid_width: int) -> Tensor:

@@ -26,12 +26,14 @@ class Gain:
         pace: of the encoder when it made the features; None when nobody has measured it.
         views: that this process sees a step.
         machine: what steps run on.
+        computed: what of the model the features are of.
     """
 
     stores: Mapping[str, FeatureStore]
     pace: EncoderPace | None
     views: int
     machine: str
+    computed: str = "the image encoder"
     seconds: list[float] = field(default_factory=list)
     told: bool = False
 
@@ -83,4 +85,4 @@ class Gain:
             return said
         ratio = self.with_encoder / self.with_features
         elsewhere = "" if self.pace.machine == self.machine else f" (the encoder was timed on {self.pace.machine})"
-        return f"{said}, with the image encoder about {self.with_encoder:.3g} s, {ratio:.1f} times as long{elsewhere}"
+        return f"{said}, with {self.computed} about {self.with_encoder:.3g} s, {ratio:.1f} times as long{elsewhere}"

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
+from enum import Enum
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from openblip.checkpoints.origin import model_files
 from openblip.checkpoints.zoo import BUNDLED
@@ -25,6 +28,8 @@ FREE = (
 """Keys that may change while a run is stopped: where it computes and what it shows, not what it learns."""
 STARTING = ("init", "decoder", "fresh_qformer", "language_model")
 """Keys that name files that a run starts from. Where these are on this machine they are told by their content."""
+HUB = ("init", "language_model")
+"""Those of them that may name a repository of the hub."""
 MODEL_FILES = frozenset({".safetensors", ".bin", ".pth", ".json", ".txt", ".model"})
 """What models are made of. A run's own checkpoints, which may lie beside them, are .pt."""
 PATIENCE = "evaluation.patience"
@@ -54,7 +59,12 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What of two identities keeps the second from going on where the first was."""
+    """What of two identities keeps the second from going on where the first was.
+
+    A key of the recipe, or of its optimizer, mixture or evaluation, that one of them lacks has its default there: it
+    came with a later version.
+    """
+    then, now = _without_defaults(then), _without_defaults(now)
     return [
         key
         for key in dict.fromkeys([*now, *then])
@@ -79,7 +89,11 @@ def starting_files(recipe: Recipe) -> dict[str, list[Path]]:
     named = {key: getattr(recipe, key) for key in STARTING}
     if recipe.new is not None:
         named |= {"new.vision": recipe.new.vision, "new.bert": recipe.new.bert}
-    found = {key: sorted(_files_of(str(place))) for key, place in named.items() if place is not None}
+    found = {
+        key: sorted(_files_of(key, str(place), recipe.language_model_revision if key == "language_model" else None))
+        for key, place in named.items()
+        if place is not None
+    }
     return {key: files for key, files in found.items() if files}
 
 
@@ -106,11 +120,47 @@ def digests_of(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     return found
 
 
-def _files_of(place: str) -> list[Path]:
+def _files_of(key: str, place: str, revision: str | None) -> list[Path]:
     path = Path(place).expanduser()
-    if place != BUNDLED and path.is_file():
+    if key == "init" and place == BUNDLED:
+        return model_files(place, MODEL_FILES) or []
+    if path.is_file():
         return [path]
-    return model_files(place, MODEL_FILES) or []
+    if key in HUB and not path.is_dir():
+        return model_files(place, MODEL_FILES, revision) or []
+    return model_files(str(path.absolute()), MODEL_FILES) or []  # a path, also where it is called as a model is
+
+
+def _without_defaults(told: Mapping[str, str]) -> dict[str, str]:
+    """An identity without the settings that are what they are where a recipe does not say them."""
+    found = dict(told)
+    for name, usual in _defaults().items():
+        value = _value(told.get(name))
+        if isinstance(usual, dict) and isinstance(value, dict):
+            value = {key: said for key, said in value.items() if key not in usual or said != usual[key]}
+            found[name] = json.dumps(value, sort_keys=True)
+        elif name in told and value == usual:
+            del found[name]
+    return found
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Of a recipe's keys, as they are told."""
+    found = {}
+    for key in fields(Recipe):
+        if key.default is not MISSING:
+            found[key.name] = key.default.value if isinstance(key.default, Enum) else key.default
+        elif key.default_factory is not MISSING:
+            found[key.name] = asdict(key.default_factory())
+    return found
+
+
+def _value(told: object) -> Any:
+    try:
+        return json.loads(told) if isinstance(told, str) else told
+    except ValueError:  # no setting: a digest, or a file that somebody else made
+        return told
 
 
 def _evaluated(recipe: Recipe) -> dict[str, str]:

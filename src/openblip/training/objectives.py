@@ -194,7 +194,8 @@ def draw_negatives(
         weights = scores.double().masked_fill(same, float("-inf")).softmax(dim=1)
         sums = torch.where(alone, own.double(), weights).cumsum(dim=1)
         # Of the first row whose sum is above the chance: one of no weight adds nothing to the sum before it.
-        return torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)[:, 0]
+        # Scores that are no numbers find no row: the loss that comes of them is told, not an index.
+        return torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=all_rows - 1)
 
     return HardNegatives(images=draw(text_to_image, chances[0]), texts=draw(image_to_text, chances[1]))
 

@@ -19,7 +19,6 @@ from openblip.data.pairs import ImageText, gather
 from openblip.data.sources import tar_paths
 from openblip.errors import OpenBlipError, OptionError
 from openblip.nn.efficientnet import EfficientNet
-from openblip.nn.vit import VisionTransformer
 from openblip.recipes import alone_in
 from openblip.training.absent import AbsentEncoder, drop_encoder
 from openblip.training.adapters import adapter_modules, adapts_vision, save_adapter
@@ -84,11 +83,11 @@ def train(recipe: Recipe) -> Path:
     task = _make_task(recipe, parts, [image for group in usable for image in group], setting)
     task.to(accelerator.device)
     trained = learning_parts(recipe, task)
+    _require_floats(recipe, trained)
     freeze_all_but(parts.network, trained)
     if recipe.dropout is not None:
         set_dropout(trained, recipe.dropout)
-    if isinstance(parts.network.vision, VisionTransformer):
-        parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
+    parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
     setting.arithmetic.shrink(frozen_giants(parts))
     output = Path(recipe.output)
     with alone_in(output) if world.rank == 0 else nullcontext():
@@ -153,6 +152,13 @@ def learning_parts(recipe: Recipe, task: Task) -> list[nn.Module | nn.Parameter]
     return [*adapter_modules(task.network)]
 
 
+def _require_floats(recipe: Recipe, trained: Sequence[nn.Module | nn.Parameter]) -> None:
+    """Raises OptionError for weights in 8 or 4 bits, which cannot learn."""
+    weights = [value for part in trained for value in (part.parameters() if isinstance(part, nn.Module) else [part])]
+    if not all(value.is_floating_point() for value in weights):
+        raise OptionError(f"{recipe.init} is quantised, and such weights cannot learn: start from what it was made of")
+
+
 def save_learnt(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
     """Write the trained model; of one with adapters only these."""
     if recipe.lora is None:
@@ -176,7 +182,8 @@ def gain_of(recipe: Recipe, caching: Caching) -> Gain:
     setting = caching.setting
     stores = {source.name: store for source, store in zip(recipe.data, caching.stores, strict=True)}
     views = recipe.batch_size * recipe.accumulate // setting.world.size
-    return Gain(stores, caching.pace, views, machine_name(setting.device))
+    computed = "the blocks below" if recipe.vision_blocks else "the image encoder"
+    return Gain(stores, caching.pace, views, machine_name(setting.device), computed)
 
 
 def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0) -> Callable[[Tensor], Tensor]:
