@@ -50,6 +50,8 @@ def build(kind: type[Config], values: Mapping[str, Any], path: Path, names: Mapp
     Raises:
         CheckpointError: naming `path` and what is wrong in it.
     """
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{path} has {json.dumps(values)} where settings of {kind.__name__} belong: get it again")
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:

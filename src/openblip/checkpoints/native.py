@@ -122,6 +122,8 @@ def load_native(
     path = folder / CONFIG_FILE
     content = _read_config(path)
     try:
+        if not isinstance(content["vision"], dict):
+            raise TypeError("vision has no settings of an image encoder: get it again")
         vision = dict(content["vision"])
         kind = vision.pop("kind")
         if kind not in VISION_KINDS:
