@@ -32,6 +32,16 @@ def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
     )
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the hub's own library, empty, without the hub."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "home/hub"
+
+
 def first_epoch(path: Path, *overrides: str) -> Path:
     """A run whose checkpoint is there."""
     return train(load_recipe(path, ["epochs=1", *overrides]))
@@ -58,15 +68,9 @@ def test_a_starting_model_that_changed_is_noticed(recipe: Path, tmp_path: Path, 
         first_epoch(recipe, f"init={moved}")
 
 
-def test_a_model_of_the_hub_is_told_by_its_files(
-    recipe: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hub_is_told_by_its_files(recipe: Path, hub: Path, tiny_model_folder: Path) -> None:
     """As the hub's own library lays them out: links in a snapshot to files that are named by their content."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    cache = tmp_path / "home/hub/models--someone--tiny"
+    cache = hub / "models--someone--tiny"
     snapshot, blobs = cache / "snapshots" / COMMIT, cache / "blobs"
     for place in (snapshot, blobs, cache / "refs"):
         place.mkdir(parents=True)
@@ -105,12 +109,9 @@ def test_the_bundled_model_is_told_by_its_own_files(
 
 
 def test_a_language_model_is_told_by_the_files_of_its_revision(
-    tmp_path: Path, data: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, tiny_model_folder: Path, hub: Path
 ) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    cache = tmp_path / "home/hub/models--someone--words"
+    cache = hub / "models--someone--words"
     settings: dict[str, Any] = {"language_model": "someone/words", "language_model_revision": "v2"}
     path = write_small_recipe(tmp_path, data, tiny_model_folder, stage="stage2", **settings)
 
