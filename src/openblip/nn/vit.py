@@ -282,10 +282,13 @@ def last_blocks(blocks: nn.ModuleList, count: int) -> list[str]:
     return [f"blocks.{index}" for index in range(len(blocks) - count, len(blocks))]
 
 
+def _learns(block: nn.Module) -> bool:
+    return any(value.requires_grad for value in block.parameters())
+
+
 def run_block(block: nn.Module, x: Tensor, gradient_checkpointing: bool) -> Tensor:
     """What a block gives; if so wished, what gradients need of it is computed again on the way back, and not kept."""
-    learns = torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in block.parameters()))
-    if gradient_checkpointing and learns:
+    if gradient_checkpointing and torch.is_grad_enabled() and (x.requires_grad or _learns(block)):
         again: Tensor = checkpoint(block, x, use_reentrant=False)
         return again
     found: Tensor = block(x)
