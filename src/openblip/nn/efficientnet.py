@@ -152,15 +152,15 @@ class InvertedBottleneck(nn.Module):
 class EfficientNet(nn.Module):
     """EfficientNet-Lite up to the last grid of features.
 
-    Args:
+    Attributes:
         gradient_checkpointing: in training, keep only what enters each block and compute the rest again in
             the backward pass.
     """
 
-    def __init__(self, config: EfficientNetConfig, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing = False
         self.folded = False
         self.stem = ConvNorm(3, STEM_WIDTH, 3, stride=2)
         blocks: list[nn.Module] = []
