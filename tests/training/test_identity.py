@@ -132,20 +132,28 @@ def test_a_language_model_is_told_by_the_files_of_its_revision(
 
 
 def test_a_checkpoint_from_before_a_key_was_there_is_gone_on_from(recipe: Path, tmp_path: Path) -> None:
-    first_epoch(recipe)
+    first_epoch(recipe, *EVALUATED)
     path = tmp_path / "run" / CHECKPOINT_FILE
     content = torch.load(path, weights_only=True)
     del content["identity"]["vision_blocks"]
+    sources, evaluation = (json.loads(content["identity"][key]) for key in ("data", "evaluation"))
+    for source in (*sources, evaluation["data"]):
+        del source["readers"]
+    content["identity"] |= {"data": json.dumps(sources), "evaluation": json.dumps(evaluation)}
     optimizer = json.loads(content["identity"]["optimizer"])
     del optimizer["vision_rate"]
     content["identity"]["optimizer"] = json.dumps(optimizer)
     torch.save(content, path)
     (tmp_path / "run/model.safetensors").unlink()
-    assert (first_epoch(recipe) / "model.safetensors").exists()
-    with pytest.raises(OpenBlipError, match="differs in optimizer: "):
-        first_epoch(recipe, "optimizer.vision_rate=0.5")
-    with pytest.raises(OpenBlipError, match="differs in train_vision, vision_blocks: "):
-        first_epoch(recipe, "train_vision=true", "vision_blocks=2")
+    assert (first_epoch(recipe, *EVALUATED) / "model.safetensors").exists()
+    for changed, named in (
+        (["optimizer.vision_rate=0.5"], "optimizer"),
+        (["train_vision=true", "vision_blocks=2"], "train_vision, vision_blocks"),
+        (["data.0.min_area=0.5"], "data"),
+        (["evaluation.data.min_area=0.5"], "evaluation"),
+    ):
+        with pytest.raises(OpenBlipError, match=f"differs in {named}: "):
+            first_epoch(recipe, *EVALUATED, *changed)
 
 
 def test_a_starting_model_that_changes_meanwhile_is_noticed(

@@ -17,7 +17,7 @@ from typing import Any
 
 from openblip.checkpoints.origin import model_files
 from openblip.checkpoints.zoo import BUNDLED
-from openblip.data.pairs import ImageText
+from openblip.data.pairs import DataSource, ImageText
 from openblip.errors import OpenBlipError
 from openblip.training.recipe import Recipe
 
@@ -61,8 +61,8 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What of two identities keeps the second from going on where the first was.
 
-    A key of the recipe, or of its optimizer, mixture or evaluation, that one of them lacks has its default there: it
-    came with a later version.
+    A key of the recipe, of one of its sections, or of a source of data that one of them lacks has its default there:
+    it came with a later version.
     """
     then, now = _without_defaults(then), _without_defaults(now)
     return [
@@ -137,18 +137,42 @@ def _without_defaults(told: Mapping[str, str]) -> dict[str, str]:
     for name, usual in _defaults().items():
         value = _value(told.get(name))
         if isinstance(usual, dict) and isinstance(value, dict):
-            value = {key: said for key, said in value.items() if key not in usual or said != usual[key]}
-            found[name] = json.dumps(value, sort_keys=True)
+            found[name] = json.dumps(_sources_without_defaults(_said(value, usual)), sort_keys=True)
         elif name in told and value == usual:
             del found[name]
+    if "data" in told:
+        found["data"] = json.dumps(_sources_without_defaults({"data": _value(told["data"])}), sort_keys=True)
+    return found
+
+
+def _said(value: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: said for key, said in value.items() if key not in usual or said != usual[key]}
+
+
+def _sources_without_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section whose `data`, one source or several, say what is not their default."""
+    found, data = dict(section), section.get("data")
+    if isinstance(data, dict):
+        found["data"] = _said(data, _source_defaults())
+    elif isinstance(data, list):
+        found["data"] = [_said(source, _source_defaults()) if isinstance(source, dict) else source for source in data]
     return found
 
 
 @cache
 def _defaults() -> dict[str, Any]:
     """Of a recipe's keys, as they are told."""
+    return _defaults_of(Recipe)
+
+
+@cache
+def _source_defaults() -> dict[str, Any]:
+    return _defaults_of(DataSource)
+
+
+def _defaults_of(section: type[Recipe] | type[DataSource]) -> dict[str, Any]:
     found = {}
-    for key in fields(Recipe):
+    for key in fields(section):
         if key.default is not MISSING:
             found[key.name] = key.default.value if isinstance(key.default, Enum) else key.default
         elif key.default_factory is not MISSING:
