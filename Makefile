@@ -58,8 +58,21 @@ mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHT
 	$(BIN)/openblip train recipes/mini/4_stage2.yaml data_root=$(DATA) output=runs/mini/stage2_long epochs=8 seed=46
 	$(BIN)/openblip train recipes/mini/5_finetune.yaml data_root=$(DATA) init=runs/mini/stage2_long \
 		output=runs/mini/finetune_long seed=47
-	$(BIN)/openblip average runs/mini/mini runs/mini/stage2_long=0.5 runs/mini/finetune=0.25 \
+	$(BIN)/openblip average runs/mini/frozen runs/mini/stage2_long=0.5 runs/mini/finetune=0.25 \
 		runs/mini/finetune_long=0.25 --storage int8
+	for recipe in 6_stage2_blocks 7_finetune_blocks; do \
+		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
+	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/frozen \
+		output=runs/mini/finetune_frozen data.2.repeat=8 seed=82
+	$(BIN)/openblip average runs/mini/half runs/mini/frozen=0.5 runs/mini/finetune_frozen=0.5
+	$(BIN)/openblip train recipes/mini/6_stage2_blocks.yaml data_root=$(DATA) init=runs/mini/half \
+		output=runs/mini/stage2_half epochs=3 data.2.repeat=4 keep_matching=1.0 itm_share=0.5 seed=83
+	$(BIN)/openblip average runs/mini/quarters runs/mini/stage2_blocks=0.25 runs/mini/finetune_frozen=0.5 \
+		runs/mini/stage2_half=0.25
+	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/quarters \
+		output=runs/mini/finetune_quarters epochs=1 data.2.repeat=8 seed=85
+	$(BIN)/openblip average runs/mini/mini runs/mini/stage2_blocks=0.25 runs/mini/stage2_half=0.35 \
+		runs/mini/finetune_blocks=0.2 runs/mini/finetune_quarters=0.2 --storage int8
 
 train-smoke: $(VENV)/.dev ## both stages and adapters on ten photos, in minutes: losses fall, captions change
 	$(BIN)/python benchmarks/train_smoke.py

@@ -41,8 +41,7 @@ SEEN = {
     "000000214753.jpg": {"beach", "horse", "horses"},
     "000000358083.jpg": {"cat"},
     "000000377575.jpg": {"dog"},
-    "000000405279.jpg": {"kite", "kites"},
-    "000000511599.jpg": {"people"},
+    "000000511599.jpg": {"boat"},
     "000000551780.jpg": {"clock"},
 }
 
@@ -71,7 +70,12 @@ def test_matching_tells_the_photos_apart(mini: Blip2) -> None:
 
 
 def test_answers_are_about_the_photo(mini: Blip2) -> None:
-    assert mini.ask(EXAMPLES / "000000377575.jpg", "what animal is this?") == "dog"
+    for photo, question, answer in (
+        ("000000165518.jpg", "what is the man riding?", "motorcycle"),
+        ("000000405279.jpg", "what is in the sky?", "kite"),
+        ("000000551780.jpg", "what is on the building?", "clock"),
+    ):
+        assert mini.ask(EXAMPLES / photo, question) == answer
     assert mini.ask(EXAMPLES / "000000214753.jpg", ["how many horses are there?", "what are the people riding?"]) == [
         "two",
         "horses",
