@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
 
+from openblip.data.plain_questions import plain_questions
 from openblip.data.questions import Question, questions_from_caption, statement_from_question
 from openblip.data.samples import PackedFile, Picture, Sample
 from openblip.data.sources import DataSource, keep_training_part, read_source
@@ -56,12 +57,16 @@ class _Gathered:
             _add_question(self, row, source.statements)
 
     def tell(self, image: Picture, source: DataSource) -> ImageText:
+        made: list[Question] = []
         if source.make_questions:
-            made = [question for caption in self.captions for question in questions_from_caption(caption)]
-            self.made = [
-                Question(clean_question(question.question), question.answer, question.kind)
-                for question in dict.fromkeys(made)
-            ]
+            made += [question for caption in self.captions for question in questions_from_caption(caption)]
+        if source.plain_questions:
+            asked = [f"{question.question.rstrip('?')} {question.answer}" for question in self.questions]
+            made += plain_questions(self.captions, asked)
+        self.made = [
+            Question(clean_question(question.question), question.answer, question.kind)
+            for question in dict.fromkeys(made)
+        ]
         return ImageText(image, tuple(self.captions), tuple(self.statements), tuple(self.questions), tuple(self.made))
 
 

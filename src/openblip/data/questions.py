@@ -41,7 +41,7 @@ def questions_from_caption(caption: str) -> list[Question]:
     found: list[Question] = []
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
-        if word in COLORS and _is_thing(following) and following not in COLORS:
+        if word in COLORS and is_thing(following) and following not in COLORS:
             color = "gray" if word == "grey" else word
             found.append(Question(f"what is the color of the {following}", color, "color"))
         if word in NUMBERS and following.endswith("s") and not following.endswith("ss"):
@@ -109,7 +109,7 @@ def _head_noun(words: list[str]) -> str | None:
         if word in CLAUSE_ENDS or word.endswith("ing") or word in DETERMINERS:
             break
         phrase.append(word)
-    return phrase[-1] if phrase and _is_thing(phrase[-1]) else None
+    return phrase[-1] if phrase and is_thing(phrase[-1]) else None
 
 
 def _clause(words: list[str], start: int) -> str:
@@ -130,5 +130,6 @@ def _asks_for_object(words: list[str]) -> bool:
     return words[1] in ("does", "do") or (words[1] in ("is", "are") and verb_follows)
 
 
-def _is_thing(word: str) -> bool:
+def is_thing(word: str) -> bool:
+    """Whether a word may be the name of a thing: no function word, no side or part of a picture."""
     return word.isalpha() and len(word) > 2 and word not in NOT_THINGS and word not in CLAUSE_ENDS

@@ -38,6 +38,7 @@ class DataSource:
             white space is put in order.
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
+        plain_questions: make those that people ask of any photo ("what is this", "is there a dog"), too.
         mirror: whether mirror images may stand for the image.
         augment: whether pictures are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
@@ -56,6 +57,7 @@ class DataSource:
     clean: bool = True
     statements: bool = False
     make_questions: bool = False
+    plain_questions: bool = False
     mirror: bool = True
     views: int = 2
     augment: bool = True

@@ -1,0 +1,230 @@
+"""Questions that people ask of any photo, made from its captions by rule.
+
+Questions of data sets ask for what is particular ("what is running in the grass"); somebody who tries a model
+asks "what is this", "what is the dog doing", "is there a cat in the picture". A small model only knows the
+questions it was trained on, so these are made of what several captions of an image agree on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from openblip.data.questions import (
+    CLAUSE_ENDS,
+    COLORS,
+    DETERMINERS,
+    NUMBERS,
+    PLACE_PREPOSITIONS,
+    Question,
+    is_thing,
+)
+
+ANIMALS = frozenset(
+    "dog cat horse bird cow sheep elephant giraffe zebra bear duck goat monkey fish deer camel goose penguin "
+    "turtle rabbit lion tiger swan pigeon seagull parrot owl bull pig chicken frog snake butterfly".split()
+)
+PLURALS = {"sheep": "sheep", "fish": "fish", "deer": "deer", "geese": "goose", "puppy": "dog", "puppies": "dog"} | {
+    "kitten": "cat", "kittens": "cat", "ponies": "horse", "pony": "horse", "butterflies": "butterfly"
+}  # fmt: skip
+PEOPLE = frozenset(
+    "man woman boy girl child baby person people men women boys girls children kids kid toddler couple lady guy "
+    "player players surfer skier skateboarder snowboarder climber cyclist biker".split()
+)
+# About as often as captions have them, so that "is there a dog" is answered with "no" as often as with "yes".
+PRESENT = {"dog": 16, "ball": 4, "horse": 1, "bird": 1, "cat": 1, "car": 2, "boat": 1, "bike": 3, "bicycle": 1} | {
+    "tree": 2, "frisbee": 1, "hat": 2, "truck": 1, "skateboard": 1, "motorcycle": 1, "snowboard": 1, "bench": 1
+}  # fmt: skip
+NO_ACTIONS = frozenset(
+    "building something nothing clothing wearing being having trying making getting attempting".split()
+)
+TRANSITIVE = frozenset("holding carrying doing riding catching chasing using taking wearing pulling throwing".split())
+NO_PLACES = frozenset("mouth camera background area hand hands arms head photo picture circle line".split())
+MEN = frozenset("people men women children".split())
+THING_QUESTIONS = (
+    "what is this", "what is in the picture", "what do you see", "what is in this photo", "what is it", "what is shown"
+)  # fmt: skip
+PERSON_QUESTIONS = ("who is this", "who is in the picture", "who do you see")
+ANIMAL_QUESTIONS = (
+    "what animal is this", "what animal is in the picture", "what kind of animal is this", "which animal do you see"
+)  # fmt: skip
+PRESENT_QUESTIONS = ("is there {} {}", "is there {} {} in the picture", "do you see {} {}", "can you see {} {}")
+
+
+def plain_questions(captions: Sequence[str], others: Sequence[str] = ()) -> list[Question]:
+    """At most one question of each kind that the rules find, the same ones each time.
+
+    Args:
+        captions: of one image, clean (see `clean_caption`).
+        others: further sentences about it, which tell which animals there are but not what is in the middle.
+    """
+    draw = random.Random(hashlib.md5("\n".join((*captions, *others)).encode()).digest())
+    split = [caption.split() for caption in captions]
+    found = [*_about_subject(split, draw), *_about_animal([*split, *map(str.split, others)], draw)]
+    return [*found, *_about_color(split), *_about_number(split), *_about_presence(split, draw)]
+
+
+def singular(word: str) -> str:
+    """The singular of a plain noun; other words as they are.
+
+    >>> [singular(word) for word in ("dogs", "puppies", "benches", "glass")]
+    ['dog', 'dog', 'bench', 'glass']
+    """
+    if word in PLURALS:
+        return PLURALS[word]
+    if word.endswith(("ches", "shes", "xes")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+def _about_subject(captions: Sequence[list[str]], draw: random.Random) -> list[Question]:
+    """What or who this is, what it is doing and where it is."""
+    subjects = [(subject, words) for words in captions if (subject := _subject(words)) is not None]
+    head = _commonest(words[verb - 1] for (verb, _), words in subjects)
+    if head is None or sum(head in words for words in captions) < min(2, len(captions)):
+        return []
+    asked = PERSON_QUESTIONS if head in PEOPLE and draw.random() < 0.5 else THING_QUESTIONS
+    found = [Question(draw.choice(asked), head, "thing")]
+    acts = [
+        (" ".join(words[action : action + 1] + _complement(words, action + 1)), words, action)
+        for (verb, action), words in subjects
+        if action and words[verb - 1] == head
+    ]
+    acts = [act for act in acts if act[0] not in TRANSITIVE]
+    if not acts:
+        return found
+    be = _be(head)
+    verb = _commonest(words[action] for _, words, action in acts)
+    answer = draw.choice([answer for answer, words, action in acts if words[action] == verb])
+    found.append(Question(f"what {be} the {head} doing", answer, "action"))
+    places = [place for _, words, action in acts for place in _places(words, action + 1)]
+    if places:
+        found.append(Question(f"where {be} the {head}", draw.choice(places), "location"))
+    return found
+
+
+def _subject(words: list[str]) -> tuple[int, int] | None:
+    """Where the noun phrase that a caption begins with ends, and where its "-ing" stands (0: it has none).
+
+    Only phrases before "is", "are" or an "-ing" count: of "a dog jumps" nobody could tell which word is the noun.
+    """
+    if len(words) < 3 or words[0] not in DETERMINERS | NUMBERS:
+        return None
+    for index in range(2, min(len(words), 7)):
+        act = _is_action(words[index])
+        if act or words[index] in ("is", "are", "wearing"):
+            if not is_thing(words[index - 1]) or words[index - 1] in COLORS | {"group"}:
+                return None
+            following = words[index + 1] if index + 1 < len(words) else ""
+            return index, index if act else index + 1 if _is_action(following) else 0
+        if words[index] in CLAUSE_ENDS:
+            return None
+    return None
+
+
+def _is_action(word: str) -> bool:
+    return word.endswith("ing") and len(word) > 4 and word not in NO_ACTIONS
+
+
+def _complement(words: list[str], start: int) -> list[str]:
+    """ "a frisbee" of "a red frisbee in", "in the grass" of "in the tall grass and"; else nothing."""
+    preposition = words[start : start + 1] if words[start : start + 1] and words[start] in CLAUSE_ENDS else []
+    if preposition and preposition[0] not in PLACE_PREPOSITIONS | {"over", "down", "up", "with", "for", "off", "under"}:
+        return []
+    phrase = words[start + len(preposition) :]
+    head = _head(phrase)
+    return [] if head is None else [*preposition, phrase[0], head]
+
+
+def _head(phrase: list[str]) -> str | None:
+    """The noun of a phrase that begins with a determiner and is seen to end."""
+    if not phrase or phrase[0] not in DETERMINERS:
+        return None
+    for index in range(1, min(len(phrase), 5) + 1):
+        if _ends(phrase, index):
+            noun = phrase[index - 1]
+            return noun if index > 1 and is_thing(noun) and noun not in COLORS else None
+    return None
+
+
+def _places(words: list[str], start: int) -> list[str]:
+    found = []
+    for index in range(start, len(words) - 2):
+        if words[index] in PLACE_PREPOSITIONS:
+            place = _head(words[index + 1 :])
+            found += [place] if place is not None and place not in NO_PLACES else []
+    return found[:1]
+
+
+def _about_animal(sentences: Sequence[list[str]], draw: random.Random) -> list[Question]:
+    """Which animal it is, where most sentences that name one name the same."""
+    named = Counter(animal for words in sentences for animal in {singular(word) for word in words} if animal in ANIMALS)
+    if not named:
+        return []
+    (animal, times), *rest = named.most_common(2)
+    if times < min(2, len(sentences)) or (rest and rest[0][1] > times / 2):
+        return []
+    return [Question(draw.choice(ANIMAL_QUESTIONS), animal, "animal")]
+
+
+def _about_color(captions: Sequence[list[str]]) -> list[Question]:
+    """The colour that most captions give a thing, where its noun phrase is seen to end."""
+    stated = [
+        (words[index + 1], "gray" if words[index] == "grey" else words[index])
+        for words in captions
+        for index in range(len(words) - 1)
+        if words[index] in COLORS and is_thing(words[index + 1]) and words[index + 1] not in COLORS
+        and not _is_action(words[index + 1]) and _ends(words, index + 2)
+    ]  # fmt: skip
+    if not stated:
+        return []
+    (thing, color), _ = Counter(stated).most_common(1)[0]
+    return [Question(f"what color {_be(thing)} the {thing}", color, "color")]
+
+
+def _about_number(captions: Sequence[list[str]]) -> list[Question]:
+    """How many of those that a caption begins with there are, where most captions that count say the same."""
+    counted = Counter(
+        (words[1], words[0]) for words in captions if len(words) > 1 and words[0] in NUMBERS and _ends(words, 2)
+    )
+    if not counted:
+        return []
+    (things, number), _ = counted.most_common(1)[0]
+    return [Question(f"how many {things} are there", number, "number")] if singular(things) != things else []
+
+
+def _ends(words: Sequence[str], index: int) -> bool:
+    """Whether a noun phrase is over here: before a preposition, "is", an "-ing", or the "-s" of a verb ("jumps")."""
+    if index >= len(words) or words[index] in CLAUSE_ENDS or words[index] in ("is", "are"):
+        return True
+    return words[index].endswith("ing") or (words[index].endswith("s") and not words[index].endswith("ss"))
+
+
+def _be(noun: str) -> str:
+    plural = noun in MEN or (noun.endswith("s") and singular(noun) != noun)
+    return "are" if plural else "is"
+
+
+def _about_presence(captions: Sequence[list[str]], draw: random.Random) -> list[Question]:
+    """Whether there is a thing: "yes" where two captions name it, "no" where none of at least three does."""
+    if len(captions) < 3:
+        return []
+    named = Counter(thing for words in captions for thing in {singular(word) for word in words} if thing in PRESENT)
+    kin = {"bike", "bicycle", "motorcycle"}  # one thing's names
+    absent = {
+        thing: weight
+        for thing, weight in PRESENT.items()
+        if not named[thing] and not (thing in kin and any(named[other] for other in kin))
+    }
+    present = [thing for thing, times in named.items() if times >= 2]
+    answers = [(draw.choice(sorted(present)), "yes")] if present else []
+    if present or draw.random() < 0.35:
+        answers.append((draw.choices(list(absent), list(absent.values()))[0], "no"))
+    return [Question(draw.choice(PRESENT_QUESTIONS).format("a", thing), said, "presence") for thing, said in answers]
+
+
+def _commonest(words: Iterable[str]) -> str | None:
+    counted = Counter(words).most_common(1)
+    return counted[0][0] if counted else None

@@ -1,0 +1,110 @@
+"""Questions that people ask of any photo, on captions of the kind that data sets have."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from openblip.data.pairs import tell
+from openblip.data.plain_questions import PRESENT, plain_questions, singular
+from openblip.data.questions import Question
+from openblip.data.samples import Sample
+from openblip.data.sources import DataSource
+from openblip.text import clean_caption
+
+DOG = (
+    "a dog is catching a red frisbee in the tall grass",
+    "a brown dog jumps for a frisbee",
+    "a brown dog is catching a frisbee",
+    "the dog has a frisbee in its mouth",
+)
+
+
+def asked(captions: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Question]:
+    return {question.kind: question for question in plain_questions(captions, others) if question.kind != "presence"}
+
+
+def test_what_several_captions_agree_on() -> None:
+    found = asked(DOG)
+    assert found["thing"].answer == "dog"
+    assert found["animal"].answer == "dog"
+    assert found["action"] == Question("what is the dog doing", "catching a frisbee", "action")
+    assert found["color"] == Question("what color is the dog", "brown", "color")
+    assert "number" not in found
+
+
+def test_what_a_single_caption_says_is_not_what_the_picture_shows() -> None:
+    assert "thing" not in asked(("a helmet is hanging on a bike", "two men ride", "people on the street"))
+    assert "animal" not in asked(("a dog runs", "a man runs", "somebody runs in the street"))
+
+
+@pytest.mark.parametrize(
+    ("captions", "question"),
+    [
+        (("three dogs running in the snow", "dogs running"), Question("how many dogs are there", "three", "number")),
+        (("two men are sitting on a bench",), Question("what are the men doing", "sitting on a bench", "action")),
+        (("a man wearing a hat is in the sand",), None),
+        (("a man is holding",), None),
+        (("a girl is running on the beach",), Question("where is the girl", "beach", "location")),
+        (("a dog is running with a ball in its mouth",), None),
+    ],
+)
+def test_rules(captions: tuple[str, ...], question: Question | None) -> None:
+    found = asked(captions)
+    if question is None:
+        assert not {"action", "location"} & found.keys() or found["action"].answer == "running with a ball"
+        assert "location" not in found
+    else:
+        assert found[question.kind] == question
+
+
+def test_animals_of_images_that_have_questions_alone() -> None:
+    assert (
+        asked((), ("what is eating leaves giraffe", "how many giraffes are standing two"))["animal"].answer == "giraffe"
+    )
+    assert not asked((), ("what is a cat chasing dog", "what is chasing a dog cat"))
+    row = Sample((Path("x.jpg"),), question="what is sleeping on the bed?", answers=("cat",))
+    assert [question.answer for question in tell(row, DataSource("coco", plain_questions=True)).made_questions] == [
+        "cat"
+    ]
+    assert not tell(row, DataSource("coco")).made_questions
+
+
+def test_presence_is_asked_of_what_captions_name_and_of_what_none_does() -> None:
+    draw = random.Random(1)
+    said = {"yes": 0, "no": 0}
+    for _ in range(300):
+        things = draw.sample(sorted(PRESENT), 2)
+        captions = tuple(f"a {draw.choice(things)} near number {draw.random()}" for _ in range(5))
+        named = {word for caption in captions for word in caption.split()}
+        for question in plain_questions(captions):
+            if question.kind == "presence":
+                thing = next(thing for thing in PRESENT if thing in question.question.split())
+                assert (thing in named) == (question.answer == "yes")
+                said[question.answer] += 1
+    assert min(said.values()) > 200
+    assert not [question for question in plain_questions(("a dog", "a dog")) if question.kind == "presence"]
+
+
+def test_the_same_questions_each_time_and_one_of_a_kind() -> None:
+    found = plain_questions(DOG)
+    assert found == plain_questions(DOG)
+    kinds = [question.kind for question in found if question.kind != "presence"]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_no_caption_breaks_the_rules() -> None:
+    draw = random.Random(2)
+    words = [*"a an the is are in on of dog dogs red two running wearing with and its mouth".split(), ""]
+    for _ in range(2000):
+        captions = [clean_caption(" ".join(draw.choices(words, k=draw.randrange(9)))) for _ in range(draw.randrange(4))]
+        for question in plain_questions(captions):
+            assert question.question and question.answer
+
+
+def test_singular() -> None:
+    assert [singular(word) for word in ("dogs", "puppies", "benches", "glass", "sheep", "geese", "boxes", "man")] == [
+        "dog", "dog", "bench", "glass", "sheep", "goose", "box", "man"
+    ]  # fmt: skip
