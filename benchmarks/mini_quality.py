@@ -4,12 +4,16 @@
 
 DATA holds flickr8k/captions.jsonl (split val: Karpathy's 1,000), coco/vqa.jsonl (COCO-QA pairs; every tenth
 image by hash of its name is held out) and daquar/vqa.jsonl (every fifth). None of these images was trained on.
+"plain" are questions that people ask of any photo, made from the captions of Flickr8k's images by rule.
+
+Who chooses among models by their captions does so on `--half even` and reports `--half odd`, which had no part in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -19,17 +23,22 @@ from typing import Any
 from rich.progress import track
 
 from openblip.data.annotations import Captioned, Questioned, is_held_out, read_captions, read_questions
+from openblip.data.plain_questions import plain_questions
 from openblip.evaluation.answers import exact_match
 from openblip.evaluation.captions import score_captions
 from openblip.evaluation.retrieval import score_retrieval
 from openblip.model import Blip2, load
+from openblip.text import clean_caption
 
 MARKS = {
     "captions": "constant caption 0.09 / 0.09; consensus of the 30 nearest training photos 0.419 / 0.151; "
     "human 0.789 / 0.209",
     "coco-qa": "commonest answer of each kind 7 %",
     "daquar": "commonest answer 5 %",
+    "plain": "commonest answer of each kind {commonest:.1%}",
 }
+PARTS = ("captions", "retrieval", "coco-qa", "daquar", "plain")
+HALVES = {"even": 0, "odd": 1}
 
 
 def caption_scores(model: Blip2, rows: Sequence[Captioned]) -> dict[str, Any]:
@@ -63,6 +72,23 @@ def answer_scores(model: Blip2, rows: Sequence[Questioned]) -> dict[str, Any]:
     return {"accuracy": exact_match(ordered, answers), "count": len(ordered), "answers": said}
 
 
+def plain_rows(rows: Sequence[Captioned]) -> list[Questioned]:
+    """The questions that the rules of training make of an image's captions, of images it has not seen."""
+    return [
+        Questioned(row.image, question.question, (question.answer,), question.kind)
+        for row in rows
+        for question in plain_questions([clean_caption(caption) for caption in row.captions])
+    ]
+
+
+def commonest_share(rows: Sequence[Questioned]) -> float:
+    """How many would be right if each kind of question always got its commonest answer."""
+    answers: dict[str, Counter[str]] = {}
+    for row in rows:
+        answers.setdefault(row.kind, Counter())[row.answer] += 1
+    return sum(counts.most_common(1)[0][1] for counts in answers.values()) / max(1, len(rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k, coco and daquar")
@@ -70,15 +96,19 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="float32, int8 or int4")
     parser.add_argument("--limit", type=int, help="only the first so many images of each set")
     parser.add_argument("--rerank", type=int, default=16, help="candidates a query that ITM looks at")
-    parser.add_argument("--only", choices=("captions", "retrieval", "coco-qa", "daquar"), action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--half", choices=HALVES, help="of Flickr8k's images those in even or in odd places")
     parser.add_argument("--json", type=Path, help="write scores and every output here")
     options = parser.parse_args()
     if not options.data.is_dir():
         raise SystemExit(f"no data at {options.data}: give --data a folder with flickr8k, coco and daquar")
     model = load(options.model, dtype=options.dtype)
-    wanted = options.only or ["captions", "retrieval", "coco-qa", "daquar"]
+    wanted = options.only or PARTS
     scores: dict[str, Any] = {}
-    captioned = read_captions(options.data / "flickr8k/captions.jsonl", "val")[: options.limit]
+    captioned = read_captions(options.data / "flickr8k/captions.jsonl", "val")
+    if options.half:
+        captioned = captioned[HALVES[options.half] :: 2]
+    captioned = captioned[: options.limit]
     if "captions" in wanted:
         scores["captions"] = caption_scores(model, captioned)
     if "retrieval" in wanted:
@@ -87,6 +117,9 @@ def main() -> None:
         if name in wanted:
             rows = [row for row in read_questions(options.data / path) if is_held_out(row.image, one_in)]
             scores[name] = answer_scores(model, rows[: options.limit])
+    if "plain" in wanted:
+        rows = plain_rows(captioned)
+        scores["plain"] = {**answer_scores(model, rows), "commonest": commonest_share(rows)}
     print(table(model.name, scores, len(captioned)))
     if options.json:
         options.json.write_text(json.dumps(scores, indent=1))
@@ -108,12 +141,13 @@ def table(name: str, scores: dict[str, Any], images: int) -> str:
                 f"| Flickr8k val {direction.replace('_', ' ')} R@1 / 5 / 10 | "
                 f"{found['at_1']:.1%} / {found['at_5']:.1%} / {found['at_10']:.1%} | chance {1 / images:.1%} |"
             )
-    for key in ("coco-qa", "daquar"):
+    for key in ("coco-qa", "daquar", "plain"):
         if key in scores:
             found = scores[key]
             kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in found["accuracy"].items() if kind != "all")
             shown = f"{found['accuracy']['all']:.1%}" + (f" ({kinds})" if kinds else "")
-            lines.append(f"| {key} held out ({found['count']} questions), exact | {shown} | {MARKS[key]} |")
+            mark = MARKS[key].format_map(found)
+            lines.append(f"| {key} held out ({found['count']} questions), exact | {shown} | {mark} |")
     return "\n".join(lines)
 
 
