@@ -160,12 +160,15 @@ def test_fingerprint_changes_with_all_that_matters() -> None:
         fingerprint(encoder, ImageTransform(64, TRANSFORM.mean, TRANSFORM.std), PLAN),
         fingerprint(encoder, TRANSFORM, ViewPlan(2, 0.5)),
         fingerprint(encoder, TRANSFORM, ViewPlan(3, 0.6)),
+        fingerprint(encoder, TRANSFORM, ViewPlan(3, 0.5, mirror=False)),
     }
+    # Without crops the views are the same ones; mirror images are only not drawn.
+    assert fingerprint(encoder, TRANSFORM, ViewPlan(2, 0.5, mirror=False)) in others
     with torch.no_grad():
         encoder.head.norm.bias[0] += 1e-3
     others.add(fingerprint(encoder, TRANSFORM, PLAN))
     assert mark not in others
-    assert len(others) == 4
+    assert len(others) == 5
 
 
 def test_fingerprint_changes_with_settings_that_no_weight_tells() -> None:
@@ -213,6 +216,19 @@ def test_crops_are_repeatable_and_large_enough() -> None:
     assert make_view(image, "a.jpg", 2, 0.5).tobytes() != make_view(image, "b.jpg", 2, 0.5).tobytes()
     assert make_view(image, "a.jpg", 0, 0.5) is image
     assert make_view(make_view(image, "a.jpg", 1, 0.5), "a.jpg", 1, 0.5).tobytes() == image.tobytes()
+
+
+def test_crops_of_a_plan_without_mirror_images_are_the_same_parts_the_right_way_round() -> None:
+    pixels = np.broadcast_to(np.arange(120, dtype=np.uint8)[None, :, None], (90, 120, 3))  # brighter to the right
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    rightward = {True: 0, False: 0}
+    for view in range(2, 40):
+        for mirror in (True, False):
+            row = np.asarray(make_view(image, "a.jpg", view, 0.5, mirror))[0, :, 0].astype(int)
+            rightward[mirror] += row[-1] > row[0]
+        assert sorted(row) == sorted(np.asarray(make_view(image, "a.jpg", view, 0.5))[0, :, 0].astype(int))
+    assert rightward[False] == 38
+    assert 8 < rightward[True] < 30
 
 
 FILLING = """

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from openblip.data.pictures import BadPicture, open_picture, picture_key
 from openblip.data.samples import Picture
-from openblip.data.views import make_view
+from openblip.data.views import CROPS_FROM, make_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images import ImageTransform, normalise, squash
 from openblip.pipeline import anything, read_ahead
@@ -41,10 +41,17 @@ Rows = np.ndarray[Any, np.dtype[np.float16]]
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How many views an image gets and how tight crops may be (see `make_view`)."""
+    """How many views an image gets, how tight crops may be and whether some of them are mirrored (see `make_view`)."""
 
     count: int = 1
     min_area: float = 0.5
+    mirror: bool = True
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What tells the features of one plan from those of another: crops that are mirrored go without saying."""
+        unmirrored = {} if self.mirror or self.count <= CROPS_FROM else {"mirror": False}
+        return {"count": self.count, "min_area": self.min_area} | unmirrored
 
 
 class FeatureStore:
@@ -205,7 +212,7 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
     # Weights alone do not tell heads, activations, or the codes of places that come with the features.
     config = getattr(encoder, "config", None)
     settings = {} if config is None else {key: value for key, value in asdict(config).items() if key != "drop_path"}
-    told: list[Any] = [asdict(transform), asdict(plan), settings, *upper]
+    told: list[Any] = [asdict(transform), plan.told, settings, *upper]
     digest = hashlib.sha256(json.dumps(told).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.startswith(tuple(f"{module}." for module in upper)):
@@ -253,7 +260,7 @@ def fill(
 
     def views_of(picture: Picture) -> list[np.ndarray[Any, Any]]:
         image = open_picture(picture)
-        views = [make_view(image, picture.name, view, plan.min_area) for view in range(plan.count)]
+        views = [make_view(image, picture.name, view, plan.min_area, plan.mirror) for view in range(plan.count)]
         return [squash(view, transform.image_size) for view in views]
 
     for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=anything)):

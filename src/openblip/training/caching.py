@@ -39,7 +39,7 @@ class Caching:
         self.recipe, self.images, self.setting = recipe, images, setting
         self.folder = Path(recipe.cache)
         self.known = KnownEncoders(self.folder, recipe)
-        self.plans = [ViewPlan(source.views, source.min_area) for source in recipe.data]
+        self.plans = [ViewPlan(source.views, source.min_area, source.mirror) for source in recipe.data]
         self.stores: list[FeatureStore] = []
         self.pace: EncoderPace | None = None
         self._opened: dict[str, FeatureStore] = {}

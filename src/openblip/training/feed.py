@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from openblip.data.augment import Augmentation, augment
+from openblip.data.augment import BLIP2, Augmentation, augment
 from openblip.data.features import FeatureStore
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.pictures import BadPicture, open_picture
@@ -23,8 +23,6 @@ from openblip.pipeline import anything, read_ahead
 from openblip.training.batches import BatchPlan, Drawn
 from openblip.training.tasks import Views
 
-MIRRORED = 0.5
-"""Share of pictures that are, where they may be."""
 PATIENCE = 20
 """Batches in a row without a picture that can be read from which the paths must be wrong."""
 
@@ -119,7 +117,7 @@ def look(drawn: Drawn, source: DataSource, size: int) -> np.ndarray[Any, Any]:
     """A row's picture, cropped and mirrored by its draw, squashed [size, size, 3] uint8. Raises ImageError."""
     image = open_picture(drawn.image.image)
     if source.augment:
-        image = augment(image, drawn.draw, Augmentation(source.min_area, mirror=MIRRORED if source.mirror else 0.0))
+        image = augment(image, drawn.draw, Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0))
     return squash(image, size)
 
 

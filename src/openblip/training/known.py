@@ -91,5 +91,5 @@ class KnownEncoders:
             return None
         # Another version of this program may read the same files otherwise.
         settings = [self.recipe.image_size, self.recipe.precision.value, self.recipe.vision_blocks]
-        told = [__version__, self.origin, *settings, asdict(plan)]
+        told = [__version__, self.origin, *settings, plan.told]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
