@@ -71,8 +71,19 @@ mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHT
 		runs/mini/stage2_half=0.25
 	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/quarters \
 		output=runs/mini/finetune_quarters epochs=1 data.2.repeat=8 seed=85
-	$(BIN)/openblip average runs/mini/mini runs/mini/stage2_blocks=0.25 runs/mini/stage2_half=0.35 \
-		runs/mini/finetune_blocks=0.2 runs/mini/finetune_quarters=0.2 --storage int8
+	$(BIN)/openblip average runs/mini/blocks runs/mini/stage2_blocks=0.25 runs/mini/stage2_half=0.35 \
+		runs/mini/finetune_blocks=0.2 runs/mini/finetune_quarters=0.2
+	for recipe in 8_stage2_plain 9_finetune_plain; do \
+		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
+	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/blocks \
+		output=runs/mini/finetune_again data.2.repeat=8 seed=91
+	$(BIN)/openblip average runs/mini/halves runs/mini/blocks=0.5 runs/mini/finetune_again=0.5
+	$(BIN)/openblip train recipes/mini/8_stage2_plain.yaml data_root=$(DATA) init=runs/mini/halves \
+		output=runs/mini/stage2_halves epochs=3 data.2.repeat=6 keep_matching=1.0 itm_share=0.5 seed=93
+	$(BIN)/openblip train recipes/mini/9_finetune_plain.yaml data_root=$(DATA) init=runs/mini/stage2_halves \
+		output=runs/mini/finetune_halves epochs=1 seed=95
+	$(BIN)/openblip average runs/mini/mini runs/mini/stage2_half=0.1 runs/mini/stage2_plain=0.2 \
+		runs/mini/stage2_halves=0.35 runs/mini/finetune_plain=0.15 runs/mini/finetune_halves=0.2 --storage int8
 
 train-smoke: $(VENV)/.dev ## both stages and adapters on ten photos, in minutes: losses fall, captions change
 	$(BIN)/python benchmarks/train_smoke.py

@@ -27,10 +27,10 @@ def test_shipped_recipes_load(path: Path) -> None:
 
 def test_the_recipes_of_mini_form_a_chain() -> None:
     chain = [load_recipe(path) for path in sorted((RECIPES / "mini").glob("*.yaml"))]
-    assert [recipe.stage for recipe in chain] == [Stage.LANGUAGE, *[Stage.STAGE1] * 2, *[Stage.STAGE2] * 4]
-    mean = "runs/mini/frozen"
-    assert [recipe.init for recipe in chain[1:]] == [*[recipe.output for recipe in chain[:4]], mean, chain[5].output]
-    assert [recipe.vision_blocks for recipe in chain] == [0] * 5 + [6] * 2
+    assert [recipe.stage for recipe in chain] == [Stage.LANGUAGE, *[Stage.STAGE1] * 2, *[Stage.STAGE2] * 6]
+    before = [*[recipe.output for recipe in chain[:4]], "runs/mini/frozen", chain[5].output]
+    assert [recipe.init for recipe in chain[1:]] == [*before, "runs/mini/blocks", chain[7].output]
+    assert [recipe.vision_blocks for recipe in chain] == [0] * 5 + [6] * 4
     for recipe in chain:
         for source in recipe.data:
             held_out = {"coco": 10, "daquar": 5}.get(source.name, 0)
