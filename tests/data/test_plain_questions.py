@@ -47,6 +47,7 @@ def test_what_a_single_caption_says_is_not_what_the_picture_shows() -> None:
         (("two men are sitting on a bench",), Question("what are the men doing", "sitting on a bench", "action")),
         (("a man wearing a hat is in the sand",), None),
         (("a man is holding",), None),
+        (("a man wearing hiking boots",), None),
         (("a girl is running on the beach",), Question("where is the girl", "beach", "location")),
         (("a dog is running with a ball in its mouth",), None),
     ],

@@ -45,7 +45,7 @@ KIN = {"bike", "bicycle", "motorcycle"}
 NO_ACTIONS = frozenset(
     "building something nothing clothing wearing being having trying making getting attempting".split()
 )
-TRANSITIVE = frozenset("holding carrying doing riding catching chasing using taking wearing pulling throwing".split())
+TRANSITIVE = frozenset("holding carrying doing riding catching chasing using taking pulling throwing".split())
 NO_PLACES = frozenset("mouth camera background area hand hands arms head photo picture circle line".split())
 MEN = frozenset("people men women children".split())
 THING_QUESTIONS = (
@@ -124,8 +124,9 @@ def _subject(words: list[str]) -> tuple[int, int] | None:
         if act or words[index] in ("is", "are", "wearing"):
             if not is_thing(words[index - 1]) or words[index - 1] in COLORS | {"group"}:
                 return None
-            following = words[index + 1] if index + 1 < len(words) else ""
-            return index, index if act else index + 1 if _is_action(following) else 0
+            if not act and words[index] != "wearing" and index + 1 < len(words) and _is_action(words[index + 1]):
+                return index, index + 1
+            return index, index if act else 0
         if words[index] in CLAUSE_ENDS:
             return None
     return None
