@@ -43,12 +43,28 @@ class Augmentation:
 BLIP2 = Augmentation()
 
 
+@dataclass(frozen=True)
+class Part:
+    """What was drawn of a picture: left, top, right and bottom of the crop, and whether it is mirrored then."""
+
+    box: tuple[int, int, int, int]
+    mirrored: bool
+
+    def of(self, image: Image) -> Image:
+        from PIL import ImageOps
+
+        crop = image.crop(self.box)
+        return ImageOps.mirror(crop) if self.mirrored else crop
+
+
 def augment(image: Image, draw: random.Random, settings: Augmentation = BLIP2) -> Image:
     """A random part of a picture, perhaps mirrored; equal draws give equal parts. It is yet to be squashed."""
-    from PIL import ImageOps
+    return draw_part(image.size, draw, settings).of(image)
 
-    crop = image.crop(crop_box(image.size, draw, settings))
-    return ImageOps.mirror(crop) if draw.random() < settings.mirror else crop
+
+def draw_part(size: tuple[int, int], draw: random.Random, settings: Augmentation = BLIP2) -> Part:
+    """Which part of a picture of this width and height `augment` takes."""
+    return Part(crop_box(size, draw, settings), draw.random() < settings.mirror)
 
 
 def crop_box(size: tuple[int, int], draw: random.Random, settings: Augmentation = BLIP2) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ from sys import intern
 from openblip.data.plain_questions import plain_questions
 from openblip.data.questions import Question, questions_from_caption, statement_from_question
 from openblip.data.samples import PackedFile, Picture, Sample
+from openblip.data.sides import swap_sides
 from openblip.data.sources import DataSource, keep_training_part, read_source
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
@@ -41,6 +42,19 @@ class ImageText:
     def descriptions(self) -> tuple[str, ...]:
         """Captions where there are any, statements where not."""
         return self.captions or self.statements
+
+    def mirrored(self) -> ImageText:
+        """What is said of the mirror image: left and right have changed places."""
+        said = (self.captions, self.statements)
+        captions, statements = (tuple(map(swap_sides, texts)) for texts in said)
+        questions, made = (tuple(map(_mirrored, asked)) for asked in (self.questions, self.made_questions))
+        return ImageText(self.image, captions, statements, questions, made)
+
+
+def _mirrored(asked: Question) -> Question:
+    return Question(
+        swap_sides(asked.question), swap_sides(asked.answer), asked.kind, tuple(map(swap_sides, asked.answers))
+    )
 
 
 @dataclass

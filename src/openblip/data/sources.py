@@ -39,7 +39,7 @@ class DataSource:
         statements: make captions of questions (sound for COCO-QA, whose questions were captions).
         make_questions: make questions of captions.
         plain_questions: make those that people ask of any photo ("what is this", "is there a dog"), too.
-        mirror: whether mirror images may stand for the image.
+        mirror: whether mirror images may stand for the image; left and right change places in what is said of them.
         augment: whether pictures are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
         stream: read the tars of `table` as training goes, instead of all their headers and texts before: for more of

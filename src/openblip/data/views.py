@@ -6,7 +6,7 @@ import hashlib
 import random
 from typing import TYPE_CHECKING
 
-from openblip.data.augment import BLIP2, Augmentation, augment
+from openblip.data.augment import BLIP2, Augmentation, Part, draw_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,11 +23,12 @@ def make_view(image: Image, name: str, view: int, min_area: float, mirror: bool 
         min_area: the smallest share of the area that a crop keeps (BLIP-2: 0.5).
         mirror: whether half of the crops are mirrored; it does not change which parts they are of.
     """
-    from PIL import ImageOps
+    return image if view == 0 else draw_view(image.size, name, view, min_area, mirror).of(image)
 
-    if view == 0:
-        return image
-    if view == MIRRORED_VIEW:
-        return ImageOps.mirror(image)
+
+def draw_view(size: tuple[int, int], name: str, view: int, min_area: float, mirror: bool = True) -> Part:
+    """Which part of an image of this width and height `make_view` takes, and whether it is mirrored."""
+    if view < CROPS_FROM:
+        return Part((0, 0, *size), mirrored=view == MIRRORED_VIEW)
     draw = random.Random(hashlib.md5(f"{name}:{view}".encode()).digest())
-    return augment(image, draw, Augmentation(min_area=min_area, mirror=BLIP2.mirror if mirror else 0.0))
+    return draw_part(size, draw, Augmentation(min_area=min_area, mirror=BLIP2.mirror if mirror else 0.0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.views import MIRRORED_VIEW
@@ -30,6 +30,10 @@ class Drawn:
     view: int
     draw: random.Random
     number: int = 0
+
+    def mirrored(self) -> Drawn:
+        """The same with what is said of the image's mirror image."""
+        return replace(self, image=self.image.mirrored())
 
 
 class BatchPlan:

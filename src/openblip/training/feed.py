@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from openblip.data.augment import BLIP2, Augmentation, augment
+from openblip.data.augment import BLIP2, Augmentation, draw_part
 from openblip.data.features import FeatureStore
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.pictures import BadPicture, open_picture
 from openblip.data.samples import Picture
+from openblip.data.views import CROPS_FROM, draw_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images import ImageTransform, normalise, squash
 from openblip.pipeline import anything, read_ahead
@@ -85,11 +86,26 @@ class CachedFeed(PlannedFeed):
     def __init__(self, plan: BatchPlan, stores: Sequence[FeatureStore]) -> None:
         super().__init__(plan)
         self.stores = stores
+        self._mirrored: dict[tuple[int, Picture, int], bool] = {}
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         for batch in self.plan.batches(epoch, skip):
             rows = [self.stores[drawn.source].patches([drawn.image.image], [drawn.view]) for drawn in batch]
-            yield batch, Views(patches=torch.cat(rows))
+            yield [self._as_seen(drawn) for drawn in batch], Views(patches=torch.cat(rows))
+
+    def _as_seen(self, drawn: Drawn) -> Drawn:
+        """With the texts of the mirror image, where that is what the features are of."""
+        mirrored = drawn.mirrored()
+        return mirrored if mirrored.image != drawn.image and self._is_mirrored(drawn) else drawn
+
+    def _is_mirrored(self, drawn: Drawn) -> bool:
+        """How a crop was drawn depends on the picture's size: only those whose texts name a side are opened."""
+        picture, source = drawn.image.image, self.plan.sources[drawn.source]
+        place = drawn.source, picture, drawn.view
+        if place not in self._mirrored:
+            size = open_picture(picture).size if drawn.view >= CROPS_FROM and source.mirror else (1, 1)
+            self._mirrored[place] = draw_view(size, picture.name, drawn.view, source.min_area, source.mirror).mirrored
+        return self._mirrored[place]
 
 
 class PictureFeed(PlannedFeed):
@@ -107,18 +123,21 @@ class PictureFeed(PlannedFeed):
         return look_ahead(drawn, self._look, own, self.transform, self._leave_out)
 
     def _look(self, drawn: Drawn) -> Seen:
-        return drawn, look(drawn, self.sources[drawn.source], self.transform.image_size)
+        return look(drawn, self.sources[drawn.source], self.transform.image_size)
 
     def _leave_out(self, drawn: Drawn, error: ImageError) -> None:
         leave_out(self._note, drawn.image.image, error, self.skip_bad)
 
 
-def look(drawn: Drawn, source: DataSource, size: int) -> np.ndarray[Any, Any]:
-    """A row's picture, cropped and mirrored by its draw, squashed [size, size, 3] uint8. Raises ImageError."""
+def look(drawn: Drawn, source: DataSource, size: int) -> Seen:
+    """A row's picture, cropped and mirrored by its draw, and the row with texts of what is seen. Raises ImageError."""
     image = open_picture(drawn.image.image)
     if source.augment:
-        image = augment(image, drawn.draw, Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0))
-    return squash(image, size)
+        settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
+        part = draw_part(image.size, drawn.draw, settings)
+        image = part.of(image)
+        drawn = drawn.mirrored() if part.mirrored else drawn
+    return drawn, squash(image, size)
 
 
 def leave_out(note: Callable[[BadPicture], None], picture: Picture, error: OpenBlipError, skip_bad: bool) -> None:

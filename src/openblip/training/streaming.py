@@ -163,7 +163,7 @@ class StreamFeed(Feed):
         if not self.usable(image):
             raise ImageError(str(picture), "says nothing that this stage learns from")
         drawn = Drawn(place.source, image, 0, place.draw, _number(picture))
-        return drawn, look(drawn, source, self.transform.image_size)
+        return look(drawn, source, self.transform.image_size)
 
     def _leave_out(self, place: Place, error: ImageError) -> None:
         leave_out(self._note, place.picture, error, self.skip_bad)

@@ -1,0 +1,42 @@
+"""Left and right in what is said of a picture: in its mirror image they have changed places."""
+
+from __future__ import annotations
+
+import re
+
+BEFORE = frozenset(
+    "the to on at in from its his her their far extreme top bottom upper lower front back rear middle".split()
+)
+AFTER = frozenset(
+    "side sides hand corner edge end of most half part top bottom to arm leg foot wall lane shoulder".split()
+)
+SIDE = re.compile(r"\b(left|right)(?=most\b|\b)", re.IGNORECASE)
+WORD = re.compile(r"[a-z]+")
+OTHER = {"left": "right", "right": "left"}
+
+
+def swap_sides(text: str) -> str:
+    """What is true of the mirror image, if the text is true of the picture.
+
+    Only words that stand where a side is named change: what a man has left and who is right do not.
+
+    >>> swap_sides("what is on the left side of the lamp")
+    'what is on the right side of the lamp'
+    """
+    return SIDE.sub(_swapped, text)
+
+
+def _swapped(found: re.Match[str]) -> str:
+    word = found[1]
+    if not _names_a_side(found):
+        return word
+    other = OTHER[word.lower()]
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+
+def _names_a_side(found: re.Match[str]) -> bool:
+    text = found.string.lower()
+    before, after = WORD.findall(text[: found.start()]), WORD.findall(text[found.end() :])
+    if not before and not after:
+        return True  # an answer
+    return not BEFORE.isdisjoint(before[-1:]) or not AFTER.isdisjoint(after[:1])
