@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from openblip.data.pairs import DataSource, ImageText
+from openblip.data.questions import Question
 from openblip.data.views import MIRRORED_VIEW
 from openblip.training.batches import BatchPlan
 
@@ -35,3 +36,25 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches() -> None:
 
     assert shown(0)[4:] == shown(4)
     assert shown(0) != sorted(shown(0))
+
+
+def test_questions_lose_a_share_of_their_words_others_each_time_and_nothing_else_does() -> None:
+    asked = Question("what is on the right side of the old lamp", "a chair with four legs", "object")
+    image = ImageText(Path("a.jpg"), ("a room with a lamp",), (), (asked,), (asked, Question("where", "here", "place")))
+    source = DataSource("a", repeat=400, word_dropout=0.3)
+
+    def shown() -> list[ImageText]:
+        return [row.image for batch in BatchPlan([source], [[image]], 4, seed=1).batches(0) for row in batch]
+
+    seen = shown()
+    assert seen == shown()
+    words = asked.question.split()
+    kept = [len(question.question.split()) for each in seen for question in (each.questions[0], each.made_questions[0])]
+    assert abs(sum(kept) / len(kept) / len(words) - 0.7) < 0.03
+    assert len({each.questions[0].question for each in seen}) > 150
+    for each in seen:
+        rest = iter(words)
+        assert all(word in rest for word in each.questions[0].question.split())  # in their order
+        assert each.made_questions[1].question == "where"  # all of it is never left out
+        assert [question.answer for question in each.questions] == [asked.answer]
+        assert (each.image, each.captions) == (image.image, image.captions)

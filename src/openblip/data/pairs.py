@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
 
@@ -49,6 +50,21 @@ class ImageText:
         captions, statements = (tuple(map(swap_sides, texts)) for texts in said)
         questions, made = (tuple(map(_mirrored, asked)) for asked in (self.questions, self.made_questions))
         return ImageText(self.image, captions, statements, questions, made)
+
+    def with_fewer_words(self, share: float, draw: random.Random) -> ImageText:
+        """Its questions with a share of their words left out, never all of them; at 0 as they are."""
+        if not share:
+            return self
+        questions, made = (
+            tuple(replace(each, question=_drop_words(each.question, share, draw)) for each in asked)
+            for asked in (self.questions, self.made_questions)
+        )
+        return replace(self, questions=questions, made_questions=made)
+
+
+def _drop_words(text: str, share: float, draw: random.Random) -> str:
+    words = text.split()
+    return " ".join([word for word in words if draw.random() >= share] or words)
 
 
 def _mirrored(asked: Question) -> Question:

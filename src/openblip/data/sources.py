@@ -40,6 +40,8 @@ class DataSource:
         make_questions: make questions of captions.
         plain_questions: make those that people ask of any photo ("what is this", "is there a dog"), too.
         mirror: whether mirror images may stand for the image; left and right change places in what is said of them.
+        word_dropout: share of the words of its questions that are left out, others each time: a small model learns the
+            questions of a small set by heart otherwise.
         augment: whether pictures are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
         stream: read the tars of `table` as training goes, instead of all their headers and texts before: for more of
@@ -59,6 +61,7 @@ class DataSource:
     make_questions: bool = False
     plain_questions: bool = False
     mirror: bool = True
+    word_dropout: float = 0.0
     views: int = 2
     augment: bool = True
     repeat: int = 1

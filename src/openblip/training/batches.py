@@ -88,4 +88,6 @@ class BatchPlan:
         settings = self.sources[source]
         views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
         number = sum(map(len, self.images[:source])) + row
-        return Drawn(source, self.images[source][row], draw.choice(views), draw, number)
+        view = draw.choice(views)
+        image = self.images[source][row].with_fewer_words(settings.word_dropout, draw)
+        return Drawn(source, image, view, draw, number)

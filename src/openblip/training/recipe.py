@@ -380,6 +380,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
     rates = [("ema", recipe.ema), ("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)]
     if recipe.dropout is not None:
         rates += [("dropout", recipe.dropout)]
+    rates += [(f"word_dropout of {source.name}", source.word_dropout) for source in recipe.data]
     for name, rate in rates:
         if not 0 <= rate < 1:
             yield f"{name} is {rate}: it must be at least 0 and below 1"

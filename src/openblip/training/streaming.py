@@ -162,6 +162,7 @@ class StreamFeed(Feed):
         image = place.row if isinstance(place.row, ImageText) else _read(place.row, source)
         if not self.usable(image):
             raise ImageError(str(picture), "says nothing that this stage learns from")
+        image = image.with_fewer_words(source.word_dropout, place.draw)
         drawn = Drawn(place.source, image, 0, place.draw, _number(picture))
         return look(drawn, source, self.transform.image_size)
 
