@@ -52,14 +52,11 @@ class ImageText:
         return ImageText(self.image, captions, statements, questions, made)
 
     def with_fewer_words(self, share: float, draw: random.Random) -> ImageText:
-        """Its questions with a share of their words left out, never all of them; at 0 as they are."""
+        """Its questions, but for those made by rule, with a share of their words left out, never all; at 0 as it is."""
         if not share:
             return self
-        questions, made = (
-            tuple(replace(each, question=_drop_words(each.question, share, draw)) for each in asked)
-            for asked in (self.questions, self.made_questions)
-        )
-        return replace(self, questions=questions, made_questions=made)
+        asked = (replace(each, question=_drop_words(each.question, share, draw)) for each in self.questions)
+        return replace(self, questions=tuple(asked))
 
 
 def _drop_words(text: str, share: float, draw: random.Random) -> str:

@@ -40,8 +40,8 @@ class DataSource:
         make_questions: make questions of captions.
         plain_questions: make those that people ask of any photo ("what is this", "is there a dog"), too.
         mirror: whether mirror images may stand for the image; left and right change places in what is said of them.
-        word_dropout: share of the words of its questions that are left out, others each time: a small model learns the
-            questions of a small set by heart otherwise.
+        word_dropout: share of the words of its own questions that are left out, others each time: a small model learns
+            the questions of a small set by heart otherwise. Those made of captions stay whole.
         augment: whether pictures are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
         stream: read the tars of `table` as training goes, instead of all their headers and texts before: for more of
