@@ -6,6 +6,8 @@ DATA holds flickr8k/captions.jsonl (split val: Karpathy's 1,000), coco/vqa.jsonl
 image by hash of its name is held out) and daquar/vqa.jsonl (every fifth). None of these images was trained on.
 "plain" are questions that people ask of any photo, made from the captions of Flickr8k's images by rule.
 
+`--seen` asks the same of what it was trained on: the gap tells how much is known by heart.
+
 Who chooses among models by their captions does so on `--half even` and reports `--half odd`, which had no part in it.
 """
 
@@ -98,14 +100,16 @@ def main() -> None:
     parser.add_argument("--rerank", type=int, default=16, help="candidates a query that ITM looks at")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--half", choices=HALVES, help="of Flickr8k's images those in even or in odd places")
+    parser.add_argument("--seen", action="store_true", help="the training part instead: what is known by heart")
     parser.add_argument("--json", type=Path, help="write scores and every output here")
     options = parser.parse_args()
     if not options.data.is_dir():
         raise SystemExit(f"no data at {options.data}: give --data a folder with flickr8k, coco and daquar")
     model = load(options.model, dtype=options.dtype)
     wanted = options.only or PARTS
+    split, part = ("train", "seen in training") if options.seen else ("val", "held out")
     scores: dict[str, Any] = {}
-    captioned = read_captions(options.data / "flickr8k/captions.jsonl", "val")
+    captioned = read_captions(options.data / "flickr8k/captions.jsonl", split)
     if options.half:
         captioned = captioned[HALVES[options.half] :: 2]
     captioned = captioned[: options.limit]
@@ -115,30 +119,32 @@ def main() -> None:
         scores["retrieval"] = retrieval_scores(model, captioned, options.rerank)
     for name, path, one_in in (("coco-qa", "coco/vqa.jsonl", 10), ("daquar", "daquar/vqa.jsonl", 5)):
         if name in wanted:
-            rows = [row for row in read_questions(options.data / path) if is_held_out(row.image, one_in)]
+            rows = [
+                row for row in read_questions(options.data / path) if is_held_out(row.image, one_in) != options.seen
+            ]
             scores[name] = answer_scores(model, rows[: options.limit])
     if "plain" in wanted:
         rows = plain_rows(captioned)
         scores["plain"] = {**answer_scores(model, rows), "commonest": commonest_share(rows)}
-    print(table(model.name, scores, len(captioned)))
+    print(table(model.name, scores, len(captioned), split, part))
     if options.json:
         options.json.write_text(json.dumps(scores, indent=1))
 
 
-def table(name: str, scores: dict[str, Any], images: int) -> str:
+def table(name: str, scores: dict[str, Any], images: int, split: str, part: str) -> str:
     lines = [f"| {name} | score | for comparison |", "|---|---|---|"]
     if "captions" in scores:
         found = scores["captions"]
         words = "PTB tokeniser" if found["official"] else "simple tokeniser, unofficial"
         lines.append(
-            f"| Flickr8k val ({images}), beam search: CIDEr / BLEU-4 ({words}) | "
+            f"| Flickr8k {split} ({images}), beam search: CIDEr / BLEU-4 ({words}) | "
             f"{found['cider']:.3f} / {found['bleu'][3]:.3f} | {MARKS['captions']} |"
         )
     if "retrieval" in scores:
         for direction in ("text_to_image", "image_to_text"):
             found = scores["retrieval"][direction]
             lines.append(
-                f"| Flickr8k val {direction.replace('_', ' ')} R@1 / 5 / 10 | "
+                f"| Flickr8k {split} {direction.replace('_', ' ')} R@1 / 5 / 10 | "
                 f"{found['at_1']:.1%} / {found['at_5']:.1%} / {found['at_10']:.1%} | chance {1 / images:.1%} |"
             )
     for key in ("coco-qa", "daquar", "plain"):
@@ -147,7 +153,7 @@ def table(name: str, scores: dict[str, Any], images: int) -> str:
             kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in found["accuracy"].items() if kind != "all")
             shown = f"{found['accuracy']['all']:.1%}" + (f" ({kinds})" if kinds else "")
             mark = MARKS[key].format_map(found)
-            lines.append(f"| {key} held out ({found['count']} questions), exact | {shown} | {mark} |")
+            lines.append(f"| {key} {part} ({found['count']} questions), exact | {shown} | {mark} |")
     return "\n".join(lines)
 
 
