@@ -82,8 +82,19 @@ mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHT
 		output=runs/mini/stage2_halves epochs=3 data.2.repeat=6 keep_matching=1.0 itm_share=0.5 seed=93
 	$(BIN)/openblip train recipes/mini/9_finetune_plain.yaml data_root=$(DATA) init=runs/mini/stage2_halves \
 		output=runs/mini/finetune_halves epochs=1 seed=95
-	$(BIN)/openblip average runs/mini/mini runs/mini/stage2_half=0.1 runs/mini/stage2_plain=0.2 \
-		runs/mini/stage2_halves=0.35 runs/mini/finetune_plain=0.15 runs/mini/finetune_halves=0.2 --storage int8
+	$(BIN)/openblip average runs/mini/plain runs/mini/stage2_half=0.1 runs/mini/stage2_plain=0.2 \
+		runs/mini/stage2_halves=0.35 runs/mini/finetune_plain=0.15 runs/mini/finetune_halves=0.2
+	$(BIN)/openblip train recipes/mini/9_finetune_plain.yaml data_root=$(DATA) init=runs/mini/plain \
+		output=runs/mini/finetune_slow epochs=1 optimizer.lr=5e-5 seed=103
+	$(BIN)/openblip train recipes/mini/8_stage2_plain.yaml data_root=$(DATA) init=runs/mini/plain \
+		output=runs/mini/stage2_sides epochs=3 data.1.views=4 data.2.views=8 data.2.min_area=0.7 data.2.repeat=6 \
+		keep_matching=1.0 itm_share=0.5 seed=101
+	$(BIN)/openblip average runs/mini/slow runs/mini/plain=0.5 runs/mini/finetune_slow=0.5
+	$(BIN)/openblip train recipes/mini/8_stage2_plain.yaml data_root=$(DATA) init=runs/mini/slow \
+		output=runs/mini/stage2_ten epochs=2 data.1.views=4 data.2.views=8 data.2.min_area=0.7 data.2.repeat=8 \
+		data.2.word_dropout=0.3 vision_blocks=10 keep_matching=1.0 itm_share=0.5 seed=102
+	$(BIN)/openblip average runs/mini/mini runs/mini/plain=0.35 runs/mini/stage2_sides=0.3 runs/mini/stage2_ten=0.15 \
+		runs/mini/finetune_slow=0.2 --storage int8
 
 train-smoke: $(VENV)/.dev ## both stages and adapters on ten photos, in minutes: losses fall, captions change
 	$(BIN)/python benchmarks/train_smoke.py

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import pytest
 from filelock import FileLock
 
 import openblip
+from openblip.checkpoints import origin
+from openblip.checkpoints.registry import bundled_folder
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.run import evaluate, number_format
@@ -95,6 +99,19 @@ def test_another_runs_predictions_are_not_taken_for_ones_own(recipe: Path, tmp_p
     with pytest.raises(OpenBlipError, match="holds predictions of another run"):
         evaluate(load_evaluation(recipe, [override]))
     assert (tmp_path / "out/predictions.jsonl").read_bytes() == before
+
+
+def test_predictions_of_the_bundled_models_former_weights_are_not_its_own(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_evaluation(recipe, ["model=mini", "limit=2"])
+    evaluate(settings)
+    evaluate(settings)
+    upgraded = Path(shutil.copytree(bundled_folder("mini"), tmp_path / "mini"))
+    os.utime(upgraded / "model.safetensors", (1e9, 1e9))
+    monkeypatch.setattr(origin, "bundled_folder", lambda name: upgraded)
+    with pytest.raises(OpenBlipError, match=r"holds predictions of another run \(other weights\)"):
+        evaluate(settings)
 
 
 def test_a_damaged_journal_is_told(recipe: Path, tmp_path: Path) -> None:

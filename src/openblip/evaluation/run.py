@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from openblip import __version__
+from openblip.checkpoints.origin import model_files
 from openblip.data.samples import Sample
 from openblip.errors import OpenBlipError
 from openblip.evaluation.classifying import evaluate_labels
@@ -93,7 +94,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
     """Note what makes the predictions in the folder; refuse to go on with those of something else."""
     mine = {
         "model": recipe.model,
-        "weights": _mark_of_files(Path(recipe.model)),
+        "weights": _mark_of_model(recipe),
         "checkpoint": recipe.checkpoint,
         "number format": number_format(model),
         "task": recipe.task.value,
@@ -121,11 +122,11 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
         _replace(path, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
 
 
-def _mark_of_files(folder: Path) -> list[list[object]]:
-    """Names, sizes and times of a model folder's files: a model that was trained on is another model."""
-    if not folder.is_dir():
-        return []
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
+    """Names, sizes and times of its files, wherever they lie: a model that was trained on is another model."""
+    files = model_files(recipe.model) or []
+    if recipe.checkpoint is not None and Path(recipe.checkpoint).is_file():
+        files = [*files, Path(recipe.checkpoint)]
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
