@@ -94,3 +94,13 @@ def test_a_mirrored_picture_is_described_as_it_is_seen(images: list[ImageText], 
     assert min(found.values()) > 40  # of 160
     upright = seen(make(images, DataSource("b", views=8, mirror=False)))
     assert upright == {(True, CAPTION): 160}
+
+
+def test_a_run_whose_features_are_on_disk_outlives_its_pictures(images: list[ImageText]) -> None:
+    feed = cached(images, DataSource("a", views=8))
+    assert sum(seen(feed, epochs=1).values()) == 20
+    for each in images:
+        assert isinstance(each.image, Path)
+        each.image.write_bytes(b"")
+    found = seen(feed)
+    assert sum(found.values()) == 160

@@ -103,7 +103,10 @@ class CachedFeed(PlannedFeed):
         picture, source = drawn.image.image, self.plan.sources[drawn.source]
         place = drawn.source, picture, drawn.view
         if place not in self._mirrored:
-            size = open_picture(picture).size if drawn.view >= CROPS_FROM and source.mirror else (1, 1)
+            try:
+                size = open_picture(picture).size if drawn.view >= CROPS_FROM and source.mirror else (1, 1)
+            except ImageError:  # gone since its features were computed: no reason to lose the run
+                return False
             self._mirrored[place] = draw_view(size, picture.name, drawn.view, source.min_area, source.mirror).mirrored
         return self._mirrored[place]
 
