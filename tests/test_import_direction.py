@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": MODEL_ROOMS | {"", "data", "evaluation", "model", "pipeline", "recipes"},
     "evaluation": {
         "",
+        "checkpoints",
         "data",
         "errors",
         "image_sources",

@@ -65,8 +65,9 @@ def test_the_command_keeps_what_a_load_makes(
     stored = load_parts(folder)
     assert same(stored, load_parts("mini", bits=bits))
     assert any(isinstance(module, kind) for module in stored.network.modules())
-    model = openblip.load(folder)
-    assert model.caption(photos[0]) == openblip.load("mini", dtype=f"int{bits}").caption(photos[0])
+    # Asked for by name, so that the rest is in the same type, which on some CPUs is bfloat16.
+    kept, made = (openblip.load(place, dtype=f"int{bits}") for place in (folder, "mini"))
+    assert kept.caption(photos[:3]) == made.caption(photos[:3])
     # Asked for floats, a folder of codes gives floats.
     floats = load_parts(folder, bits=0).network
     assert not quantised.quantised_layers(floats)
