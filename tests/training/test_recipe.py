@@ -73,6 +73,7 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         ("", ["stage=stage2", "evaluation.metric=meteor"], "'meteor': it is none of"),
         ("", ["threads=-3"], "threads is -3"),
         ("", ["data.0.views=0"], "views of a is 0"),
+        ("", ["data.0.word_dropout=1"], "word_dropout of a is 1"),
         ("", ["mixture.questions=2"], "mixture.questions is 2"),
         ("", ["batch_size=1"], "batch_size is 1"),
         ("", ["self_critical=3"], "self_critical is for stage2"),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from openblip import __version__
-from openblip.checkpoints.origin import model_files
+from openblip.checkpoints.origin import origin_of
 from openblip.data.samples import Sample
 from openblip.errors import OpenBlipError
 from openblip.evaluation.classifying import evaluate_labels
@@ -123,11 +123,12 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
 
 
 def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
-    """Names, sizes and times of its files, wherever they lie: a model that was trained on is another model."""
-    files = model_files(recipe.model) or []
+    """Paths, sizes and times of its files, wherever they lie: a model that was trained on is another model."""
+    marks: list[list[object]] = [list(state) for state in origin_of(recipe.model) or []]
     if recipe.checkpoint is not None and Path(recipe.checkpoint).is_file():
-        files = [*files, Path(recipe.checkpoint)]
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        state = Path(recipe.checkpoint).stat()
+        marks.append([recipe.checkpoint, state.st_size, state.st_mtime_ns])
+    return marks
 
 
 def _mark_of_samples(samples: Sequence[Sample]) -> str:

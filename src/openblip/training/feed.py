@@ -17,7 +17,7 @@ from openblip.data.features import FeatureStore
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.pictures import BadPicture, open_picture
 from openblip.data.samples import Picture
-from openblip.data.views import CROPS_FROM, draw_view
+from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images import ImageTransform, normalise, squash
 from openblip.pipeline import anything, read_ahead
@@ -95,19 +95,23 @@ class CachedFeed(PlannedFeed):
 
     def _as_seen(self, drawn: Drawn) -> Drawn:
         """With the texts of the mirror image, where that is what the features are of."""
+        if drawn.view == 0:
+            return drawn
         mirrored = drawn.mirrored()
         return mirrored if mirrored.image != drawn.image and self._is_mirrored(drawn) else drawn
 
     def _is_mirrored(self, drawn: Drawn) -> bool:
         """How a crop was drawn depends on the picture's size: only those whose texts name a side are opened."""
         picture, source = drawn.image.image, self.plan.sources[drawn.source]
+        if drawn.view < CROPS_FROM or not source.mirror:
+            return drawn.view == MIRRORED_VIEW
         place = drawn.source, picture, drawn.view
         if place not in self._mirrored:
             try:
-                size = open_picture(picture).size if drawn.view >= CROPS_FROM and source.mirror else (1, 1)
+                size = open_picture(picture).size
             except ImageError:  # gone since its features were computed: no reason to lose the run
                 return False
-            self._mirrored[place] = draw_view(size, picture.name, drawn.view, source.min_area, source.mirror).mirrored
+            self._mirrored[place] = draw_view(size, picture.name, drawn.view, source.min_area).mirrored
         return self._mirrored[place]
 
 
