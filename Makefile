@@ -8,7 +8,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test lint parity mini train-smoke bench bench-full bench-mini clean
+.PHONY: help caption test lint docs parity mini train-smoke bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,11 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	@echo "installing what builds the documentation into $(VENV)" >&2
+	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 caption: $(VENV)/.core ## install OpenBLIP and caption the photos in examples/
 	@$(BIN)/openblip caption examples/
 
@@ -43,6 +48,12 @@ lint: $(VENV)/.dev ## style and types
 
 test: lint ## style, types and tests
 	$(BIN)/pytest
+
+# Into an empty folder: Sphinx does not repeat the warnings of pages that it has kept from a build before.
+docs: $(VENV)/.docs ## build the documentation site, build/docs/index.html; fails on a broken link or an undocumented name
+	@rm -rf build/docs
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs build/docs
+	@echo "open build/docs/index.html" >&2
 
 parity: $(VENV)/.dev ## measure the table of docs/parity.md anew; fails when a limit is exceeded
 	$(BIN)/python -m benchmarks.parity

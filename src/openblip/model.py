@@ -120,6 +120,7 @@ class Blip2(Matching):
 
     @property
     def name(self) -> str:
+        """The name or folder that it was loaded from."""
         return self.parts.name
 
     @property
@@ -215,7 +216,7 @@ class Blip2(Matching):
         """Describe any number of images, one result each in order, as batches are done.
 
         An image that cannot be read gives a result with its error; the others are not affected. Images are taken
-        and read ahead of the model, as `openblip.pipeline.read_ahead` says.
+        from the iterable and read in threads, a few batches ahead of the model.
         """
         chosen = caption_options(self.parts, options, num_captions)
         text = self.parts.prompts.caption if prompt is None else prompt

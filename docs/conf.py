@@ -1,0 +1,42 @@
+"""The documentation site, which `make docs` builds from the Markdown pages here and the package's docstrings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import openblip
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "OpenBLIP"
+author = project_copyright = "The OpenBLIP authors"
+version = release = openblip.__version__
+html_title = f"OpenBLIP {release}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "command_pages", "site_checks"]
+exclude_patterns = ["_build"]
+
+# Every cross-reference must lead somewhere; `make docs` turns the warning into an error.
+nitpicky = True
+# Types from inside the package may show in a signature without being part of the reference.
+nitpick_ignore_regex = [("py:class", r"openblip\.(checkpoints|generation|nn)\..*")]
+# `name` in a docstring is code; where it is also the name of something in the reference, it becomes a link.
+default_role = "name-or-code"
+
+# Anchors for headings, as GitHub makes them, so that page.md#heading works in both places.
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
