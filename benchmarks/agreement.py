@@ -22,7 +22,7 @@ from torch import Tensor
 import openblip
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 WAYS = ("its greedy text", "random text")
 

@@ -33,13 +33,13 @@ from results import Row, add_json_option, finish
 from torch import Tensor
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.native import empty_network
-from openblip.checkpoints.transformers_names import fresh, is_theirs, sources
+from openblip.checkpoints.names.transformers import fresh, is_theirs, sources
+from openblip.checkpoints.openblip.folder import empty_network
 from openblip.devices import choose_placement
-from openblip.images import to_pixels
-from openblip.model import Blip2
-from openblip.nn.int8 import Int8Linear
-from openblip.nn.quantised import quantised_layers
+from openblip.images.decode import to_pixels
+from openblip.models.blip2 import Blip2
+from openblip.nn.quant.int8 import Int8Linear
+from openblip.nn.quant.swap import quantised_layers
 from openblip.nn.t5 import T5
 
 ALL_TASKS = "greedy, beam 5, 8 questions, image encoder, batch of 64"

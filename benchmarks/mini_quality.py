@@ -24,12 +24,12 @@ from typing import Any
 
 from rich.progress import track
 
-from openblip.data.annotations import Captioned, Questioned, is_held_out, read_captions, read_questions
 from openblip.data.plain_questions import plain_questions
-from openblip.evaluation.answers import exact_match
-from openblip.evaluation.captions import score_captions
-from openblip.evaluation.retrieval import score_retrieval
-from openblip.model import Blip2, load
+from openblip.data.sources.annotations import Captioned, Questioned, is_held_out, read_captions, read_questions
+from openblip.evaluation.metrics.accuracy import exact_match
+from openblip.evaluation.metrics.captions import score_captions
+from openblip.evaluation.metrics.recall import score_retrieval
+from openblip.models.blip2 import Blip2, load
 from openblip.text import clean_caption
 
 MARKS = {

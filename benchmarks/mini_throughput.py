@@ -25,10 +25,10 @@ from mini_speed import photo
 from results import Row, add_json_option, finish
 
 import openblip
-import openblip.model
-from openblip.images import load_image, to_pixels
-from openblip.model import Blip2
-from openblip.pipeline import PixelBatch, count_threads, pixel_batches
+import openblip.models.blip2
+from openblip.images.decode import load_image, to_pixels
+from openblip.images.prefetch import PixelBatch, count_threads, pixel_batches
+from openblip.models.blip2 import Blip2
 
 STAGES = ("pixels", "vision", "Q-Former")
 
@@ -62,7 +62,7 @@ def watched(model: Blip2) -> Iterator[Stages]:
     doors: list[tuple[Any, str, Callable[..., Any]]] = [
         (network.vision, "forward", stages.timed("vision", network.vision.forward)),
         (network, "visual_prompt", stages.timed("Q-Former", network.visual_prompt)),
-        (openblip.model, "pixel_batches", stages.batches),
+        (openblip.models.blip2, "pixel_batches", stages.batches),
     ]
     before = [vars(owner).get(name) for owner, name, _ in doors]
     for owner, name, action in doors:

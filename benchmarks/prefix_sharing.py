@@ -24,8 +24,8 @@ from torch import Tensor
 from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefix import Prefix
-from openblip.nn.cache import KeyValueCache
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.kv_cache import KeyValueCache
+from openblip.nn.opt import Decoder, DecoderConfig
 
 VISUAL = 32
 VOCABULARY = 16000

@@ -31,12 +31,12 @@ from results import Row, add_json_option, finish
 from torch import Tensor, nn
 
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
-from openblip.nn.decoder import DecoderConfig
+from openblip.nn.opt import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import EVA_VIT_G, VitConfig
-from openblip.training.absent import drop_encoder
-from openblip.training.objectives import IGNORED, Pairing, TextBatch, answer_loss, next_token_loss, stage1_loss
-from openblip.training.pace import peak_memory, resident_memory
+from openblip.training.feature_cache.encoder_stub import drop_encoder
+from openblip.training.losses import IGNORED, Pairing, TextBatch, answer_loss, next_token_loss, stage1_loss
+from openblip.training.monitor.profile import peak_memory, resident_memory
 
 FILLED = 32
 """Tokens that LAVIS fills every text up to."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import openblip
 from openblip.data.pairs import DataSource
-from openblip.training.adapters import LoraSection
+from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe import OptimizerSection, Recipe, Stage, Watching
 from openblip.training.run import train
 

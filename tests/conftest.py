@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from openblip.checkpoints.native import save_native
-from openblip.checkpoints.parts import GenerationDefaults, ModelParts
-from openblip.images import ImageTransform
+from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.openblip.folder import save_native
+from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.decoder import DecoderConfig
 from openblip.nn.efficientnet import EfficientNetConfig
+from openblip.nn.opt import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.text import MatchingText, Tokenizer
-from openblip.training.vocabulary import train_decoder_tokenizer, trim_wordpiece
+from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
 
 if TYPE_CHECKING:
-    from openblip.model import Blip2
+    from openblip.models.blip2 import Blip2
 
 # The models of these tests are tiny: more threads only wait for one another, for minutes on a busy machine.
 torch.set_num_threads(1)

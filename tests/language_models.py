@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, processors
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from openblip.checkpoints.language_models import LoadedLanguage, load_language_model
-from openblip.checkpoints.parts import LanguageSource
-from openblip.training.vocabulary import train_decoder_tokenizer
+from openblip.checkpoints.model_parts import LanguageSource
+from openblip.training.init.vocabulary import train_decoder_tokenizer
 
 WIDTH = 24
 SENTENCES = ["a dog runs on the beach", "two children play with a red ball", "Question: what is it? Answer: a ball"]

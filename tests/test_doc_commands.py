@@ -22,7 +22,7 @@ import typer
 from typer.main import get_command
 
 import openblip.cli
-from openblip.data.sources import DataSource
+from openblip.data.sources.open import DataSource
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.recipes import read_recipe

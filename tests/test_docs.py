@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import openblip
-from openblip.checkpoints.transformers_config import read_config
+from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.zoo import ZOO, ZooModel
 from openblip.evaluation.recipe import load_evaluation
 from openblip.integrations import lavis
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 from openblip.text import PromptTemplates
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from openblip import image_sources
 from openblip.errors import ImageError, OptionError
-from openblip.images import DEFAULT_MAX_PIXELS, load_image
+from openblip.images import sources as image_sources
+from openblip.images.decode import DEFAULT_MAX_PIXELS, load_image
 
 Pixels = np.ndarray[Any, Any]
 ORIENTATION = 0x0112
@@ -336,7 +336,7 @@ def test_many_threads_at_once() -> None:
 
 def run_fresh(program: str, stdin: bytes = b"") -> str:
     """Runs a program in an interpreter that has imported nothing yet."""
-    source = str(Path(image_sources.__file__).parents[1])
+    source = str(Path(image_sources.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", program],
         input=stdin,
@@ -351,7 +351,7 @@ def run_fresh(program: str, stdin: bytes = b"") -> str:
 def test_threads_that_meet_a_format_for_the_first_time() -> None:
     program = """
 import sys, threading
-from openblip.images import load_image
+from openblip.images.decode import load_image
 data, sizes, gate = sys.stdin.buffer.read(), [], threading.Barrier(16)
 def read():
     gate.wait()
@@ -366,4 +366,4 @@ print(sizes.count((37, 23)))
 
 def test_importing_costs_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "PIL", "urllib.request"}
-    assert run_fresh(f"import openblip.images, sys; print({heavy} & set(sys.modules))") == "set()"
+    assert run_fresh(f"import openblip.images.decode, sys; print({heavy} & set(sys.modules))") == "set()"

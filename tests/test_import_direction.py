@@ -17,60 +17,52 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
 
-MODEL_ROOMS = {"checkpoints", "devices", "errors", "generation", "image_sources", "images", "nn", "options", "text"}
+MODEL_ROOMS = {"checkpoints", "devices", "errors", "generation", "images", "nn", "options", "text"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "nn": set(),
     "results": {"errors"},
-    "image_sources": {"errors"},
-    "images": {"errors", "image_sources"},
-    "pipeline": {"errors", "image_sources", "images"},
+    "images": {"errors"},
     "text": {"errors"},
     "devices": {"errors"},
     "fetch": {"errors"},
     "generation": {"errors", "nn"},
-    "image_cache": {"errors", "generation"},
     "options": {"errors", "generation"},
     "writing": {"checkpoints", "generation", "options", "results", "text"},
     "checkpoints": {"errors", "fetch", "images", "nn", "text"},
-    "chat": {"errors", "text"},
     "machine": {"checkpoints", "devices", "nn"},
-    "matching": {"errors", "image_sources", "images", "nn", "pipeline", "results", "text"},
-    "model": MODEL_ROOMS | {"chat", "image_cache", "matching", "pipeline", "results", "writing"},
-    "verification": {"checkpoints", "errors", "image_sources", "model"},
-    "data": {"errors", "fetch", "image_sources", "images", "pipeline", "text"},
+    "matching": {"errors", "images", "nn", "results", "text"},
+    "models": MODEL_ROOMS | {"matching", "results", "writing"},
+    "verification": {"checkpoints", "errors", "images", "models"},
+    "data": {"errors", "fetch", "images", "text"},
     "recipes": {"errors"},
-    "training": MODEL_ROOMS | {"", "data", "evaluation", "model", "pipeline", "recipes"},
+    "training": MODEL_ROOMS | {"", "data", "evaluation", "models", "recipes"},
     "evaluation": {
         "",
         "checkpoints",
         "data",
         "errors",
-        "image_sources",
         "images",
         "matching",
-        "model",
+        "models",
         "nn",
         "options",
-        "pipeline",
         "recipes",
         "results",
         "text",
     },
-    "integrations": MODEL_ROOMS | {"data", "model", "training"},
+    "integrations": MODEL_ROOMS | {"data", "models", "training"},
     "cli": {
         "",
         "checkpoints",
         "data",
         "errors",
         "evaluation",
-        "image_sources",
         "images",
         "machine",
-        "model",
+        "models",
         "options",
-        "pipeline",
         "recipes",
         "results",
         "training",
@@ -83,8 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
-    "peft": {"openblip.training.adapters"},
-    "pyarrow": {"openblip.data.parquet"},
+    "peft": {"openblip.training.lora.adapters"},
+    "pyarrow": {"openblip.data.sources.parquet"},
     "transformers": {"openblip.checkpoints.language_models"},
 }
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""
@@ -237,7 +229,7 @@ def test_what_the_core_does_without_is_imported_in_one_place(library: str) -> No
     importers = {found.importer for found in imports_of(PACKAGE) if found.imported.split(".")[0] == library}
     assert importers == OPTIONAL_LIBRARIES[library]
     modules = ", ".join(sorted(importers))
-    assert library not in loaded_by(f"import openblip.model, openblip.training.run, {modules}")
+    assert library not in loaded_by(f"import openblip.models.blip2, openblip.training.run, {modules}")
 
 
 def test_no_room_is_empty() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import openblip
 from openblip.checkpoints.registry import bundled_folder
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

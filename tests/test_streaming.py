@@ -17,11 +17,11 @@ from tokenizers import decoders, models
 from torch import Tensor
 
 from openblip.errors import ImageError, OptionError
-from openblip.model import Blip2
-from openblip.nn.cache import KeyValueCache
-from openblip.nn.decoder import Decoder
+from openblip.models.blip2 import Blip2
+from openblip.nn.kv_cache import KeyValueCache
+from openblip.nn.opt import Decoder
 from openblip.text import NO_CHARACTER, Pieces, Tokenizer, clean_generated, text_pieces
-from openblip.training.vocabulary import train_decoder_tokenizer
+from openblip.training.init.vocabulary import train_decoder_tokenizer
 
 from .checkpoints.theirs import t5_words
 

@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openblip.chat import Chat as Chat
     from openblip.checkpoints.registry import ModelInfo as ModelInfo
     from openblip.checkpoints.registry import list_models as list_models
     from openblip.errors import CheckpointError as CheckpointError
@@ -19,8 +18,9 @@ if TYPE_CHECKING:
     from openblip.errors import ImageError as ImageError
     from openblip.errors import OpenBlipError as OpenBlipError
     from openblip.errors import OptionError as OptionError
-    from openblip.model import Blip2 as Blip2
-    from openblip.model import load as load
+    from openblip.models.blip2 import Blip2 as Blip2
+    from openblip.models.blip2 import load as load
+    from openblip.models.chat import Chat as Chat
     from openblip.results import Captioned as Captioned
     from openblip.results import GeneratedText as GeneratedText
     from openblip.results import Match as Match
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Blip2": "openblip.model",
+    "Blip2": "openblip.models.blip2",
     "Captioned": "openblip.results",
-    "Chat": "openblip.chat",
+    "Chat": "openblip.models.chat",
     "CheckpointError": "openblip.errors",
     "DownloadError": "openblip.errors",
     "GeneratedText": "openblip.results",
@@ -48,7 +48,7 @@ _HOMES = {
     "Rankings": "openblip.results",
     "Scores": "openblip.results",
     "list_models": "openblip.checkpoints.registry",
-    "load": "openblip.model",
+    "load": "openblip.models.blip2",
 }
 
 __all__ = [

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from openblip.checkpoints.sizes import PATCH, QUERIES, LanguageModel
 from openblip.checkpoints.zoo import PROJECTION, QFORMER, VISION, ZOO, ZooModel
 from openblip.devices import Placement, choose_placement
-from openblip.nn.int8 import Int8Linear
-from openblip.nn.int8_orders import LEVELS, input_levels
-from openblip.nn.linear import Linear
+from openblip.nn.quant.int8 import Int8Linear
+from openblip.nn.quant.int8_packing import LEVELS, input_levels
+from openblip.nn.quant.linear import Linear
 
 INPUTS, OUTPUTS = 2560, 10240
 """Sizes of OPT-2.7b's largest layers."""

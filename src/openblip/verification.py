@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from openblip.checkpoints.zoo import find_model
 from openblip.errors import CheckpointError
-from openblip.image_sources import ImageSource
+from openblip.images.sources import ImageSource
 
 if TYPE_CHECKING:
-    from openblip.model import Blip2
+    from openblip.models.blip2 import Blip2
 
 IMAGES: Mapping[str, str] = {
     "merlion.png": "https://raw.githubusercontent.com/salesforce/LAVIS/main/docs/_static/merlion.png",

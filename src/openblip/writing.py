@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.model_parts import ModelParts
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.options import Defaults, TextOptions, generation_options
 from openblip.results import GeneratedText

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 ROOT = Path(__file__).parents[2]
 

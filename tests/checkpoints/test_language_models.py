@@ -17,12 +17,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import openblip
-from openblip.checkpoints.convert import convert
 from openblip.checkpoints.language_models import fingerprint, load_language_model
 from openblip.checkpoints.loading import load_parts, with_language_model
-from openblip.checkpoints.native import load_native, save_native
-from openblip.checkpoints.parts import LanguageSource, ModelParts
-from openblip.checkpoints.transformers_export import save_transformers
+from openblip.checkpoints.model_parts import LanguageSource, ModelParts
+from openblip.checkpoints.openblip.folder import load_native, save_native
+from openblip.checkpoints.tools.convert import convert
+from openblip.checkpoints.transformers.write import save_transformers
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.integrations.lavis.models import Blip2OPT

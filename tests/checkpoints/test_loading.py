@@ -14,16 +14,16 @@ from torch import Tensor
 import openblip
 from openblip import errors
 from openblip.checkpoints import loading
-from openblip.checkpoints.adapter_files import write_adapter
-from openblip.checkpoints.lavis_files import read_lavis
+from openblip.checkpoints.lavis.read import read_lavis
 from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.lora.files import write_adapter
 from openblip.checkpoints.origin import origin_of
-from openblip.checkpoints.placing import VISION
-from openblip.checkpoints.weight_files import SafetensorsFile
+from openblip.checkpoints.tensors.assign import VISION
+from openblip.checkpoints.tensors.files import SafetensorsFile
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.nn.blip2 import Blip2Network
-from tests.checkpoints.test_adapter_files import adapter_of
-from tests.checkpoints.test_lavis_files import lay_out
+from tests.checkpoints.lavis.test_read import lay_out
+from tests.checkpoints.lora.test_files import adapter_of
 from tests.checkpoints.theirs import write_writer
 from tests.pairs.lavis import recorded_config, recorded_weights
 

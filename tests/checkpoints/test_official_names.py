@@ -10,12 +10,12 @@ import torch
 from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
-from openblip.checkpoints.lavis_export import to_lavis
-from openblip.checkpoints.native import empty_network
-from openblip.checkpoints.t5_names import BLIP2_PREFIX
-from openblip.checkpoints.t5_names import TIED as T5_TIED
-from openblip.checkpoints.transformers_config import read_config
-from openblip.checkpoints.transformers_names import to_transformers
+from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.names.t5 import BLIP2_PREFIX
+from openblip.checkpoints.names.t5 import TIED as T5_TIED
+from openblip.checkpoints.names.transformers import to_transformers
+from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.zoo import ZOO, WebFile, ZooModel, get_model
 from openblip.nn.blip2 import Blip2Network
 

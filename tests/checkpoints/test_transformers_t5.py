@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
 import openblip
-from openblip.checkpoints.native import empty_network, load_native, save_native
-from openblip.checkpoints.parts import ModelParts
-from openblip.checkpoints.transformers_export import save_transformers
-from openblip.checkpoints.transformers_folder import load_transformers
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.folder import empty_network, load_native, save_native
+from openblip.checkpoints.transformers.read import load_transformers
+from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import CheckpointError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 from .theirs import FLAN, QUERIES, T5, Theirs, write_t5_writer
 

@@ -18,12 +18,12 @@ from transformers import Blip2Config as TheirBlip2Config
 from transformers import T5Config as TheirT5Config
 
 import openblip
-from openblip.checkpoints.native import empty_network
-from openblip.checkpoints.parts import ModelParts
-from openblip.checkpoints.transformers_config import read_config
-from openblip.checkpoints.transformers_export import save_transformers
-from openblip.checkpoints.transformers_folder import load_transformers
-from openblip.checkpoints.transformers_names import to_transformers
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.transformers import to_transformers
+from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.transformers.config import read_config
+from openblip.checkpoints.transformers.read import load_transformers
+from openblip.checkpoints.transformers.write import save_transformers
 from openblip.checkpoints.zoo import find_model
 from openblip.errors import CheckpointError
 from openblip.nn.t5 import T5Config

@@ -31,7 +31,7 @@ from openblip.checkpoints.zoo import (
 )
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.opt import Decoder, DecoderConfig
 from openblip.nn.qformer import QFormer
 from openblip.nn.t5 import T5
 from openblip.nn.vit import VisionTransformer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 from .conftest import Run
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openblip.checkpoints.native import load_native, save_native
+from openblip.checkpoints.openblip.folder import load_native, save_native
 
 from .conftest import Run
 

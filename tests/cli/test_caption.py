@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import openblip
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 from openblip.results import Captioned, GeneratedText
 
 from .conftest import Run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from openblip.cli import chat as cli_chat
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 from .conftest import Run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data import zoo
-from openblip.data.entries import AnnotationFile
-from openblip.data.zoo import ZOO, dataset_names, find_entry
+from openblip.data.zoo import data_sets as zoo
+from openblip.data.zoo.data_sets import ZOO, dataset_names, find_entry
+from openblip.data.zoo.entries import AnnotationFile
 from tests.checkpoints.web import Page, serve
 from tests.data.pictures import put
 

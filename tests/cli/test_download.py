@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openblip.checkpoints import zoo
-from openblip.checkpoints.progress import download_progress
+from openblip.checkpoints.hub.progress import download_progress
 
 from ..checkpoints.web import Page, add_repository, serve
 from .conftest import Run

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 from .conftest import Run
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from openblip.checkpoints.adapter_files import read_adapter, write_adapter
-from tests.checkpoints.test_adapter_files import adapter_of
+from openblip.checkpoints.lora.files import read_adapter, write_adapter
+from tests.checkpoints.lora.test_files import adapter_of
 
 from .conftest import Run
 

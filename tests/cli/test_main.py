@@ -18,10 +18,10 @@ import pytest
 import torch
 
 import openblip
-from openblip.checkpoints.adapter_files import write_adapter
-from openblip.checkpoints.download import LocalFile, find_files
-from openblip.checkpoints.download import download as download_files
+from openblip.checkpoints.hub.download import LocalFile, find_files
+from openblip.checkpoints.hub.download import download as download_files
 from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.lora.files import write_adapter
 from openblip.checkpoints.zoo import get_model
 from openblip.cli import (
     app,
@@ -45,14 +45,14 @@ from openblip.cli import (
     train,
     verify,
 )
-from openblip.data.zoo import find_entry
+from openblip.data.zoo.data_sets import find_entry
 from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.run import Run as EvaluationRun
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 from openblip.training.recipe import Recipe
 from openblip.verification import IMAGES
-from tests.checkpoints.test_adapter_files import adapter_of
+from tests.checkpoints.lora.test_files import adapter_of
 from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
@@ -152,17 +152,19 @@ def test_the_examples_run(
     (tmp_path / "questions.jsonl").write_text(
         "".join(f'{{"image": "photos/{name}", "question": "what is it?", "answer": "a ball"}}\n' for name in PHOTOS)
     )
-    monkeypatch.setattr("openblip.training.finetuning.load_parts", lambda *_, **__: tiny_model.parts)
+    monkeypatch.setattr("openblip.training.finetune.load_parts", lambda *_, **__: tiny_model.parts)
     monkeypatch.setattr("openblip.training.run.train", pretend_to_train)
     monkeypatch.setattr("openblip.evaluation.run.evaluate", pretend_to_evaluate)
-    monkeypatch.setattr("openblip.checkpoints.download.download", pretend_to_download)
-    monkeypatch.setattr("openblip.data.downloads.download_annotations", lambda name, *_: [Path(find_entry(name).media)])
+    monkeypatch.setattr("openblip.checkpoints.hub.download.download", pretend_to_download)
+    monkeypatch.setattr(
+        "openblip.data.zoo.downloads.download_annotations", lambda name, *_: [Path(find_entry(name).media)]
+    )
     listed = tmp_path / "data/nocaps/annotations/nocaps_val.json"
     listed.parent.mkdir(parents=True)
     listed.write_text('[{"image": "val/1.jpg", "img_id": 0}]')
-    monkeypatch.setattr("openblip.checkpoints.convert.load_parts", lambda *_, **__: load_parts(official_folder))
-    monkeypatch.setattr("openblip.checkpoints.quantising.load_parts", lambda *_, **__: load_parts(official_folder))
-    monkeypatch.setattr("openblip.checkpoints.merging.load_parts", lambda *_, **__: load_parts(official_folder))
+    monkeypatch.setattr("openblip.checkpoints.tools.convert.load_parts", lambda *_, **__: load_parts(official_folder))
+    monkeypatch.setattr("openblip.checkpoints.tools.quantize.load_parts", lambda *_, **__: load_parts(official_folder))
+    monkeypatch.setattr("openblip.checkpoints.tools.merge.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
     words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
     assert words[0] == "openblip"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import openblip
-from openblip.checkpoints.adapter_files import write_adapter
+from openblip.checkpoints.lora.files import write_adapter
+from tests.checkpoints.lora.test_files import adapter_of
 
-from ..checkpoints.test_adapter_files import adapter_of
 from .conftest import Run
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.checkpoints.plan import list_rows
 from openblip.checkpoints.registry import list_models
+from openblip.checkpoints.tools.plan import list_rows
 
 from .conftest import Run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.checkpoints import plan as plans
-from openblip.checkpoints.plan import make_plan
+from openblip.checkpoints.tools import plan as plans
+from openblip.checkpoints.tools.plan import make_plan
 
 from .conftest import Run
 

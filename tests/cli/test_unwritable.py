@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.checkpoints.adapter_files import write_adapter
-from tests.checkpoints.test_adapter_files import adapter_of
+from openblip.checkpoints.lora.files import write_adapter
+from tests.checkpoints.lora.test_files import adapter_of
 
 from .conftest import Ran, Run
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openblip.data.entries import Dataset
-from openblip.data.zoo import load_dataset
+from openblip.data.zoo.data_sets import load_dataset
+from openblip.data.zoo.entries import Dataset
 from tests.data.pictures import jpeg
 
 TEN = ["net"] * 7 + ["racket", "yes", "net"]

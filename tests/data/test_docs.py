@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.zoo import find_entry
+from openblip.data.zoo.data_sets import find_entry
 from tests.data.annotation_cases import CASES, write
 from tests.data.pictures import jpeg, put, write_tar
 

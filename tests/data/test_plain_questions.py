@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from openblip.data.captions_to_questions import Question
 from openblip.data.pairs import tell
 from openblip.data.plain_questions import ANIMALS, KIN, NAMED_IN, plain_questions, singular
-from openblip.data.questions import Question
-from openblip.data.samples import Sample
-from openblip.data.sources import DataSource
+from openblip.data.sample import Sample
+from openblip.data.sources.open import DataSource
 from openblip.text import clean_caption
 
 DOG = (

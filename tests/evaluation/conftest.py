@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.samples import Sample
+from openblip.data.sample import Sample
 
 SAID = ["a dog runs on the beach", "two children play with a red ball", "the ball", "a red dog", "two dogs play"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.sources import DataSource
+from openblip.data.sources.open import DataSource
 from openblip.evaluation.charts import Chart, Series
 from openblip.evaluation.outcome import Evaluation, Excluded, Row
 from openblip.evaluation.recipe import EvaluationRecipe, Published

@@ -20,7 +20,7 @@ from openblip.checkpoints.registry import bundled_folder
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.run import evaluate, number_format
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.checkpoints.parts import ModelParts
-from openblip.data.samples import PackedFile, Sample
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.data.sample import PackedFile, Sample
 from openblip.errors import CheckpointError, ImageError, OptionError
-from openblip.evaluation.captions import score_captions
-from openblip.evaluation.classifying import NO_LABEL
 from openblip.evaluation.journal import Journal
-from openblip.evaluation.retrieval import score_retrieval
+from openblip.evaluation.metrics.captions import score_captions
+from openblip.evaluation.metrics.recall import score_retrieval
+from openblip.evaluation.metrics.vqa import exact_accuracy, vqa_accuracy
 from openblip.evaluation.score import score_model
 from openblip.evaluation.settings import (
     Accuracy,
@@ -32,8 +32,8 @@ from openblip.evaluation.settings import (
     TextSettings,
     Wish,
 )
-from openblip.evaluation.vqa import exact_accuracy, vqa_accuracy
-from openblip.model import Blip2
+from openblip.evaluation.tasks.classification import NO_LABEL
+from openblip.models.blip2 import Blip2
 
 PLAIN = CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER)
 
@@ -163,8 +163,8 @@ def test_labels_asked_for(tiny_model: Blip2, captioned: list[Sample]) -> None:
 
 
 def test_given_labels_need_no_model(tmp_path: Path) -> None:
-    from openblip.evaluation.classifying import evaluate_labels
     from openblip.evaluation.progress import silent
+    from openblip.evaluation.tasks.classification import evaluate_labels
 
     rows = [Sample(sample_id=name, label=label) for name, label in (("a", "True"), ("b", "False"))]
     path = tmp_path / "labels.jsonl"

@@ -15,9 +15,9 @@ from transformers.generation.logits_process import (
 
 from openblip.errors import OptionError
 from openblip.generation.engine import generate, stream
+from openblip.generation.logits_processors import shape_distribution
 from openblip.generation.options import GenerationOptions
-from openblip.generation.processors import shape_distribution
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.opt import Decoder, DecoderConfig
 from openblip.nn.t5 import T5, T5Config
 
 VOCABULARY, WIDTH = 40, 32

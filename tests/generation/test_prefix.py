@@ -16,9 +16,9 @@ from openblip.errors import OptionError
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import GenerationOptions
 from openblip.generation.prefix import Prefix
-from openblip.nn.cache import KeyValueCache
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import LanguageModel
+from openblip.nn.opt import Decoder, DecoderConfig
 from openblip.nn.t5 import T5, T5Config
 
 from ..language_models import both, write_language_model

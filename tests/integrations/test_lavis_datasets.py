@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from openblip.data.zoo import dataset_names, find_entry
+from openblip.data.zoo.data_sets import dataset_names, find_entry
 from openblip.errors import ImageError, OpenBlipError, OptionError
-from openblip.images import ImageTransform
+from openblip.images.decode import ImageTransform
 from openblip.integrations.lavis import dataset_zoo, load_dataset
 from openblip.integrations.lavis.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor
 from tests.data.annotation_cases import CASES, COCO, TEN, Case, write

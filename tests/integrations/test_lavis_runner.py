@@ -13,14 +13,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from openblip.checkpoints.lavis_export import to_lavis
-from openblip.checkpoints.lavis_files import LavisFiles, read_lavis
+from openblip.checkpoints.lavis.read import LavisFiles, read_lavis
+from openblip.checkpoints.lavis.write import to_lavis
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.integrations.lavis import load_dataset, load_model, load_model_and_preprocess, registry, setup_task
 from openblip.integrations.lavis.datasets import LavisDataset
 from openblip.integrations.lavis.models import LavisModel
 from openblip.integrations.lavis.runner import RunSettings
-from openblip.training.trainer import set_dropout
+from openblip.training.loop.trainer import set_dropout
 from tests.checkpoints.theirs import Theirs
 
 from .coco import TEXTS, write_coco

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import openblip.integrations.transformers as ours
 from openblip.checkpoints.loading import load_parts
 from openblip.errors import CheckpointError
-from openblip.nn.int8 import Int8Linear
+from openblip.nn.quant.int8 import Int8Linear
 from tests.checkpoints.theirs import QUERIES, Theirs
 
 TOLERANCE = 2e-5

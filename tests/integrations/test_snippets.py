@@ -33,9 +33,9 @@ from transformers import (
 import openblip
 import openblip.integrations.transformers as ours
 from openblip.errors import ImageError
-from openblip.evaluation import java
-from openblip.evaluation.captions import score_captions
-from openblip.evaluation.vqa import simple_accuracy
+from openblip.evaluation.metrics import java
+from openblip.evaluation.metrics.captions import score_captions
+from openblip.evaluation.metrics.vqa import simple_accuracy
 from openblip.integrations.lavis import load_dataset, setup_task
 from tests.checkpoints.theirs import (
     FLAN,

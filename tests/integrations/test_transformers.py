@@ -17,9 +17,9 @@ from torch import Tensor
 import openblip
 import openblip.integrations.transformers as ours
 from openblip.errors import OpenBlipError
-from openblip.model import Blip2
-from openblip.nn.int4 import Int4Linear
-from openblip.nn.int8 import Int8Linear
+from openblip.models.blip2 import Blip2
+from openblip.nn.quant.int4 import Int4Linear
+from openblip.nn.quant.int8 import Int8Linear
 from tests.checkpoints.theirs import QUERIES, Theirs
 
 from .cases import ASKED, PROMPT, edit, given
@@ -277,7 +277,9 @@ def test_a_folder_of_ours(tiny_model: Blip2, tiny_model_folder: Path, photos: li
     model = ours.Blip2ForConditionalGeneration.from_pretrained(tiny_model_folder)
     processor = ours.Blip2Processor.from_pretrained(tiny_model_folder)
     for prompt in ("", "a dog"):
-        inputs = processor([openblip.images.load_image(photo) for photo in photos], [prompt] * 5, return_tensors="pt")
+        inputs = processor(
+            [openblip.images.decode.load_image(photo) for photo in photos], [prompt] * 5, return_tensors="pt"
+        )
         ids = model.generate(**inputs, num_beams=3, max_new_tokens=8, repetition_penalty=1.0)
         new = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         expected = tiny_model.caption(photos, prompt=prompt, beams=3, max_tokens=8, min_tokens=0)

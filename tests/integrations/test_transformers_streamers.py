@@ -13,7 +13,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 import openblip.integrations.transformers as ours
 from openblip.errors import OptionError
-from openblip.nn.decoder import Decoder
+from openblip.nn.opt import Decoder
 from tests.checkpoints.theirs import Theirs
 
 from .cases import PROMPT

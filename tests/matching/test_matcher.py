@@ -17,7 +17,7 @@ from torch import Tensor
 import openblip
 from openblip.errors import ImageError, OptionError
 from openblip.matching.matcher import Matcher
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 from tests.checkpoints.theirs import Theirs, write_matcher
 from tests.pairs.folders import their_scores
 from tests.pairs.gaps import difference

@@ -20,7 +20,7 @@ import openblip
 from openblip.errors import ImageError, OptionError
 from openblip.matching import ranking
 from openblip.matching.ranking import Search, rank
-from openblip.model import Blip2
+from openblip.models.blip2 import Blip2
 from openblip.results import Ranked
 from tests.checkpoints.theirs import write_matcher
 from tests.pairs.folders import TEXTS, lavis_ranks, pictures, their_scores

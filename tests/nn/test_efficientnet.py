@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from openblip.checkpoints.efficientnet_names import efficientnet_from_package
+from openblip.checkpoints.names.efficientnet import efficientnet_from_package
 from openblip.errors import CheckpointError
 from openblip.nn.efficientnet import MOST_TOGETHER, EfficientNetConfig, place_codes, scale_width
 from tests.pairs.efficientnet import SCALES, SHAPES, SIZES, build, patch_gap, rectangle_gaps

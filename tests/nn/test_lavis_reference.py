@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.checkpoints.lavis import blip2_from_lavis
+from openblip.checkpoints.names.lavis import blip2_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.vit import VitConfig
-from openblip.training.objectives import IGNORED, TextBatch, contrastive_loss, draw_negatives, same_image, stage2_loss
+from openblip.training.losses import IGNORED, TextBatch, contrastive_loss, draw_negatives, same_image, stage2_loss
 from tests.pairs.gaps import difference
 from tests.pairs.lavis import (
     RECORDED_IMAGE_IDS,

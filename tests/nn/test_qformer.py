@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Blip2ForImageTextRetrieval
 
-from openblip.checkpoints.qformer_names import qformer_from_lavis, qformer_from_transformers
+from openblip.checkpoints.names.qformer import qformer_from_lavis, qformer_from_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.qformer import QFormer, QFormerConfig

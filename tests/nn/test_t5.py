@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from openblip.checkpoints.t5_names import t5_from_lavis, t5_from_transformers, t5_to_transformers
+from openblip.checkpoints.names.t5 import t5_from_lavis, t5_from_transformers, t5_to_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.decoder import DecoderConfig
+from openblip.nn.opt import DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5
 from openblip.nn.t5_attention import RelativeBias
 from openblip.nn.vit import VitConfig
-from openblip.training.objectives import IGNORED, TextBatch, stage2_t5_loss
+from openblip.training.losses import IGNORED, TextBatch, stage2_t5_loss
 from tests.pairs.gaps import difference
 from tests.pairs.lavis import load_t5, recorded, t5_gaps
 from tests.pairs.t5 import BATCHES, SMALL, VARIANTS, build, detached, gaps, padding_mask, random_ids

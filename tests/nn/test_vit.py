@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints.vit_names import vit_from_lavis, vit_from_transformers
+from openblip.checkpoints.names.vit import vit_from_lavis, vit_from_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.vit import (
     CLIP_VIT_L,

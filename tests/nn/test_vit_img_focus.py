@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.vit_names import vit_from_transformers
+from openblip.checkpoints.names.vit import vit_from_transformers
 from openblip.nn.vit import VisionTransformer, VitConfig
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet as Reference
 from torch import nn
 
-from openblip.checkpoints.efficientnet_names import efficientnet_from_package
+from openblip.checkpoints.names.efficientnet import efficientnet_from_package
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from tests.pairs.gaps import difference, random
 

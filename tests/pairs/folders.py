@@ -14,8 +14,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 import openblip
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.images import ImageTransform, to_pixels
-from openblip.model import Blip2
+from openblip.images.decode import ImageTransform, to_pixels
+from openblip.models.blip2 import Blip2
 from openblip.nn import t5
 from tests.checkpoints.theirs import FLAN, QUERIES, T5, Theirs, write_matcher, write_t5_writer, write_writer
 from tests.pairs.gaps import difference

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, T5ForConditionalGeneration
 from transformers import T5Config as TheirT5Config
 
-from openblip.checkpoints.decoder_names import decoder_from_transformers
-from openblip.checkpoints.t5_names import t5_from_transformers
+from openblip.checkpoints.names.opt import decoder_from_transformers
+from openblip.checkpoints.names.t5 import t5_from_transformers
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.opt import Decoder, DecoderConfig
 from openblip.nn.t5 import T5, T5Config
 
 VOCABULARY, WIDTH = 61, 32

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openblip.checkpoints.lavis import blip2_from_lavis
-from openblip.checkpoints.t5_names import t5_from_lavis
+from openblip.checkpoints.names.lavis import blip2_from_lavis
+from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.nn.opt import Decoder, DecoderConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import EVA_VIT_G, VitConfig, interpolate_positions
-from openblip.training.objectives import (
+from openblip.training.losses import (
     IGNORED,
     HardNegatives,
     Pairing,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
-from openblip.checkpoints.decoder_names import decoder_from_transformers
-from openblip.nn.decoder import Decoder, DecoderConfig
+from openblip.checkpoints.names.opt import decoder_from_transformers
+from openblip.nn.opt import Decoder, DecoderConfig
 from tests.pairs.gaps import difference, random
 
 LENGTH = 23

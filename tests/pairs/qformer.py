@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2QFormerModel
 
-from openblip.checkpoints.qformer_names import qformer_from_transformers
-from openblip.checkpoints.vit_names import vit_from_transformers
+from openblip.checkpoints.names.qformer import qformer_from_transformers
+from openblip.checkpoints.names.vit import vit_from_transformers
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
 from openblip.nn.qformer import QFormer, QFormerConfig
 from openblip.nn.vit import VitConfig

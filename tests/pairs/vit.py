@@ -17,7 +17,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from openblip.checkpoints.vit_names import vit_from_transformers
+from openblip.checkpoints.names.vit import vit_from_transformers
 from openblip.nn.vit import CLIP_VIT_L, VisionTransformer, VitConfig
 from tests.pairs.gaps import difference, random
 

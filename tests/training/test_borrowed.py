@@ -19,19 +19,19 @@ import torch
 
 import openblip
 from openblip.checkpoints.loading import with_language_model
-from openblip.checkpoints.native import save_native
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.folder import save_native
 from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
+from openblip.training.loop.checkpoint import CHECKPOINT_FILE
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
-from openblip.training.state import CHECKPOINT_FILE
+from tests.training.loop.test_trainer import curve, weights, write_recipe
 
 from ..checkpoints.theirs import Theirs, write_matcher, write_writer
 from ..language_models import both, write_language_model
-from .test_trainer import curve, weights, write_recipe
 
 VARIABLE = "OPENBLIP_SMOLLM2"
 REAL = pytest.param("smollm2", marks=pytest.mark.slow)

@@ -14,25 +14,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openblip.checkpoints.parts import ModelParts
-from openblip.checkpoints.weight_files import SafetensorsFile
-from openblip.data.features import FeatureStore
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.tensors.files import SafetensorsFile
+from openblip.data.feature_store import FeatureStore
 from openblip.data.pairs import gather
 from openblip.errors import OpenBlipError
 from openblip.nn.vit import VisionTransformer
-from openblip.training.absent import AbsentEncoder
-from openblip.training.arithmetic import Arithmetic
-from openblip.training.caching import Caching
-from openblip.training.distributed import World
-from openblip.training.gain import GAIN_FILE, Gain
-from openblip.training.known import ENCODERS_FILE, EncoderPace
-from openblip.training.pace import PACE_FILE, peak_memory
+from openblip.training.feature_cache.build import Caching
+from openblip.training.feature_cache.encoder_stub import AbsentEncoder
+from openblip.training.feature_cache.index import ENCODERS_FILE, EncoderPace
+from openblip.training.feature_cache.speedup import GAIN_FILE, Gain
+from openblip.training.init.start import start_model
+from openblip.training.loop.checkpoint import TrainingState
+from openblip.training.loop.precision import Arithmetic
+from openblip.training.loop.trainer import Trainer
+from openblip.training.monitor.profile import PACE_FILE, peak_memory
+from openblip.training.parallel.processes import World
 from openblip.training.recipe import load_recipe
 from openblip.training.run import encoder_for, train
-from openblip.training.starting import start_model
-from openblip.training.state import TrainingState
-from openblip.training.tasks import Setting
-from openblip.training.trainer import Trainer
+from openblip.training.tasks.stages import Setting
 from tests.checkpoints.theirs import write_writer
 
 from .recipes import write_small_recipe

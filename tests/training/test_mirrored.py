@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from openblip.data.features import FeatureStore, ViewPlan, fill
+from openblip.data.feature_store import FeatureStore, ViewPlan, fill
 from openblip.data.pairs import DataSource, ImageText
-from openblip.data.sources import tar_paths
-from openblip.images import ImageTransform
-from openblip.training.batches import BatchPlan
-from openblip.training.distributed import ALONE
-from openblip.training.feed import CachedFeed, Feed, PictureFeed
+from openblip.data.sources.open import tar_paths
+from openblip.images.decode import ImageTransform
+from openblip.training.input.batches import BatchPlan
+from openblip.training.input.loader import CachedFeed, Feed, PictureFeed
+from openblip.training.input.streaming import StreamedTars, StreamFeed
+from openblip.training.parallel.processes import ALONE
 from openblip.training.recipe import Recipe, Stage
-from openblip.training.streaming import StreamedTars, StreamFeed
 from tests.data.pictures import write_tar
 
 TRANSFORM = ImageTransform(16)

@@ -14,14 +14,14 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
-from openblip.checkpoints.parts import ModelParts
-from openblip.data.features import FeatureStore
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.data.feature_store import FeatureStore
 from openblip.errors import ImageError, OpenBlipError
-from openblip.training.faults import first_bad
-from openblip.training.optimisation import make_optimizer, rate_share, set_rate
+from openblip.training.loop.nonfinite import first_bad
+from openblip.training.loop.optim import make_optimizer, rate_share, set_rate
 from openblip.training.recipe import OptimizerSection, load_recipe
 from openblip.training.run import train
-from openblip.training.tasks import Views
+from openblip.training.tasks.stages import Views
 
 from .recipes import write_small_recipe
 

@@ -11,20 +11,20 @@ import torch
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from openblip.checkpoints.native import save_native
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.folder import save_native
+from openblip.data.captions_to_questions import Question
 from openblip.data.pairs import DataSource, ImageText
-from openblip.data.questions import Question
 from openblip.errors import OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.t5 import T5Config
 from openblip.text import Tokenizer
-from openblip.training.arithmetic import Arithmetic
-from openblip.training.batches import Drawn
-from openblip.training.objectives import IGNORED, TextBatch, stage2_t5_loss
+from openblip.training.input.batches import Drawn
+from openblip.training.loop.precision import Arithmetic
+from openblip.training.losses import IGNORED, TextBatch, stage2_t5_loss
 from openblip.training.recipe import Mixture, Recipe, Stage
 from openblip.training.run import train
-from openblip.training.tasks import Setting, Stage2Task, Views
+from openblip.training.tasks.stages import Setting, Stage2Task, Views
 
 from ..conftest import lively
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.quantising import quantise_model
+from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.errors import OptionError
 from openblip.nn import vit
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.vit import VisionTransformer, VitConfig
 from openblip.training import run
-from openblip.training.optimisation import rate_share
+from openblip.training.loop.checkpoint import TrainingState
+from openblip.training.loop.optim import rate_share
 from openblip.training.recipe import OptimizerSection, Precision, load_recipe
 from openblip.training.run import encoder_for, train
-from openblip.training.state import TrainingState
 
 from .recipes import write_small_recipe
 

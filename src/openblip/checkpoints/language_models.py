@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.download import REPOSITORY_NAME, download
-from openblip.checkpoints.parts import LanguageSource
-from openblip.checkpoints.progress import download_progress
-from openblip.checkpoints.transformers_tokens import read_words, stop_text
-from openblip.checkpoints.weight_files import WeightFolder
+from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
+from openblip.checkpoints.hub.progress import download_progress
+from openblip.checkpoints.model_parts import LanguageSource
+from openblip.checkpoints.tensors.files import WeightFolder
+from openblip.checkpoints.transformers.tokenizers import read_words, stop_text
 from openblip.errors import CheckpointError, OpenBlipError
-from openblip.nn.borrowed import Borrowed, BorrowedConfig, BorrowedDecoder, BorrowedSeq2Seq
+from openblip.nn.hf_language_model import Borrowed, BorrowedConfig, BorrowedDecoder, BorrowedSeq2Seq
 from openblip.text import Tokenizer
 
 if TYPE_CHECKING:

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from openblip.checkpoints.adapter_files import Adapter, read_adapter
-from openblip.checkpoints.adapter_fit import base_of, find_adapter
-from openblip.checkpoints.adapter_notes import is_adapter
-from openblip.checkpoints.download import REPOSITORY_NAME, download
+from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
+from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.lavis_files import files_of, load_lavis
-from openblip.checkpoints.native import empty_network, load_native
-from openblip.checkpoints.parts import LanguageSource, ModelParts
-from openblip.checkpoints.progress import download_progress
+from openblip.checkpoints.lavis.read import files_of, load_lavis
+from openblip.checkpoints.lora.files import Adapter, read_adapter
+from openblip.checkpoints.lora.fit import base_of, find_adapter
+from openblip.checkpoints.lora.notes import is_adapter
+from openblip.checkpoints.model_parts import LanguageSource, ModelParts
+from openblip.checkpoints.openblip.folder import empty_network, load_native
 from openblip.checkpoints.registry import bundled_folder, folder_kind
-from openblip.checkpoints.transformers_folder import load_transformers
+from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.zoo import BUNDLED, ZooModel, did_you_mean, find_model
 from openblip.errors import CheckpointError, DownloadError, OptionError
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from openblip.checkpoints.adapter_files import read_adapter
-from openblip.checkpoints.adapter_fit import base_of
-from openblip.checkpoints.adapter_notes import is_adapter
-from openblip.checkpoints.download import REPOSITORY_NAME, find_files
+from openblip.checkpoints.hub.download import REPOSITORY_NAME, find_files
+from openblip.checkpoints.lora.files import read_adapter
+from openblip.checkpoints.lora.fit import base_of
+from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.registry import bundled_folder
 from openblip.checkpoints.zoo import BUNDLED, find_model
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from openblip.nn.decoder import DecoderConfig
+    from openblip.nn.opt import DecoderConfig
     from openblip.nn.qformer import QFormerConfig
     from openblip.nn.t5 import T5Config
     from openblip.nn.vit import VitConfig
@@ -103,7 +103,7 @@ class LanguageModel:
         return table + OPT_POSITIONS * self.width if self.kind == "opt" else 2 * table
 
     def config(self) -> DecoderConfig | T5Config:
-        from openblip.nn.decoder import DecoderConfig
+        from openblip.nn.opt import DecoderConfig
         from openblip.nn.t5 import T5Config
 
         if self.kind == "opt":

@@ -17,7 +17,7 @@ from openblip.checkpoints.sizes import ImageEncoder, LanguageModel
 from openblip.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from openblip.checkpoints.parts import GenerationDefaults
+    from openblip.checkpoints.model_parts import GenerationDefaults
     from openblip.nn.blip2 import Blip2Config
     from openblip.text import PromptTemplates
 
@@ -194,7 +194,7 @@ class ZooModel:
 
     def defaults(self) -> GenerationDefaults:
         """As LAVIS' `generate`, `predict_answers` and evaluation configs have them."""
-        from openblip.checkpoints.parts import GenerationDefaults
+        from openblip.checkpoints.model_parts import GenerationDefaults
 
         t5 = self.language is not None and self.language.kind == "t5"
         return GenerationDefaults(

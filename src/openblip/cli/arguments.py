@@ -110,7 +110,7 @@ def refuse_images(texts: Sequence[str]) -> None:
     Raises:
         OptionError: naming the file.
     """
-    from openblip.image_sources import IMAGE_SUFFIXES
+    from openblip.images.sources import IMAGE_SUFFIXES
 
     for text in texts:
         if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(text):

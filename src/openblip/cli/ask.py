@@ -52,7 +52,7 @@ def ask(
     A single answer stands alone on its line; with several images or questions each line begins with them.
     """
     import openblip
-    from openblip.image_sources import describe_source, find_images
+    from openblip.images.sources import describe_source, find_images
 
     args.refuse_images(questions)
     images = find_images([image], recursive=recursive)

@@ -24,7 +24,7 @@ def average(
     storage: Annotated[str, typer.Option(metavar="TYPE", help="float32, float16 or int8.")] = "float32",
 ) -> None:
     """Average the weights of models that were trained from one start, which often does better than any of them."""
-    from openblip.checkpoints.soup import average_models
+    from openblip.checkpoints.tools.average import average_models
 
     path = average_models(_shares(models), folder, storage=storage)
     print_line(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")

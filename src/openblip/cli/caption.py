@@ -41,7 +41,7 @@ def caption(
 ) -> None:
     """Describe images, one line each: its name, a colon, the caption."""
     import openblip
-    from openblip.image_sources import find_images
+    from openblip.images.sources import find_images
 
     images = find_images(inputs, recursive=recursive)
     with open_report(as_json, output) as report:

@@ -45,7 +45,7 @@ def chat(
     with --beams it is searched for instead, as it is elsewhere.
     """
     import openblip
-    from openblip.images import load_image
+    from openblip.images.decode import load_image
 
     picture = load_image(image)
     options = args.text_options(context)

@@ -37,7 +37,7 @@ def convert(
     What LAVIS froze in training lies in files of its own, and is written so. Quantised weights become numbers in
     floating point again for transformers and LAVIS.
     """
-    from openblip.checkpoints import convert as converting
+    from openblip.checkpoints.tools import convert as converting
 
     for path in converting.convert(source, folder, to, storage=storage, task=task, checkpoint=checkpoint):
         print_line(str(path))

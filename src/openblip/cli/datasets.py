@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openblip.checkpoints.progress import download_progress
+from openblip.checkpoints.hub.progress import download_progress
 from openblip.cli import arguments as args
 from openblip.cli.report import Report, open_report
 from openblip.errors import OptionError
 
 if TYPE_CHECKING:
-    from openblip.data.downloads import Status
-    from openblip.data.sources import Missing
+    from openblip.data.sources.open import Missing
+    from openblip.data.zoo.downloads import Status
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip datasets
@@ -44,8 +44,8 @@ def datasets(
     as_json: args.AsJson = False,
 ) -> None:
     """List the public data sets that are known by name, show one, or download its annotations."""
-    from openblip.data.downloads import download_annotations, list_status, status_of
-    from openblip.data.zoo import find_entry
+    from openblip.data.zoo.data_sets import find_entry
+    from openblip.data.zoo.downloads import download_annotations, list_status, status_of
 
     with open_report(as_json) as report:
         match words or []:
@@ -120,8 +120,8 @@ def _table(found: list[Status]) -> list[str]:
 
 
 def _tell_one(report: Report, status: Status, root: Path | None, check: bool) -> None:
-    from openblip.data.entries import Place, data_home, open_dataset
-    from openblip.data.sources import find_missing
+    from openblip.data.sources.open import find_missing
+    from openblip.data.zoo.entries import Place, data_home, open_dataset
 
     entry, place = status.entry, Place(root or data_home())
     counted: dict[str, tuple[int, Missing]] = {}
@@ -160,7 +160,10 @@ def _tell_one(report: Report, status: Status, root: Path | None, check: bool) ->
             lines.append(f"  {split:<6} {path}  {origin}")
     lines += ["", f"{what} in {status.media} {'are here' if status.has_media else '(not here)'}", f"  {entry.pictures}"]
     split = (status.splits or entry.splits)[0]
-    lines += ["", f"in Python    load_dataset({entry.name!r})[{split!r}]  # from openblip.data.zoo import load_dataset"]
+    lines += [
+        "",
+        f"in Python    load_dataset({entry.name!r})[{split!r}]  # from openblip.data.zoo.data_sets import load_dataset",
+    ]
     lines += [f"in a recipe  data: [{{name: mine, dataset: {entry.name}, split: {split}}}]"]
     if entry.public_files and not status.splits:
         lines += ["", f"get the annotations with: openblip datasets download {entry.name}"]

@@ -20,7 +20,7 @@ def doctor(as_json: args.AsJson = False) -> None:
     import torch
 
     from openblip import __version__
-    from openblip.checkpoints.plan import free_memory
+    from openblip.checkpoints.tools.plan import free_memory
     from openblip.machine import measure
 
     found = measure()

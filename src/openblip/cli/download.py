@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openblip.checkpoints.progress import download_progress
+from openblip.checkpoints.hub.progress import download_progress
 from openblip.cli.report import print_line
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -49,7 +49,7 @@ def download(
 
     Of a repository only what a model needs is taken, and its weights in one format.
     """
-    from openblip.checkpoints import download as downloads
+    from openblip.checkpoints.hub import download as downloads
 
     with download_progress() as progress:
         found = downloads.download(

@@ -18,7 +18,7 @@ from openblip.errors import ImageError, OptionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openblip.model import Blip2
+    from openblip.models.blip2 import Blip2
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip embed photos/ --output features.npz
@@ -70,7 +70,7 @@ def embed(
 ) -> None:
     """Turn images and texts into unit vectors that can be searched and compared."""
     import openblip
-    from openblip.image_sources import find_images
+    from openblip.images.sources import find_images
 
     texts = text or []
     if not inputs and not texts:
@@ -105,8 +105,8 @@ def embed(
 
 def _embed_images(model: Blip2, images: list[str], batch_size: int) -> Iterator[tuple[str, Tensor | ImageError]]:
     """Each image in order with its vectors [Q, width], or with what is wrong with it."""
-    from openblip.images import load_image, squash
-    from openblip.pipeline import read_ahead
+    from openblip.images.decode import load_image, squash
+    from openblip.images.prefetch import read_ahead
 
     size = model.parts.transform.image_size
     # Squashed, they take little memory, and are embedded as they are.

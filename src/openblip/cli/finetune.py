@@ -44,7 +44,7 @@ def finetune(
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a model on pictures with captions, or with questions and answers, and print the new folder."""
-    from openblip.training.finetuning import Wishes, finetuning_recipe
+    from openblip.training.finetune import Wishes, finetuning_recipe
 
     # No shell replaces the ~ of --data=~/pairs.csv.
     data, images = data.expanduser(), images and images.expanduser()
@@ -53,7 +53,7 @@ def finetune(
     if dry_run:
         print_recipe(recipe)
         return
-    from openblip.training.distributed import World, leave
+    from openblip.training.parallel.processes import World, leave
     from openblip.training.run import train
 
     with stoppable():

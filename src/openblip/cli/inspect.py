@@ -12,7 +12,7 @@ from openblip.cli import arguments as args
 from openblip.cli.report import open_report
 
 if TYPE_CHECKING:
-    from openblip.checkpoints.adapter_notes import AdapterNote
+    from openblip.checkpoints.lora.notes import AdapterNote
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip inspect weights/
@@ -31,7 +31,7 @@ def inspect(
 
     Files that could run code when they are opened are refused.
     """
-    from openblip.checkpoints import contents
+    from openblip.checkpoints.tools import inspect as contents
 
     found = contents.inspect(path)
     with open_report(as_json) as report:

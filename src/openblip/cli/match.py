@@ -45,7 +45,7 @@ def match(
     itm: probability that text and image belong together, read jointly. itc: cosine of their embeddings.
     """
     import openblip
-    from openblip.image_sources import describe_source, find_images
+    from openblip.images.sources import describe_source, find_images
 
     args.refuse_images(texts)
     images = find_images([image, *(more_images or [])], recursive=recursive)

@@ -34,7 +34,7 @@ def merge(
 
     `--adapter` of the other commands does the same whenever a model is loaded.
     """
-    from openblip.checkpoints.merging import merge_adapter
+    from openblip.checkpoints.tools.merge import merge_adapter
 
     path = merge_adapter(adapter, folder, base, storage=storage, checkpoint=checkpoint)
     print_line(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")

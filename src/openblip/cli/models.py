@@ -9,7 +9,7 @@ from openblip.cli import arguments as args
 from openblip.cli.report import open_report
 
 if TYPE_CHECKING:
-    from openblip.checkpoints.plan import ModelRow
+    from openblip.checkpoints.tools.plan import ModelRow
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip models
@@ -24,7 +24,7 @@ def models(as_json: args.AsJson = False) -> None:
 
     Memory is what the weights take, in GB like the download; `openblip plan NAME` tells what else they need.
     """
-    from openblip.checkpoints.plan import list_rows
+    from openblip.checkpoints.tools.plan import list_rows
 
     rows = list_rows()
     with open_report(as_json) as report:

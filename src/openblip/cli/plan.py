@@ -29,7 +29,7 @@ def plan(
 
     Memory is an estimate for one image and five beams.
     """
-    from openblip.checkpoints.plan import make_plan
+    from openblip.checkpoints.tools.plan import make_plan
 
     made = make_plan(name, dtype)
     with open_report(as_json) as report:

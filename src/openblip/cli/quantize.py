@@ -29,7 +29,7 @@ def quantize(
 
     `--dtype int8` of the other commands does the same whenever a model is loaded; a folder saves the time for it.
     """
-    from openblip.checkpoints.quantising import quantise_model
+    from openblip.checkpoints.tools.quantize import quantise_model
 
     path = quantise_model(source, folder, bits, checkpoint=checkpoint)
     print_line(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")

@@ -27,7 +27,7 @@ def train(
         print_recipe(resolved)
         return
     from openblip.training import run
-    from openblip.training.distributed import World, leave
+    from openblip.training.parallel.processes import World, leave
 
     with stoppable():
         folder = run.train(resolved)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
 
+from openblip.data.captions_to_questions import Question, questions_from_caption, statement_from_question
+from openblip.data.mirrored_text import swap_sides
 from openblip.data.plain_questions import plain_questions
-from openblip.data.questions import Question, questions_from_caption, statement_from_question
-from openblip.data.samples import PackedFile, Picture, Sample
-from openblip.data.sides import swap_sides
-from openblip.data.sources import DataSource, keep_training_part, read_source
+from openblip.data.sample import PackedFile, Picture, Sample
+from openblip.data.sources.open import DataSource, keep_training_part, read_source
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
 

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from openblip.data.questions import (
+from openblip.data.captions_to_questions import (
     CLAUSE_ENDS,
     COLORS,
     DETERMINERS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from openblip.data.samples import Picture
+from openblip.data.sample import Picture
 from openblip.evaluation.settings import Task
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openblip.data.sources import DataSource
+from openblip.data.sources.open import DataSource
 from openblip.errors import OptionError
 from openblip.evaluation.settings import Settings
 from openblip.recipes import read_recipe

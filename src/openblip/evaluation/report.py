@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openblip.data.samples import Picture
+from openblip.data.sample import Picture
 from openblip.errors import ImageError, OpenBlipError
 from openblip.evaluation.charts import Chart, charts_of
 from openblip.evaluation.outcome import Evaluation, Row
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.settings import Task
-from openblip.images import load_image
+from openblip.images.decode import load_image
 from openblip.recipes import write_recipe
 
 THUMBNAIL = 320

@@ -17,9 +17,8 @@ import torch
 
 from openblip import __version__
 from openblip.checkpoints.origin import origin_of
-from openblip.data.samples import Sample
+from openblip.data.sample import Sample
 from openblip.errors import OpenBlipError
-from openblip.evaluation.classifying import evaluate_labels
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.progress import Progress, silent
@@ -28,9 +27,10 @@ from openblip.evaluation.report import write_report
 from openblip.evaluation.samples import read_samples
 from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Decision, Task
-from openblip.model import Blip2, load
-from openblip.nn.int4 import Int4Linear
-from openblip.nn.quantised import quantised_layers
+from openblip.evaluation.tasks.classification import evaluate_labels
+from openblip.models.blip2 import Blip2, load
+from openblip.nn.quant.int4 import Int4Linear
+from openblip.nn.quant.swap import quantised_layers
 from openblip.recipes import alone_in
 
 PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")

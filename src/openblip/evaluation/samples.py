@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openblip.data.samples import Sample
-from openblip.data.sources import keep_held_out_part, read_source
+from openblip.data.sample import Sample
+from openblip.data.sources.open import keep_held_out_part, read_source
 from openblip.errors import OptionError
 from openblip.evaluation.recipe import EvaluationRecipe
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openblip.data.samples import Sample
-from openblip.evaluation.answering import check_questioned, evaluate_answers
-from openblip.evaluation.captioning import check_captioned, evaluate_captions
-from openblip.evaluation.classifying import check_labelled, evaluate_labels
+from openblip.data.sample import Sample
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.progress import Progress, silent
-from openblip.evaluation.retrieving import evaluate_retrieval
 from openblip.evaluation.settings import Settings, Task
-from openblip.model import Blip2
+from openblip.evaluation.tasks.captions import check_captioned, evaluate_captions
+from openblip.evaluation.tasks.classification import check_labelled, evaluate_labels
+from openblip.evaluation.tasks.questions import check_questioned, evaluate_answers
+from openblip.evaluation.tasks.retrieval import evaluate_retrieval
+from openblip.models.blip2 import Blip2
 
 WORK = {
     Task.CAPTIONS: evaluate_captions,

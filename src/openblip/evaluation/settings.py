@@ -39,7 +39,7 @@ class BadImage(Enum):
 
 
 class Accuracy(Enum):
-    """How an answer is compared with what people answered (`openblip.evaluation.vqa`)."""
+    """How an answer is compared with what people answered (`openblip.evaluation.metrics.vqa`)."""
 
     VQA = "vqa"
     LEMMAS = "lemmas"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openblip.generation.logits_processors import apply_rules
 from openblip.generation.options import Generation, GenerationOptions, make_generation
 from openblip.generation.prefill import Prefilled
-from openblip.generation.processors import apply_rules
 
 NEVER = -1.0e9
 """The score of what must not be chosen; finite, as -inf would turn sums into NaN."""

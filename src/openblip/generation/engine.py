@@ -11,7 +11,7 @@ from openblip.generation.beam import generate_beams
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import prefill
 from openblip.generation.prefix import Prefix
-from openblip.generation.sequential import generate_sequentially, walk
+from openblip.generation.sampling import generate_sequentially, walk
 from openblip.nn.language_model import LanguageModel
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ImageError, OptionError
-from openblip.image_sources import ImageSource
-from openblip.images import ImageTransform
+from openblip.images.decode import ImageTransform
+from openblip.images.prefetch import pixel_batches
+from openblip.images.sources import ImageSource
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
-from openblip.pipeline import pixel_batches
 from openblip.results import Scores
 from openblip.text import MatchingText, clean_caption, pad_ids
 

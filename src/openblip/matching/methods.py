@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from torch import Tensor
 
-from openblip.image_sources import ImageSource, describe_source
+from openblip.images.sources import ImageSource, describe_source
 from openblip.matching import ranking
 from openblip.matching.matcher import Matcher
 from openblip.matching.ranking import Search
@@ -24,7 +24,7 @@ Many = TypeVar("Many", bound="Iterable[object]")
 
 
 class Matching(ABC):
-    """Half of what a user holds: see `openblip.model.Blip2`."""
+    """Half of what a user holds: see `openblip.models.blip2.Blip2`."""
 
     @abstractmethod
     def _matcher(self) -> Matcher:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.image_sources import ImageSource, describe_source
+from openblip.images.prefetch import pixel_batches
+from openblip.images.sources import ImageSource, describe_source
 from openblip.matching.matcher import Matcher, ReadTexts, SeenImages, batches
-from openblip.pipeline import pixel_batches
 from openblip.results import Ranked, Rankings
 
 

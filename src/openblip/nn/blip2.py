@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.borrowed import Borrowed, BorrowedConfig
-from openblip.nn.decoder import Decoder, DecoderConfig
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
+from openblip.nn.hf_language_model import Borrowed, BorrowedConfig
 from openblip.nn.language_model import LanguageConfig, LanguageModel
+from openblip.nn.opt import Decoder, DecoderConfig
 from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import VisionTransformer, VitConfig

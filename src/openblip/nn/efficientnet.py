@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.linear import has_onednn
+from openblip.nn.quant.linear import has_onednn
 from openblip.nn.vit import last_blocks, run_block
 
 STEM_WIDTH = 32

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.linear import Linear, WordTable
+from openblip.nn.quant.linear import Linear, WordTable
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.cache import KeyValueCache
-from openblip.nn.fixed_cache import Fixable, FixedCache, fixed_cache
-from openblip.nn.linear import Linear, WordTable
+from openblip.nn.kv_cache import KeyValueCache
+from openblip.nn.quant.linear import Linear, WordTable
+from openblip.nn.static_kv_cache import Fixable, FixedCache, fixed_cache
 from openblip.nn.t5_attention import CrossAttention, EncoderMemory, RelativeBias, SelfAttention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

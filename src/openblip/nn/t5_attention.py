@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.cache import KeyValueCache
-from openblip.nn.linear import Linear
+from openblip.nn.kv_cache import KeyValueCache
+from openblip.nn.quant.linear import Linear
 
 if TYPE_CHECKING:
     from openblip.nn.t5 import T5Config

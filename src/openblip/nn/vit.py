@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.nn.linear import Linear
+from openblip.nn.quant.linear import Linear
 
 INIT_STD = 0.02
 LAYER_SCALE_START = 1e-5

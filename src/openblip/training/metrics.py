@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openblip.evaluation.retrieval import DEPTHS
+from openblip.evaluation.metrics.recall import DEPTHS
 
 CAPTIONS = (*(f"bleu_{order}" for order in range(1, 5)), "rouge_l", "cider")
 """METEOR and SPICE need Java, which takes longer to start than a small evaluation."""

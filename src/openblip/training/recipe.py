@@ -15,7 +15,7 @@ from pathlib import Path
 from openblip.data.pairs import DataSource
 from openblip.errors import OptionError
 from openblip.recipes import read_recipe
-from openblip.training.adapters import LoraSection
+from openblip.training.lora.adapters import LoraSection
 from openblip.training.metrics import ANSWERS, CAPTIONS, RECALLS, is_possible
 
 

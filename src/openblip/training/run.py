@@ -12,25 +12,29 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from openblip.checkpoints.native import save_native
-from openblip.checkpoints.new_folder import require_writable
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.folder import save_native
+from openblip.checkpoints.openblip.new_folder import require_writable
 from openblip.data.pairs import ImageText, gather
-from openblip.data.sources import tar_paths
+from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError, OptionError
 from openblip.nn.efficientnet import EfficientNet
 from openblip.recipes import alone_in
-from openblip.training.absent import AbsentEncoder, drop_encoder
-from openblip.training.adapters import adapter_modules, adapts_vision, save_adapter
-from openblip.training.arithmetic import Arithmetic
-from openblip.training.batches import BatchPlan
-from openblip.training.caching import Caching, without_bad
-from openblip.training.distributed import World
-from openblip.training.evaluating import Evaluator
-from openblip.training.feed import CachedFeed, Feed, PictureFeed, TextFeed
-from openblip.training.gain import Gain
-from openblip.training.identity import require_same_start
-from openblip.training.pace import machine_name
+from openblip.training.feature_cache.build import Caching, without_bad
+from openblip.training.feature_cache.encoder_stub import AbsentEncoder, drop_encoder
+from openblip.training.feature_cache.speedup import Gain
+from openblip.training.init.start import start_model, with_weights
+from openblip.training.input.batches import BatchPlan
+from openblip.training.input.loader import CachedFeed, Feed, PictureFeed, TextFeed
+from openblip.training.input.streaming import KnownImages, StreamedTars, StreamFeed, Supply
+from openblip.training.loop.evaluate import Evaluator
+from openblip.training.loop.precision import Arithmetic
+from openblip.training.loop.run_identity import require_same_start
+from openblip.training.loop.trainer import Trainer, freeze_all_but, set_dropout
+from openblip.training.lora.adapters import adapter_modules, adapts_vision, save_adapter
+from openblip.training.monitor.profile import machine_name
+from openblip.training.monitor.skipped import write_skipped
+from openblip.training.parallel.processes import World
 from openblip.training.recipe import (
     BadPictures,
     Parallel,
@@ -40,11 +44,7 @@ from openblip.training.recipe import (
     caches_features,
     problems_of,
 )
-from openblip.training.skipped import write_skipped
-from openblip.training.starting import start_model, with_weights
-from openblip.training.streaming import KnownImages, StreamedTars, StreamFeed, Supply
-from openblip.training.tasks import LanguageTask, Setting, Stage1Task, Stage2Task, Task
-from openblip.training.trainer import Trainer, freeze_all_but, set_dropout
+from openblip.training.tasks.stages import LanguageTask, Setting, Stage1Task, Stage2Task, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -18,12 +18,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from openblip.data.downloads import download_annotations
-from openblip.data.entries import DatasetEntry, Place, data_home, find_layout, open_dataset
-from openblip.data.pictures import open_picture
-from openblip.data.samples import Picture, Sample
-from openblip.data.tables import load_json
-from openblip.data.zoo import ZOO, find_entry
+from openblip.data.image_files import open_picture
+from openblip.data.sample import Picture, Sample
+from openblip.data.sources.tables import load_json
+from openblip.data.zoo.data_sets import ZOO, find_entry
+from openblip.data.zoo.downloads import download_annotations
+from openblip.data.zoo.entries import DatasetEntry, Place, data_home, find_layout, open_dataset
 from openblip.errors import ImageError, OptionError
 
 Row: TypeAlias = dict[str, Any]

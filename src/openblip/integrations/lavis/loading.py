@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import torch
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.zoo import ZOO
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
-from openblip.images import ImageTransform
+from openblip.images.decode import ImageTransform
 from openblip.integrations.lavis.datasets import dataset_zoo
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
 from openblip.integrations.lavis.processors import (

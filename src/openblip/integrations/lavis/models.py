@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.checkpoints.parts import ModelParts
+from openblip.checkpoints.model_parts import ModelParts
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.integrations.lavis.outputs import BlipOutput, BlipOutputFeatures, Loss, Samples
 from openblip.nn.blip2 import itc_similarity
 from openblip.text import MatchingText, Tokenizer, pad_ids
-from openblip.training.objectives import IGNORED, Pairing, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
+from openblip.training.losses import IGNORED, Pairing, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
 
 TOP_K = 50
 """transformers' default, which LAVIS' nucleus sampling inherits."""

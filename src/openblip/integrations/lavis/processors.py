@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from openblip.data.augment import Augmentation, augment
-from openblip.images import ImageTransform, load_image, to_pixels
+from openblip.images.decode import ImageTransform, load_image, to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openblip.image_sources import ImageSource
+    from openblip.images.sources import ImageSource
 
 TEXT_NOISE = re.compile(r"[.!\"()*#:;~]")
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from openblip.checkpoints.lavis_export import to_lavis
+from openblip.checkpoints.lavis.write import to_lavis
 from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.integrations.lavis.datasets import LavisDataset, Row
 from openblip.integrations.lavis.models import LavisModel
 from openblip.integrations.lavis.outputs import BlipOutput, Samples
-from openblip.training.optimisation import make_optimizer, set_rate
+from openblip.training.loop.optim import make_optimizer, set_rate
 from openblip.training.recipe import OptimizerSection
 
 Datasets: TypeAlias = Mapping[str, Mapping[str, LavisDataset]]

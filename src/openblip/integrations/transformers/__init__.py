@@ -9,16 +9,16 @@
 Ids, scores and losses are those of transformers 5. It need not be installed.
 """
 
-from openblip.integrations.transformers.matcher import (
+from openblip.integrations.transformers.conditional_generation import Blip2ForConditionalGeneration, Blip2Model
+from openblip.integrations.transformers.optimizers import AdamW, get_linear_schedule_with_warmup
+from openblip.integrations.transformers.outputs import BatchFeature
+from openblip.integrations.transformers.processor import AutoProcessor, Blip2Processor, BlipImageProcessor
+from openblip.integrations.transformers.retrieval import (
     Blip2ForImageTextRetrieval,
     Blip2TextModelWithProjection,
     Blip2VisionModelWithProjection,
 )
-from openblip.integrations.transformers.optimisation import AdamW, get_linear_schedule_with_warmup
-from openblip.integrations.transformers.outputs import BatchFeature
-from openblip.integrations.transformers.processor import AutoProcessor, Blip2Processor, BlipImageProcessor
 from openblip.integrations.transformers.tokenizer import Blip2Tokenizer
-from openblip.integrations.transformers.writer import Blip2ForConditionalGeneration, Blip2Model
 
 AutoModelForImageTextToText = AutoModelForVision2Seq = Blip2ForConditionalGeneration
 """transformers' ways to the model of any folder; here of any BLIP-2 that writes."""

@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from openblip.checkpoints.download import download, find_files
+from openblip.checkpoints.hub.download import download, find_files
+from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
-from openblip.checkpoints.native import load_native
-from openblip.checkpoints.own_files import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
-from openblip.checkpoints.parts import ModelParts
-from openblip.checkpoints.progress import download_progress
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
+from openblip.checkpoints.openblip.folder import load_native
 from openblip.checkpoints.registry import bundled_folder, folder_kind
-from openblip.checkpoints.transformers_config import PROCESSOR_FILE, read_config, read_transform
-from openblip.checkpoints.transformers_folder import load_transformers
-from openblip.checkpoints.transformers_tokens import (
+from openblip.checkpoints.tensors.files import WeightFolder
+from openblip.checkpoints.transformers.config import PROCESSOR_FILE, read_config, read_transform
+from openblip.checkpoints.transformers.read import load_transformers
+from openblip.checkpoints.transformers.tokenizers import (
     IMAGE_TOKEN,
     SETTINGS_FILE,
     SPECIALS_FILE,
     TOKENIZER_FILE,
     read_vocabulary,
 )
-from openblip.checkpoints.weight_files import WeightFolder
 from openblip.checkpoints.zoo import BUNDLED, find_model
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, DownloadError
-from openblip.images import ImageTransform
+from openblip.images.decode import ImageTransform
 from openblip.integrations.transformers.options import named_dtype
 from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
-from openblip.nn.quantised import prepare_layers
+from openblip.nn.quant.swap import prepare_layers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from openblip.checkpoints.transformers_names import layers_of
-from openblip.nn.joined import open_layer
-from openblip.nn.quantised import QuantisedLinear
+from openblip.checkpoints.names.transformers import layers_of
+from openblip.nn.quant.swap import QuantisedLinear
+from openblip.nn.split_linear import open_layer
 
 FIRST_LEVEL = {
     "vision_model.encoder.": "vision.",

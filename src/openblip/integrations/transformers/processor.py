@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.json_files import to_json
-from openblip.checkpoints.transformers_config import PROCESSOR_FILE
-from openblip.checkpoints.transformers_export import image_files
-from openblip.checkpoints.weight_files import write_together
+from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.transformers.config import PROCESSOR_FILE
+from openblip.checkpoints.transformers.write import image_files
 from openblip.errors import OptionError
-from openblip.image_sources import ImageSource
-from openblip.images import ImageTransform, load_image, to_pixels
+from openblip.images.decode import ImageTransform, load_image, to_pixels
+from openblip.images.sources import ImageSource
 from openblip.integrations.transformers.folders import find_folder, read_processor
 from openblip.integrations.transformers.options import refuse_unknown
 from openblip.integrations.transformers.outputs import BatchFeature

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.json_files import to_json
-from openblip.checkpoints.transformers_tokens import IMAGE_TOKEN, SETTINGS_FILE, TOKENIZER_FILE
-from openblip.checkpoints.weight_files import write_together
+from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.transformers.tokenizers import IMAGE_TOKEN, SETTINGS_FILE, TOKENIZER_FILE
 from openblip.errors import OptionError
 from openblip.integrations.transformers.options import refuse_unknown
 from openblip.integrations.transformers.outputs import BatchFeature

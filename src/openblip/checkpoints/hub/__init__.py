@@ -1,0 +1,1 @@
+"""Model files of the Hugging Face hub and of the web."""

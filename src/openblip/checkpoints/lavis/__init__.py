@@ -1,0 +1,1 @@
+"""BLIP-2 in LAVIS' files, read and written."""

@@ -1,0 +1,173 @@
+"""A BLIP-2 in LAVIS' files -> a model. Frozen parts are not in a checkpoint: they come from files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.hub.download import LocalFile
+from openblip.checkpoints.lora.files import Adapter
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.lavis import VISION_PREFIX, blip2_from_lavis
+from openblip.checkpoints.names.opt import LAVIS_PREFIX as OPT_PREFIX
+from openblip.checkpoints.names.t5 import LAVIS_PREFIX as T5_PREFIX
+from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.tensors.assign import Placer
+from openblip.checkpoints.tensors.files import LET_GO_BYTES, PickledFile, WeightFolder, refuse_misfits
+from openblip.checkpoints.transformers.tokenizers import read_matching, read_words
+from openblip.checkpoints.zoo import LANGUAGE, VISION, WebFile, ZooModel
+from openblip.errors import CheckpointError
+from openblip.images.decode import ImageTransform
+from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.text import MatchingText, Tokenizer
+
+MODEL_ENTRY = "model"
+OPT_START, OPT_PAD = 2, 1
+T5_STOP, T5_PAD = 1, 0
+LONGEST_TEXT = 32
+"""LAVIS cuts texts for the Q-Former here."""
+
+
+@dataclass(frozen=True)
+class LavisFiles:
+    """Where the parts of one model lie.
+
+    Attributes:
+        checkpoint: what LAVIS saved (`blip2_*.pth`, or a run's `checkpoint_best.pth`).
+        vision: file of the image encoder (`eva_vit_g.pth`, `clip_vit_L.pth`); may be None when the checkpoint
+            has it, as after fine-tuning.
+        language: folder of the language model as transformers wrote it, with its vocabulary; None for stage 1.
+        words: folder with BERT's vocabulary; None for stage 2.
+    """
+
+    checkpoint: Path
+    vision: Path | None = None
+    language: Path | None = None
+    words: Path | None = None
+
+
+def load_lavis(
+    model: ZooModel,
+    files: LavisFiles,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    bits: int = 0,
+    adapter: Adapter | None = None,
+    left_out: tuple[str, ...] = (),
+) -> ModelParts:
+    """An official model from its files, or from a checkpoint that was trained from it.
+
+    Raises:
+        CheckpointError: a file is missing, broken or does not fit; it is named, with the tensors.
+    """
+    config = model.config()
+    network = read_lavis(config, files, dtype, device, bits, adapter, left_out)
+    matching: MatchingText | None = None
+    tokenizer: Tokenizer | None = None
+    if config.qformer.vocab_size:
+        matching = read_matching(_given(files.words, "BERT's vocabulary"), LONGEST_TEXT, config.qformer.vocab_size)
+    if config.decoder is not None:
+        folder = _given(files.language, "OPT's vocabulary")
+        tokenizer = read_words(folder, OPT_START, OPT_PAD, config.decoder.vocab_size)
+    if config.t5 is not None:
+        folder = _given(files.language, "T5's vocabulary")
+        tokenizer = read_words(folder, T5_STOP, T5_PAD, config.t5.vocab_size)
+    transform = ImageTransform(model.image_size)
+    return ModelParts(model.name, network, transform, matching, tokenizer, model.prompts(), model.defaults())
+
+
+def files_of(found: Sequence[LocalFile], checkpoint: Path | None = None) -> LavisFiles:
+    """Which of a LAVIS model's downloaded sources is what.
+
+    Args:
+        checkpoint: a file to read instead of the official one.
+    """
+    official = next(file.path for file in found if isinstance(file.source, WebFile))
+    folders = [file for file in found if not isinstance(file.source, WebFile)]
+    return LavisFiles(
+        checkpoint=checkpoint or official,
+        vision=next((file.path for file in found[1:] if file.source.supplies == (VISION,)), None),
+        language=next((file.path for file in folders if LANGUAGE in file.source.supplies), None),
+        words=next((file.path for file in folders if not file.source.supplies), None),
+    )
+
+
+def read_lavis(
+    config: Blip2Config,
+    files: LavisFiles,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    bits: int = 0,
+    adapter: Adapter | None = None,
+    left_out: tuple[str, ...] = (),
+) -> Blip2Network:
+    """The network alone, in evaluation mode. Tensors stay on disk until each is cast or quantised into its place.
+
+    Args:
+        bits: of large matrices, see `Placer`.
+        adapter: merged into the weights.
+        left_out: see `Placer`; what is left out stays on disk.
+
+    Raises:
+        CheckpointError: see `load_lavis`.
+    """
+    saved = PickledFile(files.checkpoint, MODEL_ENTRY)
+    opened: list[PickledFile | WeightFolder] = [saved]
+    state = {name: saved.read(name) for name in saved.shapes}
+    if not any(name.startswith(VISION_PREFIX) for name in state):
+        path = _given(files.vision, f"the image encoder, which {files.checkpoint} lacks because it was frozen,")
+        encoder = PickledFile(path, MODEL_ENTRY)
+        opened.append(encoder)
+        state |= {VISION_PREFIX + name: encoder.read(name) for name in encoder.shapes}
+    prefix = OPT_PREFIX if config.decoder is not None else T5_PREFIX
+    if config.language_model is not None and sum(name.startswith(prefix) for name in state) <= len(TIED_STRAYS):
+        folder = _given(files.language, f"the language model, which {files.checkpoint} lacks because it was frozen,")
+        weights = WeightFolder(folder)
+        opened.append(weights)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        state |= {prefix + name: weights.read(name) for name in weights.shapes}
+    renamed = blip2_from_lavis(state, config)
+    network = empty_network(config, files.checkpoint)
+    placer = Placer(network, files.checkpoint, dtype, device, bits, adapter=adapter, left_out=left_out)
+    _check_fit(placer.wanted, renamed, files)
+    read = 0
+    for name in placer.to_put:
+        read += renamed[name].nbytes
+        placer.put(name, renamed.pop(name))
+        if read > LET_GO_BYTES:
+            read = 0
+            for file in opened:
+                file.let_go()
+    return placer.finish()
+
+
+TIED_STRAYS = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""All that a checkpoint may carry of a language model that was frozen: tables tied to others."""
+
+
+def _check_fit(wanted: dict[str, tuple[int, ...]], found: dict[str, Tensor], files: LavisFiles) -> None:
+    misfits = [f"{name} is missing from {_supplier(name, files)}" for name in wanted if name not in found]
+    misfits += [f"{name} is unknown" for name in found if name not in wanted]
+    misfits += [
+        f"{name} in {_supplier(name, files)} is {list(found[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    refuse_misfits(files.checkpoint, misfits)
+
+
+def _supplier(name: str, files: LavisFiles) -> str:
+    """The name of the file that should hold a tensor of ours."""
+    part = name.partition(".")[0]
+    path = {"vision": files.vision, "decoder": files.language, "t5": files.language}.get(part)
+    return (path or files.checkpoint).name
+
+
+def _given(path: Path | None, what: str) -> Path:
+    if path is None:
+        raise CheckpointError(f"{what} comes from a file of its own: name it, or load the model by its name")
+    return path

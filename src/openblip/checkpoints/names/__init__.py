@@ -1,0 +1,1 @@
+"""Names of weights in other projects' files, one table a component."""

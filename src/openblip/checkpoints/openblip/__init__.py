@@ -1,0 +1,1 @@
+"""OpenBLIP's own model folder."""

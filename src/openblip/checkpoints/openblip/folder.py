@@ -1,0 +1,312 @@
+"""OpenBLIP's own model folder: config.json, model.safetensors, one tokenizer file for each text side.
+
+Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row. They are floats
+again once loaded, unless the folder says `bits`: what was quantised to compute with is loaded so. A borrowed language
+model is not copied: config.json says where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from openblip.checkpoints.json_files import build, read_json, to_json
+from openblip.checkpoints.language_models import load_language_model
+from openblip.checkpoints.lora.files import Adapter
+from openblip.checkpoints.lora.fit import merge_borrowed
+from openblip.checkpoints.model_parts import GenerationDefaults, LanguageSource, ModelParts
+from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
+from openblip.checkpoints.tensors.assign import Placer
+from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
+from openblip.checkpoints.tensors.mmap import MappedFile
+from openblip.errors import CheckpointError, OptionError
+from openblip.images.decode import ImageTransform
+from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.efficientnet import EfficientNetConfig
+from openblip.nn.hf_language_model import Borrowed
+from openblip.nn.opt import DecoderConfig
+from openblip.nn.qformer import QFormerConfig
+from openblip.nn.quant.int4 import Int4Linear, dequantise_groups
+from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide
+from openblip.nn.quant.swap import BITS, quantised_layers
+from openblip.nn.t5 import T5Config
+from openblip.nn.vit import VitConfig
+from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
+
+FORMAT_VERSION = 1
+SCALE_SUFFIX, STEPS_SUFFIX = ":scale", ":steps"
+ADAPTER_MARK = ".lora_"
+"""In names of what peft has put into a network."""
+MATRIX_ELEMENTS = 16_384
+"""Smaller matrices are not worth quantising."""
+VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
+    "vit": VitConfig,
+    "efficientnet": EfficientNetConfig,
+}
+
+STORAGES = ("float32", "float16", "int8")
+
+
+def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> None:
+    """Write a model folder; files are drafts until all are written, so a kill never leaves half of one.
+
+    Args:
+        storage: of what is not quantised in memory.
+
+    Raises:
+        OptionError: an unknown storage, or adapters in the network.
+    """
+    config = parts.network.config
+    vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
+    content = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "name": parts.name,
+        "vision": {"kind": vision_kind, **asdict(config.vision)},
+        "qformer": asdict(config.qformer),
+        "decoder": None if config.decoder is None else asdict(config.decoder),
+        "t5": None if config.t5 is None else asdict(config.t5),
+        "borrowed": None if parts.borrowed is None else asdict(parts.borrowed),
+        "shared_width": config.shared_width,
+        "vision_norm_eps": config.vision_norm_eps,
+        "image": asdict(parts.transform),
+        "matching_tokens": None if parts.matching is None else parts.matching.max_tokens,
+        "prompts": asdict(parts.prompts),
+        "generation": asdict(parts.defaults),
+    }
+    layers = quantised_layers(parts.network)
+    if layers:
+        content["bits"] = 4 if any(isinstance(layer, Int4Linear | Int4WideLinear) for layer in layers.values()) else 8
+    state = stored_state(parts.network)
+    if any(ADAPTER_MARK in name for name in state):
+        raise OptionError(
+            f"the model {parts.name} has adapters, which a model folder has no place for: save them with save_adapter"
+        )
+    weights = pack(state, storage)
+    texts = {}
+    if parts.matching is not None:
+        texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
+    if parts.tokenizer is not None and parts.borrowed is None:
+        texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
+    # Last: a folder that has it is whole.
+    texts[CONFIG_FILE] = to_json(content)
+    write_together(folder, texts, {WEIGHTS_FILE: weights})
+
+
+def load_native(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    bits: int | None = None,
+    adapter: Adapter | None = None,
+    left_out: tuple[str, ...] = (),
+) -> ModelParts:
+    """Read a model folder; the network is in evaluation mode.
+
+    Args:
+        bits: of large matrices in memory, see `Placer`: 0 to leave them in `dtype`; None for what `openblip quantize`
+            made of the model.
+        adapter: merged into the weights.
+        left_out: see `Placer`.
+
+    Raises:
+        CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
+        OpenBlipError: the language model is borrowed, and transformers is not installed or cannot have it.
+    """
+    path = folder / CONFIG_FILE
+    content = _read_config(path)
+    try:
+        if not isinstance(content["vision"], dict):
+            raise TypeError("vision has no settings of an image encoder: get it again")
+        vision = dict(content["vision"])
+        kind = vision.pop("kind")
+        if kind not in VISION_KINDS:
+            known = ", ".join(VISION_KINDS)
+            raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
+        decoder = content["decoder"]
+        t5, borrowed = content.get("t5"), content.get("borrowed")  # missing from folders of before there were any
+        source = None if borrowed is None else build(LanguageSource, borrowed, path)
+        language = None if source is None else load_language_model(source, dtype, device, beside=folder)
+        settings = {
+            "vision": build(VISION_KINDS[kind], vision, path),
+            "qformer": build(QFormerConfig, content["qformer"], path),
+            "decoder": None if decoder is None else build(DecoderConfig, decoder, path),
+            "shared_width": content["shared_width"],
+            "vision_norm_eps": content["vision_norm_eps"],
+            "t5": None if t5 is None else build(T5Config, t5, path),
+            "borrowed": None if language is None else language.model.config,
+        }
+        config = build(Blip2Config, settings, path)
+        transform = build(ImageTransform, content["image"], path)
+        matching_tokens: object = content["matching_tokens"]
+        if not isinstance(matching_tokens, int | None):
+            raise TypeError(f"matching_tokens is {matching_tokens!r}, not a number")
+        prompts = build(PromptTemplates, content["prompts"], path)
+        defaults = build(GenerationDefaults, content["generation"], path)
+        name = str(content["name"])
+        stored_bits = content.get("bits", 0)
+        if stored_bits not in (0, *BITS):
+            raise TypeError(f"bits is {stored_bits!r}, not one of {', '.join(map(str, (0, *BITS)))}")
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}: get the model folder again") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    network = empty_network(config, path, None if language is None else language.model)
+    if adapter is not None and language is not None:
+        adapter = merge_borrowed(adapter, language.model.model)
+    chosen_bits = stored_bits if bits is None else bits
+    placer = Placer(network, folder, dtype, device, chosen_bits, adapter=adapter, left_out=left_out)
+    network = _read_into(placer, folder)
+    matching = tokenizer = None
+    if isinstance(matching_tokens, int):
+        words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
+        matching = MatchingText(words, matching_tokens)
+    if language is not None:
+        tokenizer, source = language.tokenizer, language.source
+    elif config.language_model is not None:
+        # OPT's texts begin with </s>, T5's prompts end with it.
+        tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
+    parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source)
+    _check_words(parts, folder)
+    return parts
+
+
+class _WithoutStart(TorchFunctionMode):
+    """Modules do not draw the weights they start with, nor scale them.
+
+    There is nothing to draw them into on the meta device, and trying imports PyTorch's compiler: more than a second,
+    and tens of megabytes.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        if func is Tensor.div_:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def empty_network(config: Blip2Config, path: Path, borrowed: Borrowed | None = None) -> Blip2Network:
+    """The network without memory for its weights. Raises CheckpointError when the config at `path` describes none."""
+    try:
+        with torch.device("meta"), _WithoutStart():
+            return Blip2Network(config, borrowed)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} describes no model: {error}") from error
+
+
+def _check_words(parts: ModelParts, folder: Path) -> None:
+    """Every id has its place in the tables, and the prompts can be filled in."""
+    config, matching = parts.network.config, parts.matching
+    if matching is not None:
+        check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
+    if parts.tokenizer is not None and config.own_language_model is not None:
+        check_ids(parts.tokenizer, config.own_language_model.vocab_size, folder / DECODER_FILE)
+    if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
+            f"not between 3 and the {config.qformer.max_positions} positions of the Q-Former"
+        )
+    check_prompts(parts.prompts, folder / CONFIG_FILE)
+
+
+def check_prompts(prompts: PromptTemplates, path: Path) -> None:
+    """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
+    try:
+        prompts.ask("question")
+        prompts.chat([("question", "answer")], "question")
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
+
+
+def stored_state(network: Blip2Network) -> dict[str, Tensor]:
+    """A network's tensors under the names that they have in a folder."""
+    state = network.state_dict()
+    for name, layer in quantised_layers(network).items():
+        state[f"{name}.weight{SCALE_SUFFIX}"] = state.pop(f"{name}.scale")
+        if isinstance(layer, Int4WideLinear):
+            state[f"{name}.weight{STEPS_SUFFIX}"] = state.pop(f"{name}.steps")
+    return state
+
+
+def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
+    """Tensors as they are stored. Raises OptionError for an unknown storage."""
+    if storage not in STORAGES:
+        raise OptionError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
+    packed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if not tensor.is_floating_point() or name.endswith(SCALE_SUFFIX):
+            packed[name] = tensor
+        elif storage == "int8" and tensor.ndim == 2 and tensor.numel() >= MATRIX_ELEMENTS:
+            scale = tensor.float().abs().amax(dim=1).clamp(min=1e-30) / 127
+            packed[name] = (tensor / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+            packed[name + SCALE_SUFFIX] = scale
+        else:
+            half = tensor.half()
+            # float16 ends at 65,504
+            packed[name] = tensor.float() if storage == "float32" or half.isinf().any() else half
+    return packed
+
+
+def _read_into(placer: Placer, folder: Path) -> Blip2Network:
+    file = SafetensorsFile(folder / WEIGHTS_FILE)
+    sides = (SCALE_SUFFIX, STEPS_SUFFIX)
+    check_fit(placer.wanted, {name: _shape(name, file) for name in file.shapes if not name.endswith(sides)}, folder)
+    mapped = MappedFile(file.path) if placer.device.type == "cpu" else None
+    for name in placer.to_put:
+        codes, layer = file.read(name), placer.layer(name)
+        if name + SCALE_SUFFIX not in file.shapes:
+            placer.put(name, codes)
+            continue
+        scale = file.read(name + SCALE_SUFFIX)
+        steps = [file.read(name + STEPS_SUFFIX)] if name + STEPS_SUFFIX in file.shapes else []
+        try:
+            fits = layer is not None and layer.weight.dtype == codes.dtype
+            if layer is not None and fits and bool(steps) == hasattr(layer, "steps") and not placer.changes(name):
+                kept = None if mapped is None else mapped.read(name)
+                own = [tensor.to(placer.device, copy=True) for tensor in (scale, *steps)]
+                layer.put(codes.to(placer.device, copy=True) if kept is None else kept, *own)
+            elif steps:
+                placer.put(name, dequantise_wide(codes, scale, *steps))
+            elif codes.dtype == torch.uint8:
+                placer.put(name, dequantise_groups(codes, scale))
+            else:
+                placer.put(name, codes.float() * scale.float()[:, None])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: {name} does not fit its scales ({error}): get the folder again"
+            ) from error
+    return placer.finish()
+
+
+def _shape(name: str, file: SafetensorsFile) -> tuple[int, ...]:
+    """Of a stored tensor once its codes are unpacked."""
+    shape = file.shapes[name]
+    if name + STEPS_SUFFIX in file.shapes and len(shape) == 2:
+        return shape[1], 2 * shape[0]
+    return (*shape[:-1], 2 * shape[-1]) if len(file.shapes.get(name + SCALE_SUFFIX, ())) == 3 else shape
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not the config of an OpenBLIP model folder")
+    if content.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {content.get('version')}, "
+            f"this OpenBLIP reads {FORMAT_VERSION}: upgrade openblip"
+        )
+    return content

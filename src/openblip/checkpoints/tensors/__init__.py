@@ -1,0 +1,1 @@
+"""Files of tensors, and their way into a network."""

@@ -1,0 +1,125 @@
+"""Tensors from files, one at a time, into a network that has no memory yet: cast, moved or quantised on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.lora.files import Adapter
+from openblip.checkpoints.lora.fit import AdapterFit
+from openblip.errors import CheckpointError
+from openblip.nn.allocator import give_back
+from openblip.nn.blip2 import Blip2Network
+from openblip.nn.quant.swap import BITS, Quantised, quantised_layers, swap_layers
+
+WEIGHT = "weight"
+VISION = "vision."
+"""Names of the image encoder's tensors begin so."""
+
+
+class Placer:
+    """Fills a network that was built on the meta device.
+
+    At no time does more than one tensor exist twice.
+
+    Attributes:
+        wanted: names and shapes of the network's tensors, in its order, as they are in floating point.
+        to_put: those of them that are not left out.
+    """
+
+    def __init__(
+        self,
+        network: Blip2Network,
+        source: Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        bits: int = 0,
+        in_float32: tuple[str, ...] = (),
+        adapter: Adapter | None = None,
+        left_out: tuple[str, ...] = (),
+    ) -> None:
+        """
+        Args:
+            source: the file or folder that errors name.
+            bits: 8 or 4 to quantise large matrices, 0 for none.
+            in_float32: beginnings of names of tensors that are not cast to `dtype`.
+            adapter: merged into the weights before they are cast or quantised.
+            left_out: beginnings of names of tensors that are not put: they stay without memory.
+
+        Raises CheckpointError when the adapter does not fit.
+        """
+        if bits and bits not in BITS:
+            raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
+        self.network, self.source, self.dtype, self.device = network, source, dtype, torch.device(device)
+        self.in_float32 = in_float32
+        empty = network.state_dict()
+        self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+        self.left_out = left_out
+        self.to_put = {name: shape for name, shape in self.wanted.items() if not self.leaves_out(name)}
+        self._counted = {name for name, tensor in empty.items() if not tensor.is_floating_point()}
+        self._adapter = None if adapter is None else AdapterFit(adapter, self.wanted)
+        if bits:
+            swap_layers(network, bits)
+        self._layers = quantised_layers(network)
+        self._state: dict[str, Tensor] = {}
+
+    def leaves_out(self, name: str) -> bool:
+        return bool(self.left_out) and name.startswith(self.left_out)
+
+    def layer(self, name: str) -> Quantised | None:
+        """The quantised layer whose weight this is."""
+        owner, _, leaf = name.rpartition(".")
+        return self._layers.get(owner) if leaf == WEIGHT else None
+
+    def changes(self, name: str) -> bool:
+        """Whether an adapter is merged into this tensor."""
+        return self._adapter is not None and name in self._adapter.changed
+
+    def put(self, name: str, *pieces: Tensor) -> None:
+        """Give the network one of `wanted`, whole or in pieces along its first dimension, which may be thrown away
+        afterwards.
+
+        Raises CheckpointError when it is of another kind than the network's, as codes without their scales are, or
+        is to be quantised and is not finite.
+        """
+        for tensor in pieces:
+            if not tensor.is_floating_point() and name not in self._counted:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise CheckpointError(
+                    f"{self.source}: {name} is {kind}, not a number with a fraction: get the file again"
+                )
+        if self.changes(name):
+            pieces = (self._merged(name, _joined(pieces)),)
+        layer = self.layer(name)
+        if layer is not None:
+            try:
+                layer.take(*(piece.to(self.device) for piece in pieces))
+            except ValueError as error:
+                raise CheckpointError(f"{self.source}: {name} cannot be quantised, {error}") from error
+            return
+        tensor = _joined(pieces)
+        if name not in self._counted:
+            dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
+            tensor = tensor.to(self.device, dtype, copy=True)
+        else:
+            tensor = tensor.to(self.device, copy=True)
+        self._state[name] = tensor.contiguous()
+
+    def _merged(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor if self._adapter is None else self._adapter.merged(name, tensor)
+
+    def finish(self) -> Blip2Network:
+        """The network with all its tensors but those left out, in evaluation mode."""
+        self.network.load_state_dict(self._state, assign=True, strict=False)
+        for name, tensor in self.network.state_dict().items():
+            if tensor.is_meta and not self.leaves_out(name):
+                raise CheckpointError(f"{self.source} lacks {name}: get the file again")
+        give_back()
+        return self.network.eval()
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))

@@ -1,0 +1,276 @@
+"""Files of weights: which tensors they hold, read one at a time when asked for, and written whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import pickle
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openblip.checkpoints.json_files import read_json
+from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
+from openblip.errors import CheckpointError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Transformers' names, the one it prefers first; each may be an index of shards instead."""
+INDEX_SUFFIX = ".index.json"
+REOPEN_BYTES = 10**9
+LET_GO_BYTES = 16 * 10**6
+"""After so much, a loader lets go of what it has read."""
+
+
+class SafetensorsFile:
+    """A file of named tensors.
+
+    It is mapped into memory, and what was read stays there, counted as this program's, for as long as the mapping does
+    or until it is let go. So the file is opened anew every now and then, too: tensors that nobody holds any more are
+    gone by then.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with readable(path):
+            self._open()
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored, perhaps still on disk until its elements are looked at."""
+        with readable(self.path):
+            if self._read > REOPEN_BYTES:
+                self._open()
+            tensor: Tensor = self._file.get_tensor(name)
+            self._read += tensor.nbytes
+            self._spans.append(_span(tensor))
+            return tensor
+
+    def let_go(self) -> None:
+        """Tensors that were read stop counting as this program's memory; looked at again, they are read again.
+
+        Nobody may have written into one.
+        """
+        _let_go(self.path, self._spans)
+        self._spans.clear()
+
+    def _open(self) -> None:
+        self._file = cast(Any, safe_open(self.path, framework="pt"))  # its methods have no types
+        self._read = 0
+        self._spans: list[tuple[int, int]] = []
+
+
+class PickledFile:
+    """A file of `torch.save`, of which nothing but tensors is unpickled.
+
+    Args:
+        entry: where the tensors may lie, beside a run's settings and counters: LAVIS has them in "model".
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or holds anything but tensors.
+    """
+
+    def __init__(self, path: Path, entry: str | None = None) -> None:
+        self.path = path
+        content = unpickle(path)
+        self._mapped = zipfile.is_zipfile(path)
+        if entry is not None and isinstance(content, dict) and isinstance(content.get(entry), dict):
+            content = content[entry]
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"{path} holds more than named tensors: get the file from its source again")
+        self._tensors: dict[str, Tensor] = content
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def let_go(self) -> None:
+        """As `SafetensorsFile.let_go`."""
+        if self._mapped:
+            _let_go(self.path, [_span(tensor) for tensor in self._tensors.values()])
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's memory begins and ends."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def _let_go(path: Path, spans: Sequence[tuple[int, int]]) -> None:
+    """Take pages from this process that lie in these spans of its memory and mirror a file."""
+    if sys.platform != "linux":
+        return
+    place, page = os.fsencode(path.resolve()), mmap.PAGESIZE
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path("/proc/self/maps").read_bytes().splitlines():
+        addresses, *_, name = line.split(maxsplit=5)
+        if name != place:
+            continue
+        first, last = (int(address, 16) for address in addresses.split(b"-"))
+        for begin, end in spans:
+            # Neighbours lie on the first and on the last page, too.
+            start, stop = max(first, begin // page * page), min(last, -(-end // page) * page)
+            if start < stop:
+                libc.madvise(start, stop - start, mmap.MADV_DONTNEED)
+
+
+def unpickle(path: Path) -> Any:
+    """What `torch.save` wrote, if it is made of tensors and plain values; nothing else is ever run or built.
+
+    Tensors stay on disk until they are looked at; those of a file from before PyTorch 1.6 cannot.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or holds more than that.
+    """
+    with readable(path):
+        mapped = zipfile.is_zipfile(path)
+        if mapped:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    # A few bytes could unfold to any number of them.
+                    raise CheckpointError(f"{path} is compressed, as PyTorch never saves: get the file from its source")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was pickled, which nobody can change
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+WeightFile: TypeAlias = SafetensorsFile | PickledFile
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what the libraries raise about a file into a CheckpointError that names it."""
+    refuse_stand_ins(path)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is broken or holds more than tensors, which could run code: get the file from its source again"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        first = str(error).partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(f"{path} is broken ({first}): get the file again") from error
+    except Exception as error:  # bytes that are no pickle at all take the unpickler anywhere
+        raise CheckpointError(f"{path} is broken, or no file of weights: get it again") from error
+
+
+class WeightFolder:
+    """All tensors of a folder that transformers wrote: one file, or shards and their index.
+
+    Attributes:
+        shapes: of every tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError when there are no weights, or one of the files is missing or broken."""
+        self.index: dict[str, str] = {}
+        for name in SINGLE_FILES:
+            listed = folder / (name + INDEX_SUFFIX)
+            if (folder / name).is_file() or listed.is_file():
+                break
+        else:
+            raise CheckpointError(f"{folder} holds no weights: it needs {' or '.join(SINGLE_FILES)}, or shards of one")
+        self.main = folder / name
+        if not self.main.is_file():
+            self.main, self.index = listed, _read_index(listed)
+        paths = [folder / shard for shard in dict.fromkeys(self.index.values())] or [self.main]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, listed in {self.main.name}: get the rest")
+        files = [SafetensorsFile(path) if path.suffix == ".safetensors" else PickledFile(path) for path in paths]
+        self._files: dict[str, WeightFile] = {}
+        for file in files:
+            for name in file.shapes:
+                if name in self._files and not torch.equal(file.read(name), self._files[name].read(name)):
+                    both = f"{self._files[name].path.name} and {file.path.name}"
+                    raise CheckpointError(f"{folder} has {name} in {both}, and they differ: get the folder again")
+                self._files[name] = file
+        self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._files[name].read(name)
+
+    def let_go(self) -> None:
+        """As `SafetensorsFile.let_go`."""
+        for file in dict.fromkeys(self._files.values()):
+            file.let_go()
+
+    def file_of(self, name: str) -> str:
+        """The name of the file that holds a tensor, or should."""
+        if name in self._files:
+            return self._files[name].path.name
+        return self.index.get(name, self.main.name)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor to file name."""
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path} lists no weights: get the file again")
+    for shard in index.values():
+        # A path could lead out of the folder.
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{path} lists {shard!r}, which is no file of this folder: get the file again")
+    return index
+
+
+def refuse_misfits(source: Path, misfits: Sequence[str]) -> None:
+    """Raises CheckpointError, naming the first few, when there are any."""
+    if misfits:
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise CheckpointError(f"{source} does not fit its config: {'; '.join(misfits[:3])}{more}")
+
+
+def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raises CheckpointError, naming the first tensors that are missing, unknown or of another shape."""
+    misfits = [f"{name} is missing" for name in expected if name not in found]
+    misfits += [f"{name} is unknown" for name in found if name not in expected]
+    misfits += [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    refuse_misfits(source, misfits)
+
+
+def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write text files and safetensors files; drafts until all are written, so a kill never leaves half of them.
+
+    Raises CheckpointError when they cannot be written; what was there before is kept.
+    """
+    drafts = {name: folder / f"{name}.draft" for name in (*weights, *texts)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            drafts[name].write_text(text, encoding="utf-8")
+        for name, tensors in weights.items():
+            stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(stored, drafts[name], metadata={"format": "pt"})
+            # safetensors makes files that only their owner may read
+            shutil.copymode(drafts[next(iter(texts))], drafts[name])
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        for draft in drafts.values():
+            with suppress(OSError):
+                draft.unlink()
+        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+        raise CheckpointError(
+            f"{folder} cannot be written ({reason}): make room, or see to its permissions, and give the command again"
+        ) from error

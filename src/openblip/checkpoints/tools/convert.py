@@ -1,0 +1,95 @@
+"""From any layout of BLIP-2 to any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.folder import STORAGES, save_native
+from openblip.checkpoints.openblip.new_folder import require_new, written_whole
+from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.transformers.config import Task
+from openblip.checkpoints.transformers.write import save_transformers
+from openblip.errors import OptionError
+from openblip.nn.vit import VitConfig
+
+LAYOUTS = ("openblip", "transformers", "lavis")
+TASKS: dict[str, Task] = {"write": "write", "match": "match"}
+FINE_TUNED_SIDE = 364
+"""Official files of models that read images of this side hold their own copy of the image encoder."""
+
+
+def convert(
+    source: str | Path,
+    folder: Path,
+    to: str,
+    *,
+    storage: str = "float32",
+    task: str | None = None,
+    checkpoint: Path | None = None,
+) -> list[Path]:
+    """Write a model in another layout; returns the files of weights.
+
+    Tensors keep their values bit for bit, except under `storage` of fewer bits. Transformers and LAVIS know nothing of
+    our quantised weights: for them these are written as the numbers in floating point that they stand for.
+
+    Args:
+        source: what `openblip.load` takes.
+        folder: must be empty or not exist yet.
+        to: "openblip", "transformers", or "lavis": checkpoint.pth beside the parts that were frozen,
+            eva_vit_g.pth or clip_vit_L.pth and language_model/model.safetensors.
+        storage: number format, for "openblip" alone.
+        task: for "transformers" and a model that does both: which half to write, "write" or "match".
+        checkpoint: see `openblip.load`.
+
+    Raises:
+        OptionError: the folder is in use, or options do not go together.
+        CheckpointError: the source cannot be read, or the layout has no place for its parts.
+        OpenBlipError: the folder cannot be written; nothing is left in it then.
+    """
+    if to not in LAYOUTS:
+        raise OptionError(f"there is no layout {to!r}: use {', '.join(LAYOUTS)}")
+    if storage not in STORAGES or (storage != "float32" and to != "openblip"):
+        raise OptionError(f"storage {storage!r} does not go with {to}: use {', '.join(STORAGES)}, with openblip alone")
+    if task not in (None, *TASKS) or (task is not None and to != "transformers"):
+        raise OptionError(f"task {task!r} does not go with {to}: use {' or '.join(TASKS)}, with transformers alone")
+    folder = folder.expanduser()
+    require_new(folder)
+    parts = load_parts(source, checkpoint=checkpoint, bits=None if to == "openblip" else 0)
+    with written_whole(folder):
+        if to == "openblip":
+            save_native(parts, folder, storage)
+        elif to == "transformers":
+            save_transformers(parts, folder, TASKS[task] if task else None)
+        else:
+            _save_lavis(parts, folder)
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".pth", ".safetensors"))
+
+
+def _save_lavis(parts: ModelParts, folder: Path) -> None:
+    config = parts.network.config
+    written = to_lavis(parts.network.state_dict(), config)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = parts.transform.image_size >= FINE_TUNED_SIDE
+    assert isinstance(config.vision, VitConfig)  # else to_lavis had refused it
+    if not whole:
+        name = "clip_vit_L.pth" if config.vision.pre_norm else "eva_vit_g.pth"
+        _save_pickled(written.vision, folder / name)
+    if written.language:
+        about = f"The language model of {parts.name}, which was frozen in training. LAVIS takes its own copy.\n"
+        write_together(folder / "language_model", {"README.md": about}, {"model.safetensors": written.language})
+    # Last: until it is there, nobody can take the folder for a whole one.
+    _save_pickled({"model": written.whole() if whole else written.checkpoint}, folder / "checkpoint.pth")
+
+
+def _save_pickled(content: object, path: Path) -> None:
+    draft = path.with_name(path.name + ".draft")
+    try:
+        torch.save(content, draft)
+    except RuntimeError as error:  # what PyTorch raises when a disk is full
+        raise OSError(str(error).partition("\n")[0]) from error
+    draft.replace(path)

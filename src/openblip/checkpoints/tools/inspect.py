@@ -1,0 +1,387 @@
+"""What is in a file or folder of weights: whose layout, which parts, and most likely which official model.
+
+Only names, shapes and types are read, so that a file of 10 GB costs no memory; a pickled file is opened with nothing
+but tensors allowed in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from openblip.checkpoints.hub.repositories import PICKLED, SAFETENSORS, pieces_of
+from openblip.checkpoints.json_files import read_json_if_there
+from openblip.checkpoints.lora.notes import PREFIX, AdapterNote, adapter_note
+from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
+from openblip.checkpoints.zoo import (
+    LANGUAGE,
+    PARTS,
+    PROJECTION,
+    QFORMER,
+    TEXT,
+    VISION,
+    ZOO,
+    ZooModel,
+    find_model,
+)
+from openblip.errors import CheckpointError
+
+OTHER = "other"
+SCALE, STEPS = ":scale", ":steps"
+"""Behind the name of a quantised tensor, in folders of ours."""
+PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
+MAX_HEADER_BYTES = 100 * 10**6
+"""The limit that safetensors itself sets."""
+SAFETENSORS_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+Layout = Literal["OpenBLIP", "LAVIS", "transformers", ""]
+
+PART_NAMES: tuple[tuple[str, str], ...] = (
+    (TEXT, r"(Qformer\.bert|qformer)\.encoder\.layer\.\d+\.(intermediate|output)\.|qformer\.layers\.\d+\.text_ffn\."),
+    (TEXT, r"Qformer\.cls\.|Qformer\.bert\.embeddings\.(word|position)_embeddings\.|embeddings\.(word|position)_emb"),
+    (TEXT, r"qformer\.(words|positions|head)\.|(text|vision|image)_proj(ection)?\.|itm_head\.|temp(erature)?$"),
+    (QFORMER, r"Qformer\.|qformer\.|query_tokens$"),
+    (PROJECTION, r"(opt|t5|language|prompt)_proj(ection)?\."),
+    (LANGUAGE, r"(opt_model|t5_model|language_model|decoder|t5|model\.decoder|shared|encoder\.block|lm_head)\."),
+    (LANGUAGE, r"encoder\.(final_layer_norm|embed_tokens)\."),
+    (VISION, r"visual_encoder\.|visual\.|ln_vision\.|vision(_model|_norm)?\."),
+    (
+        VISION,
+        r"(cls_token|pos_embed|class_embedding|positional_embedding)$|(patch_embed|blocks|conv1|ln_pre|ln_post)\.",
+    ),
+    (VISION, r"transformer\.resblocks\."),
+)
+"""Part and how its tensors' names begin, in LAVIS, transformers, ours, and the encoders' own files; first fit wins."""
+
+SECOND_NAMES = (
+    (r"Qformer\.cls\.predictions\.decoder\.weight", "Qformer.bert.embeddings.word_embeddings.weight"),
+    (r"Qformer\.cls\.predictions\.decoder\.bias", "Qformer.cls.predictions.bias"),
+    (r"(.*)(encoder|decoder)\.embed_tokens\.weight", r"\1shared.weight"),
+)
+"""A tensor, and the one that it is tied to."""
+
+LAYOUTS: tuple[tuple[Layout, str], ...] = (
+    ("OpenBLIP", r"qformer\.layers\.|qformer\.queries$"),
+    ("LAVIS", r"Qformer\.|visual_encoder\.|(opt|t5)_(model|proj)\."),
+    ("transformers", r"qformer\.encoder\.|vision_model\.|language_(model|projection)\."),
+)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a file or folder.
+
+    Attributes:
+        shapes, types: by name; types as PyTorch calls them.
+        beside: what else is in the file, and what is wrong with it.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, str]
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model as it is stored.
+
+    Attributes:
+        parameters: weights, each counted once however often the file repeats it.
+        types: weights of each type, the commonest first.
+    """
+
+    parameters: int
+    types: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a path holds.
+
+    Attributes:
+        format: "OpenBLIP folder", "transformers folder", "LoRA adapter", "LAVIS file", "safetensors file", "PyTorch
+            file".
+        size: bytes of the files.
+        parts: by the names in `zoo.PARTS`, and "other".
+        guess: official models of these sizes in this layout, or the official file that it is.
+        elsewhere: parts that the guessed model has but not this file, and what supplies them.
+        notes: what else is in it, and what is wrong with it.
+        adapter: where it is one, of which model.
+    """
+
+    path: Path
+    format: str
+    size: int
+    parts: Mapping[str, Part]
+    guess: tuple[str, ...]
+    elsewhere: Mapping[str, str]
+    notes: tuple[str, ...]
+    adapter: AdapterNote | None = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts.values())
+
+
+def inspect(path: Path) -> Contents:
+    """Look into a file of weights or a model folder.
+
+    Raises:
+        CheckpointError: nothing is there, no weights are in it, it is broken, or it holds what could run code.
+    """
+    path = path.expanduser()
+    if not path.is_file() and not path.is_dir():
+        problem = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {problem}: give a model folder or a file of weights")
+    config = _config(path)
+    files, lacking = _weight_files(path)
+    tensors = [_read(file) for file in files]
+    # peft's names are transformers' with something in front.
+    shapes = {name.removeprefix(PREFIX): shape for one in tensors for name, shape in one.shapes.items()}
+    types = {name.removeprefix(PREFIX): kind for one in tensors for name, kind in one.types.items()}
+    notes = [*dict.fromkeys(note for one in tensors for note in one.beside), *lacking]
+    layout = _layout(shapes)
+    parts = _parts(shapes, types)
+    guess: tuple[str, ...]
+    adapter = adapter_note(path, shapes)
+    if adapter is not None:
+        kind, guess = "LoRA adapter", ()
+    elif config.get("format") == "openblip":
+        kind, guess = "OpenBLIP folder", (str(config.get("name")),)
+    else:
+        kind = _format(files, layout, config)
+        guess = _guess(shapes, layout)
+    return Contents(
+        path=path,
+        format=kind,
+        size=sum(file.stat().st_size for file in files),
+        parts=parts,
+        guess=guess,
+        elsewhere=_elsewhere(guess, parts),
+        notes=tuple(notes),
+        adapter=adapter,
+    )
+
+
+def part_of(name: str) -> str:
+    """Which part of a BLIP-2 a tensor belongs to, by its name in any layout."""
+    return next((part for part, pattern in PART_NAMES if re.match(pattern, name)), OTHER)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return read_json_if_there(path / "config.json") if path.is_dir() else {}
+
+
+def _format(files: list[Path], layout: Layout, config: Mapping[str, Any]) -> str:
+    if "model_type" in config:
+        return "transformers folder"
+    if layout == "LAVIS":
+        return "LAVIS file"
+    return "safetensors file" if all(map(_is_safetensors, files)) else "PyTorch file"
+
+
+def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
+    """The files to read, and a note for each that an index lists but that is not there."""
+    if not path.is_dir():
+        if path.name.endswith(".index.json"):
+            return _pieces(path)
+        return [path], []
+    for whole, pieces in (SAFETENSORS, PICKLED):
+        if (path / whole).is_file():
+            return [path / whole], []
+        if (path / pieces).is_file():
+            return _pieces(path / pieces)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *PICKLE_ENDINGS))
+    if not files:
+        raise CheckpointError(f"{path} holds no weights: give a model folder or a file of weights")
+    if len(files) > 1:
+        raise CheckpointError(f"{path} holds several files of weights: give one, such as {files[0]}")
+    return files, []
+
+
+def _pieces(index: Path) -> tuple[list[Path], list[str]]:
+    pieces = [index.parent / piece for piece in pieces_of(index)]
+    there = [piece for piece in pieces if piece.is_file()]
+    if not there:
+        raise CheckpointError(f"{index} is broken, or none of its files is there: get the folder again")
+    return there, [f"{piece.name} is missing" for piece in pieces if piece not in there]
+
+
+def _read(path: Path) -> Tensors:
+    refuse_stand_ins(path)
+    return _read_safetensors(path) if _is_safetensors(path) else _read_pickled(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its name or, whatever that is, by its first bytes: the length of a header, and the header."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    broken = f"{path} is no whole safetensors file: get it again"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size):
+            raise CheckpointError(broken)
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+            shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in header.items()}
+            types = {name: SAFETENSORS_TYPES.get(entry["dtype"], str(entry["dtype"])) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise CheckpointError(broken) from error
+    if size != 8 + length + end:
+        raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + end}: get it again")
+    try:
+        with safe_open(path, framework="np"):  # compares every tensor's shape with its place in the file
+            return Tensors(shapes, types)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is broken ({error}): get it again") from error
+
+
+def _read_pickled(path: Path) -> Tensors:
+    import torch
+
+    from openblip.checkpoints.tensors.files import unpickle
+
+    content = unpickle(path)
+    beside: list[str] = []
+    if isinstance(content, dict):
+        # "model" is LAVIS' word for it, the others are common elsewhere.
+        for key in ("model", "state_dict", "module"):
+            if isinstance(content.get(key), dict):
+                beside = [str(name) for name in content if name != key]
+                content = content[key]
+                break
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no named tensors: give a file of weights")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    beside += [str(name) for name in content if str(name) not in tensors]
+    if not tensors:
+        raise CheckpointError(f"{path} holds no named tensors: give a file of weights")
+    return Tensors(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+        (f"beside the weights: {', '.join(beside)}",) if beside else (),
+    )
+
+
+def _layout(names: Iterable[str]) -> Layout:
+    names = list(names)
+    return next((layout for layout, pattern in LAYOUTS if any(re.match(pattern, name) for name in names)), "")
+
+
+def _parts(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str]) -> dict[str, Part]:
+    counts: dict[str, Counter[str]] = {}
+    for name, shape in shapes.items():
+        # A buffer that counts positions and the scales of quantised weights are no parameters.
+        if name.endswith(("position_ids", SCALE, STEPS)) or _is_second_name(name, shapes):
+            continue
+        # Two codes of four bits lie in one byte.
+        codes = 2 if types[name] == "uint8" and name + SCALE in shapes else 1
+        counts.setdefault(part_of(name), Counter())[types[name]] += codes * prod(shape)
+    return {
+        part: Part(counts[part].total(), dict(counts[part].most_common())) for part in (*PARTS, OTHER) if part in counts
+    }
+
+
+def _is_second_name(name: str, names: Mapping[str, object]) -> bool:
+    """Whether a tensor only repeats another of the file, as saving tied weights leaves it."""
+    before, ending, _ = name.rpartition("lm_head.weight")
+    if ending:  # OPT ties its head to the word table, FLAN-T5 does not.
+        words = (f"{before}model.decoder.embed_tokens.weight", f"{before}decoder.embed_tokens.weight")
+        return f"{before}shared.weight" not in names and any(first in names for first in words)
+    for second, first in SECOND_NAMES:
+        if re.fullmatch(second, name):
+            return re.sub(second, first, name) in names
+    return False
+
+
+def _guess(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[str, ...]:
+    cross = _side(shapes, r".*\.crossattention\.(self|attention)\.key\.weight", 1)
+    if cross is None:
+        return _guess_frozen(shapes)
+    language = _side(shapes, r"(opt|t5|language)_proj(ection)?\.weight", 0)
+    t5 = any(re.match(r"t5_|language_model\.(encoder|shared)\.", name) for name in shapes)
+    patches = _side(shapes, r"visual_encoder\.pos_embed", 1) or _side(shapes, r".*\.position_embedding", 1)
+
+    def fits(model: ZooModel) -> bool:
+        if model.origin != layout.lower() or model.encoder.width != cross:
+            return False
+        if model.tuned != (patches == _tokens(364)):
+            return False
+        if model.language is None:
+            return language is None and any(part_of(name) == TEXT for name in shapes)
+        return model.language.width == language and (model.language.kind == "t5") == t5
+
+    return tuple(model.name for model in ZOO if fits(model))
+
+
+def _guess_frozen(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Whose frozen part a file is that has no Q-Former."""
+    width = _side(shapes, r"cls_token", 2) or _side(shapes, r"(visual\.)?class_embedding", 0)
+    names = {model.encoder.width: f"{model.encoder.name}.pth" for model in ZOO}
+    if width is not None:
+        return (names[width],) if width in names else ()
+    table = _side(shapes, r"((model\.)?decoder\.embed_tokens|shared)\.weight", 1)
+    t5 = "shared.weight" in shapes
+    layers = {
+        int(found[1]) for name in shapes if (found := re.match(r"(?:model\.)?decoder\.(?:layers|block)\.(\d+)\.", name))
+    }
+    fitting = {
+        model.language.repository
+        for model in ZOO
+        if model.language is not None
+        and (model.language.width, model.language.kind == "t5", model.language.depth) == (table, t5, len(layers))
+    }
+    return tuple(sorted(fitting))
+
+
+def _side(shapes: Mapping[str, tuple[int, ...]], pattern: str, side: int) -> int | None:
+    """One side of the first tensor whose name fits."""
+    for name, shape in shapes.items():
+        if re.fullmatch(pattern, name) and len(shape) > side:
+            return shape[side]
+    return None
+
+
+def _tokens(image_size: int) -> int:
+    return (image_size // 14) ** 2 + 1
+
+
+def _elsewhere(guess: tuple[str, ...], parts: Mapping[str, Part]) -> dict[str, str]:
+    """A part of which only a stray table is here counts as missing."""
+    model = find_model(guess[0]) if len(guess) == 1 else None
+    if model is None:
+        return {}
+    missing = [
+        part
+        for part, parameters in model.part_parameters().items()
+        if part not in parts or parts[part].parameters < parameters // 2
+    ]
+    suppliers = {part: source.name for source in model.sources for part in source.supplies}
+    return {part: suppliers[part] for part in missing}

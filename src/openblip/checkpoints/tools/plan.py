@@ -1,0 +1,240 @@
+"""What a model costs before anything of it is fetched or loaded: disk, memory, and whether this machine has them.
+
+Numbers of memory are estimates for one image and five beams; those of disk are within one percent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openblip.checkpoints.hub.download import find_files
+from openblip.checkpoints.hub.repositories import hub_home
+from openblip.checkpoints.registry import list_models
+from openblip.checkpoints.sizes import PATCH, QUERIES
+from openblip.checkpoints.zoo import ZOO, ZooModel, did_you_mean, find_model
+from openblip.errors import CheckpointError, OptionError
+from openblip.fetch import HEADROOM
+
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
+"""int4: 4 bits a weight, and 32 for scale and centre of every 64; the scales of int8, one a row, count for nothing."""
+DTYPES = {**{name: name for name in BYTES_PER_WEIGHT}, "bf16": "bfloat16"}
+"""What may be asked for, and what it is called here."""
+PROGRAM_BYTES = 400 * 10**6
+"""Python and PyTorch themselves."""
+BEAMS = 5
+PROMPT_TOKENS = QUERIES + 32
+NEW_TOKENS = 30
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A line of the table of all models.
+
+    Attributes:
+        name: the one to use; `aliases` mean the same.
+        parameters: count of all weights; megabytes: size of its download or of its files (10^6 bytes).
+        memory: megabytes of its weights in each number format.
+        abilities: what it can do (caption, ask, match, embed).
+        cached: whether all its files are on this machine.
+        terms: the licences in short; `licence` tells which part has which.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    summary: str
+    abilities: tuple[str, ...]
+    parameters: int
+    megabytes: float
+    memory: dict[str, float]
+    image_size: int
+    cached: bool
+    terms: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that one device has left now.
+
+    Attributes:
+        free: bytes; None where the system does not say.
+    """
+
+    device: str
+    free: int | None
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What running a model takes.
+
+    Attributes:
+        weights: bytes of them in memory.
+        working: bytes for everything else while it runs.
+        loading: bytes more for a moment, while the weights are converted.
+        download: bytes still to fetch; `disk_free` are there for them.
+        devices: this machine's.
+    """
+
+    name: str
+    dtype: str
+    parameters: int
+    weights: int
+    working: int
+    loading: int
+    download: int
+    disk_free: int
+    devices: tuple[Room, ...]
+
+    @property
+    def memory(self) -> int:
+        """The most that is needed at any time."""
+        return self.weights + max(self.working, self.loading)
+
+    @property
+    def download_fits(self) -> bool:
+        return not self.download or self.download + HEADROOM <= self.disk_free
+
+
+def list_rows() -> list[ModelRow]:
+    """All models that have a name: those in the package, then the official ones."""
+    official = {name for model in ZOO for name in model.names}
+    bundled = [
+        ModelRow(
+            name=info.name,
+            aliases=(),
+            summary=f"{info.kind}; {info.summary}",
+            abilities=info.abilities,
+            parameters=info.parameters,
+            megabytes=info.megabytes,
+            memory=_memory(info.parameters),
+            image_size=info.image_size,
+            cached=info.folder.is_dir(),
+            terms=info.licence,
+            licence=info.licence,
+        )
+        for info in list_models()
+        if info.name not in official
+    ]
+    return bundled + [
+        ModelRow(
+            name=model.name,
+            aliases=model.names[1:],
+            summary=model.summary,
+            abilities=model.abilities,
+            parameters=model.parameters,
+            megabytes=round(model.download_size / 1e6, 1),
+            memory=_memory(model.parameters, model),
+            image_size=model.image_size,
+            cached=find_files(model.name) is not None,
+            terms=model.terms,
+            licence=model.licence,
+        )
+        for model in ZOO
+    ]
+
+
+def make_plan(name: str, dtype: str = "float32") -> Plan:
+    """What a model takes, and what this machine has.
+
+    Raises:
+        CheckpointError: no such model; the nearest names are told.
+        OptionError: an unknown number format.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    dtype = DTYPES[dtype]
+    row = next((row for row in list_rows() if name in (row.name, *row.aliases)), None)
+    if row is None:
+        raise CheckpointError(f"{name} is no model that sizes are known of: {did_you_mean(name)}")
+    model = find_model(row.name)
+    weights = round(_weight_bytes(row.parameters, model, dtype))
+    working = PROGRAM_BYTES + (0 if model is None else _activations(model, 2 if dtype == "bfloat16" else 4))
+    # The word table is the largest matrix; converted, it is there twice.
+    widest = 0 if model is None or model.language is None else model.language.vocab_size * model.language.width * 4
+    loading = PROGRAM_BYTES + (0 if dtype == "float32" else widest)
+    needed = weights + max(working, loading)
+    return Plan(
+        name=row.name,
+        dtype=dtype,
+        parameters=row.parameters,
+        weights=weights,
+        working=working,
+        loading=loading,
+        download=0 if row.cached else round(row.megabytes * 1e6),
+        disk_free=_disk_free(hub_home()),
+        devices=tuple(Room(device, free, None if free is None else needed <= free) for device, free in free_memory()),
+    )
+
+
+def _memory(parameters: int, model: ZooModel | None = None) -> dict[str, float]:
+    return {dtype: round(_weight_bytes(parameters, model, dtype) / 1e6, 1) for dtype in BYTES_PER_WEIGHT}
+
+
+def _weight_bytes(parameters: int, model: ZooModel | None, dtype: str) -> float:
+    """Of all weights; under int4 those of the image encoder's and the language model's layers have 4 bits, others 8."""
+    if dtype != "int4" or model is None:
+        return parameters * BYTES_PER_WEIGHT[dtype]
+    language = model.language
+    layers = model.encoder.parameters(model.image_size)
+    layers += 0 if language is None else language.parameters() - language.table_parameters()
+    return layers * BYTES_PER_WEIGHT["int4"] + (parameters - layers) * BYTES_PER_WEIGHT["int8"]
+
+
+def _activations(model: ZooModel, number_bytes: int) -> int:
+    """What passes through the widest places: a block of the image encoder, then the cache of a beam search."""
+    tokens = (model.image_size // PATCH) ** 2 + 1
+    # A block holds its input, the normed input, queries, keys and values, and the hidden layer twice.
+    encoder = tokens * (6 * model.encoder.width + 2 * model.encoder.mlp_width)
+    language = 0
+    if model.language is not None:
+        cache = model.language.cache_elements(PROMPT_TOKENS, NEW_TOKENS)
+        # Reordering beams copies the cache; scores of all words are there as logits, probabilities and sums.
+        language = BEAMS * (2 * cache + 3 * model.language.vocab_size)
+    return max(encoder, language) * number_bytes
+
+
+def free_memory() -> Sequence[tuple[str, int | None]]:
+    """Each device of this machine with the bytes that it has left; None where the system does not say."""
+    import torch
+
+    found: list[tuple[str, int | None]] = [("cpu", _free_main_memory())]
+    if torch.cuda.is_available():
+        found += [(f"cuda:{index}", torch.cuda.mem_get_info(index)[0]) for index in range(torch.cuda.device_count())]
+    return found
+
+
+def _free_main_memory() -> int | None:
+    """Linux: what programs can still get, in a container no more than its limit. macOS: all there is."""
+    if sys.platform == "win32":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
+            return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        # Cached files give way.
+        free = min(free, limit - used + int(counts.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        pass  # no such limit, which reads "max"
+    return free
+
+
+def _disk_free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

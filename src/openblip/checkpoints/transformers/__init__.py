@@ -1,0 +1,1 @@
+"""BLIP-2 folders of transformers, read and written."""

@@ -1,0 +1,382 @@
+"""What config.json and its neighbours say in a BLIP-2 folder of transformers, of any vintage.
+
+transformers writes what differs from its defaults, or everything, depending on its version: what is missing here is
+filled in with the same defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from openblip.checkpoints.json_files import build, read_json, read_json_if_there
+from openblip.checkpoints.model_parts import GenerationDefaults
+from openblip.checkpoints.openblip.folder import check_prompts
+from openblip.errors import CheckpointError
+from openblip.images.decode import ImageTransform
+from openblip.nn.blip2 import Blip2Config
+from openblip.nn.opt import DecoderConfig
+from openblip.nn.qformer import QFormerConfig
+from openblip.nn.t5 import T5Config
+from openblip.nn.vit import VitConfig
+from openblip.text import SHORT_QUESTION, PromptTemplates
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+IMAGE_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+MODEL_TYPE = "blip-2"
+OWN_SETTINGS = "openblip"
+"""Key in config.json, which transformers keeps, for what it has no settings of its own for."""
+
+Task: TypeAlias = Literal["write", "match"]
+"""Which half of BLIP-2 a folder holds: captions and answers, or matching and embedding."""
+
+ARCHITECTURES: dict[str, Task] = {
+    "Blip2ForConditionalGeneration": "write",
+    "Blip2Model": "write",
+    "Blip2ForImageTextRetrieval": "match",
+}
+"""transformers' classes; the first of a task is the one that folders are written for."""
+
+# Ours: (theirs, their default).
+Fields: TypeAlias = Mapping[str, tuple[str, Any]]
+VISION: Fields = {
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 14),
+    "width": ("hidden_size", 1408),
+    "depth": ("num_hidden_layers", 39),
+    "num_heads": ("num_attention_heads", 16),
+    "mlp_width": ("intermediate_size", 6144),
+    "layer_norm_eps": ("layer_norm_eps", 1e-6),
+    "activation": ("hidden_act", "gelu"),
+}
+QFORMER: Fields = {
+    "width": ("hidden_size", 768),
+    "depth": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "ffn_width": ("intermediate_size", 3072),
+    "cross_every": ("cross_attention_frequency", 2),
+    "vocab_size": ("vocab_size", 30522),
+    "max_positions": ("max_position_embeddings", 512),
+    "layer_norm_eps": ("layer_norm_eps", 1e-12),
+    "dropout": ("hidden_dropout_prob", 0.1),
+}
+OPT: Fields = {
+    "vocab_size": ("vocab_size", 50272),
+    "width": ("hidden_size", 768),
+    "depth": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "ffn_width": ("ffn_dim", 3072),
+    "max_positions": ("max_position_embeddings", 2048),
+    "pre_norm": ("do_layer_norm_before", True),
+    "dropout": ("dropout", 0.1),
+}
+T5: Fields = {
+    "vocab_size": ("vocab_size", 32128),
+    "width": ("d_model", 512),
+    "depth": ("num_layers", 6),
+    "num_heads": ("num_heads", 8),
+    "head_width": ("d_kv", 64),
+    "ffn_width": ("d_ff", 2048),
+    "relative_buckets": ("relative_attention_num_buckets", 32),
+    "relative_reach": ("relative_attention_max_distance", 128),
+    "norm_eps": ("layer_norm_epsilon", 1e-6),
+    "dropout": ("dropout_rate", 0.1),
+}
+T5_FFN = "relu"
+"""Default of T5's `feed_forward_proj`."""
+NUM_QUERIES = 32
+SHARED_WIDTH = 256
+OPT_START, OPT_PAD, OPT_STOP = 2, 1, 2
+T5_PAD, T5_STOP = 0, 1
+RESCALE = 1 / 255
+BICUBIC = 3
+LONGEST_TEXT = 32
+"""LAVIS cuts texts for the Q-Former here."""
+
+# Settings that the networks here have one value of, which is transformers' default.
+FIXED: dict[str, dict[str, Any]] = {
+    "vision_config": {"qkv_bias": True},
+    "qformer_config": {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+    "text_config": {"activation_function": "relu", "enable_bias": True, "layer_norm_elementwise_affine": True},
+    "image processor": {"do_resize": True, "do_normalize": True, "do_rescale": True, "resample": BICUBIC},
+}
+
+COCO_SIDE = 364
+"""Of the official models that were fine-tuned on COCO's captions, behind the words "a photo of"."""
+
+
+@dataclass(frozen=True)
+class WordIds:
+    """Which tokens of the language model do what.
+
+    Attributes:
+        start: begins a text; what T5 reads begins with nothing, and this is its stop token then.
+        stop: ends a text, and what T5 reads.
+    """
+
+    start: int
+    pad: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """All that a folder says besides weights and vocabularies.
+
+    Attributes:
+        words: None for a folder that matches.
+        head_is_words: T5's output head need not be stored: it is the word table then.
+        matching_tokens: length at which texts for the Q-Former are cut; None for a folder that writes.
+    """
+
+    network: Blip2Config
+    transform: ImageTransform
+    words: WordIds | None
+    head_is_words: bool
+    matching_tokens: int | None
+    prompts: PromptTemplates
+    defaults: GenerationDefaults
+
+
+def read_config(folder: Path) -> FolderConfig:
+    """Read config.json, and generation_config.json and the image processor's config where they are.
+
+    One `layer_norm_eps` serves the image encoder and the norm behind it in transformers, and so here: results are
+    those of transformers on the same folder. LAVIS has 1e-6 and 1e-5; a folder with an eps of 1e-5 (early ones on
+    the hub) gives features that differ by about 1e-5 from the original model's.
+
+    A text ends where `text_config` says, which is what transformers' generate goes by, else where
+    generation_config.json says, else at the language model's own stop token. Beams and lengths come from
+    generation_config.json; it usually has none, and they are LAVIS' then. A model that writes and reads images of
+    364 pixels counts as fine-tuned on COCO: its captions go on from "a photo of". Questions end with "Answer:" for
+    OPT, as in the paper, and with "Short answer:" for T5.
+
+    Whether T5 scales hidden states before its output head is said by `scale_decoder_outputs`, in folders from before
+    transformers 5 by `tie_word_embeddings`. A head of its own that is scaled, which no known T5 has, is refused
+    when the weights are read.
+
+    Raises:
+        CheckpointError: a file is broken, or describes a model that cannot be built here.
+    """
+    path = folder / CONFIG_FILE
+    content = read_json(path)
+    task = _task(content, path)
+    vision, qformer = _section(content, "vision_config", path), _section(content, "qformer_config", path)
+    text = _section(content, "text_config", path)
+    own = _section(content, OWN_SETTINGS, path)
+    vision_values = {**_values(VISION, vision), **_square(vision, path), "attention_bias": "qv"}
+    vision_config = build(VitConfig, vision_values, path, _their_names(VISION))
+    qformer_config = build(
+        QFormerConfig,
+        {
+            **_values(QFORMER, qformer),
+            **({} if task == "match" else {"vocab_size": 0}),
+            "image_width": vision_config.width,
+            "num_queries": _given(content, "num_query_tokens", NUM_QUERIES),
+        },
+        path,
+        {**_their_names(QFORMER), "num_queries": "num_query_tokens"},
+    )
+    _require_fixed(vision, "vision_config", path)
+    _require_fixed(qformer, "qformer_config", path)
+    network = build(
+        Blip2Config,
+        {
+            "vision": vision_config,
+            "qformer": qformer_config,
+            **({} if task == "match" else _read_language_model(text, path)),
+            "shared_width": _given(content, "image_text_hidden_size", SHARED_WIDTH),
+            "vision_norm_eps": own.get("vision_norm_eps", vision_config.layer_norm_eps),
+        },
+        path,
+        {"shared_width": "image_text_hidden_size"},
+    )
+    generation = read_json_if_there(folder / GENERATION_FILE)
+    tuned = task == "write" and vision_config.image_size == COCO_SIDE
+    usual = {"caption": "a photo of"} if tuned else {}
+    if network.t5 is not None:
+        usual["question"] = SHORT_QUESTION
+    prompts = build(PromptTemplates, _section(own, "prompts", path) or usual, path)
+    check_prompts(prompts, path)
+    return FolderConfig(
+        network,
+        read_transform(folder, vision_config.image_size),
+        None if task == "match" else _word_ids(text, generation, network.t5 is not None, path),
+        network.t5 is not None and _given(text, "tie_word_embeddings", True) is not False,
+        _matching_tokens(own, qformer_config, path) if task == "match" else None,
+        prompts,
+        build(GenerationDefaults, _section(own, "generation", path) or _read_defaults(network, generation), path),
+    )
+
+
+def _task(content: Mapping[str, Any], path: Path) -> Task:
+    if content.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(f"{path} describes a model of type {content.get('model_type')!r}, not {MODEL_TYPE!r}")
+    names = content.get("architectures") or []
+    if not isinstance(names, list):
+        raise CheckpointError(f"{path}: architectures is {names!r}, not a list of classes")
+    known = [ARCHITECTURES[name] for name in names if isinstance(name, str) and name in ARCHITECTURES]
+    if names and not known:
+        raise CheckpointError(
+            f"{path} is of a {', '.join(map(str, names))}: only {', '.join(ARCHITECTURES)} can be read"
+        )
+    if known:
+        return known[0]
+    return "match" if _section(content, "qformer_config", path).get("use_qformer_text_input") else "write"
+
+
+def _section(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    section = content.get(name) or {}
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: {name} is {section!r}, not a group of settings")
+    return section
+
+
+def _given(section: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A setting; null counts as missing."""
+    value = section.get(name)
+    return default if value is None else value
+
+
+def _values(table: Fields, section: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: _given(section, theirs, default) for ours, (theirs, default) in table.items()}
+
+
+def _their_names(table: Fields) -> dict[str, str]:
+    return {ours: theirs for ours, (theirs, _) in table.items()}
+
+
+def _require_fixed(section: Mapping[str, Any], name: str, path: Path) -> None:
+    for setting, wanted in FIXED[name].items():
+        if _given(section, setting, wanted) != wanted:
+            raise CheckpointError(f"{path}: {name} has {setting} {section[setting]!r}, only {wanted!r} can be read")
+
+
+def _square(vision: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Sides that may be written as two equal numbers."""
+    return {name: _side(_given(vision, name, VISION[name][1]), name, path) for name in ("image_size", "patch_size")}
+
+
+def _side(value: object, name: str, path: Path) -> int:
+    sides = value
+    if isinstance(sides, dict):
+        sides = [sides.get("height"), sides.get("width")]
+    if isinstance(sides, int):
+        sides = [sides, sides]
+    if not isinstance(sides, list) or len(sides) != 2 or not isinstance(sides[0], int) or sides[0] != sides[1]:
+        raise CheckpointError(f"{path}: {name} is {value!r}, only squares can be read")
+    return sides[0]
+
+
+def _read_language_model(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Its config, under the name that `Blip2Config` has for this kind."""
+    kind = _given(text, "model_type", "opt")
+    if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
+        known = ", ".join(LANGUAGE_MODELS)
+        raise CheckpointError(f"{path} has a language model of type {kind!r}: only {known} can be read")
+    return LANGUAGE_MODELS[kind](text, path)
+
+
+def _read_opt(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    _require_fixed(text, "text_config", path)
+    values = _values(OPT, text)
+    if _given(text, "word_embed_proj_dim", values["width"]) != values["width"]:
+        raise CheckpointError(f"{path}: word_embed_proj_dim differs from hidden_size, which no BLIP-2 can have")
+    final_norm = values["pre_norm"] and not text.get("_remove_final_layer_norm")
+    return {"decoder": build(DecoderConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))}
+
+
+def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    values = _values(T5, text)
+    kind = _given(text, "feed_forward_proj", T5_FFN)
+    gate, _, activation = kind.rpartition("-") if isinstance(kind, str) else ("", "", kind)
+    if gate not in ("", "gated"):
+        raise CheckpointError(f"{path}: feed_forward_proj is {kind!r}, neither an activation nor a gated one")
+    if kind == "gated-gelu":
+        activation = "gelu_new"
+    return {
+        "t5": build(
+            T5Config,
+            {
+                **values,
+                "decoder_depth": _given(text, "num_decoder_layers", values["depth"]),
+                "activation": _given(text, "dense_act_fn", activation),
+                "gated": _given(text, "is_gated_act", gate == "gated"),
+                "tied_head": _given(text, "scale_decoder_outputs", _given(text, "tie_word_embeddings", True)),
+                "start_id": _given(text, "decoder_start_token_id", _given(text, "pad_token_id", T5_PAD)),
+            },
+            path,
+            {
+                **_their_names(T5),
+                "decoder_depth": "num_decoder_layers",
+                "activation": "feed_forward_proj",
+                "start_id": "decoder_start_token_id",
+            },
+        )
+    }
+
+
+LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {"opt": _read_opt, "t5": _read_t5}
+"""transformers' name of each kind, and what reads its `text_config`."""
+
+
+def _word_ids(text: Mapping[str, Any], generation: Mapping[str, Any], is_t5: bool, path: Path) -> WordIds:
+    stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", T5_STOP if is_t5 else OPT_STOP))
+    if isinstance(stop, list) and stop:
+        stop = stop[0]
+    found = {
+        "start": stop if is_t5 else _given(text, "bos_token_id", OPT_START),
+        "pad": _given(text, "pad_token_id", T5_PAD if is_t5 else OPT_PAD),
+        "stop": stop,
+    }
+    for name, value in found.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise CheckpointError(f"{path}: the {name} token of text_config is {value!r}, not an id")
+    return WordIds(**found)
+
+
+def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Our defaults for the language model, and what generation_config.json says otherwise."""
+    # LAVIS' predict_answers
+    defaults: dict[str, Any] = {"answer_length_penalty": 0.0 if network.t5 is None else -1.0}
+    for theirs, ours in (
+        ("num_beams", "beams"),
+        ("max_new_tokens", "max_tokens"),
+        ("length_penalty", "length_penalty"),
+    ):
+        if generation.get(theirs) is not None:
+            defaults |= {f"{kind}_{ours}": generation[theirs] for kind in ("caption", "answer")}
+    if generation.get("min_new_tokens") is not None:
+        defaults["caption_min_tokens"] = generation["min_new_tokens"]
+    return defaults
+
+
+def read_transform(folder: Path, image_size: int) -> ImageTransform:
+    """transformers 5 keeps the image processor's config inside the processor's."""
+    path = folder / PROCESSOR_FILE
+    settings = _section(read_json_if_there(path), "image_processor", path)
+    if not settings:
+        path = folder / IMAGE_FILE
+        settings = read_json_if_there(path)
+    _require_fixed(settings, "image processor", path)
+    if not math.isclose(_given(settings, "rescale_factor", RESCALE), RESCALE, rel_tol=1e-6):
+        raise CheckpointError(f"{path}: rescale_factor is {settings['rescale_factor']}, only 1/255 can be read")
+    values: dict[str, Any] = {"image_size": _side(_given(settings, "size", image_size), "size", path)}
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if settings.get(theirs) is not None:
+            values[ours] = settings[theirs]
+    return build(ImageTransform, values, path)
+
+
+def _matching_tokens(own: Mapping[str, Any], config: QFormerConfig, path: Path) -> int:
+    length = _given(own, "matching_tokens", min(LONGEST_TEXT, config.max_positions))
+    if not isinstance(length, int) or not 2 < length <= config.max_positions:
+        raise CheckpointError(
+            f"{path}: texts of {length!r} tokens are to be matched, not of 3 to {config.max_positions}"
+        )
+    return length

@@ -1,0 +1,286 @@
+"""Features of a frozen image encoder, computed once and kept on disk.
+
+A folder for each encoder, transform and set of views, whose name is their fingerprint, so that features of another
+encoder are never mistaken for these. In it shards: a float16 array [pictures, views, patches, channels] and a list of
+the pictures that its rows are of. A shard is there whole or not at all, so a killed run goes on with what it had, and
+several processes, or several runs, add to one folder, one at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.data.image_files import BadPicture, open_picture, picture_key
+from openblip.data.sample import Picture
+from openblip.data.views import CROPS_FROM, make_view
+from openblip.errors import ImageError, OpenBlipError
+from openblip.images.decode import ImageTransform, normalise, squash
+from openblip.images.prefetch import anything, read_ahead
+
+ROWS, LIST, DRAFT = ".npy", ".json", ".draft"
+LOCK_FILE = ".lock"
+LARGEST_HALF = float(np.finfo(np.float16).max)
+SHARD_BYTES = 64 * 2**20
+"""What a kill costs at most to compute again."""
+
+Rows = np.ndarray[Any, np.dtype[np.float16]]
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """How many views an image gets, how tight crops may be and whether some of them are mirrored (see `make_view`)."""
+
+    count: int = 1
+    min_area: float = 0.5
+    mirror: bool = True
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What tells the features of one plan from those of another: crops that are mirrored go without saying."""
+        unmirrored = {} if self.mirror or self.count <= CROPS_FROM else {"mirror": False}
+        return {"count": self.count, "min_area": self.min_area} | unmirrored
+
+
+class FeatureStore:
+    """The features in one folder.
+
+    Attributes:
+        broken: shards that were cut short, and thrown away.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broken: list[Path] = []
+        self._shards: dict[Path, Rows] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._keys: dict[Picture, str] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OpenBlipError(self._no_room(error, 0)) from error
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for shards that others have written."""
+        broken = [path for path in self._unknown() if not self._open(path)]
+        if broken:
+            # Another process may have been replacing it: only who holds the lock may say what is broken.
+            with suppress(OSError), self._alone():
+                for path in broken:
+                    if not self._open(path):
+                        self.broken.append(path)
+                        path.unlink(missing_ok=True)
+                        path.with_suffix(LIST).unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        """Pictures."""
+        return len(self._places)
+
+    def __contains__(self, picture: Picture) -> bool:
+        return self._key(picture) in self._places
+
+    @property
+    def nbytes(self) -> int:
+        """What its features take on disk."""
+        return sum(rows.nbytes for rows in self._shards.values())
+
+    def patches(self, pictures: Sequence[Picture], views: Sequence[int]) -> Tensor:
+        """One view each of some pictures: float32 [B, N, C]. Raises OpenBlipError for one that is not there.
+
+        Shards that were found once stay readable when the folder is deleted.
+        """
+        places = []
+        for picture in pictures:
+            if picture not in self:
+                raise OpenBlipError(
+                    f"{self.folder} has no features of {picture}: start the run again, which computes what is missing"
+                )
+            places.append(self._places[self._key(picture)])
+        stacked = np.stack([self._shards[path][row, view] for (path, row), view in zip(places, views, strict=True)])
+        return torch.from_numpy(stacked.astype(np.float32))
+
+    def add(self, pictures: Sequence[Picture], rows: Rows) -> None:
+        """Keep the features [pictures, views, patches, channels] of some pictures as a shard.
+
+        Raises OpenBlipError when the disk is full; nothing that was there is lost.
+        """
+        keys = [self._key(picture) for picture in pictures]
+        try:
+            with self._alone():
+                self._add_new(keys, rows)
+        except OSError as error:
+            raise OpenBlipError(self._no_room(error, rows.nbytes)) from error
+
+    def _add_new(self, keys: Sequence[str], rows: Rows) -> None:
+        """Write what is not there yet: each picture is in one shard, so that its features never change."""
+        for path in self._unknown():
+            self._open(path)
+        new = [row for row, key in enumerate(keys) if key not in self._places]
+        if not new:
+            return
+        if len(new) < len(keys):
+            keys, rows = [keys[row] for row in new], rows[new]
+        name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        path = self.folder / f"{name}{ROWS}"
+        drafts = {path.with_suffix(kind + DRAFT): path.with_suffix(kind) for kind in (ROWS, LIST)}
+        for left in self.folder.glob(f"*{DRAFT}"):
+            left.unlink(missing_ok=True)  # of a process that was killed here
+        try:
+            first, second = drafts
+            with first.open("wb") as file:
+                np.save(file, rows)
+            second.write_text(json.dumps(keys), encoding="utf-8")
+            # The list makes the shard count: it comes last.
+            for draft, whole in drafts.items():
+                draft.replace(whole)
+        except OSError:
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
+            raise
+        self._open(path)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Keeps all others, also of other runs, from writing to the folder and from deleting there."""
+        from filelock import FileLock
+
+        return FileLock(self.folder / LOCK_FILE)
+
+    def _unknown(self) -> list[Path]:
+        """Shards that were not looked into yet."""
+        paths = (path.with_suffix(ROWS) for path in sorted(self.folder.glob(f"*{LIST}")))
+        return [path for path in paths if path not in self._shards]
+
+    def _open(self, path: Path) -> bool:
+        """Take a shard in; whether it is whole."""
+        try:
+            keys = json.loads(path.with_suffix(LIST).read_text(encoding="utf-8"))
+            rows: Rows = np.load(path, mmap_mode="r")
+            if rows.shape[0] != len(keys):
+                raise ValueError("rows and names differ in number")
+        except (OSError, ValueError):
+            return False
+        self._shards[path] = rows
+        self._places |= {key: (path, row) for row, key in enumerate(keys)}
+        return True
+
+    def check_room(self, needed: int) -> None:
+        """Raises OpenBlipError when the disk has less than `needed` bytes left."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OpenBlipError(
+                f"features in {self.folder} need {needed / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB left: "
+                "make room, choose another folder with cache=, or have pictures encoded at every step with cache=null"
+            )
+
+    def _no_room(self, error: OSError, size: int) -> str:
+        # NumPy tells of a full disk by an error of its own, without a number.
+        if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return (
+                f"the disk is full: features in {self.folder} need {size / 1e6:.0f} MB and more. Make room and start "
+                "again, what was computed is kept; or have pictures encoded at every step with cache=null"
+            )
+        return (
+            f"features cannot be written to {self.folder} ({error.strerror or error}): choose another folder with "
+            "cache=, or have pictures encoded at every step with cache=null"
+        )
+
+    def _key(self, picture: Picture) -> str:
+        if picture not in self._keys:
+            self._keys[picture] = picture_key(picture)
+        return self._keys[picture]
+
+
+def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewPlan, upper: Sequence[str] = ()) -> str:
+    """Sixteen hexadecimal digits that change with any weight, size or setting that features depend on.
+
+    Args:
+        upper: names of modules of the encoder that come after the features.
+    """
+    # Weights alone do not tell heads, activations, or the codes of places that come with the features.
+    config = getattr(encoder, "config", None)
+    settings = {} if config is None else {key: value for key, value in asdict(config).items() if key != "drop_path"}
+    told: list[Any] = [asdict(transform), plan.told, settings, *upper]
+    digest = hashlib.sha256(json.dumps(told).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if name.startswith(tuple(f"{module}." for module in upper)):
+            continue
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _require_half(picture: Picture, patches: np.ndarray[Any, Any]) -> None:
+    """Raises OpenBlipError for features that are no numbers in float16, which a store keeps."""
+    largest = float(np.abs(patches).max(initial=0.0))
+    if largest > LARGEST_HALF:
+        raise OpenBlipError(
+            f"features of {picture} reach {largest:.3g}, and float16, in which they are kept, ends at "
+            f"{LARGEST_HALF:.3g}: have pictures encoded at every step with cache=null"
+        )
+    if math.isnan(largest):
+        raise OpenBlipError(f"the image encoder gives no numbers (NaN) for {picture}: its weights are broken")
+
+
+@torch.inference_mode()
+def fill(
+    store: FeatureStore,
+    pictures: Sequence[Picture],
+    encode: Callable[[Tensor], Tensor],
+    transform: ImageTransform,
+    plan: ViewPlan,
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> list[BadPicture]:
+    """Compute the features of pictures that have none yet; returns those that cannot be read.
+
+    Args:
+        encode: pixels [B, 3, S, S] to patches [B, N, C].
+        progress: called with the number of pictures that are done.
+
+    Raises:
+        OpenBlipError: the disk is full, or features are no numbers in float16.
+    """
+    missing = [picture for picture in dict.fromkeys(pictures) if picture not in store]
+    bad: list[BadPicture] = []
+    done: list[Picture] = []
+    rows: list[Rows] = []
+
+    def views_of(picture: Picture) -> list[np.ndarray[Any, Any]]:
+        image = open_picture(picture)
+        views = [make_view(image, picture.name, view, plan.min_area, plan.mirror) for view in range(plan.count)]
+        return [squash(view, transform.image_size) for view in views]
+
+    for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=anything)):
+        good = [(picture, found) for picture, found in batch if not isinstance(found, ImageError)]
+        bad += [BadPicture(picture, str(found)) for picture, found in batch if isinstance(found, ImageError)]
+        if good:
+            pixels = normalise([view for _, views in good for view in views], transform)
+            patches = encode(pixels).cpu().numpy()
+            patches = patches.reshape(len(good), plan.count, *patches.shape[1:])
+            for (picture, _), found in zip(good, patches, strict=True):
+                _require_half(picture, found)
+            rows.append(patches.astype(np.float16))
+            done += [picture for picture, _ in good]
+            if count == 0:
+                store.check_room(rows[0][0].nbytes * len(missing))
+        if sum(row.nbytes for row in rows) >= SHARD_BYTES:
+            store.add(done, np.concatenate(rows))
+            done, rows = [], []
+        if progress is not None:
+            progress(len(batch))
+    if rows:
+        store.add(done, np.concatenate(rows))
+    return bad

@@ -1,0 +1,1 @@
+"""Readers of tables, folders, tars and annotation files."""

@@ -1,0 +1,87 @@
+"""Annotation files: one JSON object a line, naming an image and its captions or a question about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openblip.data.sample import Picture
+from openblip.errors import OpenBlipError
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image and the captions people gave it."""
+
+    image: Path
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Questioned:
+    """A question about an image; several answers together are one answer that is a list."""
+
+    image: Path
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""
+
+    @property
+    def answer(self) -> str:
+        return ", ".join(self.answers)
+
+
+def read_captions(path: Path, split: str | None = None, images: Path | None = None) -> list[Captioned]:
+    """Read lines with `image`, `captions` and `split`; image paths are relative to `images` or the file's folder.
+
+    Raises:
+        OpenBlipError: the file is missing, a line is not JSON or lacks a field; the line is named.
+    """
+    return [
+        Captioned((images or path.parent) / row["image"], tuple(row["captions"]))
+        for row in _rows(path, ("image", "captions"))
+        if split is None or row.get("split") == split
+    ]
+
+
+def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
+    """Read lines with `image`, `question`, `answers` and optionally `type`; paths as for `read_captions`.
+
+    Raises:
+        OpenBlipError: the file is missing, a line is not JSON or lacks a field; the line is named.
+    """
+    return [
+        Questioned((images or path.parent) / row["image"], row["question"], tuple(row["answers"]), row.get("type", ""))
+        for row in _rows(path, ("image", "question", "answers"))
+    ]
+
+
+def is_held_out(image: Picture, one_in: int) -> bool:
+    """Whether an image belongs to the held-out `1 / one_in` of a set that has no official split.
+
+    Decided by a hash of the file's stem, so it holds on any machine, in any order, for any subset, and
+    all questions about one image fall on one side.
+    """
+    return int(hashlib.md5(Path(image.name).stem.encode()).hexdigest(), 16) % one_in == 0
+
+
+def _rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise OpenBlipError(f"no annotation file at {path}: point data_root at the folder that has it") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise OpenBlipError(f"{path}, line {number}, is not JSON: {error}") from error
+        missing = [name for name in required if name not in row]
+        if missing:
+            raise OpenBlipError(f"{path}, line {number}, has no {' and no '.join(missing)}")
+        yield row

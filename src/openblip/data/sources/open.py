@@ -1,0 +1,214 @@
+"""A recipe's sources of data, whatever they are kept in, to rows of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openblip.data.sample import Sample
+from openblip.data.sources.annotations import is_held_out, read_captions, read_questions
+from openblip.data.sources.folders import read_folder
+from openblip.data.sources.stream import SHUFFLED
+from openblip.data.sources.tables import read_table
+from openblip.data.sources.tars import expand_pattern, read_tars, tell_skipped
+from openblip.data.zoo.data_sets import find_entry
+from openblip.data.zoo.entries import Place, data_home, find_layout, open_dataset
+from openblip.errors import OpenBlipError, OptionError
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Tables that Hugging Face's `datasets` looks for in a folder of pictures."""
+
+
+@dataclass
+class DataSource:
+    """One source of data in a recipe. It is kept in one of three ways, all paths relative to the recipe's data_root:
+    as our own annotation files (`captions`, `questions`), as anyone's `table`, or as a known `dataset`.
+
+    Attributes:
+        captions, questions: JSON lines of image and captions, of image, question and answers; either may be absent.
+        split: the part to use; None for all. Of a dataset: one of its splits, by default "train".
+        table: a CSV, TSV, JSONL or Parquet file, a folder of pictures, a tar, or a pattern of several
+            (`shards/{00000..00017}.tar`, `part-*.parquet`).
+        dataset: a name of `openblip datasets`.
+        images: the folder that pictures are looked for in, where it is not the usual one.
+        annotations: the folder that a dataset's annotation files lie in, where it is not the usual one.
+        held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
+        clean: lower-case captions and leave out their punctuation, as the paper's data were; otherwise only their
+            white space is put in order.
+        statements: make captions of questions (sound for COCO-QA, whose questions were captions).
+        make_questions: make questions of captions.
+        plain_questions: make those that people ask of any photo ("what is this", "is there a dog"), too.
+        mirror: whether mirror images may stand for the image; left and right change places in what is said of them.
+        word_dropout: share of the words of its own questions that are left out, others each time: a small model learns
+            the questions of a small set by heart otherwise. Those made of captions stay whole.
+        augment: whether pictures are cropped and mirrored at random where their features are not cached.
+        repeat: how often an epoch shows each image, with other texts and views each time.
+        stream: read the tars of `table` as training goes, instead of all their headers and texts before: for more of
+            them than fit in memory. Every process reads tars of its own.
+        rows: of a streamed source, how many its tars have; 0: not known, and the recipe says `steps_per_epoch`.
+        shuffle: of a streamed source, rows whose headers a process keeps, to draw the next one from.
+        readers: of a streamed source, tars that a process reads side by side, so that rows of several mix.
+    """
+
+    name: str
+    captions: str | None = None
+    questions: str | None = None
+    split: str | None = None
+    held_out: int = 0
+    clean: bool = True
+    statements: bool = False
+    make_questions: bool = False
+    plain_questions: bool = False
+    mirror: bool = True
+    word_dropout: float = 0.0
+    views: int = 2
+    augment: bool = True
+    repeat: int = 1
+    min_area: float = 0.6
+    table: str | None = None
+    dataset: str | None = None
+    images: str | None = None
+    annotations: str | None = None
+    stream: bool = False
+    rows: int = 0
+    shuffle: int = SHUFFLED
+    readers: int = 4
+
+
+def read_source(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[Sample]:
+    """All rows of a source, as its files have them and in their order; `held_out` is left to the caller.
+
+    A caption file gives a sample an image, a question file one a question. The answers of our own question files
+    are one answer in parts, which is joined by commas; those of a table are what different people answered.
+
+    Args:
+        skipped: gets a sentence for each broken tar and row that was left out; by default they are logged.
+
+    Raises:
+        OptionError: the source names no data, or several kinds of it.
+        OpenBlipError: a file is missing or malformed, or there is no row in it.
+    """
+    left_out: list[str] = []
+    kinds = [source.captions or source.questions, source.table, source.dataset]
+    if sum(kind is not None for kind in kinds) != 1:
+        raise OptionError(
+            f"the data source {source.name!r} needs one kind of data: captions and questions, a table, or a dataset"
+        )
+    if source.table is not None:
+        samples = _from_table(source, data_root, left_out)
+    elif source.dataset is not None:
+        samples = _from_zoo(source, data_root)
+    else:
+        samples = _from_annotations(source, data_root)
+    tell_skipped(left_out, skipped)
+    if not samples:
+        raise OpenBlipError(f"the data source {source.name!r} has no rows: {'; '.join(left_out) or 'check its files'}")
+    return samples
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Pictures of a data set that are not on this machine.
+
+    Attributes:
+        checked: pictures that were looked for, each once; missing: how many are not there; first: a few of these.
+    """
+
+    checked: int
+    missing: int
+    first: tuple[Path, ...]
+
+
+def find_missing(samples: Iterable[Sample], shown: int = 5) -> Missing:
+    """Which picture and film files, or the archives that hold them, are not there; none is opened."""
+    files: dict[Path, None] = {}
+    for sample in samples:
+        for picture in sample.images:
+            files[picture if isinstance(picture, Path) else picture.archive] = None
+        if sample.video is not None:
+            files[sample.video] = None
+    gone = [path for path in files if not path.is_file()]
+    return Missing(len(files), len(gone), tuple(gone[:shown]))
+
+
+def keep_training_part(samples: Iterable[Sample], one_in: int) -> list[Sample]:
+    """Rows none of whose pictures is held out for evaluation (see `is_held_out`); all where `one_in` is 0."""
+    return [row for row in samples if not (one_in and any(is_held_out(image, one_in) for image in row.images))]
+
+
+def keep_held_out_part(samples: Iterable[Sample], one_in: int) -> list[Sample]:
+    """The other rows: those with a picture that is held out."""
+    return [row for row in samples if any(is_held_out(image, one_in) for image in row.images)]
+
+
+def _from_annotations(source: DataSource, data_root: Path) -> list[Sample]:
+    images = None if source.images is None else data_root / source.images
+    samples: list[Sample] = []
+    shared: dict[Path, Path] = {}
+    if source.captions is not None:
+        for row in read_captions(data_root / source.captions, source.split, images):
+            image = shared.setdefault(row.image, row.image)
+            captions = tuple(caption for caption in row.captions if caption.strip())
+            samples.append(Sample((image,), image.name, captions=captions))
+    if source.questions is not None:
+        for asked in read_questions(data_root / source.questions, images):
+            image = shared.setdefault(asked.image, asked.image)
+            samples.append(
+                Sample((image,), image.name, question=asked.question, answers=(asked.answer,), kind=asked.kind)
+            )
+    return samples
+
+
+def _from_zoo(source: DataSource, data_root: Path) -> list[Sample]:
+    entry = find_entry(str(source.dataset))
+    images = None if source.images is None else data_root / source.images
+    annotations = None if source.annotations is None else data_root / source.annotations
+    place = Place(data_root, images, annotations)
+    if annotations is None and find_layout(entry, place) is None and find_layout(entry, Place(data_home(), images)):
+        place = Place(data_home(), images)
+    splits = open_dataset(entry, place)
+    split = source.split or "train"
+    if split not in splits:
+        raise OptionError(f"{entry.name} has the splits {', '.join(splits)}: name one of them, not {split}")
+    return splits[split].rows
+
+
+def _from_table(source: DataSource, data_root: Path, skipped: list[str]) -> list[Sample]:
+    table = str(source.table)
+    images = None if source.images is None else data_root / source.images
+    place = data_root / table
+    if place.is_dir():
+        return _from_folder(place, images, source.split, skipped)
+    paths = [place] if place.exists() else expand_pattern(table, data_root)
+    if all(path.suffix.lower() == ".tar" for path in paths):
+        if source.split is not None:
+            raise OptionError(f"{table} is made of tars, which have no splits: leave split: {source.split} out")
+        return read_tars(paths, skipped)
+    return [row for path in paths for row in read_table(path, images, source.split)]
+
+
+def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
+    """The tars of a source that is streamed, in order. Raises OpenBlipError when its table is something else."""
+    table = str(source.table)
+    place = data_root / table
+    paths = sorted(place.glob("*.tar")) if place.is_dir() else [place] if place.exists() else []
+    paths = paths or expand_pattern(table, data_root)
+    if not all(path.suffix.lower() == ".tar" for path in paths):
+        raise OptionError(f"{source.name} is streamed, but {table} is not made of tars: leave stream out")
+    return paths
+
+
+def _from_folder(folder: Path, images: Path | None, split: str | None, skipped: list[str]) -> list[Sample]:
+    """A folder of tars, of tables, or of pictures; where it has a subfolder of the split's name, that is meant."""
+    if split is not None and (folder / split).is_dir():
+        folder, split = folder / split, None
+    for name in METADATA:
+        if (folder / name).is_file():
+            return read_table(folder / name, images, split)
+    tars = sorted(folder.glob("*.tar"))
+    if tars and split is None:
+        return read_tars(tars, skipped)
+    if split is not None:
+        raise OptionError(f"{folder} has no folder {split}: leave split out, or name one that it has")
+    return read_folder(folder)

@@ -1,0 +1,112 @@
+"""Annotation files of the zoo: what of them is on this machine, and how the public ones come there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from openblip.data.zoo.data_sets import ZOO, find_entry
+from openblip.data.zoo.entries import AnnotationFile, DatasetEntry, Place, data_home, find_layout, split_has_media
+from openblip.errors import DownloadError
+from openblip.fetch import Progress, check_room, digest, fetch, is_offline, remote_size
+
+
+@dataclass(frozen=True)
+class Status:
+    """What of a data set is on this machine.
+
+    Attributes:
+        layout: whose annotations; None where there are none.
+        splits: those whose annotations are there.
+        media: the folder of pictures or films; has_media: whether it is there and not empty.
+    """
+
+    entry: DatasetEntry
+    layout: str | None
+    splits: tuple[str, ...]
+    media: Path
+    has_media: bool
+
+    @property
+    def here(self) -> str:
+        """In a few words."""
+        what = "films" if self.entry.is_video else "pictures"
+        parts = ([", ".join(self.splits)] if self.splits else []) + ([what] if self.has_media else [])
+        return "; ".join(parts) or "no"
+
+    @property
+    def ways(self) -> str:
+        """How it is got, in a few words."""
+        if not self.entry.public_files:
+            return "by its form" if self.entry.needs_form else "see its page"
+        return "download; pictures by form" if self.entry.needs_form else "download"
+
+
+def status_of(entry: DatasetEntry, root: Path | None = None) -> Status:
+    """Looks at the names of files, not into them."""
+    place = Place(root or data_home())
+    layout, media = find_layout(entry, place), place.media_of(entry)
+    splits: tuple[str, ...] = ()
+    if layout is not None:
+        splits = tuple(
+            split
+            for split, files in layout.splits.items()
+            if all(place.file(file).is_file() for file in files)
+            and (files or split_has_media(media, split, len(layout.splits)))
+        )
+    has_media = media.is_dir() and any(media.iterdir())
+    return Status(entry, layout.title if layout is not None else None, splits, media, has_media)
+
+
+def list_status(root: Path | None = None) -> list[Status]:
+    """Every data set of the zoo."""
+    return [status_of(entry, root) for entry in ZOO]
+
+
+def download_annotations(name: str, to: Path | None = None, progress: Progress | None = None) -> list[Path]:
+    """Fetch the public annotation files of a data set that are not there yet, and return where all of them are.
+
+    Interrupted downloads go on where they stopped. Room on the disk is checked first, as far as the server says what
+    is needed; length and hash are checked afterwards, as far as they are known.
+
+    Args:
+        to: the root of all data sets, by default `data_home()`.
+        progress: see `openblip.fetch.fetch`.
+
+    Raises:
+        OptionError: no such data set.
+        DownloadError: it has no public files, or they cannot be had.
+    """
+    entry = find_entry(name)
+    if not entry.public_files:
+        raise DownloadError(
+            f"{entry.name} has no file that anyone can download: `openblip datasets {entry.name}` says how to get it"
+        )
+    place = Place(to or data_home())
+    missing = [file for file in entry.public_files if not place.file(file).is_file()]
+    if missing and is_offline():
+        raise DownloadError(
+            f"annotations of {entry.name} are not on this machine, and HF_HUB_OFFLINE forbids to fetch them: unset that"
+        )
+    sizes = [remote_size(file.url) for file in missing]
+    check_room(place.root, sum(size or 0 for size in sizes), entry.name)
+    return [_get(file, place.file(file), progress) for file in entry.public_files]
+
+
+def _get(file: AnnotationFile, path: Path, progress: Progress | None) -> Path:
+    if path.is_file():
+        if file.md5 and digest(path, "md5") != file.md5:
+            raise DownloadError(f"{path} is not the published file, its MD5 differs: delete it and download again")
+        return path
+    fetch(file.url, path, md5=file.md5, progress=progress)
+    if path.suffix == ".json" and _starts_as_web_page(path):
+        path.unlink()
+        raise DownloadError(
+            f"{file.url} gave a web page instead of a file: check the network, or log in where it asks to"
+        )
+    return path
+
+
+def _starts_as_web_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"<")

@@ -1,0 +1,232 @@
+"""What the data-set zoo says about each set, and how one is found on a disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import overload
+
+from openblip.data.sample import Sample
+from openblip.data.zoo.layouts import Reader
+from openblip.errors import OpenBlipError, OptionError
+
+HOME_VARIABLE = "OPENBLIP_DATA"
+
+
+def data_home() -> Path:
+    """Where data sets lie by default: `$OPENBLIP_DATA`, else where LAVIS puts them, so that its copies are found."""
+    return Path(os.environ.get(HOME_VARIABLE) or "~/.cache/lavis").expanduser()
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """A file of annotations.
+
+    Attributes:
+        path: where LAVIS keeps it, below the root of all data sets.
+        url: its public address; empty where it needs a form, an archive or a script.
+        md5: hexadecimal; empty where nobody has published one.
+    """
+
+    path: str
+    url: str = ""
+    md5: str = ""
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a set's annotations are kept.
+
+    Attributes:
+        title: whose it is.
+        splits: a split's files, all of which are needed.
+        read: what makes samples of them.
+    """
+
+    title: str
+    splits: Mapping[str, tuple[AnnotationFile, ...]]
+    read: Reader
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One line of the zoo.
+
+    Attributes:
+        kind: what its rows are: captions, questions, pairs to judge, or classes; of pictures or videos.
+        media: the folder of pictures or films below the root of all data sets.
+        size: how much there is, as its makers say; licence: of annotations and pictures.
+        pictures: how to get the pictures or films.
+        needs_form: whether someone has to be asked for them.
+        note: what is odd about it.
+        layouts: the likeliest first.
+        extras: further files that LAVIS keeps with it, which no row needs.
+    """
+
+    name: str
+    title: str
+    kind: str
+    media: str
+    size: str
+    licence: str
+    page: str
+    pictures: str
+    citation: str
+    needs_form: bool = False
+    note: str = ""
+    layouts: tuple[Layout, ...] = ()
+    extras: tuple[AnnotationFile, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.layouts[0].splits)
+
+    @property
+    def is_video(self) -> bool:
+        return "video" in self.kind
+
+    @property
+    def public_files(self) -> tuple[AnnotationFile, ...]:
+        """Annotation files that anyone can download, each once."""
+        files = (file for layout in self.layouts for files in layout.splits.values() for file in files)
+        return tuple(dict.fromkeys(file for file in (*files, *self.extras) if file.url))
+
+
+class Dataset(Sequence[Sample]):
+    """The rows of one split. Annotations are read when the first row is asked for, pictures never.
+
+    Attributes:
+        files: the annotation files.
+        media: the folder of pictures or films.
+    """
+
+    def __init__(self, name: str, split: str, layout: Layout, files: Sequence[Path], media: Path) -> None:
+        self.name = name
+        self.split = split
+        self.layout = layout
+        self.files = tuple(files)
+        self.media = media
+        self._rows: list[Sample] | None = None
+
+    @property
+    def rows(self) -> list[Sample]:
+        """All rows.
+
+        Raises:
+            OpenBlipError: an annotation file is missing or not of the layout it should be of.
+        """
+        if self._rows is None:
+            missing = [str(path) for path in self.files if not path.is_file()]
+            if missing:
+                raise OpenBlipError(
+                    f"{self.name} has no {' and no '.join(missing)}: get the split {self.split} with "
+                    f"`openblip datasets download {self.name}`"
+                )
+            try:
+                self._rows = self.layout.read(self.files, self.media, self.split)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise OpenBlipError(
+                    f"{', '.join(map(str, self.files))} cannot be read as annotations of {self.name} "
+                    f"({self.layout.title}; {type(error).__name__}: {error}): this is not the file it should be"
+                ) from error
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        return self.rows[index]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, split {self.split}, {self.layout.title}'s annotations, pictures in {self.media}>"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set is looked for.
+
+    Attributes:
+        root: of all data sets; media, annotations: folders that replace the usual ones below it. `media` of a set
+            of tars may be a pattern.
+    """
+
+    root: Path
+    media: Path | None = None
+    annotations: Path | None = None
+
+    def file(self, file: AnnotationFile) -> Path:
+        if self.annotations is None:
+            return self.root / file.path
+        if self.annotations.is_file() and self.annotations.name == file.name:
+            return self.annotations
+        nested = self.annotations / file.path
+        return nested if nested.is_file() else self.annotations / file.name
+
+    def media_of(self, entry: DatasetEntry) -> Path:
+        return self.media if self.media is not None else self.root / entry.media
+
+
+def find_layout(entry: DatasetEntry, place: Place) -> Layout | None:
+    """The first layout of which a split is there.
+
+    Splits of different layouts are never mixed: Karpathy's training pictures are in COCO's own validation set.
+    """
+
+    def is_there(layout: Layout) -> bool:
+        if not any(layout.splits.values()):
+            return _has_media(place.media_of(entry))
+        return any(all(place.file(file).is_file() for file in files) for files in layout.splits.values())
+
+    return next((layout for layout in entry.layouts if is_there(layout)), None)
+
+
+def open_dataset(entry: DatasetEntry, place: Place) -> dict[str, Dataset]:
+    """Each split of a data set as it lies on this machine.
+
+    Raises:
+        OpenBlipError: none of its annotation files is there; the message says where they were looked for.
+    """
+    layout = find_layout(entry, place)
+    media = place.media_of(entry)
+    if layout is None:
+        first = entry.layouts[0]
+        files = [place.file(file) for files in first.splits.values() for file in files]
+        if not files:
+            raise OpenBlipError(
+                f"{entry.name} is not at {media}: give its folder; `openblip datasets {entry.name}` says more"
+            )
+        raise OpenBlipError(
+            f"{entry.name} has no annotations in {files[0].parent} ({files[0].name} and others): get them with "
+            f"`openblip datasets download {entry.name}`, or say where they are"
+        )
+    return {
+        split: Dataset(entry.name, split, layout, [place.file(file) for file in files], media)
+        for split, files in layout.splits.items()
+        if files or split_has_media(media, split, len(layout.splits))
+    }
+
+
+def split_has_media(media: Path, split: str, splits: int) -> bool:
+    """Whether a split that has no annotation file has pictures: in a folder of its name, where there are several."""
+    return splits == 1 or (media / split).is_dir()
+
+
+def _has_media(media: Path) -> bool:
+    return media.exists() or any(mark in media.name for mark in "*?[{")
+
+
+def unknown_name(name: str, near: Callable[[str], Sequence[str]]) -> OptionError:
+    """The error for a name that is not in the zoo."""
+    names = near(name)
+    hint = f"did you mean {' or '.join(names)}?" if names else "`openblip datasets` lists them all"
+    return OptionError(f"there is no data set {name!r}: {hint}")

@@ -1,0 +1,75 @@
+"""Layouts of pictures from the web: tables of addresses, folders of classes, tars."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from openblip.data.sample import Sample
+from openblip.data.sources.folders import read_folder
+from openblip.data.sources.tars import expand_pattern, read_tars
+from openblip.data.zoo.layouts import Shared, read_object
+from openblip.errors import OpenBlipError
+from openblip.images.sources import is_address
+
+
+def read_conceptual(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+    """Google's TSV of captions and addresses (CC3M) or addresses and captions (CC12M), without a header.
+
+    Pictures are called as LAVIS' script calls them: the row's number and the CRC-32 of its address.
+    """
+    shared = Shared(pictures)
+    samples = []
+    for path in files:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)):
+                if len(row) != 2 or is_address(row[0]) == is_address(row[1]):
+                    raise OpenBlipError(
+                        f"{path}, line {number + 1}, is not a caption and an address with a tab between"
+                    )
+                address, caption = row if is_address(row[0]) else reversed(row)
+                name = f"{number}_{zlib.crc32(address.encode())}.jpg"
+                samples.append(Sample((shared(name),), name.removesuffix(".jpg"), captions=(caption,)))
+    return samples
+
+
+def read_sbu(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+    """SBU's `sbu-captions-all.json` (two lists side by side), or its two text files of addresses and captions.
+
+    Pictures are called as at their addresses.
+    """
+    if len(files) == 1:
+        content = read_object(files[0], "image_urls", "captions")
+        addresses, captions = content["image_urls"], content["captions"]
+    else:
+        addresses, captions = ([*path.read_text(encoding="utf-8").splitlines()] for path in files)
+    if len(addresses) != len(captions):
+        raise OpenBlipError(f"{files[0]} has {len(addresses)} addresses for {len(captions)} captions: get it again")
+    names = [PurePosixPath(urlsplit(address).path).name for address in addresses]
+    return [
+        Sample((pictures / name,), PurePosixPath(name).stem, captions=(caption.strip(),))
+        for name, caption in zip(names, captions, strict=True)
+    ]
+
+
+def read_classes(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+    """ImageNet: `<split>/<class>/*.JPEG`; the label is the class's folder."""
+    return read_folder(pictures / split if (pictures / split).is_dir() else pictures)
+
+
+def read_laion(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+    """LAION: a tar, a folder of tars, or a pattern of them. Millions of rows are better streamed (`stream`)."""
+    return read_tars(tars_of(pictures))
+
+
+def tars_of(place: Path) -> list[Path]:
+    """The tars at a path, which may be a pattern. Raises OpenBlipError when there is none."""
+    if place.is_dir():
+        found = sorted(place.rglob("*.tar"))
+        if not found:
+            raise OpenBlipError(f"there is no tar in {place}: check the folder")
+        return found
+    return [place] if place.exists() else expand_pattern(str(place), Path())

@@ -1,0 +1,1 @@
+"""One evaluation a file: captions, questions, retrieval, classification."""

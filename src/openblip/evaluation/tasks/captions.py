@@ -1,0 +1,79 @@
+"""Captions of pictures, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openblip.data.sample import Sample
+from openblip.errors import ImageError, OptionError
+from openblip.evaluation.journal import Journal
+from openblip.evaluation.metrics.captions import score_captions
+from openblip.evaluation.outcome import Evaluation, Excluded, Row
+from openblip.evaluation.progress import Progress
+from openblip.evaluation.settings import Settings, Task
+from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
+from openblip.models.blip2 import Blip2
+
+
+def check_captioned(samples: Sequence[Sample]) -> None:
+    """For captions and retrieval. Raises OptionError for a sample without a picture, and a picture without caption."""
+    for picture, rows in grouped(samples, "captions and retrieval").items():
+        if not any(samples[row].captions for row in rows):
+            raise OptionError(f"{name_of(picture)} has no caption: leave it out, or choose another split")
+
+
+def evaluate_captions(
+    model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+) -> Evaluation:
+    """One caption a picture, scored against all that the samples say of it.
+
+    Raises:
+        OptionError: no picture can be read.
+        ImageError: a picture cannot be read, and the policy is to stop.
+    """
+    pictures = grouped(samples, "captions")
+    references = [tuple(text for number in rows for text in samples[number].captions) for rows in pictures.values()]
+    names = [name_of(picture) for picture in pictures]
+    left = [number for number in range(len(names)) if number not in journal.done]
+    problems: dict[str, ImageError] = {}
+    listed = list(pictures)
+    found = model.caption_many(
+        sources((listed[number] for number in left), problems),
+        prompt=settings.text.prompt,
+        batch_size=settings.batch_size,
+        **settings.text.options,
+    )
+    progress(len(names) - len(left), len(names))
+    lost: list[Excluded] = []
+    for done, (number, captioned) in enumerate(zip(left, found, strict=True), start=len(names) - len(left) + 1):
+        if captioned.error is not None:
+            lost.append(excluded(names[number], problems.get(names[number], captioned.error), settings.on_bad_image))
+            journal.add(number, image=names[number], error=lost[-1].problem)
+        else:
+            best = captioned.captions[0]
+            journal.add(number, image=names[number], prediction=best.text, log_probability=best.score)
+        progress(done, len(names))
+    said = {number: fields["prediction"] for number, fields in sorted(journal.done.items()) if "prediction" in fields}
+    if not said:
+        raise OptionError(f"none of the {len(names)} pictures could be read: {lost[0].image}: {lost[0].problem}")
+    chosen = settings.captions
+    scores = score_captions(
+        {str(number): text for number, text in said.items()},
+        {str(number): references[number] for number in said},
+        chosen.tokenizer.choice,
+        meteor=chosen.meteor.choice,
+        spice=chosen.spice.choice,
+    )
+    rows = [
+        Row(
+            image=names[number],
+            prediction=text,
+            references=references[number],
+            score=scores.each["cider"][place],
+            image_id=samples[pictures[listed[number]][0]].image_id,
+            scores={name: values[place] for name, values in scores.each.items()},
+            picture=listed[number],
+        )
+        for place, (number, text) in enumerate(said.items())
+    ]
+    return Evaluation(Task.CAPTIONS, scores.table, rows, "cider", lost, scores.notes)

@@ -1,0 +1,170 @@
+"""Classes of pictures, chosen by contrast, by matching or by a question, or read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from openblip.data.sample import Picture, Sample
+from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.evaluation.journal import Journal
+from openblip.evaluation.metrics.labels import label_accuracy
+from openblip.evaluation.metrics.vqa import normalise
+from openblip.evaluation.outcome import Evaluation, Excluded, Row
+from openblip.evaluation.progress import Progress
+from openblip.evaluation.settings import Decision, Settings, Task
+from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
+from openblip.evaluation.tasks.questions import ask_about
+from openblip.evaluation.tasks.retrieval import matcher_of
+from openblip.models.blip2 import Blip2
+
+NO_LABEL = "(none)"
+"""For an answer that stands for no label: always wrong."""
+
+
+def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
+    """Raises OptionError for a sample without a label, and but for given labels for one without exactly one picture."""
+    if by is not Decision.GIVEN or not samples:
+        grouped(samples, "classes")
+    bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
+    if bare is not None:
+        raise OptionError(f"row {samples[bare].sample_id or bare} has no label to compare with")
+
+
+def evaluate_labels(
+    model: Blip2 | None, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+) -> Evaluation:
+    """One label a sample.
+
+    Raises:
+        OptionError: no picture can be read.
+        OpenBlipError: the file of given labels is missing, malformed or incomplete.
+        ImageError: a picture cannot be read, and the policy is to stop.
+    """
+    chosen = settings.classification
+    lost: list[Excluded] = []
+    notes = []
+    if chosen.by is Decision.GIVEN:
+        for number, label in enumerate(read_labels(Path(str(chosen.predictions)), samples)):
+            journal.done.setdefault(number, {"prediction": label})
+        notes.append("The labels were read from a file: no model was run.")
+    elif model is None:
+        raise OptionError(f"classification by {chosen.by.value} needs a model")
+    else:
+        pictures = grouped(samples, "classes")
+        left = {picture: [row for row in rows if row not in journal.done] for picture, rows in pictures.items()}
+        left = {picture: rows for picture, rows in left.items() if rows}
+        decide = _by_question if chosen.by is Decision.ASK else _by_text
+        progress(len(pictures) - len(left), len(pictures))
+        found = decide(model, left, samples, settings)
+        for done, (picture, labels) in enumerate(found, start=len(pictures) - len(left) + 1):
+            if isinstance(labels, ImageError):
+                lost.append(excluded(name_of(picture), labels, settings.on_bad_image))
+                labels = [{"error": labels.problem}] * len(left[picture])
+            for row, fields in zip(left[picture], labels, strict=True):
+                journal.add(row, image=name_of(picture), **fields)
+            progress(done, len(pictures))
+    rows = [_row(samples[number], fields) for number, fields in sorted(journal.done.items()) if "prediction" in fields]
+    if not rows:
+        raise OptionError(f"none of the pictures could be read: {lost[0].image}: {lost[0].problem}")
+    metrics = label_accuracy([row.prediction for row in rows], [row.references[0] for row in rows])
+    if chosen.by is Decision.ASK:
+        metrics["without label"] = sum(row.prediction == NO_LABEL for row in rows) / len(rows)
+        notes.append(
+            "The labels are a language model's answers to a question, a probe without training: compare with other "
+            "prompted models only, not with classifiers that were trained on this task."
+        )
+    return Evaluation(Task.CLASSIFICATION, metrics, rows, "accuracy", lost, tuple(notes))
+
+
+def read_labels(path: Path, samples: Sequence[Sample]) -> list[str]:
+    """Labels from JSON lines with `sample_id` and `label`, in the order of the samples.
+
+    Raises:
+        OpenBlipError: the file is missing or malformed, or has not every sample's label.
+    """
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise OpenBlipError(f"{path}: {error.strerror or error}: give the file of predicted labels") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            found[str(row["sample_id"])] = str(row["label"])
+        except (ValueError, KeyError, TypeError):
+            raise OpenBlipError(f'{path}, line {number}, needs to be JSON with "sample_id" and "label"') from None
+    missing = [sample.sample_id for sample in samples if sample.sample_id not in found]
+    if missing:
+        raise OpenBlipError(f"{path} has no label for {len(missing)} rows, the first being {missing[0]!r}")
+    return [found[sample.sample_id] for sample in samples]
+
+
+Labels = list[dict[str, Any]]
+
+
+def _by_text(
+    model: Blip2, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
+) -> Iterator[tuple[Picture, Labels | ImageError]]:
+    """The label whose text is nearest to the picture."""
+    chosen = settings.classification
+    labels = chosen.labels or sorted({sample.label for sample in samples})
+    texts = [chosen.text.replace("{label}", label) for label in labels]
+    problems: dict[str, ImageError] = {}
+    given = sources(pictures, problems)
+    match = chosen.by is Decision.MATCH
+    scored = matcher_of(model).score(given, texts, itm=match, batch_size=settings.batch_size)
+    for picture, found in zip(pictures, scored, strict=True):
+        likeness = found.itm if match else found.itc
+        if likeness is None:
+            yield picture, problems.get(name_of(picture), cast(ImageError, found.error))
+        else:
+            best = int(likeness.argmax())
+            fields = {"prediction": labels[best], "likeness": float(likeness[best])}
+            yield picture, [fields] * len(pictures[picture])
+
+
+def _by_question(
+    model: Blip2, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
+) -> Iterator[tuple[Picture, Labels | ImageError]]:
+    """The label that the answer stands for."""
+    chosen = settings.classification
+    meant = {normalise(answer): label for answer, label in chosen.answers.items()}
+    asked = {
+        picture: [str(chosen.question).replace("{text}", _sentence(samples[row])) for row in rows]
+        for picture, rows in pictures.items()
+    }
+    for picture, found in ask_about(model, asked, settings):
+        if isinstance(found, ImageError):
+            yield picture, found
+        else:
+            yield (
+                picture,
+                [
+                    {"prediction": meant.get(normalise(one.text), NO_LABEL), "answer": one.text, "question": question}
+                    for one, question in zip(found, asked[picture], strict=True)
+                ],
+            )
+
+
+def _sentence(sample: Sample) -> str:
+    return " ".join(sample.captions).strip().rstrip(".")
+
+
+def _row(sample: Sample, fields: dict[str, Any]) -> Row:
+    said = str(fields["prediction"])
+    right = float(said.strip().casefold() == sample.label.strip().casefold())
+    names = ", ".join(name_of(picture) for picture in sample.images)
+    return Row(
+        image=names,
+        prediction=said,
+        references=(sample.label,),
+        score=right,
+        question=str(fields.get("question", " ".join(sample.captions))),
+        image_id=sample.image_id,
+        sample_id=sample.sample_id,
+        scores={"accuracy": right},
+        picture=sample.images[0] if sample.images else None,
+    )

@@ -1,0 +1,227 @@
+"""Pictures found for texts and texts for pictures, and how often the right ones are among the first.
+
+Two looks at each picture: one to compare it with all texts (ITC), and one to match it (ITM) with the texts that chose
+it and those that it chose. Both are kept on disk as they come, so that a run which was killed goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.data.sample import Picture, Sample
+from openblip.errors import CheckpointError, ImageError, OptionError
+from openblip.evaluation.journal import Journal
+from openblip.evaluation.metrics.recall import DEPTHS, score_retrieval
+from openblip.evaluation.outcome import Evaluation, Excluded, Row
+from openblip.evaluation.progress import Progress
+from openblip.evaluation.settings import Settings, Task
+from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
+from openblip.images.prefetch import PixelBatch, pixel_batches
+from openblip.matching.matcher import Matcher, ReadTexts
+from openblip.matching.ranking import Search, rank
+from openblip.models.blip2 import Blip2
+from openblip.nn.blip2 import itc_similarity
+from openblip.results import Ranked, Rankings
+
+
+def evaluate_retrieval(
+    model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+) -> Evaluation:
+    """Recall both ways between the samples' pictures and all their captions.
+
+    A picture that cannot be read is left out with its captions.
+
+    Raises:
+        CheckpointError: the model has no text side.
+        OptionError: no picture can be read.
+        ImageError: a picture cannot be read, and the policy is to stop.
+    """
+    groups = grouped(samples, "retrieval")
+    matcher = matcher_of(model)
+    steps = 2 * len(groups)
+    look = _Looks(matcher, list(groups), settings.batch_size)
+    embeds, lost = _embed_all(look, settings, journal, lambda done: progress(done, steps))
+    good = [number for number in range(len(groups)) if number not in lost]
+    if not good:
+        first = next(iter(lost.values()))
+        raise OptionError(f"none of the {len(groups)} pictures could be read: {first.image}: {first.problem}")
+    pictures = [look.pictures[number] for number in good]
+    captions = [[text for row in groups[picture] for text in samples[row].captions] for picture in pictures]
+    texts = [text for own in captions for text in own]
+    owners = [image for image, own in enumerate(captions) for _ in own]
+    told = matcher.read(texts)
+    cosines = itc_similarity(embeds[good], told.embeds.cpu())
+    search = Search(top=max(DEPTHS), rerank=settings.retrieval.rerank, batch_size=settings.batch_size)
+    logits = torch.zeros_like(cosines)
+    if search.rerank:
+        chosen = _candidates(cosines, search.rerank)
+        logits = _match_all(
+            look, told, good, chosen, journal, lambda done: progress(len(groups) + done, 2 * len(groups))
+        )
+    progress(2 * len(groups), 2 * len(groups))
+    names = [name_of(picture) for picture in pictures]
+    rankings = Rankings(
+        rank(cosines.T, names, search, lambda found: _two(logits.T.gather(1, found))),
+        rank(cosines, texts, search, lambda found: _two(logits.gather(1, found))),
+    )
+    scores = score_retrieval(rankings, owners)
+    rows = _rows_of_images(rankings.texts, pictures, captions, owners) + _rows_of_texts(
+        rankings.images, pictures, texts, owners
+    )
+    note = f"{len(names)} pictures, {len(texts)} texts; contrast (ITC) for all"
+    note += f", matching (ITM) for the best {search.rerank} of each query." if search.rerank else " and nothing else."
+    return Evaluation(Task.RETRIEVAL, scores.table, rows, "reciprocal rank", list(lost.values()), (note,))
+
+
+def matcher_of(model: Blip2) -> Matcher:
+    """What compares pictures and texts. Raises CheckpointError when the model has no text side."""
+    if model.parts.matching is None:
+        raise CheckpointError(f"the model {model.name} has no text side: it can caption and answer only")
+    return Matcher(model.network, model.parts.matching, model.parts.transform)
+
+
+class _Looks:
+    """Pictures as pixels, some at a time."""
+
+    def __init__(self, matcher: Matcher, pictures: Sequence[Picture], batch_size: int) -> None:
+        self.matcher = matcher
+        self.pictures = pictures
+        self.batch_size = batch_size
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], PixelBatch, dict[str, ImageError]]]:
+        """Numbers of pictures, their pixels, and the errors of packed ones by name."""
+        problems: dict[str, ImageError] = {}
+        given = sources((self.pictures[number] for number in numbers), problems)
+        done = 0
+        for batch in pixel_batches(given, self.matcher.transform, self.batch_size):
+            yield list(numbers[done : done + len(batch.sources)]), batch, problems
+            done += len(batch.sources)
+
+
+def _embed_all(
+    look: _Looks, settings: Settings, journal: Journal, progress: Callable[[int], None]
+) -> tuple[Tensor, dict[int, Excluded]]:
+    """ITC embeddings [N, Q, width] of all pictures, and those that cannot be read, whose rows stay zero."""
+    config = look.matcher.network.config
+    embeds = _table_on_disk(
+        journal.beside("embeddings.npy"), (len(look.pictures), config.qformer.num_queries, config.shared_width)
+    )
+    lost = {}
+    left = [number for number, empty in enumerate((embeds == 0).all(axis=(1, 2))) if empty]
+    done = len(look.pictures) - len(left)
+    progress(done)
+    for numbers, batch, problems in look.batches(left):
+        found = iter(look.matcher.look(batch.pixels).embeds if len(batch.pixels) else ())
+        for number, error in zip(numbers, batch.errors, strict=True):
+            if error is None:
+                embeds[number] = next(found).cpu().numpy()
+            else:
+                name = name_of(look.pictures[number])
+                lost[number] = excluded(name, problems.get(name, error), settings.on_bad_image)
+        done += len(numbers)
+        progress(done)
+    return torch.from_numpy(np.array(embeds)), lost
+
+
+def _table_on_disk(path: Path | None, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Zeros, or what a run that was stopped has left in the file."""
+    if path is None:
+        return np.zeros(shape, np.float32)
+    if path.exists():
+        with contextlib.suppress(ValueError, OSError):  # a kill may have left half a file
+            table: np.ndarray[Any, np.dtype[np.float32]] = np.load(path, mmap_mode="r+")
+            if table.shape == shape:
+                return table
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    return table
+
+
+def _match_all(
+    look: _Looks,
+    told: ReadTexts,
+    good: Sequence[int],
+    chosen: Tensor,
+    journal: Journal,
+    progress: Callable[[int], None],
+) -> Tensor:
+    """ITM logits [N, M] for "yes" of the chosen pairs [N, M]; zero for all others."""
+    logits = torch.zeros(chosen.shape)
+    places = {number: place for place, number in enumerate(good)}
+    left = [number for number in good if number not in journal.done]
+    done = len(look.pictures) - len(left)
+    progress(done)
+    for numbers, batch, _ in look.batches(left):
+        memory = look.matcher.look(batch.whole()).memory
+        for row, number in enumerate(numbers):
+            texts = chosen[places[number]].nonzero().flatten()
+            one = memory.take(torch.tensor([row], device=look.matcher.device))
+            found = look.matcher.match(one, told, texts[None])[0, :, 1]
+            journal.add(number, image=name_of(look.pictures[number]), texts=texts.tolist(), logits=found.tolist())
+        done += len(numbers)
+        progress(done)
+    for number in good:
+        logits[places[number], journal.done[number]["texts"]] = torch.tensor(journal.done[number]["logits"])
+    return logits
+
+
+def _candidates(cosines: Tensor, rerank: int) -> Tensor:
+    """Pairs [N, M] that contrast puts among the first of the picture's texts, or of the text's pictures."""
+    chosen = torch.zeros(cosines.shape, dtype=torch.bool)
+    chosen.scatter_(1, cosines.argsort(dim=1, descending=True, stable=True)[:, :rerank], True)
+    chosen.T.scatter_(1, cosines.T.argsort(dim=1, descending=True, stable=True)[:, :rerank], True)
+    return chosen
+
+
+def _two(yes: Tensor) -> Tensor:
+    """Logits [..., 2] of which only that for "yes" counts."""
+    return torch.stack([torch.zeros_like(yes), yes], dim=-1)
+
+
+def _rows_of_images(
+    rankings: Sequence[Sequence[Ranked]],
+    pictures: Sequence[Picture],
+    captions: Sequence[Sequence[str]],
+    owners: Sequence[int],
+) -> list[Row]:
+    return [
+        Row(
+            image=name_of(picture),
+            prediction=ranked[0].source,
+            references=tuple(own),
+            score=score,
+            scores={"reciprocal rank": score},
+            picture=picture,
+        )
+        for number, (ranked, picture, own) in enumerate(zip(rankings, pictures, captions, strict=True))
+        for score in (_reciprocal_rank([owners[one.index] for one in ranked], number),)
+    ]
+
+
+def _rows_of_texts(
+    rankings: Sequence[Sequence[Ranked]], pictures: Sequence[Picture], texts: Sequence[str], owners: Sequence[int]
+) -> list[Row]:
+    return [
+        Row(
+            image=ranked[0].source,
+            prediction=ranked[0].source,
+            references=(name_of(pictures[owner]),),
+            score=score,
+            question=text,
+            scores={"reciprocal rank": score},
+            picture=pictures[ranked[0].index],
+        )
+        for ranked, text, owner in zip(rankings, texts, owners, strict=True)
+        for score in (_reciprocal_rank([one.index for one in ranked], owner),)
+    ]
+
+
+def _reciprocal_rank(found: Sequence[int], right: int) -> float:
+    """1 / the place of the first right one, 0 where it is not among those found."""
+    return next((1 / place for place, one in enumerate(found, start=1) if one == right), 0.0)

@@ -1,0 +1,347 @@
+"""Any image a user can name -> checked RGB image -> normalised pixels.
+
+`load_image` turns every failure of a file or a decoder into one `ImageError`; `to_pixels` is the evaluation
+transform of BLIP-2 (LAVIS' `blip_image_eval`): `squash`, then `normalise`. All leave Pillow's global settings
+alone and may be called from many threads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+__all__ = [
+    "CLIP_TRANSFORM_MEAN",
+    "CLIP_TRANSFORM_STD",
+    "DEFAULT_MAX_PIXELS",
+    "ImageSource",
+    "ImageTransform",
+    "describe_source",
+    "find_images",
+    "load_image",
+    "normalise",
+    "squash",
+    "to_pixels",
+]
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Where Pillow itself refuses by default: about 13,400 x 13,400, half a gigabyte as RGB."""
+
+CLIP_TRANSFORM_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_TRANSFORM_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_ORIENTATION_TAG = 0x0112
+_DEEP_GREY_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+# Decoding these starts a foreign program (Ghostscript) or a system renderer on content nobody has checked.
+_REFUSED_FORMATS = ("EPS", "WMF", "EMF")
+
+_CUT_SHORT = "is cut short; copy or download it again"
+_KNOWN_CONTENT = (
+    (b"%pdf", "a PDF document; export its pages as PNG or JPEG"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the real file with `git lfs pull`"),
+    (b"<svg", "an SVG drawing; export it as PNG"),
+    (b"<?xml", "an XML file (perhaps an SVG drawing); export it as PNG"),
+    (b"<", "a web page; check the address it was downloaded from"),
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.Image:
+    """Reads one image completely and returns it as a new 8-bit RGB image.
+
+    Orientation marks of cameras are applied, animations give their first frame (an opened PIL animation: the
+    frame it stands on), transparency is laid over white, deeper greys are scaled to 8 bits, and CMYK is
+    converted with Pillow's formula, as in the models' training. Metadata are dropped.
+
+    Args:
+        source: path, http(s) address, encoded bytes, binary file (read from its beginning, left open), PIL
+            image, or array [H,W], [H,W,1], [H,W,3] or [H,W,4] of uint8, or of floats between 0 and 1.
+        max_pixels: largest width x height accepted, checked before any pixel is decoded; by default the
+            environment variable OPENBLIP_MAX_PIXELS, else `DEFAULT_MAX_PIXELS`. For a larger limit raise
+            `PIL.Image.MAX_IMAGE_PIXELS` too: Pillow refuses files of more than twice that.
+
+    Raises:
+        ImageError: the image cannot be read; the message names it and says what to do.
+        OptionError: `max_pixels` or OPENBLIP_MAX_PIXELS is not a positive whole number.
+    """
+    from PIL import Image
+
+    limit = _pixel_limit(max_pixels)
+    name = describe_source(source)
+    try:
+        if isinstance(source, Image.Image):
+            rgb = _finish(source, name, limit)
+            return rgb.copy() if rgb.im is source.im else rgb
+        if _is_array(source):
+            return _finish(_from_array(source, name), name, limit)
+        with open_encoded(source, name) as stream:
+            return _decode(stream, name, limit)
+    except OpenBlipError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise whatever their parsing ran into: struct.error, SyntaxError, zlib.error, ...
+        raise ImageError(name, _explain(error)) from error
+
+
+def _pixel_limit(max_pixels: int | None) -> int:
+    given: object = max_pixels
+    label = "max_pixels"
+    if given is None:
+        label = "OPENBLIP_MAX_PIXELS"
+        given = os.environ.get(label) or DEFAULT_MAX_PIXELS
+    try:
+        limit = int(str(given))
+    except ValueError:
+        limit = 0
+    if limit < 1:
+        raise OptionError(f"{label} must be a positive whole number of pixels, not {given!r}.")
+    return limit
+
+
+def _decode(stream: BinaryIO, name: str, limit: int) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    head = stream.read(64)
+    if not head:
+        raise ImageError(name, "is empty (0 bytes); copy or download it again")
+    # Registers every format once. Left to Image.open, two threads that meet their first WebP at the same
+    # moment can be told that it is no image.
+    Image.init()
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError as error:
+        raise ImageError(name, _not_an_image(head)) from error
+    if image.format in _REFUSED_FORMATS:
+        raise ImageError(name, f"{image.format} drawings are not read; export it as PNG or JPEG")
+    if not _has_end_mark(stream, image.format):
+        raise ImageError(name, _CUT_SHORT)
+    return _finish(image, name, limit)
+
+
+def _has_end_mark(stream: BinaryIO, image_format: str | None) -> bool:
+    """Whether the mark that ends the pixels of a JPEG or JPEG 2000 file is there.
+
+    The decoders fill in grey, without an error, what a JPEG padded with zeros (an interrupted copy) or a JPEG
+    2000 cut between two tiles lacks. Inside coded pixels neither mark can occur. In doubt the file counts as
+    complete.
+    """
+    if image_format not in ("JPEG", "MPO", "JPEG2000"):
+        return True
+    position = stream.tell()
+    stream.seek(-2, os.SEEK_END)
+    if stream.read() == b"\xff\xd9":
+        # Also where a thumbnail's mark comes last: such a file has no coded pixels, and the decoder says so.
+        stream.seek(position)
+        return True
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(position)
+    if image_format == "JPEG2000":
+        first_tile = data.find(b"\xff\x90")
+        return first_tile >= 0 and data.find(b"\xff\xd9", first_tile) >= 0
+    # Step over the segments: a thumbnail among the metadata has an end mark of its own.
+    scan = 2
+    while data[scan : scan + 1] == b"\xff" and data[scan + 1 : scan + 2] != b"\xda":
+        scan += 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    return data[scan : scan + 2] != b"\xff\xda" or data.find(b"\xff\xd9", scan) >= 0
+
+
+def _not_an_image(head: bytes) -> str:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, meaning in _KNOWN_CONTENT:
+        if text.startswith(start):
+            return f"is not an image but {meaning}"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        return "is a HEIC photo, which Pillow needs a plugin for; convert it to JPEG or register pillow-heif"
+    return "is not an image in a known format, or its beginning is damaged; pass a JPEG, PNG or similar file"
+
+
+def _explain(error: Exception) -> str:
+    from PIL import Image
+
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return (
+            "has more pixels than Pillow opens; make it smaller, "
+            "or if you trust it raise PIL.Image.MAX_IMAGE_PIXELS as well as max_pixels"
+        )
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is; make it smaller"
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return _CUT_SHORT
+    detail = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"is damaged or of an unsupported kind ({detail}); save it again as PNG or JPEG in an image editor"
+
+
+def _finish(image: Image.Image, name: str, limit: int) -> Image.Image:
+    """May share its pixels with `image`."""
+    _check_size(image, name, limit)
+    image.load()
+    upright = _upright(image)
+    # Most photos are RGB: a copy of one, only to drop its metadata, would take as long as reading its file.
+    rgb = upright._new(upright.im) if upright.mode == "RGB" and not upright.has_transparency_data else None
+    rgb = _to_rgb(upright, name) if rgb is None else rgb
+    rgb.info = {}
+    return rgb
+
+
+def _check_size(image: Image.Image, name: str, limit: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(name, f"has no pixels ({width} x {height}); pass another image")
+    if width * height > limit:
+        raise ImageError(
+            name,
+            f"has {width} x {height} pixels, more than the limit of {limit}; make it smaller, "
+            "or if you trust it raise max_pixels (OPENBLIP_MAX_PIXELS)",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the camera's orientation mark; unreadable metadata count as none."""
+    from PIL import Image
+
+    transpositions = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        transposition = transpositions.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return image  # the parser meets arbitrary bytes; the picture itself is good
+    return image if transposition is None else image.transpose(transposition)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    from PIL import Image
+
+    if image.mode in _DEEP_GREY_MODES:
+        return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
+    if image.has_transparency_data:
+        # Dropping alpha, as a plain convert("RGB") does, shows whatever colour an editor left under it.
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image, name: str) -> np.ndarray[Any, Any]:
+    """Deep grey [H,W] -> uint8 [H,W], never clipped.
+
+    16-bit files use their whole range by definition. 32-bit integers and floats do not say theirs: integers
+    that fit 8 or 16 bits and floats that fit 0 to 1 or 0 to 255 are taken as such, all others are stretched
+    from the smallest to the largest.
+    """
+    import numpy as np
+
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return np.rint(values.astype(np.float32) / 257).astype(np.uint8)
+    if not np.isfinite(values).all():
+        raise ImageError(name, "holds pixels that are not numbers (NaN or infinite); replace them first")
+    low, high = float(values.min()), float(values.max())
+    ranges = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+    black, white = next(((0.0, top) for top in ranges if low >= 0 and high <= top), (low, high))
+    span = white - black or 1.0  # one value everywhere: black
+    return np.rint((values.astype(np.float64) - black) * 255 / span).astype(np.uint8)
+
+
+def _is_array(source: object) -> bool:
+    # Whoever holds an array has imported numpy; looking here keeps its import out of everyone else's start.
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(source, numpy.ndarray)
+
+
+def _from_array(array: Any, name: str) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "; move the channels last with array.transpose(1, 2, 0)" if channels_first else ""
+        raise ImageError(name, f"an image array is height x width, or height x width x 1, 3 or 4{hint}")
+    if np.issubdtype(array.dtype, np.floating):
+        # Written so that NaN fails too.
+        if array.size and not (array.min() >= 0 and array.max() <= 1):
+            raise ImageError(name, "float pixels must be numbers from 0 to 1; divide by 255 or pass uint8")
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(name, "pixels must be uint8, or floats between 0 and 1; convert the array first")
+    if array.size == 0:
+        raise ImageError(name, "has no pixels; pass another image")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How a checkpoint wants its images: side in pixels, mean and deviation of red, green, blue in 0..1."""
+
+    image_size: int
+    mean: tuple[float, float, float] = CLIP_TRANSFORM_MEAN
+    std: tuple[float, float, float] = CLIP_TRANSFORM_STD
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise OptionError(f"image_size must be at least 1, not {self.image_size}.")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise OptionError("mean and std must hold three numbers each, and those of std must be above 0.")
+
+
+def to_pixels(images: Sequence[Image.Image], transform: ImageTransform) -> torch.Tensor:
+    """Squashes images to the square the model was trained on and normalises them.
+
+    Bicubic on 8-bit pixels with Pillow, the aspect ratio not kept: LAVIS' evaluation transform, and bit for
+    bit that of transformers' PIL image processor.
+
+    Args:
+        images: PIL images, as `load_image` returns them.
+
+    Returns:
+        float32 [B,3,S,S] on the CPU.
+    """
+    return normalise([squash(image, transform.image_size) for image in images], transform)
+
+
+def squash(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
+    """The first half of `to_pixels`, for one image: uint8 [S,S,3]. Nearly all of its work, and all Pillow's."""
+    import numpy as np
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise ImageError(describe_source(image), "is not loaded yet; pass it through load_image first")
+    rgb = image if image.mode == "RGB" else _to_rgb(image, describe_source(image))
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def normalise(squashed: Sequence[np.ndarray[Any, Any]], transform: ImageTransform) -> torch.Tensor:
+    """The second half of `to_pixels`: uint8 [S,S,3] each to float32 [B,3,S,S]."""
+    import numpy as np
+    import torch
+
+    size = transform.image_size
+    planes = np.empty((len(squashed), 3, size, size), dtype=np.uint8)
+    for row, image in zip(planes, squashed, strict=True):
+        row[:] = image.transpose(2, 0, 1)
+    pixels = torch.from_numpy(planes).to(torch.float32)
+    mean = torch.tensor(transform.mean, dtype=torch.float32).view(3, 1, 1)
+    std = torch.tensor(transform.std, dtype=torch.float32).view(3, 1, 1)
+    return pixels.div_(255).sub_(mean).div_(std)

@@ -1,0 +1,306 @@
+"""transformers' BLIP-2 models with a language model: `Blip2ForConditionalGeneration` and `Blip2Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.checkpoints.transformers.write import SHARD_BYTES, save_transformers
+from openblip.errors import CheckpointError, OptionError
+from openblip.generation.engine import generate, stream
+from openblip.generation.options import Generation, GenerationOptions
+from openblip.integrations.transformers.folders import LoadedModel
+from openblip.integrations.transformers.options import (
+    GenerateOptions,
+    GenerationSettings,
+    Streamer,
+    byte_count,
+    engine_options,
+    merged_options,
+    tuple_wanted,
+)
+from openblip.integrations.transformers.outputs import FeatureOutput, GenerateOutput, WritingOutput
+from openblip.integrations.transformers.pretrained import Pretrained
+from openblip.nn.opt import Decoder
+from openblip.nn.t5 import T5
+from openblip.training.losses import IGNORED, next_token_loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Writer(Pretrained):
+    """An image and a prompt to scores of the text behind them."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        if loaded.words is None:
+            raise CheckpointError(f"{loaded.parts.name} has no language model: load it with Blip2ForImageTextRetrieval")
+        if loaded.parts.borrowed is not None:
+            raise CheckpointError(
+                f"{loaded.parts.name} borrows a language model, which transformers' BLIP-2 cannot: use openblip.load"
+            )
+        network = loaded.parts.network
+        self.words = loaded.words
+        self.generation_config = GenerationSettings()
+        self.language_projection = network.prompt_projection
+        self.language_model: Decoder | T5 = network.own_language_model
+        self.translate("decoder" if network.config.t5 is None else "t5")
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **others: object,
+    ) -> Any:
+        """Scores of each next token, and the loss of `labels`: a `WritingOutput`, or with return_dict=False a tuple.
+
+        Args:
+            input_ids: [B, T], an image's place being held by image tokens, as the processor puts them; ids without
+                any have the image in front of them.
+            attention_mask: [B, T], 0 for padding.
+            decoder_input_ids: what T5 has said so far; by default what comes before each label.
+            labels: OPT: [B, L], ids to predict at the last L places, each from the one before; T5: [B, L], what is
+                to be said. -100 is left out.
+
+        Raises:
+            OptionError: another keyword, another number of image tokens than of queries, too many tokens, or T5
+                without labels or decoder_input_ids.
+        """
+        as_tuple = tuple_wanted("the model", others)
+        seen, queries = self._query(pixel_values, interpolate_pos_encoding)
+        embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
+        language = self.language_model
+        loss: Tensor | None = None
+        if isinstance(language, T5):
+            logits = self._t5_logits(language, embeds, mask, decoder_input_ids, labels)
+            if labels is not None:
+                targets = labels.to(logits.device)
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+        else:
+            limit = language.config.max_positions
+            if embeds.shape[1] > limit:
+                raise OptionError(f"{embeds.shape[1]} tokens exceed the model's {limit} positions: shorten the text")
+            logits = language.logits(language(embeds, mask))
+            if labels is not None:
+                logits = logits[:, -labels.shape[1] :]
+                loss = next_token_loss(logits, labels.to(logits.device))
+        found = WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
+        return found.to_tuple() if as_tuple else found
+
+    def can_generate(self) -> bool:
+        return True
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The table of the language model's words."""
+        table: torch.nn.Module = self.language_model.tokens
+        return table
+
+    def prepare_inputs_for_generation(self, **inputs: Any) -> dict[str, Any]:
+        """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
+        return inputs
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, max_shard_size: int | str = SHARD_BYTES, safe_serialization: bool = True
+    ) -> None:
+        """Write a folder that transformers and OpenBLIP load.
+
+        Args:
+            max_shard_size: bytes, or as "5GB".
+
+        Raises:
+            CheckpointError: transformers' BLIP-2 cannot be such a model.
+            OptionError: no such size, or pickled files are asked for.
+        """
+        if not safe_serialization:
+            raise OptionError("safe_serialization is False: weights are written as safetensors alone")
+        save_transformers(self.parts, Path(save_directory), "write", byte_count(max_shard_size))
+
+    def _prompt(self, seen: FeatureOutput, queries: FeatureOutput) -> Tensor:
+        """What the language model reads of images: [B, Q, token width]."""
+        prompt: Tensor = self.language_projection(queries.last_hidden_state.to(seen.last_hidden_state.dtype))
+        return prompt
+
+    def _read(self, visual: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Visual prompts [B, Q, token width] in their places among the words of ids [B, T].
+
+        Returns:
+            embeddings [B, T or Q + T, token width], and a mask as long, None when all of it counts.
+        """
+        if len(ids) != len(visual):
+            raise OptionError(f"{len(visual)} images came with {len(ids)} texts: give each image its text")
+        ids = ids.to(visual.device)
+        places = ids == self.words.image
+        counts = places.sum(dim=1)
+        words = self.language_model.embed(ids.masked_fill(places, self.words.pad)).to(visual.dtype)
+        mask = torch.ones_like(places) if mask is None else mask.to(visual.device).bool()
+        if not counts.any():
+            words = torch.cat([visual, words], dim=1)
+            mask = F.pad(mask, (visual.shape[1], 0), value=True)
+        elif (counts != visual.shape[1]).any():
+            raise OptionError(
+                f"a text has {int(counts.min())} image tokens, the model {visual.shape[1]} queries: "
+                "make the inputs with the processor of this model"
+            )
+        else:
+            words = words.masked_scatter(places[:, :, None], visual)
+        return words, None if mask.all() else mask
+
+    def _t5_logits(
+        self, t5: T5, embeds: Tensor, mask: Tensor | None, spoken: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        if spoken is not None:
+            memory = t5.remember(t5.encode(embeds, mask), mask)
+            return t5.logits(t5(t5.embed(spoken.to(embeds.device)).to(embeds), memory))
+        if labels is None:
+            raise OptionError("T5 says a text of its own: give labels, or decoder_input_ids, or call generate")
+        return t5.logits(t5.hidden_before(embeds, mask, labels.to(embeds.device)))
+
+
+class Blip2ForConditionalGeneration(Writer):
+    """Captions and answers."""
+
+    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
+        """What each part sees of images; `pooler_output` is the visual prompt [B, Q, token width]."""
+        seen, queries = self._query(pixel_values, interpolate_pos_encoding)
+        prompt = self._prompt(seen, queries)
+        return FeatureOutput(
+            last_hidden_state=seen.last_hidden_state, pooler_output=prompt, vision_outputs=seen, qformer_outputs=queries
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **given: Unpack[GenerateOptions],
+    ) -> Any:
+        """Ids [B * num_return_sequences, length], padded behind the token that ends a text.
+
+        With OPT they begin with `input_ids` as given, or with the image tokens and the start token; with T5 with its
+        start token. Padding among `input_ids` is left out when they are read, wherever it stands.
+
+        Raises:
+            OptionError: a keyword of transformers that means nothing here, a value out of range, a length that the
+                prompt fills, more tokens than the model has positions.
+        """
+        options = merged_options(given, self.generation_config)
+        seen, queries = self._query(pixel_values, interpolate_pos_encoding)
+        visual = self._prompt(seen, queries)
+        ids = self._start(visual) if input_ids is None else input_ids.to(visual.device)
+        embeds, mask = self._read(visual, ids, attention_mask)
+        rows = list(embeds) if mask is None else [row[kept] for row, kept in zip(embeds, mask, strict=True)]
+        stop, pad = self._stop_id(options), options.get("pad_token_id")
+        language = self.language_model
+        if isinstance(language, T5):
+            front = ids.new_full((len(ids), 1), language.config.start_id)
+            chosen = engine_options(options, 1, None, stop)
+            used = None
+        else:
+            front = ids
+            chosen = engine_options(options, ids.shape[1], language.config.max_positions - embeds.shape[1], stop)
+            used = None if chosen.repetition_penalty == 1 else self._used(language, ids, attention_mask)
+        streamer = options.get("streamer")
+        if streamer is not None:
+            return _streamed(language, front, rows, chosen, used, streamer)
+        found = generate(language, rows, chosen, used)
+        texts = [text for group in found for text in group]
+        filler = self.words.pad if pad is None else pad
+        if chosen.num_beams > 1 and filler == 0:
+            filler = stop  # as there, where 0 counts as none
+        front = front.repeat_interleave(chosen.num_return, dim=0)
+        ids = torch.cat([front, _rectangle(texts, stop, filler).to(front)], dim=1)
+        if not options.get("return_dict_in_generate"):
+            return ids
+        scores: Tensor | None = None
+        if options.get("output_scores"):
+            if chosen.num_beams == 1:
+                raise OptionError(
+                    "output_scores goes with num_beams here: "
+                    "openblip.load(...).answer tells the log-probability of every token"
+                )
+            scores = torch.tensor([text.score for text in texts], device=ids.device)
+        return GenerateOutput(sequences=ids, sequences_scores=scores)
+
+    def _start(self, visual: Tensor) -> Tensor:
+        """Ids of an image without a prompt: its tokens, and the one that begins a text."""
+        ids = [*[self.words.image] * visual.shape[1], self.words.start]
+        return torch.tensor([ids] * len(visual), device=visual.device)
+
+    def _stop_id(self, options: GenerateOptions) -> int:
+        given = options.get("eos_token_id")
+        if given is None:
+            return self.words.stop
+        ids = [given] if isinstance(given, int) else given
+        if len(ids) != 1:
+            raise OptionError(f"eos_token_id has {len(ids)} tokens: one ends a text here")
+        return ids[0]
+
+    def _used(self, decoder: Decoder, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Ids that count as repeated: all of a prompt behind the padding in front, what stands within included."""
+        starts = [0] * len(ids) if mask is None else mask.bool().int().argmax(dim=1).tolist()
+        rows = [row[start:] for row, start in zip(ids, starts, strict=True)]
+        return [row[row < decoder.config.vocab_size] for row in rows]
+
+
+class Blip2Model(Writer):
+    """Features of every part."""
+
+    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
+        """Normalised patches [B, N, image width]; `pooler_output` [B, image width] is the class token's."""
+        seen: FeatureOutput = self.vision_model(pixel_values, interpolate_pos_encoding)
+        return seen
+
+    def get_qformer_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """What the queries see of images: [B, Q, width]."""
+        queries: Tensor = self._query(pixel_values, interpolate_pos_encoding)[1].last_hidden_state
+        return queries
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> FeatureOutput:
+        """The language model's hidden states of a text alone [B, T, width]; of T5 its encoder's."""
+        language = self.language_model
+        embeds = language.embed(input_ids.to(self.device))
+        mask = None if attention_mask is None else attention_mask.to(self.device)
+        hidden = language.encode(embeds, mask) if isinstance(language, T5) else language(embeds, mask)
+        return FeatureOutput(last_hidden_state=hidden)
+
+
+def _streamed(
+    language: Decoder | T5,
+    front: Tensor,
+    rows: Sequence[Tensor],
+    options: GenerationOptions,
+    used: Sequence[Tensor] | None,
+    streamer: Streamer,
+) -> Tensor:
+    """As `generate` of one text, whose ids the streamer is told as they come; it is told of the end in any case."""
+    ids = []
+    try:
+        if len(rows) != 1:
+            raise OptionError(f"a streamer was given with {len(rows)} images: it takes the text of one")
+        tokens = stream(language, rows[0], options, prompt_ids=None if used is None else used[0], tell_stop=True)
+        streamer.put(front.cpu())
+        for token in tokens:
+            ids.append(token)
+            streamer.put(torch.tensor([token]))
+    finally:
+        streamer.end()
+    return torch.cat([front, front.new_tensor([ids])], dim=1)
+
+
+def _rectangle(texts: Sequence[Generation], stop: int, filler: int) -> Tensor:
+    """Generated ids with the stop token that ended them: [N, longest]."""
+    rows = [[*text.ids, stop] if text.stopped else list(text.ids) for text in texts]
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], dtype=torch.int64)

@@ -1,0 +1,285 @@
+"""Linear layers and word tables with 8-bit weights: a quarter of the memory, and on the CPU several times the speed.
+
+A weight is a whole number from -127 to 127 times its row's scale; inputs are quantised the same way, row by row, as
+they come (https://arxiv.org/abs/2208.07339, section 2, without its outliers). The product of the whole numbers is
+exact, so the error of a layer is that of rounding its weights and its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.nn.quant.int8_packing import LEVELS, Ordered, input_levels, put_in_order
+
+PACKING = Lock()
+CHUNK_ELEMENTS = 1_000_000
+"""Weights quantised at a time: few enough to stay in the processor's cache between the steps."""
+TINY = 1e-30
+PACK_AFTER = 512
+"""What a layer has to have lost before it is packed: about what packing costs. A program that makes one caption never
+packs, one that makes many does so while it makes the first few."""
+LOSS_OF_ONE, LOSS_OF_FEW = 3, 12
+"""What plain weights lose by a product of one row, and of up to `FEW_ROWS`."""
+FEW_ROWS = 32
+ROWS_A_LOSS = 7
+"""Of more rows than those, so many lose 1."""
+GPU_ROWS, GPU_MULTIPLE = 32, 8
+"""A GPU's product of whole numbers wants more than 16 rows, and sizes of matrices that are a multiple."""
+
+
+def quantise_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [out, in] of any floating type to int8 [out, in] and the scale of each row [out], float32.
+
+    Args:
+        pieces: of the matrix, from top to bottom.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    height, width, device = sum(map(len, pieces)), pieces[0].shape[1], pieces[0].device
+    codes = torch.empty(height, width, dtype=torch.int8, device=device)
+    scales = torch.empty(height, dtype=torch.float32, device=device)
+    rows = max(1, CHUNK_ELEMENTS // max(1, width))
+    # One place for all parts: memory that is new each time costs more than the arithmetic.
+    room = torch.empty(min(rows, max(map(len, pieces))), width, device=device)
+    start = 0
+    for part in (part for piece in pieces for part in torch.split(piece, rows)):
+        end = start + len(part)
+        values = room[: len(part)].copy_(part)
+        scale = scales[start:end]
+        scale.copy_(torch.maximum(values.amax(dim=1), values.amin(dim=1).neg_()).div_(LEVELS).clamp_(min=TINY))
+        codes[start:end] = values.div_(scale[:, None]).round_()
+        start = end
+    if not scales.isfinite().all():
+        raise ValueError("a weight is infinite or no number")
+    return codes, scales
+
+
+def quantise_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+    """Inputs [N, in] to whole numbers, in float32, and the step of each row [N, 1]: a value is about their product."""
+    step = x.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(levels)
+    return (x / step).round_(), step
+
+
+def plain_product(whole: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """Whole numbers [N, in] @ weights [out, in] int8 as they are, times their scale [out]: [N, out] float32."""
+    return torch._int_mm(whole.to(torch.int8), codes.t()).to(torch.float32).mul_(scale)
+
+
+def gpu_product(whole: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """As `plain_product`, in the shapes that CUDA takes: weights are read as they are, a byte each."""
+    rows = len(whole)
+    padded = F.pad(whole.to(torch.int8), (0, 0, 0, max(0, GPU_ROWS - rows)))
+    return torch._int_mm(padded, codes.t())[:rows].to(torch.float32).mul_(scale)
+
+
+@cache
+def gpu_multiplies(device: torch.device) -> bool:
+    """Whether this GPU has an exact product of whole numbers: tried out, once."""
+    whole, codes = torch.full((1, 64), float(LEVELS)), torch.full((16, 64), LEVELS, dtype=torch.int8)
+    try:
+        found = gpu_product(whole.to(device), codes.to(device), torch.ones(16, device=device))
+    except RuntimeError:
+        return False
+    return bool((found == LEVELS * LEVELS * 64).all())
+
+
+def multiplies_on_gpu(x: Tensor, codes: Tensor) -> bool:
+    """Whether inputs [..., in] may be multiplied by weights [out, in] as whole numbers on the GPU they are on."""
+    fits = not any(size % GPU_MULTIPLE for size in codes.shape)
+    return x.device.type == "cuda" and fits and not _learns(x) and gpu_multiplies(x.device)
+
+
+def float_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """rows [N, in] @ weights [out, in] int8 times their scale [out], in the rows' type: where there is no other way."""
+    weight = codes.to(rows.dtype)
+    if rows.dtype == torch.float16:
+        # Sums of whole numbers leave its range, which ends at 65,504; a power of two costs no digit.
+        weight, scale = weight.mul_(1 / (LEVELS + 1)), scale * (LEVELS + 1)
+    return F.linear(rows, weight) * scale.to(rows.dtype)
+
+
+class Int8Linear(nn.Module):
+    """Takes the place of a linear layer.
+
+    Attributes:
+        weight: int8 [out, in]; empty once packed.
+        scale: float32 [out]; bias: float32 [out] or None.
+        packed: the weights in an order in which the CPU reads them fastest, that for few or that for many rows,
+            whichever it has had to multiply; in place of the plain ones, None before. Results are the same, bit for
+            bit.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        if in_features < 2:
+            # PyTorch 2.13 reads past the end of such matrices.
+            raise ValueError("a layer of 8 bits has at least 2 inputs")
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(out_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.packed: Ordered | None = None
+        self.lost_by_few = self.lost_by_many = 0
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def put(self, codes: Tensor, scale: Tensor) -> None:
+        """Set the weights: int8 [out, in] and float32 [out]."""
+        if codes.shape != (self.out_features, self.in_features) or scale.shape != (self.out_features,):
+            raise ValueError(
+                f"codes {list(codes.shape)} and scales {list(scale.shape)} are not those of "
+                f"{self.out_features} rows of {self.in_features}"
+            )
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.packed = None
+        self.lost_by_few = self.lost_by_many = 0
+
+    def take(self, *pieces: Tensor) -> None:
+        """Set the weights from those of a layer in floating point [out, in], whole or in pieces from top to bottom.
+
+        Raises:
+            ValueError: one is not finite.
+        """
+        self.put(*quantise_weight(*pieces))
+
+    def pack(self, few_rows: bool | None = None) -> None:
+        """Bring the weights into the CPU's order now; nothing where there is none.
+
+        Args:
+            few_rows: the order for few rows or that for many; None: by what it has had to multiply so far.
+        """
+        # Two threads that come here together would pack what the first has emptied.
+        with PACKING:
+            if self.packed is None and self.weight.device.type == "cpu" and input_levels() is not None:
+                few_rows = self.lost_by_few >= self.lost_by_many if few_rows is None else few_rows
+                self.packed = put_in_order(self.weight.detach(), self.scale.detach(), few_rows)
+                self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+
+    def unpack(self) -> None:
+        """Bring the weights back into plain order."""
+        with PACKING:
+            if self.packed is not None:
+                self.weight = nn.Parameter(self.packed.codes(), requires_grad=False)
+                self.packed = None
+
+    def codes(self) -> Tensor:
+        """The weights, int8 [out, in]."""
+        return self.weight if self.packed is None else self.packed.codes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        # Products of whole numbers send no gradient back to what adapters below have done.
+        levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
+        if levels is not None:
+            self._count(len(rows), levels)
+            weight = self.weight  # taken before `packed` is looked at: another thread may be packing
+            whole, step = quantise_rows(rows.float(), levels)
+            y = plain_product(whole, weight, self.scale) if self.packed is None else self.packed.product(whole, levels)
+        elif multiplies_on_gpu(x, self.weight):
+            whole, step = quantise_rows(rows.float())
+            y = gpu_product(whole, self.weight, self.scale)
+        else:
+            return self.dequantised(rows).view(*x.shape[:-1], self.out_features)
+        y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias.float(), y, step)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _count(self, rows: int, levels: int) -> None:
+        """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
+        if self.packed is None:
+            if rows > FEW_ROWS:
+                self.lost_by_many += rows // ROWS_A_LOSS
+            else:
+                self.lost_by_few += LOSS_OF_ONE if rows == 1 else LOSS_OF_FEW
+            if self.lost_by_few + self.lost_by_many >= PACK_AFTER or levels != LEVELS:
+                self.pack()
+
+    def dequantised(self, rows: Tensor) -> Tensor:
+        """The layer on inputs [N, in] as they are: in training, and on a device without a product of whole numbers."""
+        y = float_product(rows, self.codes(), self.scale)
+        return y if self.bias is None else y + self.bias.to(rows.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        self.unpack()  # what is packed would stay where it is: perhaps on another device than the rest will be
+        scale = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Casting a network means the type that it computes in, not the scales of its weights.
+        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the layer, in another process perhaps, has plain weights: packed ones cannot be copied.
+        state = self.__dict__.copy()
+        if self.packed is not None:
+            weight = nn.Parameter(self.codes(), requires_grad=False)
+            state |= {"packed": None, "_parameters": {**self._parameters, "weight": weight}}
+        return state
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed is not None:
+            destination[prefix + "weight"] = self.codes()
+
+
+def _learns(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+class Int8WordTable(nn.Module):
+    """Takes the place of a word table: int8 [words, width] and a float32 scale a word.
+
+    Attributes:
+        dtype: of the vectors that come out: what the network was cast to.
+    """
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.dtype = torch.get_default_dtype()
+        self.num_embeddings, self.embedding_dim = words, width
+        self.weight = nn.Parameter(torch.empty(words, width, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(words), requires_grad=False)
+
+    def put(self, codes: Tensor, scale: Tensor) -> None:
+        """Set the table: int8 [words, width] and float32 [words]."""
+        if codes.shape != (self.num_embeddings, self.embedding_dim) or scale.shape != (self.num_embeddings,):
+            raise ValueError(f"codes {list(codes.shape)} and scales {list(scale.shape)} are not those of this table")
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    def take(self, *pieces: Tensor) -> None:
+        """Set the table from one in floating point [words, width]. Raises ValueError: a number is not finite."""
+        self.put(*quantise_weight(*pieces))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids [...] to vectors [..., width]."""
+        return (self.weight[ids] * self.scale[ids][..., None]).to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8WordTable:
+        scale = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = self.scale.dtype
+        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
+        return self
+
+    def scores(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As `WordTable.scores`. The table stays as it is: packed, it would have to be there twice."""
+        rows = hidden.reshape(-1, self.embedding_dim)
+        if input_levels() == LEVELS and rows.device.type == "cpu" and not _learns(hidden):
+            whole, step = quantise_rows(rows.float())
+            y = plain_product(whole, self.weight, self.scale).mul_(step)
+        elif multiplies_on_gpu(hidden, self.weight):
+            whole, step = quantise_rows(rows.float())
+            y = gpu_product(whole, self.weight, self.scale).mul_(step)
+        else:
+            y = float_product(rows, self.weight, self.scale)
+        y = y if bias is None else y + bias
+        return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)

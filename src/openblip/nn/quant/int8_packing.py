@@ -1,0 +1,144 @@
+"""Orders in which the CPU's libraries read 8-bit weights fastest, and their products of whole numbers.
+
+PyTorch brings two such libraries along. FBGEMM (https://arxiv.org/abs/2101.05615) reads weights as fast as memory gives
+them when there are few rows to multiply, as in decoding; oneDNN is ahead when there are many, as in an image encoder.
+Both give the same numbers, bit for bit, which are also those of the product of plain weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from openblip.nn.memory import Gatherer
+
+LEVELS = 127
+CHANGING_ENGINE = Lock()
+GATHERER = Gatherer()
+PADDED_ROWS = 4
+"""oneDNN multiplies a single row faster when it is there several times."""
+
+
+class Ordered(Protocol):
+    """Weights in the order of a library.
+
+    Attributes:
+        nbytes: memory of the weights.
+    """
+
+    nbytes: int
+
+    def product(self, rows: Tensor, levels: int) -> Tensor:
+        """rows [N, in], whole numbers in float32 of up to `levels` each side of zero, @ weights times their scale.
+
+        Returns:
+            [N, out] float32.
+        """
+
+    def codes(self) -> Tensor:
+        """The weights as they were, int8 [out, in]."""
+
+
+class ForFewRows:
+    """FBGEMM's order, of weights [out, in] int8 with scales [out].
+
+    Raises:
+        AttributeError, RuntimeError: this PyTorch has none.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        # Which library packs is a setting of the whole process; the warning says that tensors of this kind, which only
+        # carry the weights to where they are packed, will go from PyTorch one day.
+        with CHANGING_ENGINE, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            engine = torch.backends.quantized.engine
+            torch.backends.quantized.engine = "fbgemm"
+            try:
+                weight = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
+                self._packed: Any = torch.ops.quantized.linear_prepack(weight, None)
+            finally:
+                torch.backends.quantized.engine = engine
+        self.nbytes = codes.numel()
+        GATHERER.add(self.nbytes)
+
+    def product(self, rows: Tensor, levels: int) -> Tensor:
+        """See `Ordered`."""
+        # It wants unsigned inputs and makes them itself, in steps of 1 from the number that means zero.
+        product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows, 1.0, levels + 1, self._packed
+        )
+        return product
+
+    def codes(self) -> Tensor:
+        """See `Ordered`."""
+        codes: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
+        return codes
+
+
+class ForManyRows:
+    """oneDNN's order, of weights [out, in] int8 with scales [out].
+
+    Raises:
+        AttributeError, RuntimeError: this PyTorch has none.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+        self._scale = scale
+        self._zeros = torch.zeros(1, dtype=torch.int64)
+        self.nbytes = codes.numel()
+
+    def product(self, rows: Tensor, levels: int) -> Tensor:
+        """See `Ordered`."""
+        count, zero = len(rows), levels + 1
+        unsigned = (rows + zero).to(torch.uint8)
+        if count == 1:
+            unsigned = unsigned.expand(PADDED_ROWS, -1).contiguous()
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, zero, self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return product[:count]
+
+    def codes(self) -> Tensor:
+        """See `Ordered`."""
+        return self._packed.to_dense().t().contiguous()
+
+
+@cache
+def orders() -> tuple[type[ForFewRows | ForManyRows], ...]:
+    """The orders that there are here, that for few rows first."""
+    weight = torch.ones(32, 64, dtype=torch.int8)
+    found: list[type[ForFewRows | ForManyRows]] = []
+    for order in (ForFewRows, ForManyRows):
+        try:
+            order(weight, torch.ones(32)).product(torch.ones(2, 64), LEVELS)
+        except (AttributeError, RuntimeError):
+            continue
+        found.append(order)
+    return tuple(found)
+
+
+@cache
+def input_levels() -> int | None:
+    """How many levels each side of zero inputs may have for the products of whole numbers to be exact.
+
+    CPUs without VNNI add pairs of products in 16 bits, for which inputs must be a bit shorter. None where there is no
+    such product. Found out by trying, with the largest numbers there are.
+    """
+    ordered = [order(torch.full((32, 64), LEVELS, dtype=torch.int8), torch.ones(32)) for order in orders()]
+    for levels in (LEVELS, LEVELS // 2):
+        found = [one.product(torch.full((2, 64), float(levels)), levels) for one in ordered]
+        if found and all(bool((product == levels * LEVELS * 64).all()) for product in found):
+            return levels
+    return None
+
+
+def put_in_order(codes: Tensor, scale: Tensor, few_rows: bool) -> Ordered:
+    """Weights [out, in] int8 with scales [out] float32 in the order for few or for many rows."""
+    return orders()[0 if few_rows else -1](codes, scale)

@@ -1,0 +1,1 @@
+"""Features of a frozen image encoder, computed before the first step."""

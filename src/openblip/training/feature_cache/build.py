@@ -1,0 +1,188 @@
+"""Features of a recipe's pictures, computed by all processes before the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.data.feature_store import FeatureStore, ViewPlan, fill, fingerprint
+from openblip.data.image_files import BadPicture, open_picture
+from openblip.data.pairs import ImageText
+from openblip.data.sample import Picture
+from openblip.errors import ImageError, OpenBlipError
+from openblip.training.feature_cache.index import EncoderPace, KnownEncoders
+from openblip.training.monitor.profile import machine_name, size_of
+from openblip.training.recipe import BadPictures, Recipe
+from openblip.training.tasks.stages import Setting
+
+MOST = 0.5
+"""Share of a source's pictures that cannot be read from which its paths must be wrong."""
+
+
+class Caching:
+    """The features of a run: a store for each of its data sources; sources with the same views share one.
+
+    Attributes:
+        stores: one a source, as soon as it is known which they are.
+        pace: of the encoder, where this run or one before measured it.
+    """
+
+    def __init__(self, recipe: Recipe, images: Sequence[Sequence[ImageText]], setting: Setting) -> None:
+        assert recipe.cache is not None
+        self.recipe, self.images, self.setting = recipe, images, setting
+        self.folder = Path(recipe.cache)
+        self.known = KnownEncoders(self.folder, recipe)
+        self.plans = [ViewPlan(source.views, source.min_area, source.mirror) for source in recipe.data]
+        self.stores: list[FeatureStore] = []
+        self.pace: EncoderPace | None = None
+        self._opened: dict[str, FeatureStore] = {}
+
+    def is_complete(self) -> bool:
+        """Whether all pictures that can be read have features of the model's encoder, told without reading that.
+
+        All processes have to ask; they get the same answer.
+        """
+        marks = [mark for plan in self.plans if (mark := self.known.fingerprint(plan)) is not None]
+        here = len(marks) == len(self.plans)
+        if here:
+            self._open(marks)
+            here = not any(self._lacks(source) for source in range(len(marks)))
+        lacking = torch.tensor(float(not here), device=self.setting.device)
+        return self.setting.world.total(lacking).item() == 0
+
+    def complete(
+        self, parts: ModelParts, make_encoder: Callable[[], Callable[[Tensor], Tensor]], wait: Callable[[], None]
+    ) -> None:
+        """Compute what is missing.
+
+        Args:
+            make_encoder: gives a function of pixels [B, 3, S, S] to patches [B, N, C].
+            wait: returns when all processes have called it.
+
+        Raises:
+            OpenBlipError: the disk is full.
+        """
+        if self.known.origin is None:  # it may just have been downloaded
+            self.known = KnownEncoders(self.folder, self.recipe)
+        self._open([self._mark(parts, plan) for plan in self.plans])
+        world, encoder = self.setting.world, _Timed(make_encoder, self.setting.device)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=world.rank > 0) as progress:
+            for source, group, plan, store in zip(self.recipe.data, self.images, self.plans, self.stores, strict=True):
+                # By their places in the whole list, which all processes agree on, whatever is there already.
+                own = [image.image for image in group[world.rank :: world.size] if image.image not in store]
+                bar = progress.add_task(f"features of {source.name}", total=len(own) * world.size, visible=bool(own))
+                started = time.perf_counter()
+                fill(store, own, encoder, parts.transform, plan, progress=partial(_advance, progress, bar, world.size))
+                seconds = time.perf_counter() - started
+                wait()
+                store.refresh()
+                if own and world.rank == 0:
+                    progress.console.print(
+                        f"features of {source.name}: {len(own) * world.size / seconds:.1f} images/s, "
+                        f"{size_of(store.nbytes)} in {store.folder}",
+                        markup=False,
+                        highlight=False,
+                    )
+        if world.rank == 0:
+            self._remember(encoder.pace())
+
+    def _open(self, marks: Sequence[str]) -> None:
+        for mark in marks:
+            if mark not in self._opened:
+                self._opened[mark] = FeatureStore(self.folder / mark)
+        self.stores = [self._opened[mark] for mark in marks]
+        self.pace = self.known.pace(marks)
+
+    def _lacks(self, source: int) -> bool:
+        """Whether a picture has no features, and could have."""
+        missing = (image.image for image in self.images[source] if image.image not in self.stores[source])
+        return any(_problem(picture) is None for picture in missing)
+
+    def _mark(self, parts: ModelParts, plan: ViewPlan) -> str:
+        known = self.known.fingerprint(plan)
+        if known is not None:
+            return known
+        vision, learning = parts.network.vision, self.recipe.vision_blocks
+        return fingerprint(vision, parts.transform, plan, vision.upper(learning) if learning else ())
+
+    def _remember(self, pace: EncoderPace | None) -> None:
+        for plan, store in zip(self.plans, self.stores, strict=True):
+            self.known.remember(plan, store.folder.name)
+            if pace is not None:
+                self.known.remember_pace(store.folder.name, pace)
+        self.pace = pace or self.pace
+
+
+class _Timed:
+    """An encoder, made when it is needed first, and how long it takes."""
+
+    def __init__(self, make: Callable[[], Callable[[Tensor], Tensor]], device: torch.device) -> None:
+        self.make, self.device = make, device
+        self.encode: Callable[[Tensor], Tensor] | None = None
+        self.taken: list[tuple[float, int]] = []
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if self.encode is None:
+            self.encode = self.make()
+        started = time.perf_counter()
+        patches = self.encode(pixels.to(self.device)).cpu()  # which waits for a GPU
+        self.taken.append((time.perf_counter() - started, len(pixels)))
+        return patches
+
+    def pace(self) -> EncoderPace | None:
+        """None when it has not been needed. The first batch, which finds nothing prepared, counts where it is alone."""
+        counted = self.taken[1:] or self.taken
+        if not counted:
+            return None
+        views = sum(count for _, count in counted)
+        return EncoderPace(sum(seconds for seconds, _ in counted) / views, machine_name(self.device))
+
+
+def without_bad(
+    recipe: Recipe, images: Sequence[Sequence[ImageText]], stores: Sequence[FeatureStore]
+) -> tuple[list[list[ImageText]], list[BadPicture]]:
+    """The images that have features, and the pictures that have none since they cannot be read.
+
+    Raises:
+        ImageError: one cannot be read, and the recipe says to stop then.
+        OpenBlipError: most of a source cannot be read.
+    """
+    kept: list[list[ImageText]] = []
+    bad: list[BadPicture] = []
+    for source, group, store in zip(recipe.data, images, stores, strict=True):
+        wrong = [_bad(image.image) for image in group if image.image not in store]
+        if wrong and recipe.bad_pictures is BadPictures.STOP:
+            raise ImageError(str(wrong[0].picture), wrong[0].problem)
+        if len(wrong) > MOST * len(group):
+            raise OpenBlipError(
+                f"{len(wrong)} of the {len(group)} pictures of {source.name} cannot be read, as {wrong[0].problem}: "
+                "check data_root and the paths in its file"
+            )
+        bad += wrong
+        kept.append([image for image in group if image.image in store])
+    return kept, bad
+
+
+def _advance(progress: Progress, bar: TaskID, processes: int, done: int) -> None:
+    progress.update(bar, advance=done * processes)
+
+
+def _bad(picture: Picture) -> BadPicture:
+    return BadPicture(picture, _problem(picture) or "it could not be read when features were computed")
+
+
+def _problem(picture: Picture) -> str | None:
+    """Why a picture cannot be read; None for one that can."""
+    try:
+        open_picture(picture)
+    except ImageError as error:
+        return str(error)
+    return None

@@ -1,0 +1,95 @@
+"""What is known of image encoders without loading them: which features are theirs, and how long they take.
+
+One file beside the stores of features. Nothing is lost with it: an encoder that it does not know is loaded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openblip import __version__
+from openblip.checkpoints.origin import origin_of
+from openblip.data.feature_store import ViewPlan
+from openblip.training.recipe import Recipe
+
+ENCODERS_FILE = "encoders.json"
+
+
+@dataclass(frozen=True)
+class EncoderPace:
+    """How fast an encoder was when features were computed.
+
+    Attributes:
+        seconds: for one view, in one process.
+        machine: what it ran on.
+    """
+
+    seconds: float
+    machine: str
+
+
+class KnownEncoders:
+    """What earlier runs with the same cache folder found out. A file that is broken or missing says nothing.
+
+    Make one before the model is read: what is then learnt of its encoder is remembered of the files as they are now.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.path = folder / ENCODERS_FILE
+        self.recipe = recipe
+        self.origin = None if recipe.init is None else origin_of(recipe.init)
+
+    def fingerprint(self, plan: ViewPlan) -> str | None:
+        """What features of the recipe's encoder are filed under, if its files are those that some run knew."""
+        key = self._key(plan)
+        found = self._read("fingerprints").get(key) if key is not None else None
+        return found if isinstance(found, str) else None
+
+    def remember(self, plan: ViewPlan, fingerprint: str) -> None:
+        key = self._key(plan)
+        if key is not None and self.fingerprint(plan) != fingerprint:
+            self._write("fingerprints", key, fingerprint)
+
+    def pace(self, fingerprints: Sequence[str]) -> EncoderPace | None:
+        """Of the encoder that made the first of these features of which it is known."""
+        known = self._read("paces")
+        for fingerprint in fingerprints:
+            with suppress(KeyError, TypeError, ValueError):
+                found = known[fingerprint]
+                return EncoderPace(float(found["seconds"]), str(found["machine"]))
+        return None
+
+    def remember_pace(self, fingerprint: str, pace: EncoderPace) -> None:
+        self._write("paces", fingerprint, asdict(pace))
+
+    def _read(self, section: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))[section]
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, section: str, key: str, value: object) -> None:
+        content = {name: self._read(name) for name in ("fingerprints", "paces")}
+        content[section][key] = value
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.draft")
+        # Who cannot write here, or has no room, loads the encoder the next time, too.
+        with suppress(OSError):
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            draft.replace(self.path)
+
+    def _key(self, plan: ViewPlan) -> str | None:
+        """All that a fingerprint is made of, by the files that it comes from; None when they cannot be told."""
+        if self.origin is None:
+            return None
+        # Another version of this program may read the same files otherwise.
+        settings = [self.recipe.image_size, self.recipe.precision.value, self.recipe.vision_blocks]
+        told = [__version__, self.origin, *settings, plan.told]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()

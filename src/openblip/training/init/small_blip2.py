@@ -1,0 +1,113 @@
+"""A new small BLIP-2 out of pretrained parts: an EfficientNet-Lite, a BERT, and a decoder yet to be trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.bert import qformer_from_bert
+from openblip.checkpoints.names.efficientnet import efficientnet_from_package
+from openblip.data.pairs import ImageText
+from openblip.errors import CheckpointError
+from openblip.images.decode import ImageTransform
+from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.efficientnet import HEAD_WIDTH, EfficientNetConfig
+from openblip.nn.opt import DecoderConfig
+from openblip.nn.qformer import QFormerConfig
+from openblip.text import MatchingText, PromptTemplates, Tokenizer
+from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
+from openblip.training.recipe import NewModel
+
+LITE_SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
+TENSORFLOW_MEAN = (127 / 255,) * 3
+TENSORFLOW_STD = (128 / 255,) * 3
+"""EfficientNet-Lite reads (value - 127) / 128."""
+
+
+def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -> ModelParts:
+    """Put the model together; its vocabularies come from what the images say.
+
+    Raises:
+        CheckpointError: a pretrained part is missing or of an unknown kind.
+    """
+    torch.manual_seed(seed)
+    images = list(images)
+    prompts = PromptTemplates()
+    texts = [text for image in images for text in _texts(image, prompts)]
+    bert = Path(new.bert)
+    for path in (Path(new.vision), bert / "model.safetensors", bert / "vocab.txt"):
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: give the recipe the path of this pretrained part")
+    trimmed = trim_wordpiece((bert / "vocab.txt").read_text(encoding="utf-8").splitlines(), texts, new.qformer_vocab)
+    decoder_words = train_decoder_tokenizer(texts, new.decoder_vocab)
+    vision = _vision_config(new)
+    bert_state = load_file(bert / "model.safetensors")
+    width = bert_state["embeddings.word_embeddings.weight"].shape[1]
+    config = Blip2Config(
+        vision=vision,
+        qformer=QFormerConfig(
+            image_width=HEAD_WIDTH + vision.place_width,
+            num_queries=new.num_queries,
+            width=width,
+            depth=len(new.bert_layers),
+            num_heads=width // 32,
+            ffn_width=bert_state["encoder.layer.0.intermediate.dense.weight"].shape[0],
+            vocab_size=len(trimmed.kept),
+            max_positions=new.max_text_tokens,
+        ),
+        decoder=DecoderConfig(
+            vocab_size=decoder_words.get_vocab_size(),
+            width=new.decoder_width,
+            depth=new.decoder_depth,
+            num_heads=new.decoder_heads,
+            ffn_width=new.decoder_ffn,
+            max_positions=new.max_positions,
+            dropout=new.decoder_dropout,
+        ),
+        shared_width=new.shared_width,
+    )
+    network = Blip2Network(config)
+    _initialise(network)
+    network.vision.load_state_dict(
+        efficientnet_from_package(torch.load(new.vision, map_location="cpu", weights_only=True))
+    )
+    start = qformer_from_bert(bert_state, new.bert_layers, trimmed.kept)
+    start["positions.weight"] = start["positions.weight"][: new.max_text_tokens]
+    network.qformer.load_state_dict(start, strict=False)
+    return ModelParts(
+        name=name,
+        network=network.eval(),
+        transform=ImageTransform(new.image_size, TENSORFLOW_MEAN, TENSORFLOW_STD),
+        matching=MatchingText(Tokenizer(trimmed.tokenizer, "[CLS]", "[PAD]"), new.max_text_tokens),
+        tokenizer=Tokenizer(decoder_words, "</s>", "<pad>"),
+        prompts=prompts,
+    )
+
+
+def _vision_config(new: NewModel) -> EfficientNetConfig:
+    found = re.search(r"lite\d", Path(new.vision).name)
+    if found is None or found[0] not in LITE_SCALES:
+        known = ", ".join(LITE_SCALES)
+        raise CheckpointError(f"{new.vision}: the file name must say which EfficientNet it is ({known})")
+    width_scale, depth_scale = LITE_SCALES[found[0]]
+    return EfficientNetConfig(new.image_size, width_scale, depth_scale, new.place_width)
+
+
+def _texts(image: ImageText, prompts: PromptTemplates) -> list[str]:
+    asked = [f"{prompts.ask(q.question)} {q.answer}\n" for q in image.questions]
+    return [*image.captions, *image.statements, *asked]
+
+
+def _initialise(network: nn.Module) -> None:
+    """Normal weights of 0.02, zero biases, as BERT and OPT start."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)

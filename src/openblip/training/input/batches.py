@@ -1,0 +1,93 @@
+"""Which images, views and texts make the next batch: a pure function of recipe, epoch and step.
+
+Nothing is carried from batch to batch, so a resumed run goes on with exactly the batches it would have had.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from openblip.data.pairs import DataSource, ImageText
+from openblip.data.views import MIRRORED_VIEW
+from openblip.errors import OptionError
+from openblip.training.parallel.processes import ALONE, World
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image drawn for a batch.
+
+    Attributes:
+        source: index of its data source; view: which cached view of it to use.
+        draw: the randomness for choosing its text, and its crop where views are not cached.
+        number: of the image among all of the run.
+    """
+
+    source: int
+    image: ImageText
+    view: int
+    draw: random.Random
+    number: int = 0
+
+    def mirrored(self) -> Drawn:
+        """The same with what is said of the image's mirror image."""
+        return replace(self, image=self.image.mirrored())
+
+
+class BatchPlan:
+    """Draws every image of every source once an epoch, or as often as the source says, in a new order.
+
+    Processes that train together plan the same batches, of which each takes its rows.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[DataSource],
+        images: Sequence[Sequence[ImageText]],
+        batch_size: int,
+        seed: int,
+        world: World = ALONE,
+    ) -> None:
+        """Raises OptionError when the processes cannot share a batch evenly."""
+        if batch_size % world.size:
+            raise OptionError(
+                f"a batch of {batch_size} images cannot be shared by {world.size} processes: "
+                f"make batch_size a multiple of {world.size}"
+            )
+        self.sources = sources
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.world = world
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch; a last one that is too small is dropped: contrast needs company."""
+        drawn = sum(source.repeat * len(group) for source, group in zip(self.sources, self.images, strict=True))
+        return drawn // self.batch_size
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[list[Drawn]]:
+        """This process' rows of the batches of an epoch from number `skip` on."""
+        order = [
+            (source, row, time)
+            for source, group in enumerate(self.images)
+            for time in range(self.sources[source].repeat)
+            for row in range(len(group))
+        ]
+        random.Random(f"{self.seed}:{epoch}").shuffle(order)
+        for step in range(skip, self.steps):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size][self.world.rows(self.batch_size)]
+            yield [
+                self._draw(source, row, f"{self.seed}:{epoch}:{source}:{row}:{time}") for source, row, time in chosen
+            ]
+
+    def _draw(self, source: int, row: int, seed: str) -> Drawn:
+        draw = random.Random(seed)
+        settings = self.sources[source]
+        views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
+        number = sum(map(len, self.images[:source])) + row
+        view = draw.choice(views)
+        image = self.images[source][row].with_fewer_words(settings.word_dropout, draw)
+        return Drawn(source, image, view, draw, number)

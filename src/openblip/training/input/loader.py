@@ -1,0 +1,201 @@
+"""What a step looks at: batches in order, with their pictures read, or their features looked up, ahead of the model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from openblip.data.augment import BLIP2, Augmentation, draw_part
+from openblip.data.feature_store import FeatureStore
+from openblip.data.image_files import BadPicture, open_picture
+from openblip.data.pairs import DataSource, ImageText
+from openblip.data.sample import Picture
+from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
+from openblip.errors import ImageError, OpenBlipError
+from openblip.images.decode import ImageTransform, normalise, squash
+from openblip.images.prefetch import anything, read_ahead
+from openblip.training.input.batches import BatchPlan, Drawn
+from openblip.training.tasks.stages import Views
+
+PATIENCE = 20
+"""Batches in a row without a picture that can be read from which the paths must be wrong."""
+
+Source = TypeVar("Source")
+Batch = tuple[list[Drawn], Views | None]
+Seen = tuple[Drawn, "np.ndarray[Any, Any]"]
+"""A row with its squashed picture [S, S, 3] uint8."""
+
+
+class Feed(ABC):
+    """Batches with what is seen of them.
+
+    Attributes:
+        steps: batches of an epoch.
+        images: those of each data source that are known before the first step.
+        told: what else tells the data from others, for a checkpoint.
+    """
+
+    def __init__(
+        self, steps: int, images: Sequence[Sequence[ImageText]], told: Mapping[str, str] | None = None
+    ) -> None:
+        self.steps, self.images, self.told = steps, images, told or {}
+        self._bad: list[BadPicture] = []
+        self._known: set[str] = set()
+
+    @abstractmethod
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        """This process' rows of the batches of an epoch from number `skip` on; views are on the CPU."""
+
+    def take_bad(self) -> list[BadPicture]:
+        """Pictures and tars that could not be read since the last call, each once."""
+        bad, self._bad = self._bad, []
+        return bad
+
+    def _note(self, bad: BadPicture) -> None:
+        if str(bad.picture) not in self._known:
+            self._known.add(str(bad.picture))
+            self._bad.append(bad)
+
+
+class PlannedFeed(Feed):
+    """The batches of a plan that knows all images."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        super().__init__(plan.steps, plan.images)
+        self.plan = plan
+
+
+class TextFeed(PlannedFeed):
+    """For a task that sees nothing."""
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        for batch in self.plan.batches(epoch, skip):
+            yield batch, None
+
+
+class CachedFeed(PlannedFeed):
+    """Features from disk, one store a data source."""
+
+    def __init__(self, plan: BatchPlan, stores: Sequence[FeatureStore]) -> None:
+        super().__init__(plan)
+        self.stores = stores
+        self._mirrored: dict[tuple[int, Picture, int], bool] = {}
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        for batch in self.plan.batches(epoch, skip):
+            rows = [self.stores[drawn.source].patches([drawn.image.image], [drawn.view]) for drawn in batch]
+            yield [self._as_seen(drawn) for drawn in batch], Views(patches=torch.cat(rows))
+
+    def _as_seen(self, drawn: Drawn) -> Drawn:
+        """With the texts of the mirror image, where that is what the features are of."""
+        if drawn.view == 0:
+            return drawn
+        mirrored = drawn.mirrored()
+        return mirrored if mirrored.image != drawn.image and self._is_mirrored(drawn) else drawn
+
+    def _is_mirrored(self, drawn: Drawn) -> bool:
+        """How a crop was drawn depends on the picture's size: only those whose texts name a side are opened."""
+        picture, source = drawn.image.image, self.plan.sources[drawn.source]
+        if drawn.view < CROPS_FROM or not source.mirror:
+            return drawn.view == MIRRORED_VIEW
+        place = drawn.source, picture, drawn.view
+        if place not in self._mirrored:
+            try:
+                size = open_picture(picture).size
+            except ImageError:  # gone since its features were computed: no reason to lose the run
+                return False
+            self._mirrored[place] = draw_view(size, picture.name, drawn.view, source.min_area).mirrored
+        return self._mirrored[place]
+
+
+class PictureFeed(PlannedFeed):
+    """Pictures from disk, cropped and mirrored anew each time they are drawn."""
+
+    def __init__(
+        self, plan: BatchPlan, sources: Sequence[DataSource], transform: ImageTransform, skip_bad: bool = True
+    ) -> None:
+        super().__init__(plan)
+        self.sources, self.transform, self.skip_bad = sources, transform, skip_bad
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        own = self.plan.batch_size // self.plan.world.size
+        drawn = chain.from_iterable(self.plan.batches(epoch, skip))
+        return look_ahead(drawn, self._look, own, self.transform, self._leave_out)
+
+    def _look(self, drawn: Drawn) -> Seen:
+        return look(drawn, self.sources[drawn.source], self.transform.image_size)
+
+    def _leave_out(self, drawn: Drawn, error: ImageError) -> None:
+        leave_out(self._note, drawn.image.image, error, self.skip_bad)
+
+
+def look(drawn: Drawn, source: DataSource, size: int) -> Seen:
+    """A row's picture, cropped and mirrored by its draw, and the row with texts of what is seen. Raises ImageError."""
+    image = open_picture(drawn.image.image)
+    if source.augment:
+        settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
+        part = draw_part(image.size, drawn.draw, settings)
+        image = part.of(image)
+        drawn = drawn.mirrored() if part.mirrored else drawn
+    return drawn, squash(image, size)
+
+
+def leave_out(note: Callable[[BadPicture], None], picture: Picture, error: OpenBlipError, skip_bad: bool) -> None:
+    """By the recipe's policy: note a picture, or stop with what is wrong with it."""
+    if not skip_bad:
+        raise error
+    note(BadPicture(picture, str(error)))
+
+
+def look_ahead(
+    sources: Iterable[Source],
+    see: Callable[[Source], Seen],
+    batch_size: int,
+    transform: ImageTransform,
+    leave_out: Callable[[Source, ImageError], None],
+) -> Iterator[Batch]:
+    """Batches of rows, their pictures read in threads ahead of the model.
+
+    For a picture that cannot be read another one of its batch stands in, or of the next batch that has any: a batch
+    stays as large as those of other processes, and the same when the step is done again.
+
+    Args:
+        leave_out: gets what could not be read, before the batch that it is missing from is given out.
+
+    Raises:
+        OpenBlipError: no picture can be read of many batches, or of all there are.
+    """
+    waiting: list[list[Seen | None]] = []
+    problem = ""
+    for batch in read_ahead(sources, see, batch_size, in_threads=anything):
+        for source, found in batch:
+            if isinstance(found, ImageError):
+                problem = problem or str(found)
+                leave_out(source, found)
+        waiting.append([None if isinstance(found, ImageError) else found for _, found in batch])
+        good = [found for found in waiting[-1] if found is not None]
+        if not good and len(waiting) == PATIENCE:
+            break
+        for rows in waiting if good else []:
+            filled = [found or _stand_in(good[place % len(good)], rows) for place, found in enumerate(rows)]
+            yield [drawn for drawn, _ in filled], Views(pixels=normalise([seen for _, seen in filled], transform))
+        if good:
+            waiting, problem = [], ""
+    if waiting:
+        raise OpenBlipError(
+            f"none of {len(waiting) * batch_size} pictures in a row can be read ({problem}): "
+            "check the data source's paths"
+        )
+
+
+def _stand_in(found: Seen, batch: Sequence[Seen | None]) -> Seen:
+    """Of another batch, whose texts are to be the same whether or not a row of it has stood in before."""
+    drawn, seen = found
+    return found if any(each is found for each in batch) else (replace(drawn, draw=copy(drawn.draw)), seen)

@@ -1,0 +1,198 @@
+"""Batches of tars that are read as training goes, alone or mixed with sources whose images are known.
+
+What a process sees of an epoch is a function of the recipe, the epoch, its rank and how many there are: a run that is
+resumed reads the headers of what it saw of its epoch once more, and no picture and no text of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import TypeAlias
+
+from openblip.data.image_files import BadPicture
+from openblip.data.pairs import DataSource, ImageText, tell
+from openblip.data.sample import PackedFile, Picture
+from openblip.data.sources.annotations import is_held_out
+from openblip.data.sources.stream import Position, Share, TarStream, in_turn
+from openblip.data.sources.tars import TarRow
+from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.images.decode import ImageTransform
+from openblip.training.input.batches import Drawn
+from openblip.training.input.loader import Batch, Feed, Seen, leave_out, look, look_ahead
+from openblip.training.parallel.processes import World
+from openblip.training.recipe import BadPictures, Recipe
+
+Row: TypeAlias = "TarRow | ImageText"
+Told = Callable[[Path, str], None]
+"""Gets a tar and what is wrong with it."""
+
+
+class Supply(ABC):
+    """Rows of one data source without end, each process having its own.
+
+    Attributes:
+        size: rows that an epoch shows; 0 is not known.
+        images: those that are known.
+    """
+
+    source: DataSource
+    size: int
+    images: Sequence[ImageText] = ()
+
+    @abstractmethod
+    def rows(self, seed: str, world: World, told: Told) -> Iterator[Row]:
+        """Pass after pass, each in a new order."""
+
+
+class KnownImages(Supply):
+    """Images that are in memory."""
+
+    def __init__(self, source: DataSource, images: Sequence[ImageText]) -> None:
+        self.source, self.images = source, images
+        self.size = len(images) * source.repeat
+
+    def rows(self, seed: str, world: World, told: Told) -> Iterator[Row]:
+        for turn in count():
+            order = list(range(len(self.images)))
+            random.Random(f"{seed}:{turn}").shuffle(order)
+            # Counted over all passes, so that every process has rows, however few there are.
+            first = (world.rank - turn * len(order)) % world.size
+            yield from (self.images[place] for place in order[first :: world.size])
+
+
+class StreamedTars(Supply):
+    """Tars whose headers are read as their turn comes."""
+
+    def __init__(self, source: DataSource, paths: Sequence[Path]) -> None:
+        self.source, self.paths = source, paths
+        self.size = source.rows * source.repeat
+
+    def rows(self, seed: str, world: World, told: Told) -> Iterator[Row]:
+        empty = False
+        for turn in count():
+            # All rows for a process whose own tars have none: a broken one is no reason to stop.
+            shares = [Share()] if empty else self.shares(world)
+            place = Position(turn)
+            room = max(1, self.source.shuffle // len(shares))
+            streams = [TarStream(self.paths, share, seed, place, room).rows(told) for share in shares]
+            found = False
+            for row in in_turn(streams):
+                picture = row.picture
+                if picture is not None and not (self.source.held_out and is_held_out(picture, self.source.held_out)):
+                    found = True
+                    yield row
+            if empty and not found:
+                raise OpenBlipError(f"the data source {self.source.name!r} has no rows: check its tars")
+            empty = not found
+
+    def shares(self, world: World) -> list[Share]:
+        """This process' readers, with a tar for each where there are as many."""
+        readers = max(1, min(self.source.readers, len(self.paths) // world.size))
+        return [Share(world.rank, world.size, reader, readers) for reader in range(readers)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row in its place among those of a process in an epoch."""
+
+    source: int
+    row: Row
+    draw: random.Random
+
+    @property
+    def picture(self) -> Picture:
+        picture = self.row.picture if isinstance(self.row, TarRow) else self.row.image
+        if picture is None:
+            raise ImageError(str(self.row), "it has no picture")
+        return picture
+
+
+class StreamFeed(Feed):
+    """Pictures of tars as they come, cropped and mirrored anew each time."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        supplies: Sequence[Supply],
+        transform: ImageTransform,
+        usable: Callable[[ImageText], bool],
+        world: World,
+    ) -> None:
+        """
+        Args:
+            usable: whether what an image has to say is of use to the stage.
+
+        Raises:
+            OptionError: the rows make no batch, a source has none, or processes cannot share a batch.
+        """
+        tars = [[path.name for path in supply.paths] for supply in supplies if isinstance(supply, StreamedTars)]
+        told = {"tars": str(tars), "processes": str(world.size)}
+        super().__init__(batches_of(recipe, supplies), [supply.images for supply in supplies], told)
+        if recipe.batch_size % world.size:
+            raise OptionError(f"make batch_size a multiple of {world.size}, the number of processes")
+        self.supplies, self.transform, self.usable, self.world = supplies, transform, usable, world
+        self.seed, self.own = recipe.seed, recipe.batch_size // world.size
+        self.skip_bad = recipe.bad_pictures is BadPictures.SKIP
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        rows = islice(self.rows(epoch), skip * self.own, None)
+        return look_ahead(rows, self._look, self.own, self.transform, self._leave_out)
+
+    def rows(self, epoch: int) -> Iterator[Place]:
+        """This process' rows of an epoch, and more, without end; nothing but headers is read."""
+        draw = random.Random(f"{self.seed}:{epoch}:{self.world.rank}")
+        sizes = [supply.size for supply in self.supplies]
+        rows = [
+            supply.rows(f"{self.seed}:{epoch}:{number}", self.world, self._leave_out_tar)
+            for number, supply in enumerate(self.supplies)
+        ]
+        for place in count():
+            number = draw.choices(range(len(sizes)), sizes)[0] if len(sizes) > 1 else 0
+            yield Place(number, next(rows[number]), random.Random(f"{self.seed}:{epoch}:{self.world.rank}:{place}"))
+
+    def _look(self, place: Place) -> Seen:
+        source = self.supplies[place.source].source
+        picture = place.picture
+        image = place.row if isinstance(place.row, ImageText) else _read(place.row, source)
+        if not self.usable(image):
+            raise ImageError(str(picture), "says nothing that this stage learns from")
+        image = image.with_fewer_words(source.word_dropout, place.draw)
+        drawn = Drawn(place.source, image, 0, place.draw, _number(picture))
+        return look(drawn, source, self.transform.image_size)
+
+    def _leave_out(self, place: Place, error: ImageError) -> None:
+        leave_out(self._note, place.picture, error, self.skip_bad)
+
+    def _leave_out_tar(self, path: Path, trouble: str) -> None:
+        if not self.skip_bad:
+            raise OpenBlipError(f"{path} {trouble}")
+        self._note(BadPicture(path, trouble))
+
+
+def batches_of(recipe: Recipe, supplies: Sequence[Supply]) -> int:
+    """Batches of an epoch: as many as the recipe says, or as the rows make."""
+    if recipe.steps_per_epoch:
+        return recipe.steps_per_epoch * recipe.accumulate
+    return sum(supply.size for supply in supplies) // recipe.batch_size
+
+
+def _read(row: TarRow, source: DataSource) -> ImageText:
+    """What a row says; whatever is wrong with it is wrong with its picture."""
+    try:
+        return tell(row.sample(), source)
+    except ImageError:
+        raise
+    except OpenBlipError as error:
+        raise ImageError(str(row.picture), str(error)) from error
+
+
+def _number(picture: Picture) -> int:
+    """The same for the same picture in all processes, and no other's."""
+    place = f"{picture}:{picture.place}" if isinstance(picture, PackedFile) else str(picture)
+    return int.from_bytes(hashlib.sha256(place.encode("utf-8", "backslashreplace")).digest()[:8], "big") >> 1

@@ -1,0 +1,120 @@
+"""Texts for the language model: captions and answered questions, with something to go by in front.
+
+BLIP-2 puts soft visual tokens in front of a frozen language model, which works because a large model can
+use whatever stands before its text. A small one has to learn that: here it reads other captions of the
+image, or a shuffled handful of their words, in the place where the visual tokens will stand later.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from openblip.data.captions_to_questions import Question, statement_from_question
+from openblip.data.pairs import ImageText
+from openblip.text import PromptTemplates, Tokenizer
+from openblip.training.recipe import Mixture
+
+STOP_WORDS = frozenset(
+    "a an the is are was were be and or of to in on at with by for from as his her their its he she it they "
+    "this that there some while who which has have had into over through what how many does do".split()
+)
+MAX_CONTEXT_WORDS = 16
+MAX_CONTEXT_TOKENS = 24
+KEPT_WORDS = 0.85
+PREFIX = "a photo of"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A prompt the model is given and the text it should answer with, without start and stop tokens.
+
+    Attributes:
+        question: the question inside the prompt; None for a caption.
+    """
+
+    prompt: str
+    answer: str
+    question: str | None = None
+
+
+def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, draw: random.Random) -> Target:
+    """A caption or a question of an image, by the recipe's shares."""
+    question = choose_question(image, mixture, draw)
+    if question is not None:
+        # Where several people answered, each of their answers is right as often as it was given.
+        answer = draw.choice(question.answers) if question.answers else question.answer
+        return Target(prompts.ask(question.question), " " + answer, question.question)
+    caption = choose_caption(image, mixture, draw)
+    if draw.random() < 0.1:
+        return Target(PREFIX, " " + caption)
+    return Target(prompts.caption, caption)
+
+
+def choose_targets(
+    image: ImageText, mixture: Mixture, prompts: PromptTemplates, draw: random.Random, count: int
+) -> list[Target]:
+    """Several texts of one image, different ones as far as it has them."""
+    chosen: list[Target] = []
+    for _ in range(count):
+        target = choose_target(image, mixture, prompts, draw)
+        for _ in range(3):
+            if target not in chosen:
+                break
+            target = choose_target(image, mixture, prompts, draw)
+        chosen.append(target)
+    return chosen
+
+
+def choose_caption(image: ImageText, mixture: Mixture, draw: random.Random) -> str:
+    """A caption, or by share a statement; whichever there is."""
+    if image.statements and (not image.captions or draw.random() < mixture.statements):
+        return draw.choice(image.statements)
+    return draw.choice(image.captions)
+
+
+def choose_question(image: ImageText, mixture: Mixture, draw: random.Random) -> Question | None:
+    """A question, or None when a caption's turn has come."""
+    if not image.questions and not image.made_questions:
+        return None
+    describable = image.captions or (image.statements and mixture.statements)
+    if describable and draw.random() >= mixture.questions:
+        return None
+    if image.made_questions and (not image.questions or draw.random() < mixture.made_questions):
+        return draw.choice(image.made_questions)
+    return draw.choice(image.questions)
+
+
+def choose_context(image: ImageText, target: Target, draw: random.Random) -> str:
+    """What stands where the visual tokens will: nothing, another caption, or shuffled words."""
+    kind = draw.random()
+    if kind < 0.15:
+        return ""
+    answer = target.answer.strip()
+    told = [text for text in (*image.captions, *image.statements) if text != answer]
+    if target.question is not None:
+        answer = statement_from_question(target.question.rstrip("?"), answer) or answer
+    if kind < 0.35:
+        return draw.choice(told or [answer])
+    # Words of the text itself make the context worth reading; an image tells as much.
+    chosen = draw.sample(told, min(len(told), 2)) + ([answer] if not told or draw.random() < 0.6 else [])
+    words = [word for text in chosen for word in text.split()]
+    content = list(dict.fromkeys(word for word in words if word not in STOP_WORDS))
+    content = [word for word in content if draw.random() < KEPT_WORDS]
+    draw.shuffle(content)
+    return " ".join(content[:MAX_CONTEXT_WORDS])
+
+
+@dataclass(frozen=True)
+class EncodedTarget:
+    """Ids with start and stop tokens; `given` of them, from the front, are not to be predicted."""
+
+    ids: list[int]
+    given: int
+
+
+def encode_target(target: Target, context: str, tokenizer: Tokenizer, stop_id: int) -> EncodedTarget:
+    """Context, start token, prompt, answer, stop token."""
+    before = tokenizer.encode(context)[:MAX_CONTEXT_TOKENS] if context else []
+    prompt = [*before, tokenizer.start_id, *tokenizer.encode(target.prompt)]
+    return EncodedTarget([*prompt, *tokenizer.encode(target.answer), stop_id], len(prompt))

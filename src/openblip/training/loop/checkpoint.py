@@ -1,0 +1,231 @@
+"""What a run has learnt so far, in one file: weights, optimizer, average, and how far it is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openblip.checkpoints.tensors.files import unpickle
+from openblip.errors import CheckpointError, OpenBlipError
+from openblip.training.loop.ema import Average
+from openblip.training.loop.run_identity import FILE, differences
+from openblip.training.parallel.fsdp import part_like, whole
+from openblip.training.parallel.processes import World
+
+CHECKPOINT_FILE = "checkpoint.pt"
+BEST_FILE = "best.pt"
+VERSION = 4
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+AFTER_BEST = "use the last weights instead of the best"
+
+
+@dataclass
+class Position:
+    """Where a run is.
+
+    Attributes:
+        step: steps of the optimizer that are done of `epoch`; total: in all.
+        best: the best evaluation so far, and `best_epoch`, after which it was; None before the first.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+
+
+@dataclass
+class TrainingState:
+    """All that changes in a run. Parameters are those that learn: what is frozen is in the model it started from."""
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None
+    total_steps: int
+    world: World
+    identity: Mapping[str, str] = field(default_factory=dict)
+    position: Position = field(default_factory=Position)
+
+    def save(self, folder: Path) -> None:
+        """Write the file; a kill leaves the old one or the new one. Every process has to call.
+
+        Raises OpenBlipError when the disk is full; the old one is kept.
+        """
+        content = {
+            "version": VERSION,
+            "identity": dict(self.identity),
+            "parameters": {name: whole(parameter).cpu() for name, parameter in self.parameters.items()},
+            "optimizer": {name: self._moments(parameter) for name, parameter in self.parameters.items()},
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.whole(),
+            "position": asdict(self.position),
+            "total_steps": self.total_steps,
+        }
+        if self.world.rank:
+            return
+        write_whole(content, folder / CHECKPOINT_FILE)
+
+    def load(self, folder: Path) -> bool:
+        """Go on from the file, if there is one. Raises OpenBlipError when it is broken or of another run."""
+        path = folder / CHECKPOINT_FILE
+        if not path.is_file():
+            return False
+        content = _read(path, "start the run from the beginning")
+        wrong = self._misfit(content, path)
+        if wrong:
+            raise OpenBlipError(wrong)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(part_like(content["parameters"][name], parameter))
+                # Cloned: what was read is on disk still, in a file that is to be replaced.
+                self.optimizer.state[parameter] = {
+                    key: value.clone() if key == "step" else part_like(value.clone(), parameter)
+                    for key, value in content["optimizer"][name].items()
+                }
+        if self.average is not None and content["average"] is not None:
+            self.average.take(content["average"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.position = Position(**content["position"])
+        return True
+
+    def save_best(self, learnt: Mapping[str, Tensor], folder: Path) -> None:
+        """Keep what was learnt as the best so far. Raises OpenBlipError when the disk is full; the old is kept."""
+        write_whole({"version": VERSION, "identity": dict(self.identity), "weights": dict(learnt)}, folder / BEST_FILE)
+
+    def best(self, folder: Path) -> dict[str, Tensor] | None:
+        """What was kept as the best, still on disk; None when it is not there.
+
+        Raises OpenBlipError when it is broken or of another run.
+        """
+        path = folder / BEST_FILE
+        if not path.is_file():
+            return None
+        content = _read(path, AFTER_BEST)
+        if content.get("version") != VERSION:
+            raise OpenBlipError(_other(path, ["the version of OpenBLIP"], AFTER_BEST))
+        wrong = differences(_mapping(content.get("identity")), self.identity)
+        if wrong or not _alike(content.get("weights"), self.parameters):
+            raise OpenBlipError(_other(path, wrong or ["what learns"], AFTER_BEST))
+        return dict(content["weights"])
+
+    def _misfit(self, content: Mapping[str, Any], path: Path) -> str:
+        """What keeps this run from going on from a checkpoint; empty when nothing does."""
+        otherwise = "give this run another output folder"
+        if content.get("version") != VERSION:
+            return _other(path, ["the version of OpenBLIP"], otherwise)
+        found = differences(_mapping(content.get("identity")), self.identity)
+        files = [name.removeprefix(FILE) for name in found if name.startswith(FILE)]
+        if found and len(files) == len(found):
+            return (
+                f"what the run in {path.parent} started from has changed since: {', '.join(files)}. Put back what was "
+                f"there, or delete {path} to start the run from the beginning"
+            )
+        if found:
+            return _other(path, [name.removeprefix(FILE) for name in found], otherwise)
+        if content.get("total_steps") != self.total_steps or not _alike(content.get("parameters"), self.parameters):
+            return _other(path, ["its steps or what learns"], otherwise)
+        whole = (
+            _has_moments(content.get("optimizer"), self.parameters)
+            and (self.average is None or _alike(content.get("average"), self.parameters))
+            and isinstance(content.get("scaler"), dict)
+            and _is_position(content.get("position"), self.total_steps)
+        )
+        return "" if whole else _unreadable(path, "it is not whole", "start the run from the beginning")
+
+    def learnt(self) -> dict[str, Tensor]:
+        """The weights to use, on the CPU: averaged where the run averages. Every process has to call."""
+        if self.average is not None:
+            return self.average.whole()
+        return {name: whole(parameter).cpu().clone() for name, parameter in self.parameters.items()}
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:
+        return {key: whole(value).cpu() for key, value in self.optimizer.state[parameter].items()}
+
+
+def _read(path: Path, then: str) -> Mapping[str, Any]:
+    """What a file of ours holds: tensors, which stay on disk until they are looked at, and plain values.
+
+    Raises OpenBlipError when it is broken, or could run code; `then` says what deleting it brings about.
+    """
+    try:
+        return _mapping(unpickle(path))
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{path} ").partition(": ")[0]
+        raise OpenBlipError(_unreadable(path, f"it {reason}", then)) from error
+
+
+def _unreadable(path: Path, reason: str, then: str) -> str:
+    return f"{path} cannot be read, {reason}: put back the file that the run wrote, or delete it to {then}"
+
+
+def _other(path: Path, found: Sequence[str], otherwise: str) -> str:
+    return f"{path} is of another run, which differs in {', '.join(found)}: delete it, or {otherwise}"
+
+
+def _mapping(content: object) -> Mapping[str, Any]:
+    return content if isinstance(content, dict) else {}
+
+
+def _alike(found: object, parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether these are tensors of the parameters' names, shapes and types."""
+    tensors = _mapping(found)
+    return tensors.keys() == parameters.keys() and all(
+        isinstance(tensors[name], Tensor)
+        and tensors[name].shape == parameter.shape
+        and tensors[name].dtype == parameter.dtype
+        for name, parameter in parameters.items()
+    )
+
+
+def _has_moments(found: object, parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether these are AdamW's: two tensors like each parameter, and a number. There are none before a first step."""
+    moments = _mapping(found)
+    if moments.keys() != parameters.keys():
+        return False
+    for name, parameter in parameters.items():
+        own = _mapping(moments[name])
+        if not all(isinstance(value, Tensor) and value.shape in (parameter.shape, ()) for value in own.values()):
+            return False
+        if own and own.keys() != MOMENTS:
+            return False
+    return True
+
+
+def _is_position(found: object, total_steps: int) -> bool:
+    values = _mapping(found)
+    if values.keys() != {part.name for part in fields(Position)}:
+        return False
+    counts = [values[name] for name in ("epoch", "step", "total", "best_epoch")]
+    return all(isinstance(count, int) and 0 <= count <= total_steps for count in counts) and isinstance(
+        values["best"], float | None
+    )
+
+
+def write_whole(content: object, path: Path) -> None:
+    """Write with torch.save so that a kill leaves the old file or the new one.
+
+    Raises OpenBlipError when the disk is full; the old file is kept.
+    """
+    draft = path.with_name(path.name + ".draft")
+    try:
+        with draft.open("wb") as file:
+            torch.save(content, file)
+        draft.replace(path)
+    except (OSError, RuntimeError) as error:
+        size = draft.stat().st_size if draft.exists() else 0
+        draft.unlink(missing_ok=True)
+        # What writes archives tells of a full disk by a RuntimeError of its own.
+        full = isinstance(error, RuntimeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = f"the disk is full after {size / 1e6:.0f} MB" if full else str(error)
+        raise OpenBlipError(
+            f"{path} cannot be written, {reason}: make room and start the same recipe again, which goes on from the "
+            "checkpoint before"
+        ) from error

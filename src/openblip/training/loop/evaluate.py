@@ -1,0 +1,108 @@
+"""How good a model is while it is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.data.pairs import ImageText
+from openblip.data.sample import Sample
+from openblip.data.sources.open import keep_held_out_part, read_source
+from openblip.devices import Placement
+from openblip.errors import OptionError
+from openblip.evaluation.outcome import Evaluation
+from openblip.evaluation.score import check, score_model
+from openblip.evaluation.settings import (
+    Accuracy,
+    CaptionSettings,
+    QuestionSettings,
+    RetrievalSettings,
+    Settings,
+    Task,
+    TextSettings,
+    Wish,
+)
+from openblip.models.blip2 import Blip2
+from openblip.training.init.start import start_model, with_weights
+from openblip.training.metrics import ANSWERS, CAPTIONS, OF_A_KIND, RECALLS
+from openblip.training.recipe import Recipe, Stage
+
+SAMPLES_FILE = "samples.jsonl"
+METRICS = {Task.CAPTIONS: "cider", Task.QUESTIONS: "accuracy"}
+
+
+class Evaluator:
+    """Scores the weights of a run on the recipe's evaluation data, and shows what they say of the first of them."""
+
+    def __init__(self, recipe: Recipe, images: Sequence[Sequence[ImageText]], device: torch.device) -> None:
+        """Raises OptionError when there is nothing to evaluate, or no such metric of it."""
+        self.recipe, self.images, self.device = recipe, images, device
+        self.section = recipe.evaluation
+        self.samples = self._read()
+        self.settings = self._settings()
+        check(self.samples, self.settings)
+        known = self._metrics()
+        if self.section.metric not in (None, *known):
+            raise OptionError(f"evaluation.metric is {self.section.metric!r}: it is none of {', '.join(known)}")
+
+    def __call__(self, learnt: Mapping[str, Tensor], say: Callable[[str], None]) -> float:
+        model = Blip2(
+            with_weights(start_model(self.recipe, self.images), learnt), Placement(self.device, torch.float32)
+        )
+        found = score_model(model, self.samples, self.settings)
+        score = self._score(found)
+        say("  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items() if "(" not in name))
+        for row in found.rows[: self.section.samples]:
+            asked = f"{row.question} " if row.question else ""
+            say(f"  {row.image}: {asked}{row.prediction}   [{row.references[0]}]")
+        self._keep(found)
+        return score
+
+    def _read(self) -> list[Sample]:
+        source = self.section.data
+        assert source is not None
+        rows = read_source(source, Path(self.recipe.data_root))
+        if source.held_out:
+            rows = keep_held_out_part(rows, source.held_out)
+        if not rows:
+            raise OptionError(f"evaluation.data has no rows in {source.name}: check its files, split and held_out")
+        return rows[: self.section.limit]
+
+    def _settings(self) -> Settings:
+        asked = all(row.question for row in self.samples)
+        task = Task.QUESTIONS if asked else Task.CAPTIONS
+        if self.recipe.stage is Stage.STAGE1:
+            task = Task.RETRIEVAL
+        people = min(len(row.answers) for row in self.samples) if asked else 0
+        return Settings(
+            task,
+            TextSettings(beams=self.section.beams),
+            # Java's scores are for the end: starting it costs more than a small evaluation.
+            CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER),
+            QuestionSettings(Accuracy.VQA if people > 1 else Accuracy.EXACT),
+            RetrievalSettings(rerank=16),
+        )
+
+    def _score(self, found: Evaluation) -> float:
+        if self.section.metric is None and self.settings.task is Task.RETRIEVAL:
+            return sum(found.metrics.values()) / len(found.metrics)
+        return found.metrics[self.section.metric or METRICS[self.settings.task]]
+
+    def _metrics(self) -> list[str]:
+        """What the samples will be given."""
+        if self.settings.task is Task.RETRIEVAL:
+            return list(RECALLS)
+        if self.settings.task is Task.CAPTIONS:
+            return list(CAPTIONS)
+        shares = ANSWERS if self.settings.questions.accuracy is Accuracy.VQA else ANSWERS[:1]
+        return [*shares, *(OF_A_KIND.format(kind) for kind in sorted({row.kind for row in self.samples} - {""}))]
+
+    def _keep(self, found: Evaluation) -> None:
+        with (Path(self.recipe.output) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            for row in found.rows[: self.section.samples]:
+                told = {"image": row.image, "question": row.question, "prediction": row.prediction}
+                file.write(json.dumps({**told, "references": list(row.references)}, ensure_ascii=False) + "\n")

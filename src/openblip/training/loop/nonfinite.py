@@ -1,0 +1,81 @@
+"""Where a number that is none came from, when a loss is not finite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from openblip.training.input.batches import Drawn
+from openblip.training.tasks.stages import Views
+
+FOLDER = "bad_batch"
+
+
+def first_bad(network: nn.Module, views: Views | None, again: Callable[[], object]) -> str:
+    """What was not finite first: what came in, a weight, or what a layer gave when the step is computed `again`."""
+    for name, tensor in _seen(views).items():
+        if not _finite(tensor):
+            return f"the {name} that came in"
+    for name, parameter in network.named_parameters():
+        if not _finite(parameter):
+            return f"the weight {name}"
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            if not found and any(not _finite(tensor) for tensor in _tensors(output)):
+                found.append(name)
+
+        return look
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
+    try:
+        with torch.no_grad():
+            again()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"what {found[0]} gives" if found else "the loss itself"
+
+
+def save_batch(folder: Path, batch: Sequence[Drawn], views: Views | None, facts: Mapping[str, object]) -> Path:
+    """Keep a batch to look at: its pictures and texts as JSON, what was seen of them as tensors."""
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "image": str(drawn.image.image),
+            "view": drawn.view,
+            "captions": list(drawn.image.captions),
+            "questions": [[question.question, question.answer] for question in drawn.image.questions],
+        }
+        for drawn in batch
+    ]
+    (place / "batch.json").write_text(json.dumps({**facts, "rows": rows}, indent=1, ensure_ascii=False), "utf-8")
+    seen = {name: tensor.cpu().contiguous() for name, tensor in _seen(views).items()}
+    if seen:
+        save_file(seen, place / "views.safetensors")
+    return place
+
+
+def _seen(views: Views | None) -> dict[str, Tensor]:
+    found = {} if views is None else {"patches": views.patches, "pixels": views.pixels}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, tuple | list):
+        return [tensor for part in output for tensor in _tensors(part)]
+    return []
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

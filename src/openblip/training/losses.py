@@ -1,0 +1,342 @@
+"""The training losses of BLIP-2's two stages (https://arxiv.org/abs/2301.12597, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.nn.blip2 import Blip2Network, itc_similarity
+from openblip.nn.language_model import LanguageModel
+from openblip.nn.opt import Decoder
+from openblip.nn.qformer import ImageMemory
+from openblip.training.parallel.processes import ALONE, World
+
+IGNORED = -100
+LABEL_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Tokenised text, padded on the right.
+
+    Attributes:
+        ids: [B, L] int64; mask: [B, L] bool, False for padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        return TextBatch(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """For each text an image that is not its own [B], for each image a text that is not its own [B].
+
+    Indices are into the rows of all processes.
+    """
+
+    images: Tensor
+    texts: Tensor
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How pairs are told from strangers.
+
+    Attributes:
+        image_ids: [B]; equal ids mark captions of one image, which are then no negatives of each other; None: each
+            text has an image of its own.
+        negatives: fixed hard negatives, to replay a recorded step; drawn when None.
+        generator: on the CPU, the source of randomness for the draw. Processes that train together need equal ones.
+        itm_share: share of the batch that ITM looks at, the costliest loss; the paper: all.
+        learn_candidates: whether those that are chosen among learn from the choice, too. LAVIS, which gathers them
+            from all processes without gradient, lets images learn from image-to-text alone, texts from text-to-image.
+        world: the processes among which the batch is divided; its `parts` say how, where they do not have as many rows.
+    """
+
+    image_ids: Tensor | None = None
+    negatives: HardNegatives | None = None
+    generator: torch.Generator | None = None
+    itm_share: float = 1.0
+    learn_candidates: bool = False
+    world: World = ALONE
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """What tells pairs from strangers, each a scalar."""
+
+    itc: Tensor
+    itm: Tensor
+
+
+@dataclass(frozen=True)
+class Stage1Loss:
+    """The three parts and their sum, each a scalar."""
+
+    itc: Tensor
+    itm: Tensor
+    itg: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.itc + self.itm + self.itg
+
+
+def stage1_loss(
+    network: Blip2Network, features: Tensor, text: TextBatch, decoder_start_id: int, pairing: Pairing | None = None
+) -> Stage1Loss:
+    """Contrast (ITC), matching (ITM) and generation (ITG) on one batch of pairs.
+
+    Args:
+        features: [B, N, image width], already normalised.
+        text: one caption an image, beginning with [CLS].
+        decoder_start_id: id of [DEC], which takes [CLS]'s place for ITG.
+    """
+    pairing = pairing or Pairing()
+    memory = network.qformer.remember(features)
+    seen = network.qformer.read_image(memory)
+    pair = pair_losses(network, features, memory, seen.output, text, pairing)
+    start_ids = text.ids.clone()
+    start_ids[:, 0] = decoder_start_id
+    hidden = network.qformer.causal_text(start_ids, text.mask, seen)
+    itg = next_token_loss(
+        network.qformer.text_logits(hidden),
+        start_ids.masked_fill(~text.mask.bool(), IGNORED),
+        label_smoothing=LABEL_SMOOTHING,
+        world=pairing.world,
+    )
+    return Stage1Loss(pair.itc, pair.itm, itg)
+
+
+def pair_losses(
+    network: Blip2Network,
+    features: Tensor,
+    memory: ImageMemory,
+    queries: Tensor,
+    text: TextBatch,
+    pairing: Pairing,
+) -> PairLoss:
+    """Contrast (ITC) and matching (ITM).
+
+    Args:
+        features: [B, N, image width]; memory: what the Q-Former keeps of them; queries: [B, Q, D] read from it.
+        text: one caption an image, beginning with [CLS].
+    """
+    world = pairing.world
+    image_embeds = network.project_queries(queries).float()
+    text_embeds = network.project_text(network.qformer.text(text.ids, text.mask)).float()
+    gather = world.gather_with_gradient if pairing.learn_candidates else world.gather
+    image_to_text = itc_similarity(image_embeds, gather(text_embeds)) / network.temperature
+    text_to_image = itc_similarity(gather(image_embeds), text_embeds).T / network.temperature
+    same = same_image(pairing.image_ids, text.ids, world)
+    itc = contrastive_loss(image_to_text, text_to_image, same, world)
+    negatives = pairing.negatives or draw_negatives(
+        image_to_text.detach(), text_to_image.detach(), same, pairing.generator, world
+    )
+    return PairLoss(itc, matching_loss(network, features, memory, text, negatives, pairing.itm_share, world))
+
+
+def same_image(image_ids: Tensor | None, rows: Tensor, world: World = ALONE) -> Tensor:
+    """Which of all processes' pairs [B] share the image of this one's [b]: bool [b, B].
+
+    Args:
+        rows: anything with a row [b, ...] a pair.
+    """
+    if image_ids is None:
+        count = rows.shape[0]
+        image_ids = torch.arange(count, device=rows.device) + world.rows(world.joined(count)).start
+    return image_ids[:, None] == world.gather(image_ids)[None]
+
+
+def contrastive_loss(image_to_text: Tensor, text_to_image: Tensor, same: Tensor, world: World = ALONE) -> Tensor:
+    """ITC both ways on scaled similarities [b, B]: images with all texts, and texts with all images.
+
+    Args:
+        same: bool [b, B]; every text of an image is a right answer and shares its target, as in LAVIS' COCO
+            retrieval: 0.9 over the right ones, 0.1 over all.
+    """
+    right = same.float()
+    targets = (1 - LABEL_SMOOTHING) * right / right.sum(1, keepdim=True) + LABEL_SMOOTHING / right.shape[1]
+    both = [F.cross_entropy(scores, targets, reduction="sum") for scores in (image_to_text, text_to_image)]
+    return world.mean(both[0] + both[1], 2 * len(same))
+
+
+def draw_negatives(
+    image_to_text: Tensor,
+    text_to_image: Tensor,
+    same: Tensor,
+    generator: torch.Generator | None = None,
+    world: World = ALONE,
+) -> HardNegatives:
+    """Draw wrong partners among all processes' rows, likelier the more similar they look.
+
+    Every process takes its part of one draw for all rows, so that their number does not matter to what is drawn.
+
+    Args:
+        image_to_text, text_to_image: [b, B] scaled similarities.
+        same: bool [b, B], True for captions of one image. Where an image has no stranger (a batch of a single one),
+            it gets itself: there is nothing else.
+    """
+    count, all_rows = same.shape
+    rows = world.rows(all_rows)
+    chances = torch.rand(2, all_rows, generator=generator)[:, rows].to(same.device, torch.float64)
+    alone = same.all(1, keepdim=True)
+    own = F.one_hot(torch.arange(count, device=same.device) + rows.start, all_rows).bool()
+
+    def draw(scores: Tensor, chance: Tensor) -> Tensor:
+        # Right answers leave before the softmax: strangers far below them would all underflow after it.
+        weights = scores.double().masked_fill(same, float("-inf")).softmax(dim=1)
+        sums = torch.where(alone, own.double(), weights).cumsum(dim=1)
+        # Of the first row whose sum is above the chance: one of no weight adds nothing to the sum before it.
+        # Scores that are no numbers find no row: the loss that comes of them is told, not an index.
+        return torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=all_rows - 1)
+
+    return HardNegatives(images=draw(text_to_image, chances[0]), texts=draw(image_to_text, chances[1]))
+
+
+def matching_loss(
+    network: Blip2Network,
+    features: Tensor,
+    memory: ImageMemory,
+    text: TextBatch,
+    negatives: HardNegatives,
+    share: float = 1.0,
+    world: World = ALONE,
+) -> Tensor:
+    """ITM on the true pairs, each text with a wrong image, each image with a wrong text.
+
+    Images are projected for cross-attention once, for all three uses; those of other processes once more. Of each
+    1 / share rows of the batch one is looked at, though its negatives come from all of it.
+    """
+    own = looked_at(text.ids.shape[0], share, world).to(text.ids.device)
+    all_ids, all_masks = world.gather_padded(text.ids, 0), world.gather_padded(text.mask, 0)
+    width = all_ids.shape[1] - text.ids.shape[1]
+    ids, mask = F.pad(text.ids, (0, width)), F.pad(text.mask, (0, width))
+    if world.size == 1:
+        images = memory.take(torch.cat([own, negatives.images[own], own]))
+    else:
+        strangers = world.gather_with_gradient(features)[negatives.images[own]]
+        images = ImageMemory.join([memory.take(own), network.qformer.remember(strangers), memory.take(own)])
+    wrong = negatives.texts[own]
+    logits = network.itm_logits(
+        torch.cat([ids[own], ids[own], all_ids[wrong]]), torch.cat([mask[own], mask[own], all_masks[wrong]]), images
+    )
+    labels = torch.zeros(3 * len(own), dtype=torch.int64, device=text.ids.device)
+    labels[: len(own)] = 1
+    return world.mean(F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels))
+
+
+def looked_at(count: int, share: float, world: World = ALONE) -> Tensor:
+    """Which of this process' rows ITM looks at: a `share` of all rows, evenly spread, never none."""
+    rows = world.rows(world.joined(count))
+    place = torch.arange(rows.start, rows.stop, dtype=torch.float64)
+    chosen = ((place + 1) * share).ceil() > (place * share).ceil()
+    return chosen.nonzero()[:, 0] if chosen.any() or not count else torch.zeros(1, dtype=torch.int64)
+
+
+def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels: Tensor) -> Tensor:
+    """Language-model loss of the text behind the image's soft prompt.
+
+    Args:
+        features: [B, N, image width], already normalised.
+        text: prompt and target together, beginning with the language model's start token: [B, L].
+        labels: [B, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
+            token itself, is predicted from the last visual token, as in LAVIS.
+    """
+    hidden = read_behind(network.decoder, network.visual_prompt(features), text)
+    return decoder_loss(network.decoder, hidden, labels)
+
+
+def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels: Tensor) -> Tensor:
+    """Language-model loss of T5: image and prompt go into the encoder, the target comes out of the decoder.
+
+    Args:
+        features: [B, N, image width], already normalised.
+        text: the prompt [B, L], ending with </s> as T5's tokeniser ends every text, padded on the right.
+        labels: [B, T], the target's ids to its </s>, IGNORED over padding, which stands behind it.
+    """
+    return answer_loss(network.t5, network.visual_prompt(features), text, labels)
+
+
+def answer_loss(
+    model: LanguageModel, visual: Tensor, prompt: TextBatch, labels: Tensor, world: World = ALONE
+) -> Tensor:
+    """Loss of what any language model is to say to a soft prompt [B, Q, token width] and a prompt of words behind it.
+
+    Args:
+        labels: [B, T], ids to the stop token, IGNORED over padding, which stands behind them.
+    """
+    embeds = torch.cat([visual, model.embed(prompt.ids).to(visual)], dim=1)
+    seen = prompt.mask.new_ones(visual.shape[:2])
+    hidden = model.hidden_before(embeds, torch.cat([seen, prompt.mask], dim=1), labels)
+    return decoder_loss(model, hidden, labels, world)
+
+
+def read_behind(decoder: Decoder, prompt: Tensor, text: TextBatch) -> Tensor:
+    """Hidden states [B, L, width] that predict each token of a text behind a soft prompt [B, Q, token width]."""
+    embeds = torch.cat([prompt, decoder.embed(text.ids).to(prompt)], dim=1)
+    seen = text.mask.new_ones(prompt.shape[:2])
+    hidden = decoder(embeds, torch.cat([seen, text.mask], dim=1))
+    before: Tensor = hidden[:, prompt.shape[1] - 1 : -1]
+    return before
+
+
+def self_critical_loss(
+    decoder: Decoder, hidden: Tensor, labels: Tensor, rewards: Tensor, world: World = ALONE
+) -> Tensor:
+    """Minus the mean reward of texts that the model drew; its gradient makes the better ones of an image likelier.
+
+    Self-critical sequence training (Rennie et al. 2017, https://arxiv.org/abs/1612.00563), each text being
+    measured by the other texts of its image (Luo 2020, https://arxiv.org/abs/2003.09971), in standard
+    deviations over the batch of all processes: how large rewards are does not change how fast is learnt.
+
+    Args:
+        hidden: [T, L, width] before each token; labels: [T, L] as drawn, IGNORED elsewhere.
+        rewards: [B, K], T = B * K: of each image's texts.
+    """
+    count = rewards.shape[1]
+    advantage = (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
+    # Those of an image sum to 0, so that the mean of all is known.
+    squares = world.total(advantage.square().sum())
+    spread = (squares / (world.joined(len(rewards)) * count - 1)).sqrt()
+    advantage = advantage / spread.clamp(min=1e-6)
+    wanted = labels != IGNORED
+    surprise = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="none")
+    weighed = (surprise * advantage.flatten()[:, None].expand_as(labels)[wanted]).sum()
+    surrogate = world.mean(weighed, wanted.sum())
+    return surrogate - surrogate.detach() - world.mean(rewards.sum(), rewards.numel())
+
+
+def language_loss(decoder: Decoder, text: TextBatch, labels: Tensor) -> Tensor:
+    """Language-model loss of text alone: labels [B, L] as in `stage2_loss`, their first column unused."""
+    hidden = decoder(decoder.embed(text.ids))
+    return decoder_loss(decoder, hidden[:, :-1], labels[:, 1:])
+
+
+def decoder_loss(decoder: LanguageModel, hidden: Tensor, labels: Tensor, world: World = ALONE) -> Tensor:
+    """Mean cross-entropy of labels [B, L] given the hidden states before them [B, L, width].
+
+    Only what has a label is scored: the vocabulary is the widest layer of a small model.
+    """
+    wanted = labels != IGNORED
+    surprise = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="sum")
+    return world.mean(surprise, wanted.sum())
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, world: World = ALONE) -> Tensor:
+    """Mean cross-entropy of each token given those before it: logits [B, L, V], labels [B, L]."""
+    told = labels[:, 1:].flatten()
+    surprise = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        told,
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+    return world.mean(surprise, (told != IGNORED).sum())

@@ -1,0 +1,57 @@
+"""Weights that are divided among processes (FSDP), and whole again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from openblip.nn.blip2 import Blip2Network
+from openblip.training.parallel.processes import World
+
+
+def shard(task: nn.Module, network: Blip2Network, world: World, device: torch.device) -> None:
+    """Leave this process a part of every weight; the others' are fetched when they are needed.
+
+    The blocks of the image encoder and of the language model, in which nearly all weights are, are fetched one at a
+    time, the rest for the whole step.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world.size,))
+    for block in _blocks(network):
+        fully_shard(block, mesh=mesh)
+    # A number cannot be divided: every process keeps it, and shares its gradient.
+    scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
+    for scalar in scalars:
+        if scalar.requires_grad:
+            scalar.register_hook(lambda gradient: world.total(gradient) / world.size)  # type: ignore[no-untyped-call]
+    fully_shard(task, mesh=mesh, ignored_params=scalars)
+
+
+def _blocks(network: Blip2Network) -> Iterator[nn.Module]:
+    owners: list[nn.Module] = [network.vision]
+    if network.borrowed is not None:
+        owners.append(network.borrowed.model)
+    elif network.config.language_model is not None:
+        owners.append(network.own_language_model)
+    for owner in owners:
+        for module in owner.modules():
+            if isinstance(module, nn.ModuleList):
+                yield from module
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a weight, as every process then has it. All processes have to ask."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process' part of a whole tensor, divided as `like` is."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor.to(like.device)

@@ -1,0 +1,378 @@
+"""What each stage trains and how it turns drawn images into a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.data.pairs import ImageText
+from openblip.errors import CheckpointError, OptionError
+from openblip.nn.blip2 import Blip2Network
+from openblip.nn.qformer import ImageMemory
+from openblip.text import MatchingText, Tokenizer, pad_ids
+from openblip.training.input.batches import Drawn
+from openblip.training.input.targets import (
+    EncodedTarget,
+    Target,
+    choose_caption,
+    choose_context,
+    choose_targets,
+    encode_target,
+)
+from openblip.training.loop.precision import Arithmetic
+from openblip.training.losses import (
+    IGNORED,
+    Pairing,
+    TextBatch,
+    answer_loss,
+    language_loss,
+    pair_losses,
+    stage1_loss,
+)
+from openblip.training.parallel.processes import ALONE, World
+from openblip.training.recipe import Recipe
+from openblip.training.tasks.scst import SelfCritic
+
+CHUNK = 32
+"""Texts that go through the language model together when it is trained alone."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and among whom a task computes."""
+
+    arithmetic: Arithmetic
+    world: World = ALONE
+
+    @property
+    def device(self) -> torch.device:
+        return self.arithmetic.device
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is seen of a batch: one of the two.
+
+    Attributes:
+        patches: what the frozen encoder, or what is frozen of it, gave [B, N, C], float32, as it was cached.
+        pixels: [B, 3, S, S] float32, for the encoder to look at now.
+    """
+
+    patches: Tensor | None = None
+    pixels: Tensor | None = None
+
+
+class Task(nn.Module, ABC):
+    """One stage's loss; a module, so that processes can share its gradients and its weights."""
+
+    needs_views: bool
+
+    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
+        super().__init__()
+        self.parts, self.recipe, self.setting = parts, recipe, setting
+        self.network = parts.network
+        # A borrowed language model is no part of the network, but moves with it, and may have adapters that learn.
+        self.borrowed = None if parts.network.borrowed is None else parts.network.borrowed.model
+
+    @property
+    @abstractmethod
+    def loss_names(self) -> tuple[str, ...]:
+        """What `forward` may give; a batch without anything to say to a loss lacks it."""
+
+    @abstractmethod
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        """The parts that learn; everything else is frozen, in evaluation mode."""
+
+    @abstractmethod
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Scalars by name; their sum is minimised. `generator`, on the CPU, draws hard negatives."""
+
+    def patches(self, views: Views | None) -> Tensor:
+        """Raw patches [B, N, C] float32 of what is seen."""
+        if views is None or (views.patches is None) == (views.pixels is None):
+            raise ValueError("this task needs either patches or pixels")
+        if views.patches is not None and not self.recipe.vision_blocks:
+            return views.patches
+        vision = self.network.vision
+        learns = any(parameter.requires_grad for parameter in vision.parameters())
+        with torch.set_grad_enabled(learns), self.setting.arithmetic.quickly() if learns else nullcontext():
+            if views.pixels is None:
+                assert views.patches is not None
+                seen = vision.above(views.patches, self.recipe.vision_blocks)
+            else:
+                seen = vision(views.pixels.to(next(vision.parameters(), views.pixels).dtype))
+        return seen.float()
+
+    def seen_parts(self) -> list[nn.Module | nn.Parameter]:
+        """What is to learn of the image encoder. Raises OptionError when the recipe names more blocks than it has."""
+        vision, count = self.network.vision, self.recipe.vision_blocks
+        if not self.recipe.train_vision or not count:
+            return [vision] if self.recipe.train_vision else []
+        if count > len(vision.blocks):
+            raise OptionError(
+                f"vision_blocks is {count}, the image encoder has {len(vision.blocks)}: 0 lets all of it learn"
+            )
+        return [vision.get_submodule(name) for name in vision.upper(count)]
+
+
+class LanguageTask(Task):
+    """Next-token loss of the decoder on texts alone."""
+
+    needs_views = False
+    loss_names = ("lm",)
+
+    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
+        super().__init__(parts, recipe, setting)
+        self.mixture, self.texts_per_image = recipe.mixture, recipe.texts_per_image
+        self.tokenizer = decoder_tokenizer(parts)
+        self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
+
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        return [self.network.decoder]
+
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        documents = sorted(
+            (document for drawn in batch for document in self._documents(drawn)), key=lambda row: len(row.ids)
+        )
+        # Documents of like length go together, so that little of a chunk is padding.
+        chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
+        counts = [sum(len(row.ids) - row.given for row in chunk) for chunk in chunks]
+        with self.setting.arithmetic.quickly():
+            losses = [self._loss(chunk) * count for chunk, count in zip(chunks, counts, strict=True)]
+        return {"lm": self.setting.world.mean(torch.stack(losses).sum(), sum(counts))}
+
+    def _documents(self, drawn: Drawn) -> list[EncodedTarget]:
+        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
+        rows = []
+        for target in targets:
+            context = choose_context(drawn.image, target, drawn.draw)
+            row = encode_target(target, context, self.tokenizer, self.stop_id)
+            if target.question is not None:
+                # The words of questions are learnt, too, but not whether one is asked: that is up to the user.
+                row = replace(row, given=row.ids.index(self.tokenizer.start_id) + 2)
+            rows.append(row)
+        return rows
+
+    def _loss(self, documents: Sequence[EncodedTarget]) -> Tensor:
+        ids, mask = pad_ids([row.ids for row in documents], self.tokenizer.pad_id)
+        labels = mask_labels(ids, mask, [row.given for row in documents])
+        device = self.setting.device
+        return language_loss(self.network.decoder, TextBatch(ids, mask).to(device), labels.to(device))
+
+
+class Stage1Task(Task):
+    """ITC, ITM and ITG of the Q-Former."""
+
+    needs_views = True
+    loss_names = ("itc", "itm", "itg")
+
+    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
+        super().__init__(parts, recipe, setting)
+        self.matching = matching_text(parts, recipe.text_tokens)
+
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        return [*self.seen_parts(), *stage1_parts(self.network)]
+
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in batch]
+        text = TextBatch(*self.matching.batch(texts)).to(self.setting.device)
+        clamp_temperature(self.network)
+        patches = keep_patches(self.patches(views), self.recipe.patch_share)
+        with self.setting.arithmetic.carefully():
+            loss = stage1_loss(
+                self.network,
+                self.network.normalise(patches),
+                text,
+                self.matching.decoder_start_id,
+                pairing_of(batch, self.recipe, self.setting, generator),
+            )
+        return {"itc": loss.itc, "itm": loss.itm, "itg": loss.itg}
+
+
+class Stage2Task(Task):
+    """Loss through the language model behind the visual prompt, and what the recipe adds to it."""
+
+    needs_views = True
+
+    def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], setting: Setting) -> None:
+        super().__init__(parts, recipe, setting)
+        self.tokenizer = decoder_tokenizer(parts)
+        self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
+        self.matching = matching_text(parts, recipe.text_tokens) if recipe.keep_matching else None
+        self.critic = SelfCritic(parts, images, recipe.self_critical) if recipe.self_critical else None
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        rewarded = ("cider",) if self.critic else ()
+        return ("lm", *rewarded, *(("itc", "itm") if self.matching else ()))
+
+    def trained(self) -> list[nn.Module | nn.Parameter]:
+        network = self.network
+        parts: list[nn.Module | nn.Parameter] = self.seen_parts()
+        if self.matching is None:
+            parts += [network.vision_norm, *network.qformer.image_side(), network.prompt_projection]
+        else:
+            parts += [*matching_parts(network), network.prompt_projection]
+        return [*parts, network.own_language_model] if self.recipe.train_decoder else parts
+
+    def forward(
+        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        network = self.network
+        patches = keep_patches(self.patches(views), self.recipe.patch_share)
+        with self.setting.arithmetic.carefully():
+            features = network.normalise(patches)
+            memory = network.qformer.remember(features)
+            queries = network.qformer.image(memory)
+            prompt = network.prompt_projection(queries)
+        with self.setting.arithmetic.quickly():
+            losses = self._imitate(batch, prompt)
+            if self.critic is not None:
+                losses |= self.critic.losses(batch, prompt, generator, self.setting.world)
+        if self.matching is not None:
+            with self.setting.arithmetic.carefully():
+                losses |= self._match(batch, features, memory, queries, generator)
+        return losses
+
+    def _imitate(self, batch: Sequence[Drawn], prompt: Tensor) -> dict[str, Tensor]:
+        targets: list[Target] = []
+        owners = []
+        for owner, drawn in enumerate(batch):
+            count = self.recipe.texts_per_image
+            for target in choose_targets(drawn.image, self.recipe.mixture, self.parts.prompts, drawn.draw, count):
+                # What is learnt by reward need not be imitated.
+                if self.critic is None or target.question is not None or not drawn.image.captions:
+                    targets.append(target)
+                    owners.append(owner)
+        # Processes agree on whether there is a loss; one that has nothing to say to it takes part with no rows.
+        if self.critic is not None and not self.setting.world.total(torch.tensor(len(targets), device=prompt.device)):
+            return {}
+        return {"lm": self._answer_loss(prompt[torch.tensor(owners, dtype=torch.int64, device=prompt.device)], targets)}
+
+    def _answer_loss(self, visual: Tensor, targets: Sequence[Target]) -> Tensor:
+        model, words = self.network.language_model, self.tokenizer
+        prompt = TextBatch(*pad_ids([self.parts.prompt_ids(target.prompt) for target in targets], words.pad_id))
+        # Behind a prompt, the space before an answer is part of its first word.
+        answers = [target.answer.strip() if model.config.encodes_prompts else target.answer for target in targets]
+        ids, mask = pad_ids([[*words.encode(answer), self.stop_id] for answer in answers], words.pad_id)
+        device = self.setting.device
+        labels = ids.masked_fill(~mask, IGNORED).to(device)
+        # A language model that is kept in a half type reads a visual prompt in it.
+        visual = visual.to(model.embed(labels.new_zeros(1)).dtype)
+        return answer_loss(model, visual, prompt.to(device), labels, self.setting.world)
+
+    def _match(
+        self,
+        batch: Sequence[Drawn],
+        features: Tensor,
+        memory: ImageMemory,
+        queries: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """ITC and ITM on the images of the batch that are described."""
+        assert self.matching is not None
+        described = [row for row, drawn in enumerate(batch) if drawn.image.descriptions]
+        world = self.setting.world.uneven(len(described), self.setting.device)
+        if world.joined(len(described)) < 2:
+            return self._unmatched()
+        chosen = [batch[row] for row in described]
+        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in chosen]
+        clamp_temperature(self.network)
+        rows = torch.tensor(described, dtype=torch.int64, device=self.setting.device)
+        loss = pair_losses(
+            self.network,
+            features[rows],
+            memory.take(rows),
+            queries[rows],
+            TextBatch(*self.matching.batch(texts)).to(self.setting.device),
+            replace(pairing_of(chosen, self.recipe, self.setting, generator), world=world),
+        )
+        return {"itc": loss.itc * self.recipe.keep_matching, "itm": loss.itm * self.recipe.keep_matching}
+
+    def _unmatched(self) -> dict[str, Tensor]:
+        """Nothing to match in any process. Where there are several, each has to have a gradient of what learns."""
+        if self.setting.world.size == 1:
+            return {}
+        learns = [
+            weight for part in matching_parts(self.network) for weight in _parameters(part) if weight.requires_grad
+        ]
+        zero = torch.stack([weight.sum() for weight in learns]).sum() * 0
+        return {"itc": zero, "itm": zero}
+
+
+def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+
+
+def pairing_of(batch: Sequence[Drawn], recipe: Recipe, setting: Setting, generator: torch.Generator | None) -> Pairing:
+    """An image that a batch shows twice is no stranger to its other caption."""
+    return Pairing(
+        image_ids=torch.tensor([drawn.number for drawn in batch], dtype=torch.int64, device=setting.device),
+        generator=generator,
+        itm_share=recipe.itm_share,
+        learn_candidates=recipe.learn_candidates,
+        world=setting.world,
+    )
+
+
+def mask_labels(ids: Tensor, mask: Tensor, given: Sequence[int]) -> Tensor:
+    """Ids with padding and the first `given` of each row ignored: [B, L]."""
+    before = torch.arange(ids.shape[1])[None] < torch.tensor(given)[:, None]
+    return ids.masked_fill(before | ~mask, IGNORED)
+
+
+def stage1_parts(network: Blip2Network) -> list[nn.Module | nn.Parameter]:
+    """All that stage 1 goes through, apart from the frozen image encoder."""
+    return [*matching_parts(network), network.qformer.head]
+
+
+def matching_parts(network: Blip2Network) -> list[nn.Module | nn.Parameter]:
+    """All that matching needs, apart from the frozen image encoder."""
+    return [
+        network.vision_norm,
+        *network.qformer.matching_side(),
+        network.image_projection,
+        network.text_projection,
+        network.itm_head,
+        network.temperature,
+    ]
+
+
+@torch.no_grad()
+def clamp_temperature(network: Blip2Network) -> None:
+    network.temperature.clamp_(0.001, 0.5)
+
+
+def matching_text(parts: ModelParts, text_tokens: int) -> MatchingText:
+    """The model's text side, with texts cut at `text_tokens`. Raises CheckpointError when it has none."""
+    if parts.matching is None:
+        raise CheckpointError(f"{parts.name} has no text side: this recipe needs a model that can match")
+    return MatchingText(parts.matching.tokenizer, min(text_tokens, parts.matching.max_tokens))
+
+
+def decoder_tokenizer(parts: ModelParts) -> Tokenizer:
+    if parts.tokenizer is None:
+        raise CheckpointError(f"{parts.name} has no language model: give one that can write text")
+    return parts.tokenizer
+
+
+def keep_patches(features: Tensor, share: float) -> Tensor:
+    """A random `share` of each image's patches [B, N, C] (PatchDropout, Liu et al. 2022, arXiv 2208.07220)."""
+    batch, count, _ = features.shape
+    kept = max(1, round(share * count))
+    if kept == count:
+        return features
+    chosen = torch.rand(batch, count).argsort(dim=1)[:, :kept].to(features.device)
+    return features[torch.arange(batch, device=features.device)[:, None], chosen]

@@ -1,0 +1,379 @@
+"""The object a user holds, on a random model: shapes, sources, options and errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import openblip
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.devices import choose_placement
+from openblip.errors import CheckpointError, ImageError, OptionError
+from openblip.images.decode import load_image, to_pixels
+from openblip.models.blip2 import Blip2
+from openblip.nn.blip2 import Blip2Config, Blip2Network
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"not a picture")
+    return path
+
+
+@pytest.fixture
+def server(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A web server on this machine that serves the pictures."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos[0].parent))) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def count_looks(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of images whenever the image encoder runs; images seen before are forgotten."""
+    model.image_cache.clear()
+    seen: list[int] = []
+    encode = model.network.image_features
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels.shape[0])
+        return encode(pixels)
+
+    monkeypatch.setattr(model.network, "image_features", counted)
+    return seen
+
+
+def with_weights_of(parts: ModelParts, config: Blip2Config) -> Blip2Network:
+    """A network that has some of another's parts."""
+    network, state = Blip2Network(config), parts.network.state_dict()
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
+    return network
+
+
+def ascii_of(text: str) -> str:
+    return "".join(letter for letter in text if letter.isascii() and not letter.isspace())
+
+
+# Captions
+
+
+def test_caption_gives_back_what_it_was_given(tiny_model: Blip2, photos: list[Path]) -> None:
+    one = tiny_model.caption(photos[0])
+    three = tiny_model.caption(photos[0], num_captions=3)
+    many = tiny_model.caption(photos)
+    many_of_two = tiny_model.caption(photos[:2], num_captions=2)
+    assert isinstance(one, str)
+    assert one
+    assert isinstance(three, list)
+    assert len(set(three)) == 3
+    assert isinstance(many, list)
+    assert all(isinstance(caption, str) for caption in many)
+    assert [len(captions) for captions in many_of_two] == [2, 2]
+    assert three[0] == one == many[0] == many_of_two[0][0]
+    assert tiny_model.caption(photos[0], num_captions=1) == [one]
+    assert tiny_model.caption([]) == []
+
+
+def test_a_batch_says_what_single_images_say(tiny_model: Blip2, photos: list[Path]) -> None:
+    singles = [tiny_model.caption(photo) for photo in photos]
+    assert len(set(singles)) > 1, "the test model must tell images apart"
+    assert tiny_model.caption(photos) == singles
+    found = list(tiny_model.caption_many(photos, batch_size=2))
+    assert [captioned.text for captioned in found] == singles
+    assert [captioned.source for captioned in found] == [str(photo) for photo in photos]
+
+
+def test_captions_come_best_first_with_scores_and_tokens(tiny_model: Blip2, photos: list[Path]) -> None:
+    (captioned,) = tiny_model.caption_many(photos[:1], num_captions=3)
+    scores = [caption.score for caption in captioned.captions]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] < 0
+    for caption in captioned.captions:
+        assert len(caption.tokens) == len(caption.log_probs) >= 2
+        assert max(caption.log_probs) <= 0
+        # bytes of one character may lie in several tokens, and show only in the whole text
+        assert ascii_of("".join(caption.tokens)) == ascii_of(caption.text) != ""
+
+
+def test_length_penalty_counts(tiny_model: Blip2, photos: list[Path]) -> None:
+    def score(**options: Any) -> float:
+        (captioned,) = tiny_model.caption_many(photos[:1], **options)
+        return captioned.captions[0].score
+
+    assert score(length_penalty=0.0) < score() == score(length_penalty=1.0) < score(length_penalty=2.0) < 0
+
+
+def test_caption_many_is_lazy(tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = count_looks(tiny_model, monkeypatch)
+    found = tiny_model.caption_many(iter(photos), batch_size=2)
+    assert looks == []
+    next(found)
+    assert looks == [2]
+    assert len(list(found)) == 4
+    assert looks == [2, 2, 1]
+
+
+def test_the_prompt_leads_and_is_not_repeated(tiny_model: Blip2, photos: list[Path]) -> None:
+    plain = tiny_model.caption(photos[0])
+    prompted = tiny_model.caption(photos[0], prompt="two children play with")
+    assert prompted != plain
+    assert not prompted.startswith("two children")
+    prompts = replace(tiny_model.parts.prompts, caption="two children play with")
+    other = Blip2(replace(tiny_model.parts, prompts=prompts), tiny_model.placement)
+    assert other.caption(photos[0]) == prompted
+
+
+def test_token_limits_count_new_tokens_alone(tiny_model: Blip2, photos: list[Path]) -> None:
+    long_prompt = "a dog runs on the beach and two children play with a red ball"
+    for limits in ({"max_tokens": 3}, {"min_tokens": 20, "max_tokens": 20}):
+        (found,) = tiny_model.caption_many(photos[:1], prompt=long_prompt, **limits)
+        length = len(found.captions[0].tokens)
+        assert limits.get("min_tokens", 0) <= length <= limits["max_tokens"]
+
+
+def test_draws_repeat_with_a_seed(tiny_model: Blip2, photos: list[Path]) -> None:
+    def draw(**seed: Any) -> list[str]:
+        return tiny_model.caption(photos, temperature=1.5, **seed)
+
+    first = draw(seed=1)
+    torch.rand(3)
+    assert draw(seed=1) == first
+    assert draw(seed=2) != first
+    assert len({tuple(draw()) for _ in range(4)}) > 1
+    with pytest.raises(OptionError, match="give top_p, top_k or temperature"):
+        tiny_model.caption(photos, seed=1)
+
+
+# Images
+
+
+def test_every_kind_of_source_gives_the_same_caption(tiny_model: Blip2, photos: list[Path], server: str) -> None:
+    photo = photos[1]
+    expected = tiny_model.caption(photo)
+    with Image.open(photo) as opened, photo.open("rb") as file:
+        picture = opened.convert("RGB")
+        sources = [
+            str(photo),
+            photo.read_bytes(),
+            file,
+            picture,
+            np.asarray(picture),
+            f"{server}/{photo.name}",
+        ]
+        assert tiny_model.caption(sources) == [expected] * len(sources)
+
+
+def test_a_bad_image_is_named(tiny_model: Blip2, photos: list[Path], broken: Path, server: str) -> None:
+    bad: list[tuple[Any, str]] = [
+        (broken, str(broken)),
+        ("nowhere.png", "nowhere.png"),
+        (b"", "<0 bytes>"),
+        (f"{server}/gone.png?key=secret", f"{server}/gone.png?…: the server answered 404"),
+    ]
+    for source, shown in bad:
+        for call in (tiny_model.caption, tiny_model.chat, lambda s: tiny_model.match(s, "a dog")):
+            with pytest.raises(ImageError) as caught:
+                call(source)
+            assert str(caught.value).startswith(shown)
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        tiny_model.caption([photos[0], broken, photos[1]])
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        tiny_model.embed_images([photos[0], broken])
+
+
+def test_caption_many_keeps_errors_in_place(tiny_model: Blip2, photos: list[Path], broken: Path) -> None:
+    sources: list[Path | str] = [broken, photos[0], broken, "nowhere.png", photos[1], broken]
+    found = list(tiny_model.caption_many(sources, batch_size=3))
+    assert [captioned.error is None for captioned in found] == [False, True, False, False, True, False]
+    assert [found[1].text, found[4].text] == [tiny_model.caption(photos[0]), tiny_model.caption(photos[1])]
+    assert found[3].source == "nowhere.png"
+    assert found[3].captions == ()
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
+        _ = found[3].text
+
+
+def test_a_lone_string_is_one_thing(tiny_model: Blip2, photos: list[Path]) -> None:
+    photo = str(photos[0])
+    assert [found.source for found in tiny_model.caption_many(photo)] == [photo]
+    assert tiny_model.embed_images(photo).shape[0] == 1
+    assert torch.equal(tiny_model.embed_texts("a dog"), tiny_model.embed_texts(["a dog"]))
+    assert len(tiny_model.answer(photo, "how many dogs?")) == 1
+
+
+# Answers
+
+
+def test_several_questions_are_answered_as_one_by_one(
+    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["what color is the ball?", "How many children are there", "why?"]
+    singles = [tiny_model.ask(photos[0], question) for question in questions]
+    looks = count_looks(tiny_model, monkeypatch)
+    assert tiny_model.ask(photos[0], questions) == singles
+    assert looks == [1]
+    assert tiny_model.ask(photos[0], []) == []
+
+
+def test_questions_are_asked_in_the_models_words(
+    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = replace(tiny_model.parts.prompts, question="{question} Short answer:")
+    model = Blip2(replace(tiny_model.parts, prompts=prompts), tiny_model.placement)
+    expected = tiny_model.complete(tiny_model.visual_prompt(photos[0]), ["how many dogs? Short answer:"])
+    assert model.answer(photos[0], ["How many dogs"]) == expected
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "?"])
+def test_an_empty_question_is_refused(tiny_model: Blip2, photos: list[Path], question: str) -> None:
+    with pytest.raises(OptionError, match="question is empty"):
+        tiny_model.ask(photos[0], question)
+    with pytest.raises(OptionError, match="question is empty"):
+        tiny_model.chat(photos[0]).ask(question)
+
+
+# Matching and features
+
+
+def test_match_is_what_the_network_says(tiny_model: Blip2, photos: list[Path]) -> None:
+    texts = ["a dog runs on the beach", "Ball!", "two children, a red ball and the dog on the beach"]
+    network, matching = tiny_model.network, tiny_model.parts.matching
+    assert matching is not None
+    found = tiny_model.match(photos[0], texts)
+    features = network.image_features(to_pixels([load_image(photos[0])], tiny_model.parts.transform))
+    with torch.no_grad():
+        for match, text in zip(found, texts, strict=True):
+            ids = torch.tensor([matching.encode(text.lower().replace("!", ""))])
+            itm = network.itm_logits(ids, None, features).softmax(dim=1)[0, 1]
+            image = network.project_queries(network.qformer.image(features))[0]
+            itc = (image @ network.project_text(network.qformer.text(ids))[0]).max()
+            assert match.text == text
+            assert match.itm == pytest.approx(itm.item(), abs=1e-5)
+            assert match.itc == pytest.approx(itc.item(), abs=1e-5)
+    assert len({round(match.itm, 4) for match in found}) == 3
+    assert tiny_model.match(photos[0], texts[1]).itm == pytest.approx(found[1].itm, abs=1e-5)
+    assert tiny_model.match(photos[0], []) == []
+
+
+def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Blip2, photos: list[Path]) -> None:
+    texts = ["a dog", "two children play with a red ball", ""]
+    images, words = tiny_model.embed_images(photos, batch_size=2), tiny_model.embed_texts(texts, batch_size=2)
+    assert images.shape == (5, 4, 16)
+    assert words.shape == (3, 16)
+    assert images.dtype == words.dtype == torch.float32
+    assert torch.allclose(images.norm(dim=-1), torch.ones(5, 4), atol=1e-5)
+    assert torch.allclose(words.norm(dim=-1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(images, tiny_model.embed_images(photos, batch_size=5), atol=1e-5)
+    assert torch.allclose(words, torch.cat([tiny_model.embed_texts([text]) for text in texts]), atol=1e-5)
+    scores = (images @ words.T).amax(dim=1)
+    for row, photo in zip(scores, photos, strict=True):
+        assert [match.itc for match in tiny_model.match(photo, texts)] == pytest.approx(row.tolist(), abs=1e-5)
+    assert tiny_model.embed_images([]).shape == (0, 4, 16)
+    assert tiny_model.embed_texts([]).shape == (0, 16)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_beams": 3}, "unknown option num_beams"),
+        ({"beams": 3, "top_p": 0.9}, "beams"),
+        ({"beams": 0}, "beams is 0"),
+        ({"beams": 2, "num_captions": 3}, "3 texts from 2 beams"),
+        ({"num_captions": 0}, "0 texts"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9"),
+        ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_tokens": 1000}, "position"),
+    ],
+)
+def test_wrong_options_are_named(tiny_model: Blip2, photos: list[Path], options: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named) as caught:
+        list(tiny_model.caption_many(photos[:1], **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_batch_sizes_of_features_are_refused(tiny_model: Blip2, photos: list[Path]) -> None:
+    with pytest.raises(OptionError, match="batch_size"):
+        tiny_model.embed_images(photos, batch_size=0)
+    with pytest.raises(OptionError, match="batch_size"):
+        tiny_model.embed_texts(["a dog"], batch_size=-1)
+
+
+# Loading
+
+
+def test_load_explains_what_it_cannot_find(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither a model folder nor a known model: .*openblip models"):
+        openblip.load("blip3")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        openblip.load(tmp_path)
+    with pytest.raises(OptionError, match="dtype 'int3'"):
+        openblip.load(tmp_path, dtype="int3")
+    with pytest.raises(OptionError, match="device"):
+        openblip.load(tmp_path, device="toaster")
+
+
+def test_folded_encoder_and_half_types_see_the_same(
+    tiny_parts: ModelParts, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]
+) -> None:
+    pixels = to_pixels([load_image(photos[0])], tiny_parts.transform)
+    with torch.no_grad():
+        expected = tiny_parts.network.visual_prompt(tiny_parts.network.image_features(pixels))[0]
+    seen = tiny_model.visual_prompt(photos[0])
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tiny_model.network.modules())
+    assert torch.allclose(seen, expected, atol=1e-3 * expected.abs().max().item())
+    half = openblip.load(tiny_model_folder, device="cpu", dtype="bfloat16")
+    error = (half.visual_prompt(photos[0]).float() - expected).norm() / expected.norm()
+    assert error < 0.1
+    assert isinstance(half.caption(photos[0]), str)
+    assert torch.allclose(half.embed_texts(["a dog"]).norm(dim=-1), torch.ones(1), atol=1e-2)
+
+
+def test_a_stage1_model_matches_but_does_not_speak(tiny_parts: ModelParts, photos: list[Path]) -> None:
+    network = with_weights_of(tiny_parts, replace(tiny_parts.network.config, decoder=None))
+    model = Blip2(replace(tiny_parts, name="stage1", network=network, tokenizer=None), choose_placement("cpu"))
+    assert 0 < model.match(photos[0], "a dog").itm < 1
+    assert model.embed_images(photos[:1]).shape == (1, 4, 16)
+    for call in (model.caption, model.chat, lambda image: model.ask(image, "what is it?")):
+        with pytest.raises(CheckpointError, match="the model stage1 has no language model: it can match and embed"):
+            call(photos[0])
+
+
+def test_a_model_without_text_side_speaks_but_does_not_match(tiny_parts: ModelParts, photos: list[Path]) -> None:
+    config = tiny_parts.network.config
+    network = with_weights_of(tiny_parts, replace(config, qformer=replace(config.qformer, vocab_size=0)))
+    model = Blip2(replace(tiny_parts, name="stage2", network=network, matching=None), choose_placement("cpu"))
+    assert model.caption(photos[0])
+    for call in (
+        lambda: model.match(photos[0], "a dog"),
+        lambda: model.embed_images(photos),
+        lambda: model.embed_texts(["a dog"]),
+    ):
+        with pytest.raises(CheckpointError, match="the model stage2 has no text side: it can caption and answer"):
+            call()

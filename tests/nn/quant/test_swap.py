@@ -1,0 +1,461 @@
+"""Quantised layers against the same layers in float64, over shapes that hypothesis picks."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.nn.quant import int4, int4_wide, int8
+from openblip.nn.quant.int4 import (
+    GROUP,
+    INNER_TILES,
+    OUTPUTS,
+    Int4Linear,
+    dequantise_groups,
+    pack,
+    packed_block,
+    quantise_groups,
+    whole_codes,
+)
+from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide, quantise_wide, wide_codes
+from openblip.nn.quant.int8 import (
+    PACK_AFTER,
+    Int8Linear,
+    Int8WordTable,
+    float_product,
+    gpu_multiplies,
+    gpu_product,
+    plain_product,
+    quantise_rows,
+    quantise_weight,
+)
+from openblip.nn.quant.int8_packing import LEVELS, ForFewRows, ForManyRows, Ordered, input_levels
+from openblip.nn.quant.linear import Linear, WordTable, linear
+from openblip.nn.quant.swap import prepare_layers, quantise, quantised_layers
+
+ROUNDING = 1e-5
+shapes = st.tuples(st.integers(1, 40), st.integers(2, 300), st.integers(1, 150))
+
+
+def drawn(rows: int, inputs: int, outputs: int, seed: int, bias: bool = True) -> tuple[Tensor, nn.Linear]:
+    """Inputs and a layer; rows and columns differ a thousandfold in size."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=random) * 10 ** torch.randn(rows, 1, generator=random)
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(outputs, inputs, generator=random) * 10 ** torch.randn(outputs, 1))
+        if bias:
+            layer.bias.copy_(torch.randn(outputs, generator=random))
+    return x, layer
+
+
+def int8_of(layer: nn.Linear) -> Int8Linear:
+    made = Int8Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    made.take(layer.weight.detach())
+    made.bias = layer.bias if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return made
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = x.double() @ weight.detach().double().T
+    return y if bias is None else y + bias.detach().double()
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**20), bias=st.booleans(), packed=st.booleans())
+def test_int8_errs_by_no_more_than_rounding_inputs_and_weights(
+    shape: tuple[int, int, int], seed: int, bias: bool, packed: bool
+) -> None:
+    x, layer = drawn(*shape, seed, bias)
+    made = int8_of(layer)
+    if packed:
+        made.pack()
+    with torch.inference_mode():
+        found = made(x)
+    weight = layer.weight.detach().double()
+    step = x.abs().amax(1, keepdim=True).double() / LEVELS
+    scale = weight.abs().amax(1) / LEVELS
+    # Half a step for each input times its weight as it is kept, half a scale for each weight times its input.
+    kept = made.codes().double().abs().sum(1) * scale
+    bound = step / 2 * kept + x.double().abs().sum(1, keepdim=True) * scale / 2
+    reference = exact(x, layer.weight, layer.bias)
+    room = ROUNDING * (x.double().abs() @ weight.abs().T + (0 if layer.bias is None else layer.bias.detach().abs()))
+    assert ((found.double() - reference).abs() <= bound * (1 + 1e-4) + room).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**20), few_rows=st.booleans())
+def test_int8_is_the_same_packed_or_not_together_or_alone(
+    shape: tuple[int, int, int], seed: int, few_rows: bool
+) -> None:
+    x, layer = drawn(*shape, seed)
+    made = int8_of(layer)
+    before = made.codes().clone()
+    with torch.inference_mode():
+        plain = made(x)
+        made.pack(few_rows)
+        packed = made(x)
+        alone = torch.cat([made(row[None]) for row in x])
+    assert torch.equal(plain, packed)
+    assert torch.equal(packed, alone)
+    assert torch.equal(made.codes(), before)
+    assert torch.equal(made.state_dict()["weight"], before)
+
+
+@pytest.mark.parametrize(("rows", "uses", "order"), [(1, 150, ForFewRows), (5, 30, ForFewRows), (300, 9, ForManyRows)])
+def test_int8_packs_itself_for_what_it_multiplies_once_it_was_used_enough(
+    rows: int, uses: int, order: type[Ordered]
+) -> None:
+    x, layer = drawn(rows, 64, 32, 0)
+    made = int8_of(layer)
+    with torch.inference_mode():
+        first = made(x)
+        for _ in range(uses):
+            made(x)
+        assert made.packed is None
+        for _ in range(uses):
+            last = made(x)
+    assert isinstance(made.packed, order)
+    assert made.weight.numel() == 0
+    assert torch.equal(first, last)
+
+
+def test_a_process_keeps_its_own_setting_for_quantised_layers() -> None:
+    engine = torch.backends.quantized.engine
+    made = int8_of(drawn(1, 64, 32, 0)[1])
+    with warnings.catch_warnings(record=True) as told:
+        made.pack(few_rows=True)
+    assert torch.backends.quantized.engine == engine
+    assert not told
+
+
+def test_threads_pack_a_layer_once_and_all_get_the_same() -> None:
+    x, layer = drawn(5, 96, 64, 1)
+    with torch.inference_mode():
+        expected = int8_of(layer)(x)
+    for _ in range(20):
+        made = int8_of(layer)
+        made.lost_by_few = PACK_AFTER
+
+        def run(made: Int8Linear = made) -> Tensor:
+            with torch.inference_mode():
+                return made(x)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _, run=run: run(), range(8)))  # type: ignore[misc]
+        assert made.packed is not None
+        assert all(torch.equal(one, expected) for one in found)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_a_packed_layer_can_be_copied(duplicate: Callable[[Int8Linear], Int8Linear]) -> None:
+    x, layer = drawn(5, 96, 64, 2)
+    made = int8_of(layer)
+    made.pack()
+    again = duplicate(made)
+    with torch.inference_mode():
+        assert torch.equal(again(x), made(x))
+    assert made.packed is not None
+
+
+def test_shorter_inputs_for_processors_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = LEVELS // 2
+    monkeypatch.setattr(int8, "input_levels", lambda: levels)
+    x, layer = drawn(7, 130, 40, 4, bias=False)
+    made = int8_of(layer)
+    with torch.inference_mode():
+        found = torch.cat([made(x), made(x[:1])])
+    assert made.packed is not None  # plain weights have no exact product there
+    x = torch.cat([x, x[:1]]).double()
+    weight = layer.weight.detach().double()
+    scale = weight.abs().amax(1) / LEVELS
+    kept = made.codes().double() * scale[:, None]
+    step = x.abs().amax(1, keepdim=True) / levels
+    bound = step / 2 * kept.abs().sum(1) * 1.001 + ROUNDING * (x.abs() @ kept.abs().T)
+    assert ((found.double() - x @ kept.T).abs() <= bound).all()
+
+
+def test_the_product_is_exact_for_the_largest_numbers() -> None:
+    assert input_levels() == LEVELS, "this CPU has no exact product of 8 bits: the tests above say nothing"
+    made = Int8Linear(1000, 32, bias=False)
+    made.put(torch.full((32, 1000), -LEVELS, dtype=torch.int8), torch.ones(32))
+    x = torch.full((3, 1000), float(LEVELS))
+    for few_rows in (None, False, True):
+        made.unpack()
+        if few_rows is not None:
+            made.pack(few_rows)
+        with torch.inference_mode():
+            assert (made(x) == -LEVELS * LEVELS * 1000).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@torch.inference_mode()
+def test_devices_without_whole_numbers_multiply_floats(dtype: torch.dtype) -> None:
+    """Sums of whole numbers that are far beyond float16's range belong to results that are within it."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.rand(24, 4096, generator=generator) * 0.02
+    rows = torch.rand(3, 4096, generator=generator).mul_(20).to(dtype)
+    layer, table = Int8Linear(4096, 24, bias=False), Int8WordTable(24, 4096)
+    layer.take(weight)
+    table.take(weight)
+    expected = rows.double() @ (layer.codes().double() * layer.scale.double()[:, None]).t()
+    assert expected.max() > 300 and (rows.double() @ layer.codes().double().t()).min() > 10 * 65504
+    for found in (layer.dequantised(rows), float_product(rows, table.weight, table.scale)):
+        assert found.dtype == dtype
+        assert ((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * expected.abs()).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 80), inputs=st.integers(1, 20), outputs=st.integers(1, 20), seed=st.integers(0, 2**20))
+def test_the_shapes_a_gpu_takes_give_the_same_product(rows: int, inputs: int, outputs: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    whole = torch.randint(-LEVELS, LEVELS + 1, (rows, 8 * inputs), generator=random).float()
+    codes = torch.randint(-LEVELS, LEVELS + 1, (8 * outputs, 8 * inputs), generator=random, dtype=torch.int8)
+    scale = torch.rand(8 * outputs, generator=random)
+    assert torch.equal(gpu_product(whole, codes, scale), plain_product(whole, codes, scale))
+
+
+def test_the_way_of_a_gpu_through_a_layer_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU in the GPU's place: a machine with one runs the same lines."""
+    x, layer = drawn(3, 64, 32, 5)
+    made, table = int8_of(layer), Int8WordTable(32, 64)
+    table.take(layer.weight.detach())
+    with torch.inference_mode():
+        expected = made(x), table.scores(x)
+    assert gpu_multiplies(torch.device("cpu"))
+    calls: list[int] = []
+    monkeypatch.setattr(int8, "input_levels", lambda: None)
+    monkeypatch.setattr(int8, "multiplies_on_gpu", lambda x, codes: calls.append(1) or True)  # type: ignore[func-returns-value]
+    with torch.inference_mode():
+        found = made(x), table.scores(x)
+    assert len(calls) == 2
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear, Int4WideLinear])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_a_gpu_says_what_the_cpu_says(kind: type[Int8Linear | Int4Linear | Int4WideLinear], rows: int) -> None:
+    torch.manual_seed(rows)
+    layer = kind(256, 128)
+    layer.take(torch.randn(128, 256))
+    nn.init.normal_(layer.bias)
+    x = torch.randn(rows, 256)
+    expected = layer(x)
+    torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_zeros_stay_zeros() -> None:
+    codes, step = quantise_rows(torch.zeros(2, 8))
+    assert not codes.any() and step.isfinite().all()
+    made = int8_of(nn.Linear(8, 4))
+    made.take(torch.zeros(4, 8))
+    assert torch.equal(made(torch.ones(1, 8)), made.bias.expand(1, 4) if made.bias is not None else torch.zeros(1, 4))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    groups=st.integers(1, 5),
+    blocks=st.integers(1, 8),
+    seed=st.integers(0, 2**20),
+    packed=st.booleans(),
+)
+def test_int4_errs_by_no_more_than_half_a_step_a_weight(
+    rows: int, groups: int, blocks: int, seed: int, packed: bool
+) -> None:
+    x, layer = drawn(rows, groups * GROUP, blocks * OUTPUTS, seed)
+    codes, scales = quantise_groups(layer.weight.detach())
+    kept = dequantise_groups(codes, scales).double()
+    grouped = layer.weight.detach().double().view(len(kept), -1, GROUP)
+    step = (grouped.amax(2) - grouped.amin(2)) / 15
+    # A scale and a centre of 8 bits miss the ends of their group by up to 2 parts in 256 of the largest weight.
+    slack = grouped.abs().amax(2) / 64
+    assert ((kept.view_as(grouped) - grouped).abs() <= (step / 2 + slack)[..., None] * 1.01 + 1e-12).all()
+    made = Int4Linear(layer.in_features, layer.out_features)
+    made.take(layer.weight.detach())
+    made.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    if packed:
+        made.pack()
+        assert made.packed
+    with torch.inference_mode():
+        found = made(x).double()
+    reference = exact(x, kept, layer.bias)
+    room = x.double().abs() @ kept.abs().T + layer.bias.detach().double().abs()
+    assert ((found - reference).abs() <= room / 128).all()  # inputs and results of 8 bits
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 14), groups=st.integers(1, 5), seed=st.integers(0, 2**20))
+def test_four_bits_are_packed_as_pytorch_packs_them(rows: int, groups: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    codes = torch.randint(256, (rows * OUTPUTS, groups * GROUP // 2), dtype=torch.uint8, generator=random)
+    expected = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole_codes(codes), INNER_TILES)
+    assert torch.equal(pack(codes), expected)
+
+
+def test_the_order_of_four_bits_is_known_here() -> None:
+    assert packed_block() is not None, "packing works, but takes nine times as long: PyTorch has another order now"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 5),
+    seed=st.integers(0, 2**20),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    pieces=st.integers(1, 4),
+    at_a_time=st.integers(1, 3000),
+)
+def test_quantised_in_pieces_or_by_the_definition(
+    rows: int, width: int, seed: int, dtype: torch.dtype, pieces: int, at_a_time: int
+) -> None:
+    """However a matrix is cut on its way, its codes and scales are those that the definition gives, bit for bit."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, width * GROUP, generator=random) * 10 ** torch.randn(rows, 1, generator=random)
+    weight[rows // 2] = 0
+    weight = weight.to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (int4, int8):
+            patch.setattr(module, "CHUNK_ELEMENTS", at_a_time)
+        codes, scales = quantise_weight(*weight.chunk(pieces))
+        groups, centres = quantise_groups(*weight.chunk(pieces))
+    values = weight.float()
+    expected = (values.abs().amax(1) / LEVELS).clamp(min=1e-30)
+    assert torch.equal(scales, expected)
+    assert torch.equal(codes, (values / expected[:, None]).round().to(torch.int8))
+    values = values.view(rows, width, GROUP)
+    low, high = values.amin(2), values.amax(2)
+    scale = ((high - low) / 15).clamp(min=1e-30).bfloat16()
+    centre = (low + 8 * scale.float()).bfloat16()
+    whole = ((values - centre.float()[..., None]) / scale.float()[..., None]).round().add(8).clamp(0, 15)
+    assert torch.equal(centres, torch.stack([scale.t(), centre.t()], 2))
+    assert torch.equal(whole_codes(groups), whole.flatten(1).int())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    groups=st.integers(1, 5),
+    outputs=st.integers(1, 70),
+    seed=st.integers(0, 2**20),
+    pieces=st.integers(1, 3),
+    at_a_time=st.sampled_from([1, 700, 10**6]),
+)
+def test_four_bits_for_many_rows_are_whole_numbers_of_eight(
+    rows: int, groups: int, outputs: int, seed: int, pieces: int, at_a_time: int
+) -> None:
+    x, layer = drawn(rows, groups * GROUP, outputs, seed)
+    weight = layer.weight.detach()
+    weight[outputs // 2] = 0
+    weight[0, :3] = torch.tensor([-5000.0, 5000.0, 0.001])  # a group that spans all there is
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int4_wide, "CHUNK_ELEMENTS", at_a_time)
+        codes, scales, steps = quantise_wide(*weight.chunk(pieces))
+    kept = dequantise_wide(codes, scales, steps).double()
+    # Nothing has wrapped around: int16 gives the same.
+    nibbles = torch.cat([codes & 15, codes >> 4]).short().view(groups, GROUP, outputs)
+    assert torch.equal(wide_codes(codes, steps), (nibbles * steps[0].short() + steps[1].short()).view(-1, outputs))
+    grouped = weight.double().view(outputs, groups, GROUP)
+    step = (grouped.amax(2) - grouped.amin(2)) / 15
+    unit = grouped.abs().amax((1, 2))[:, None] / LEVELS
+    # A step and a base are rounded to whole units, which moves the ends of 15 steps by 8 units at the most.
+    error = (kept.view_as(grouped) - grouped).abs()
+    assert (error <= (step / 2 + 8 * unit)[..., None] + 1e-12).all()
+    assert error.square().mean(2).sqrt().le((step / 12**0.5 * 1.3 + 2 * unit) + 1e-12).all()
+    made = Int4WideLinear(layer.in_features, outputs)
+    made.take(weight)
+    made.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    with torch.inference_mode():
+        found = made(x).double()
+    inputs = x.abs().amax(1, keepdim=True).double() / LEVELS
+    bound = inputs / 2 * kept.abs().sum(1) * 1.001
+    room = ROUNDING * (x.double().abs() @ kept.abs().T + layer.bias.detach().abs())
+    assert ((found - exact(x, kept, layer.bias)).abs() <= bound + room).all()
+    # In training, and on other devices, the same weights multiply floats.
+    x.requires_grad_()
+    learnt = made(x)
+    learnt.sum().backward()
+    assert ((learnt.detach().double() - exact(x.detach(), kept, layer.bias)).abs() <= room + 1e-12).all()
+    assert torch.allclose(x.grad.double(), kept.sum(0).expand_as(x), rtol=1e-4, atol=float(1e-4 * kept.abs().sum()))
+
+
+def test_a_word_table_looks_up_and_scores() -> None:
+    random = torch.Generator().manual_seed(3)
+    table = WordTable(500, 96)
+    table.weight.data.normal_(generator=random)
+    made = Int8WordTable(500, 96)
+    made.take(table.weight.detach())
+    ids = torch.randint(0, 500, (4, 7), generator=random)
+    scale = table.weight.detach().abs().amax(1) / LEVELS
+    assert ((made(ids) - table(ids)).abs() <= scale[ids][..., None] * 0.5001).all()
+    hidden = torch.randn(2, 3, 96, generator=random)
+    # What is read back is what scores: the error left is that of rounding the hidden states.
+    vectors = made(torch.arange(500)).double()
+    step = hidden.abs().amax(-1, keepdim=True).double() / LEVELS
+    bound = step / 2 * vectors.abs().sum(1) * 1.001 + 1e-4
+    assert ((made.scores(hidden).double() - hidden.double() @ vectors.T).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number_is_refused(number: float) -> None:
+    weight = torch.ones(OUTPUTS, GROUP)
+    weight[3, 5] = number
+    for quantised in (quantise_weight, quantise_groups, quantise_wide):
+        with pytest.raises(ValueError, match="infinite or no number"):
+            quantised(weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_a_network_leaves_its_scales_alone(dtype: torch.dtype) -> None:
+    layers = (Int4Linear(GROUP, OUTPUTS), Int4WideLinear(GROUP, OUTPUTS), Int8WordTable(OUTPUTS, GROUP))
+    for made in (int8_of(nn.Linear(GROUP, OUTPUTS)), *layers):
+        made.take(torch.randn(OUTPUTS, GROUP))
+        before = made.scale.clone()
+        made.to(dtype).to(torch.float32)
+        assert made.scale.dtype == before.dtype
+        assert torch.equal(made.scale, before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 40), bias=st.booleans(), seed=st.integers(0, 2**20))
+def test_the_fast_product_of_floats_is_the_slow_one(rows: int, bias: bool, seed: int) -> None:
+    x, layer = drawn(rows, 640, 800, seed, bias)
+    with torch.inference_mode():
+        fast = linear(x, layer.weight, layer.bias)
+    reference = exact(x, layer.weight, layer.bias)
+    room = x.double().abs() @ layer.weight.detach().double().abs().T
+    assert ((fast.double() - reference).abs() <= 2e-6 * room + 1e-6).all()
+    # Training takes the product that knows gradients.
+    own = Linear(640, 800)
+    own(x).sum().backward()
+    assert own.weight.grad is not None
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_network_is_near_the_one_it_was(tiny_parts: ModelParts, bits: int) -> None:
+    network = copy.deepcopy(tiny_parts.network)
+    decoder = network.decoder
+    embeds = decoder.embed(torch.randint(0, 100, (3, 9), generator=torch.Generator().manual_seed(1)))
+    with torch.inference_mode():
+        before = decoder(embeds)
+    count = sum(p.numel() for p in network.parameters())
+    quantise(network, bits)
+    layers = quantised_layers(network)
+    assert layers
+    assert sum(p.numel() for p in network.parameters() if p.is_floating_point()) < count
+    prepare_layers(network)
+    with torch.inference_mode():
+        after = decoder(embeds)
+    assert 0 <= (after - before).norm() / before.norm() < (0.05 if bits == 8 else 0.3)

@@ -1,0 +1,182 @@
+"""Fine-tuning on one's own table, adapters, and evaluation while a run goes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import openblip
+from openblip.data.sources.annotations import is_held_out
+from openblip.errors import OpenBlipError
+from openblip.training.finetune import Wishes, finetuning_recipe
+from openblip.training.recipe import load_recipe
+from openblip.training.run import train
+
+COLOURS = {"red": (220, 30, 30), "blue": (40, 60, 220)}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Forty pictures in two colours, with a text each and a question."""
+    (tmp_path / "photos").mkdir()
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "caption"])
+        for number in range(40):
+            word, colour = list(COLOURS.items())[number % 2]
+            Image.new("RGB", (64, 64), tuple(value + number % 7 for value in colour)).save(
+                tmp_path / f"photos/{number:02d}.png"
+            )
+            writer.writerow([f"photos/{number:02d}.png", f"  A {word}  ball. "])
+    return tmp_path / "pairs.csv"
+
+
+def questions(table: Path) -> Path:
+    path = table.with_name("questions.jsonl")
+    with table.open(newline="") as file:
+        rows = [
+            {"image": row["file"], "question": "what color is the ball?", "answer": row["caption"].split()[1]}
+            for row in csv.DictReader(file)
+        ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_table_is_all_there_is_to_say(table: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new"))
+    assert recipe.data[0].held_out == 10 and recipe.evaluation.data == recipe.data[0]
+    assert recipe.train_decoder and recipe.lora is None and recipe.mixture.questions == 0
+    asked = finetuning_recipe(Wishes(str(tiny_model_folder), questions(table), tmp_path / "new", lora=True))
+    assert asked.lora is not None and not asked.train_decoder and asked.mixture.questions == 1
+    # What --dry-run prints is a recipe that says the same.
+    written = tmp_path / "recipe.yaml"
+    written.write_text(openblip_recipe(asked))
+    assert asdict(load_recipe(written)) == asdict(asked)
+
+
+def test_enough_is_held_out_to_tell_better_from_worse(table: Path, tiny_model_folder: Path) -> None:
+    """However the hashes of names fall: CIDEr of a single picture is 0, so that nothing learnt would ever be kept."""
+    rows = table.read_text().splitlines()
+    unlucky = [row for row in rows[1:] if not is_held_out(Path(row.partition(",")[0]), 10)]
+    assert len(unlucky) >= 30
+    table.write_text("\n".join([rows[0], *unlucky]))
+    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, table.parent / "new"))
+    assert recipe.evaluation.data is not None
+    images = [Path(row.partition(",")[0]) for row in unlucky]
+    assert 3 <= sum(is_held_out(image, recipe.data[0].held_out) for image in images) < len(images) / 3
+    table.write_text("\n".join([rows[0], *unlucky[:29]]))
+    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, table.parent / "new"))
+    assert recipe.evaluation.data is None and not recipe.data[0].held_out
+
+
+def openblip_recipe(recipe: object) -> str:
+    from openblip.recipes import write_recipe
+
+    return write_recipe(recipe)
+
+
+def test_captions_change_and_the_best_weights_are_kept(
+    table: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("openblip.training.monitor.progress.EVERY_SECONDS", 0.0)
+    picture = tmp_path / "photos/00.png"
+    before = openblip.load(tiny_model_folder, device="cpu").caption(picture)
+    wishes = Wishes(str(tiny_model_folder), table, tmp_path / "new", epochs=15, batch_size=6, rate=5e-3)
+    folder = train(finetuning_recipe(wishes))
+    after = openblip.load(folder, device="cpu").caption(picture)
+    # Texts are learnt as they were written, but for their spaces.
+    assert after == "A red ball." != before
+    shown = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert shown[0]["prediction"] == openblip.load(tiny_model_folder, device="cpu").caption(
+        tmp_path / "photos" / Path(shown[0]["image"]).name, beams=3
+    )
+    assert shown[-1]["prediction"] in ("A red ball.", "A blue ball.")
+    told = capsys.readouterr().out.splitlines()
+    assert any("cider" in line for line in told)
+    # Where there is no terminal, as in the log of a cluster, lines tell how far it is.
+    assert re.fullmatch(r"step \d+ of 90  epoch \d+  lm [\d.]+  [\d.]+ images/s", [x for x in told if "step" in x][-1])
+
+
+def test_a_run_that_gets_worse_gives_back_what_it_was_given(
+    table: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    wishes = Wishes(str(tiny_model_folder), table, tmp_path / "good", epochs=15, batch_size=6, rate=5e-3)
+    good = train(finetuning_recipe(wishes))
+    recipe = finetuning_recipe(Wishes(str(good), table, tmp_path / "worse", epochs=10, batch_size=6, rate=10.0))
+    recipe.optimizer.clip_norm = 1e9
+    recipe.evaluation.every = 1
+    worse = train(recipe)
+    first, second = (load_file(folder / "model.safetensors") for folder in (good, worse))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with (worse / "curves.csv").open(newline="") as file:
+        epochs = {int(row["epoch"]) for row in csv.DictReader(file)}
+    assert len(epochs) == recipe.evaluation.patience < recipe.epochs
+    # Started again, it knows that it is over.
+    assert train(recipe) == worse
+
+
+def test_adapters_are_all_that_a_run_with_lora_learns_and_leaves(
+    table: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    wishes = Wishes(
+        str(tiny_model_folder), questions(table), tmp_path / "lora", epochs=12, batch_size=6, rate=2e-2, lora=True
+    )
+    folder = train(finetuning_recipe(wishes))
+    assert (folder / "adapter_config.json").exists() and not (folder / "model.safetensors").exists()
+    names = load_file(folder / "adapter_model.safetensors")
+    assert all("lora_" in name for name in names) and any("language_model" in name for name in names)
+    model = openblip.load(folder, device="cpu")
+    answers = [
+        model.ask(tmp_path / f"photos/{number:02d}.png", "what color is the ball?") for number in range(0, 40, 10)
+    ]
+    answers += [
+        model.ask(tmp_path / f"photos/{number:02d}.png", "what color is the ball?") for number in range(1, 40, 10)
+    ]
+    assert answers == ["red"] * 4 + ["blue"] * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image\nphotos/00.png\n", "says nothing about its pictures"),
+        ("image,caption\nphotos/00.png,a ball\n", "1 picture|has 1 pictures to learn from"),
+        ("picture,words\nphotos/00.png,a ball\n", "column"),
+        ("image,caption\nphotos/00.png,\nphotos/01.png,a\nphotos/02.png,  \n", "has 1 pictures to learn from"),
+        ("image,caption,image\na.png,a ball,b.png\n", "several columns 'image': give each a name of its own"),
+    ],
+)
+def test_tables_that_teach_nothing(
+    table: Path, tiny_model_folder: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    table.write_text(content)
+    with pytest.raises(OpenBlipError, match=message):
+        finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new"))
+
+
+@pytest.mark.parametrize("rate", [float("nan"), -1.0, 0.0, float("inf")])
+def test_rates_out_of_range(table: Path, tiny_model_folder: Path, tmp_path: Path, rate: float) -> None:
+    with pytest.raises(OpenBlipError, match="learning rate is"):
+        finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new", rate=rate))
+
+
+def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
+    table: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new", epochs=1))
+    recipe.evaluation.metric = "accuracy"
+    recipe.init = "no-such-model"
+    with pytest.raises(OpenBlipError, match=r"'accuracy': it is none of bleu_1"):
+        train(recipe)
+    assert not (tmp_path / "new").exists()
