@@ -24,9 +24,11 @@ def row(parameter: Any) -> str:
     names = [name for name in parameter.opts if name.startswith("-")]
     if not getattr(parameter, "is_flag", False):
         names.append(parameter.metavar or parameter.name.upper())
-    default = parameter.default if isinstance(parameter.default, str | int | float) else False
-    told = "" if default is False or parameter.required else f" Default: `{default}`."
-    return f"| {' '.join(f'`{name}`' for name in names)} | {plain(parameter.help or '')}{told} |"
+    shown = getattr(parameter, "show_default", False)  # words, where there is no value: "by size"
+    default = shown if isinstance(shown, str) else parameter.default
+    told = f" Default: `{default}`." if isinstance(default, str | float) or type(default) is int else ""
+    shown_names = " ".join(f"`{name}`" for name in names).replace("|", "\\|")
+    return f"| {shown_names} | {plain(parameter.help or '')}{told} |"
 
 
 def tables(parameters: list[Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from openblip.errors import OptionError
 if TYPE_CHECKING:
     from openblip.options import TextOptions
 
-TEXT_PANEL = "Text generation (what is left out is the model's own choice)"
+TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"
 
 
@@ -30,14 +30,20 @@ def _about_text(metavar: str, explained: str) -> Any:
     return typer.Option(metavar=metavar, help=explained, rich_help_panel=TEXT_PANEL)
 
 
-RecipePath = Annotated[Path, _argument("RECIPE.yaml", "The recipe.")]
-Overrides = Annotated[list[str] | None, _argument("KEY=VALUE", "Settings that replace the recipe's, with dots.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the recipe as it stands, and leave.")]
+RecipePath = Annotated[Path, _argument("RECIPE.yaml", "The recipe file.")]
+Overrides = Annotated[
+    list[str] | None, _argument("KEY=VALUE", "Settings that replace those of the recipe, such as optimizer.lr=1e-4.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the recipe with all its settings, and do nothing else.")]
 
-NewFolder = Annotated[Path, _argument("DST", "A new folder.")]
+NewFolder = Annotated[Path, _argument("DST", "The folder to write: a new or an empty one.")]
 LavisFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A .pth of LAVIS, read instead of the official one.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="A .pth file that LAVIS saved, to load instead of the official weights.",
+        show_default=False,
+    ),
 ]
 
 Inputs = Annotated[
@@ -48,41 +54,47 @@ Images = Annotated[
     str,
     _argument("IMAGE", "An image file or web address; a folder or quoted pattern ('photos/*.jpg') for several."),
 ]
-Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders, too.")]
-BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Images looked at together.")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include images in subfolders.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Number of images to process at once.")]
 
-Model = Annotated[str, _about_model("NAME", "A name of `openblip models`, or a model folder.", "--model", "-m")]
-Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1; by default CUDA where there is one.")]
+Model = Annotated[str, _about_model("NAME", "A name from `openblip models`, or a model folder.", "--model", "-m")]
+Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1. Default: CUDA if there is one.")]
 Dtype = Annotated[
-    str | None, _about_model("NAME", "float32, bfloat16, float16, int8 or int4; by default what the device runs fast.")
+    str | None, _about_model("NAME", "float32, bfloat16, float16, int8 or int4. Default: what the device runs fast.")
 ]
 Adapter = Annotated[
     str | None,
-    _about_model("FOLDER", "Low-rank adapters (LoRA) for the model: a folder or repository, as peft writes."),
+    _about_model("FOLDER", "Low-rank adapters (LoRA) in peft's format: a folder, or a repository on the hub."),
 ]
 
-Prompt = Annotated[str | None, _about_text("TEXT", "How captions begin; not repeated in the result.")]
-NumCaptions = Annotated[int, _about_text("N", "Captions an image, best first.")]
-Beams = Annotated[int | None, _about_text("N", "Width of the beam search; 1 is greedy.")]
-TopP = Annotated[float | None, _about_text("P", "Draw from the likeliest tokens of this total probability.")]
-TopK = Annotated[int | None, _about_text("N", "Draw from the N likeliest tokens.")]
-Temperature = Annotated[float | None, _about_text("T", "Draw more boldly above 1, less below.")]
-Seed = Annotated[int | None, _about_text("N", "Make random draws repeatable.")]
-MinTokens = Annotated[int | None, _about_text("N", "Shortest new text.")]
-MaxTokens = Annotated[int | None, _about_text("N", "Longest new text; the prompt does not count.")]
-LengthPenalty = Annotated[float | None, _about_text("X", "Above 0 beam search favours long texts, below 0 short ones.")]
-RepetitionPenalty = Annotated[float | None, _about_text("X", "Above 1 discourages words already used.")]
+Prompt = Annotated[str | None, _about_text("TEXT", "The words that captions begin with; they are not printed again.")]
+NumCaptions = Annotated[int, _about_text("N", "Number of captions for each image, best first.")]
+Beams = Annotated[int | None, _about_text("N", "Number of beams; 1 is greedy search.")]
+TopP = Annotated[float | None, _about_text("P", "Sample from the most likely tokens with this total probability.")]
+TopK = Annotated[int | None, _about_text("N", "Sample from the N most likely tokens.")]
+Temperature = Annotated[
+    float | None, _about_text("T", "Sample with this temperature: above 1 is more random, below 1 is less.")
+]
+Seed = Annotated[int | None, _about_text("N", "Seed for sampling; the same seed gives the same text.")]
+MinTokens = Annotated[int | None, _about_text("N", "Minimum number of new tokens.")]
+MaxTokens = Annotated[int | None, _about_text("N", "Maximum number of new tokens; the prompt does not count.")]
+LengthPenalty = Annotated[
+    float | None, _about_text("X", "Beam search prefers long texts above 0, short texts below 0.")
+]
+RepetitionPenalty = Annotated[
+    float | None, _about_text("X", "Above 1, words that were already used become less likely.")
+]
 
 Stream = Annotated[
     bool,
     typer.Option(
         "--stream",
-        help="Show answers as they are written, greedily unless drawn at random.",
+        help="Show each answer while it is generated; greedy unless you sample.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line instead of text.", rich_help_panel=OUTPUT_PANEL)
+    bool, typer.Option("--json", help="Print one JSON object per line instead of text.", rich_help_panel=OUTPUT_PANEL)
 ]
 Output = Annotated[
     Path | None,

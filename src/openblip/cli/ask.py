@@ -25,7 +25,7 @@ def ask(
         list[str],
         typer.Argument(
             metavar="QUESTION",
-            help="One or more; each image is looked at once for all.",
+            help="One or more questions; each image is encoded once for all of them.",
             show_default=False,
         ),
     ],
@@ -47,9 +47,9 @@ def ask(
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
-    """Answer questions about an image, or about each of several.
+    """Answer questions about one or more images.
 
-    A single answer stands alone on its line; with several images or questions each line begins with them.
+    One question about one image prints the answer alone; otherwise each line begins with the image or the question.
     """
     import openblip
     from openblip.images.sources import describe_source, find_images

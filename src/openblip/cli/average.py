@@ -19,11 +19,17 @@ def average(
     folder: NewFolder,
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL[=SHARE]...", help="Models that were trained from one start.", show_default=False),
+        typer.Argument(
+            metavar="MODEL[=SHARE]...",
+            help="Models that were trained from the same weights, each with its share if you like.",
+            show_default=False,
+        ),
     ],
-    storage: Annotated[str, typer.Option(metavar="TYPE", help="float32, float16 or int8.")] = "float32",
+    storage: Annotated[
+        str, typer.Option(metavar="TYPE", help="The type of the weights: float32, float16 or int8.")
+    ] = "float32",
 ) -> None:
-    """Average the weights of models that were trained from one start, which often does better than any of them."""
+    """Average the weights of models that started from the same weights; the mean is often better than each of them."""
     from openblip.checkpoints.tools.average import average_models
 
     path = average_models(_shares(models), folder, storage=storage)

@@ -39,7 +39,7 @@ def caption(
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
-    """Describe images, one line each: its name, a colon, the caption."""
+    """Caption images: print one line for each, with its name, a colon and the caption."""
     import openblip
     from openblip.images.sources import find_images
 

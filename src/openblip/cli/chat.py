@@ -38,11 +38,11 @@ def chat(
     length_penalty: args.LengthPenalty = None,
     repetition_penalty: args.RepetitionPenalty = None,
 ) -> None:
-    """Talk about an image: each question is asked with all that was said before.
+    """Have a conversation about an image: each question is asked with the turns before it.
 
-    An empty line or the end of the input (Ctrl-D, on Windows Ctrl-Z) ends the conversation; /reset
-    forgets it. Questions piped in are answered one a line. On a terminal an answer appears as it is written;
-    with --beams it is searched for instead, as it is elsewhere.
+    An empty line or the end of the input (Ctrl-D, on Windows Ctrl-Z) ends the conversation; /reset starts a
+    new one. If you pipe questions in, one per line, each answer is printed on a line. On a terminal, you see
+    each answer while it is generated; with --beams, you see it when the beam search is done.
     """
     import openblip
     from openblip.images.decode import load_image

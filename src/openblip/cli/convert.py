@@ -17,25 +17,33 @@ EXAMPLES = """[bold]Examples[/bold]
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A folder, or a name of `openblip models`.", show_default=False)
+        str, typer.Argument(metavar="SRC", help="A model folder, or a name from `openblip models`.", show_default=False)
     ],
     folder: NewFolder,
-    to: Annotated[str, typer.Option(metavar="LAYOUT", help="openblip, transformers or lavis.", show_default=False)],
-    storage: Annotated[str, typer.Option(metavar="TYPE", help="float32, float16 or int8, for openblip.")] = "float32",
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT", help="The layout to write: openblip, transformers or lavis.", show_default=False
+        ),
+    ],
+    storage: Annotated[
+        str,
+        typer.Option(metavar="TYPE", help="The type of the weights in the openblip layout: float32, float16 or int8."),
+    ] = "float32",
     task: Annotated[
         str | None,
         typer.Option(
             metavar="HALF",
-            help="write or match: for transformers, of a model that does both.",
+            help="For transformers: write (captions and answers) or match, if the model can do both.",
             show_default=False,
         ),
     ] = None,
     checkpoint: LavisFile = None,
 ) -> None:
-    """Write a model in another layout; weights keep their values bit for bit.
+    """Convert a model to the layout of OpenBLIP, transformers or LAVIS; the weights stay the same, bit for bit.
 
-    What LAVIS froze in training lies in files of its own, and is written so. Quantised weights become numbers in
-    floating point again for transformers and LAVIS.
+    LAVIS keeps the parts that were frozen in training in files of their own, and so does this command. For transformers
+    and LAVIS, quantised weights become floating-point numbers again.
     """
     from openblip.checkpoints.tools import convert as converting
 

@@ -32,18 +32,24 @@ WIDTH = 120
 def datasets(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME | download NAME]", help="One data set, or all of them.", show_default=False),
+        typer.Argument(
+            metavar="[NAME | download NAME]", help="The data set. Default: list all of them.", show_default=False
+        ),
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(
-            "--root", "--to", metavar="FOLDER", help="Where data sets lie, and are downloaded to.", show_default=False
+            "--root",
+            "--to",
+            metavar="FOLDER",
+            help="The folder of the data sets; downloads go there, too.",
+            show_default=False,
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Count rows, and pictures that are missing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Count the rows, and the images that are missing.")] = False,
     as_json: args.AsJson = False,
 ) -> None:
-    """List the public data sets that are known by name, show one, or download its annotations."""
+    """List the public data sets that OpenBLIP knows, show one of them, or download its annotations."""
     from openblip.data.zoo.data_sets import find_entry
     from openblip.data.zoo.downloads import download_annotations, list_status, status_of
 

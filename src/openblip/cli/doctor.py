@@ -13,9 +13,10 @@ EXAMPLES = """[bold]Examples[/bold]
 
 
 def doctor(as_json: args.AsJson = False) -> None:
-    """Measure this machine for some seconds: device and number format chosen, speeds, and seconds a caption takes.
+    """Measure this machine for a few seconds: show which device and type OpenBLIP picks, and how long a caption takes.
 
-    Seconds are for one image at a time and 20 greedy tokens, products and memory alone; other programs slow them down.
+    A caption is one image and 20 greedy tokens; only matrix products and memory reads are counted. Programs that run at
+    the same time make the times longer.
     """
     import torch
 

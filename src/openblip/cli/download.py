@@ -24,30 +24,36 @@ def download(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="A name of `openblip models`, or a repository of the hub.", show_default=False
+            metavar="NAME", help="A name from `openblip models`, or a repository on the hub.", show_default=False
         ),
     ],
     include: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only files that fit; may be given again.", show_default=False),
+        typer.Option(
+            metavar="PATTERN", help="Take only files that match; repeat it for more patterns.", show_default=False
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="No files that fit; may be given again.", show_default=False),
+        typer.Option(
+            metavar="PATTERN", help="Leave out files that match; repeat it for more patterns.", show_default=False
+        ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the repository.", show_default=False)
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Use this cache instead.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Use this cache folder instead of the default one.", show_default=False),
     ] = None,
     local_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Put plain files there, not into a cache.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write plain files to this folder instead of a cache.", show_default=False),
     ] = None,
 ) -> None:
-    """Fetch what is missing of a model, and print where its files are, one line each.
+    """Download the files of a model that are not here yet, and print the path of each file.
 
-    Of a repository only what a model needs is taken, and its weights in one format.
+    Only the files that the model needs are downloaded, and the weights in one format.
     """
     from openblip.checkpoints.hub import download as downloads
 

@@ -43,9 +43,7 @@ def embed(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            "--text", "-t", metavar="TEXT", help="A text to embed; give it once for each.", show_default=False
-        ),
+        typer.Option("--text", "-t", metavar="TEXT", help="A text to embed; repeat it for more.", show_default=False),
     ] = None,
     recursive: args.Recursive = False,
     batch_size: args.BatchSize = 8,
@@ -55,7 +53,7 @@ def embed(
     adapter: args.Adapter = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print the vectors, one JSON object a line.", rich_help_panel=args.OUTPUT_PANEL),
+        typer.Option("--json", help="Print the vectors, one JSON object per line.", rich_help_panel=args.OUTPUT_PANEL),
     ] = False,
     output: Annotated[
         Path | None,
@@ -63,12 +61,12 @@ def embed(
             "--output",
             "-o",
             metavar="FILE",
-            help="A .npz or .safetensors file.",
+            help="The .npz or .safetensors file to write.",
             rich_help_panel=args.OUTPUT_PANEL,
         ),
     ] = None,
 ) -> None:
-    """Turn images and texts into unit vectors that can be searched and compared."""
+    """Embed images and texts: write unit vectors that you can compare and search."""
     import openblip
     from openblip.images.sources import find_images
 

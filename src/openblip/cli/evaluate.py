@@ -21,9 +21,9 @@ def evaluate(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Score a model as a recipe says: print the table, write metrics.json, predictions.jsonl and report.html.
+    """Evaluate a model with a recipe: print the scores, and write metrics.json, predictions.jsonl and report.html.
 
-    Pictures that cannot be read are left out of the scores and counted; the exit code is 1 then.
+    Images that cannot be read do not count in the scores; the report says how many there are, and the exit code is 1.
     """
     from openblip.evaluation.recipe import load_evaluation
 

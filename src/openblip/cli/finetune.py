@@ -26,24 +26,31 @@ A run that was stopped goes on when it is started again."""
 def finetune(
     data: Annotated[
         Path,
-        typer.Option("--data", metavar="TABLE", help="CSV, TSV, JSONL, Parquet, tar or folder.", show_default=False),
+        typer.Option(
+            "--data",
+            metavar="TABLE",
+            help="Your images and texts: CSV, TSV, JSONL, Parquet, tar or a folder.",
+            show_default=False,
+        ),
     ],
     model: Model = "mini",
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder that the paths of pictures start from.", show_default=False)
+        Path | None, typer.Option("--images", help="The folder that image paths are relative to.", show_default=False)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the new model.", show_default="TABLE-model")
+        Path | None, typer.Option("--output", "-o", help="The folder of the new model.", show_default="TABLE-model")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures.", show_default="by size")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.", show_default="by size")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Number of passes over the images.", show_default="by size")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.", show_default="by size")] = None,
     rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="1e-4, LoRA 2e-4")] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Let low-rank adapters learn, and nothing else.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters (LoRA) only.")] = False,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
     dry_run: DryRun = False,
 ) -> None:
-    """Fine-tune a model on pictures with captions, or with questions and answers, and print the new folder."""
+    """Fine-tune a model on images with captions, or with questions and answers, and print the new folder."""
     from openblip.training.finetune import Wishes, finetuning_recipe
 
     # No shell replaces the ~ of --data=~/pairs.csv.

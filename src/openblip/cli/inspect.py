@@ -23,11 +23,11 @@ EXAMPLES = """[bold]Examples[/bold]
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A model folder, or a file of weights of any kind.", show_default=False),
+        typer.Argument(metavar="PATH", help="A model folder, or a file of weights.", show_default=False),
     ],
     as_json: args.AsJson = False,
 ) -> None:
-    """Tell what is in a file or folder of weights, without reading the weights.
+    """Show what is in a model folder or a file of weights, without loading the weights.
 
     Files that could run code when they are opened are refused.
     """

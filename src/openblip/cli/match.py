@@ -19,14 +19,14 @@ EXAMPLES = """[bold]Examples[/bold]
 
 def match(
     image: args.Images,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Descriptions to compare.", show_default=False)],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="The texts to compare.", show_default=False)],
     more_images: Annotated[
         list[str] | None,
         typer.Option(
             "--image",
             "-i",
             metavar="IMAGE",
-            help="Another image, folder or pattern; once for each.",
+            help="Another image, folder or pattern; repeat it for more.",
             show_default=False,
         ),
     ] = None,
@@ -39,10 +39,10 @@ def match(
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
-    """Tell how well texts fit an image, or each of several; the best pair comes first.
+    """Score how well texts fit one or more images; the best pair comes first.
 
-    Each image and each text is read once, however many pairs they make.
-    itm: probability that text and image belong together, read jointly. itc: cosine of their embeddings.
+    Each image and each text is encoded once.
+    itm: the probability that text and image belong together. itc: the cosine of their embeddings.
     """
     import openblip
     from openblip.images.sources import describe_source, find_images

@@ -19,20 +19,26 @@ def merge(
     adapter: Annotated[
         str,
         typer.Argument(
-            metavar="ADAPTER", help="A folder or repository with LoRA as peft writes it.", show_default=False
+            metavar="ADAPTER",
+            help="Low-rank adapters (LoRA) in peft's format: a folder, or a repository on the hub.",
+            show_default=False,
         ),
     ],
     folder: NewFolder,
     base: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The model; by default the one that it was trained on.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="The model to merge into. Default: the one that the adapter names.", show_default=False
+        ),
     ] = None,
-    storage: Annotated[str, typer.Option(metavar="TYPE", help="float32, float16 or int8.")] = "float32",
+    storage: Annotated[
+        str, typer.Option(metavar="TYPE", help="The type of the weights: float32, float16 or int8.")
+    ] = "float32",
     checkpoint: LavisFile = None,
 ) -> None:
-    """Write a model with low-rank adapters (LoRA) merged into its weights, as a folder of its own.
+    """Merge low-rank adapters (LoRA) into the weights of a model, and write the result to a new folder.
 
-    `--adapter` of the other commands does the same whenever a model is loaded.
+    With `--adapter`, other commands merge the adapters each time they load the model.
     """
     from openblip.checkpoints.tools.merge import merge_adapter
 

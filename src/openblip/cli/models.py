@@ -20,9 +20,9 @@ WIDTH = 120
 
 
 def models(as_json: args.AsJson = False) -> None:
-    """List the models that have a name: ours, and every official BLIP-2.
+    """List the models that you can load by name: ours, and every official BLIP-2.
 
-    Memory is what the weights take, in GB like the download; `openblip plan NAME` tells what else they need.
+    Memory is the size of the loaded weights. It is in GB, as the download is; `openblip plan NAME` shows more.
     """
     from openblip.checkpoints.tools.plan import list_rows
 

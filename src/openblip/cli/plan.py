@@ -19,13 +19,13 @@ VERDICTS = {True: "fits", False: "does not fit", None: "unknown"}
 
 
 def plan(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `openblip models`.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `openblip models`.", show_default=False)],
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="float32, bf16, int8 or int4: how the weights are held.")
+        str, typer.Option(metavar="NAME", help="The type of the weights in memory: float32, bf16, int8 or int4.")
     ] = "float32",
     as_json: args.AsJson = False,
 ) -> None:
-    """Tell what a model needs of disk and memory, and whether this machine has that now.
+    """Show how much disk space and memory a model needs, and whether this machine has them now.
 
     Memory is an estimate for one image and five beams.
     """

@@ -17,17 +17,18 @@ EXAMPLES = """[bold]Examples[/bold]
 
 def quantize(
     source: Annotated[
-        str, typer.Argument(metavar="NAME", help="A name of `openblip models`, or a model folder.", show_default=False)
+        str,
+        typer.Argument(metavar="NAME", help="A name from `openblip models`, or a model folder.", show_default=False),
     ],
     folder: NewFolder,
     bits: Annotated[
-        int, typer.Option(metavar="N", help="8; or 4 for the language model's layers and 8 for the rest.")
+        int, typer.Option(metavar="N", help="8; or 4, for 4 bits in the language model and 8 bits elsewhere.")
     ] = 8,
     checkpoint: LavisFile = None,
 ) -> None:
-    """Write a model with large matrices in 8 or 4 bits: smaller on disk and in memory, on a CPU several times faster.
+    """Quantise a model to 8 or 4 bits: it needs less disk space and memory, and is several times faster on a CPU.
 
-    `--dtype int8` of the other commands does the same whenever a model is loaded; a folder saves the time for it.
+    With `--dtype int8`, other commands quantise a model each time they load it; a quantised folder loads faster.
     """
     from openblip.checkpoints.tools.quantize import quantise_model
 

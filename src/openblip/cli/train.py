@@ -19,7 +19,7 @@ def train(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a model as a recipe says, and print the folder it is in."""
+    """Train a model from a recipe, and print the folder of the model."""
     from openblip.training.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])

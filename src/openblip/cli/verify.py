@@ -23,22 +23,24 @@ def verify(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An official model (openblip models).")],
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The model's files, where they are already here.", show_default=False),
+        typer.Option(
+            metavar="FOLDER", help="The folder of the model's files, if you have them already.", show_default=False
+        ),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Holds the test photos, which are downloaded otherwise.", show_default=False
+            metavar="FOLDER", help="The folder of the test images. Default: download them.", show_default=False
         ),
     ] = None,
     device: args.Device = None,
     dtype: args.Dtype = None,
     as_json: args.AsJson = False,
 ) -> None:
-    """Run an official model on the photos that its authors published outputs of, and compare.
+    """Compare an official model with outputs that its authors published, on the same images.
 
-    Texts have to be the same word for word; probabilities and cosines may differ by 0.005. Leaves with exit code 1
-    when something differs, which a lower precision than float16 can cause.
+    Texts must be the same word for word; probabilities and cosines may differ by 0.005. The exit code is 1 if
+    something differs, which can happen at a lower precision than float16.
     """
     import openblip
     from openblip import verification
