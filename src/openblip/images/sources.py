@@ -276,13 +276,45 @@ def _expand(text: str, recursive: bool) -> list[str]:
     if os.path.lexists(text):
         return [text]
     name = describe_source(text)
-    if not any(mark in text for mark in "*?["):
+    if not has_marks(text):
         raise ImageError(name, "there is no such file or folder; check the path")
-    matches = [path for path in glob.iglob(text, recursive=True) if _has_image_suffix(path)]
+    matches = [path for path in match_pattern(text) if _has_image_suffix(path)]
     matches = [path for path in matches if os.path.isfile(path)]
     if not matches:
         raise ImageError(name, "the pattern matches no image file; check the folder and the suffix")
     return sorted(matches, key=_natural_order)
+
+
+def has_marks(text: str) -> bool:
+    """Whether the text may be a pattern."""
+    return any(mark in text for mark in "*?[")
+
+
+def match_pattern(pattern: str, folder: str = "") -> list[str]:
+    """Paths by a pattern, each once: `*`, `?` and `[...]` within names, `**` for folders in folders.
+
+    A name that is there as it is written is no pattern: "trip [2019]/*.jpg" means the folder of that name.
+
+    Args:
+        folder: what a relative pattern is relative to.
+    """
+    names: list[str] = []
+    rest = pattern
+    while (parts := os.path.split(rest))[0] != rest:
+        rest = parts[0]
+        names += filter(None, [parts[1]])
+    found = [os.path.join(folder, rest)]
+    for name in reversed(names):
+        found = list(dict.fromkeys(path for start in found for path in _match_name(start, name)))
+    return found
+
+
+def _match_name(folder: str, name: str) -> Iterator[str]:
+    path = os.path.join(folder, name)
+    if os.path.lexists(path):
+        yield path
+    elif has_marks(name):
+        yield from glob.iglob(os.path.join(glob.escape(folder), name), recursive=True)
 
 
 def _images_in_folder(folder: str, recursive: bool) -> list[str]:

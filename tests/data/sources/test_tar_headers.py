@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from openblip.data.sample import LARGEST_FILE, PackedFile
+from openblip.data.sources.beside import LONGEST_TEXT
 from openblip.data.sources.tar_headers import BrokenTarError, Member, read_members
-from openblip.data.sources.tars import LONGEST_TEXT, index_shard, read_tars, stream_rows
+from openblip.data.sources.tars import index_shard, read_tars, stream_rows
 from openblip.errors import ImageError
 from tests.data.pictures import jpeg, write_tar
 

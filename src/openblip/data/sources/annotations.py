@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openblip.data.sample import Picture
+from openblip.data.sources.cells import to_text, to_texts
+from openblip.data.sources.json_rows import read_values
+from openblip.data.sources.records import PictureFinder
 from openblip.errors import OpenBlipError
 
 
@@ -39,11 +41,12 @@ def read_captions(path: Path, split: str | None = None, images: Path | None = No
     """Read lines with `image`, `captions` and `split`; image paths are relative to `images` or the file's folder.
 
     Raises:
-        OpenBlipError: the file is missing, a line is not JSON or lacks a field; the line is named.
+        OpenBlipError: the file is missing, a line is not JSON, lacks a field or has something else in it; it is named.
     """
+    finder = PictureFinder(images or path.parent)
     return [
-        Captioned((images or path.parent) / row["image"], tuple(row["captions"]))
-        for row in _rows(path, ("image", "captions"))
+        Captioned(finder.path(row["image"], place), to_texts(row["captions"], place, "captions"))
+        for place, row in _rows(path, ("image", "captions"))
         if split is None or row.get("split") == split
     ]
 
@@ -52,11 +55,17 @@ def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
     """Read lines with `image`, `question`, `answers` and optionally `type`; paths as for `read_captions`.
 
     Raises:
-        OpenBlipError: the file is missing, a line is not JSON or lacks a field; the line is named.
+        OpenBlipError: the file is missing, a line is not JSON, lacks a field or has something else in it; it is named.
     """
+    finder = PictureFinder(images or path.parent)
     return [
-        Questioned((images or path.parent) / row["image"], row["question"], tuple(row["answers"]), row.get("type", ""))
-        for row in _rows(path, ("image", "question", "answers"))
+        Questioned(
+            finder.path(row["image"], place),
+            to_text(row["question"], place, "question"),
+            to_texts(row["answers"], place, "answers"),
+            to_text(row.get("type"), place, "type"),
+        )
+        for place, row in _rows(path, ("image", "question", "answers"))
     ]
 
 
@@ -69,19 +78,13 @@ def is_held_out(image: Picture, one_in: int) -> bool:
     return int(hashlib.md5(Path(image.name).stem.encode()).hexdigest(), 16) % one_in == 0
 
 
-def _rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise OpenBlipError(f"no annotation file at {path}: point data_root at the folder that has it") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise OpenBlipError(f"{path}, line {number}, is not JSON: {error}") from error
+def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.exists():
+        raise OpenBlipError(f"no annotation file at {path}: point data_root at the folder that has it")
+    for place, row in read_values(path):
+        if not isinstance(row, dict):
+            raise OpenBlipError(f"{place} is no JSON object: write {{...}} a line")
         missing = [name for name in required if name not in row]
         if missing:
-            raise OpenBlipError(f"{path}, line {number}, has no {' and no '.join(missing)}")
-        yield row
+            raise OpenBlipError(f"{place} has no {' and no '.join(missing)}")
+        yield place, row

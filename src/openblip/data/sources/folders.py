@@ -1,19 +1,27 @@
-"""Folders of pictures: captions in text files beside them, or the names of classes as subfolders."""
+"""Folders of pictures: captions in files beside them, or the names of classes as subfolders."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from openblip.data.sample import Sample
+from openblip.data.sources.beside import TEXTS, sample_of, split_name, text_of
+from openblip.data.sources.records import tell_skipped
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.sources import find_images
 
 
-def read_folder(folder: Path) -> list[Sample]:
+def read_folder(folder: Path, skipped: list[str] | None = None) -> list[Sample]:
     """A sample for each picture in a folder and its subfolders, `img2` before `img10`.
 
-    `dog.jpg` has the lines of `dog.txt` as captions. Where no picture has such a file, those in subfolders have
-    the first subfolder's name as their class.
+    `dog.jpg` has what stands beside it in `dog.txt`, `dog.caption`, `dog.jpg.txt` or `dog.json`, in capitals or not.
+    Where no picture has such a file, those in subfolders have the first subfolder's name as their class.
+
+    Args:
+        skipped: gets a sentence for each picture whose texts cannot be read, and about texts that belong to none;
+            by default they are logged.
 
     Raises:
         OpenBlipError: there is no such folder, no picture in it, or nothing says anything about them.
@@ -24,30 +32,47 @@ def read_folder(folder: Path) -> list[Sample]:
         paths = [Path(found) for found in find_images([folder], recursive=True)]
     except ImageError as error:
         raise OpenBlipError(str(error)) from error
-    captions = {path: _captions_beside(path) for path in paths}
-    if any(captions.values()):
-        return [Sample((path,), _name(path, folder), captions=captions[path]) for path in paths]
-    labels = {path: path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
-    if not labels:
+    beside = _texts_beside({path.parent for path in paths})
+    samples: list[Sample] = []
+    left_out: list[str] = []
+    for path in paths:
+        texts = beside.pop(split_name(path.as_posix())[0], {})
+        try:
+            samples.append(_sample(path, path.relative_to(folder).as_posix(), texts))
+        except OpenBlipError as error:
+            left_out.append(f"{path} is left out: {error}")
+    is_said = bool(left_out) or any(sample.captions or sample.question or sample.label for sample in samples)
+    if not is_said:
+        samples = _with_classes(folder, paths, samples)
+    alone = [path for texts in beside.values() for path in texts.values()]
+    if alone:
+        left_out.append(f"{folder} has {len(alone)} texts without a picture of their name ({alone[0]} first)")
+    tell_skipped(left_out, skipped)
+    return samples
+
+
+def _texts_beside(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
+    """Files with texts by what they have in common with their picture, and by their ending."""
+    found: dict[str, dict[str, Path]] = {}
+    for folder in sorted(folders):
+        for path in sorted(folder.iterdir()):
+            key, ending = split_name(path.as_posix())
+            if ending in TEXTS and not path.name.startswith(".") and path.is_file():
+                found.setdefault(key, {}).setdefault(ending, path)
+    return found
+
+
+def _sample(picture: Path, name: str, paths: Mapping[str, Path]) -> Sample:
+    texts = {ending: text_of(path.name, path.stat().st_size, path.read_bytes) for ending, path in paths.items()}
+    return sample_of(picture, name, texts)
+
+
+def _with_classes(folder: Path, paths: Sequence[Path], samples: Sequence[Sample]) -> list[Sample]:
+    """The same with the names of subfolders as labels."""
+    labels = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
+    if not any(labels):
         raise OpenBlipError(
             f"nothing says anything about the pictures in {folder}: put a text file with captions beside each, "
             "or pictures of one class into one subfolder"
         )
-    return [Sample((path,), _name(path, folder), label=labels.get(path, "")) for path in paths]
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def _captions_beside(picture: Path) -> tuple[str, ...]:
-    try:
-        text = picture.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
-    except OSError:
-        return ()
-    return caption_lines(text)
-
-
-def caption_lines(text: str) -> tuple[str, ...]:
-    """A caption a line; empty lines are none."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return [replace(sample, label=label) for sample, label in zip(samples, labels, strict=True)]

@@ -9,15 +9,19 @@ from pathlib import Path
 from openblip.data.sample import Sample
 from openblip.data.sources.annotations import is_held_out, read_captions, read_questions
 from openblip.data.sources.folders import read_folder
+from openblip.data.sources.paths import check_path, expand_pattern
+from openblip.data.sources.records import tell_skipped
 from openblip.data.sources.stream import SHUFFLED
 from openblip.data.sources.tables import read_table
-from openblip.data.sources.tars import expand_pattern, read_tars, tell_skipped
+from openblip.data.sources.tars import read_tars
 from openblip.data.zoo.data_sets import find_entry
 from openblip.data.zoo.entries import Place, data_home, find_layout, open_dataset
 from openblip.errors import OpenBlipError, OptionError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables that Hugging Face's `datasets` looks for in a folder of pictures."""
+
+SHOWN_REASONS = 5
 
 
 @dataclass
@@ -95,6 +99,8 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
         raise OptionError(
             f"the data source {source.name!r} needs one kind of data: captions and questions, a table, or a dataset"
         )
+    for path in (source.captions, source.questions, source.table, source.images, source.annotations):
+        check_path(path or "", f"the data source {source.name!r}")
     if source.table is not None:
         samples = _from_table(source, data_root, left_out)
     elif source.dataset is not None:
@@ -103,7 +109,9 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
         samples = _from_annotations(source, data_root)
     tell_skipped(left_out, skipped)
     if not samples:
-        raise OpenBlipError(f"the data source {source.name!r} has no rows: {'; '.join(left_out) or 'check its files'}")
+        more = [f"{len(left_out) - SHOWN_REASONS} more"] if len(left_out) > SHOWN_REASONS else []
+        reasons = "; ".join(left_out[:SHOWN_REASONS] + more) or "check its files"
+        raise OpenBlipError(f"the data source {source.name!r} has no rows: {reasons}")
     return samples
 
 
@@ -185,12 +193,12 @@ def _from_table(source: DataSource, data_root: Path, skipped: list[str]) -> list
         if source.split is not None:
             raise OptionError(f"{table} is made of tars, which have no splits: leave split: {source.split} out")
         return read_tars(paths, skipped)
-    return [row for path in paths for row in read_table(path, images, source.split)]
+    return [row for path in paths for row in read_table(path, images, source.split, skipped)]
 
 
 def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
     """The tars of a source that is streamed, in order. Raises OpenBlipError when its table is something else."""
-    table = str(source.table)
+    table = check_path(str(source.table), f"the data source {source.name!r}")
     place = data_root / table
     paths = sorted(place.glob("*.tar")) if place.is_dir() else [place] if place.exists() else []
     paths = paths or expand_pattern(table, data_root)
@@ -205,10 +213,10 @@ def _from_folder(folder: Path, images: Path | None, split: str | None, skipped: 
         folder, split = folder / split, None
     for name in METADATA:
         if (folder / name).is_file():
-            return read_table(folder / name, images, split)
+            return read_table(folder / name, images, split, skipped)
     tars = sorted(folder.glob("*.tar"))
     if tars and split is None:
         return read_tars(tars, skipped)
     if split is not None:
         raise OptionError(f"{folder} has no folder {split}: leave split out, or name one that it has")
-    return read_folder(folder)
+    return read_folder(folder, skipped)

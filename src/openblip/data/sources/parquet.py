@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -13,6 +14,7 @@ from openblip.errors import ImageError, OpenBlipError
 BYTES = "bytes"
 PATH = "path"
 """Fields of a picture as Hugging Face's `datasets` keeps it."""
+LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class ParquetCell:
         """Raises ImageError when the table is gone, damaged or has no picture there."""
         try:
             cell = _column(self.archive, self.row_group, self.column)[self.row].as_py()
-        except (OSError, IndexError, KeyError, ValueError) as error:
-            raise ImageError(str(self), " ".join(str(error).split())) from error
+        except OpenBlipError as error:
+            raise ImageError(str(self), str(error)) from error
+        except Exception as error:  # pyarrow raises a dozen kinds
+            raise ImageError(str(self), _reason(error)) from error
         content = cell.get(BYTES) if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
             raise ImageError(str(self), "the cell is empty")
@@ -56,30 +60,55 @@ def _column(path: Path, row_group: int, column: str) -> Any:
     return _open(path).read_row_group(row_group, columns=[column]).column(column)
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table; a cell that holds a picture comes as a `ParquetCell`.
+def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """The rows of a table. Columns that are not chosen are there, but empty: they may hold anything, and much of it.
+
+    Args:
+        choose: gets the names of all columns, gives those that are read by our fields; cells of `image` that hold
+            bytes come as `ParquetCell`.
 
     Raises:
-        OpenBlipError: pyarrow is not installed, or the file is missing or no Parquet.
+        OpenBlipError: pyarrow is not installed, or the file is missing, no Parquet, or holds what cannot be read.
     """
     table = _open(path)
-    schema = table.schema_arrow
-    packed = [field.name for field in schema if _holds_bytes(field.type)]
-    plain = [name for name in schema.names if name not in packed]
+    try:
+        schema = table.schema_arrow
+    except Exception as error:  # pyarrow raises a dozen kinds
+        raise _damaged(path, error) from error
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
+    chosen = choose(schema.names)
+    packed = [name for field, name in chosen.items() if field == "image" and _holds_bytes(schema.field(name).type)]
+    plain = [name for name in chosen.values() if name not in packed]
     for group in range(table.num_row_groups):
         try:
             columns = table.read_row_group(group, columns=[*plain, *(f"{name}.{PATH}" for name in packed)])
-        except (OSError, ValueError) as error:
-            raise OpenBlipError(f"{path} is damaged ({' '.join(str(error).split())}): get it again") from error
-        values = {name: columns.column(name).to_pylist() for name in columns.column_names}
-        for row in range(table.metadata.row_group(group).num_rows):
-            cells: dict[str, Any] = {name: values[name][row] for name in plain}
+            rows = table.metadata.row_group(group).num_rows
+        except Exception as error:  # pyarrow raises a dozen kinds
+            raise _damaged(path, error) from error
+        values = {name: _values(path, columns, name) for name in columns.column_names if name in (*plain, *packed)}
+        if any(len(column) != rows for column in values.values()):
+            raise OpenBlipError(f"{path} is damaged (its row groups are not as long as they say): get it again")
+        for row in range(rows):
+            cells: dict[str, Any] = dict.fromkeys(schema.names)
+            cells |= {name: values[name][row] for name in plain}
             for name in packed:
                 told = values[name][row] if name in values else None
                 called = (told or {}).get(PATH) if isinstance(told, dict) else None
-                label = f"{group}-{row}" + (f"-{PurePath(called).name}" if called else "")
+                label = f"{group}-{row}" + (f"-{PurePath(called).name}" if isinstance(called, str) else "")
                 cells[name] = ParquetCell(path, group, row, name, label)
             yield cells
+
+
+def _values(path: Path, columns: Any, name: str) -> list[Any]:
+    try:
+        return list(columns.column(name).to_pylist())
+    except Exception as error:  # pyarrow raises a dozen kinds
+        raise OpenBlipError(
+            f"{path} has values in its column {name} that Python has not ({_reason(error)}): save them as text, or "
+            "rename the column"
+        ) from error
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -87,7 +116,16 @@ def _holds_bytes(kind: Any) -> bool:
 
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index(BYTES) >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_fixed_size_binary(kind)) or str(kind) in ("binary", "large_binary", "binary_view")
+
+
+def _damaged(path: Path, error: Exception) -> OpenBlipError:
+    return OpenBlipError(f"{path} is no Parquet table, or damaged ({_reason(error)}): get it again")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:LONGEST_REASON]
 
 
 def _open(path: Path) -> Any:
@@ -99,5 +137,5 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path)
     except FileNotFoundError:
         raise OpenBlipError(f"there is no table at {path}: check the path") from None
-    except (OSError, ValueError) as error:
-        raise OpenBlipError(f"{path} is no Parquet table, or damaged ({' '.join(str(error).split())})") from error
+    except Exception as error:  # pyarrow raises a dozen kinds
+        raise _damaged(path, error) from error

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openblip.data.sample import Picture, Sample
+from openblip.data.sources.cells import encodable, is_empty, shown_columns, to_id, to_text, to_texts
 from openblip.data.sources.parquet import ParquetCell
+from openblip.data.sources.paths import local_path
 from openblip.errors import OpenBlipError
 from openblip.images.sources import is_address
+
+LOG = logging.getLogger("openblip.data")
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": tuple(
         "image image_path image_name img img_path photo file file_name filename file_path filepath path".split()
     ),
-    "captions": ("captions", "caption", "text", "description", "comment"),
+    "captions": ("captions", "caption", "text", "description", "comment", "sentences", "sentence"),
     "question": ("question",),
     "answers": ("answers", "answer"),
     "label": ("label", "class"),
@@ -28,8 +31,26 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """What each of our fields may be called in a table, likeliest first; capitals do not matter."""
 
-SHOWN_COLUMNS = 12
-SHOWN_CHARACTERS = 40
+SAYS = frozenset(("captions", "question", "label"))
+"""Fields of which a row needs one."""
+
+
+def known_columns(found: Iterable[object]) -> dict[str, str]:
+    """Our field's name to the column of the table that holds it, for those that are there."""
+    lower = {str(name).strip().lower(): str(name) for name in reversed([*found])}
+    columns = {
+        field: next((lower[alias] for alias in aliases if alias in lower), None) for field, aliases in COLUMNS.items()
+    }
+    return {field: column for field, column in columns.items() if column is not None}
+
+
+def tell_skipped(sentences: Sequence[str], skipped: list[str] | None) -> None:
+    """Add the sentences to the caller's list; log them where it gave none."""
+    if skipped is not None:
+        skipped += sentences
+        return
+    for sentence in sentences:
+        LOG.warning("%s", sentence)
 
 
 class Columns:
@@ -42,18 +63,12 @@ class Columns:
     def __init__(self, found: Iterable[str], place: str, *, needs_image: bool = True) -> None:
         """Raises OpenBlipError when no column names a picture, or none says anything about it."""
         columns = [str(name) for name in found]
-        lower = {name.strip().lower(): name for name in reversed(columns)}
-        self.place = place
-        self.names: dict[str, str] = {}
-        for field, aliases in COLUMNS.items():
-            known = next((lower[alias] for alias in aliases if alias in lower), None)
-            if known is not None:
-                self.names[field] = known
+        self.names = known_columns(columns)
         if needs_image and "image" not in self.names:
             raise OpenBlipError(
                 f"{place} has no column of pictures: name one image or image_path; it has {shown_columns(columns)}"
             )
-        if not {"captions", "question", "label"} & self.names.keys():
+        if not SAYS & self.names.keys():
             raise OpenBlipError(
                 f"{place} says nothing about its pictures: name a column caption, or question and answer; "
                 f"it has {shown_columns(columns)}"
@@ -62,34 +77,40 @@ class Columns:
     def value(self, row: Mapping[str, Any], field: str) -> Any:
         return row.get(self.names[field]) if field in self.names else None
 
-    def text(self, row: Mapping[str, Any], field: str) -> str:
+    def text(self, row: Mapping[str, Any], field: str, place: str) -> str:
+        """One text, empty where there is none. Raises OpenBlipError when the cell at `place` holds something else."""
         value = self.value(row, field)
-        return "" if _is_empty(value) else str(value).strip()
+        return "" if value is None else to_text(value, place, self.names[field].strip())
 
-    def texts(self, row: Mapping[str, Any], field: str) -> tuple[str, ...]:
-        """One text or a list of them, which a CSV writes as JSON."""
+    def texts(self, row: Mapping[str, Any], field: str, place: str) -> tuple[str, ...]:
+        """One text or several. Raises OpenBlipError as `text`."""
         value = self.value(row, field)
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            with suppress(ValueError):  # "[laughs] what is this" is a caption
-                value = json.loads(value)
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(str(text).strip() for text in values if not _is_empty(text))
+        return () if value is None else to_texts(value, place, self.names[field].strip())
 
-    def sample(self, row: Mapping[str, Any], pictures: tuple[Picture, ...], name: str) -> Sample:
+    def id(self, row: Mapping[str, Any], field: str, place: str) -> str:
+        """A name or a number. Raises OpenBlipError as `text`."""
+        value = self.value(row, field)
+        return "" if value is None else to_id(value, place, self.names[field].strip())
+
+    def sample(self, row: Mapping[str, Any], pictures: tuple[Picture, ...], name: str, place: str) -> Sample:
         """The row as a sample.
 
         Args:
             name: of the picture, which stands in for an image_id.
+            place: where the row is, for messages.
+
+        Raises:
+            OpenBlipError: a cell holds something else than texts.
         """
         return Sample(
             images=pictures,
-            image_id=self.text(row, "image_id") or name,
-            sample_id=self.text(row, "sample_id"),
-            captions=self.texts(row, "captions"),
-            question=self.text(row, "question"),
-            answers=self.texts(row, "answers"),
-            label=self.text(row, "label"),
-            kind=self.text(row, "kind"),
+            image_id=self.id(row, "image_id", place) or name,
+            sample_id=self.id(row, "sample_id", place),
+            captions=self.texts(row, "captions", place),
+            question=self.text(row, "question", place),
+            answers=self.texts(row, "answers", place),
+            label=self.text(row, "label", place),
+            kind=self.text(row, "kind", place),
         )
 
 
@@ -108,26 +129,16 @@ class PictureFinder:
         """
         if isinstance(value, ParquetCell):
             return value, value.name
-        if _is_empty(value):
+        return self.path(value, place), encodable(str(value).strip())
+
+    def path(self, value: object, place: str) -> Path:
+        """The picture's path. Raises OpenBlipError as `find`."""
+        if is_empty(value):
             raise OpenBlipError(f"{place} names no picture: fill it in or leave the row out")
         if not isinstance(value, str):
             raise OpenBlipError(f"{place} has {type(value).__name__} for a picture: a path is needed")
         if value not in self._found:
-            if is_address(value):
+            if is_address(value.strip()):
                 raise OpenBlipError(f"{place} has a web address for a picture: download it and name the file")
-            # Tables written on Windows: a backslash is part of hardly any name elsewhere.
-            path = Path(value.strip() if "/" in value else value.strip().replace("\\", "/"))
-            self._found[value] = self.folder / (path.expanduser() if path.parts[:1] == ("~",) else path)
-        return self._found[value], value.strip()
-
-
-def _is_empty(value: object) -> bool:
-    # NaN, which pandas writes for nothing, differs from itself.
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-def shown_columns(columns: list[str]) -> str:
-    """The names of columns in one line, as a message has them."""
-    # A header that is none may hold anything, new lines too.
-    shown = ", ".join(" ".join(name.split())[:SHOWN_CHARACTERS] for name in columns[:SHOWN_COLUMNS])
-    return shown + (" …" if len(columns) > SHOWN_COLUMNS else "") if columns else "none"
+            self._found[value] = local_path(value.strip(), self.folder, place)
+        return self._found[value]

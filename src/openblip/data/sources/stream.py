@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from openblip.data.sample import Sample
-from openblip.data.sources.tars import TarRow, stream_rows
+from openblip.data.sources.tars import TarRow, Tell, stream_rows
 from openblip.errors import OpenBlipError, OptionError
 
 SHUFFLED = 10_000
@@ -108,7 +108,11 @@ class TarStream:
 
     def __iter__(self) -> Iterator[Sample]:
         """The rows from `position` to the end of its epoch; then `position` is at the beginning of the next."""
-        for row in self.rows(lambda path, trouble: self.skipped.append(f"{path} {trouble}")):
+
+        def tell(path: Path, trouble: str) -> None:
+            self.skipped.append(f"{path} {trouble}")
+
+        for row in self.rows(tell, tell):
             try:
                 sample = row.sample()
             except OpenBlipError as error:
@@ -117,14 +121,15 @@ class TarStream:
                 continue
             yield sample
 
-    def rows(self, tell: Callable[[Path, str], None]) -> Iterator[TarRow]:
+    def rows(self, tell: Tell, note: Tell | None = None) -> Iterator[TarRow]:
         """The same, with none of their texts read.
 
         Args:
             tell: gets each tar that cannot be read to its end, and why.
+            note: gets each tar with files that belong to no row; by default that is logged.
         """
         epoch = self.position.epoch
-        rows = self._in_order(epoch, tell)
+        rows = self._in_order(epoch, tell, note)
         if self.seed is not None:
             rows = shuffled(rows, self.shuffle, random.Random(f"{self.seed}:{epoch}:{self.share.number}"))
         for row in islice(rows, self.position.row, None):
@@ -133,16 +138,16 @@ class TarStream:
             yield row
         self.position = Position(epoch + 1)
 
-    def _in_order(self, epoch: int, tell: Callable[[Path, str], None]) -> Iterator[TarRow]:
+    def _in_order(self, epoch: int, tell: Tell, note: Tell | None) -> Iterator[TarRow]:
         paths = list(self.paths)
         if self.seed is not None:
             random.Random(f"{self.seed}:{epoch}").shuffle(paths)
         number, count = self.share.number, self.share.count
         if len(paths) >= count:
             for path in paths[number::count]:
-                yield from stream_rows(path, tell)
+                yield from stream_rows(path, tell, note)
         else:
-            every = (row for path in paths for row in stream_rows(path, tell))
+            every = (row for path in paths for row in stream_rows(path, tell, note))
             yield from islice(every, number, None, count)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,16 @@ class Dataset(Sequence[Sample]):
                 )
             try:
                 self._rows = self.layout.read(self.files, self.media, self.split)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (
+                ArithmeticError,
+                AttributeError,
+                LookupError,
+                OSError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+                csv.Error,
+            ) as error:
                 raise OpenBlipError(
                     f"{', '.join(map(str, self.files))} cannot be read as annotations of {self.name} "
                     f"({self.layout.title}; {type(error).__name__}: {error}): this is not the file it should be"

@@ -6,17 +6,17 @@ folder but where stated: a picture that is not there is found missing when it is
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from sys import intern
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from openblip.data.sample import Sample
-from openblip.data.sources.records import shown_columns
-from openblip.data.sources.tables import load_json
+from openblip.data.sources.cells import shown_columns
+from openblip.data.sources.paths import check_path
+from openblip.data.zoo.annotation_files import Entry, read_entries, read_object
 from openblip.errors import OpenBlipError
 
 Reader: TypeAlias = Callable[[Sequence[Path], Path, str], list[Sample]]
@@ -56,61 +56,6 @@ class CocoPictures(Shared):
         return super().__call__(f"{'val' if found.group(1) in self._in_val else 'train'}2017/{found.group(1)}")
 
 
-def read_rows(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
-    """JSON objects of a list, or one a line.
-
-    Raises:
-        OpenBlipError: the file is not of that kind, or a row lacks what is needed; the message says which and where.
-    """
-    for number, row in enumerate(_json_rows(path), start=1):
-        if not isinstance(row, dict):
-            raise OpenBlipError(f"{path}, entry {number}, is no JSON object: this is not the file it should be")
-        missing = [name for name in needed if name not in row]
-        if missing:
-            raise OpenBlipError(
-                f"{path}, entry {number}, has no {' and no '.join(missing)}; "
-                f"it has {shown_columns([str(name) for name in row])}"
-            )
-        yield row
-
-
-def _json_rows(path: Path) -> Iterable[Any]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        # NLVR2 calls JSON lines .json.
-        start = file.read(1024).lstrip()[:1]
-    if start != "{":
-        content = load_json(path)
-        if not isinstance(content, list):
-            raise OpenBlipError(f"{path} is no list of JSON objects: this is not the file it should be")
-        return content
-    return _json_lines(path)
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise OpenBlipError(f"{path}, line {number}, is not JSON, or cut short ({error})") from error
-
-
-def read_object(path: Path, *needed: str) -> dict[str, Any]:
-    """One JSON object with the lists that are needed. Raises OpenBlipError as `read_rows`."""
-    content = load_json(path)
-    missing = [name for name in needed if not isinstance(content, dict) or not isinstance(content.get(name), list)]
-    if missing:
-        raise OpenBlipError(f"{path} has no list {' and no list '.join(missing)}: this is not the file it should be")
-    return dict(content)
-
-
-def texts(value: object) -> tuple[str, ...]:
-    """One text or a list of them; repeated ones, as answers are, share their memory."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(intern(str(text)) for text in values)
-
-
 def picture_id(name: str) -> str:
     """COCO's number of a picture where it is one of COCO's, else the file's name without its ending."""
     file = PurePosixPath(name).name
@@ -124,28 +69,25 @@ def picture_id(name: str) -> str:
 def read_lavis(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """Rows with `image` and a `caption` (a list in evaluation splits), a `question` with `answer`, or a sentence."""
     shared = CocoPictures(pictures)
-    return [_lavis_row(row, shared) for path in files for row in read_rows(path, "image")]
+    return [_lavis_row(row, row.file_name("image"), shared) for path in files for row in read_entries(path, "image")]
 
 
-def _lavis_row(row: Mapping[str, Any], shared: Shared) -> Sample:
-    name = str(row["image"])
-    answers = row.get("direct_answers", row.get("answer"))
-    choices = texts(row.get("choices"))
+def _lavis_row(row: Entry, name: str, shared: Shared) -> Sample:
+    choices = row.texts("choices")
     return Sample(
         (shared(name),),
         image_id=picture_id(name),
-        sample_id=str(row.get("question_id", row.get("img_id", ""))),
-        captions=texts(row.get("caption")),
-        question=str(row.get("question", "")),
-        answers=texts(answers),
-        label=_choice(row, choices),
+        sample_id=row.id("question_id", "img_id"),
+        captions=row.texts("caption"),
+        question=row.text("question"),
+        answers=row.texts("direct_answers", "answer"),
+        label=_choice(row.fields.get("correct_choice_idx"), choices),
         choices=choices,
-        kind=str(row.get("domain", "")),
+        kind=row.text("domain"),
     )
 
 
-def _choice(row: Mapping[str, Any], choices: tuple[str, ...]) -> str:
-    index = row.get("correct_choice_idx")
+def _choice(index: object, choices: tuple[str, ...]) -> str:
     return choices[index] if isinstance(index, int) and 0 <= index < len(choices) else ""
 
 
@@ -161,13 +103,16 @@ def read_karpathy(files: Sequence[Path], pictures: Path, split: str) -> list[Sam
     shared = CocoPictures(_subfolder(pictures, ["flickr30k-images"]))
     samples = []
     for path in files:
-        for entry in read_object(path, "images")["images"]:
-            if entry.get("split") not in wanted:
+        for entry in read_object(path, "images").entries("images"):
+            if entry.text("split") not in wanted:
                 continue
-            picture = shared("/".join(name for name in (entry.get("filepath", ""), entry["filename"]) if name))
-            captions = texts([sentence["raw"] for sentence in entry["sentences"]])
+            entry.need("sentences")
+            name = entry.file_name("filename")
+            folder = entry.file_name("filepath") if entry.fields.get("filepath") else ""
+            picture = shared(f"{folder}/{name}" if folder else name)
+            captions = entry.texts("sentences")
             told = [(caption,) for caption in captions] if split == "train" else [captions]
-            samples += [Sample((picture,), picture_id(entry["filename"]), captions=each) for each in told]
+            samples += [Sample((picture,), picture_id(name), captions=each) for each in told]
     return samples
 
 
@@ -179,21 +124,17 @@ def read_coco_captions(files: Sequence[Path], pictures: Path, split: str) -> lis
     samples = []
     for path in files:
         content = read_object(path, "images")
-        told: dict[Any, list[str]] = {}
-        for annotation in content.get("annotations", []):
-            told.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        told: dict[str, list[str]] = {}
+        for annotation in content.entries("annotations") if "annotations" in content else ():
+            annotation.need("image_id", "caption")
+            told.setdefault(annotation.id("image_id"), []).append(annotation.text("caption"))
         found = re.search(r"(train|val|test)20\d\d", path.name)
         folder = _subfolder(pictures, [found.group() if found else "", split])
-        samples += [
-            Sample(
-                (folder / entry["file_name"],),
-                image_id=picture_id(entry["file_name"]),
-                sample_id=str(entry["id"]),
-                captions=texts(told.get(entry["id"])),
-                kind=str(entry.get("domain", "")),
-            )
-            for entry in content["images"]
-        ]
+        for entry in content.entries("images"):
+            entry.need("id")
+            name, number = entry.file_name("file_name"), entry.id("id")
+            captions = tuple(told.get(number, ()))
+            samples.append(Sample((folder / name,), picture_id(name), number, captions, kind=entry.text("domain")))
     return samples
 
 
@@ -209,61 +150,49 @@ def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
 
     A test set has questions alone.
     """
-    answered: dict[Any, tuple[tuple[str, ...], str]] = {}
-    asked: list[tuple[str, Mapping[str, Any]]] = []
+    answered: dict[str, tuple[tuple[str, ...], str]] = {}
+    asked: list[tuple[str, Entry]] = []
     for path in files:
-        content = load_json(path)
-        if not isinstance(content, dict):
-            raise OpenBlipError(f"{path} is no JSON object: this is not the file it should be")
+        content = read_object(path)
         answered |= _given_answers(content)
-        part = str(content.get("data_subtype", ""))
-        asked += [(part, row) for row in content.get("questions", [])]
+        part = check_path(content.text("data_subtype"), content.place)
+        asked += [(part, row) for row in (content.entries("questions") if "questions" in content else ())]
     shared = CocoPictures(pictures)
     samples = []
     for part, row in asked:
+        row.need("question_id", "question")
         # Questions of test-dev are about pictures of the test set.
         folder = {"test-dev2015": "test2015"}.get(part, part)
-        number = int(row["image_id"])
-        people, kind = answered.get(row["question_id"], ((), ""))
-        samples.append(
-            Sample(
-                (shared(f"{folder}/COCO_{folder}_{number:012d}.jpg"),),
-                image_id=str(number),
-                sample_id=str(row["question_id"]),
-                question=row["question"],
-                answers=people,
-                kind=kind,
-            )
-        )
+        number, asks = row.number("image_id"), row.id("question_id")
+        people, kind = answered.get(asks, ((), ""))
+        picture = shared(f"{folder}/COCO_{folder}_{number:012d}.jpg")
+        samples.append(Sample((picture,), str(number), asks, question=row.text("question"), answers=people, kind=kind))
     if not samples:
         raise OpenBlipError(f"{', '.join(map(str, files))}: no file has a list of questions, which one has to")
     return samples
 
 
-def _given_answers(content: Mapping[str, Any]) -> dict[Any, tuple[tuple[str, ...], str]]:
+def _given_answers(content: Entry) -> dict[str, tuple[tuple[str, ...], str]]:
     """By question: what people answered, and the question's kind."""
-    return {
-        row["question_id"]: (
-            texts([answer["answer"] for answer in row["answers"]]),
-            intern(str(row.get("question_type", ""))),
-        )
-        for row in content.get("annotations", [])
-    }
+    given = {}
+    for row in content.entries("annotations") if "annotations" in content else ():
+        row.need("question_id", "answers")
+        given[row.id("question_id")] = row.texts("answers"), intern(row.text("question_type"))
+    return given
 
 
 def read_lavis_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """LAVIS' lists of questions; for evaluation its list names no answers, the annotations beside it do."""
     lists = [path for path in files if not path.name.endswith("annotations.json")]
-    answered: dict[Any, tuple[tuple[str, ...], str]] = {}
+    answered: dict[str, tuple[tuple[str, ...], str]] = {}
     for path in files:
         if path not in lists:
             answered |= _given_answers(read_object(path, "annotations"))
     if not answered:
         return read_lavis(lists, pictures, split)
-    by_name = {str(number): given for number, given in answered.items()}
     samples = []
     for sample in read_lavis(lists, pictures, split):
-        people, kind = by_name.get(sample.sample_id, (sample.answers, ""))
+        people, kind = answered.get(sample.sample_id, (sample.answers, ""))
         samples.append(replace(sample, answers=people, kind=kind))
     return samples
 
@@ -273,39 +202,40 @@ def read_aokvqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sampl
     shared = CocoPictures(pictures)
     samples = []
     for path in files:
-        for row in read_rows(path, "question_id", "question"):
-            number = row.get("image_id")
-            name = row.get("image") or f"{split}2017/{int(number or 0):012d}.jpg"
-            samples.append(_lavis_row({**row, "image": name}, shared))
+        for row in read_entries(path, "question_id", "question"):
+            named = bool(row.fields.get("image"))
+            name = row.file_name("image") if named else f"{split}2017/{row.number('image_id'):012d}.jpg"
+            samples.append(_lavis_row(row, name, shared))
     return samples
 
 
 def read_vg_regions(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """Visual Genome's `region_descriptions.json`: a caption for each region, of which the whole picture is taken."""
     folders = VisualGenomeFolders(pictures)
-    return [
-        Sample((folders(entry["id"]),), str(entry["id"]), str(region["region_id"]), captions=(region["phrase"],))
-        for path in files
-        for entry in read_rows(path, "id", "regions")
-        for region in entry["regions"]
-    ]
+    samples = []
+    for path in files:
+        for entry in read_entries(path, "id", "regions"):
+            number = entry.number("id")
+            for region in entry.entries("regions"):
+                region.need("region_id", "phrase")
+                phrase = (region.text("phrase"),)
+                samples.append(Sample((folders(number),), str(number), region.id("region_id"), captions=phrase))
+    return samples
 
 
 def read_vg_questions(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """Visual Genome's `question_answers.json`."""
     folders = VisualGenomeFolders(pictures)
-    return [
-        Sample(
-            (folders(entry["id"]),),
-            str(entry["id"]),
-            str(asked["qa_id"]),
-            question=asked["question"],
-            answers=texts(asked["answer"]),
-        )
-        for path in files
-        for entry in read_rows(path, "id", "qas")
-        for asked in entry["qas"]
-    ]
+    samples = []
+    for path in files:
+        for entry in read_entries(path, "id", "qas"):
+            number = entry.number("id")
+            for asked in entry.entries("qas"):
+                asked.need("qa_id", "question", "answer")
+                question, answers = asked.text("question"), asked.texts("answer")
+                sample = Sample((folders(number),), str(number), asked.id("qa_id"), question=question, answers=answers)
+                samples.append(sample)
+    return samples
 
 
 class VisualGenomeFolders:
@@ -333,27 +263,27 @@ def read_nlvr(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]
     samples = []
     shared = Shared(pictures)
     for path in files:
-        for row in read_rows(path, "sentence", "label"):
-            names = row.get("images") or _nlvr_names(row, path)
+        for row in read_entries(path, "sentence", "label"):
+            names = row.file_names("images") if row.fields.get("images") else _nlvr_names(row)
             samples.append(
                 Sample(
                     tuple(shared(name) for name in names),
                     image_id=PurePosixPath(names[0]).stem.rpartition("-")[0],
-                    sample_id=str(row.get("identifier", "")),
-                    captions=(row["sentence"],),
-                    label=intern(str(row["label"])),
+                    sample_id=row.id("identifier"),
+                    captions=(row.text("sentence"),),
+                    label=intern(row.text("label")),
                 )
             )
     return samples
 
 
-def _nlvr_names(row: Mapping[str, Any], path: Path) -> list[str]:
-    identifier = str(row.get("identifier", ""))
+def _nlvr_names(row: Entry) -> list[str]:
+    identifier = check_path(row.id("identifier"), row.place)
     pair, _, _ = identifier.rpartition("-")
     part = identifier.partition("-")[0]
     if not pair or not part:
-        raise OpenBlipError(f"{path} has a row without images and identifier: this is not a file of NLVR2")
-    folder = f"images/train/{row['directory']}" if "directory" in row else part
+        raise OpenBlipError(f"{row.place} has no images and no identifier: this is not a file of NLVR2")
+    folder = f"images/train/{check_path(row.id('directory'), row.place)}" if "directory" in row else part
     return [f"{folder}/{pair}-img{side}.png" for side in (0, 1)]
 
 
@@ -365,21 +295,14 @@ def read_snli_ve(files: Sequence[Path], pictures: Path, split: str) -> list[Samp
     shared = Shared(pictures)
     samples = []
     for path in files:
-        for row in read_rows(path):
-            number = row.get("image", row.get("Flickr30K_ID"))
-            sentence, label = row.get("sentence", row.get("sentence2")), row.get("label", row.get("gold_label"))
-            if number is None or sentence is None or label is None:
-                raise OpenBlipError(f"{path} has a row with {shown_columns(list(row))}: this is not a file of SNLI-VE")
+        for row in read_entries(path):
+            number, label = check_path(row.id("image", "Flickr30K_ID"), row.place), row.text("label", "gold_label")
+            sentence = row.text("sentence", "sentence2")
+            if not number or not sentence or not label:
+                raise OpenBlipError(f"{row.place} has {shown_columns(row.fields)}: this is not a file of SNLI-VE")
             if label == "-":
                 continue
-            name = str(number) if str(number).endswith(".jpg") else f"{number}.jpg"
-            samples.append(
-                Sample(
-                    (shared(name),),
-                    PurePosixPath(name).stem,
-                    str(row.get("pairID", "")),
-                    captions=(sentence,),
-                    label=intern(label),
-                )
-            )
+            name = number if number.endswith(".jpg") else f"{number}.jpg"
+            picture, stem = shared(name), PurePosixPath(name).stem
+            samples.append(Sample((picture,), stem, row.id("pairID"), captions=(sentence,), label=intern(label)))
     return samples

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from openblip.data.sample import Sample
-from openblip.data.zoo.layouts import Shared, read_object, read_rows, texts
+from openblip.data.zoo.annotation_files import read_entries, read_object
+from openblip.data.zoo.layouts import Shared
 from openblip.errors import OpenBlipError
 
 MSRVTT_SPLITS = {"train": "train", "val": "validate", "test": "test"}
@@ -17,18 +18,22 @@ MSRVTT_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 def read_lavis_videos(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
     """LAVIS' lists: rows with `video` and a `caption` (or several), or a `question` with its `answer`."""
     shared = Shared(films)
-    return [_row(shared, str(row["video"]), row) for path in files for row in read_rows(path, "video")]
+    return [
+        Sample(
+            video=shared(row.file_name("video")),
+            image_id=PurePosixPath(row.file_name("video")).stem,
+            sample_id=row.id("question_id", "id"),
+            captions=row.texts("caption"),
+            question=row.text("question"),
+            answers=row.texts("answer"),
+        )
+        for path in files
+        for row in read_entries(path, "video")
+    ]
 
 
-def _row(shared: Shared, name: str, row: Mapping[str, Any]) -> Sample:
-    return Sample(
-        video=shared(name),
-        image_id=PurePosixPath(name).stem,
-        sample_id=str(row.get("question_id", row.get("id", ""))),
-        captions=texts(row.get("caption")),
-        question=str(row.get("question", "")),
-        answers=texts(row.get("answer")),
-    )
+def _told(shared: Shared, name: str, captions: tuple[str, ...], sample_id: str = "") -> Sample:
+    return Sample(video=shared(name), image_id=PurePosixPath(name).stem, sample_id=sample_id, captions=captions)
 
 
 def read_msrvtt(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
@@ -37,12 +42,12 @@ def read_msrvtt(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
     samples = []
     for path in files:
         content = read_object(path, "videos", "sentences")
-        wanted = {entry["video_id"] for entry in content["videos"] if entry.get("split") == MSRVTT_SPLITS[split]}
-        samples += [
-            _row(shared, f"{row['video_id']}.mp4", {"caption": row["caption"], "id": row.get("sen_id", "")})
-            for row in content["sentences"]
-            if row["video_id"] in wanted
-        ]
+        videos = (entry for entry in content.entries("videos") if entry.text("split") == MSRVTT_SPLITS[split])
+        wanted = {entry.file_name("video_id") for entry in videos}
+        for row in content.entries("sentences"):
+            row.need("video_id", "caption")
+            if (film := row.file_name("video_id")) in wanted:
+                samples.append(_told(shared, f"{film}.mp4", (row.text("caption"),), row.id("sen_id")))
     return samples
 
 
@@ -59,12 +64,13 @@ def read_video_questions(files: Sequence[Path], films: Path, split: str) -> list
             names |= {label: f"{name}.avi" for name, label in pairs}
     samples = []
     for path in (path for path in files if path.suffix != ".txt"):
-        for row in read_rows(path, "question", "answer", "video_id"):
-            number = row["video_id"]
+        for row in read_entries(path, "question", "answer", "video_id"):
+            number = row.number("video_id")
             name = names.get(f"vid{number}") if names else f"video{number}.mp4"
             if name is None:
                 raise OpenBlipError(f"{path} asks about vid{number}, which the mapping beside it does not name")
-            samples.append(_row(shared, name, row))
+            sample = _told(shared, name, (), row.id("question_id", "id"))
+            samples.append(replace(sample, question=row.text("question"), answers=row.texts("answer")))
     return samples
 
 
@@ -78,7 +84,7 @@ def read_msvd_captions(files: Sequence[Path], films: Path, split: str) -> list[S
     for line in described.read_text(encoding="utf-8").splitlines():
         name, _, caption = line.strip().partition(" ")
         if name in wanted and caption and not line.startswith("#"):
-            samples.append(_row(shared, f"{name}.avi", {"caption": caption}))
+            samples.append(_told(shared, f"{name}.avi", (caption,)))
     if not samples:
         raise OpenBlipError(f"{described} describes no film that {listed} lists: they do not belong together")
     return samples
@@ -88,9 +94,9 @@ def read_didemo(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
     """DiDeMo's `train_data.json`: a description of a moment of a film, of which the whole film is taken."""
     shared = Shared(films)
     return [
-        _row(shared, row["video"], {"caption": row["description"], "id": row.get("annotation_id", "")})
+        _told(shared, row.file_name("video"), (row.text("description"),), row.id("annotation_id"))
         for path in files
-        for row in read_rows(path, "video", "description")
+        for row in read_entries(path, "video", "description")
     ]
 
 
@@ -98,7 +104,7 @@ def read_vatex(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
     """VATEX' `vatex_training_v1.0.json`: ten English captions a film (and ten Chinese ones, left out)."""
     shared = Shared(films)
     return [
-        _row(shared, f"{row['videoID']}.mp4", {"caption": row.get("enCap")})
+        _told(shared, f"{row.file_name('videoID')}.mp4", row.texts("enCap"))
         for path in files
-        for row in read_rows(path, "videoID")
+        for row in read_entries(path, "videoID")
     ]

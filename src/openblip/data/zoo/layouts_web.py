@@ -10,8 +10,11 @@ from urllib.parse import urlsplit
 
 from openblip.data.sample import Sample
 from openblip.data.sources.folders import read_folder
-from openblip.data.sources.tars import expand_pattern, read_tars
-from openblip.data.zoo.layouts import Shared, read_object
+from openblip.data.sources.json_rows import reading
+from openblip.data.sources.paths import expand_pattern
+from openblip.data.sources.tars import read_tars
+from openblip.data.zoo.annotation_files import read_object
+from openblip.data.zoo.layouts import Shared
 from openblip.errors import OpenBlipError
 from openblip.images.sources import is_address
 
@@ -24,7 +27,7 @@ def read_conceptual(files: Sequence[Path], pictures: Path, split: str) -> list[S
     shared = Shared(pictures)
     samples = []
     for path in files:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        with reading(path), path.open(encoding="utf-8", errors="replace", newline="") as file:
             for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)):
                 if len(row) != 2 or is_address(row[0]) == is_address(row[1]):
                     raise OpenBlipError(
@@ -43,7 +46,9 @@ def read_sbu(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
     """
     if len(files) == 1:
         content = read_object(files[0], "image_urls", "captions")
-        addresses, captions = content["image_urls"], content["captions"]
+        addresses, captions = content.fields["image_urls"], content.fields["captions"]
+        if not all(isinstance(text, str) for text in (*addresses, *captions)):
+            raise OpenBlipError(f"{files[0]} has addresses or captions that are no texts: get it again")
     else:
         addresses, captions = ([*path.read_text(encoding="utf-8").splitlines()] for path in files)
     if len(addresses) != len(captions):

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from openblip.data.image_files import open_picture
 from openblip.data.sample import Picture, Sample
-from openblip.data.sources.tables import load_json
+from openblip.data.sources.json_rows import load_json
 from openblip.data.zoo.data_sets import ZOO, find_entry
 from openblip.data.zoo.downloads import download_annotations
 from openblip.data.zoo.entries import DatasetEntry, Place, data_home, find_layout, open_dataset
-from openblip.errors import ImageError, OptionError
+from openblip.errors import ImageError, OpenBlipError, OptionError
 
 Row: TypeAlias = dict[str, Any]
 Processor: TypeAlias = Callable[[Any], Any]
@@ -171,7 +171,10 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
         for file in self.entry.extras:
             path = data_home() / file.path
             if "ans2label" in file.path and path.is_file():
-                return dict(load_json(path))
+                found = load_json(path)
+                if not isinstance(found, dict):
+                    raise OpenBlipError(f"{path} is no JSON object of answers and their numbers: get it again")
+                return found
         # Without LAVIS' file, answers are numbered as they first occur.
         seen = dict.fromkeys(answer for row in self.samples for answer in row.answers)
         return {answer: number for number, answer in enumerate(seen)}

@@ -46,7 +46,7 @@ class Supply(ABC):
     images: Sequence[ImageText] = ()
 
     @abstractmethod
-    def rows(self, seed: str, world: World, told: Told) -> Iterator[Row]:
+    def rows(self, seed: str, world: World, told: Told, noted: Told) -> Iterator[Row]:
         """Pass after pass, each in a new order."""
 
 
@@ -57,7 +57,7 @@ class KnownImages(Supply):
         self.source, self.images = source, images
         self.size = len(images) * source.repeat
 
-    def rows(self, seed: str, world: World, told: Told) -> Iterator[Row]:
+    def rows(self, seed: str, world: World, told: Told, noted: Told) -> Iterator[Row]:
         for turn in count():
             order = list(range(len(self.images)))
             random.Random(f"{seed}:{turn}").shuffle(order)
@@ -73,14 +73,14 @@ class StreamedTars(Supply):
         self.source, self.paths = source, paths
         self.size = source.rows * source.repeat
 
-    def rows(self, seed: str, world: World, told: Told) -> Iterator[Row]:
+    def rows(self, seed: str, world: World, told: Told, noted: Told) -> Iterator[Row]:
         empty = False
         for turn in count():
             # All rows for a process whose own tars have none: a broken one is no reason to stop.
             shares = [Share()] if empty else self.shares(world)
             place = Position(turn)
             room = max(1, self.source.shuffle // len(shares))
-            streams = [TarStream(self.paths, share, seed, place, room).rows(told) for share in shares]
+            streams = [TarStream(self.paths, share, seed, place, room).rows(told, noted) for share in shares]
             found = False
             for row in in_turn(streams):
                 picture = row.picture
@@ -149,7 +149,7 @@ class StreamFeed(Feed):
         draw = random.Random(f"{self.seed}:{epoch}:{self.world.rank}")
         sizes = [supply.size for supply in self.supplies]
         rows = [
-            supply.rows(f"{self.seed}:{epoch}:{number}", self.world, self._leave_out_tar)
+            supply.rows(f"{self.seed}:{epoch}:{number}", self.world, self._leave_out_tar, self._note_tar)
             for number, supply in enumerate(self.supplies)
         ]
         for place in count():
@@ -172,6 +172,9 @@ class StreamFeed(Feed):
     def _leave_out_tar(self, path: Path, trouble: str) -> None:
         if not self.skip_bad:
             raise OpenBlipError(f"{path} {trouble}")
+        self._note_tar(path, trouble)
+
+    def _note_tar(self, path: Path, trouble: str) -> None:
         self._note(BadPicture(path, trouble))
 
 

@@ -1,0 +1,86 @@
+"""JSON of data sets: a list of rows or a row a line, told apart by what is in the file, whatever it is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from openblip.errors import OpenBlipError
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises OpenBlipError, which names the file, when it is missing, no regular file, unreadable or not UTF-8."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OpenBlipError(f"{path} is a folder or a device, not a file: check the path")
+        yield
+    except FileNotFoundError:
+        raise OpenBlipError(f"there is no file {path}: check the path") from None
+    except OSError as error:
+        raise OpenBlipError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise OpenBlipError(f"{path} is not UTF-8 ({error}): save it again as that") from error
+    except ValueError as error:
+        raise OpenBlipError(f"{str(path)!r} is no path ({error}): check it") from error
+
+
+def parse_json(text: str, place: str) -> Any:
+    """What the text stands for. Raises OpenBlipError, whose subject is `place`, when it is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise OpenBlipError(f"{place} is JSON that is nested too deeply: this is not the file it should be") from None
+    except ValueError as error:
+        raise OpenBlipError(f"{place} is not JSON, or cut short ({error}): get it again") from error
+
+
+def load_json(path: Path) -> Any:
+    """Raises OpenBlipError when the file is missing or not JSON."""
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig")
+    return parse_json(text, str(path))
+
+
+def read_values(path: Path, errors: str = "strict") -> Iterator[tuple[str, Any]]:
+    """What a file of rows has, each with the name of its place for messages; it may be anything that JSON can say.
+
+    Args:
+        errors: what becomes of bytes that are not UTF-8, as `open` takes it.
+
+    Raises:
+        OpenBlipError: the file cannot be read or is not JSON.
+    """
+    with reading(path), path.open(encoding="utf-8-sig", errors=errors) as file:
+        first = next((line for line in file if line.strip()), "")
+        file.seek(0)
+        if first.lstrip().startswith("["):
+            listed = parse_json(file.read(), str(path))
+            for number, value in enumerate(listed, start=1):
+                yield f"{path}, entry {number},", value
+            return
+        alone = _whole(path, errors) if first and not _is_json(first) else None
+        if alone is not None:
+            yield str(path), alone
+            return
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                place = f"{path}, line {number},"
+                yield place, parse_json(line, place)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _whole(path: Path, errors: str) -> Any:
+    """The one object that takes all lines; None where the file is something else."""
+    text = path.read_text(encoding="utf-8-sig", errors=errors)
+    return json.loads(text) if _is_json(text) else None

@@ -1,0 +1,110 @@
+"""Paths in tables and recipes: those that no system has are refused, patterns are expanded."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from openblip.errors import OpenBlipError
+from openblip.images.sources import has_marks, match_pattern
+
+LONGEST_NAME = 255
+LONGEST_PATH = 4096
+"""Bytes of a file's name and of a path, beyond which no common file system goes."""
+MOST_FILES = 1_000_000
+"""Files that a pattern may count; the largest sets have a quarter of them in tars."""
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)(?:\.\.(\d+))?\}")
+_LONGEST_NUMBER = 18
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+def check_path(text: str, place: str) -> str:
+    """The text, if it may be a path on this system.
+
+    Args:
+        place: what has the path, the subject of the message.
+
+    Raises:
+        OpenBlipError: it may not.
+    """
+    if "\0" in text:
+        raise OpenBlipError(f"{place} has a path with a null character: write the file's name anew")
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise OpenBlipError(
+            f"{place} has a path with half a character ({text!a}): write the file's name anew"
+        ) from None
+    longest = max(map(len, re.split(rb"[\\/]", encoded)))
+    if longest > LONGEST_NAME or len(encoded) > LONGEST_PATH:
+        raise OpenBlipError(
+            f"{place} has a path of {len(encoded)} bytes, which no system takes: is a text where the path should be?"
+        )
+    return text
+
+
+def local_path(text: str, folder: Path, place: str) -> Path:
+    """The path below a folder that a table means, whichever system it was written on.
+
+    Raises:
+        OpenBlipError: it is none, or one on a Windows drive and this is no Windows.
+    """
+    check_path(text, place)
+    if os.name != "nt":
+        if _DRIVE.match(text):
+            raise OpenBlipError(
+                f"{place} has a path on a Windows drive ({text}): write paths relative to one folder, and name that "
+                "folder (data_root and images in a recipe)"
+            )
+        if "\\" in text and not os.path.exists(folder / text):
+            text = text.replace("\\", "/")
+    path = Path(text)
+    return folder / (path.expanduser() if path.parts[:1] == ("~",) else path)
+
+
+def expand_pattern(pattern: str, folder: Path) -> list[Path]:
+    """Files by a pattern: `{00000..00017}` counts, `{0..90..10}` in steps; `*`, `?` and `[...]` match what is there.
+
+    Counted files are given whether they exist or not, others in the order of their names. A name that is there as it
+    is written is no pattern.
+
+    Raises:
+        OpenBlipError: nothing matches, or the pattern counts too far.
+    """
+    check_path(pattern, "the pattern")
+    paths: list[Path] = []
+    for text in _counted(pattern):
+        text = os.path.expanduser(text)
+        paths += sorted(map(Path, match_pattern(text, str(folder)))) if has_marks(text) else [folder / text]
+    if not paths:
+        raise OpenBlipError(f"no file matches {pattern} in {folder}: check the pattern")
+    return paths
+
+
+def _counted(pattern: str) -> list[str]:
+    texts = [pattern]
+    while any(braces := [_BRACES.search(text) for text in texts]):
+        if sum(1 if found is None else _count(found) for found in braces) > MOST_FILES:
+            raise OpenBlipError(f"the pattern {pattern} stands for more than {MOST_FILES:,} files: count less far")
+        texts = [made for text, found in zip(texts, braces, strict=True) for made in _filled(text, found)]
+    return texts
+
+
+def _count(found: re.Match[str]) -> int:
+    """How many numbers the braces stand for."""
+    if max(map(len, filter(None, found.groups()))) > _LONGEST_NUMBER:
+        return MOST_FILES + 1
+    first, last, step = (int(digits or 1) for digits in found.groups())
+    return abs(last - first) // max(step, 1) + 1
+
+
+def _filled(text: str, found: re.Match[str] | None) -> list[str]:
+    if found is None:
+        return [text]
+    first, last, step = (int(digits or 1) for digits in found.groups())
+    ends = found.group(1, 2)
+    width = max(map(len, ends)) if any(end.startswith("0") and len(end) > 1 for end in ends) else 0
+    numbers = range(first, last + 1, max(step, 1)) if first <= last else range(first, last - 1, -max(step, 1))
+    return [f"{text[: found.start()]}{number:0{width}d}{text[found.end() :]}" for number in numbers]

@@ -1,0 +1,133 @@
+"""Entries of the public sets' annotation files, whose fields are what they should be or are said not to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from sys import intern
+from typing import Any, TypeGuard
+
+from openblip.data.sources.cells import TEXT_KEYS, encodable, shown_columns, to_id, to_text, to_texts
+from openblip.data.sources.json_rows import load_json, read_values
+from openblip.data.sources.paths import check_path
+from openblip.errors import OpenBlipError
+
+OTHER_FILE = "this is not the file it should be"
+
+
+class Entry:
+    """One JSON object of an annotation file.
+
+    Every way to a field raises OpenBlipError, which names file and entry, when something else is there.
+
+    Attributes:
+        fields: as the file has them.
+    """
+
+    __slots__ = ("_number", "_place", "fields")
+
+    def __init__(self, fields: object, place: str, number: int | None = None) -> None:
+        self._place, self._number = place, number
+        if not isinstance(fields, dict):
+            raise OpenBlipError(f"{self.place} is no JSON object: {OTHER_FILE}")
+        self.fields: dict[str, Any] = fields
+
+    @property
+    def place(self) -> str:
+        """File and entry, the subject of messages."""
+        return self._place if self._number is None else f"{self._place} {self._number},"
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def need(self, *names: str) -> None:
+        missing = [name for name in names if self.fields.get(name) is None]
+        if missing:
+            raise OpenBlipError(
+                f"{self.place} has no {' and no '.join(missing)}; it has {shown_columns(self.fields)}: {OTHER_FILE}"
+            )
+
+    def text(self, *names: str) -> str:
+        """The first of these fields that is there, as it stands; empty where none is. Numbers count as texts."""
+        name, value = self._first(names)
+        return encodable(value) if _is_plain(value) else to_text(value, self.place, name)
+
+    def id(self, *names: str) -> str:
+        """As `text`, for numbers and names that tell entries apart; 7.0 is 7."""
+        name, value = self._first(names)
+        return str(value) if type(value) is int else to_id(value, self.place, name)
+
+    def texts(self, *names: str) -> tuple[str, ...]:
+        """The first of these fields that is there, one text or several; repeated ones, as answers are, share memory."""
+        name, value = self._first(names)
+        if value is None:
+            return ()
+        values = value if isinstance(value, list) else [value]
+        found = [_text_in(each) for each in values]
+        plain = [encodable(text) for text in found if _is_plain(text)]
+        # As they stand, empty ones too, which count among what people answered.
+        return tuple(map(intern, plain if len(plain) == len(found) else to_texts(value, self.place, name)))
+
+    def file_name(self, name: str) -> str:
+        """The name of a file, which is needed."""
+        value = self.fields.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise OpenBlipError(f"{self.place} has no file name in {name}: {OTHER_FILE}")
+        return check_path(value, self.place)
+
+    def file_names(self, name: str) -> list[str]:
+        """Names of files, of which at least one is needed."""
+        found = self.fields.get(name)
+        if not isinstance(found, list) or not found:
+            raise OpenBlipError(f"{self.place} has no list of files in {name}: {OTHER_FILE}")
+        return [Entry({name: each}, self.place).file_name(name) for each in found]
+
+    def number(self, name: str) -> int:
+        """A whole number, which is needed; texts of digits count as such."""
+        value = self.id(name)
+        if not value.isdecimal() or len(value) > 18:
+            raise OpenBlipError(f"{self.place} has no number in {name}: {OTHER_FILE}")
+        return int(value)
+
+    def entries(self, name: str) -> list[Entry]:
+        """Those of a list in it, which is needed."""
+        found = self.fields.get(name)
+        if not isinstance(found, list):
+            raise OpenBlipError(f"{self.place} has no list {name}: {OTHER_FILE}")
+        place = f"{self.place.removesuffix(',')}, {name}"
+        return [Entry(each, place, number) for number, each in enumerate(found, start=1)]
+
+    def _first(self, names: tuple[str, ...]) -> tuple[str, Any]:
+        name = next((name for name in names if name in self.fields), names[0])
+        return name, self.fields.get(name)
+
+
+def _is_plain(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.lstrip()[:1] not in ("[", "{", "(")
+
+
+def _text_in(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return next((value[key] for key in TEXT_KEYS if key in value), None)
+
+
+def read_entries(path: Path, *needed: str) -> Iterator[Entry]:
+    """JSON objects of a list, or one a line.
+
+    Raises:
+        OpenBlipError: the file is not of that kind, or an entry lacks what is needed; the message says which and where.
+    """
+    for place, value in read_values(path, errors="replace"):
+        entry = Entry(value, place)
+        entry.need(*needed)
+        yield entry
+
+
+def read_object(path: Path, *lists: str) -> Entry:
+    """One JSON object with the lists that are needed. Raises OpenBlipError as `read_entries`."""
+    entry = Entry(load_json(path), str(path))
+    missing = [name for name in lists if not isinstance(entry.fields.get(name), list)]
+    if missing:
+        raise OpenBlipError(f"{path} has no list {' and no list '.join(missing)}: {OTHER_FILE}")
+    return entry
