@@ -211,7 +211,7 @@ CHECKS = [
 
 def table(measured: Iterable[tuple[Check, Sequence[Gap]]]) -> str:
     """In the form of docs/parity.md; what exceeds its limit is set in bold."""
-    lines = ["| component | reference | largest difference | limit | test |", "|---|---|---|---|---|"]
+    lines = ["| Component | Reference | Largest difference | Limit | Test |", "|---|---|---|---|---|"]
     for check, gaps in measured:
         shown = "; ".join(str(gap) if gap.within else f"**{gap}**" for gap in gaps)
         limits = list(dict.fromkeys(gap.limit_shown() for gap in gaps))
