@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # The models of these tests are tiny: more threads only wait for one another, for minutes on a busy machine.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The web servers of these tests are on this machine.
+os.environ.setdefault("OPENBLIP_ALLOW_PRIVATE_ADDRESSES", "1")
 
 SENTENCES = [
     "a dog runs on the beach",

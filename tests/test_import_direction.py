@@ -17,32 +17,35 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
 
-MODEL_ROOMS = {"checkpoints", "devices", "errors", "generation", "images", "nn", "options", "text"}
+MODEL_ROOMS = {"checkpoints", "devices", "errors", "files", "generation", "images", "nn", "options", "text"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
+    "web": set(),
     "nn": set(),
     "results": {"errors"},
-    "images": {"errors"},
+    "images": {"errors", "files", "web"},
     "text": {"errors"},
     "devices": {"errors"},
-    "fetch": {"errors"},
+    "fetch": {"errors", "web"},
     "generation": {"errors", "nn"},
     "options": {"errors", "generation"},
     "writing": {"checkpoints", "generation", "options", "results", "text"},
-    "checkpoints": {"errors", "fetch", "images", "nn", "text"},
+    "checkpoints": {"errors", "fetch", "files", "images", "nn", "text"},
     "machine": {"checkpoints", "devices", "nn"},
     "matching": {"errors", "images", "nn", "results", "text"},
     "models": MODEL_ROOMS | {"matching", "results", "writing"},
     "verification": {"checkpoints", "errors", "images", "models"},
-    "data": {"errors", "fetch", "images", "text"},
-    "recipes": {"errors"},
+    "data": {"errors", "fetch", "files", "images", "text"},
+    "recipes": {"errors", "files"},
     "training": MODEL_ROOMS | {"", "data", "evaluation", "models", "recipes"},
     "evaluation": {
         "",
         "checkpoints",
         "data",
         "errors",
+        "files",
         "images",
         "matching",
         "models",
@@ -59,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "errors",
         "evaluation",
+        "files",
         "images",
         "machine",
         "models",

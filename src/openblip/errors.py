@@ -2,9 +2,55 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+MOST_SHOWN = 200
+"""Characters of one name or value of outside."""
+MOST_OF_A_MESSAGE = 2_000
+JOINERS = "\u200c\u200d"
+"""Invisible, and part of how Persian, Hindi and emoji are written."""
+
+
+def printable(text: str, most: int = MOST_SHOWN, end: int = 0, kept: str = "") -> str:
+    """Text of outside (names, contents, error messages of libraries) as one short line that only shows itself.
+
+    Escapes for terminals, line breaks, marks that turn the direction of writing, and bytes that are no text become
+    visible escapes.
+
+    Args:
+        most: characters of the result.
+        end: how many of them are kept for the end of the text, when something has to be left out.
+        kept: control characters that stay.
+    """
+    text = _shortened(text, most, end)  # no more of it is looked at than will be shown
+    if text.isprintable():
+        return text
+    shown = "".join(character if _shows(character, kept) else _escaped(character) for character in text)
+    return _shortened(shown, most, end)
+
+
+def _shortened(text: str, most: int, end: int) -> str:
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[len(text) - end :]}"
+
+
+def _shows(character: str, kept: str) -> bool:
+    return (
+        character.isprintable() or character in JOINERS or character in kept or unicodedata.category(character) == "Zs"
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
 
 class OpenBlipError(Exception):
-    """Anything that is wrong with what the user gave: files, names, options, data."""
+    """Anything that is wrong with what the user gave: files, names, options, data.
+
+    Names and contents of outside that a message repeats are made printable and short.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), MOST_OF_A_MESSAGE, MOST_OF_A_MESSAGE // 3))
 
 
 class ImageError(OpenBlipError):

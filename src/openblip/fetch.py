@@ -15,8 +15,6 @@ import os
 import shutil
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,10 +23,15 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from openblip.errors import DownloadError
+from openblip import web
+from openblip.errors import DownloadError, printable
 
 PIECE = 2**20
 SILENCE_SECONDS = 30.0
+HEAD_SECONDS = 120.0
+"""Until the headers of the last answer are there, over all redirects."""
+SLOWEST_BYTES, SLOWEST_SECONDS = 128 * 2**10, 600.0
+"""A body of which less arrives in this time is given up."""
 ATTEMPTS = 6
 """How often in a row to ask without one new byte; waits double from one second on."""
 HEADROOM = 100 * 2**20
@@ -90,6 +93,7 @@ def fetch(
     progress: Progress | None = None,
     silence_s: float = SILENCE_SECONDS,
     first_wait_s: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Path:
     """Download a file unless it is there; another process at the same file waits and takes over.
 
@@ -100,6 +104,7 @@ def fetch(
         name: for messages and progress; by default the target's.
         silence_s: seconds the server may take between two pieces of its answer.
         first_wait_s: before the second attempt.
+        clock: tells the seconds that an answer takes.
 
     Raises:
         DownloadError: nothing answers, the file is not there or not allowed, the disk is full, or what came is
@@ -125,7 +130,7 @@ def fetch(
         while True:
             before = _length(part)
             try:
-                answer = _receive(_request(url, headers or {}), part, version, told, silence_s)
+                answer = _receive(url, headers or {}, part, version, told, silence_s, clock)
             except _LostError as trouble:
                 failures = 1 if _length(part) > before else failures + 1
                 if failures >= ATTEMPTS or trouble.wait_s > LONGEST_WAIT_S:
@@ -155,12 +160,10 @@ def part_of(target: Path) -> Path:
 
 def remote_size(url: str, silence_s: float = 10.0) -> int | None:
     """Bytes of the file at an address; None when the server does not say, or does not answer."""
-    headers = {"User-Agent": "openblip", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers=headers, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=silence_s) as response:
-            length = response.headers.get("Content-Length", "")
-    except (OSError, http.client.HTTPException, ValueError):
+        with web.open_url(url, _limits(silence_s, time.monotonic), method="HEAD") as response:
+            length = response.headers.get("Content-Length", "") if response.status == http.HTTPStatus.OK else ""
+    except (OSError, http.client.HTTPException, web.AddressError, web.TooLargeError, ValueError):
         return None
     return int(length) if length.isdecimal() else None
 
@@ -173,36 +176,43 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    request = urllib.request.Request(url, headers={"User-Agent": "openblip", "Accept-Encoding": "identity"})
-    for header, value in headers.items():
-        request.add_unredirected_header(header, value)
-    return request
+def _limits(silence_s: float, clock: Callable[[], float]) -> web.Limits:
+    """The addresses are the user's or ours; none leads from a public server into a private network."""
+    return web.Limits(silence_s, HEAD_SECONDS, allow_private=True if web.private_allowed() else None, clock=clock)
 
 
 def _receive(
-    request: urllib.request.Request,
+    url: str,
+    headers: Mapping[str, str],
     part: Path,
     version: Path,
     told: Callable[[int, int | None], None],
     silence_s: float,
+    clock: Callable[[], float],
 ) -> _Answer:
     """Ask for what is missing and append it.
 
     Raises:
         _LostError, DownloadError: as `fetch`.
     """
-    url, there = request.full_url, _length(part)
+    there = _length(part)
     mark = version.read_text(encoding="ascii") if there and version.is_file() else ""
-    if mark:
-        request.add_header("Range", f"bytes={there}-")
+    ranges = {"Range": f"bytes={there}-"} if mark else {}
     try:
-        with urllib.request.urlopen(request, timeout=silence_s) as response:
+        with web.open_url(url, _limits(silence_s, clock), headers=ranges, first_headers=headers) as response:
+            if response.status == RANGE_BEYOND_END:
+                answer = _read_headers(response.status, response.headers, None)
+                if answer.total == there and answer.version in ("", mark):
+                    return answer  # all had come, and only the check was missing
+                part.unlink(missing_ok=True)
+                raise _LostError("more had arrived than the file has")
+            if response.status >= http.HTTPStatus.MULTIPLE_CHOICES:
+                raise _refusal(url, response)
             if response.headers.get_content_type() == "text/html":
                 raise DownloadError(
                     f"{url} gave a web page instead of a file: log in to the network, or check the proxy between"
                 )
-            answer = _read_headers(response.status, response.headers, response.length)
+            answer = _read_headers(response.status, response.headers, response.left)
             if answer.start and (answer.start != there or (answer.version and answer.version != mark)):
                 part.unlink()
                 raise _LostError("the file has changed on the server")
@@ -211,17 +221,10 @@ def _receive(
                 if not answer.start:
                     part.unlink(missing_ok=True)
                 _write_version(version, answer.version or mark)
-            _append(response, part, answer, told)
+            _append(response, part, answer, told, clock)
             return answer
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == RANGE_BEYOND_END:
-            answer = _read_headers(error.code, error.headers, None)
-            if answer.total == there and answer.version in ("", mark):
-                return answer  # all had come, and only the check was missing
-            part.unlink(missing_ok=True)
-            raise _LostError("more had arrived than the file has") from error
-        raise _refusal(url, error) from error
+    except (web.AddressError, web.TooLargeError, ValueError) as error:
+        raise DownloadError(f"{url} cannot be downloaded ({error}): check the address") from error
     except (OSError, http.client.HTTPException) as error:
         raise _lost(url, error, there) from error
 
@@ -291,19 +294,34 @@ def _write_version(version: Path, mark: str) -> None:
 
 
 def _append(
-    response: http.client.HTTPResponse, part: Path, answer: _Answer, told: Callable[[int, int | None], None]
+    response: web.Answer,
+    part: Path,
+    answer: _Answer,
+    told: Callable[[int, int | None], None],
+    clock: Callable[[], float],
 ) -> None:
-    length = answer.start
+    """Raises DownloadError when the body never ends: by its speed, or by the room on the disk."""
+    length = checked = answer.start
+    since = clock()
     with _writing(part):
         file = part.open("ab")
     with file:
-        # read1 returns what has come, so that a slow connection shows progress and keeps what it got.
-        while piece := response.read1(PIECE):
+        # A piece is what has come, so that a slow connection shows progress and keeps what it got.
+        while piece := response.read(PIECE):
             with _writing(part):
                 file.write(piece)
                 file.flush()
             length += len(piece)
             told(length, answer.total)
+            if clock() - since >= SLOWEST_SECONDS or length - checked >= HEADROOM // 4:
+                if length - checked < SLOWEST_BYTES:
+                    raise DownloadError(
+                        f"{part.stem} arrives at less than {SLOWEST_BYTES} bytes in {SLOWEST_SECONDS:g} s: "
+                        "try again later or from elsewhere"
+                    )
+                if answer.total is None:
+                    check_room(part.parent, 0, f"the rest of {part.stem}")
+                since, checked = clock(), length
     if answer.total is not None and length < answer.total:
         raise _LostError(f"the connection ended {answer.total - length} bytes early")
 
@@ -321,15 +339,16 @@ def _writing(part: Path) -> Iterator[None]:
         raise DownloadError(problem) from error
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
-    if error.code in GONE:
-        return DownloadError(f"{url} is not there (the server answered {error.code}): look for a newer openblip")
-    if error.code in FORBIDDEN:
-        return DownloadError(f"{url} may not be read (the server answered {error.code}): check proxy and permissions")
-    if error.code == BUSY or error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _LostError(f"the server answered {error.code}", wait_asked(error.headers.get("Retry-After")))
-    reason = str(error.reason).partition("\n")[0]
-    return DownloadError(f"{url} cannot be downloaded (the server answered {error.code} {reason}): try again later")
+def _refusal(url: str, response: web.Answer) -> Exception:
+    code = response.status
+    if code in GONE:
+        return DownloadError(f"{url} is not there (the server answered {code}): look for a newer openblip")
+    if code in FORBIDDEN:
+        return DownloadError(f"{url} may not be read (the server answered {code}): check proxy and permissions")
+    if code == BUSY or code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _LostError(f"the server answered {code}", wait_asked(response.headers.get("Retry-After")))
+    reason = f"{code} {printable(response.reason)}"
+    return DownloadError(f"{url} cannot be downloaded (the server answered {reason}): try again later")
 
 
 def wait_asked(header: str | None) -> float:
@@ -345,11 +364,10 @@ def wait_asked(header: str | None) -> float:
 
 
 def _lost(url: str, error: Exception, there: int) -> Exception:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, socket.gaierror) and not there:
+    if isinstance(error, socket.gaierror) and not there:
         # Waiting helps a connection that broke, not one that there never was.
         return DownloadError(f"{urlsplit(url).hostname} cannot be found: check the network")
-    return _LostError(str(reason) or type(reason).__name__)
+    return _LostError(printable(str(error)) or type(error).__name__)
 
 
 def _fault(part: Path, answer: _Answer, sha256: str, md5: str) -> str:

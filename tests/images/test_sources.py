@@ -199,7 +199,7 @@ def test_images_from_the_web(server: str, path: str) -> None:
     [
         ("/missing", "the server answered 404 Not Found; check the address"),
         ("/to-file", "redirects in a circle or to something that is not http or https"),
-        ("/to-ftp", "unknown url type: ftp"),
+        ("/to-ftp", "redirects in a circle or to something that is not http or https"),
         ("/to-data", "redirects in a circle or to something that is not http or https"),
         ("/loop", "redirects in a circle"),
         ("/page", "is not an image but a web page"),

@@ -58,7 +58,7 @@ _KNOWN_CONTENT = (
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.Image:
+def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls: bool | None = None) -> Image.Image:
     """Reads one image completely and returns it as a new 8-bit RGB image.
 
     Orientation marks of cameras are applied, animations give their first frame (an opened PIL animation: the
@@ -71,6 +71,9 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.I
         max_pixels: largest width x height accepted, checked before any pixel is decoded; by default the
             environment variable OPENBLIP_MAX_PIXELS, else `DEFAULT_MAX_PIXELS`. For a larger limit raise
             `PIL.Image.MAX_IMAGE_PIXELS` too: Pillow refuses files of more than twice that.
+        allow_urls: whether web addresses are fetched; by default yes, unless the environment variable
+            OPENBLIP_ALLOW_URLS is 0. A server that passes on its visitors' texts should say False. Addresses in
+            private networks are refused unless OPENBLIP_ALLOW_PRIVATE_ADDRESSES is 1.
 
     Raises:
         ImageError: the image cannot be read; the message names it and says what to do.
@@ -86,7 +89,7 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.I
             return rgb.copy() if rgb.im is source.im else rgb
         if _is_array(source):
             return _finish(_from_array(source, name), name, limit)
-        with open_encoded(source, name) as stream:
+        with open_encoded(source, name, allow_urls) as stream:
             return _decode(stream, name, limit)
     except OpenBlipError:
         raise

@@ -9,20 +9,22 @@ import glob
 import io
 import os
 import re
+import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from openblip.errors import ImageError
+from openblip.errors import ImageError, printable
+from openblip.files import NotAFileError, open_file
 
 if TYPE_CHECKING:
-    import http.client
-
     import numpy as np
     import PIL.Image
+
+    from openblip.web import Answer
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | np.ndarray[Any, Any]"
 """A path, an http(s) address, an encoded file as bytes or as an open file, a PIL image, or an array."""
@@ -40,10 +42,14 @@ IMAGE_SUFFIXES = frozenset(
 MAX_DOWNLOAD_BYTES = 100 * 2**20
 SILENCE_SECONDS = 20.0
 DOWNLOAD_SECONDS = 120.0
+MAX_FILE_BYTES = 2 * 2**30
+"""Of an encoded image on disk: more than the largest one within the limit of pixels takes uncompressed."""
+ALLOW_URLS = "OPENBLIP_ALLOW_URLS"
+"""Environment variable: 0 keeps images from being fetched from the web."""
+OWN_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 # Two letters at least before the colon: "C:\photos" is a path.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[a-z]+/")
-_SHOWN_CHARACTERS = 200
 
 
 def is_address(text: str) -> bool:
@@ -59,27 +65,19 @@ def describe_source(source: object) -> str:
     """
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
-        return _shown(_without_secrets(path) if is_address(path) else path)
+        return printable(_without_secrets(path) if is_address(path) else path)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source)} bytes>"
     shape = getattr(source, "shape", None)
     if shape is not None and hasattr(source, "dtype"):
-        return _shown(f"<{getattr(source, 'dtype', '')} array of shape {tuple(shape)}>")
+        return printable(f"<{getattr(source, 'dtype', '')} array of shape {tuple(shape)}>")
     name = getattr(source, "filename", None) or getattr(source, "name", None)
     if isinstance(name, (str, bytes, os.PathLike)):
-        return _shown(os.fsdecode(name))
+        return printable(os.fsdecode(name))
     size = getattr(source, "size", None)
     if isinstance(size, tuple) and len(size) == 2 and hasattr(source, "mode"):
-        return _shown(f"<{getattr(source, 'mode', '')} image of {size[0]} x {size[1]} pixels>")
-    return _shown(f"<{type(source).__name__}>")
-
-
-def _shown(text: str) -> str:
-    # Newlines and undecodable file names would break a one-line message, or the terminal that prints it.
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: _SHOWN_CHARACTERS + 1]
-    )
-    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[: _SHOWN_CHARACTERS - 1] + "…"
+        return printable(f"<{getattr(source, 'mode', '')} image of {size[0]} x {size[1]} pixels>")
+    return printable(f"<{type(source).__name__}>")
 
 
 def _without_secrets(address: str) -> str:
@@ -94,22 +92,28 @@ def _without_secrets(address: str) -> str:
 
 
 @contextmanager
-def open_encoded(source: object, name: str) -> Iterator[BinaryIO]:
+def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> Iterator[BinaryIO]:
     """Gives a seekable binary stream over an encoded image; what was opened here is closed at the end.
 
     Open files of the caller are read from their beginning and stay open.
 
+    Args:
+        allow_urls: whether web addresses are fetched; by default unless OPENBLIP_ALLOW_URLS is 0.
+
     Raises:
-        ImageError: nothing can be read there, or `source` is of a type that holds no image.
+        ImageError: nothing can be read there, it is a web address and may not be, or `source` is of a type that
+            holds no image.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
     elif isinstance(source, str) and is_address(source):
+        if not (_urls_allowed() if allow_urls is None else allow_urls):
+            raise ImageError(name, "is a web address, and those are not allowed here; pass a file")
         yield io.BytesIO(download(source))
     elif isinstance(source, (str, os.PathLike)):
         with _open_file(source, name) as file:
             # Pipes such as /dev/stdin cannot go back to the start, which every decoder wants to.
-            yield file if file.seekable() else io.BytesIO(file.read())
+            yield file if file.seekable() else io.BytesIO(_read_some(file, name))
     elif hasattr(source, "read"):
         yield io.BytesIO(_read_all(source, name))
     else:
@@ -120,12 +124,25 @@ def open_encoded(source: object, name: str) -> Iterator[BinaryIO]:
         )
 
 
+def _urls_allowed() -> bool:
+    return os.environ.get(ALLOW_URLS, "").lower() not in ("0", "false", "no", "off")
+
+
 def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
     try:
-        return open(path, "rb")
+        # What this program was started with may be a pipe that somebody writes to: `cat photo.jpg | ...`
+        if os.fsdecode(path).startswith(OWN_STREAMS) and stat.S_ISFIFO(os.stat(path).st_mode):
+            return open(path, "rb")
+        file = open_file(path)
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            file.close()
+            raise ImageError(name, f"is larger than {MAX_FILE_BYTES} bytes; make it smaller")
+        return file
     except FileNotFoundError as error:
         where = "" if os.path.isabs(path) else f" (relative to {os.getcwd()})"
         raise ImageError(name, f"there is no such file; check the path{where}") from error
+    except NotAFileError as error:
+        raise ImageError(name, f"is {error.kind}, not an image file; pass an ordinary file") from error
     except (OSError, ValueError) as error:
         # Windows answers "permission denied" for a folder.
         if isinstance(error, OSError) and os.path.isdir(path):
@@ -139,9 +156,16 @@ def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
 def _read_all(file: Any, name: str) -> bytes:
     with suppress(AttributeError, OSError):  # a pipe or a socket: what is left of it is the image
         file.seek(0)
-    data = file.read()
+    return _read_some(file, name)
+
+
+def _read_some(file: Any, name: str) -> bytes:
+    """What is left of an open file, which may have no end."""
+    data = file.read(MAX_FILE_BYTES + 1)
     if isinstance(data, str):
         raise ImageError(name, 'the file is open in text mode; open it with mode "rb"')
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(name, f"holds more than {MAX_FILE_BYTES} bytes; pass a smaller image")
     return bytes(data)
 
 
@@ -151,61 +175,69 @@ def download(
     silence_s: float = SILENCE_SECONDS,
     total_s: float = DOWNLOAD_SECONDS,
     max_bytes: int = MAX_DOWNLOAD_BYTES,
+    allow_private: bool | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> bytes:
     """Fetches the body behind an http or https address, following redirects within those two schemes only.
 
-    Proxies named by the environment (http_proxy, https_proxy, no_proxy) are used. Any host is fetched,
-    private ones too: a server that passes on its visitors' addresses must choose first which hosts it allows.
+    Proxies named by the environment (http_proxy, https_proxy, no_proxy) are used.
 
     Args:
         silence_s: seconds the server may take to connect or between two pieces of the answer.
-        total_s: seconds for the whole body.
+        total_s: seconds for everything, from the first look-up of a name to the end of the body.
         max_bytes: largest body taken.
+        allow_private: whether servers on this machine or in private networks are asked, too; by default only when
+            OPENBLIP_ALLOW_PRIVATE_ADDRESSES is 1. Every address of a host is checked, after every redirect.
+        clock: tells the seconds for `total_s`.
 
     Raises:
-        ImageError: another scheme, no answer, an error status, a body too large, too slow or cut short.
+        ImageError: another scheme, a private address, no answer, an error status, a body too large, too slow, cut
+            short or compressed.
     """
     import http.client
-    import urllib.error
-    import urllib.request
+
+    from openblip import web
 
     name = describe_source(address)
-    request = urllib.request.Request(_checked_address(address, name), headers={"User-Agent": "openblip"})
-    # Built by hand: urllib's default opener also opens file:, ftp: and data:, where a redirect could lead.
-    opener = urllib.request.OpenerDirector()
-    proxies = {key: url for key, url in urllib.request.getproxies().items() if key in ("http", "https")}
-    for handler in (
-        urllib.request.ProxyHandler(proxies),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
+    url = _checked_address(address, name)
+    limits = web.Limits(
+        silence_s=silence_s,
+        head_s=total_s,
+        total_s=total_s,
+        max_bytes=max_bytes + max_bytes // 4 + web.MAX_HEAD_BYTES,
+        allow_private=web.private_allowed() if allow_private is None else allow_private,
+        clock=clock,
+    )
     try:
-        deadline = time.monotonic() + total_s
-        with opener.open(request, timeout=silence_s) as response:
-            return _read_body(response, name, deadline=deadline, total_s=total_s, max_bytes=max_bytes)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if 300 <= error.code < 400:
-            problem = "redirects in a circle or to something that is not http or https; check the address"
-        else:
-            problem = f"the server answered {error.code} {_shown(error.reason)}; check the address"
-        raise ImageError(name, problem) from error
+        with web.open_url(url, limits) as response:
+            if 300 <= response.status < 400:
+                raise ImageError(name, f"the server answered {response.status} without an address; check the address")
+            if response.status >= 400:
+                reason = f"{response.status} {printable(response.reason)}"
+                raise ImageError(name, f"the server answered {reason}; check the address")
+            encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+            if encoding not in ("", "identity"):
+                # Unpacked, a few bytes could become any number of them.
+                packed = f"the server sent it compressed ({printable(encoding)}), which was not asked for"
+                raise ImageError(name, f"{packed}; download it yourself and pass its path")
+            return _read_body(response, name, max_bytes)
+    except web.TooLargeError as error:
+        raise ImageError(name, f"{error}; download it yourself and pass its path") from error
+    except web.TooSlowError as error:
+        raise ImageError(name, f"{error}; download it yourself and pass its path") from error
+    except web.AddressError as error:
+        raise ImageError(name, f"{error}; check the address") from error
+    except TimeoutError as error:
+        raise ImageError(name, f"the server was silent for {silence_s:g} s; try again later") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, TimeoutError):
-            problem = f"the server was silent for {silence_s:g} s; try again later"
-        else:
-            problem = f"cannot be downloaded ({_shown(str(reason))}); check the address and the network"
+        problem = f"cannot be downloaded ({printable(str(error))}); check the address and the network"
         raise ImageError(name, problem) from error
 
 
 def _checked_address(address: str, name: str) -> str:
     """The address with spaces and accents escaped, as browsers do."""
+    from openblip.web import escaped
+
     try:
         parts: SplitResult = urlsplit(address.strip())
     except ValueError as error:
@@ -216,27 +248,20 @@ def _checked_address(address: str, name: str) -> str:
         raise ImageError(name, "holds a user name, which is not sent; download it yourself and pass its path")
     if not parts.hostname:
         raise ImageError(name, "names no server; check the address")
-    path = quote(parts.path, safe="/%:@!$&'()*+,;=~")
-    query = quote(parts.query, safe="/?%:@!$&'()*+,;=~")
-    return parts._replace(path=path, query=query, fragment="").geturl()
+    return escaped(parts.geturl())
 
 
-def _read_body(
-    response: http.client.HTTPResponse, name: str, *, deadline: float, total_s: float, max_bytes: int
-) -> bytes:
+def _read_body(response: Answer, name: str, max_bytes: int) -> bytes:
     too_large = f"is larger than {max_bytes} bytes; download it yourself and pass its path"
-    if (response.length or 0) > max_bytes:
+    if (response.left or 0) > max_bytes:
         raise ImageError(name, too_large)
     body = bytearray()
-    # read1 returns after one packet, so that a server dripping bytes meets the deadline.
-    while piece := response.read1(65536):
+    while piece := response.read(65536):
         body += piece
         if len(body) > max_bytes:
             raise ImageError(name, too_large)
-        if time.monotonic() > deadline:
-            raise ImageError(name, f"took longer than {total_s:g} s; download it yourself and pass its path")
-    if response.length:
-        raise ImageError(name, f"the connection ended {response.length} bytes early; try again")
+    if response.left:
+        raise ImageError(name, f"the connection ended {response.left} bytes early; try again")
     return bytes(body)
 
 
