@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openblip import web
 from openblip.errors import DownloadError, ImageError, OpenBlipError
 from openblip.fetch import fetch
 from openblip.images.decode import load_image
 from openblip.images.sources import download
+from openblip.web import addresses
 
 _file = BytesIO()
 Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(_file, "PNG")
@@ -186,14 +186,14 @@ PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::1.1.1.1"
 
 
 def test_private_addresses_are_told_from_public_ones() -> None:
-    assert [address for address in PRIVATE if not web.is_private(address)] == []
-    assert [address for address in PUBLIC if web.is_private(address)] == []
+    assert [address for address in PRIVATE if not addresses.is_private(address)] == []
+    assert [address for address in PUBLIC if addresses.is_private(address)] == []
 
 
 @pytest.fixture
 def shut(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is outside of these tests: private addresses are not asked."""
-    monkeypatch.delenv(web.ALLOW_PRIVATE)
+    monkeypatch.delenv(addresses.ALLOW_PRIVATE)
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -241,9 +241,9 @@ def test_redirects_into_a_private_network_are_not_followed(monkeypatch: pytest.M
     with serving((GOOD, b"")) as inside:
         moved = b"HTTP/1.1 302 Found\r\nLocation: http://localhost:%d/\r\n\r\n" % inside.port
         # For this test the first server counts as a public one.
-        is_private = web.is_private
+        is_private = addresses.is_private
         first = iter([False])
-        monkeypatch.setattr(web, "is_private", lambda address: next(first, True) and is_private(address))
+        monkeypatch.setattr(addresses, "is_private", lambda address: next(first, True) and is_private(address))
         with serving((moved, b"")) as outside, pytest.raises(ImageError, match="in a private network"):
             download(outside.url)
         first = iter([False])

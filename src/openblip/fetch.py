@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from openblip import web
 from openblip.errors import DownloadError, printable
+from openblip.web import request
+from openblip.web.addresses import private_allowed
 
 PIECE = 2**20
 SILENCE_SECONDS = 30.0
@@ -161,9 +162,9 @@ def part_of(target: Path) -> Path:
 def remote_size(url: str, silence_s: float = 10.0) -> int | None:
     """Bytes of the file at an address; None when the server does not say, or does not answer."""
     try:
-        with web.open_url(url, _limits(silence_s, time.monotonic), method="HEAD") as response:
+        with request.open_url(url, _limits(silence_s, time.monotonic), method="HEAD") as response:
             length = response.headers.get("Content-Length", "") if response.status == http.HTTPStatus.OK else ""
-    except (OSError, http.client.HTTPException, web.AddressError, web.TooLargeError, ValueError):
+    except (OSError, http.client.HTTPException, request.AddressError, request.TooLargeError, ValueError):
         return None
     return int(length) if length.isdecimal() else None
 
@@ -176,9 +177,9 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _limits(silence_s: float, clock: Callable[[], float]) -> web.Limits:
+def _limits(silence_s: float, clock: Callable[[], float]) -> request.Limits:
     """The addresses are the user's or ours; none leads from a public server into a private network."""
-    return web.Limits(silence_s, HEAD_SECONDS, allow_private=True if web.private_allowed() else None, clock=clock)
+    return request.Limits(silence_s, HEAD_SECONDS, allow_private=True if private_allowed() else None, clock=clock)
 
 
 def _receive(
@@ -199,7 +200,7 @@ def _receive(
     mark = version.read_text(encoding="ascii") if there and version.is_file() else ""
     ranges = {"Range": f"bytes={there}-"} if mark else {}
     try:
-        with web.open_url(url, _limits(silence_s, clock), headers=ranges, first_headers=headers) as response:
+        with request.open_url(url, _limits(silence_s, clock), headers=ranges, first_headers=headers) as response:
             if response.status == RANGE_BEYOND_END:
                 answer = _read_headers(response.status, response.headers, None)
                 if answer.total == there and answer.version in ("", mark):
@@ -223,7 +224,7 @@ def _receive(
                 _write_version(version, answer.version or mark)
             _append(response, part, answer, told, clock)
             return answer
-    except (web.AddressError, web.TooLargeError, ValueError) as error:
+    except (request.AddressError, request.TooLargeError, ValueError) as error:
         raise DownloadError(f"{url} cannot be downloaded ({error}): check the address") from error
     except (OSError, http.client.HTTPException) as error:
         raise _lost(url, error, there) from error
@@ -294,7 +295,7 @@ def _write_version(version: Path, mark: str) -> None:
 
 
 def _append(
-    response: web.Answer,
+    response: request.Answer,
     part: Path,
     answer: _Answer,
     told: Callable[[int, int | None], None],
@@ -339,7 +340,7 @@ def _writing(part: Path) -> Iterator[None]:
         raise DownloadError(problem) from error
 
 
-def _refusal(url: str, response: web.Answer) -> Exception:
+def _refusal(url: str, response: request.Answer) -> Exception:
     code = response.status
     if code in GONE:
         return DownloadError(f"{url} is not there (the server answered {code}): look for a newer openblip")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-    from openblip.web import Answer
+    from openblip.web.request import Answer
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | np.ndarray[Any, Any]"
 """A path, an http(s) address, an encoded file as bytes or as an open file, a PIL image, or an array."""
@@ -45,7 +45,7 @@ DOWNLOAD_SECONDS = 120.0
 MAX_FILE_BYTES = 2 * 2**30
 """Of an encoded image on disk: more than the largest one within the limit of pixels takes uncompressed."""
 ALLOW_URLS = "OPENBLIP_ALLOW_URLS"
-"""Environment variable: 0 keeps images from being fetched from the web."""
+"""Environment variable: 0 keeps images from being fetched from the request."""
 OWN_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 # Two letters at least before the colon: "C:\photos" is a path.
@@ -196,20 +196,21 @@ def download(
     """
     import http.client
 
-    from openblip import web
+    from openblip.web import request
+    from openblip.web.addresses import private_allowed
 
     name = describe_source(address)
     url = _checked_address(address, name)
-    limits = web.Limits(
+    limits = request.Limits(
         silence_s=silence_s,
         head_s=total_s,
         total_s=total_s,
-        max_bytes=max_bytes + max_bytes // 4 + web.MAX_HEAD_BYTES,
-        allow_private=web.private_allowed() if allow_private is None else allow_private,
+        max_bytes=max_bytes + max_bytes // 4 + request.MAX_HEAD_BYTES,
+        allow_private=private_allowed() if allow_private is None else allow_private,
         clock=clock,
     )
     try:
-        with web.open_url(url, limits) as response:
+        with request.open_url(url, limits) as response:
             if 300 <= response.status < 400:
                 raise ImageError(name, f"the server answered {response.status} without an address; check the address")
             if response.status >= 400:
@@ -221,11 +222,11 @@ def download(
                 packed = f"the server sent it compressed ({printable(encoding)}), which was not asked for"
                 raise ImageError(name, f"{packed}; download it yourself and pass its path")
             return _read_body(response, name, max_bytes)
-    except web.TooLargeError as error:
+    except request.TooLargeError as error:
         raise ImageError(name, f"{error}; download it yourself and pass its path") from error
-    except web.TooSlowError as error:
+    except request.TooSlowError as error:
         raise ImageError(name, f"{error}; download it yourself and pass its path") from error
-    except web.AddressError as error:
+    except request.AddressError as error:
         raise ImageError(name, f"{error}; check the address") from error
     except TimeoutError as error:
         raise ImageError(name, f"the server was silent for {silence_s:g} s; try again later") from error
@@ -236,7 +237,7 @@ def download(
 
 def _checked_address(address: str, name: str) -> str:
     """The address with spaces and accents escaped, as browsers do."""
-    from openblip.web import escaped
+    from openblip.web.request import escaped
 
     try:
         parts: SplitResult = urlsplit(address.strip())

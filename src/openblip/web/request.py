@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import http.client
 import io
-import ipaddress
-import os
 import socket
 import threading
 import time
@@ -21,8 +19,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, cast
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-ALLOW_PRIVATE = "OPENBLIP_ALLOW_PRIVATE_ADDRESSES"
-"""Environment variable: 1 lets images come from private addresses."""
+from openblip.web import addresses
+from openblip.web.addresses import ALLOW_PRIVATE
+
 MAX_HEAD_BYTES = 256 * 2**10
 """Of status lines and headers, over all redirects."""
 MAX_REDIRECTS = 10
@@ -31,18 +30,6 @@ LEADS_NOWHERE = "redirects in a circle or to something that is not http or https
 PORTS = {"http": 80, "https": 443}
 AGENT = {"User-Agent": "openblip", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
-_SERVICES = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "168.63.129.16/32")]
-"""Where clouds (Oracle, Azure) serve their own machines, by addresses that Python counts as public."""
-_EMBEDDING = {
-    ipaddress.IPv6Network("::/96"): 0,
-    ipaddress.IPv6Network("::ffff:0:0/96"): 0,
-    ipaddress.IPv6Network("::ffff:0:0:0/96"): 0,
-    ipaddress.IPv6Network("64:ff9b::/96"): 0,
-    ipaddress.IPv6Network("2002::/16"): 80,
-}
-"""IPv6 networks whose addresses stand for an IPv4 address, and how many bits come behind it."""
-
-Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 Found: TypeAlias = "tuple[int, int, int, str, Any]"
 """What `socket.getaddrinfo` gives: family, type, protocol, canonical name, socket address."""
 
@@ -80,26 +67,6 @@ class Limits:
     max_bytes: int | None = None
     allow_private: bool | None = False
     clock: Callable[[], float] = time.monotonic
-
-
-def private_allowed() -> bool:
-    """Whether the environment lets images come from private addresses."""
-    return os.environ.get(ALLOW_PRIVATE, "").lower() in ("1", "true", "yes", "on")
-
-
-def is_private(text: str) -> bool:
-    """Whether an IP address is of no public server: loopback, private, shared (CGNAT), link-local, metadata, ..."""
-    address: Address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        for network, behind in _EMBEDDING.items():
-            if address in network:
-                address = ipaddress.IPv4Address((int(address) >> behind) & 0xFFFFFFFF)
-                break
-    if isinstance(address, ipaddress.IPv6Address):
-        service = address.is_site_local
-    else:
-        service = any(address in network for network in _SERVICES)
-    return service or not address.is_global or address.is_multicast or address.is_reserved
 
 
 @contextmanager
@@ -362,7 +329,7 @@ def _resolve(host: str, port: int, budget: _Budget) -> list[Found]:
 
 def _check(found: list[Found], budget: _Budget) -> None:
     """Raises AddressError when one of a host's addresses is private and may not be asked."""
-    private = any(is_private(str(address[4][0])) for address in found)
+    private = any(addresses.is_private(str(address[4][0])) for address in found)
     if budget.allow_private is None:
         budget.allow_private = private
     elif private and not budget.allow_private:
