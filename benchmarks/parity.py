@@ -166,7 +166,7 @@ def check_qformer(name: str, reference: str, measure: Callable[[], Iterable[tupl
 
 CHECKS = [
     Check("pixels", "transformers BlipImageProcessorPil", lambda: [Gap("pixels", folders.pixel_gap(224), 0)],
-          "test_images.py"),
+          "images/test_decode.py"),
     check_vit("ViT, EVA-CLIP layout", "Blip2VisionModel", "blip2"),
     check_vit("ViT, CLIP layout", "CLIPVisionModel", "clip"),
     check_vit("ViT with LayerScale", "Dinov2Model", "dinov2"),
@@ -180,7 +180,7 @@ CHECKS = [
     check_qformer("ITC", "Blip2ForImageTextRetrieval", lambda: [qformer.itc_gaps()]),
     Check("OPT, four layouts", "transformers OPTForCausalLM",
           lambda: both(opt.gaps(variant, *batch) for variant in opt.VARIANTS for batch in opt.BATCHES),
-          "nn/test_decoder.py"),
+          "nn/test_opt.py"),
     Check("T5, four layouts", "transformers T5ForConditionalGeneration",
           lambda: both(t5.gaps(variant, *batch) for variant in t5.VARIANTS for batch in t5.BATCHES),
           "nn/test_t5.py"),
@@ -189,7 +189,7 @@ CHECKS = [
     Check("T5, greedy and beam 2 to 5, 200 random configurations", "transformers `generate`",
           lambda: texts_of("t5"), "generation/test_parity.py"),
     Check("BLIP-2 with OPT, from its folder", "transformers Blip2ForConditionalGeneration",
-          lambda: writer("opt"), "checkpoints/test_transformers_folder.py"),
+          lambda: writer("opt"), "checkpoints/transformers/test_read.py"),
     Check("BLIP-2 with FLAN-T5, from its folder", "transformers Blip2ForConditionalGeneration",
           lambda: writer("flan"), "checkpoints/test_transformers_t5.py"),
     Check("BLIP-2 with T5 1.0, from its folder", "transformers Blip2ForConditionalGeneration",
