@@ -17,11 +17,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
 
-MODEL_ROOMS = {"checkpoints", "devices", "errors", "files", "generation", "images", "nn", "options", "text"}
+MODEL_ROOMS = {"checkpoints", "devices", "errors", "files", "generation", "images", "nn", "options", "saving", "text"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "saving": {"errors"},
     "web": set(),
     "nn": set(),
     "results": {"errors"},
@@ -32,13 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"errors", "nn"},
     "options": {"errors", "generation"},
     "writing": {"checkpoints", "generation", "options", "results", "text"},
-    "checkpoints": {"errors", "fetch", "files", "images", "nn", "text"},
+    "checkpoints": {"errors", "fetch", "files", "images", "nn", "saving", "text"},
     "machine": {"checkpoints", "devices", "nn"},
     "matching": {"errors", "images", "nn", "results", "text"},
     "models": MODEL_ROOMS | {"matching", "results", "writing"},
     "verification": {"checkpoints", "errors", "images", "models"},
-    "data": {"errors", "fetch", "files", "images", "text"},
-    "recipes": {"errors", "files"},
+    "data": {"errors", "fetch", "files", "images", "saving", "text"},
+    "recipes": {"errors", "files", "saving"},
     "training": MODEL_ROOMS | {"", "data", "evaluation", "models", "recipes"},
     "evaluation": {
         "",
@@ -53,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "options",
         "recipes",
         "results",
+        "saving",
         "text",
     },
     "integrations": MODEL_ROOMS | {"data", "models", "training"},
@@ -69,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "options",
         "recipes",
         "results",
+        "saving",
         "training",
         "verification",
     },

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
 from openblip.errors import OpenBlipError, OptionError
+from openblip.saving import NO_ROOM
 
 LOCK_FILE = ".lock"
 MOST_VALUES = 10_000
 MISSING = re.compile(r"missing mandatory value: (\S+)")
 ABSENT = re.compile(r"because '(\S+)' is None")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What only writing fails of."""
 
 Schema = TypeVar("Schema")
 
@@ -152,10 +151,11 @@ def alone_in(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(output)
-        if error.errno not in NO_ROOM and not inside:
+        # A broken disk (EIO) fails in reading, too, where nothing says of what.
+        if not inside and (error.errno not in NO_ROOM or error.errno == errno.EIO):
             raise
         raise OpenBlipError(
-            f"{error.filename if inside else output} cannot be written ({error.strerror}): make room, or see to its "
+            f"{error.filename or output} cannot be written ({error.strerror}): make room, or see to its "
             "permissions, and give the command again, which goes on from what was kept"
         ) from error
     finally:

@@ -34,7 +34,8 @@ from openblip.cli import (
     train,
     verify,
 )
-from openblip.cli.report import complain
+from openblip.cli.report import complain, say
+from openblip.cli.watching import Ended, ended_by_signals
 from openblip.errors import OpenBlipError
 
 WRONG_USAGE = 2
@@ -47,7 +48,8 @@ EPILOG = """[bold]Start with[/bold]
   0    all done
   1    some images could not be read; the others are done
   2    wrong usage, nothing found, or the model cannot be loaded
-  130  interrupted with Ctrl-C"""
+  130  interrupted with Ctrl-C
+  143  ended by SIGTERM"""
 
 app = typer.Typer(
     help="BLIP-2 on the command line: captions, answers, image-text matching and features.",
@@ -83,7 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     _speak_utf8()
     try:
-        app(arguments, prog_name="openblip")
+        with ended_by_signals():
+            app(arguments, prog_name="openblip")
+    except Ended as ended:
+        say(f"stopped by {ended.signal.name}")
+        raise
     except (OpenBlipError, OSError) as error:
         complain(error)
         sys.exit(WRONG_USAGE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from openblip import __version__
+from openblip.cli.inputs import Image, name_of
+from openblip.cli.output import FILES, Command
 from openblip.errors import OptionError
 
 if TYPE_CHECKING:
@@ -16,6 +21,12 @@ if TYPE_CHECKING:
 
 TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"
+INPUT_HELP = (
+    "Image files, folders, quoted patterns ('photos/*.jpg'), web addresses; lists of paths (.txt), tables with a "
+    "column of images (.csv, .tsv, .jsonl, .parquet), tars; - reads an image, or a list of paths, from standard input."
+)
+NO_CONTENT = frozenset({"inputs", "image", "more_images", "recursive", "stream", "output"})
+"""Parameters that change nothing of an output file but what its images are."""
 
 
 def _argument(metavar: str, explained: str) -> Any:
@@ -46,13 +57,10 @@ LavisFile = Annotated[
     ),
 ]
 
-Inputs = Annotated[
-    list[str],
-    _argument("INPUT", "Image files, folders, quoted patterns ('photos/*.jpg') or web addresses."),
-]
+Inputs = Annotated[list[str], _argument("INPUT", INPUT_HELP)]
 Images = Annotated[
     str,
-    _argument("IMAGE", "An image file or web address; a folder or quoted pattern ('photos/*.jpg') for several."),
+    _argument("IMAGE", "An image file or web address; for several a folder, quoted pattern, list, table, tar or -."),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include images in subfolders.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Number of images to process at once.")]
@@ -102,7 +110,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write there, once all is done, instead of to the terminal.",
+        help="Write there instead of to the terminal; stopped, the same command goes on where it was.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
@@ -114,6 +122,27 @@ def text_options(context: typer.Context) -> TextOptions:
 
     given = {name: context.params.get(name) for name in TextOptions.__annotations__}
     return cast("TextOptions", {name: value for name, value in given.items() if value is not None})
+
+
+def command_of(context: typer.Context, images: Sequence[Image]) -> Command | None:
+    """What decides the content of the command's --output, if there is one: options, images, and the model's files."""
+    if context.params.get("output") is None:
+        return None
+    from openblip.checkpoints.origin import origin_of
+
+    settings: dict[str, Any] = {}
+    for parameter in context.command.params:
+        if parameter.name is not None and parameter.name not in NO_CONTENT:
+            settings[max(parameter.opts, key=len)] = context.params.get(parameter.name)
+    for name in ("model", "adapter"):
+        if context.params.get(name) is not None:
+            settings[f"{FILES}--{name}"] = origin_of(context.params[name])
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(name_of(image).encode("utf-8", "backslashreplace") + b"\n")
+    settings["the list of images"] = digest.hexdigest()
+    settings["--version"] = __version__
+    return Command(json.loads(json.dumps(settings)), len(images))
 
 
 def refuse_images(texts: Sequence[str]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
+from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import attempt, open_report, print_line, print_pieces, with_progress
 from openblip.errors import ImageError, OptionError
+
+if TYPE_CHECKING:
+    from openblip.results import GeneratedText
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip ask photo.jpg "what is the dog doing?"
@@ -52,39 +57,42 @@ def ask(
     One question about one image prints the answer alone; otherwise each line begins with the image or the question.
     """
     import openblip
-    from openblip.images.sources import describe_source, find_images
+    from openblip.images.sources import describe_source
 
     args.refuse_images(questions)
-    images = find_images([image], recursive=recursive)
+    images = find_inputs([image], recursive=recursive)
     options = args.text_options(context)
     if stream and (as_json or output is not None):
         raise OptionError("--stream shows answers as they are written: leave out --json and --output")
 
-    def name_of(path: str, question: str) -> str:
+    def beginning(path: Image, question: str) -> str:
         name = f"{describe_source(path)}: " if len(images) > 1 else ""
         return name + (f"{question} " if len(questions) > 1 else "")
 
-    with open_report(as_json, output) as report:
+    def streamed(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
 
-        def show(path: str) -> None:
+        def show(path: Image) -> list[GeneratedText]:
             for question in questions:
                 pieces = loaded.ask(path, question, stream=True, **options)
-                print_line(name_of(path, question), end="")
+                print_line(beginning(path, question), end="")
                 print_pieces(pieces)
+            return []
 
-        if stream:
-            for path, shown in attempt(images, show):
-                if isinstance(shown, ImageError):
-                    report.failure(path, shown)
-            return
-        found = attempt(images, lambda path: loaded.answer(path, questions, **options))
-        for path, answers in with_progress(found, len(images), to_file=output is not None):
+        return attempt(rest, show)
+
+    def work(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+        found = attempt(rest, lambda path: loaded.answer(path, questions, **options))
+        return with_progress(found, len(rest), to_file=output is not None)
+
+    with open_report(as_json, output, args.command_of(context, images)) as report:
+        for path, answers in report.over(images, streamed if stream else work):
             if isinstance(answers, ImageError):
-                report.failure(path, answers)
+                report.failure(name_of(path), answers)
                 continue
-            for question, answer in zip(questions, answers, strict=True):
+            for question, answer in zip(questions, answers, strict=not stream):
                 if as_json:
-                    report.record(image=path, question=question, answer=answer.text, score=answer.score)
+                    report.record(image=name_of(path), question=question, answer=answer.text, score=answer.score)
                 else:
-                    report.line(name_of(path, question) + answer.text)
+                    report.line(beginning(path, question) + answer.text)

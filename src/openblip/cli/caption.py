@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
 import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
+from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import open_report, with_progress
+
+if TYPE_CHECKING:
+    from openblip.results import Captioned
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip caption photo.jpg
   openblip caption photos/ --recursive --output captions.txt
   openblip caption 'photos/*.jpg' --json --num-captions 3 > captions.jsonl
   openblip caption photo.jpg --prompt "a photo of" --beams 8 --min-tokens 8
-  openblip caption photo.jpg --top-p 0.9 --seed 1"""
+  openblip caption photo.jpg --top-p 0.9 --seed 1
+  find photos -name '*.jpg' | openblip caption - --output captions.txt"""
 
 
 def caption(
@@ -41,24 +49,26 @@ def caption(
 ) -> None:
     """Caption images: print one line for each, with its name, a colon and the caption."""
     import openblip
-    from openblip.images.sources import find_images
 
-    images = find_images(inputs, recursive=recursive)
-    with open_report(as_json, output) as report:
+    images = find_inputs(inputs, recursive=recursive)
+
+    def work(rest: Sequence[Image]) -> Iterator[Captioned]:
         found = openblip.load(model, device=device, dtype=dtype, adapter=adapter).caption_many(
-            images,
+            rest,
             prompt=prompt,
             num_captions=num_captions,
             batch_size=batch_size,
             **args.text_options(context),
         )
-        shown = with_progress(found, len(images), to_file=output is not None)
-        for image, captioned in zip(images, shown, strict=True):
+        return with_progress(found, len(rest), to_file=output is not None)
+
+    with open_report(as_json, output, args.command_of(context, images)) as report:
+        for image, captioned in report.over(images, work, batch_size):
             if captioned.error is not None:
-                report.failure(image, captioned.error)
+                report.failure(name_of(image), captioned.error)
             elif as_json:
                 captions = [{"text": one.text, "score": one.score} for one in captioned.captions]
-                report.record(image=image, captions=captions)
+                report.record(image=name_of(image), captions=captions)
             else:
                 for one in captioned.captions:
                     report.line(f"{captioned.source}: {one.text}")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
-from openblip.cli.report import draft_of, open_report, with_progress
+from openblip.cli.inputs import Image, find_inputs, name_of
+from openblip.cli.report import open_report, with_progress
 from openblip.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from openblip.models.blip2 import Blip2
+
+    Rows: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip embed photos/ --output features.npz
@@ -33,11 +37,12 @@ EXAMPLES = """[bold]Examples[/bold]
 
 
 def embed(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="INPUT",
-            help="Image files, folders, quoted patterns ('photos/*.jpg') or web addresses.",
+            help=args.INPUT_HELP,
             show_default=False,
         ),
     ] = None,
@@ -67,8 +72,9 @@ def embed(
     ] = None,
 ) -> None:
     """Embed images and texts: write unit vectors that you can compare and search."""
+    import numpy as np
+
     import openblip
-    from openblip.images.sources import find_images
 
     texts = text or []
     if not inputs and not texts:
@@ -78,65 +84,73 @@ def embed(
     kind = "" if output is None else output.suffix
     if output is not None and kind not in (".npz", ".safetensors"):
         raise OptionError(f"{output} has an unknown ending: use .npz or .safetensors")
-    images = find_images(inputs, recursive=recursive) if inputs else []
-    vectors: dict[str, Tensor] = {}
-    with open_report(as_json) as report:
-        with nullcontext() if output is None else draft_of(output) as draft:
-            loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
-            text_embeds = loaded.embed_texts(texts)
-            found = _embed_images(loaded, images, batch_size)
-            for path, vector in with_progress(found, len(images), to_file=output is not None):
-                if isinstance(vector, ImageError):
-                    report.failure(path, vector)
-                elif as_json:
-                    report.record(image=path, embedding=vector.tolist())
-                else:
-                    vectors[path] = vector
-            if as_json:
-                for one, vector in zip(texts, text_embeds, strict=True):
-                    report.record(text=one, embedding=vector.tolist())
-            if draft is not None:
-                _write(draft, loaded, vectors, texts, text_embeds, kind)
-        if output is not None:
-            report.line(f"{output}: {len(vectors)} images, {len(texts)} texts")
+    images = find_inputs(inputs, recursive=recursive) if inputs else []
+    with open_report(as_json, output, args.command_of(context, images)) as report:
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+        text_embeds = loaded.embed_texts(texts)
+
+        def work(rest: Sequence[Image]) -> Iterator[Tensor | ImageError]:
+            return with_progress(_embed_images(loaded, rest, batch_size), len(rest), to_file=output is not None)
+
+        for image, vector in report.over(images, work, batch_size):
+            if isinstance(vector, ImageError):
+                report.failure(name_of(image), vector)
+            elif as_json:
+                report.record(image=name_of(image), embedding=vector.tolist())
+            else:
+                report.keep(vector.numpy().tobytes())
+        if as_json:
+            for one, vector in zip(texts, text_embeds, strict=True):
+                report.record(text=one, embedding=vector.tolist())
+            return
+        bad = set(report.bad)
+        names = [name_of(image) for number, image in enumerate(images) if number not in bad]
+        shape = (len(names), *loaded.embed_images([]).shape[1:])
+        report.finish = partial(
+            _write,
+            names=names,
+            image_embeds=np.frombuffer(report.kept_bytes(), np.float32).reshape(shape),
+            texts=texts,
+            text_embeds=text_embeds.numpy(),
+            kind=kind,
+        )
+        report.summary = f"{output}: {len(names)} images, {len(texts)} texts"
 
 
-def _embed_images(model: Blip2, images: list[str], batch_size: int) -> Iterator[tuple[str, Tensor | ImageError]]:
-    """Each image in order with its vectors [Q, width], or with what is wrong with it."""
+def _embed_images(model: Blip2, images: Sequence[Image], batch_size: int) -> Iterator[Tensor | ImageError]:
+    """The vectors [Q, width] of each image in order, or what is wrong with it."""
     from openblip.images.decode import load_image, squash
     from openblip.images.prefetch import read_ahead
 
     size = model.parts.transform.image_size
     # Squashed, they take little memory, and are embedded as they are.
-    for batch in read_ahead(images, lambda path: squash(load_image(path), size), batch_size):
+    for batch in read_ahead(images, lambda image: squash(load_image(image), size), batch_size):
         good = [image for _, image in batch if not isinstance(image, ImageError)]
         vectors = iter(model.embed_images(good, batch_size=batch_size))
-        for path, image in batch:
-            yield path, image if isinstance(image, ImageError) else next(vectors)
+        for _, image in batch:
+            yield image if isinstance(image, ImageError) else next(vectors)
 
 
 def _write(
     path: Path,
-    model: Blip2,
-    vectors: dict[str, Tensor],
+    names: list[str],
+    image_embeds: Rows,
     texts: list[str],
-    text_embeds: Tensor,
+    text_embeds: Rows,
     kind: str,
 ) -> None:
     import numpy as np
-    import torch
-    from safetensors.torch import save
+    from safetensors.numpy import save
 
-    image_embeds = torch.stack(list(vectors.values())) if vectors else model.embed_images([])
     if kind == ".safetensors":
-        names = {"images": json.dumps(list(vectors)), "texts": json.dumps(texts)}
-        path.write_bytes(save({"image_embeds": image_embeds, "text_embeds": text_embeds}, metadata=names))
+        told = {"images": json.dumps(names), "texts": json.dumps(texts)}
+        path.write_bytes(save({"image_embeds": image_embeds, "text_embeds": text_embeds}, metadata=told))
         return
     with path.open("wb") as file:  # given a name, NumPy would append its own ending
         np.savez(
             file,
-            images=np.array(list(vectors), dtype=np.str_),
-            image_embeds=image_embeds.numpy(),
+            images=np.array(names, dtype=np.str_),
+            image_embeds=image_embeds,
             texts=np.array(texts, dtype=np.str_),
-            text_embeds=text_embeds.numpy(),
+            text_embeds=text_embeds,
         )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
+from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import open_report, with_progress
+
+if TYPE_CHECKING:
+    from openblip.results import Matched
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip match photo.jpg "a dog on a beach" "a plate of food"
@@ -18,6 +23,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
 
 def match(
+    context: typer.Context,
     image: args.Images,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="The texts to compare.", show_default=False)],
     more_images: Annotated[
@@ -45,26 +51,32 @@ def match(
     itm: the probability that text and image belong together. itc: the cosine of their embeddings.
     """
     import openblip
-    from openblip.images.sources import describe_source, find_images
+    from openblip.images.sources import describe_source
 
     args.refuse_images(texts)
-    images = find_images([image, *(more_images or [])], recursive=recursive)
-    with open_report(as_json, output) as report:
+    images = find_inputs([image, *(more_images or [])], recursive=recursive)
+
+    def work(rest: Sequence[Image]) -> Iterator[Matched]:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
-        pairs = []
-        found = loaded.match_many(images, texts, batch_size=batch_size)
-        shown = with_progress(found, len(images), to_file=output is not None)
-        for path, matched in zip(images, shown, strict=True):
+        found = loaded.match_many(rest, texts, batch_size=batch_size)
+        return with_progress(found, len(rest), to_file=output is not None)
+
+    with open_report(as_json, output, args.command_of(context, images)) as report:
+        for path, matched in report.over(images, work, batch_size):
             if matched.error is not None:
-                report.failure(path, matched.error)
-            else:
-                pairs += [(path, one) for one in matched.matches]
-        pairs.sort(key=lambda pair: pair[1].itm, reverse=True)
-        if pairs and not as_json:
+                report.failed(matched.error)
+                report.note(image=name_of(path), error=matched.error.problem)
+            for one in matched.matches:
+                report.note(image=name_of(path), text=one.text, itm=one.itm, itc=one.itc)
+        notes = report.notes()
+        pairs = [note for note in notes if "error" not in note]
+        pairs.sort(key=lambda pair: pair["itm"], reverse=True)
+        if as_json:
+            for fields in [*(note for note in notes if "error" in note), *pairs]:
+                report.record(**fields)
+            return
+        if pairs:
             report.line("  itm     itc  text")
-        for path, one in pairs:
-            if as_json:
-                report.record(image=path, text=one.text, itm=one.itm, itc=one.itc)
-            else:
-                name = f"{describe_source(path)}: " if len(images) > 1 else ""
-                report.line(f"{one.itm:.3f}  {one.itc:6.3f}  {name}{one.text}")
+        for pair in pairs:
+            name = f"{describe_source(pair['image'])}: " if len(images) > 1 else ""
+            report.line(f"{pair['itm']:.3f}  {pair['itc']:6.3f}  {name}{pair['text']}")

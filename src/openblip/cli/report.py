@@ -6,19 +6,23 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import typer
 
+from openblip.cli.output import Command, Kept, kept_output
 from openblip.errors import ImageError, OpenBlipError
+from openblip.saving import NO_ROOM, naming
 
 SOME_FAILED = 1
+STDOUT = "standard output"
 READER_GONE = 141
 """What shells report of a program that a closed pipe has stopped (128 + SIGPIPE)."""
 
+Source = TypeVar("Source")
 Result = TypeVar("Result")
 
 
@@ -28,68 +32,143 @@ class Report:
     Attributes:
         as_json: whether results are JSON objects; the command forms its lines accordingly.
         failures: images that could not be used.
+        finish: writes the whole file, where it is not what was kept of each batch.
+        summary: a line on standard output once the file is there.
     """
 
-    def __init__(self, as_json: bool, file: IO[str] | None) -> None:
+    def __init__(self, as_json: bool, file: IO[bytes] | None = None, kept: Kept | None = None) -> None:
         self.as_json = as_json
-        self.failures = 0
+        self.failures = len(kept.failed) if kept is not None else 0
         self._file = file
+        self._kept = kept
+        self._batch = bytearray()
+        self._bad: list[int] = []
+        self._at = 0 if kept is None else kept.done
+        self._notes: list[dict[str, Any]] = []
+        self._lines: bytearray | None = None
+        self.finish: Callable[[Path], None] | None = None
+        self.summary = ""
+
+    def over(
+        self, images: Sequence[Source], work: Callable[[Sequence[Source]], Iterable[Result]], batch_size: int = 1
+    ) -> Iterator[tuple[Source, Result]]:
+        """The images that are not done yet, each with its result; a batch of them is kept when it was reported.
+
+        Args:
+            work: gives a result for each of the images that it gets, in order; not called when there are none.
+        """
+        rest = images[self._at :]
+        if not rest:
+            return
+        for image, result in zip(rest, work(rest), strict=True):
+            yield image, result
+            self._at += 1
+            if self._at % batch_size == 0:
+                self._keep()
+        if self._at % batch_size:
+            self._keep()
 
     def line(self, text: str) -> None:
-        if self._file is None:
-            print_line(text)
+        content = (text + "\n").encode("utf-8", "backslashreplace")
+        if self._lines is not None:
+            self._lines += content
+        elif self._file is not None:
+            with naming(Path(self._file.name)):
+                self._file.write(content)
+                self._file.flush()
+        elif self._kept is not None:
+            self.keep(content)
         else:
-            self._file.write(text + "\n")
+            print_line(text)
 
     def record(self, **fields: object) -> None:
         self.line(json.dumps(fields, ensure_ascii=False))
 
+    def keep(self, content: bytes) -> None:
+        """Bytes that are kept with their batch, and are the file unless `finish` or lines after `notes` are."""
+        self._batch += content
+
+    def note(self, **fields: object) -> None:
+        """What `notes` gives back when all images are done: for lines that need all of them."""
+        if self._kept is None:
+            self._notes.append(fields)
+        else:
+            self.keep(json.dumps(fields).encode() + b"\n")
+
+    def notes(self) -> list[dict[str, Any]]:
+        """The notes of all images; the lines that come after it are the file."""
+        if self._kept is None:
+            return self._notes
+        lines = self._lines = bytearray()
+        self.finish = lambda draft: _write_bytes(draft, bytes(lines))
+        return [json.loads(line) for line in self._kept.part.read_bytes().splitlines()]
+
+    def kept_bytes(self) -> bytes:
+        """What `keep` got of all images."""
+        return bytes(self._batch) if self._kept is None else self._kept.part.read_bytes()
+
     def failure(self, image: str, error: ImageError) -> None:
         """Tell that one image failed; the command goes on with the others."""
-        self.failures += 1
-        complain(error)
+        self.failed(error)
         if self.as_json:
             self.record(image=image, error=error.problem)
 
+    def failed(self, error: ImageError) -> None:
+        """As `failure`, on standard error alone."""
+        self.failures += 1
+        self._bad.append(self._at)
+        complain(error)
+
+    @property
+    def bad(self) -> list[int]:
+        """Numbers of the images that could not be used, once all are done."""
+        return self._bad if self._kept is None else self._kept.failed
+
+    def _keep(self) -> None:
+        if self._kept is not None:
+            self._kept.add(bytes(self._batch), self._at, self._bad)
+            self._batch, self._bad = bytearray(), []
+
 
 @contextmanager
-def open_report(as_json: bool, path: Path | None = None) -> Iterator[Report]:
+def open_report(as_json: bool, path: Path | None = None, command: Command | None = None) -> Iterator[Report]:
     """A report to standard output, or to a file that appears when it is complete.
 
-    Leaves the program with exit code 1 at the end when an image failed.
+    What is written to a file is kept when the command is stopped, and the same command goes on from there. Leaves the
+    program with exit code 1 at the end when an image failed.
+
+    Args:
+        command: what decides the content of the file at `path`.
+
+    Raises:
+        OpenBlipError: `path` is a folder, or lies in none; for the rest see `kept_output`.
     """
-    if path is None:
-        report = Report(as_json, None)
+    if path is None or command is None:
+        report = Report(as_json)
         yield report
     else:
-        with draft_of(path) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            report = Report(as_json, file)
-            yield report
+        path = path.expanduser().resolve()  # through links: what they point to is replaced, not they
+        if path.is_dir() or not path.parent.is_dir():
+            raise OpenBlipError(f"{path} cannot be written: give --output the name of a file in an existing folder")
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:  # a pipe or /dev/null is written to, never replaced
+                report = Report(as_json, file)
+                yield report
+                if report.finish is not None:
+                    report.finish(path)
+        else:
+            with kept_output(path, command, say) as kept:
+                report = Report(as_json, kept=kept)
+                yield report
+                kept.finish(report.finish)
+    if report.summary:
+        print_line(report.summary)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
 
 
-@contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its name at the end; after an error nothing is left.
-
-    Raises:
-        OpenBlipError: `path` is a folder, or lies in none.
-    """
-    path = path.expanduser().resolve()  # through links: what they point to is replaced, not they
-    if path.is_dir() or not path.parent.is_dir():
-        raise OpenBlipError(f"{path} cannot be written: give --output the name of a file in an existing folder")
-    if path.exists() and not path.is_file():
-        yield path  # a pipe or /dev/null is written to, never replaced
-        return
-    draft = path.with_name(path.name + ".draft")
-    try:
-        yield draft
-        draft.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def print_line(text: str, end: str = "\n") -> None:
@@ -97,11 +176,11 @@ def print_line(text: str, end: str = "\n") -> None:
     try:
         print(text, end=end, flush=True)
     except OSError as error:
-        # Windows reports a closed pipe as an invalid argument.
-        if error.errno != errno.EPIPE and not (os.name == "nt" and error.errno == errno.EINVAL):
-            raise
         # What is still buffered would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Windows reports a closed pipe as an invalid argument.
+        if error.errno != errno.EPIPE and not (os.name == "nt" and error.errno == errno.EINVAL):
+            raise OSError(error.errno, error.strerror, STDOUT) from error
         raise typer.Exit(READER_GONE) from error
 
 
@@ -123,18 +202,30 @@ def complain(error: Exception) -> None:
     """One sentence on standard error."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"error: {text}", file=sys.stderr, flush=True)
+        # All that is written has a name but standard output.
+        place = os.fsdecode(error.filename) if error.filename else STDOUT if error.errno in NO_ROOM else ""
+        text = f"{place}: {error.strerror}".removeprefix(": ")
+        if error.errno == errno.EIO:
+            text += ": check the disk, and give the command again"
+        elif error.errno in NO_ROOM:
+            text = f"{place} cannot be written ({error.strerror}): make room, and give the command again"
+    say(f"error: {text}")
 
 
-def attempt(images: Iterable[str], work: Callable[[str], Result]) -> Iterator[tuple[str, Result | ImageError]]:
-    """Each image with what `work` makes of it, or with what is wrong with it."""
+def say(text: str) -> None:
+    """A line on standard error, which may be closed, or on a disk that is full."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def attempt(images: Iterable[Source], work: Callable[[Source], Result]) -> Iterator[Result | ImageError]:
+    """What `work` makes of each image, or what is wrong with it."""
     for image in images:
         try:
             result: Result | ImageError = work(image)
         except ImageError as error:
             result = error
-        yield image, result
+        yield result
 
 
 def with_progress(results: Iterable[Result], total: int, *, to_file: bool = False) -> Iterator[Result]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from openblip.errors import OpenBlipError
+from openblip.saving import naming
 
 
 class Journal:
@@ -35,8 +36,9 @@ class Journal:
         """Keep a row's prediction, on disk as far as the system goes."""
         self.done[number] = fields
         if self._file is not None:
-            self._file.write(json.dumps({"row": number, **fields}, ensure_ascii=False) + "\n")
-            self._file.flush()
+            with naming(Path(self._file.name)):
+                self._file.write(json.dumps({"row": number, **fields}, ensure_ascii=False) + "\n")
+                self._file.flush()
 
     def beside(self, name: str) -> Path | None:
         """A file in the same folder, for what is no line of text."""

@@ -19,6 +19,7 @@ from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.settings import Task
 from openblip.images.decode import load_image
 from openblip.recipes import write_recipe
+from openblip.saving import replacing
 
 THUMBNAIL = 320
 """Longest side of a picture in the page, in pixels."""
@@ -79,7 +80,9 @@ def write_report(path: Path, recipe: EvaluationRecipe, found: Evaluation, about:
     Raises:
         OpenBlipError: jinja2 is not installed.
     """
-    path.write_text(render_report(recipe, found, about), encoding="utf-8", errors="xmlcharrefreplace")
+    text = render_report(recipe, found, about)
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def render_report(recipe: EvaluationRecipe, found: Evaluation, about: Mapping[str, Any]) -> str:

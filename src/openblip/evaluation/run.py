@@ -32,6 +32,7 @@ from openblip.models.blip2 import Blip2, load
 from openblip.nn.quant.int4 import Int4Linear
 from openblip.nn.quant.swap import quantised_layers
 from openblip.recipes import alone_in
+from openblip.saving import write_text
 
 PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")
 
@@ -85,7 +86,7 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
     seconds = time.monotonic() - started
     run = Run(recipe, found, _about(recipe, model, samples, None if earlier else seconds))
     _write_predictions(output / "predictions.jsonl", found, journaled=not given and recipe.task is not Task.RETRIEVAL)
-    _replace(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
+    write_text(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
 
@@ -119,7 +120,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
                 "give another output, or delete the folder"
             )
     else:
-        _replace(path, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
 
 
 def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
@@ -208,7 +209,7 @@ def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
         lines = [fields for _, fields in sorted(known.items())]
     else:
         lines = [{"row": number, **_fields(row)} for number, row in enumerate(found.rows)]
-    _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _fields(row: Any) -> dict[str, Any]:
@@ -224,10 +225,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return getattr(value, "value", value)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write so that a kill leaves the old content or the new, never half."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    draft.replace(path)

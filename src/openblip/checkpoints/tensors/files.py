@@ -13,9 +13,10 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,11 +24,14 @@ from torch import Tensor
 from openblip.checkpoints.json_files import read_json
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
 from openblip.errors import CheckpointError
+from openblip.saving import naming, replacing
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Transformers' names, the one it prefers first; each may be an index of shards instead."""
 INDEX_SUFFIX = ".index.json"
 REOPEN_BYTES = 10**9
+LOCK_FILE = ".writing.lock"
+"""Beside files while they are written together."""
 LET_GO_BYTES = 16 * 10**6
 """After so much, a loader lets go of what it has read."""
 
@@ -251,26 +255,79 @@ def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
 
 def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write text files and safetensors files; drafts until all are written, so a kill never leaves half of them.
+    Another process that writes to the folder is waited for.
 
     Raises CheckpointError when they cannot be written; what was there before is kept.
     """
     drafts = {name: folder / f"{name}.draft" for name in (*weights, *texts)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            drafts[name].write_text(text, encoding="utf-8")
-        for name, tensors in weights.items():
-            stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(stored, drafts[name], metadata={"format": "pt"})
-            # safetensors makes files that only their owner may read
-            shutil.copymode(drafts[next(iter(texts))], drafts[name])
-        for name, draft in drafts.items():
-            draft.replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        for draft in drafts.values():
-            with suppress(OSError):
-                draft.unlink()
-        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+        with FileLock(folder / LOCK_FILE):
+            try:
+                _write_drafts(drafts, texts, weights)
+                for name, draft in drafts.items():
+                    draft.replace(folder / name)
+            finally:
+                for path in (*drafts.values(), folder / LOCK_FILE):
+                    with suppress(OSError):
+                        path.unlink()
+    except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be written ({reason}): make room, or see to its permissions, and give the command again"
+            f"{folder} cannot be written ({error.strerror}): make room, or see to its permissions, and give the "
+            "command again"
         ) from error
+
+
+def _write_drafts(
+    drafts: Mapping[str, Path], texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    for name, text in texts.items():
+        with naming(drafts[name]):
+            drafts[name].write_text(text, encoding="utf-8")
+    for name, tensors in weights.items():
+        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        with naming(drafts[name]):
+            save_file(stored, drafts[name], metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read
+        shutil.copymode(drafts[next(iter(texts))], drafts[name])
+
+
+def save_pickled(content: object, path: Path) -> None:
+    """Replace a file by what torch.save makes of `content`; a kill leaves the old file or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old file is kept.
+    """
+    with replacing(path) as draft:
+        write_pickled(content, draft)
+
+
+def write_pickled(content: object, path: Path) -> None:
+    """torch.save, but what is wrong with the disk is an OSError."""
+    with path.open("wb") as file:
+        noted = _NotedFile(file)
+        try:
+            torch.save(content, cast("IO[bytes]", noted))
+        except RuntimeError as error:
+            # What writes archives makes a RuntimeError of its own of whatever goes wrong beneath it.
+            if noted.error is None:
+                raise
+            raise noted.error from error
+
+
+class _NotedFile:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

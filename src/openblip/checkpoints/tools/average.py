@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
-from openblip.checkpoints.openblip.new_folder import require_new, written_whole
+from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.errors import CheckpointError, OptionError
 
 
@@ -43,7 +44,12 @@ def average_models(shares: Mapping[str, float], folder: Path, *, storage: str = 
     total = math.fsum(shares.values())
     if not math.isclose(total, 1, abs_tol=1e-3):
         raise OptionError(f"the shares add up to {total:g}: make it 1")
-    require_new(folder)
+    with new_folder(folder) as place:
+        save_native(replace(_mean_of(shares, total), name=folder.resolve().name), place, storage)
+    return folder / WEIGHTS_FILE
+
+
+def _mean_of(shares: Mapping[str, float], total: float) -> ModelParts:
     first, *others = shares
     parts = load_parts(first, bits=0)
     mean: dict[str, Tensor] = parts.network.state_dict()
@@ -60,6 +66,4 @@ def average_models(shares: Mapping[str, float], folder: Path, *, storage: str = 
             for key, tensor in mean.items():
                 if tensor.is_floating_point():
                     tensor.add_(added[key], alpha=shares[name] / total)
-    with written_whole(folder):
-        save_native(replace(parts, name=folder.resolve().name), folder, storage)
-    return folder / WEIGHTS_FILE
+    return parts

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from openblip.checkpoints.lavis.write import to_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
-from openblip.checkpoints.openblip.new_folder import require_new, written_whole
-from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.openblip.new_folder import new_folder
+from openblip.checkpoints.tensors.files import save_pickled, write_together
 from openblip.checkpoints.transformers.config import Task
 from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import OptionError
@@ -58,15 +56,14 @@ def convert(
     if task not in (None, *TASKS) or (task is not None and to != "transformers"):
         raise OptionError(f"task {task!r} does not go with {to}: use {' or '.join(TASKS)}, with transformers alone")
     folder = folder.expanduser()
-    require_new(folder)
-    parts = load_parts(source, checkpoint=checkpoint, bits=None if to == "openblip" else 0)
-    with written_whole(folder):
+    with new_folder(folder) as place:
+        parts = load_parts(source, checkpoint=checkpoint, bits=None if to == "openblip" else 0)
         if to == "openblip":
-            save_native(parts, folder, storage)
+            save_native(parts, place, storage)
         elif to == "transformers":
-            save_transformers(parts, folder, TASKS[task] if task else None)
+            save_transformers(parts, place, TASKS[task] if task else None)
         else:
-            _save_lavis(parts, folder)
+            _save_lavis(parts, place)
     return sorted(path for path in folder.rglob("*") if path.suffix in (".pth", ".safetensors"))
 
 
@@ -78,18 +75,9 @@ def _save_lavis(parts: ModelParts, folder: Path) -> None:
     assert isinstance(config.vision, VitConfig)  # else to_lavis had refused it
     if not whole:
         name = "clip_vit_L.pth" if config.vision.pre_norm else "eva_vit_g.pth"
-        _save_pickled(written.vision, folder / name)
+        save_pickled(written.vision, folder / name)
     if written.language:
         about = f"The language model of {parts.name}, which was frozen in training. LAVIS takes its own copy.\n"
         write_together(folder / "language_model", {"README.md": about}, {"model.safetensors": written.language})
     # Last: until it is there, nobody can take the folder for a whole one.
-    _save_pickled({"model": written.whole() if whole else written.checkpoint}, folder / "checkpoint.pth")
-
-
-def _save_pickled(content: object, path: Path) -> None:
-    draft = path.with_name(path.name + ".draft")
-    try:
-        torch.save(content, draft)
-    except RuntimeError as error:  # what PyTorch raises when a disk is full
-        raise OSError(str(error).partition("\n")[0]) from error
-    draft.replace(path)
+    save_pickled({"model": written.whole() if whole else written.checkpoint}, folder / "checkpoint.pth")

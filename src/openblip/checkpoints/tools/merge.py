@@ -10,7 +10,7 @@ from openblip.checkpoints.lora.fit import base_of, find_adapter
 from openblip.checkpoints.names.t5 import BLIP2_PREFIX
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
-from openblip.checkpoints.openblip.new_folder import require_new, written_whole
+from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.errors import CheckpointError, OptionError
 
 
@@ -39,15 +39,14 @@ def merge_adapter(
     """
     if storage not in STORAGES:
         raise OptionError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
-    require_new(folder)
     found = find_adapter(adapter)
     own = None if checkpoint is None else Path(checkpoint)
-    parts = load_parts(base_of(found) if base is None else base, checkpoint=own, adapter=found.place)
-    if parts.borrowed is not None and any(name.startswith(BLIP2_PREFIX) for name in found.layers):
-        raise CheckpointError(
-            f"{found.place} changes the language model {parts.borrowed.place}, which {parts.name} only borrows: "
-            "load it with adapter= instead of merging it"
-        )
-    with written_whole(folder):
-        save_native(replace(parts, name=folder.resolve().name), folder, storage)
+    with new_folder(folder) as place:
+        parts = load_parts(base_of(found) if base is None else base, checkpoint=own, adapter=found.place)
+        if parts.borrowed is not None and any(name.startswith(BLIP2_PREFIX) for name in found.layers):
+            raise CheckpointError(
+                f"{found.place} changes the language model {parts.borrowed.place}, which {parts.name} only borrows: "
+                "load it with adapter= instead of merging it"
+            )
+        save_native(replace(parts, name=folder.resolve().name), place, storage)
     return folder / WEIGHTS_FILE

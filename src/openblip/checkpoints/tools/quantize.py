@@ -7,7 +7,7 @@ from pathlib import Path
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import save_native
-from openblip.checkpoints.openblip.new_folder import require_new, written_whole
+from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.errors import OptionError
 from openblip.nn.quant.swap import BITS
 
@@ -32,9 +32,7 @@ def quantise_model(source: str | Path, folder: Path, bits: int, *, checkpoint: s
     if bits not in BITS:
         raise OptionError(f"bits is {bits}: give {' or '.join(map(str, BITS))}")
     folder = folder.expanduser()
-    require_new(folder)
     own = None if checkpoint is None else Path(checkpoint)
-    parts = load_parts(source, checkpoint=own, bits=bits)
-    with written_whole(folder):
-        save_native(parts, folder)
+    with new_folder(folder) as place:
+        save_native(load_parts(source, checkpoint=own, bits=bits), place)
     return folder / WEIGHTS_FILE

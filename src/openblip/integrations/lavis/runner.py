@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
 from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.tensors.files import save_pickled
 from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.integrations.lavis.datasets import LavisDataset, Row
 from openblip.integrations.lavis.models import LavisModel
 from openblip.integrations.lavis.outputs import BlipOutput, Samples
+from openblip.saving import naming
 from openblip.training.loop.optim import make_optimizer, set_rate
 from openblip.training.recipe import OptimizerSection
 
@@ -297,12 +299,11 @@ class RunnerBase:
     def _save(self, epoch: int) -> None:
         state = to_lavis(self.model.network.state_dict(), self.model.network.config).checkpoint
         path = self.output_dir / f"checkpoint_{epoch}.pth"
-        draft = path.with_name(path.name + ".draft")
-        torch.save({"model": {name: tensor.cpu().clone() for name, tensor in state.items()}, "epoch": epoch}, draft)
-        draft.replace(path)
+        save_pickled({"model": {name: tensor.cpu().clone() for name, tensor in state.items()}, "epoch": epoch}, path)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
-        with (self.output_dir / "log.txt").open("a", encoding="utf-8") as file:
+        path = self.output_dir / "log.txt"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openblip.data.feature_store import FeatureStore
+from openblip.saving import write_text
 from openblip.training.feature_cache.index import EncoderPace
 from openblip.training.monitor.profile import size_of
 
@@ -65,7 +66,7 @@ class Gain:
                 "step seconds with encoder, about": self.with_encoder,
                 "times as fast, about": self.with_encoder / self.with_features,
             }
-        (folder / GAIN_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / GAIN_FILE, json.dumps(content, indent=1) + "\n")
 
     @property
     def with_features(self) -> float:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openblip.checkpoints.tensors.files import unpickle
+from openblip.checkpoints.tensors.files import unpickle, write_pickled
 from openblip.errors import CheckpointError, OpenBlipError
+from openblip.saving import replacing
 from openblip.training.loop.ema import Average
 from openblip.training.loop.run_identity import FILE, differences
 from openblip.training.parallel.fsdp import part_like, whole
@@ -214,17 +215,16 @@ def write_whole(content: object, path: Path) -> None:
 
     Raises OpenBlipError when the disk is full; the old file is kept.
     """
-    draft = path.with_name(path.name + ".draft")
+    size = 0
     try:
-        with draft.open("wb") as file:
-            torch.save(content, file)
-        draft.replace(path)
-    except (OSError, RuntimeError) as error:
-        size = draft.stat().st_size if draft.exists() else 0
-        draft.unlink(missing_ok=True)
-        # What writes archives tells of a full disk by a RuntimeError of its own.
-        full = isinstance(error, RuntimeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = f"the disk is full after {size / 1e6:.0f} MB" if full else str(error)
+        with replacing(path) as draft:
+            try:
+                write_pickled(content, draft)
+            finally:
+                size = draft.stat().st_size if draft.exists() else 0
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = f"the disk is full after {size / 1e6:.0f} MB" if full else error.strerror or str(error)
         raise OpenBlipError(
             f"{path} cannot be written, {reason}: make room and start the same recipe again, which goes on from the "
             "checkpoint before"

@@ -27,6 +27,7 @@ from openblip.evaluation.settings import (
     Wish,
 )
 from openblip.models.blip2 import Blip2
+from openblip.saving import naming
 from openblip.training.init.start import start_model, with_weights
 from openblip.training.metrics import ANSWERS, CAPTIONS, OF_A_KIND, RECALLS
 from openblip.training.recipe import Recipe, Stage
@@ -102,7 +103,8 @@ class Evaluator:
         return [*shares, *(OF_A_KIND.format(kind) for kind in sorted({row.kind for row in self.samples} - {""}))]
 
     def _keep(self, found: Evaluation) -> None:
-        with (Path(self.recipe.output) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+        path = Path(self.recipe.output) / SAMPLES_FILE
+        with naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in found.rows[: self.section.samples]:
                 told = {"image": row.image, "question": row.question, "prediction": row.prediction}
                 file.write(json.dumps({**told, "references": list(row.references)}, ensure_ascii=False) + "\n")

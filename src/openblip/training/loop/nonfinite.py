@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from openblip.saving import naming, write_text
 from openblip.training.input.batches import Drawn
 from openblip.training.tasks.stages import Views
 
@@ -57,10 +58,11 @@ def save_batch(folder: Path, batch: Sequence[Drawn], views: Views | None, facts:
         }
         for drawn in batch
     ]
-    (place / "batch.json").write_text(json.dumps({**facts, "rows": rows}, indent=1, ensure_ascii=False), "utf-8")
+    write_text(place / "batch.json", json.dumps({**facts, "rows": rows}, indent=1, ensure_ascii=False))
     seen = {name: tensor.cpu().contiguous() for name, tensor in _seen(views).items()}
     if seen:
-        save_file(seen, place / "views.safetensors")
+        with naming(place / "views.safetensors"):
+            save_file(seen, place / "views.safetensors")
     return place
 
 

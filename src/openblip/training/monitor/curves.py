@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from openblip.saving import naming
+
 WINDOW = 50
 """Steps that the shown means and the plotted line average over, at the most."""
 SHARE = 20
@@ -36,7 +38,8 @@ class StepTable:
         rows = self.kept + self.pending if self.rewrite else self.pending
         if not rows:
             return
-        with self.path.open("w" if self.rewrite else "a", newline="", encoding="utf-8") as file:
+        mode = "w" if self.rewrite else "a"
+        with naming(self.path), self.path.open(mode, newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=self.columns)
             if self.rewrite:
                 writer.writeheader()
@@ -95,7 +98,8 @@ class Curves:
         axes.grid(alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        figure.savefig(self.picture, dpi=120)
+        with naming(self.picture):
+            figure.savefig(self.picture, dpi=120)
         pyplot.close(figure)
 
 

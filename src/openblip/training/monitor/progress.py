@@ -16,6 +16,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from openblip.errors import OpenBlipError
+from openblip.saving import write_text
 from openblip.training.monitor.curves import Curves, StepTable
 from openblip.training.monitor.profile import PACE_FILE, peak_memory
 from openblip.training.recipe import Recipe
@@ -186,5 +187,5 @@ def _run_id(path: Path) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     drawn = uuid4().hex
-    path.write_text(drawn + "\n", encoding="utf-8")
+    write_text(path, drawn + "\n")
     return drawn

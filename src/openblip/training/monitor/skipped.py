@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openblip.data.image_files import BadPicture
+from openblip.saving import replacing
 
 SKIPPED_FILE = "skipped.csv"
 
@@ -21,13 +22,11 @@ def write_skipped(folder: Path, bad: Sequence[BadPicture]) -> None:
     for each in bad:
         # What is told in a sentence begins with the picture, which has a column of its own here.
         told.setdefault(str(each.picture), each.problem.removeprefix(f"{each.picture}: "))
-    draft = path.with_name(path.name + ".draft")
     # A name of a file may be of bytes that are no text.
-    with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "problem"])
         writer.writerows(told.items())
-    draft.replace(path)
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -1,0 +1,165 @@
+"""What commands take as images: beside files, folders and addresses also lists, tables, tars and standard input."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TypeAlias, cast
+
+from openblip.cli.report import say
+from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.images.sources import describe_source, find_images, is_address
+
+Image: TypeAlias = "str | IO[bytes]"
+"""A path, an address, or what is packed somewhere: an open file with a name, which is read when its turn comes."""
+
+STDIN = "-"
+LISTS = frozenset({".txt", ".lst", ".list"})
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"})
+TARS = frozenset({".tar"})
+HEADER_BYTES = 32
+SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0", b"qoif", b"\xff\x0a"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n"),
+)
+"""Beginnings of image files; WebP, AVIF and HEIC say what they are a few bytes later."""
+
+
+def find_inputs(inputs: Sequence[str], *, recursive: bool = False) -> list[Image]:
+    """As `find_images`, and the images of lists (one path a line), of tables, of tars, and of `-`, standard input.
+
+    Raises:
+        ImageError, OpenBlipError: an input that gives no image.
+    """
+    found: dict[str, Image] = {}
+    for text in inputs:
+        if "\0" in text:
+            raise OptionError(f"{describe_source(text)} holds a character of the code 0, which no path has: check it")
+        for image in _images_in(text, recursive):
+            # Several images of standard input have one name, several spellings of a path mean one image.
+            name = image if isinstance(image, str) else image.name
+            known = name if is_address(name) else os.path.normcase(os.path.abspath(name))
+            found.setdefault(known, image)
+    return list(found.values())
+
+
+def name_of(image: Image) -> str:
+    """What an image is called in results."""
+    return image if isinstance(image, str) else image.name
+
+
+def packed_image(name: str, read: Callable[[], bytes]) -> IO[bytes]:
+    """An open file that reads its bytes when it is asked for them."""
+    return cast("IO[bytes]", _Packed(name, read))
+
+
+class _Packed:
+    def __init__(self, name: str, read: Callable[[], bytes]) -> None:
+        self.name = name
+        self.read = read
+
+
+def _images_in(text: str, recursive: bool) -> Iterator[Image]:
+    if text == STDIN:
+        yield from _standard_input()
+        return
+    path = Path(text)
+    kind = path.suffix.lower()
+    if is_address(text) or kind not in LISTS | TABLES | TARS or not path.is_file() or _is_image(path):
+        yield from find_images([text], recursive=recursive)
+    elif kind in LISTS:
+        yield from _listed(_lines(path.read_bytes()), str(path), path.parent)
+    elif kind in TABLES:
+        yield from _in_table(path)
+    else:
+        yield from _in_tar(path)
+
+
+def _standard_input() -> Iterator[Image]:
+    if sys.stdin is None:
+        raise OptionError("there is no standard input to read: give files, or a list of them")
+    if sys.stdin.isatty():
+        say("reading paths of images from the terminal, one a line, up to Ctrl-D (on Windows Ctrl-Z and Enter)")
+    stream = sys.stdin.buffer if isinstance(sys.stdin, io.TextIOWrapper) else cast("IO[bytes]", sys.stdin)
+    content = stream.read()
+    if _begins_as_image(content[:HEADER_BYTES]):
+        yield packed_image(STDIN, lambda: content)
+    else:
+        yield from _listed(_lines(content), "standard input", None)
+
+
+def _is_image(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _begins_as_image(file.read(HEADER_BYTES))
+
+
+def _begins_as_image(head: bytes) -> bool:
+    packed = head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    return packed or head.startswith(SIGNATURES)
+
+
+def _lines(content: bytes) -> list[str]:
+    """Paths as `ls` and `find` print them, also with `find -print0`; names may be of bytes that are no text."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\0" if b"\0" in content else b"\n")
+    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
+
+
+def _listed(lines: Sequence[str], place: str, folder: Path | None) -> Iterator[str]:
+    """The images of a list: from the folder that the command runs in, or else from the list's own."""
+    paths = []
+    there = False
+    for line in lines:
+        path = line if is_address(line) or os.path.lexists(line) else line.strip()
+        if not is_address(path) and not os.path.lexists(path) and folder and os.path.lexists(folder / path):
+            path = str(folder / path)
+        there = there or is_address(path) or os.path.lexists(path)
+        paths.append(path)
+    if not paths:
+        raise OptionError(f"{place} names no image: it has to have the path of one in each line")
+    if not there:
+        raise OptionError(
+            f"{place} names no image that is there, {describe_source(paths[0])} for one: it has to have the path of an "
+            "image in each line, and nothing else"
+        )
+    yield from paths
+
+
+def _in_table(path: Path) -> Iterator[Image]:
+    from openblip.data.sources.records import COLUMNS, PictureFinder, shown_columns
+    from openblip.data.sources.tables import read_rows
+
+    finder = PictureFinder(path.parent)
+    empty = True
+    for place, row in read_rows(path):
+        empty = False
+        lower = {str(name).strip().lower(): name for name in reversed(row)}
+        column = next((lower[alias] for alias in COLUMNS["image"] if alias in lower), None)
+        if column is None:
+            raise OpenBlipError(
+                f"{place} has no column of images: name one image or image_path; it has "
+                f"{shown_columns([str(name) for name in row])}"
+            )
+        value = row[column]
+        if isinstance(value, str) and is_address(value):
+            yield value
+            continue
+        picture, _ = finder.find(value, place)
+        yield str(picture) if isinstance(picture, Path) else packed_image(str(picture), picture.read_bytes)
+    if empty:
+        raise OpenBlipError(f"{path} has no rows: check that it is the right file")
+
+
+def _in_tar(path: Path) -> Iterator[Image]:
+    from openblip.data.sources.tars import index_shard
+
+    shard = index_shard(path)
+    if not shard.rows:
+        raise ImageError(str(path), "there is no image in this tar; pass another one")
+    if shard.trouble:
+        say(shard.trouble)
+    for row in shard.rows:
+        if row.picture is not None:
+            yield packed_image(str(row.picture), row.picture.read_bytes)

@@ -1,0 +1,90 @@
+"""Writing files: whole or not at all, one process at a time, and with the file's name in every error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from openblip.errors import OpenBlipError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of disks: full, over quota, file too large, read-only, broken."""
+RUST_ERROR = re.compile(r"I/O error: (.*?)(?: \(os error (\d+)\))?$", re.DOTALL)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors of writing it: the system names files when it opens them, not when they grow.
+
+    Raises:
+        OSError: with `path` as its filename where it had none; also for what safetensors raises instead of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except Exception as error:
+        from safetensors import SafetensorError
+
+        told = RUST_ERROR.search(str(error))
+        if not isinstance(error, SafetensorError) or told is None:
+            raise
+        number = int(told[2]) if told[2] else errno.EIO
+        raise OSError(number, os.strerror(number) if told[2] else told[1], str(path)) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside `path` that takes its name at the end; after an error it is gone, and `path` is what it was.
+
+    Two processes that replace one file at a time need a lock: see `held`.
+
+    Raises:
+        OSError: it cannot be written; `filename` is set.
+    """
+    draft = path.with_name(path.name + ".draft")
+    try:
+        with naming(path):
+            yield draft
+            draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a text in UTF-8. Raises OSError, with the name of the file, when it cannot be written."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def held(lock_file: Path, refusal: str) -> Iterator[None]:
+    """Keeps other processes out. The system lets go of the lock of a process that is killed; the file goes at the end.
+
+    Raises:
+        OpenBlipError: another process is in; `refusal` is the sentence.
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        with naming(lock_file):
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise OpenBlipError(refusal) from None
+    try:
+        yield
+    finally:
+        # While it is held: once it is let go of, the file may be the lock of another process.
+        with suppress(OSError):
+            lock_file.unlink()
+        lock.release()
