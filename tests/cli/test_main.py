@@ -165,7 +165,8 @@ def test_the_examples_run(
     monkeypatch.setattr("openblip.checkpoints.tools.convert.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr("openblip.checkpoints.tools.quantize.load_parts", lambda *_, **__: load_parts(official_folder))
     monkeypatch.setattr("openblip.checkpoints.tools.merge.load_parts", lambda *_, **__: load_parts(official_folder))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\nwhat color is it?\n"))
+    typed = "photos/one.jpg\n" if example.startswith("find ") else "what is this?\nwhat color is it?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     words = shlex.split(example.partition(" > ")[0].rpartition("| ")[2])
     assert words[0] == "openblip"
     ran = run(*words[1:])

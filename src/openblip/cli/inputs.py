@@ -83,8 +83,8 @@ def _standard_input() -> Iterator[Image]:
         raise OptionError("there is no standard input to read: give files, or a list of them")
     if sys.stdin.isatty():
         say("reading paths of images from the terminal, one a line, up to Ctrl-D (on Windows Ctrl-Z and Enter)")
-    stream = sys.stdin.buffer if isinstance(sys.stdin, io.TextIOWrapper) else cast("IO[bytes]", sys.stdin)
-    content = stream.read()
+    # Where another program runs commands, its standard input may be of text.
+    content = sys.stdin.buffer.read() if isinstance(sys.stdin, io.TextIOWrapper) else os.fsencode(sys.stdin.read())
     if _begins_as_image(content[:HEADER_BYTES]):
         yield packed_image(STDIN, lambda: content)
     else:
