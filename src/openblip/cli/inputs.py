@@ -128,7 +128,8 @@ def _listed(lines: Sequence[str], place: str, folder: Path | None) -> Iterator[s
 
 
 def _in_table(path: Path) -> Iterator[Image]:
-    from openblip.data.sources.records import COLUMNS, PictureFinder, shown_columns
+    from openblip.data.sources.cells import shown_columns
+    from openblip.data.sources.records import COLUMNS, PictureFinder
     from openblip.data.sources.tables import read_rows
 
     finder = PictureFinder(path.parent)
