@@ -168,9 +168,9 @@ def _space_names(app: Sphinx, tree: document) -> None:
     """Give the names that `_join_names` joined their spaces back."""
     from sphinx.addnodes import literal_strong
 
-    for node in tree.findall(literal_strong):
-        if re.fullmatch(r"\w+(,\w+)+", text := node.astext()):
-            node.replace_self(literal_strong("", text.replace(",", ", ")))
+    for node in list(tree.findall(literal_strong)):
+        if node.astext() == ",":
+            node.replace_self(literal_strong("", ", "))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
