@@ -107,7 +107,7 @@ def count_weights(model: Any) -> int:
 
     from openblip.nn.blip2 import Blip2Network
 
-    if model.parts.borrowed is not None:
+    if model.parts.external is not None:
         return sum(parameter.numel() for parameter in model.network.parameters())
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in Blip2Network(model.network.config).parameters())

@@ -25,7 +25,7 @@ from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefix import Prefix
 from openblip.nn.kv_cache import KeyValueCache
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 
 VISUAL = 32
 VOCABULARY = 16000
@@ -33,20 +33,20 @@ VOCABULARY = 16000
 Texts = list[list[Generation]]
 
 
-def build(width: int, depth: int) -> Decoder:
+def build(width: int, depth: int) -> Opt:
     torch.manual_seed(0)
-    config = DecoderConfig(VOCABULARY, width, depth, width // 64, 4 * width, max_positions=256)
-    return Decoder(config).eval().requires_grad_(False)
+    config = OptConfig(VOCABULARY, width, depth, width // 64, 4 * width, max_positions=256)
+    return Opt(config).eval().requires_grad_(False)
 
 
 @dataclass
 class Copying:
     """A decoder whose beams each have a row with a copy of their prompt."""
 
-    decoder: Decoder
+    decoder: Opt
 
     @property
-    def config(self) -> DecoderConfig:
+    def config(self) -> OptConfig:
         return self.decoder.config
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Copying:
 
 
 class CopyingReading:
-    def __init__(self, decoder: Decoder, cache: KeyValueCache, texts: int) -> None:
+    def __init__(self, decoder: Opt, cache: KeyValueCache, texts: int) -> None:
         self.decoder = decoder
         self.cache = cache
         self.texts = texts

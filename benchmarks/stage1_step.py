@@ -31,7 +31,7 @@ from results import Row, add_json_option, finish
 from torch import Tensor, nn
 
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import EVA_VIT_G, VitConfig
 from openblip.training.feature_cache.encoder_stub import drop_encoder
@@ -124,7 +124,7 @@ def stage1(sizes: Sizes, way: str | None = None) -> dict[str, Callable[[], None]
 
 def stage2(sizes: Sizes, way: str | None = None) -> dict[str, Callable[[], None]]:
     """Both ways, or one of them with nothing that only the other needs."""
-    decoder = DecoderConfig(vocab_size=5000, width=512, depth=6, num_heads=8, ffn_width=2048, max_positions=128)
+    decoder = OptConfig(vocab_size=5000, width=512, depth=6, num_heads=8, ffn_width=2048, max_positions=128)
     with torch.device("meta"):
         network = Blip2Network(Blip2Config(sizes.vision, replace(sizes.qformer, vocab_size=0), decoder))
     if way == CACHED:

@@ -18,7 +18,7 @@ from openblip.checkpoints.openblip.folder import save_native
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.text import MatchingText, Tokenizer
 from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
@@ -58,7 +58,7 @@ def tiny_parts() -> ModelParts:
             vocab_size=len(pieces.kept),
             max_positions=16,
         ),
-        decoder=DecoderConfig(
+        decoder=OptConfig(
             vocab_size=words.get_vocab_size(), width=32, depth=2, num_heads=2, ffn_width=64, max_positions=160
         ),
         shared_width=16,

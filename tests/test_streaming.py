@@ -19,7 +19,7 @@ from torch import Tensor
 from openblip.errors import ImageError, OptionError
 from openblip.models.blip2 import Blip2
 from openblip.nn.kv_cache import KeyValueCache
-from openblip.nn.opt import Decoder
+from openblip.nn.opt import Opt
 from openblip.text import NO_CHARACTER, Pieces, Tokenizer, clean_generated, text_pieces
 from openblip.training.init.vocabulary import train_decoder_tokenizer
 
@@ -74,15 +74,15 @@ def test_pieces_join_to_the_text(tiny_model: Blip2, photos: list[Path], options:
 def steps_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
     """Grows with every token that the language model reads behind a prompt; it may fail at one."""
     steps: list[int] = []
-    go_on = Decoder.go_on
+    go_on = Opt.go_on
 
-    def counted(self: Decoder, *given: Any) -> Tensor:
+    def counted(self: Opt, *given: Any) -> Tensor:
         steps.append(len(steps))
         if len(steps) == fail_at:
             raise RuntimeError("it broke")
         return go_on(self, *given)
 
-    monkeypatch.setattr(Decoder, "go_on", counted)
+    monkeypatch.setattr(Opt, "go_on", counted)
     return steps
 
 

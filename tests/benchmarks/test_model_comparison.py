@@ -61,5 +61,5 @@ def test_a_table(
     assert min(row["load"], row["caption"], row["answer"], row["batched"]) > 0
     head, _, told = capsys.readouterr().out.splitlines()[-3:]
     assert "dogs: Accuracy" in head
-    assert told.startswith("| tiny | float32 | EfficientNet 64 px | Decoder |")
+    assert told.startswith("| tiny | float32 | EfficientNet 64 px | Opt |")
     assert (tmp_path / f"runs/dogs-{tiny_model_folder.name}-float32/report.html").is_file()

@@ -1,4 +1,4 @@
-"""Models that borrow a language model: put together, saved, loaded again; whatever cannot work is named."""
+"""Models with an external language model: put together, saved, loaded again; whatever cannot work is named."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_all_but_the_language_side_is_kept(tiny_parts: ModelParts, llama: Path) 
     ratio = parts.network.prompt_projection(queries).std() / words.std()
     assert 0.8 < ratio < 1.2, "visual tokens are as large as words"
     assert (parts.matching, parts.transform) == (tiny_parts.matching, tiny_parts.transform)
-    assert parts.borrowed == LanguageSource(str(llama.resolve()), None, fingerprint(llama))
+    assert parts.external == LanguageSource(str(llama.resolve()), None, fingerprint(llama))
     # What was handed in stays as it is, whatever becomes of the new model.
     values = {name: tensor.clone() for name, tensor in before.items()}
     openblip.Blip2(parts, choose_placement("cpu")).network.qformer.queries.data.zero_()
     assert all(torch.equal(tensor, values[name]) for name, tensor in tiny_parts.network.state_dict().items())
-    assert tiny_parts.network.config.decoder is not None and tiny_parts.borrowed is None
+    assert tiny_parts.network.config.decoder is not None and tiny_parts.external is None
 
 
 @pytest.mark.parametrize("kind", ["llama", "bart"])
@@ -113,10 +113,10 @@ def test_what_the_language_model_reads(tiny_parts: ModelParts, llama: Path, bart
 
 def test_casts_and_optimisers_do_not_reach_it(tiny_parts: ModelParts, llama: Path) -> None:
     network = with_language_model(tiny_parts, llama).network
-    assert isinstance(network, Blip2Network) and network.borrowed is not None
+    assert isinstance(network, Blip2Network) and network.external is not None
     count = len(list(network.parameters()))
     network.to(torch.bfloat16)
-    theirs = network.borrowed.model
+    theirs = network.external.model
     assert {tensor.dtype for tensor in [*theirs.parameters(), *theirs.buffers()]} == {torch.float32}
     assert count == len(network.state_dict()) - len(list(network.buffers()))
 
@@ -126,7 +126,7 @@ def test_half_precision_is_loaded_as_such(
 ) -> None:
     save_native(with_language_model(tiny_parts, llama), tmp_path)
     model = openblip.load(tmp_path, device="cpu", dtype="bfloat16")
-    theirs = model.network.borrowed.model  # type: ignore[union-attr]
+    theirs = model.network.external.model  # type: ignore[union-attr]
     assert {parameter.dtype for parameter in theirs.parameters()} == {torch.bfloat16}
     assert theirs.model.rotary_emb.inv_freq.dtype == torch.float32
     assert isinstance(model.caption(photos[0]), str)
@@ -135,9 +135,9 @@ def test_half_precision_is_loaded_as_such(
 def test_a_path_may_be_relative_to_the_model(tiny_parts: ModelParts, llama: Path, tmp_path: Path) -> None:
     save_native(with_language_model(tiny_parts, llama), tmp_path / "model")
     shutil.copytree(llama, tmp_path / "model" / "language")
-    edit(tmp_path / "model" / "config.json", lambda content: content["borrowed"].update(place="language"))
+    edit(tmp_path / "model" / "config.json", lambda content: content["external"].update(place="language"))
     found = load_native(tmp_path / "model")
-    assert found.borrowed is not None and found.borrowed.place == str((tmp_path / "model" / "language").resolve())
+    assert found.external is not None and found.external.place == str((tmp_path / "model" / "language").resolve())
 
 
 def test_a_repository_is_held_at_its_commit(
@@ -151,10 +151,10 @@ def test_a_repository_is_held_at_its_commit(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     parts = with_language_model(tiny_parts, "someone/little")
-    assert parts.borrowed == LanguageSource("someone/little", "aaa", fingerprint(llama))
+    assert parts.external == LanguageSource("someone/little", "aaa", fingerprint(llama))
     save_native(parts, tmp_path / "model")
     (cached / "refs" / "main").write_text("bbb")
-    assert load_native(tmp_path / "model").borrowed == parts.borrowed
+    assert load_native(tmp_path / "model").external == parts.external
     shutil.rmtree(cached / "snapshots" / "aaa")
     with pytest.raises(OpenBlipError, match="someone/little is not on this machine"):
         load_native(tmp_path / "model")
@@ -167,7 +167,7 @@ def test_another_language_model_in_its_place_is_noticed(tiny_parts: ModelParts, 
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="is not the language model that this model was trained with"):
         load_native(tmp_path / "model")
-    edit(tmp_path / "model" / "config.json", lambda content: content["borrowed"].update(fingerprint=None))
+    edit(tmp_path / "model" / "config.json", lambda content: content["external"].update(fingerprint=None))
     load_native(tmp_path / "model")
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match=r"is not there: put its folder back"):
@@ -178,13 +178,13 @@ def test_other_layouts_have_no_place_for_it(tiny_parts: ModelParts, llama: Path,
     save_native(with_language_model(tiny_parts, llama), tmp_path / "model")
     with pytest.raises(CheckpointError, match="LAVIS has BLIP-2 with"):
         convert(tmp_path / "model", tmp_path / "lavis", "lavis")
-    with pytest.raises(CheckpointError, match="borrows a language model"):
+    with pytest.raises(CheckpointError, match="has an external language model"):
         Blip2OPT(load_native(tmp_path / "model"))
     writer = replace(load_native(tmp_path / "model"), matching=None)
     with pytest.raises(OptionError, match="cannot write or match"):
         save_transformers(writer, tmp_path / "theirs")
     convert(tmp_path / "model", tmp_path / "small", "openblip", storage="int8")
-    assert load_parts(tmp_path / "small").borrowed == writer.borrowed
+    assert load_parts(tmp_path / "small").external == writer.external
 
 
 WITHOUT_TRANSFORMERS = """
@@ -192,7 +192,7 @@ import sys
 sys.modules["transformers"] = None
 import openblip
 try:
-    openblip.load({borrowed!r}, device="cpu")
+    openblip.load({external!r}, device="cpu")
 except openblip.OpenBlipError as error:
     print(error)
 print(openblip.load({own!r}, device="cpu"))
@@ -203,7 +203,7 @@ def test_a_missing_extra_is_named_and_all_else_does_without(
     tiny_parts: ModelParts, llama: Path, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     save_native(with_language_model(tiny_parts, llama), tmp_path)
-    program = WITHOUT_TRANSFORMERS.format(borrowed=str(tmp_path), own=str(tiny_model_folder))
+    program = WITHOUT_TRANSFORMERS.format(external=str(tmp_path), own=str(tiny_model_folder))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8", check=True)
     needed, loaded = done.stdout.splitlines()
     assert needed == 'a language model of transformers needs it: pip install "openblip[hf]"'

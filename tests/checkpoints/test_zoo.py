@@ -31,7 +31,7 @@ from openblip.checkpoints.zoo import (
 )
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.qformer import QFormer
 from openblip.nn.t5 import T5
 from openblip.nn.vit import VisionTransformer
@@ -95,8 +95,8 @@ def test_formulas_agree_with_the_image_encoders_and_qformers(encoder: ImageEncod
 def test_formulas_agree_with_the_language_models(language: LanguageModel) -> None:
     config = language.config()
     with torch.device("meta"):
-        network = Decoder(config) if isinstance(config, DecoderConfig) else T5(config)
-        cache = network.new_cache(1, 7) if isinstance(network, Decoder) else None
+        network = Opt(config) if isinstance(config, OptConfig) else T5(config)
+        cache = network.new_cache(1, 7) if isinstance(network, Opt) else None
     assert language.parameters() == count(network)
     if cache is not None:
         assert language.cache_elements(5, 2) == cache.keys.numel() + cache.values.numel()

@@ -1,4 +1,4 @@
-"""Borrowed language models say what transformers' own generate says, in batches of ragged prompts and step by step."""
+"""ExternalLanguageModel language models say what transformers' own generate says, in batches of ragged prompts and step by step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-d
 
     @cache
     def load(kind: str, seed: int = 0) -> tuple[PreTrainedModel, LoadedLanguage]:
-        return both(write_language_model(kind, tmp_path_factory.mktemp("borrowed") / kind, seed))
+        return both(write_language_model(kind, tmp_path_factory.mktemp("external") / kind, seed))
 
     return load
 

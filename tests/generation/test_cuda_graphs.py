@@ -25,7 +25,7 @@ from openblip.models.blip2 import Blip2
 from openblip.models.encoded_image import ImageCache
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import LanguageModel
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.static_kv_cache import FixedCache
 from openblip.nn.t5 import T5, T5Config
 from tests.generation.test_prefix import (
@@ -105,7 +105,7 @@ def random_t5(draw: random.Random) -> T5:
     return built
 
 
-def random_model(draw: random.Random, kind: str) -> Decoder | T5:
+def random_model(draw: random.Random, kind: str) -> Opt | T5:
     torch.manual_seed(draw.randrange(2**31))
     return random_decoder(draw) if kind == "decoder" else random_t5(draw)
 
@@ -153,8 +153,8 @@ def test_many_prompts_end_one_after_the_other() -> None:
     """Half of them done, the rest go on in smaller memory, with beams and with samples."""
     draw = random.Random(3)
     torch.manual_seed(3)
-    sizes = DecoderConfig(VOCABULARY, 32, 2, 4, 64, max_positions=64)
-    for model in (lively(Decoder(sizes), 5), small_t5()):
+    sizes = OptConfig(VOCABULARY, 32, 2, 4, 64, max_positions=64)
+    for model in (lively(Opt(sizes), 5), small_t5()):
         prompts = rows(draw, [draw.randint(1, 12) for _ in range(19)], model.config.token_width)
         for options in (
             GenerationOptions(max_new_tokens=20, repetition_penalty=1.5, stop_ids=tuple(range(10))),

@@ -17,16 +17,16 @@ from openblip.errors import OptionError
 from openblip.generation.engine import generate, stream
 from openblip.generation.logits_processors import shape_distribution
 from openblip.generation.options import GenerationOptions
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.t5 import T5, T5Config
 
 VOCABULARY, WIDTH = 40, 32
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Decoder:
+def decoder() -> Opt:
     torch.manual_seed(3)
-    built = Decoder(DecoderConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=64)).eval()
+    built = Opt(OptConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=64)).eval()
     for parameter in built.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.25)
@@ -44,8 +44,8 @@ def t5() -> T5:
 
 
 @pytest.fixture(scope="module", params=["decoder", "t5"])
-def model(request: pytest.FixtureRequest) -> Decoder | T5:
-    built: Decoder | T5 = request.getfixturevalue(request.param)
+def model(request: pytest.FixtureRequest) -> Opt | T5:
+    built: Opt | T5 = request.getfixturevalue(request.param)
     return built
 
 
@@ -66,7 +66,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_a_batch_equals_its_prompts_one_by_one(model: Decoder | T5, name: str) -> None:
+def test_a_batch_equals_its_prompts_one_by_one(model: Opt | T5, name: str) -> None:
     for seed in range(8):
         rows = prompts(seed, 6)
         together = generate(model, rows, OPTIONS[name])
@@ -79,7 +79,7 @@ def test_a_batch_equals_its_prompts_one_by_one(model: Decoder | T5, name: str) -
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_log_probabilities_are_the_models_own(model: Decoder | T5, name: str) -> None:
+def test_log_probabilities_are_the_models_own(model: Opt | T5, name: str) -> None:
     row = prompts(5, 1)[0]
     for text in generate(model, [row], OPTIONS[name])[0]:
         ids = torch.tensor(text.ids)
@@ -98,7 +98,7 @@ def test_log_probabilities_are_the_models_own(model: Decoder | T5, name: str) ->
             )
 
 
-def test_results_are_sorted_and_different(model: Decoder | T5) -> None:
+def test_results_are_sorted_and_different(model: Opt | T5) -> None:
     texts = generate(model, prompts(2, 1), GenerationOptions(max_new_tokens=9, num_beams=5, num_return=5))[0]
     scores = [text.score for text in texts]
     assert scores == sorted(scores, reverse=True)
@@ -106,7 +106,7 @@ def test_results_are_sorted_and_different(model: Decoder | T5) -> None:
     assert all(len(text.ids) == 9 for text in texts), "the prompt counted as new tokens"
 
 
-def test_the_best_beam_is_at_least_as_likely_as_greedy(model: Decoder | T5) -> None:
+def test_the_best_beam_is_at_least_as_likely_as_greedy(model: Opt | T5) -> None:
     for seed in range(10):
         rows = prompts(seed, 2)
         greedy = generate(model, rows, GenerationOptions(max_new_tokens=6))
@@ -130,7 +130,7 @@ def test_distribution_equals_transformers_warpers(temperature: float, top_k: int
     torch.testing.assert_close(shape_distribution(logits, options), expected.softmax(dim=1))
 
 
-def test_draws_follow_the_distribution(decoder: Decoder) -> None:
+def test_draws_follow_the_distribution(decoder: Opt) -> None:
     row = prompts(1, 1)[0]
     options = GenerationOptions(max_new_tokens=1, sample=True, num_return=4000, top_k=4, seed=0)
     drawn = torch.tensor([text.ids[0] for text in generate(decoder, [row], options)[0]])
@@ -142,7 +142,7 @@ def test_draws_follow_the_distribution(decoder: Decoder) -> None:
     assert chi_square < 16.3  # three degrees of freedom, one in a thousand
 
 
-def test_seeds_repeat_and_differ(model: Decoder | T5) -> None:
+def test_seeds_repeat_and_differ(model: Opt | T5) -> None:
     rows = prompts(4, 2)
 
     def draw(seed: int | None) -> list[tuple[int, ...]]:
@@ -154,7 +154,7 @@ def test_seeds_repeat_and_differ(model: Decoder | T5) -> None:
     assert draw(None) != draw(None)
 
 
-def test_stream_gives_the_same_tokens_one_by_one(model: Decoder | T5) -> None:
+def test_stream_gives_the_same_tokens_one_by_one(model: Opt | T5) -> None:
     for name in ("greedy", "sample"):
         options = GenerationOptions(**{**vars(OPTIONS[name]), "num_return": 1})
         for row in prompts(6, 3):
@@ -165,7 +165,7 @@ def test_stream_gives_the_same_tokens_one_by_one(model: Decoder | T5) -> None:
             assert tuple(tokens) == generate(model, [row], options)[0][0].ids
 
 
-def test_a_prompt_at_the_limit_fits_and_one_beyond_is_refused(decoder: Decoder) -> None:
+def test_a_prompt_at_the_limit_fits_and_one_beyond_is_refused(decoder: Opt) -> None:
     row = torch.randn(54, WIDTH)
     assert len(generate(decoder, [row], GenerationOptions(max_new_tokens=10))[0][0].ids) == 10
     with pytest.raises(OptionError, match="55 tokens and 10 new ones exceed the model's 64 positions"):

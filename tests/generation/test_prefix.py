@@ -18,7 +18,7 @@ from openblip.generation.options import GenerationOptions
 from openblip.generation.prefix import Prefix
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import LanguageModel
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.t5 import T5, T5Config
 
 from ..language_models import both, write_language_model
@@ -27,7 +27,7 @@ VOCABULARY, POSITIONS = 40, 64
 TRIALS = 25
 
 
-def lively(model: Decoder | T5, seed: int) -> Decoder | T5:
+def lively(model: Opt | T5, seed: int) -> Opt | T5:
     """Weights so large that what is said depends on what was read."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -36,9 +36,9 @@ def lively(model: Decoder | T5, seed: int) -> Decoder | T5:
     return model.eval().requires_grad_(False)
 
 
-def random_decoder(draw: random.Random) -> Decoder:
+def random_decoder(draw: random.Random) -> Opt:
     heads, norm = draw.choice([1, 2, 4]), draw.random() < 0.7
-    config = DecoderConfig(
+    config = OptConfig(
         vocab_size=VOCABULARY,
         width=heads * draw.choice([4, 8, 12]),
         depth=draw.randint(1, 3),
@@ -49,8 +49,8 @@ def random_decoder(draw: random.Random) -> Decoder:
         pre_norm=norm,
         final_norm=norm,
     )
-    built = lively(Decoder(config), draw.randrange(2**31))
-    assert isinstance(built, Decoder)
+    built = lively(Opt(config), draw.randrange(2**31))
+    assert isinstance(built, Opt)
     return built
 
 
@@ -132,13 +132,13 @@ def test_the_prefix_is_read_once_and_only_when_a_second_prompt_comes(monkeypatch
     model = random_decoder(draw)
     embeds, *prompts = rows(draw, [9, 4, 2, 5], model.config.token_width)
     read: list[tuple[int, ...]] = []
-    forward = Decoder.forward
+    forward = Opt.forward
 
-    def noted(self: Decoder, tokens: Tensor, *others: object) -> Tensor:
+    def noted(self: Opt, tokens: Tensor, *others: object) -> Tensor:
         read.append(tuple(tokens.shape[:2]))
         return forward(self, tokens, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Decoder, "forward", noted)
+    monkeypatch.setattr(Opt, "forward", noted)
     prefix, options = Prefix(model, embeds), GenerationOptions(max_new_tokens=3, num_beams=2)
     generate(model, prompts[:1], options, prefix=prefix)
     assert read == [(1, 13)] and prefix.nbytes == embeds.nbytes
@@ -203,7 +203,7 @@ def caches() -> int:
     return sum(type(thing) is KeyValueCache for thing in gc.get_objects())
 
 
-def fail_at_step(model: Decoder | T5, monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
+def fail_at_step(model: Opt | T5, monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
     """The model fails at a step; returns how many were begun."""
     begun = 0
     go_on = type(model).go_on

@@ -13,7 +13,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 import openblip.integrations.transformers as ours
 from openblip.errors import OptionError
-from openblip.nn.opt import Decoder
+from openblip.nn.opt import Opt
 from tests.checkpoints.theirs import Theirs
 
 from .cases import PROMPT
@@ -67,7 +67,7 @@ def test_their_streamers_give_the_text(writer: Theirs, images: list[Image.Image]
     words = writer.processor.tokenizer
     inputs = writer.processor(images=images[0], text=PROMPT, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=9)
-    new = ids[0, inputs["input_ids"].shape[1] :] if isinstance(model.language_model, Decoder) else ids[0, 1:]
+    new = ids[0, inputs["input_ids"].shape[1] :] if isinstance(model.language_model, Opt) else ids[0, 1:]
     expected = words.decode(new, skip_special_tokens=True)
     model.generate(**inputs, max_new_tokens=9, streamer=TextStreamer(words, skip_prompt=True, skip_special_tokens=True))
     assert capsys.readouterr().out == expected + "\n"
@@ -98,7 +98,7 @@ def test_a_failure_ends_the_stream(opt: Theirs, images: list[Image.Image], monke
     def broken(*given: object) -> None:
         raise RuntimeError("it broke")
 
-    monkeypatch.setattr(Decoder, "go_on", broken)
+    monkeypatch.setattr(Opt, "go_on", broken)
     with pytest.raises(RuntimeError, match="it broke"):
         model.generate(**inputs, min_new_tokens=5, max_new_tokens=9, streamer=streamer)
     assert streamer.ended == 1 and len(streamer.told) == 2

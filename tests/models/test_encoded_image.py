@@ -20,7 +20,7 @@ from openblip.errors import OptionError
 from openblip.generation.prefix import Prefix
 from openblip.models.blip2 import Blip2
 from openblip.models.encoded_image import ImageCache
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 
 QUESTIONS = ["what color is the ball?", "How many children are there", "why?", "a dog?"]
 
@@ -116,7 +116,7 @@ def test_what_is_given_out_may_be_changed(model: Blip2, photos: list[Path]) -> N
 def test_those_used_last_stay_within_the_bound() -> None:
     """Against the plainest account of it, with images that grow as their keys and values are computed."""
     draw = random.Random(0)
-    decoder = Decoder(DecoderConfig(9, 8, 1, 1, 8, max_positions=64)).requires_grad_(False)
+    decoder = Opt(OptConfig(9, 8, 1, 1, 8, max_positions=64)).requires_grad_(False)
     lengths = [draw.randint(1, 20) for _ in range(12)]
     small, grown = 4 * 8, 3 * 4 * 8  # bytes a token, without and with keys and values in one layer
     limit = 60 * small
@@ -204,7 +204,7 @@ def test_a_request_that_fails_leaves_what_fits_the_bound(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "go_on", fail)
+        patch.setattr(Opt, "go_on", fail)
         with pytest.raises(KeyboardInterrupt):
             model.ask(photos[0], QUESTIONS[:questions])
         assert (len(model.image_cache), model.image_cache.nbytes) == before

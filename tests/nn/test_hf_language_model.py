@@ -1,4 +1,4 @@
-"""Losses and gradients behind borrowed language models are transformers' own; all ways of joining texts agree."""
+"""Losses and gradients behind external language models are transformers' own; all ways of joining texts agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openblip.nn.language_model import LanguageModel, join_texts
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.training.losses import IGNORED, TextBatch, answer_loss, decoder_loss, read_behind
 from tests.language_models import CAUSAL, SEQ2SEQ, both, write_language_model
 
@@ -64,7 +64,7 @@ def test_loss_and_gradient_equal_transformers(kind: str, tmp_path: Path) -> None
 
 def test_our_decoder_gives_the_loss_of_the_text_in_one_piece() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(60, 32, 2, 4, 64, max_positions=40)).requires_grad_(False)
+    decoder = Opt(OptConfig(60, 32, 2, 4, 64, max_positions=40)).requires_grad_(False)
     visual = visual_prompts(32)
     ids, mask = rectangle(tuple(prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)), 1)
     given = torch.tensor([len(prompt) for prompt in PROMPTS])[:, None]

@@ -11,7 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from openblip.checkpoints.names.t5 import t5_from_lavis, t5_from_transformers, t5_to_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5
 from openblip.nn.t5_attention import RelativeBias
@@ -191,7 +191,7 @@ def test_names_that_do_not_fit_are_refused() -> None:
 def test_a_blip2_has_one_language_model() -> None:
     vision = VitConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_width=16)
     qformer = QFormerConfig(16, num_queries=2, width=8, depth=1, num_heads=1, ffn_width=8, vocab_size=0)
-    opt = DecoderConfig(vocab_size=9, width=12, depth=1, num_heads=1, ffn_width=8)
+    opt = OptConfig(vocab_size=9, width=12, depth=1, num_heads=1, ffn_width=8)
     network = Blip2Network(Blip2Config(vision, qformer, t5=SMALL))
     assert network.language_model is network.t5
     assert network.visual_prompt(torch.ones(1, 5, 16)).shape == (1, 2, SMALL.width)

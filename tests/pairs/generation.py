@@ -16,7 +16,7 @@ from openblip.checkpoints.names.opt import decoder_from_transformers
 from openblip.checkpoints.names.t5 import t5_from_transformers
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.t5 import T5, T5Config
 
 VOCABULARY, WIDTH = 61, 32
@@ -24,12 +24,12 @@ STOPS = ((5,), (5, 9), tuple(range(5, 15)))
 TRIALS = {"opt": 50, "t5": 40}
 
 
-def models(kind: str, seed: int) -> tuple[PreTrainedModel, Decoder | T5]:
+def models(kind: str, seed: int) -> tuple[PreTrainedModel, Opt | T5]:
     return opts(seed) if kind == "opt" else t5s(seed)
 
 
 @cache
-def opts(seed: int) -> tuple[OPTForCausalLM, Decoder]:
+def opts(seed: int) -> tuple[OPTForCausalLM, Opt]:
     """The same random weights in both; large ones, so that scores differ clearly and stop tokens occur."""
     torch.manual_seed(seed)
     config = OPTConfig(
@@ -47,7 +47,7 @@ def opts(seed: int) -> tuple[OPTForCausalLM, Decoder]:
         init_std=0.25,
     )
     theirs = OPTForCausalLM(config).eval()
-    ours = Decoder(DecoderConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=96)).eval()
+    ours = Opt(OptConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=96)).eval()
     ours.load_state_dict(decoder_from_transformers(theirs.state_dict()))
     return theirs, ours
 

@@ -18,7 +18,7 @@ from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import EVA_VIT_G, VitConfig, interpolate_positions
@@ -72,7 +72,7 @@ def recorded_config(stage: int) -> Blip2Config:
         num_heads=vit["num_heads"],
         mlp_width=int(vit["embed_dim"] * vit["mlp_ratio"]),
     )
-    decoder = DecoderConfig(
+    decoder = OptConfig(
         vocab_size=opt["vocab_size"],
         width=opt["hidden_size"],
         depth=opt["num_hidden_layers"],
@@ -303,7 +303,7 @@ def _options(ids: Tensor, beams: int, stop: int) -> GenerationOptions:
     return GenerationOptions(max_new_tokens=ids.shape[1] - 1, num_beams=beams, stop_ids=(stop,))
 
 
-def _generated(model: Decoder | T5, rows: list[Tensor], options: GenerationOptions) -> list[tuple[int, ...]]:
+def _generated(model: Opt | T5, rows: list[Tensor], options: GenerationOptions) -> list[tuple[int, ...]]:
     return [found[0].ids for found in generate(model, rows, options)]
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from openblip.checkpoints.names.opt import decoder_from_transformers
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from tests.pairs.gaps import difference, random
 
 LENGTH = 23
-SMALL = DecoderConfig(vocab_size=61, width=36, depth=3, num_heads=3, ffn_width=50, max_positions=LENGTH)
+SMALL = OptConfig(vocab_size=61, width=36, depth=3, num_heads=3, ffn_width=50, max_positions=LENGTH)
 VARIANTS = {
     "opt": SMALL,
     "opt-350m": replace(SMALL, embed_width=20, pre_norm=False, final_norm=False),
@@ -31,7 +31,7 @@ BATCHES = [(1, 1, None), (2, 7, None), (3, LENGTH, "none"), (3, 13, "left"), (3,
 """Texts, their length and their padding."""
 
 
-def build(variant: str) -> tuple[Decoder, OPTForCausalLM]:
+def build(variant: str) -> tuple[Opt, OPTForCausalLM]:
     config = VARIANTS[variant]
     theirs = OPTForCausalLM(
         OPTConfig(
@@ -53,7 +53,7 @@ def build(variant: str) -> tuple[Decoder, OPTForCausalLM]:
             scale = 0.5 if parameter.ndim < 2 else parameter.shape[1] ** -0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     with torch.device("meta"):
-        ours = Decoder(config)
+        ours = Opt(config)
     state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
     ours.load_state_dict(decoder_from_transformers(state), assign=True)
     return ours.eval().requires_grad_(True), theirs

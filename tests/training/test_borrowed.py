@@ -2,7 +2,7 @@
 
 What is checked with tiny random models is checked with the real SmolLM2-135M, too (a minute or two on one core), when
 OPENBLIP_SMOLLM2 names its folder, as transformers has it:
-    OPENBLIP_SMOLLM2=SmolLM2-135M pytest -m slow tests/training/test_borrowed.py -s
+    OPENBLIP_SMOLLM2=SmolLM2-135M pytest -m slow tests/training/test_external.py -s
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def test_a_recipe_trains_what_lies_before_it(
         captions = model.caption(list(photos), **options)
         assert captions == again.caption(list(photos), **options)
     print(captions, model.ask(photos[0], "what color is the ball?"))
-    assert model.parts.borrowed is not None and model.parts.borrowed.place == str(language.resolve())
+    assert model.parts.external is not None and model.parts.external.place == str(language.resolve())
     # A trained model goes on being trained.
     train(load_recipe(recipe, [f"init={output}", f"output={tmp_path / 'more'}", "epochs=1"]))
     more = [float(row["lm"]) for row in curve(tmp_path / "more")]
@@ -143,12 +143,12 @@ def test_what_is_said_behind_visual_prompts_is_transformers_own(
 
 @pytest.mark.parametrize("language", ["llama"], indirect=True)
 @pytest.mark.parametrize("change", ["train_decoder=true", "self_critical=2", "decoder=other", "stage=language"])
-def test_a_borrowed_model_cannot_be_trained_or_replaced(
+def test_a_external_model_cannot_be_trained_or_replaced(
     language: Path, tmp_path: Path, data: Path, tiny_parts: ModelParts, change: str
 ) -> None:
     save_native(with_language_model(tiny_parts, language), tmp_path / "behind")
     recipe = write_recipe(tmp_path, data, tmp_path / "behind", "stage2")
-    with pytest.raises(OptionError, match="is borrowed and stays as it is"):
+    with pytest.raises(OptionError, match="is external and stays as it is"):
         train(load_recipe(recipe, [change]))
 
 

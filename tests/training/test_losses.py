@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import VitConfig
 from openblip.training.losses import (
@@ -50,7 +50,7 @@ def network() -> Blip2Network:
             vocab_size=WORDS,
             max_positions=20,
         ),
-        DecoderConfig(WORDS, width=16, depth=2, num_heads=2, ffn_width=32, max_positions=40),
+        OptConfig(WORDS, width=16, depth=2, num_heads=2, ffn_width=32, max_positions=40),
         shared_width=8,
     )
     built = Blip2Network(config)

@@ -22,7 +22,7 @@ from openblip.checkpoints.model_parts import LanguageSource
 from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.tokenizers import read_words, stop_text
 from openblip.errors import CheckpointError, OpenBlipError
-from openblip.nn.hf_language_model import Borrowed, BorrowedConfig, BorrowedDecoder, BorrowedSeq2Seq
+from openblip.nn.hf_language_model import ExternalLanguageModel, ExternalConfig, ExternalDecoder, ExternalSeq2Seq
 from openblip.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class LoadedLanguage:
-    """A borrowed language model.
+    """An external language model.
 
     Attributes:
         source: where it was found: an absolute path, or the very commit of a repository, with its fingerprint.
     """
 
-    model: Borrowed
+    model: ExternalLanguageModel
     tokenizer: Tokenizer
     stop_token: str
     source: LanguageSource
@@ -78,15 +78,15 @@ def load_language_model(
     rows = model.get_input_embeddings().weight.shape[0]
     words = read_words(folder, stop, stop if pad is None else pad, rows)
     opening = _opening(words.fast)
-    borrowed: Borrowed
+    external: ExternalLanguageModel
     if model.config.is_encoder_decoder:
-        borrowed = BorrowedSeq2Seq(model, _config(model, _start_ids(model, opening, folder)))
+        external = ExternalSeq2Seq(model, _config(model, _start_ids(model, opening, folder)))
     else:
         first = opening[-1] if opening else _token_id(model, "bos_token_id")
         words = Tokenizer(words.fast, _text_of(words, stop if first is None else first), _text_of(words, words.pad_id))
-        borrowed = BorrowedDecoder(model, _config(model, ()))
-    _check_behaviour(borrowed, folder)
-    return LoadedLanguage(borrowed, words, stop_text(words, stop, folder), found)
+        external = ExternalDecoder(model, _config(model, ()))
+    _check_behaviour(external, folder)
+    return LoadedLanguage(external, words, stop_text(words, stop, folder), found)
 
 
 def fingerprint(folder: Path) -> str:
@@ -121,7 +121,7 @@ def _find(source: LanguageSource, beside: Path | None) -> tuple[Path, LanguageSo
     if not REPOSITORY_NAME.fullmatch(source.place):
         raise CheckpointError(
             f"the language model {source.place} is not there: put its folder back, "
-            'or say in config.json, under "borrowed", where it is now'
+            'or say in config.json, under "external", where it is now'
         )
     with download_progress() as progress:
         folder = download(source.place, revision=source.revision, progress=progress)[0].path
@@ -147,10 +147,10 @@ def _load(transformers: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _config(model: Any, start_ids: tuple[int, ...]) -> BorrowedConfig:
+def _config(model: Any, start_ids: tuple[int, ...]) -> ExternalConfig:
     rows, width = model.get_input_embeddings().weight.shape
     positions = getattr(_text_config(model), "max_position_embeddings", None)
-    return BorrowedConfig(rows, width, positions, bool(start_ids), start_ids)
+    return ExternalConfig(rows, width, positions, bool(start_ids), start_ids)
 
 
 def _start_ids(model: Any, opening: tuple[int, ...], folder: Path) -> tuple[int, ...]:
@@ -187,7 +187,7 @@ def _text_of(words: Tokenizer, token: int) -> str:
 
 
 @torch.no_grad()
-def _check_behaviour(borrowed: Borrowed, folder: Path) -> None:
+def _check_behaviour(external: ExternalLanguageModel, folder: Path) -> None:
     """A few tokens, from embeddings behind padding and step by step, must score as their ids do in one pass.
 
     That finds what cannot be seen from outside: models whose words look ahead, that scale embeddings on the way in,
@@ -197,29 +197,29 @@ def _check_behaviour(borrowed: Borrowed, folder: Path) -> None:
         CheckpointError: they do not, or the model cannot be asked so.
     """
     try:
-        pairs = list(_scores_both_ways(borrowed))
+        pairs = list(_scores_both_ways(external))
     except Exception as error:  # a model of another kind fails in its own way
-        raise CheckpointError(f"{_named(borrowed, folder)} cannot go on from embeddings ({error})") from error
+        raise CheckpointError(f"{_named(external, folder)} cannot go on from embeddings ({error})") from error
     for found, expected in pairs:
         bound = 1e-3 if expected.dtype == torch.float32 else 5e-2
         if (found - expected.float()).abs().max() > bound * expected.float().abs().max():
-            raise CheckpointError(f"{_named(borrowed, folder)} does not go on from embeddings as it does from words")
+            raise CheckpointError(f"{_named(external, folder)} does not go on from embeddings as it does from words")
 
 
-def _named(borrowed: Borrowed, folder: Path) -> str:
-    return f"{folder} cannot stand behind a Q-Former: its {type(borrowed.model).__name__}"
+def _named(external: ExternalLanguageModel, folder: Path) -> str:
+    return f"{folder} cannot stand behind a Q-Former: its {type(external.model).__name__}"
 
 
-def _scores_both_ways(borrowed: Borrowed) -> Iterator[tuple[Tensor, Tensor]]:
-    model = borrowed.model
+def _scores_both_ways(external: ExternalLanguageModel) -> Iterator[tuple[Tensor, Tensor]]:
+    model = external.model
     ids = torch.tensor([[1, 2, 0]], device=model.device)
     read, told = ids[:, :2], ids[:, 2]
-    embeds = torch.nn.functional.pad(borrowed.embed(read), (0, 0, 1, 0))
-    reading, first = borrowed.read(embeds, torch.tensor([[False, True, True]], device=model.device), 1)
-    if isinstance(borrowed, BorrowedDecoder):
+    embeds = torch.nn.functional.pad(external.embed(read), (0, 0, 1, 0))
+    reading, first = external.read(embeds, torch.tensor([[False, True, True]], device=model.device), 1)
+    if isinstance(external, ExternalDecoder):
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 1:]
     else:
-        start = torch.tensor([borrowed.config.start_ids], device=model.device)
+        start = torch.tensor([external.config.start_ids], device=model.device)
         spoken = torch.cat([start, told[None]], dim=1)
         seen = torch.ones_like(read)
         expected = model(input_ids=read, attention_mask=seen, decoder_input_ids=spoken).logits[:, start.shape[1] - 1 :]

@@ -142,7 +142,7 @@ def with_language_model(parts: ModelParts, place: str | Path, revision: str | No
     """The model with another language model behind its Q-Former, to be trained in stage 2.
 
     The projection to its visual prompt is a new one; the rest is a copy of `parts` without its own language model.
-    The language model is borrowed: it is loaded through transformers, never trained or copied, and has to stay where
+    The language model is external: it is loaded through transformers, never trained or copied, and has to stay where
     it is.
 
     Args:
@@ -157,7 +157,7 @@ def with_language_model(parts: ModelParts, place: str | Path, revision: str | No
     old = parts.network
     like = old.vision_norm.weight
     language = load_language_model(LanguageSource(str(place), revision), like.dtype, like.device)
-    config = replace(old.config, decoder=None, t5=None, borrowed=language.model.config)
+    config = replace(old.config, decoder=None, t5=None, external=language.model.config)
     network = empty_network(config, Path(place), language.model)
     kept = network.state_dict()
     state = {name: tensor.clone() for name, tensor in old.state_dict().items() if name in kept}
@@ -167,5 +167,5 @@ def with_language_model(parts: ModelParts, place: str | Path, revision: str | No
     network.start_prompt_projection()
     defaults = replace(parts.defaults, stop_token=language.stop_token)
     return replace(
-        parts, network=network.eval(), tokenizer=language.tokenizer, defaults=defaults, borrowed=language.source
+        parts, network=network.eval(), tokenizer=language.tokenizer, defaults=defaults, external=language.source
     )

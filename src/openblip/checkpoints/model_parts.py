@@ -33,7 +33,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class LanguageSource:
-    """Where a borrowed language model lies.
+    """Where an external language model lies.
 
     Attributes:
         place: a folder of transformers, or a repository of the hub.
@@ -53,7 +53,7 @@ class ModelParts:
     Attributes:
         matching: text for the Q-Former; None when the checkpoint has no text side.
         tokenizer: of the language model; None for a stage-1 checkpoint.
-        borrowed: where a language model lies that is no part of the network; None for the network's own.
+        external: where a language model lies that is no part of the network; None for the network's own.
     """
 
     name: str
@@ -63,7 +63,7 @@ class ModelParts:
     tokenizer: Tokenizer | None
     prompts: PromptTemplates = field(default_factory=PromptTemplates)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
-    borrowed: LanguageSource | None = None
+    external: LanguageSource | None = None
 
     def require_words(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError when there is no language model."""

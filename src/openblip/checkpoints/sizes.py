@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from openblip.nn.opt import DecoderConfig
+    from openblip.nn.opt import OptConfig
     from openblip.nn.qformer import QFormerConfig
     from openblip.nn.t5 import T5Config
     from openblip.nn.vit import VitConfig
@@ -102,12 +102,12 @@ class LanguageModel:
         table = self.vocab_size * self.width
         return table + OPT_POSITIONS * self.width if self.kind == "opt" else 2 * table
 
-    def config(self) -> DecoderConfig | T5Config:
-        from openblip.nn.opt import DecoderConfig
+    def config(self) -> OptConfig | T5Config:
+        from openblip.nn.opt import OptConfig
         from openblip.nn.t5 import T5Config
 
         if self.kind == "opt":
-            return DecoderConfig(self.vocab_size, self.width, self.depth, self.num_heads, self.ffn_width)
+            return OptConfig(self.vocab_size, self.width, self.depth, self.num_heads, self.ffn_width)
         return T5Config(
             vocab_size=self.vocab_size,
             width=self.width,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openblip.nn.language_model import LanguageConfig, Reading
-from openblip.nn.opt import Decoder, DecoderPrefix
+from openblip.nn.opt import Opt, DecoderPrefix
 from openblip.nn.static_kv_cache import Fixable, fixed_cache
 from openblip.nn.t5 import T5
 
@@ -81,7 +81,7 @@ class Graphs:
 
     def __init__(
         self,
-        model: Decoder | T5,
+        model: Opt | T5,
         capture: Callable[[Step], Step] = capture_on_cuda,
         idle_bytes: int = IDLE_BYTES,
     ) -> None:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
-from openblip.nn.hf_language_model import Borrowed, BorrowedConfig
+from openblip.nn.hf_language_model import ExternalLanguageModel, ExternalConfig
 from openblip.nn.language_model import LanguageConfig, LanguageModel
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import VisionTransformer, VitConfig
@@ -26,30 +26,30 @@ class Blip2Config:
 
     Attributes:
         qformer: with `vocab_size` 0 the model has no text side and can neither match nor embed.
-        decoder, t5, borrowed: the language model, of one kind or another; all are None for a stage-1 model, which
-            can neither caption nor answer. A borrowed one is not built here.
+        decoder, t5, external: the language model, of one kind or another; all are None for a stage-1 model, which
+            can neither caption nor answer. An external one is not built here.
         shared_width: width of the space that images and texts share (ITC).
         vision_norm_eps: of the LayerNorm between encoder and Q-Former (LAVIS: 1e-5, unlike its ViT).
     """
 
     vision: VitConfig | EfficientNetConfig
     qformer: QFormerConfig
-    decoder: DecoderConfig | None = None
+    decoder: OptConfig | None = None
     shared_width: int = 256
     vision_norm_eps: float = 1e-5
     t5: T5Config | None = None
-    borrowed: BorrowedConfig | None = None
+    external: ExternalConfig | None = None
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.decoder, self.t5, self.borrowed)) > 1:
-            raise ValueError("a BLIP-2 has one language model: give either a decoder or a T5, or borrow one")
+        if sum(given is not None for given in (self.decoder, self.t5, self.external)) > 1:
+            raise ValueError("a BLIP-2 has one language model: give either a decoder or a T5, or an external one")
 
     @property
     def language_model(self) -> LanguageConfig | None:
-        return self.own_language_model if self.borrowed is None else self.borrowed
+        return self.own_language_model if self.external is None else self.external
 
     @property
-    def own_language_model(self) -> DecoderConfig | T5Config | None:
+    def own_language_model(self) -> OptConfig | T5Config | None:
         """The one whose weights belong to the network."""
         return self.decoder if self.t5 is None else self.t5
 
@@ -58,15 +58,15 @@ class Blip2Network(nn.Module):
     """The parts and how tensors pass between them; objectives and generation are built on top.
 
     Args:
-        borrowed: the language model that the config says is borrowed; its weights are none of the network's.
+        external: the language model that the config says is external; its weights are none of the network's.
     """
 
-    def __init__(self, config: Blip2Config, borrowed: Borrowed | None = None) -> None:
+    def __init__(self, config: Blip2Config, external: ExternalLanguageModel | None = None) -> None:
         super().__init__()
-        if config.borrowed != (None if borrowed is None else borrowed.config):
-            raise ValueError("the language model that was handed in is not the one that the config says is borrowed")
+        if config.external != (None if external is None else external.config):
+            raise ValueError("the language model that was handed in is not the one that the config says is external")
         self.config = config
-        self.borrowed = borrowed
+        self.external = external
         vision = config.vision
         self.vision: VisionTransformer | EfficientNet = (
             VisionTransformer(vision) if isinstance(vision, VitConfig) else EfficientNet(vision)
@@ -86,17 +86,17 @@ class Blip2Network(nn.Module):
         if config.language_model is not None:
             self.prompt_projection = nn.Linear(width, config.language_model.token_width)
         if config.decoder is not None:
-            self.decoder = Decoder(config.decoder)
+            self.decoder = Opt(config.decoder)
         if config.t5 is not None:
             self.t5 = T5(config.t5)
 
     @property
     def language_model(self) -> LanguageModel:
         """The one there is, as generation takes it."""
-        return self.own_language_model if self.borrowed is None else self.borrowed
+        return self.own_language_model if self.external is None else self.external
 
     @property
-    def own_language_model(self) -> Decoder | T5:
+    def own_language_model(self) -> Opt | T5:
         """The one whose weights belong to the network."""
         return self.decoder if self.config.t5 is None else self.t5
 

@@ -1,6 +1,6 @@
 """A language model of transformers, read as one of ours; this room takes the model object and imports PyTorch alone.
 
-Such a model is borrowed: it is no part of PyTorch's tree of modules. So no checkpoint copies its weights, no optimiser
+Such a model is external: it is no part of PyTorch's tree of modules. So no checkpoint copies its weights, no optimiser
 finds them, and no cast of the network reaches its rotary frequencies, which have to stay float32. Whoever loads it
 freezes it and puts it on its device.
 """
@@ -18,7 +18,7 @@ from openblip.nn.language_model import Reading, join_texts, push_together
 
 
 @dataclass(frozen=True)
-class BorrowedConfig:
+class ExternalConfig:
     """See `openblip.nn.language_model.LanguageConfig`."""
 
     vocab_size: int
@@ -28,13 +28,13 @@ class BorrowedConfig:
     start_ids: tuple[int, ...] = ()
 
 
-class BorrowedDecoder:
+class ExternalDecoder:
     """Any model of AutoModelForCausalLM that reads embeddings and keeps keys and values.
 
     Heads differ in scales and caps, so states are not told from scores: `hidden_before` gives scores already.
     """
 
-    def __init__(self, model: Any, config: BorrowedConfig) -> None:
+    def __init__(self, model: Any, config: ExternalConfig) -> None:
         self.model = model
         self.config = config
         accepted = inspect.signature(model.forward).parameters
@@ -87,7 +87,7 @@ class BorrowedDecoder:
 class DecoderReading:
     """Prompts and texts in one cache of transformers, which has a row for each text: `texts` a prompt."""
 
-    def __init__(self, decoder: BorrowedDecoder, mask: Tensor | None, texts: int) -> None:
+    def __init__(self, decoder: ExternalDecoder, mask: Tensor | None, texts: int) -> None:
         self.decoder = decoder
         self.mask = mask
         self.texts = texts
@@ -115,10 +115,10 @@ class DecoderReading:
         self.mask = None if self.mask is None else self.mask[rows]
 
 
-class BorrowedSeq2Seq:
+class ExternalSeq2Seq:
     """Any model of AutoModelForSeq2SeqLM whose encoder reads embeddings; `hidden_before` gives scores already."""
 
-    def __init__(self, model: Any, config: BorrowedConfig) -> None:
+    def __init__(self, model: Any, config: ExternalConfig) -> None:
         self.model = model
         self.config = config
 
@@ -201,7 +201,7 @@ class Seq2SeqReading:
         self.cache.reorder_cache(rows)
 
 
-Borrowed: TypeAlias = BorrowedDecoder | BorrowedSeq2Seq
+ExternalLanguageModel: TypeAlias = ExternalDecoder | ExternalSeq2Seq
 
 
 def _repeated(prompts: Tensor, texts: int) -> Tensor:

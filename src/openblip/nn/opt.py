@@ -23,7 +23,7 @@ POSITION_OFFSET = 2
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class OptConfig:
     """Sizes of an OPT-layout decoder.
 
     Attributes:
@@ -60,7 +60,7 @@ class DecoderConfig:
 class DecoderLayer(nn.Module):
     """Causal self-attention and a ReLU feed-forward network, each with its residual."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: OptConfig) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
@@ -98,10 +98,10 @@ class DecoderLayer(nn.Module):
         return x if self.pre_norm else self.ffn_norm(x)
 
 
-class Decoder(nn.Module):
+class Opt(nn.Module):
     """OPT: token and position embeddings, `depth` layers, an output head tied to the embeddings."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: OptConfig) -> None:
         super().__init__()
         self.config = config
         self.dropout = config.dropout
@@ -244,7 +244,7 @@ class Decoder(nn.Module):
 class DecoderReading:
     """Prompts and their texts in one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+    def __init__(self, decoder: Opt, cache: KeyValueCache) -> None:
         self.decoder = decoder
         self.cache = cache
 
@@ -272,7 +272,7 @@ class DecoderReading:
 class DecoderPrefix:
     """Keys and values of what prompts begin with: read once, seen by all."""
 
-    def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+    def __init__(self, decoder: Opt, cache: KeyValueCache) -> None:
         self.decoder = decoder
         self.cache = cache
 

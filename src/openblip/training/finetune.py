@@ -119,7 +119,7 @@ def _has_small_language_model(name: str) -> bool:
     # Sizes are all that is asked for.
     network = load_parts(name, left_out=("",)).network
     if network.config.own_language_model is None:
-        if network.borrowed is None:
+        if network.external is None:
             raise OptionError(
                 f"{name} has no language model: it matches and embeds, but can neither caption nor answer"
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.language_model import LanguageModel
-from openblip.nn.opt import Decoder
+from openblip.nn.opt import Opt
 from openblip.nn.qformer import ImageMemory
 from openblip.training.parallel.processes import ALONE, World
 
@@ -278,7 +278,7 @@ def answer_loss(
     return decoder_loss(model, hidden, labels, world)
 
 
-def read_behind(decoder: Decoder, prompt: Tensor, text: TextBatch) -> Tensor:
+def read_behind(decoder: Opt, prompt: Tensor, text: TextBatch) -> Tensor:
     """Hidden states [B, L, width] that predict each token of a text behind a soft prompt [B, Q, token width]."""
     embeds = torch.cat([prompt, decoder.embed(text.ids).to(prompt)], dim=1)
     seen = text.mask.new_ones(prompt.shape[:2])
@@ -288,7 +288,7 @@ def read_behind(decoder: Decoder, prompt: Tensor, text: TextBatch) -> Tensor:
 
 
 def self_critical_loss(
-    decoder: Decoder, hidden: Tensor, labels: Tensor, rewards: Tensor, world: World = ALONE
+    decoder: Opt, hidden: Tensor, labels: Tensor, rewards: Tensor, world: World = ALONE
 ) -> Tensor:
     """Minus the mean reward of texts that the model drew; its gradient makes the better ones of an image likelier.
 
@@ -313,7 +313,7 @@ def self_critical_loss(
     return surrogate - surrogate.detach() - world.mean(rewards.sum(), rewards.numel())
 
 
-def language_loss(decoder: Decoder, text: TextBatch, labels: Tensor) -> Tensor:
+def language_loss(decoder: Opt, text: TextBatch, labels: Tensor) -> Tensor:
     """Language-model loss of text alone: labels [B, L] as in `stage2_loss`, their first column unused."""
     hidden = decoder(decoder.embed(text.ids))
     return decoder_loss(decoder, hidden[:, :-1], labels[:, 1:])

@@ -175,7 +175,7 @@ class Recipe:
         prompt: what captions begin with in stage 2; None is the model's own.
         decoder: another model folder that the language model is taken from.
         language_model: any other frozen language model to put behind the Q-Former in stage 2: a folder that
-            transformers wrote, or a repository of the hub. It is borrowed: the trained model holds no copy of it.
+            transformers wrote, or a repository of the hub. It is external: the trained model holds no copy of it.
         language_model_revision: branch, tag or commit of that repository.
         train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
         train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.

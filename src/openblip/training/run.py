@@ -170,8 +170,8 @@ def save_learnt(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
 def frozen_giants(parts: ModelParts) -> list[nn.Module]:
     """Image encoder and language model, which a recipe may leave frozen."""
     network = parts.network
-    if network.borrowed is not None:
-        return [network.vision, network.borrowed.model]
+    if network.external is not None:
+        return [network.vision, network.external.model]
     if network.config.language_model is None:
         return [network.vision]
     return [network.vision, network.own_language_model]

@@ -27,7 +27,7 @@ from openblip.checkpoints.tensors.files import SafetensorsFile
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import VitConfig
 from openblip.text import PromptTemplates
@@ -36,7 +36,7 @@ VIT = VitConfig(image_size=32, patch_size=16, width=16, depth=1, num_heads=2, ml
 QUERIES = QFormerConfig(image_width=16, num_queries=2, width=16, depth=2, num_heads=2, ffn_width=32)
 
 
-def bare_parts(decoder: DecoderConfig | None = None) -> ModelParts:
+def bare_parts(decoder: OptConfig | None = None) -> ModelParts:
     """A ViT and a Q-Former without text side."""
     config = Blip2Config(VIT, replace(QUERIES, vocab_size=0), decoder, vision_norm_eps=1e-6)
     return ModelParts("bare", Blip2Network(config).eval(), ImageTransform(32), None, None)

@@ -18,7 +18,7 @@ from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.quant import swap as quantised
 from openblip.nn.quant.int4 import Int4Linear
@@ -92,7 +92,7 @@ def test_codes_stay_in_their_file(bits: int, tmp_path: Path, monkeypatch: pytest
     config = Blip2Config(
         VitConfig(image_size=32, patch_size=16, width=64, depth=2, num_heads=2, mlp_width=128),
         QFormerConfig(image_width=64, num_queries=2, width=64, depth=2, num_heads=2, ffn_width=512),
-        DecoderConfig(vocab_size=700, width=128, depth=3, num_heads=2, ffn_width=256, max_positions=40),
+        OptConfig(vocab_size=700, width=128, depth=3, num_heads=2, ffn_width=256, max_positions=40),
     )
     network = Blip2Network(config).eval()
     quantised.quantise(network, bits)

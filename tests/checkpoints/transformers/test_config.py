@@ -16,12 +16,12 @@ from openblip.checkpoints.model_parts import GenerationDefaults
 from openblip.checkpoints.transformers.config import FolderConfig, WordIds, read_config
 from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import EVA_VIT_G, VitConfig
 from openblip.text import PromptTemplates
 
-OPT_2_7B = DecoderConfig(50304, 2560, 32, 32, 10240, dropout=0.1)
+OPT_2_7B = OptConfig(50304, 2560, 32, 32, 10240, dropout=0.1)
 
 # The hub's Salesforce/blip2-opt-2.7b since its texts have marks for images: what differs from the defaults.
 RECENT = {

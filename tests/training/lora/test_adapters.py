@@ -27,7 +27,7 @@ from openblip.integrations.transformers import Blip2ForConditionalGeneration
 from openblip.models.blip2 import Blip2
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
 from openblip.nn.efficientnet import EfficientNetConfig
-from openblip.nn.opt import Decoder, DecoderConfig
+from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.quant.int8 import Int8Linear
 from openblip.nn.quant.swap import quantise
@@ -71,7 +71,7 @@ class Case:
             return torch.cat([itm, itc], dim=1)
         language = network.own_language_model
         embeds = torch.cat([network.visual_prompt(features), language.embed(IDS)], dim=1)
-        if isinstance(language, Decoder):
+        if isinstance(language, Opt):
             return language.logits(language(embeds))
         return language.logits(language.hidden_before(embeds, None, IDS))
 
@@ -346,7 +346,7 @@ def test_adapters_learn_over_quantised_weights(tmp_path: Path) -> None:
     config = Blip2Config(
         vision=EfficientNetConfig(image_size=64, width_scale=0.25, depth_scale=0.5, place_width=8),
         qformer=QFormerConfig(image_width=1288, width=32, depth=1, num_heads=2, ffn_width=64, vocab_size=0),
-        decoder=DecoderConfig(vocab_size=300, width=128, depth=2, num_heads=2, ffn_width=192),
+        decoder=OptConfig(vocab_size=300, width=128, depth=2, num_heads=2, ffn_width=192),
     )
     for bits in (8, 4):
         network = Blip2Network(config).eval()
@@ -426,7 +426,7 @@ def test_adapters_over_half_precision_learn_in_float32(tiny_model_folder: Path) 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bart"])
-def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_a_external_language_model(kind: str, tmp_path: Path, tiny_model_folder: Path, photos: list[Path]) -> None:
     language = write_language_model(kind, tmp_path / kind)
     folder = tmp_path / "model"
     parts = with_language_model(load_parts(tiny_model_folder), language)
@@ -435,9 +435,9 @@ def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder:
     added = add_lora(parts, LoraSection(rank=2, dropout=0.0, targets=["language_model", "qformer"]))
     # The network holds what learns of it, and nothing else of it.
     assert added.parameters.keys() == {name for name, p in parts.network.named_parameters() if p.requires_grad}
-    held = [name for name, _ in parts.network.named_parameters() if name.startswith("borrowed")]
+    held = [name for name, _ in parts.network.named_parameters() if name.startswith("external")]
     assert held and all(".lora_" in name for name in held)
-    inside = {parameter for parameter in parts.network.borrowed.model.parameters() if parameter.requires_grad}  # type: ignore[union-attr]
+    inside = {parameter for parameter in parts.network.external.model.parameters() if parameter.requires_grad}  # type: ignore[union-attr]
     assert inside == {added.parameters[name] for name in held}
     assert not any("lm_head" in name for name in added.layers)
     for parameter in added.parameters.values():
@@ -453,7 +453,7 @@ def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder:
     found = scores(parts)
     found.sum().backward()
     assert all(
-        parameter.grad is not None for name, parameter in added.parameters.items() if name.startswith("borrowed")
+        parameter.grad is not None for name, parameter in added.parameters.items() if name.startswith("external")
     )
     with torch.no_grad():
         assert apart(scores(load_parts(tmp_path / "adapter")), found) <= TOLERANCE
@@ -461,7 +461,7 @@ def test_a_borrowed_language_model(kind: str, tmp_path: Path, tiny_model_folder:
         assert apart(scores(again), found) > 0.01
         load_adapter(again, tmp_path / "adapter")
         assert torch.equal(scores(again), found)
-    with pytest.raises(CheckpointError, match="only borrows: load it with adapter="):
+    with pytest.raises(CheckpointError, match="only uses: load it with adapter="):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 
 

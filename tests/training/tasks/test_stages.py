@@ -24,9 +24,9 @@ def test_patches_that_are_kept_are_whole_and_their_images_own() -> None:
 
 
 def test_a_runs_dropout_reaches_every_layer_of_what_learns() -> None:
-    from openblip.nn.opt import Decoder, DecoderConfig
+    from openblip.nn.opt import Opt, OptConfig
 
-    decoder = Decoder(DecoderConfig(11, width=8, depth=2, num_heads=2, ffn_width=8, max_positions=9)).train()
+    decoder = Opt(OptConfig(11, width=8, depth=2, num_heads=2, ffn_width=8, max_positions=9)).train()
     embeds = torch.ones(1, 3, 8)
     assert torch.equal(decoder(embeds), decoder(embeds))
     set_dropout([decoder, nn.Parameter(torch.zeros(1))], 0.5)

@@ -50,8 +50,8 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     """
     if not isinstance(config.vision, VitConfig):
         raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
-    if config.borrowed is not None:
-        raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this model borrows another language model")
+    if config.external is not None:
+        raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this one has an external language model")
     if not all(tensor.is_floating_point() for tensor in state.values()):
         raise CheckpointError("LAVIS cannot read quantised weights: load the model in floating point")
     projection = OPT_PROJECTION if config.t5 is None else T5_PROJECTION
@@ -94,7 +94,7 @@ def _strays(found: LavisState, config: Blip2Config) -> dict[str, Tensor]:
 
 
 def _opt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `Decoder` state under the names of transformers' OPTForCausalLM."""
+    """An `Opt` state under the names of transformers' OPTForCausalLM."""
     table = _inverse(OPT)
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():

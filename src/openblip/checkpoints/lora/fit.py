@@ -122,8 +122,8 @@ def _refuse(adapter: Adapter, misfits: list[str]) -> None:
 
 
 @torch.no_grad()
-def merge_borrowed(adapter: Adapter, model: Any) -> Adapter:
-    """Merge what changes a borrowed language model into its weights, in place; returns what is left.
+def merge_external(adapter: Adapter, model: Any) -> Adapter:
+    """Merge what changes an external language model into its weights, in place; returns what is left.
 
     Args:
         model: of transformers.

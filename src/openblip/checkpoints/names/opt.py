@@ -40,7 +40,7 @@ WHAT = "language model OPT"
 
 
 def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `Decoder` state from a LAVIS checkpoint, of which other parts are passed over.
+    """An `Opt` state from a LAVIS checkpoint, of which other parts are passed over.
 
     Official files lack it, as it was frozen: its tensors come from an OPT folder.
 
@@ -52,7 +52,7 @@ def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decoder_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `Decoder` state from a transformers checkpoint: BLIP-2 with OPT, or OPT alone.
+    """An `Opt` state from a transformers checkpoint: BLIP-2 with OPT, or OPT alone.
 
     Raises:
         CheckpointError: no OPT in it, a name that belongs to none, or an untied output table.

@@ -1,7 +1,7 @@
 """OpenBLIP's own model folder: config.json, model.safetensors, one tokenizer file for each text side.
 
 Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row. They are floats
-again once loaded, unless the folder says `bits`: what was quantised to compute with is loaded so. A borrowed language
+again once loaded, unless the folder says `bits`: what was quantised to compute with is loaded so. An external language
 model is not copied: config.json says where it lies.
 """
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lora.files import Adapter
-from openblip.checkpoints.lora.fit import merge_borrowed
+from openblip.checkpoints.lora.fit import merge_external
 from openblip.checkpoints.model_parts import GenerationDefaults, LanguageSource, ModelParts
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.tensors.assign import Placer
@@ -29,8 +29,8 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
-from openblip.nn.hf_language_model import Borrowed
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.hf_language_model import ExternalLanguageModel
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.quant.int4 import Int4Linear, dequantise_groups
 from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide
@@ -72,7 +72,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "qformer": asdict(config.qformer),
         "decoder": None if config.decoder is None else asdict(config.decoder),
         "t5": None if config.t5 is None else asdict(config.t5),
-        "borrowed": None if parts.borrowed is None else asdict(parts.borrowed),
+        "external": None if parts.external is None else asdict(parts.external),
         "shared_width": config.shared_width,
         "vision_norm_eps": config.vision_norm_eps,
         "image": asdict(parts.transform),
@@ -92,7 +92,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     texts = {}
     if parts.matching is not None:
         texts[MATCHING_FILE] = parts.matching.tokenizer.fast.to_str(pretty=True)
-    if parts.tokenizer is not None and parts.borrowed is None:
+    if parts.tokenizer is not None and parts.external is None:
         texts[DECODER_FILE] = parts.tokenizer.fast.to_str(pretty=True)
     # Last: a folder that has it is whole.
     texts[CONFIG_FILE] = to_json(content)
@@ -117,7 +117,7 @@ def load_native(
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
-        OpenBlipError: the language model is borrowed, and transformers is not installed or cannot have it.
+        OpenBlipError: the language model is external, and transformers is not installed or cannot have it.
     """
     path = folder / CONFIG_FILE
     content = _read_config(path)
@@ -130,17 +130,17 @@ def load_native(
             known = ", ".join(VISION_KINDS)
             raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
         decoder = content["decoder"]
-        t5, borrowed = content.get("t5"), content.get("borrowed")  # missing from folders of before there were any
-        source = None if borrowed is None else build(LanguageSource, borrowed, path)
+        t5, external = content.get("t5"), content.get("external")  # missing from folders of before there were any
+        source = None if external is None else build(LanguageSource, external, path)
         language = None if source is None else load_language_model(source, dtype, device, beside=folder)
         settings = {
             "vision": build(VISION_KINDS[kind], vision, path),
             "qformer": build(QFormerConfig, content["qformer"], path),
-            "decoder": None if decoder is None else build(DecoderConfig, decoder, path),
+            "decoder": None if decoder is None else build(OptConfig, decoder, path),
             "shared_width": content["shared_width"],
             "vision_norm_eps": content["vision_norm_eps"],
             "t5": None if t5 is None else build(T5Config, t5, path),
-            "borrowed": None if language is None else language.model.config,
+            "external": None if language is None else language.model.config,
         }
         config = build(Blip2Config, settings, path)
         transform = build(ImageTransform, content["image"], path)
@@ -159,7 +159,7 @@ def load_native(
         raise CheckpointError(f"{path}: {error}") from error
     network = empty_network(config, path, None if language is None else language.model)
     if adapter is not None and language is not None:
-        adapter = merge_borrowed(adapter, language.model.model)
+        adapter = merge_external(adapter, language.model.model)
     chosen_bits = stored_bits if bits is None else bits
     placer = Placer(network, folder, dtype, device, chosen_bits, adapter=adapter, left_out=left_out)
     network = _read_into(placer, folder)
@@ -198,11 +198,11 @@ class _WithoutStart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def empty_network(config: Blip2Config, path: Path, borrowed: Borrowed | None = None) -> Blip2Network:
+def empty_network(config: Blip2Config, path: Path, external: ExternalLanguageModel | None = None) -> Blip2Network:
     """The network without memory for its weights. Raises CheckpointError when the config at `path` describes none."""
     try:
         with torch.device("meta"), _WithoutStart():
-            return Blip2Network(config, borrowed)
+            return Blip2Network(config, external)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} describes no model: {error}") from error
 

@@ -34,7 +34,7 @@ def merge_adapter(
     Raises:
         OptionError: the folder is in use, or an unknown storage.
         CheckpointError: model or adapter cannot be read, do not fit, or the adapter changes a language model that is
-            borrowed and so in no folder of ours.
+            external and so in no folder of ours.
         DownloadError: files cannot be had.
     """
     if storage not in STORAGES:
@@ -43,9 +43,9 @@ def merge_adapter(
     own = None if checkpoint is None else Path(checkpoint)
     with new_folder(folder) as place:
         parts = load_parts(base_of(found) if base is None else base, checkpoint=own, adapter=found.place)
-        if parts.borrowed is not None and any(name.startswith(BLIP2_PREFIX) for name in found.layers):
+        if parts.external is not None and any(name.startswith(BLIP2_PREFIX) for name in found.layers):
             raise CheckpointError(
-                f"{found.place} changes the language model {parts.borrowed.place}, which {parts.name} only borrows: "
+                f"{found.place} changes the language model {parts.external.place}, which {parts.name} only uses: "
                 "load it with adapter= instead of merging it"
             )
         save_native(replace(parts, name=folder.resolve().name), place, storage)

@@ -18,7 +18,7 @@ from openblip.checkpoints.openblip.folder import check_prompts
 from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
@@ -288,7 +288,7 @@ def _read_opt(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if _given(text, "word_embed_proj_dim", values["width"]) != values["width"]:
         raise CheckpointError(f"{path}: word_embed_proj_dim differs from hidden_size, which no BLIP-2 can have")
     final_norm = values["pre_norm"] and not text.get("_remove_final_layer_norm")
-    return {"decoder": build(DecoderConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))}
+    return {"decoder": build(OptConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))}
 
 
 def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:

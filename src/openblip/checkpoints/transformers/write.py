@@ -36,7 +36,7 @@ from openblip.checkpoints.transformers.tokenizers import matching_files, opt_fil
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.quant.swap import quantised_layers
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
@@ -118,13 +118,13 @@ def save_transformers(
 def task_config(config: Blip2Config, task: Task) -> Blip2Config:
     """The half of a model that a folder of transformers can hold."""
     if task == "match":
-        return replace(config, decoder=None, t5=None, borrowed=None)
+        return replace(config, decoder=None, t5=None, external=None)
     return replace(config, qformer=replace(config.qformer, vocab_size=0))
 
 
 def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     able: list[Task] = []
-    if parts.tokenizer is not None and parts.borrowed is None:
+    if parts.tokenizer is not None and parts.external is None:
         able.append("write")
     if parts.matching is not None:
         able.append("match")
@@ -186,7 +186,7 @@ def _text_config(parts: ModelParts, config: Blip2Config) -> dict[str, Any]:
     return {**_opt_config(language), "bos_token_id": parts.tokenizer.start_id, **ids}
 
 
-def _opt_config(decoder: DecoderConfig) -> dict[str, Any]:
+def _opt_config(decoder: OptConfig) -> dict[str, Any]:
     if decoder.token_width != decoder.width or (decoder.final_norm and not decoder.pre_norm):
         raise CheckpointError("transformers' BLIP-2 has no OPT of this kind: it cannot be written")
     return {

@@ -69,8 +69,8 @@ class Blip2Writer(LavisModel):
     def __init__(self, parts: ModelParts, max_txt_len: int = 32) -> None:
         if parts.tokenizer is None:
             raise CheckpointError(f"{parts.name} has no language model: use blip2_feature_extractor for it")
-        if parts.borrowed is not None:
-            raise CheckpointError(f"{parts.name} borrows a language model, which LAVIS has none of: use openblip.load")
+        if parts.external is not None:
+            raise CheckpointError(f"{parts.name} has an external language model, which LAVIS cannot use: use openblip.load")
         super().__init__(parts, max_txt_len)
         self.tokenizer: Tokenizer = parts.tokenizer
         self.prompt = parts.prompts.caption

@@ -26,7 +26,7 @@ from openblip.integrations.transformers.options import (
 )
 from openblip.integrations.transformers.outputs import FeatureOutput, GenerateOutput, WritingOutput
 from openblip.integrations.transformers.pretrained import Pretrained
-from openblip.nn.opt import Decoder
+from openblip.nn.opt import Opt
 from openblip.nn.t5 import T5
 from openblip.training.losses import IGNORED, next_token_loss
 
@@ -41,15 +41,15 @@ class Writer(Pretrained):
         super().__init__(loaded)
         if loaded.words is None:
             raise CheckpointError(f"{loaded.parts.name} has no language model: load it with Blip2ForImageTextRetrieval")
-        if loaded.parts.borrowed is not None:
+        if loaded.parts.external is not None:
             raise CheckpointError(
-                f"{loaded.parts.name} borrows a language model, which transformers' BLIP-2 cannot: use openblip.load"
+                f"{loaded.parts.name} has an external language model, which transformers' BLIP-2 cannot use: use openblip.load"
             )
         network = loaded.parts.network
         self.words = loaded.words
         self.generation_config = GenerationSettings()
         self.language_projection = network.prompt_projection
-        self.language_model: Decoder | T5 = network.own_language_model
+        self.language_model: Opt | T5 = network.own_language_model
         self.translate("decoder" if network.config.t5 is None else "t5")
 
     def forward(
@@ -247,7 +247,7 @@ class Blip2ForConditionalGeneration(Writer):
             raise OptionError(f"eos_token_id has {len(ids)} tokens: one ends a text here")
         return ids[0]
 
-    def _used(self, decoder: Decoder, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def _used(self, decoder: Opt, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Ids that count as repeated: all of a prompt behind the padding in front, what stands within included."""
         starts = [0] * len(ids) if mask is None else mask.bool().int().argmax(dim=1).tolist()
         rows = [row[start:] for row, start in zip(ids, starts, strict=True)]
@@ -277,7 +277,7 @@ class Blip2Model(Writer):
 
 
 def _streamed(
-    language: Decoder | T5,
+    language: Opt | T5,
     front: Tensor,
     rows: Sequence[Tensor],
     options: GenerationOptions,

@@ -262,9 +262,9 @@ def _read_own(folder: Path) -> ProcessorParts:
     path = folder / CONFIG_FILE
     content = read_json(path)
     transform = build(ImageTransform, content.get("image") or {}, path)
-    if content.get("borrowed") is not None:
+    if content.get("external") is not None:
         raise CheckpointError(
-            f"{folder} borrows a language model, which transformers' BLIP-2 cannot: use openblip.load for it"
+            f"{folder} has an external language model, which transformers' BLIP-2 cannot use: use openblip.load for it"
         )
     writes = content.get("decoder") is not None or content.get("t5") is not None
     file = folder / (DECODER_FILE if writes else MATCHING_FILE)

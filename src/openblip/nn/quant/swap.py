@@ -30,7 +30,7 @@ def swap_layers(network: Blip2Network, bits: int) -> None:
     """Replace large linear layers and word tables by quantised ones without weights, on the device they are on.
 
     What the last steps of matching and of the visual prompt are made with stays in floating point: it is small, and
-    everything behind it would feel its rounding. A language model that is borrowed is none of ours.
+    everything behind it would feel its rounding. A language model that is external is none of ours.
 
     Args:
         bits: 8; or 4, for the layers of the language model and of the image encoder, the rest then having 8: the word

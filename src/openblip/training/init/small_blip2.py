@@ -18,7 +18,7 @@ from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import HEAD_WIDTH, EfficientNetConfig
-from openblip.nn.opt import DecoderConfig
+from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
 from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
@@ -61,7 +61,7 @@ def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -
             vocab_size=len(trimmed.kept),
             max_positions=new.max_text_tokens,
         ),
-        decoder=DecoderConfig(
+        decoder=OptConfig(
             vocab_size=decoder_words.get_vocab_size(),
             width=new.decoder_width,
             depth=new.decoder_depth,

@@ -53,9 +53,9 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
             f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
             "leave them out of the recipe"
         )
-    if parts.borrowed is not None and (unusual or recipe.train_decoder):
+    if parts.external is not None and (unusual or recipe.train_decoder):
         raise OptionError(
-            f"{parts.borrowed.place} is borrowed and stays as it is, there is neither stage language nor "
+            f"{parts.external.place} is external and stays as it is, there is neither stage language nor "
             "train_decoder, self_critical nor another decoder: leave them out of the recipe"
         )
     if recipe.decoder is not None:

@@ -34,8 +34,8 @@ from openblip.training.lora.targets import Target, choose_targets, meant, short_
 
 NAME = "default"
 """What peft calls an adapter that has no name."""
-BORROWED = "borrowed_adapters"
-"""Where a network has the adapters of a borrowed language model, which itself is no part of the network's tree."""
+EXTERNAL = "external_adapters"
+"""Where a network has the adapters of an external language model, which itself is no part of the network's tree."""
 QUANTISED = (Int8Linear, Int4Linear, Int4WideLinear)
 LEARNING = ("lora_A", "lora_B", "lora_dropout", "lora_magnitude_vector")
 """What peft puts beside a layer."""
@@ -71,7 +71,7 @@ class LearningAdapters:
     Attributes:
         layers: transformers' names of the layers that have one.
         parameters: what learns, see `adapter_parameters`.
-        total: weights of the whole model, adapters and a borrowed language model included.
+        total: weights of the whole model, adapters and an external language model included.
     """
 
     layers: tuple[str, ...]
@@ -205,7 +205,7 @@ def has_adapters(network: Blip2Network) -> bool:
 
 
 def adapter_parameters(network: Blip2Network) -> dict[str, nn.Parameter]:
-    """What learns of a model's adapters, by the network's names; those of a borrowed language model, too."""
+    """What learns of a model's adapters, by the network's names; those of an external language model, too."""
     return {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
 
 
@@ -221,7 +221,7 @@ def adapts_vision(network: Blip2Network) -> bool:
 
 def reaches_vision(network: Blip2Network, section: LoraSection) -> bool:
     """Whether adapters would go into the image encoder, which need not have memory for its weights."""
-    layers = [target for target in targets_of(network) if target.path.startswith(VISION) and not target.borrowed]
+    layers = [target for target in targets_of(network) if target.path.startswith(VISION) and not target.external]
     return any(meant(layers, name) for name in section.targets)
 
 
@@ -251,7 +251,7 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
             open_layer(network.get_submodule(above), own, siblings)
     for root in _trees(network):
         root.requires_grad_(False).eval()
-        paths = [target.path for target in chosen if target.borrowed == (root is not network)]
+        paths = [target.path for target in chosen if target.external == (root is not network)]
         if not paths:
             continue
         config = LoraConfig(target_modules=paths, **settings)
@@ -262,7 +262,7 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
             inject_adapter_in_model(config, root)
         root.eval()
         if root is not network:
-            network.add_module(BORROWED, _adapters_alone(root, paths))
+            network.add_module(EXTERNAL, _adapters_alone(root, paths))
     for parameter in adapter_parameters(network).values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
@@ -273,8 +273,8 @@ def _is_open(layer: nn.Module) -> bool:
 
 
 def _trees(network: Blip2Network) -> list[nn.Module]:
-    """The network, and a borrowed language model beside it."""
-    return [network] if network.borrowed is None else [network, network.borrowed.model]
+    """The network, and an external language model beside it."""
+    return [network] if network.external is None else [network, network.external.model]
 
 
 def _adapters_alone(model: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -298,7 +298,7 @@ def _adapted(network: Blip2Network) -> Iterator[tuple[str, Any]]:
         for root in _trees(network)
     ]
     for target in targets_of(network) if any(wrapped) else ():
-        layer = wrapped[target.borrowed].get(target.path)
+        layer = wrapped[target.external].get(target.path)
         if layer is not None:
             yield target.theirs, layer
 

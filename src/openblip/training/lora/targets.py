@@ -24,7 +24,7 @@ PRESETS = {
     "qformer": r"qformer\.layers\.\d+\.(self|cross)_attention\.(query|key|value|out)",
     "vision": r"vision\.blocks\.\d+\.attention\.(qkv|out)",
 }
-"""All projections of the attention of one part, by our names of layers; of a borrowed language model all linear layers
+"""All projections of the attention of one part, by our names of layers; of an external language model all linear layers
 but the output head, whatever they are called."""
 BASE = ".base_layer"
 """What peft calls a layer that an adapter stands on."""
@@ -35,10 +35,10 @@ class Target:
     """A linear layer, or one of several that are joined in one of ours.
 
     Attributes:
-        layer: our name of the layer; in a borrowed language model its own name.
+        layer: our name of the layer; in an external language model its own name.
         theirs: transformers' name.
         part: what it is called in a layer of several; None for a layer of its own.
-        borrowed: it is in a borrowed language model, which is no part of the network's tree.
+        external: it is in an external language model, which is no part of the network's tree.
         shape: of its weights [out, in].
         quantised: it has no weights in floating point.
     """
@@ -47,7 +47,7 @@ class Target:
     theirs: str
     shape: tuple[int, int]
     part: str | None = None
-    borrowed: bool = False
+    external: bool = False
     quantised: bool = False
 
     @property
@@ -61,14 +61,14 @@ class Target:
         return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for name in names)
 
     def is_in(self, preset: str) -> bool:
-        if self.borrowed:
+        if self.external:
             return preset == "language_model"
         return re.fullmatch(PRESETS[preset], self.layer) is not None
 
 
 def targets_of(network: Blip2Network) -> list[Target]:
-    """Every linear layer that transformers has a name for, and those of a borrowed language model."""
-    return [*_own(network), *([] if network.borrowed is None else _borrowed(network.borrowed.model))]
+    """Every linear layer that transformers has a name for, and those of an external language model."""
+    return [*_own(network), *([] if network.external is None else _external(network.external.model))]
 
 
 def _own(network: Blip2Network) -> Iterator[Target]:
@@ -84,13 +84,13 @@ def _own(network: Blip2Network) -> Iterator[Target]:
             yield Target(name, theirs, shape, part, quantised=quantised)
 
 
-def _borrowed(model: Any) -> Iterator[Target]:
+def _external(model: Any) -> Iterator[Target]:
     head = model.get_output_embeddings()
     for found, module in model.named_modules():
         name, turned = found.removesuffix(BASE), type(module).__name__ == CONV_1D
         if (isinstance(module, nn.Linear) or turned) and module is not head and ".lora_" not in name:
             rows, columns = module.weight.T.shape if turned else module.weight.shape
-            yield Target(name, BLIP2_PREFIX + name, (rows, columns), borrowed=True)
+            yield Target(name, BLIP2_PREFIX + name, (rows, columns), external=True)
 
 
 def meant(targets: Sequence[Target], name: str) -> list[Target]:

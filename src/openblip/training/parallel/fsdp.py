@@ -34,8 +34,8 @@ def shard(task: nn.Module, network: Blip2Network, world: World, device: torch.de
 
 def _blocks(network: Blip2Network) -> Iterator[nn.Module]:
     owners: list[nn.Module] = [network.vision]
-    if network.borrowed is not None:
-        owners.append(network.borrowed.model)
+    if network.external is not None:
+        owners.append(network.external.model)
     elif network.config.language_model is not None:
         owners.append(network.own_language_model)
     for owner in owners:

@@ -77,8 +77,8 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.parts, self.recipe, self.setting = parts, recipe, setting
         self.network = parts.network
-        # A borrowed language model is no part of the network, but moves with it, and may have adapters that learn.
-        self.borrowed = None if parts.network.borrowed is None else parts.network.borrowed.model
+        # An external language model is no part of the network, but moves with it, and may have adapters that learn.
+        self.external = None if parts.network.external is None else parts.network.external.model
 
     @property
     @abstractmethod
