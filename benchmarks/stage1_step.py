@@ -131,7 +131,7 @@ def stage2(sizes: Sizes, way: str | None = None) -> dict[str, Callable[[], None]
         drop_encoder(network)
     network.to_empty(device="cpu").apply(draw)
     network.train().requires_grad_(True)
-    for frozen in (network.vision, network.decoder):
+    for frozen in (network.vision, network.own_language_model):
         frozen.eval().requires_grad_(False)
     side = sizes.vision.image_size
     pixels = torch.randn(sizes.batch, 3, side, side)
@@ -145,7 +145,7 @@ def stage2(sizes: Sizes, way: str | None = None) -> dict[str, Callable[[], None]
         with torch.no_grad():
             patches = look()
         visual = network.visual_prompt(network.normalise(patches))
-        answer_loss(network.decoder, visual, prompt, labels).backward()  # type: ignore[no-untyped-call]
+        answer_loss(network.own_language_model, visual, prompt, labels).backward()  # type: ignore[no-untyped-call]
 
     return {ENCODER: lambda: learn(lambda: network.vision(pixels)), CACHED: lambda: learn(lambda: cached)}
 

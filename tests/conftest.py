@@ -58,7 +58,7 @@ def tiny_parts() -> ModelParts:
             vocab_size=len(pieces.kept),
             max_positions=16,
         ),
-        decoder=OptConfig(
+        language=OptConfig(
             vocab_size=words.get_vocab_size(), width=32, depth=2, num_heads=2, ffn_width=64, max_positions=160
         ),
         shared_width=16,

@@ -74,7 +74,7 @@ def test_all_but_the_language_side_is_kept(tiny_parts: ModelParts, llama: Path) 
     values = {name: tensor.clone() for name, tensor in before.items()}
     openblip.Blip2(parts, choose_placement("cpu")).network.qformer.queries.data.zero_()
     assert all(torch.equal(tensor, values[name]) for name, tensor in tiny_parts.network.state_dict().items())
-    assert tiny_parts.network.config.decoder is not None and tiny_parts.external is None
+    assert tiny_parts.network.config.language is not None and tiny_parts.external is None
 
 
 @pytest.mark.parametrize("kind", ["llama", "bart"])

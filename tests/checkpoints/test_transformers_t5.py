@@ -24,6 +24,7 @@ from openblip.errors import CheckpointError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.models.blip2 import Blip2
+from openblip.nn.t5 import T5Config
 
 from .theirs import FLAN, QUERIES, T5, Theirs, write_t5_writer
 
@@ -72,7 +73,7 @@ def same_state(first: ModelParts, second: ModelParts) -> bool:
 
 @torch.no_grad()
 def test_logits_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
-    config, t5 = our_writer.network.config.t5, our_writer.network.t5
+    config, t5 = our_writer.network.config.language, our_writer.network.t5
     assert config is not None
     labels = torch.tensor([[5, 9, 30, 41, 1]])
     for path in photos[:2]:
@@ -154,10 +155,10 @@ def test_a_full_word_table_grows_by_a_row_that_is_never_chosen(
     writer: Theirs, photos: list[Path], tmp_path: Path
 ) -> None:
     parts = load_transformers(writer.folder)
-    assert parts.network.config.t5 is not None and parts.tokenizer is not None
+    assert isinstance(parts.network.config.language, T5Config) and parts.tokenizer is not None
     rows = parts.tokenizer.vocab_size
     network = empty_network(
-        replace(parts.network.config, t5=replace(parts.network.config.t5, vocab_size=rows)), tmp_path
+        replace(parts.network.config, language=replace(parts.network.config.language, vocab_size=rows)), tmp_path
     )
     state = parts.network.state_dict()
     wanted = network.state_dict()
@@ -181,7 +182,7 @@ def test_our_own_folder_holds_it(writer: Theirs, our_writer: Blip2, photos: list
     parts = load_transformers(writer.folder)
     save_native(parts, tmp_path)
     found = load_native(tmp_path)
-    assert found.network.config == parts.network.config and found.network.config.decoder is None
+    assert found.network.config == parts.network.config and isinstance(found.network.config.language, T5Config)
     assert same_state(found, parts)
     assert found.tokenizer is not None and (found.tokenizer.start_id, found.tokenizer.pad_id) == (1, 0)
     assert found.defaults == parts.defaults and found.defaults.stop_token == "</s>"
@@ -196,7 +197,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["t5"].update(decoder_depth=3), "t5.decoder.layers.2"),
     (lambda c: c["t5"].update(tied_head=True), "t5.head.weight is unknown"),
     (lambda c: c["t5"].update(vocab_size=50), "has 68 tokens, the model knows 50"),
-    (lambda c: c.update(decoder=DECODER), "either a decoder or a T5"),
+    (lambda c: c.update(decoder=DECODER), "one language model, not decoder, t5 at once"),
 ]
 DECODER = {"vocab_size": 9, "width": 4, "depth": 1, "num_heads": 1, "ffn_width": 4, "max_positions": 9}
 

@@ -107,7 +107,7 @@ UNUSED = "language_model.decoder.block.0.layer.1.EncDecAttention.relative_attent
 def test_a_head_that_is_not_stored_is_the_word_table_where_transformers_ties(folder: Path, photos: list[Path]) -> None:
     edit_weights(folder, lambda s: s.pop(HEAD))
     theirs, ours = load_theirs(folder), openblip.load(folder, device="cpu")
-    assert ours.network.config.t5 is not None and not ours.network.config.t5.tied_head
+    assert isinstance(ours.network.config.language, T5Config) and not ours.network.config.language.tied_head
     inputs = AutoProcessor.from_pretrained(folder)(
         images=Image.open(photos[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
     )
@@ -152,9 +152,9 @@ def read_text_config(folder: Path, text: dict[str, Any]) -> T5Config:
     content = {"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"]}
     (folder / "config.json").write_text(json.dumps({**content, "text_config": {"model_type": "t5", **text}}))
     found = read_config(folder)
-    assert found.network.t5 is not None and found.words is not None
+    assert found.network.language is not None and found.words is not None
     assert (found.words.start, found.words.pad, found.words.stop) == (1, 0, 1)
-    return found.network.t5
+    return found.network.language
 
 
 @pytest.mark.parametrize(
@@ -210,13 +210,13 @@ def test_official_models_have_the_same_names_and_shapes(name: str, tmp_path: Pat
     model = find_model(f"Salesforce/{name}")
     assert model is not None
     config = model.config()
-    assert config.t5 is not None
+    assert isinstance(config.language, T5Config)
     text = {
         "model_type": "t5",
-        "d_model": config.t5.width,
-        "d_ff": config.t5.ffn_width,
-        "num_layers": config.t5.depth,
-        "num_heads": config.t5.num_heads,
+        "d_model": config.language.width,
+        "d_ff": config.language.ffn_width,
+        "num_layers": config.language.depth,
+        "num_heads": config.language.num_heads,
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
     }

@@ -1,4 +1,4 @@
-"""ExternalLanguageModel language models say what transformers' own generate says, in batches of ragged prompts and step by step."""
+"""External language models say what transformers' own generate says, in batches of ragged prompts and step by step."""
 
 from __future__ import annotations
 

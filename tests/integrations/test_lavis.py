@@ -181,7 +181,7 @@ def test_opt_loss_is_the_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_t5_captions_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = load_file(FOLDER / "t5_ref.safetensors")
     t5 = T5Config(120, 64, 2, 2, 4, 16, 96, activation="gelu")
-    network = Blip2Network(replace(recorded_config(2), decoder=None, t5=t5)).eval()
+    network = Blip2Network(replace(recorded_config(2), language=t5)).eval()
     network.t5.load_state_dict(t5_from_lavis(load_file(FOLDER / "t5_weights.safetensors"), t5))
     words = Tokenizer(numbered_words({0: "<pad>", 1: "</s>"}), start_token="</s>", pad_token="<pad>")
     defaults = GenerationDefaults(stop_token="</s>")

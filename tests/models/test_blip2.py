@@ -356,7 +356,7 @@ def test_folded_encoder_and_half_types_see_the_same(
 
 
 def test_a_stage1_model_matches_but_does_not_speak(tiny_parts: ModelParts, photos: list[Path]) -> None:
-    network = with_weights_of(tiny_parts, replace(tiny_parts.network.config, decoder=None))
+    network = with_weights_of(tiny_parts, replace(tiny_parts.network.config, language=None))
     model = Blip2(replace(tiny_parts, name="stage1", network=network, tokenizer=None), choose_placement("cpu"))
     assert 0 < model.match(photos[0], "a dog").itm < 1
     assert model.embed_images(photos[:1]).shape == (1, 4, 16)

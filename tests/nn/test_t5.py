@@ -11,6 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from openblip.checkpoints.names.t5 import t5_from_lavis, t5_from_transformers, t5_to_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.hf_language_model import ExternalConfig
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5
@@ -192,13 +193,13 @@ def test_a_blip2_has_one_language_model() -> None:
     vision = VitConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_width=16)
     qformer = QFormerConfig(16, num_queries=2, width=8, depth=1, num_heads=1, ffn_width=8, vocab_size=0)
     opt = OptConfig(vocab_size=9, width=12, depth=1, num_heads=1, ffn_width=8)
-    network = Blip2Network(Blip2Config(vision, qformer, t5=SMALL))
+    network = Blip2Network(Blip2Config(vision, qformer, language=SMALL))
     assert network.language_model is network.t5
     assert network.visual_prompt(torch.ones(1, 5, 16)).shape == (1, 2, SMALL.width)
     other = Blip2Network(Blip2Config(vision, qformer, opt))
     assert other.language_model is other.decoder
-    with pytest.raises(ValueError, match="one language model"):
-        Blip2Config(vision, qformer, opt, t5=SMALL)
+    with pytest.raises(ValueError, match="not the one that the config says is external"):
+        Blip2Network(Blip2Config(vision, qformer, ExternalConfig(vocab_size=9, token_width=12, max_positions=None)))
 
 
 def test_stage2_loss_and_logits_equal_lavis() -> None:

@@ -131,7 +131,7 @@ def load_t5() -> Blip2Network:
     )
     vision = VitConfig(image_size=28, patch_size=14, width=16, depth=1, num_heads=2, mlp_width=16)
     queries = QFormerConfig(16, qformer["num_query"], qformer["hidden_size"], depth=1, num_heads=4, vocab_size=0)
-    network = Blip2Network(Blip2Config(vision, queries, t5=config))
+    network = Blip2Network(Blip2Config(vision, queries, language=config))
     network.qformer.image = lambda given: given
     state = load_file(FOLDER / "t5_weights.safetensors")
     network.t5.load_state_dict(t5_from_lavis(state, config))

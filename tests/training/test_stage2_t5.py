@@ -37,7 +37,7 @@ def parts(tiny_parts: ModelParts) -> ModelParts:
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast.add_special_tokens([AddedToken(word, special=True) for word in WORDS[:3]])
     t5 = T5Config(len(WORDS), width=16, depth=1, decoder_depth=2, num_heads=2, head_width=4, ffn_width=24)
-    config = replace(tiny_parts.network.config, decoder=None, t5=t5)
+    config = replace(tiny_parts.network.config, language=t5)
     return replace(
         tiny_parts,
         network=lively(Blip2Network(config)),

@@ -22,7 +22,7 @@ from openblip.checkpoints.model_parts import LanguageSource
 from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.tokenizers import read_words, stop_text
 from openblip.errors import CheckpointError, OpenBlipError
-from openblip.nn.hf_language_model import ExternalLanguageModel, ExternalConfig, ExternalDecoder, ExternalSeq2Seq
+from openblip.nn.hf_language_model import ExternalConfig, ExternalDecoder, ExternalLanguageModel, ExternalSeq2Seq
 from openblip.text import Tokenizer
 
 if TYPE_CHECKING:

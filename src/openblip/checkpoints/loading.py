@@ -157,7 +157,7 @@ def with_language_model(parts: ModelParts, place: str | Path, revision: str | No
     old = parts.network
     like = old.vision_norm.weight
     language = load_language_model(LanguageSource(str(place), revision), like.dtype, like.device)
-    config = replace(old.config, decoder=None, t5=None, external=language.model.config)
+    config = replace(old.config, language=language.model.config)
     network = empty_network(config, Path(place), language.model)
     kept = network.state_dict()
     state = {name: tensor.clone() for name, tensor in old.state_dict().items() if name in kept}

@@ -81,7 +81,7 @@ class ModelParts:
 
         Raises CheckpointError when there is none.
         """
-        words, language = self.require_words(), self.network.config.language_model
+        words, language = self.require_words(), self.network.config.language
         told = words.encode(prompt)
         if language is not None and language.encodes_prompts:
             return [*told, self.stop_id]

@@ -176,14 +176,12 @@ class ZooModel:
     def config(self) -> Blip2Config:
         """The network's sizes. A hub folder's own config.json may differ in the rows of its word table."""
         from openblip.nn.blip2 import Blip2Config
-        from openblip.nn.t5 import T5Config
 
         language = None if self.language is None else self.language.config()
         return Blip2Config(
             vision=self.encoder.config(self.image_size),
             qformer=sizes.qformer_config(self.encoder.width, text_side=self.language is None),
-            decoder=None if isinstance(language, T5Config) else language,
-            t5=language if isinstance(language, T5Config) else None,
+            language=language,
         )
 
     def prompts(self) -> PromptTemplates:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openblip.nn.language_model import LanguageConfig, Reading
-from openblip.nn.opt import Opt, DecoderPrefix
+from openblip.nn.opt import DecoderPrefix, Opt
 from openblip.nn.static_kv_cache import Fixable, fixed_cache
 from openblip.nn.t5 import T5
 

@@ -112,7 +112,7 @@ class Blip2(Matching):
             if placement.convolutions is not None:
                 self.network.vision.compute_in(placement.convolutions)
         # Launching a step's many kernels one by one is what costs time on a GPU; on a CPU there is nothing to launch.
-        captured = placement.device.type == "cuda" and self.network.config.own_language_model is not None
+        captured = placement.device.type == "cuda" and self.network.config.own_language is not None
         self.graphs = Graphs(self.network.own_language_model) if captured else None
 
     def __repr__(self) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
-from openblip.nn.hf_language_model import ExternalLanguageModel, ExternalConfig
-from openblip.nn.language_model import LanguageConfig, LanguageModel
+from openblip.nn.hf_language_model import ExternalConfig, ExternalLanguageModel
+from openblip.nn.language_model import LanguageModel
 from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
 from openblip.nn.t5 import T5, T5Config
@@ -20,57 +21,56 @@ SAMPLED_WORDS = 4096
 """Words that tell how large a language model's embeddings are."""
 
 
+VisionConfig: TypeAlias = VitConfig | EfficientNetConfig
+OwnLanguageConfig: TypeAlias = OptConfig | T5Config
+
+
 @dataclass(frozen=True)
 class Blip2Config:
     """What one BLIP-2 consists of.
 
     Attributes:
+        vision: the image encoder.
         qformer: with `vocab_size` 0 the model has no text side and can neither match nor embed.
-        decoder, t5, external: the language model, of one kind or another; all are None for a stage-1 model, which
-            can neither caption nor answer. An external one is not built here.
+        language: the language model; None for a stage-1 model, which can neither caption nor answer. An external one
+            is not built here.
         shared_width: width of the space that images and texts share (ITC).
         vision_norm_eps: of the LayerNorm between encoder and Q-Former (LAVIS: 1e-5, unlike its ViT).
     """
 
-    vision: VitConfig | EfficientNetConfig
+    vision: VisionConfig
     qformer: QFormerConfig
-    decoder: OptConfig | None = None
+    language: OwnLanguageConfig | ExternalConfig | None = None
     shared_width: int = 256
     vision_norm_eps: float = 1e-5
-    t5: T5Config | None = None
-    external: ExternalConfig | None = None
-
-    def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.decoder, self.t5, self.external)) > 1:
-            raise ValueError("a BLIP-2 has one language model: give either a decoder or a T5, or an external one")
 
     @property
-    def language_model(self) -> LanguageConfig | None:
-        return self.own_language_model if self.external is None else self.external
-
-    @property
-    def own_language_model(self) -> OptConfig | T5Config | None:
-        """The one whose weights belong to the network."""
-        return self.decoder if self.t5 is None else self.t5
+    def own_language(self) -> OwnLanguageConfig | None:
+        """The language model whose weights belong to the network; None where it is external, or there is none."""
+        return None if self.language is None or self.language.is_external else cast(OwnLanguageConfig, self.language)
 
 
 class Blip2Network(nn.Module):
     """The parts and how tensors pass between them; objectives and generation are built on top.
 
+    Attributes:
+        language_model: the one there is, as generation takes it. One of ours is a module under its config's `prefix`;
+            an external one is no part of the network. A stage-1 network lacks the attribute.
+
     Args:
-        external: the language model that the config says is external; its weights are none of the network's.
+        external: the language model that the config says is external.
     """
+
+    vision: VisionTransformer | EfficientNet
 
     def __init__(self, config: Blip2Config, external: ExternalLanguageModel | None = None) -> None:
         super().__init__()
-        if config.external != (None if external is None else external.config):
+        expected = config.language if config.language is not None and config.language.is_external else None
+        if expected != (None if external is None else external.config):
             raise ValueError("the language model that was handed in is not the one that the config says is external")
         self.config = config
         self.external = external
-        vision = config.vision
-        self.vision: VisionTransformer | EfficientNet = (
-            VisionTransformer(vision) if isinstance(vision, VitConfig) else EfficientNet(vision)
-        )
+        self.vision = config.vision.build()
         if self.vision.width != config.qformer.image_width:
             raise ValueError(
                 f"the image encoder gives {self.vision.width} channels, the Q-Former reads {config.qformer.image_width}"
@@ -83,22 +83,22 @@ class Blip2Network(nn.Module):
             self.text_projection = nn.Linear(width, config.shared_width)
             self.itm_head = nn.Linear(width, 2)
             self.temperature = nn.Parameter(torch.tensor(0.07))
-        if config.language_model is not None:
-            self.prompt_projection = nn.Linear(width, config.language_model.token_width)
-        if config.decoder is not None:
-            self.decoder = Opt(config.decoder)
-        if config.t5 is not None:
-            self.t5 = T5(config.t5)
+        if config.language is not None:
+            self.prompt_projection = nn.Linear(width, config.language.token_width)
+        if config.own_language is not None:
+            self.add_module(config.own_language.prefix, config.own_language.build())
 
     @property
     def language_model(self) -> LanguageModel:
-        """The one there is, as generation takes it."""
         return self.own_language_model if self.external is None else self.external
 
     @property
     def own_language_model(self) -> Opt | T5:
         """The one whose weights belong to the network."""
-        return self.decoder if self.config.t5 is None else self.t5
+        own = self.config.own_language
+        if own is None:
+            raise AttributeError("this BLIP-2 has no language model of its own")
+        return cast("Opt | T5", self.get_submodule(own.prefix))
 
     @torch.no_grad()
     def start_prompt_projection(self) -> None:

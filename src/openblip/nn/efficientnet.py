@@ -6,10 +6,12 @@ last stage's repeats, or the 1,280 channels of the head. The classifier is left 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +57,14 @@ class EfficientNetConfig:
     width_scale: float = 1.0
     depth_scale: float = 1.0
     place_width: int = 0
+    kind: ClassVar[str] = "efficientnet"
 
     def __post_init__(self) -> None:
         if self.place_width % 4:
             raise ValueError(f"place_width {self.place_width} is not a multiple of 4")
+
+    def build(self) -> EfficientNet:
+        return EfficientNet(self)
 
 
 class SameConv2d(nn.Conv2d):
@@ -237,6 +243,17 @@ class EfficientNet(nn.Module):
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
+
+    def prepared(self, dtype: torch.dtype) -> EfficientNet:
+        """A copy that reads many images fast: folded, and computing in `dtype`."""
+        encoder = copy.deepcopy(self).to(torch.float32)
+        encoder.fold()
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stub
+        return encoder.to(dtype)
+
+    def resize(self, image_size: int) -> None:
+        """It has no positions to interpolate. Raises ValueError."""
+        raise ValueError("it is for vision transformers, and this image encoder is an EfficientNet")
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Let convolutions be of another type than what goes in and comes out: after folding, which is a precise step.

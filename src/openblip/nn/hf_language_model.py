@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class ExternalConfig:
     max_positions: int | None
     encodes_prompts: bool = False
     start_ids: tuple[int, ...] = ()
+    kind: ClassVar[str] = "external"
+    is_external: ClassVar[bool] = True
 
 
 class ExternalDecoder:

@@ -12,6 +12,8 @@ class LanguageConfig(Protocol):
     """What others have to know of a language model.
 
     Attributes:
+        kind: "opt", "t5" or "external": by which files and readers know it.
+        is_external: transformers computes it, and its weights are no part of the network.
         vocab_size: ids it can read and say.
         token_width: width of the embeddings that enter: what the visual prompt has to have, too.
         max_positions: tokens of a prompt and its text together, or of each where prompts are encoded; None: any number.
@@ -20,6 +22,10 @@ class LanguageConfig(Protocol):
         start_ids: what the decoder of one that encodes prompts begins with; nothing otherwise.
     """
 
+    @property
+    def kind(self) -> str: ...
+    @property
+    def is_external(self) -> bool: ...
     @property
     def vocab_size(self) -> int: ...
     @property

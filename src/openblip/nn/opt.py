@@ -44,6 +44,9 @@ class OptConfig:
     final_norm: bool = True
     layer_norm_eps: float = 1e-5
     dropout: float = 0.0
+    kind: ClassVar[str] = "opt"
+    prefix: ClassVar[str] = "decoder"
+    is_external: ClassVar[bool] = False
     encodes_prompts: ClassVar[bool] = False
     start_ids: ClassVar[tuple[int, ...]] = ()
 
@@ -55,6 +58,9 @@ class OptConfig:
     def token_width(self) -> int:
         """Width of the embeddings that enter: what the visual prompt has to have, too."""
         return self.embed_width or self.width
+
+    def build(self) -> Opt:
+        return Opt(self)
 
 
 class DecoderLayer(nn.Module):

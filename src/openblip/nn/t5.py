@@ -63,12 +63,18 @@ class T5Config:
     norm_eps: float = 1e-6
     start_id: int = 0
     dropout: float = 0.0
+    kind: ClassVar[str] = "t5"
+    prefix: ClassVar[str] = "t5"
+    is_external: ClassVar[bool] = False
     encodes_prompts: ClassVar[bool] = True
     max_positions: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"T5 activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    def build(self) -> T5:
+        return T5(self)
 
     @property
     def token_width(self) -> int:

@@ -7,8 +7,8 @@ CLIP's ViT-L (https://arxiv.org/abs/2103.00020), and DINOv2's (https://arxiv.org
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,7 @@ class VitConfig:
     layer_scale: bool = False
     final_norm: bool = False
     drop_path: float = 0.0
+    kind: ClassVar[str] = "vit"
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -68,6 +69,9 @@ class VitConfig:
             raise ValueError(f'attention_bias {self.attention_bias!r} is neither "qkv" nor "qv"')
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path {self.drop_path} is outside 0 <= drop_path < 1")
+
+    def build(self) -> VisionTransformer:
+        return VisionTransformer(self)
 
     @property
     def grid(self) -> int:
@@ -238,6 +242,19 @@ class VisionTransformer(nn.Module):
             ValueError: not three channels, or H or W is no multiple of the patch size.
         """
         return self.above(self.embed(pixels), len(self.blocks))
+
+    def fold(self) -> None:
+        """It has no batch normalisation to fold."""
+
+    def prepared(self, dtype: torch.dtype) -> VisionTransformer:
+        """What reads many images fast: itself, as it is."""
+        return self
+
+    def resize(self, image_size: int) -> None:
+        """Take square images of another size, to which positions are interpolated. Raises ValueError."""
+        config = replace(self.config, image_size=image_size)
+        self.positions = nn.Parameter(interpolate_positions(self.positions.detach(), config.grid, config.grid))
+        self.config = config
 
     def below(self, pixels: Tensor, blocks: int) -> Tensor:
         """Pixels, as `forward` takes them, to what enters the last `blocks` blocks: [B, 1 + N, width]."""

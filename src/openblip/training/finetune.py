@@ -118,7 +118,7 @@ def _share_held_out(images: Sequence[ImageText]) -> int:
 def _has_small_language_model(name: str) -> bool:
     # Sizes are all that is asked for.
     network = load_parts(name, left_out=("",)).network
-    if network.config.own_language_model is None:
+    if network.config.own_language is None:
         if network.external is None:
             raise OptionError(
                 f"{name} has no language model: it matches and embeds, but can neither caption nor answer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -249,8 +250,8 @@ def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels
         labels: [B, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
             token itself, is predicted from the last visual token, as in LAVIS.
     """
-    hidden = read_behind(network.decoder, network.visual_prompt(features), text)
-    return decoder_loss(network.decoder, hidden, labels)
+    decoder = cast(Opt, network.own_language_model)
+    return decoder_loss(decoder, read_behind(decoder, network.visual_prompt(features), text), labels)
 
 
 def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, lab
         text: the prompt [B, L], ending with </s> as T5's tokeniser ends every text, padded on the right.
         labels: [B, T], the target's ids to its </s>, IGNORED over padding, which stands behind it.
     """
-    return answer_loss(network.t5, network.visual_prompt(features), text, labels)
+    return answer_loss(network.language_model, network.visual_prompt(features), text, labels)
 
 
 def answer_loss(
@@ -287,9 +288,7 @@ def read_behind(decoder: Opt, prompt: Tensor, text: TextBatch) -> Tensor:
     return before
 
 
-def self_critical_loss(
-    decoder: Opt, hidden: Tensor, labels: Tensor, rewards: Tensor, world: World = ALONE
-) -> Tensor:
+def self_critical_loss(decoder: Opt, hidden: Tensor, labels: Tensor, rewards: Tensor, world: World = ALONE) -> Tensor:
     """Minus the mean reward of texts that the model drew; its gradient makes the better ones of an image likelier.
 
     Self-critical sequence training (Rennie et al. 2017, https://arxiv.org/abs/1612.00563), each text being

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +17,6 @@ from openblip.checkpoints.openblip.new_folder import require_writable
 from openblip.data.pairs import ImageText, gather
 from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError, OptionError
-from openblip.nn.efficientnet import EfficientNet
 from openblip.recipes import alone_in
 from openblip.training.feature_cache.build import Caching, without_bad
 from openblip.training.feature_cache.encoder_stub import AbsentEncoder, drop_encoder
@@ -172,7 +170,7 @@ def frozen_giants(parts: ModelParts) -> list[nn.Module]:
     network = parts.network
     if network.external is not None:
         return [network.vision, network.external.model]
-    if network.config.language_model is None:
+    if network.config.language is None:
         return [network.vision]
     return [network.vision, network.own_language_model]
 
@@ -192,12 +190,7 @@ def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0)
     Args:
         vision_blocks: the last ones, which are not.
     """
-    encoder = parts.network.vision
-    if isinstance(encoder, EfficientNet):
-        encoder = copy.deepcopy(encoder)
-        encoder.to(torch.float32).fold()
-        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stub
-        encoder.to(torch.bfloat16 if precision is Precision.BF16 else torch.float32)
+    encoder = parts.network.vision.prepared(torch.bfloat16 if precision is Precision.BF16 else torch.float32)
     first = next(encoder.parameters())
 
     def encode(pixels: Tensor) -> Tensor:

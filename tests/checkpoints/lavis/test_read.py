@@ -43,7 +43,7 @@ def lay_out(folder: Path, state: dict[str, Tensor]) -> LavisFiles:
 
 
 def opt_folder(folder: Path, state: dict[str, Tensor]) -> Path:
-    sizes = recorded_config(2).decoder
+    sizes = recorded_config(2).language
     assert sizes is not None
     config = OPTConfig(
         vocab_size=sizes.vocab_size,
@@ -92,7 +92,7 @@ def test_t5_from_three_files(tmp_path: Path) -> None:
     first, second = recorded_weights(2), load_file(FOLDER / "t5_weights.safetensors")
     state = {name: tensor for name, tensor in first.items() if not name.startswith(("opt_model.", "opt_proj."))}
     ours = T5Config(120, 64, 2, 2, 4, 16, 96, activation="gelu")
-    config = replace(recorded_config(2), decoder=None, t5=ours)
+    config = replace(recorded_config(2), language=ours)
     state |= second
     # transformers 5 would tie FLAN-T5's head on the way.
     (tmp_path / "t5").mkdir()

@@ -118,7 +118,7 @@ def test_a_recent_folder(tmp_path: Path) -> None:
     found = read(tmp_path, RECENT, generation_config={"eos_token_id": 50118, "bos_token_id": 2, "pad_token_id": 1})
     assert found.network.vision == EVA_VIT_G
     assert found.network.qformer == QFormerConfig(1408, vocab_size=0)
-    assert found.network.decoder == OPT_2_7B
+    assert found.network.language == OPT_2_7B
     assert (found.network.shared_width, found.network.vision_norm_eps) == (256, 1e-6)
     assert found.words == WordIds(start=2, pad=1, stop=50118)
     assert found.matching_tokens is None
@@ -132,13 +132,13 @@ def test_an_early_folder_keeps_the_eps_that_transformers_takes(tmp_path: Path) -
     assert isinstance(early.vision, VitConfig)
     assert (early.vision.layer_norm_eps, early.vision_norm_eps) == (1e-5, 1e-5)
     assert early.qformer == recent.qformer
-    assert early.decoder is not None
-    assert early.decoder.vocab_size == 50272
+    assert early.language is not None
+    assert early.language.vocab_size == 50272
 
 
 def test_a_folder_that_matches(tmp_path: Path) -> None:
     found = read(tmp_path, MATCHING)
-    assert found.network.decoder is None
+    assert found.network.language is None
     assert found.network.qformer == QFormerConfig(1408)
     assert (found.words, found.matching_tokens) == (None, 32)
     coco = read(tmp_path, {**MATCHING, "vision_config": {"image_size": 364}})

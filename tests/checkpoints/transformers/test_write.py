@@ -143,8 +143,8 @@ def test_a_folder_of_theirs_comes_back_as_the_same_parts(writer: Theirs, matcher
 @torch.no_grad()
 def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Path], tmp_path: Path) -> None:
     config = both.network.config
-    assert config.decoder is not None and both.tokenizer is not None
-    assert both.tokenizer.vocab_size == config.decoder.vocab_size  # no row is free for transformers' mark
+    assert config.language is not None and both.tokenizer is not None
+    assert both.tokenizer.vocab_size == config.language.vocab_size  # no row is free for transformers' mark
     save_transformers(both, tmp_path, task="write")
     theirs, processor = load_theirs(Blip2ForConditionalGeneration, tmp_path), AutoProcessor.from_pretrained(tmp_path)
     ours = openblip.load(tmp_path, device="cpu")
@@ -161,7 +161,7 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
         logits = native.decoder.logits(native.decoder(embeds))
         # One eps for two: transformers' norm behind the encoder has the encoder's own.
         found = theirs(**inputs).logits
-        assert difference(logits, found[..., : config.decoder.vocab_size]) <= 1e-3
+        assert difference(logits, found[..., : config.language.vocab_size]) <= 1e-3
         assert torch.equal(found[..., -1], found[..., both.tokenizer.pad_id])
         text = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
         answer = ours.complete(ours.visual_prompt(path), [PROMPT], beams=1, max_tokens=8, min_tokens=0)[0]
@@ -207,8 +207,8 @@ def test_shards_take_an_older_models_place(both: ModelParts, writer: Theirs, tmp
     save_transformers(load_transformers(writer.folder), tmp_path, shard_bytes=50_000)
     assert equal_tensors(load_theirs(Blip2ForConditionalGeneration, tmp_path), writer.model)
     save_transformers(both, tmp_path, task="write")
-    assert load_transformers(tmp_path).network.config.decoder == replace(
-        task_config(both.network.config, "write").decoder,  # type: ignore[type-var]
+    assert load_transformers(tmp_path).network.config.language == replace(
+        task_config(both.network.config, "write").language,  # type: ignore[type-var]
         vocab_size=both.network.decoder.config.vocab_size + 1,
     )
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -231,10 +231,12 @@ def test_what_cannot_be_written_is_explained(both: ModelParts, tiny_parts: Model
         parts = replace(both, network=Blip2Network(replace(config, vision=vision)))
         with pytest.raises(CheckpointError, match="cannot be written for"):
             save_transformers(parts, tmp_path, task="match")
-    assert config.decoder is not None
-    decoder = replace(config.decoder, embed_width=16, pre_norm=False, final_norm=False)
+    assert config.language is not None
+    decoder = replace(config.language, embed_width=16, pre_norm=False, final_norm=False)
     with pytest.raises(CheckpointError, match="no OPT of this kind"):
-        save_transformers(replace(both, network=Blip2Network(replace(config, decoder=decoder))), tmp_path, task="write")
+        save_transformers(
+            replace(both, network=Blip2Network(replace(config, language=decoder))), tmp_path, task="write"
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -346,7 +346,7 @@ def test_adapters_learn_over_quantised_weights(tmp_path: Path) -> None:
     config = Blip2Config(
         vision=EfficientNetConfig(image_size=64, width_scale=0.25, depth_scale=0.5, place_width=8),
         qformer=QFormerConfig(image_width=1288, width=32, depth=1, num_heads=2, ffn_width=64, vocab_size=0),
-        decoder=OptConfig(vocab_size=300, width=128, depth=2, num_heads=2, ffn_width=192),
+        language=OptConfig(vocab_size=300, width=128, depth=2, num_heads=2, ffn_width=192),
     )
     for bits in (8, 4):
         network = Blip2Network(config).eval()

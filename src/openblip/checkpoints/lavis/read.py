@@ -12,9 +12,8 @@ from torch import Tensor
 from openblip.checkpoints.hub.download import LocalFile
 from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import VISION_PREFIX, blip2_from_lavis
-from openblip.checkpoints.names.opt import LAVIS_PREFIX as OPT_PREFIX
-from openblip.checkpoints.names.t5 import LAVIS_PREFIX as T5_PREFIX
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, PickledFile, WeightFolder, refuse_misfits
@@ -26,8 +25,6 @@ from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.text import MatchingText, Tokenizer
 
 MODEL_ENTRY = "model"
-OPT_START, OPT_PAD = 2, 1
-T5_STOP, T5_PAD = 1, 0
 LONGEST_TEXT = 32
 """LAVIS cuts texts for the Q-Former here."""
 
@@ -70,12 +67,10 @@ def load_lavis(
     tokenizer: Tokenizer | None = None
     if config.qformer.vocab_size:
         matching = read_matching(_given(files.words, "BERT's vocabulary"), LONGEST_TEXT, config.qformer.vocab_size)
-    if config.decoder is not None:
-        folder = _given(files.language, "OPT's vocabulary")
-        tokenizer = read_words(folder, OPT_START, OPT_PAD, config.decoder.vocab_size)
-    if config.t5 is not None:
-        folder = _given(files.language, "T5's vocabulary")
-        tokenizer = read_words(folder, T5_STOP, T5_PAD, config.t5.vocab_size)
+    if config.own_language is not None:
+        folder = _given(files.language, "the language model's vocabulary")
+        known = LANGUAGES[config.own_language.kind]
+        tokenizer = read_words(folder, known.start_id, known.pad_id, config.own_language.vocab_size)
     transform = ImageTransform(model.image_size)
     return ModelParts(model.name, network, transform, matching, tokenizer, model.prompts(), model.defaults())
 
@@ -123,8 +118,8 @@ def read_lavis(
         encoder = PickledFile(path, MODEL_ENTRY)
         opened.append(encoder)
         state |= {VISION_PREFIX + name: encoder.read(name) for name in encoder.shapes}
-    prefix = OPT_PREFIX if config.decoder is not None else T5_PREFIX
-    if config.language_model is not None and sum(name.startswith(prefix) for name in state) <= len(TIED_STRAYS):
+    prefix = "" if config.own_language is None else LANGUAGES[config.own_language.kind].lavis_prefix
+    if prefix and sum(name.startswith(prefix) for name in state) <= len(TIED_STRAYS):
         folder = _given(files.language, f"the language model, which {files.checkpoint} lacks because it was frozen,")
         weights = WeightFolder(folder)
         opened.append(weights)
@@ -163,7 +158,7 @@ def _check_fit(wanted: dict[str, tuple[int, ...]], found: dict[str, Tensor], fil
 def _supplier(name: str, files: LavisFiles) -> str:
     """The name of the file that should hold a tensor of ours."""
     part = name.partition(".")[0]
-    path = {"vision": files.vision, "decoder": files.language, "t5": files.language}.get(part)
+    path = {"vision": files.vision, **{known.config.prefix: files.language for known in LANGUAGES.values()}}.get(part)
     return (path or files.checkpoint).name
 
 

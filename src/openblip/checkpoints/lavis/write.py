@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.lavis import MATCHING, NORM, OPT_PROJECTION, T5_PROJECTION, VISION_PREFIX
-from openblip.checkpoints.names.opt import LAVIS_PREFIX as OPT_PREFIX
-from openblip.checkpoints.names.opt import OPT
+from openblip.checkpoints.names.languages import LANGUAGES
+from openblip.checkpoints.names.lavis import MATCHING, NORM, VISION_PREFIX
 from openblip.checkpoints.names.qformer import LAVIS_QFORMER, LAVIS_TIED, POSITION_NUMBERS, look_up
-from openblip.checkpoints.names.t5 import LAVIS_PREFIX as T5_PREFIX
-from openblip.checkpoints.names.t5 import t5_to_transformers
 from openblip.checkpoints.names.vit import LAVIS_CLIP, LAVIS_EVA
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
@@ -50,21 +47,22 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     """
     if not isinstance(config.vision, VitConfig):
         raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
-    if config.external is not None:
+    if config.language is not None and config.language.is_external:
         raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this one has an external language model")
     if not all(tensor.is_floating_point() for tensor in state.values()):
         raise CheckpointError("LAVIS cannot read quantised weights: load the model in floating point")
-    projection = OPT_PROJECTION if config.t5 is None else T5_PROJECTION
+    language = config.own_language
+    projection = {} if language is None else {LANGUAGES[language.kind].lavis_projection: "prompt_projection"}
     others = _inverse({**NORM, **MATCHING, **projection})
     qformer = _inverse(LAVIS_QFORMER)
     clip = config.vision.pre_norm
     encoder = _inverse(LAVIS_CLIP if clip else LAVIS_EVA)
     found = LavisState({}, {}, {})
-    parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "t5": {}}
+    written: dict[str, Tensor] = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
-        if part in parts:
-            parts[part][rest] = tensor
+        if language is not None and part == language.prefix:
+            written[rest] = tensor
         elif part == "vision":
             theirs = _named(rest, encoder)
             found.vision[theirs] = tensor[0] if clip and theirs in CLIP_SQUEEZED else tensor
@@ -75,7 +73,8 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     if clip:
         # LAVIS keeps CLIP's own shapes: [width] and [1 + patches, width].
         found.vision["class_embedding"] = found.vision["class_embedding"].flatten()
-    found.language.update(_opt(parts["decoder"]) if parts["decoder"] else t5_to_transformers(parts["t5"]))
+    if language is not None:
+        found.language.update(LANGUAGES[language.kind].to_transformers(written))
     found.checkpoint.update(_strays(found, config))
     return found
 
@@ -85,25 +84,10 @@ def _strays(found: LavisState, config: Blip2Config) -> dict[str, Tensor]:
     longest = config.qformer.max_positions
     strays = {POSITION_NUMBERS[0]: torch.arange(longest)[None]}
     strays |= {second: found.checkpoint[first] for second, first in LAVIS_TIED.items() if first in found.checkpoint}
-    if config.decoder is not None:
-        strays[f"{OPT_PREFIX}lm_head.weight"] = found.language["model.decoder.embed_tokens.weight"]
-    if config.t5 is not None:
-        for stack in ("encoder", "decoder"):
-            strays[f"{T5_PREFIX}{stack}.embed_tokens.weight"] = found.language["shared.weight"]
+    if config.own_language is not None:
+        files = LANGUAGES[config.own_language.kind]
+        strays |= {files.lavis_prefix + second: found.language[first] for second, first in files.tied.items()}
     return strays
-
-
-def _opt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `Opt` state under the names of transformers' OPTForCausalLM."""
-    table = _inverse(OPT)
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".qkv." in name:
-            for letter, piece in zip("qkv", tensor.chunk(3), strict=True):
-                theirs[f"model.decoder.{_named(name.replace('.qkv.', f'.{letter}.'), table)}"] = piece
-        else:
-            theirs[f"model.decoder.{_named(name, table)}"] = tensor
-    return theirs
 
 
 def _inverse(table: Mapping[str, str]) -> dict[str, str]:

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from openblip.checkpoints.names.opt import LAVIS_PREFIX as DECODER_PREFIX
-from openblip.checkpoints.names.opt import decoder_from_lavis
+from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.qformer import LAVIS_PREFIXES as QFORMER_PREFIXES
 from openblip.checkpoints.names.qformer import first_few, qformer_from_lavis, select
-from openblip.checkpoints.names.t5 import LAVIS_PREFIX as T5_PREFIX
-from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.checkpoints.names.vit import vit_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
@@ -25,8 +22,6 @@ MATCHING = {
     "itm_head": "itm_head",
     "temp": "temperature",
 }
-OPT_PROJECTION = {"opt_proj": "prompt_projection"}
-T5_PROJECTION = {"t5_proj": "prompt_projection"}
 
 
 def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[str, Tensor]:
@@ -51,14 +46,12 @@ def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[s
     table = dict(NORM)
     if config.qformer.vocab_size:
         table |= MATCHING
-    if config.decoder is not None:
-        table |= OPT_PROJECTION
-        known.append(DECODER_PREFIX)
-        parts["decoder"] = decoder_from_lavis(state)
-    if config.t5 is not None:
-        table |= T5_PROJECTION
-        known.append(T5_PREFIX)
-        parts["t5"] = t5_from_lavis(state, config.t5)
+    language = config.own_language
+    if language is not None:
+        files = LANGUAGES[language.kind]
+        table |= {files.lavis_projection: "prompt_projection"}
+        known.append(files.lavis_prefix)
+        parts[language.prefix] = files.from_lavis(state, language)
     renamed = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
     unknown = []
     for name, tensor in state.items():

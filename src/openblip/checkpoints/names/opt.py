@@ -61,6 +61,21 @@ def decoder_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _decoder({name.removeprefix("language_model."): tensor for name, tensor in part.items()})
 
 
+def opt_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An `Opt` state under the names of transformers' OPTForCausalLM.
+
+    Raises:
+        CheckpointError: a name that is none of ours.
+    """
+    apart: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        letters = "qkv" if ".qkv." in name else ""
+        names = [name.replace(".qkv.", f".{letter}.") for letter in letters] or [name]
+        apart.update(zip(names, tensor.chunk(len(names)), strict=True))
+    theirs = rename(apart, {ours: theirs for theirs, ours in OPT.items()}, WHAT)
+    return {f"model.decoder.{name}": tensor for name, tensor in theirs.items()}
+
+
 def _decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     bare = {name.removeprefix("model.").removeprefix("decoder."): tensor for name, tensor in state.items()}
     drop_tied(bare, TIED)

@@ -55,10 +55,11 @@ class Rows:
 
 def tied(config: Blip2Config) -> dict[str, str]:
     """Second names of one tensor, and its first: files hold one of them or several."""
-    if config.t5 is None:
+    language = config.own_language
+    if language is None or not language.encodes_prompts:
         return {HEAD: OPT_WORDS}
     tables = {BLIP2_PREFIX + second: T5_WORDS for second in T5_TIED}
-    return {**tables, HEAD: T5_WORDS} if config.t5.tied_head else tables
+    return {**tables, HEAD: T5_WORDS} if getattr(language, "tied_head", False) else tables
 
 
 def sources(name: str) -> tuple[Rows, ...]:

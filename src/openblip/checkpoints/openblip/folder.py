@@ -21,6 +21,7 @@ from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.lora.fit import merge_external
 from openblip.checkpoints.model_parts import GenerationDefaults, LanguageSource, ModelParts
+from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
@@ -30,12 +31,10 @@ from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.hf_language_model import ExternalLanguageModel
-from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.quant.int4 import Int4Linear, dequantise_groups
 from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide
 from openblip.nn.quant.swap import BITS, quantised_layers
-from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
 
@@ -50,6 +49,9 @@ VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
     "efficientnet": EfficientNetConfig,
 }
 
+OWN_LANGUAGES = {known.config.prefix: known.config for known in LANGUAGES.values()}
+"""In config.json and in names of tensors."""
+
 STORAGES = ("float32", "float16", "int8")
 
 
@@ -63,15 +65,14 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         OptionError: an unknown storage, or adapters in the network.
     """
     config = parts.network.config
-    vision_kind = "vit" if isinstance(config.vision, VitConfig) else "efficientnet"
     content = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "name": parts.name,
-        "vision": {"kind": vision_kind, **asdict(config.vision)},
+        "vision": {"kind": config.vision.kind, **asdict(config.vision)},
         "qformer": asdict(config.qformer),
-        "decoder": None if config.decoder is None else asdict(config.decoder),
-        "t5": None if config.t5 is None else asdict(config.t5),
+        **dict.fromkeys(OWN_LANGUAGES),
+        **({} if config.own_language is None else {config.own_language.prefix: asdict(config.own_language)}),
         "external": None if parts.external is None else asdict(parts.external),
         "shared_width": config.shared_width,
         "vision_norm_eps": config.vision_norm_eps,
@@ -129,19 +130,21 @@ def load_native(
         if kind not in VISION_KINDS:
             known = ", ".join(VISION_KINDS)
             raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
-        decoder = content["decoder"]
-        t5, external = content.get("t5"), content.get("external")  # missing from folders of before there were any
+        own = {prefix: content[prefix] for prefix in OWN_LANGUAGES if content.get(prefix) is not None}
+        external = content.get("external", content.get("borrowed"))  # its first name
+        if len(own) + (external is not None) > 1:
+            raise ValueError(f"a BLIP-2 has one language model, not {', '.join(own)} at once")
         source = None if external is None else build(LanguageSource, external, path)
         language = None if source is None else load_language_model(source, dtype, device, beside=folder)
         settings = {
             "vision": build(VISION_KINDS[kind], vision, path),
             "qformer": build(QFormerConfig, content["qformer"], path),
-            "decoder": None if decoder is None else build(OptConfig, decoder, path),
+            "language": None if language is None else language.model.config,
             "shared_width": content["shared_width"],
             "vision_norm_eps": content["vision_norm_eps"],
-            "t5": None if t5 is None else build(T5Config, t5, path),
-            "external": None if language is None else language.model.config,
         }
+        for prefix, sizes in own.items():
+            settings["language"] = build(OWN_LANGUAGES[prefix], sizes, path)
         config = build(Blip2Config, settings, path)
         transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
@@ -169,7 +172,7 @@ def load_native(
         matching = MatchingText(words, matching_tokens)
     if language is not None:
         tokenizer, source = language.tokenizer, language.source
-    elif config.language_model is not None:
+    elif config.language is not None:
         # OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
     parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source)
@@ -212,8 +215,8 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
     config, matching = parts.network.config, parts.matching
     if matching is not None:
         check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
-    if parts.tokenizer is not None and config.own_language_model is not None:
-        check_ids(parts.tokenizer, config.own_language_model.vocab_size, folder / DECODER_FILE)
+    if parts.tokenizer is not None and config.own_language is not None:
+        check_ids(parts.tokenizer, config.own_language.vocab_size, folder / DECODER_FILE)
     if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "

@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeAlias
 
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
 from openblip.checkpoints.model_parts import GenerationDefaults
+from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.openblip.folder import check_prompts
 from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
-from openblip.nn.blip2 import Blip2Config
+from openblip.nn.blip2 import Blip2Config, OwnLanguageConfig
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
@@ -91,8 +92,6 @@ T5_FFN = "relu"
 """Default of T5's `feed_forward_proj`."""
 NUM_QUERIES = 32
 SHARED_WIDTH = 256
-OPT_START, OPT_PAD, OPT_STOP = 2, 1, 2
-T5_PAD, T5_STOP = 0, 1
 RESCALE = 1 / 255
 BICUBIC = 3
 LONGEST_TEXT = 32
@@ -189,7 +188,7 @@ def read_config(folder: Path) -> FolderConfig:
         {
             "vision": vision_config,
             "qformer": qformer_config,
-            **({} if task == "match" else _read_language_model(text, path)),
+            "language": None if task == "match" else _read_language_model(text, path),
             "shared_width": _given(content, "image_text_hidden_size", SHARED_WIDTH),
             "vision_norm_eps": own.get("vision_norm_eps", vision_config.layer_norm_eps),
         },
@@ -199,15 +198,16 @@ def read_config(folder: Path) -> FolderConfig:
     generation = read_json_if_there(folder / GENERATION_FILE)
     tuned = task == "write" and vision_config.image_size == COCO_SIDE
     usual = {"caption": "a photo of"} if tuned else {}
-    if network.t5 is not None:
+    language = network.own_language
+    if language is not None and language.encodes_prompts:
         usual["question"] = SHORT_QUESTION
     prompts = build(PromptTemplates, _section(own, "prompts", path) or usual, path)
     check_prompts(prompts, path)
     return FolderConfig(
         network,
         read_transform(folder, vision_config.image_size),
-        None if task == "match" else _word_ids(text, generation, network.t5 is not None, path),
-        network.t5 is not None and _given(text, "tie_word_embeddings", True) is not False,
+        None if language is None else _word_ids(text, generation, language, path),
+        isinstance(language, T5Config) and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
         prompts,
         build(GenerationDefaults, _section(own, "generation", path) or _read_defaults(network, generation), path),
@@ -273,8 +273,7 @@ def _side(value: object, name: str, path: Path) -> int:
     return sides[0]
 
 
-def _read_language_model(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Its config, under the name that `Blip2Config` has for this kind."""
+def _read_language_model(text: Mapping[str, Any], path: Path) -> OptConfig | T5Config:
     kind = _given(text, "model_type", "opt")
     if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
         known = ", ".join(LANGUAGE_MODELS)
@@ -282,16 +281,16 @@ def _read_language_model(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return LANGUAGE_MODELS[kind](text, path)
 
 
-def _read_opt(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _read_opt(text: Mapping[str, Any], path: Path) -> OptConfig:
     _require_fixed(text, "text_config", path)
     values = _values(OPT, text)
     if _given(text, "word_embed_proj_dim", values["width"]) != values["width"]:
         raise CheckpointError(f"{path}: word_embed_proj_dim differs from hidden_size, which no BLIP-2 can have")
     final_norm = values["pre_norm"] and not text.get("_remove_final_layer_norm")
-    return {"decoder": build(OptConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))}
+    return build(OptConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))
 
 
-def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _read_t5(text: Mapping[str, Any], path: Path) -> T5Config:
     values = _values(T5, text)
     kind = _given(text, "feed_forward_proj", T5_FFN)
     gate, _, activation = kind.rpartition("-") if isinstance(kind, str) else ("", "", kind)
@@ -299,39 +298,42 @@ def _read_t5(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: feed_forward_proj is {kind!r}, neither an activation nor a gated one")
     if kind == "gated-gelu":
         activation = "gelu_new"
-    return {
-        "t5": build(
-            T5Config,
-            {
-                **values,
-                "decoder_depth": _given(text, "num_decoder_layers", values["depth"]),
-                "activation": _given(text, "dense_act_fn", activation),
-                "gated": _given(text, "is_gated_act", gate == "gated"),
-                "tied_head": _given(text, "scale_decoder_outputs", _given(text, "tie_word_embeddings", True)),
-                "start_id": _given(text, "decoder_start_token_id", _given(text, "pad_token_id", T5_PAD)),
-            },
-            path,
-            {
-                **_their_names(T5),
-                "decoder_depth": "num_decoder_layers",
-                "activation": "feed_forward_proj",
-                "start_id": "decoder_start_token_id",
-            },
-        )
-    }
+    return build(
+        T5Config,
+        {
+            **values,
+            "decoder_depth": _given(text, "num_decoder_layers", values["depth"]),
+            "activation": _given(text, "dense_act_fn", activation),
+            "gated": _given(text, "is_gated_act", gate == "gated"),
+            "tied_head": _given(text, "scale_decoder_outputs", _given(text, "tie_word_embeddings", True)),
+            "start_id": _given(
+                text, "decoder_start_token_id", _given(text, "pad_token_id", LANGUAGES[T5Config.kind].pad_id)
+            ),
+        },
+        path,
+        {
+            **_their_names(T5),
+            "decoder_depth": "num_decoder_layers",
+            "activation": "feed_forward_proj",
+            "start_id": "decoder_start_token_id",
+        },
+    )
 
 
-LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {"opt": _read_opt, "t5": _read_t5}
+LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], OwnLanguageConfig]] = {"opt": _read_opt, "t5": _read_t5}
 """transformers' name of each kind, and what reads its `text_config`."""
 
 
-def _word_ids(text: Mapping[str, Any], generation: Mapping[str, Any], is_t5: bool, path: Path) -> WordIds:
-    stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", T5_STOP if is_t5 else OPT_STOP))
+def _word_ids(
+    text: Mapping[str, Any], generation: Mapping[str, Any], language: OwnLanguageConfig, path: Path
+) -> WordIds:
+    usual = LANGUAGES[language.kind]
+    stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", usual.stop_id))
     if isinstance(stop, list) and stop:
         stop = stop[0]
     found = {
-        "start": stop if is_t5 else _given(text, "bos_token_id", OPT_START),
-        "pad": _given(text, "pad_token_id", T5_PAD if is_t5 else OPT_PAD),
+        "start": stop if language.encodes_prompts else _given(text, "bos_token_id", usual.start_id),
+        "pad": _given(text, "pad_token_id", usual.pad_id),
         "stop": stop,
     }
     for name, value in found.items():
@@ -343,7 +345,8 @@ def _word_ids(text: Mapping[str, Any], generation: Mapping[str, Any], is_t5: boo
 def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str, Any]:
     """Our defaults for the language model, and what generation_config.json says otherwise."""
     # LAVIS' predict_answers
-    defaults: dict[str, Any] = {"answer_length_penalty": 0.0 if network.t5 is None else -1.0}
+    encodes = network.language is not None and network.language.encodes_prompts
+    defaults: dict[str, Any] = {"answer_length_penalty": -1.0 if encodes else 0.0}
     for theirs, ours in (
         ("num_beams", "beams"),
         ("max_new_tokens", "max_tokens"),

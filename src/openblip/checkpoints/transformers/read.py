@@ -82,9 +82,9 @@ def _parts(folder: Path, config: FolderConfig, network: Blip2Network) -> ModelPa
     defaults: GenerationDefaults = config.defaults
     if config.matching_tokens is not None:
         matching = read_matching(folder, config.matching_tokens, config.network.qformer.vocab_size)
-    if config.words is not None and config.network.language_model is not None:
+    if config.words is not None and config.network.language is not None:
         words = config.words
-        tokenizer = read_words(folder, words.start, words.pad, config.network.language_model.vocab_size)
+        tokenizer = read_words(folder, words.start, words.pad, config.network.language.vocab_size)
         defaults = replace(defaults, stop_token=stop_text(tokenizer, words.stop, folder))
     return ModelParts(folder.resolve().name, network, config.transform, matching, tokenizer, config.prompts, defaults)
 

@@ -87,7 +87,7 @@ def stop_text(words: Tokenizer, stop: int, folder: Path) -> str:
     return text
 
 
-def opt_files(words: Tokenizer, longest: int) -> tuple[dict[str, str], int]:
+def decoder_files(words: Tokenizer, longest: int) -> tuple[dict[str, str], int]:
     """File names and texts of OPT's vocabulary for transformers, and its id for an image's place."""
     start = _token(words.fast, words.start_id)
     # The text goes on from the prompt's last token, so batches are filled up in front.
@@ -95,7 +95,7 @@ def opt_files(words: Tokenizer, longest: int) -> tuple[dict[str, str], int]:
     return _word_files(words, f"{start} $A", {start: words.start_id}, names, longest)
 
 
-def t5_files(words: Tokenizer, stop: int, longest: int) -> tuple[dict[str, str], int]:
+def encoder_files(words: Tokenizer, stop: int, longest: int) -> tuple[dict[str, str], int]:
     """File names and texts of T5's vocabulary for transformers, and its id for an image's place."""
     end = _token(words.fast, stop)
     # Padding between image and words would move them apart: T5 counts distances.

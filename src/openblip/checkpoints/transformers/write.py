@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from openblip.checkpoints.transformers.config import (
     Fields,
     Task,
 )
-from openblip.checkpoints.transformers.tokenizers import matching_files, opt_files, t5_files
+from openblip.checkpoints.transformers.tokenizers import decoder_files, encoder_files, matching_files
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config
@@ -44,7 +44,7 @@ from openblip.nn.vit import VitConfig
 WEIGHTS_FILE = SINGLE_FILES[0]
 SHARD_BYTES = 5_000_000_000
 """transformers' own limit."""
-T5_LONGEST = 512
+LONGEST_PROMPT = 512
 """Tokens at which T5's tokenisers cut; the model itself has no limit."""
 
 
@@ -88,10 +88,12 @@ def save_transformers(
     queries: int | None = None
     if task == "write" and parts.tokenizer is not None:
         text = content["text_config"]
-        if config.decoder is not None:
-            words, image_token = opt_files(parts.tokenizer, config.decoder.max_positions)
+        language = config.own_language
+        if language is not None and language.encodes_prompts:
+            words, image_token = encoder_files(parts.tokenizer, text["eos_token_id"], LONGEST_PROMPT)
         else:
-            words, image_token = t5_files(parts.tokenizer, text["eos_token_id"], T5_LONGEST)
+            longest = LONGEST_PROMPT if language is None else language.max_positions or LONGEST_PROMPT
+            words, image_token = decoder_files(parts.tokenizer, longest)
         for table in (OPT_WORDS, T5_WORDS, HEAD):
             if table in state:
                 state[table] = _with_row(state[table], image_token, parts.tokenizer.pad_id)
@@ -118,7 +120,7 @@ def save_transformers(
 def task_config(config: Blip2Config, task: Task) -> Blip2Config:
     """The half of a model that a folder of transformers can hold."""
     if task == "match":
-        return replace(config, decoder=None, t5=None, external=None)
+        return replace(config, language=None)
     return replace(config, qformer=replace(config.qformer, vocab_size=0))
 
 
@@ -147,7 +149,7 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any
         # A model that matches takes the texts alone: its ids have nothing in an image's place.
         "image_token_index": None,
         "image_text_hidden_size": config.shared_width,
-        "use_decoder_only_language_model": config.t5 is None,
+        "use_decoder_only_language_model": not (config.language is not None and config.language.encodes_prompts),
         "vision_config": {"model_type": "blip_2_vision_model", **_named(VISION, vision), **FIXED["vision_config"]},
         "qformer_config": {
             "model_type": "blip_2_qformer",
@@ -173,17 +175,16 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any
 
 
 def _text_config(parts: ModelParts, config: Blip2Config) -> dict[str, Any]:
-    language = config.own_language_model
+    language = config.own_language
     if parts.tokenizer is None or language is None:
         raise CheckpointError(f"the model {parts.name} has words without a language model: it cannot be written")
     ids = {
         "eos_token_id": parts.tokenizer.only_id(parts.defaults.stop_token),
         "pad_token_id": parts.tokenizer.pad_id,
     }
-    if isinstance(language, T5Config):
-        # What transformers puts behind an image without a prompt.
-        return {**_t5_config(language), "bos_token_id": ids["eos_token_id"], **ids}
-    return {**_opt_config(language), "bos_token_id": parts.tokenizer.start_id, **ids}
+    # T5's is what transformers puts behind an image without a prompt.
+    start = ids["eos_token_id"] if language.encodes_prompts else parts.tokenizer.start_id
+    return {**TEXT_CONFIGS[language.kind](language), "bos_token_id": start, **ids}
 
 
 def _opt_config(decoder: OptConfig) -> dict[str, Any]:
@@ -214,6 +215,10 @@ def _t5_config(t5: T5Config) -> dict[str, Any]:
         "scale_decoder_outputs": t5.tied_head,
         "decoder_start_token_id": t5.start_id,
     }
+
+
+TEXT_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {OptConfig.kind: _opt_config, T5Config.kind: _t5_config}
+"""What transformers' config says of each kind of language model."""
 
 
 def image_files(transform: ImageTransform) -> dict[str, str]:

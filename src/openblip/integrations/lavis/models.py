@@ -70,7 +70,9 @@ class Blip2Writer(LavisModel):
         if parts.tokenizer is None:
             raise CheckpointError(f"{parts.name} has no language model: use blip2_feature_extractor for it")
         if parts.external is not None:
-            raise CheckpointError(f"{parts.name} has an external language model, which LAVIS cannot use: use openblip.load")
+            raise CheckpointError(
+                f"{parts.name} has an external language model, which LAVIS cannot use: use openblip.load"
+            )
         super().__init__(parts, max_txt_len)
         self.tokenizer: Tokenizer = parts.tokenizer
         self.prompt = parts.prompts.caption
@@ -81,7 +83,7 @@ class Blip2Writer(LavisModel):
 
     @property
     def is_t5(self) -> bool:
-        return self.network.config.t5 is not None
+        return self.network.language_model.config.encodes_prompts
 
     def forward(self, samples: Samples) -> Loss:
         """The stage-2 loss: `text_input` is learnt (OPT), or read so that `text_output` is learnt (T5)."""

@@ -43,14 +43,15 @@ class Writer(Pretrained):
             raise CheckpointError(f"{loaded.parts.name} has no language model: load it with Blip2ForImageTextRetrieval")
         if loaded.parts.external is not None:
             raise CheckpointError(
-                f"{loaded.parts.name} has an external language model, which transformers' BLIP-2 cannot use: use openblip.load"
+                f"{loaded.parts.name} has an external language model, which transformers' BLIP-2 "
+                "cannot use: use openblip.load"
             )
         network = loaded.parts.network
         self.words = loaded.words
         self.generation_config = GenerationSettings()
         self.language_projection = network.prompt_projection
         self.language_model: Opt | T5 = network.own_language_model
-        self.translate("decoder" if network.config.t5 is None else "t5")
+        self.translate("" if network.config.own_language is None else network.config.own_language.prefix)
 
     def forward(
         self,

@@ -175,7 +175,7 @@ def _described(parts: ModelParts, words: WordIds | None, content: Mapping[str, A
         **content,
         "num_query_tokens": sizes.qformer.num_queries,
         "image_text_hidden_size": sizes.shared_width,
-        "use_decoder_only_language_model": sizes.t5 is None,
+        "use_decoder_only_language_model": not (sizes.language is not None and sizes.language.encodes_prompts),
         "vision_config": {
             **content.get("vision_config", {}),
             "hidden_size": sizes.qformer.image_width,
@@ -185,11 +185,11 @@ def _described(parts: ModelParts, words: WordIds | None, content: Mapping[str, A
     }
     index = image_token_index(content) if words is None else words.image
     described |= {"image_token_index": index, "image_token_id": index}
-    language = sizes.own_language_model
+    language = sizes.own_language
     if words is not None and language is not None:
         described["text_config"] = {
             **content.get("text_config", {}),
-            "model_type": "opt" if sizes.t5 is None else "t5",
+            "model_type": language.kind,
             "vocab_size": language.vocab_size,
             "hidden_size": language.width,
             "bos_token_id": words.start,
@@ -226,7 +226,8 @@ def read_processor(folder: Path) -> ProcessorParts:
     writes = config.words is not None
     usual = MATCHING_TOKENS
     if writes:
-        usual = WORD_TOKENS if config.network.t5 is None else T5_TOKENS
+        encodes = config.network.language is not None and config.network.language.encodes_prompts
+        usual = T5_TOKENS if encodes else WORD_TOKENS
     specials = read_json_if_there(folder / SPECIALS_FILE)
     stored = read_json_if_there(folder / SETTINGS_FILE)
     settings = {**usual, **{name: specials[name] for name in TOKENS if name in specials}, **stored}

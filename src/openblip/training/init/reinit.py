@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.bert import qformer_from_bert
 from openblip.errors import CheckpointError, OptionError
-from openblip.nn.vit import VisionTransformer, interpolate_positions
 
 BERT_FILE, VOCABULARY_FILE = "model.safetensors", "vocab.txt"
 INIT_STD = 0.02
@@ -69,15 +68,11 @@ def at_size(parts: ModelParts, image_size: int) -> ModelParts:
     Raises OptionError when the encoder has no patches of which the size is a multiple.
     """
     vision = parts.network.vision
-    if not isinstance(vision, VisionTransformer):
-        raise OptionError(f"image_size is for vision transformers: the encoder of {parts.name} is another")
     try:
-        config = replace(vision.config, image_size=image_size)
+        vision.resize(image_size)
     except ValueError as error:
-        raise OptionError(f"image_size: {error}") from error
-    vision.positions = nn.Parameter(interpolate_positions(vision.positions.detach(), config.grid, config.grid))
-    vision.config = config
-    parts.network.config = replace(parts.network.config, vision=config)
+        raise OptionError(f"image_size cannot change {parts.name}: {error}") from error
+    parts.network.config = replace(parts.network.config, vision=vision.config)
     return replace(parts, transform=replace(parts.transform, image_size=image_size))
 
 

@@ -61,7 +61,7 @@ def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -
             vocab_size=len(trimmed.kept),
             max_positions=new.max_text_tokens,
         ),
-        decoder=OptConfig(
+        language=OptConfig(
             vocab_size=decoder_words.get_vocab_size(),
             width=new.decoder_width,
             depth=new.decoder_depth,

@@ -48,7 +48,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.language_model is not None:
         parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)
     unusual = recipe.stage is Stage.LANGUAGE or recipe.decoder is not None or recipe.self_critical
-    if parts.network.config.t5 is not None and unusual:
+    if parts.network.config.language is not None and parts.network.config.language.encodes_prompts and unusual:
         raise OptionError(
             f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
             "leave them out of the recipe"
@@ -60,9 +60,9 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
         )
     if recipe.decoder is not None:
         other = load_native(Path(recipe.decoder))
-        if other.network.config.language_model != parts.network.config.language_model:
+        if other.network.config.language != parts.network.config.language:
             raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
-        parts.network.decoder.load_state_dict(other.network.decoder.state_dict())
+        parts.network.own_language_model.load_state_dict(other.network.own_language_model.state_dict())
         parts.network.start_prompt_projection()
         parts = replace(parts, tokenizer=other.tokenizer)
     if recipe.lora is not None:

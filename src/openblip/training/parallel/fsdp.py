@@ -36,7 +36,7 @@ def _blocks(network: Blip2Network) -> Iterator[nn.Module]:
     owners: list[nn.Module] = [network.vision]
     if network.external is not None:
         owners.append(network.external.model)
-    elif network.config.language_model is not None:
+    elif network.config.language is not None:
         owners.append(network.own_language_model)
     for owner in owners:
         for module in owner.modules():

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
+from openblip.nn.opt import Opt
 from openblip.text import pad_ids
 from openblip.training.input.batches import Drawn
 from openblip.training.losses import IGNORED, TextBatch, read_behind, self_critical_loss
@@ -136,7 +138,7 @@ class SelfCritic:
         ids, mask = pad_ids(texts, self.tokenizer.pad_id)
         labels = ids.masked_fill(~mask, IGNORED)
         labels[:, : len(self.before)] = IGNORED
-        decoder = self.parts.network.decoder
+        decoder = cast(Opt, self.parts.network.own_language_model)
         text = TextBatch(ids, mask).to(prompt.device)
         hidden = read_behind(decoder, prompt.repeat_interleave(draws, dim=0), text)
         return {"cider": self_critical_loss(decoder, hidden, labels.to(prompt.device), rewards, world)}
@@ -144,7 +146,7 @@ class SelfCritic:
     @torch.no_grad()
     def draw(self, prompt: Tensor, chances: Tensor) -> list[list[Generation]]:
         """Captions behind each visual prompt [B, Q, token width], by chances [B, draws, tokens] from 0 to 1."""
-        decoder = self.parts.network.decoder
+        decoder = cast(Opt, self.parts.network.own_language_model)
         start = decoder.embed(torch.tensor(self.before, device=prompt.device)).to(prompt)
         return generate(decoder, [torch.cat([row, start]) for row in prompt], self.options, chances=chances)
 

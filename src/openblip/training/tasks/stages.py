@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Network
+from openblip.nn.opt import Opt
 from openblip.nn.qformer import ImageMemory
 from openblip.text import MatchingText, Tokenizer, pad_ids
 from openblip.training.input.batches import Drawn
@@ -136,7 +138,7 @@ class LanguageTask(Task):
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        return [self.network.decoder]
+        return [self.network.own_language_model]
 
     def forward(
         self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
@@ -167,7 +169,9 @@ class LanguageTask(Task):
         ids, mask = pad_ids([row.ids for row in documents], self.tokenizer.pad_id)
         labels = mask_labels(ids, mask, [row.given for row in documents])
         device = self.setting.device
-        return language_loss(self.network.decoder, TextBatch(ids, mask).to(device), labels.to(device))
+        return language_loss(
+            cast(Opt, self.network.own_language_model), TextBatch(ids, mask).to(device), labels.to(device)
+        )
 
 
 class Stage1Task(Task):
