@@ -1,4 +1,4 @@
-"""What the models answer with."""
+"""The objects that models return."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GeneratedText:
 
 @dataclass(frozen=True)
 class Captioned:
-    """One image of many: its captions, best first, or what was wrong with it.
+    """The captions of one image, best first, or the error that it caused.
 
     Attributes:
         source: the path, URL or description of the image.
@@ -41,7 +41,7 @@ class Captioned:
 
     @property
     def text(self) -> str:
-        """The best caption. Raises the image's error when there is none."""
+        """The best caption; raises `error` if the image could not be read."""
         if self.error is not None:
             raise self.error
         return self.captions[0].text
@@ -52,8 +52,8 @@ class Match:
     """How well a text fits an image.
 
     Attributes:
-        itm: probability from 0 to 1 that the two belong together, read jointly (image-text matching).
-        itc: cosine from -1 to 1 of their separate embeddings (image-text contrast).
+        itm: image-text matching: the probability, from 0 to 1, that image and text belong together.
+        itc: image-text contrast: the cosine, from -1 to 1, of their embeddings.
     """
 
     text: str
@@ -63,7 +63,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Matched:
-    """One image of many: how well each text fits it, in the order given, or what was wrong with it.
+    """How well each text fits one image, in the order of the texts, or the error that the image caused.
 
     Attributes:
         source: the path, URL or description of the image.
@@ -80,7 +80,7 @@ class Scores:
 
     Attributes:
         itc: [N, M] cosines from -1 to 1.
-        itm: [N, M] probabilities from 0 to 1; None when they were not asked for.
+        itm: [N, M] probabilities from 0 to 1; None unless you asked for them.
     """
 
     itc: Tensor
@@ -89,14 +89,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One image found for a text, or one text found for an image.
+    """One result of a search: an image for a text, or a text for an image.
 
     Attributes:
-        index: its place among those that were searched.
+        index: its position in the list that was searched.
         source: the path, URL or description of the image, or the text.
         itc: cosine from -1 to 1.
-        itm: probability from 0 to 1; None for what contrast (ITC) left too far behind to be matched.
-        score: what the order of the matched follows: cosine plus ITM logit.
+        itm: probability from 0 to 1; None if the ITC rank was too low for ITM to be computed.
+        score: cosine plus ITM logit, by which results with `itm` are ordered.
     """
 
     index: int
@@ -108,11 +108,11 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Rankings:
-    """Retrieval both ways, each list best first.
+    """The results of a search in both directions, each list best first.
 
     Attributes:
-        images: for each text, images.
-        texts: for each image, texts.
+        images: for each text, the images.
+        texts: for each image, the texts.
     """
 
     images: list[list[Ranked]]
