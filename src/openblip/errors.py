@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 MOST_SHOWN = 200
 """Characters of one name or value of outside."""
 MOST_OF_A_MESSAGE = 2_000
+LONGEST_WORD = 500
+LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 JOINERS = "\u200c\u200d"
 """Invisible, and part of how Persian, Hindi and emoji are written."""
 
@@ -50,7 +53,9 @@ class OpenBlipError(Exception):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message), MOST_OF_A_MESSAGE, MOST_OF_A_MESSAGE // 3))
+        # A long name leaves out its own middle rather than what a message says behind it.
+        text = LONG_WORD.sub(lambda word: _shortened(word[0], LONGEST_WORD, LONGEST_WORD // 3), str(message))
+        super().__init__(printable(text, MOST_OF_A_MESSAGE, MOST_OF_A_MESSAGE // 3))
 
 
 class ImageError(OpenBlipError):

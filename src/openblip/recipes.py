@@ -1,7 +1,8 @@
 """Recipes: YAML files that say everything about a run, every key of which is checked.
 
 Files are read with OmegaConf, so `key=value` overrides work with dots (`optimizer.lr=1e-4`) and one value may refer to
-another (`${seed}`).
+another (`${seed}`). OmegaConf's resolvers (`${oc.env:HOME}`) are refused: a recipe from elsewhere would put what they
+read into reports and logs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
-from openblip.errors import OpenBlipError, OptionError
+from openblip.errors import OpenBlipError, OptionError, printable
+from openblip.files import read_text
 from openblip.saving import NO_ROOM
 
 LOCK_FILE = ".lock"
 MOST_VALUES = 10_000
 MISSING = re.compile(r"missing mandatory value: (\S+)")
 ABSENT = re.compile(r"because '(\S+)' is None")
+REFERENCE = re.compile(r"\$\{\s*\.*\w[\w-]*(\.[\w-]+|\[[\w-]+\])*\s*\}")
+"""`${seed}`, `${data.images}`, `${.lr}`, `${data[0].path}`; no colon, and nothing nested."""
 
 Schema = TypeVar("Schema")
 
@@ -41,10 +45,10 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
         from yaml import YAMLError
     except ImportError:
         raise OpenBlipError(f'{purpose} needs more packages: pip install "openblip[{extra}]"') from None
-    if not path.is_file():
+    if not path.exists():
         raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
     try:
-        _refuse_bombs(path)
+        _check_nodes(path)
         written: Any = OmegaConf.load(path)
         if not OmegaConf.is_dict(written):
             raise OpenBlipError(f"{path} is no recipe: it has to hold keys and values, as the files in recipes/ do")
@@ -56,7 +60,9 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
             key, equals, value = override.partition("=")
             if not equals:
                 raise OptionError(f"{override!r} is no override: write key=value, as in batch_size=8")
-            OmegaConf.update(merged, key, _value(value))
+            given = _value(value)
+            _refuse_resolvers(given, key)
+            OmegaConf.update(merged, key, given)
         return cast(Schema, _with_homes(OmegaConf.to_object(merged), ""))
     except UnicodeDecodeError as error:
         raise OpenBlipError(f"{path} is not UTF-8 ({error}): save it again as that") from error
@@ -64,6 +70,8 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
         raise OpenBlipError(f"{path}: something is nested too deeply: write it flat") from error
     except OpenBlipError:
         raise
+    except OSError as error:
+        raise OpenBlipError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         raise OpenBlipError(f"{path}: {_reason(error, path)}") from error
 
@@ -83,11 +91,29 @@ def _reason(error: Exception, path: Path) -> str:
     return told if not key or f"'{key}'" in told else f"{key}: {told}"
 
 
-def _refuse_bombs(path: Path) -> None:
-    """Raises OpenBlipError for aliases that unfold to more than any recipe needs; they cost nothing until they do."""
+def _refuse_resolvers(value: object, place: str) -> None:
+    """Raises OptionError when a text, or one in what is given, refers to anything but other values of the recipe."""
+    if isinstance(value, dict | list):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _refuse_resolvers(part, place)
+    text = value if isinstance(value, str) else ""
+    start = text.find("${")
+    while start >= 0:
+        if REFERENCE.match(text, start) is None:
+            raise OptionError(
+                f"{printable(place)}: {printable(text[start:], 60)} is not read in a recipe: write the value itself, "
+                "or ${key} for that of another key"
+            )
+        start = text.find("${", start + 2)
+
+
+def _check_nodes(path: Path) -> None:
+    """Raises OpenBlipError for resolvers, and for aliases that unfold to more than any recipe needs; they cost nothing
+    until they do.
+    """
     import yaml
 
-    root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    root = yaml.compose(read_text(path, encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     sizes: dict[int, int] = {}
     above: set[int] = set()
 
@@ -95,6 +121,8 @@ def _refuse_bombs(path: Path) -> None:
         if id(node) in above:
             raise OpenBlipError(f"{path}: an alias stands within what it stands for: write the values out")
         if id(node) not in sizes:
+            if isinstance(node, yaml.ScalarNode):
+                _refuse_resolvers(node.value, f"{path}, line {node.start_mark.line + 1}")
             above.add(id(node))
             parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
             sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, parts)))
@@ -110,6 +138,7 @@ def _with_homes(value: Any, key: str) -> Any:
     if isinstance(value, str):
         if "\0" in value:
             raise OptionError(f"{key} holds a character of the code 0: write it again")
+        _refuse_resolvers(value, key)  # put together of harmless pieces
         return str(Path(value).expanduser()) if value.startswith("~/") else value
     if isinstance(value, list):
         return [_with_homes(part, f"{key}.{number}") for number, part in enumerate(value)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from openblip.checkpoints.json_files import read_json
+from openblip.checkpoints.tensors.header import count_elements
 from openblip.checkpoints.zoo import BUNDLED
 from openblip.errors import CheckpointError
 
@@ -60,22 +61,8 @@ def list_models() -> list[ModelInfo]:
 
 def count_parameters(folder: Path) -> int:
     """Elements of all tensors, read from the file's header alone; 0 when there is no file."""
-    import json
-
     path = folder / "model.safetensors"
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, entry in header.items():
-        if name == "__metadata__" or name.endswith((":scale", ":steps")):
-            continue
-        count = 1
-        for side in entry["shape"]:
-            count *= side
-        total += count
-    return total
+    return count_elements(path, leaving_out=(":scale", ":steps")) if path.is_file() else 0
 
 
 def folder_kind(folder: Path) -> FolderKind:

@@ -18,7 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, word_files
-from openblip.errors import DownloadError
+from openblip.checkpoints.tensors.header import read_index
+from openblip.errors import CheckpointError, DownloadError
 from openblip.fetch import FULL, Progress, check_room, fetch, part_of, wait_asked
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -140,8 +141,8 @@ def _has_words(folder: Path) -> bool:
 def pieces_of(index: Path) -> list[str]:
     """The files that an index of weights lists; one that is no file when the index is broken."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return sorted(set(read_index(index).values()))
+    except CheckpointError:
         return [""]
 
 

@@ -10,7 +10,8 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
@@ -21,17 +22,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openblip.checkpoints.json_files import read_json
+from openblip.checkpoints.tensors.header import INDEX_SUFFIX, MAX_NAME, MAX_TENSORS, read_header, read_index
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, printable
 from openblip.saving import naming, replacing
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Transformers' names, the one it prefers first; each may be an index of shards instead."""
-INDEX_SUFFIX = ".index.json"
 REOPEN_BYTES = 10**9
 LOCK_FILE = ".writing.lock"
 """Beside files while they are written together."""
+MOST_SHARERS = 8
+"""How many times over a file may hold the same elements: T5 has its word table under four names."""
 LET_GO_BYTES = 16 * 10**6
 """After so much, a loader lets go of what it has read."""
 
@@ -49,9 +51,9 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.shapes = {name: entry.shape for name, entry in read_header(path).items()}
         with readable(path):
             self._open()
-            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored, perhaps still on disk until its elements are looked at."""
@@ -95,6 +97,7 @@ class PickledFile:
             content = content[entry]
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise CheckpointError(f"{path} holds more than named tensors: get the file from its source again")
+        check_names(path, content)
         self._tensors: dict[str, Tensor] = content
         self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
 
@@ -149,7 +152,50 @@ def unpickle(path: Path) -> Any:
                     raise CheckpointError(f"{path} is compressed, as PyTorch never saves: get the file from its source")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how the file was pickled, which nobody can change
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        _refuse_unfolding(path, content)
+        return content
+
+
+def check_names(path: Path, names: Collection[object]) -> None:
+    """Raises CheckpointError when a file has more tensors, or longer names, than any model."""
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {len(names)} tensors, more than any model has ({MAX_TENSORS})")
+    longest = max((str(name) for name in names), key=len, default="")
+    if len(longest) > MAX_NAME:
+        raise CheckpointError(f"{path} has a tensor whose name has {len(longest)} characters: {printable(longest)}")
+
+
+def _refuse_unfolding(path: Path, content: object) -> None:
+    """Raises CheckpointError for tensors that would take more memory than they have in the file.
+
+    A few bytes may be a tensor of any size: by strides of zero, by strides that overlap, as a sparse tensor, or as many
+    tensors that share their elements.
+    """
+    shared: Counter[int] = Counter()
+    for tensor in _tensors_in(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise CheckpointError(f"{path} holds a tensor that is no plain one: save it again with dense tensors")
+        stored, size = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
+        shared[stored.data_ptr()] += size
+        if size > stored.nbytes() or shared[stored.data_ptr()] > MOST_SHARERS * stored.nbytes():
+            raise CheckpointError(
+                f"{path} holds {list(tensor.shape)} of which it stores {stored.nbytes()} bytes: save it again with "
+                "contiguous tensors"
+            )
+
+
+def _tensors_in(content: object) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries and lists, which may hold themselves."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend(one.values() if isinstance(one, Mapping) else one)
 
 
 WeightFile: TypeAlias = SafetensorsFile | PickledFile
@@ -168,7 +214,7 @@ def readable(path: Path) -> Iterator[None]:
             f"{path} is broken or holds more than tensors, which could run code: get the file from its source again"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
-        first = str(error).partition("\n")[0].partition(". ")[0]
+        first = printable(str(error).partition("\n")[0].partition(". ")[0])
         raise CheckpointError(f"{path} is broken ({first}): get the file again") from error
     except Exception as error:  # bytes that are no pickle at all take the unpickler anywhere
         raise CheckpointError(f"{path} is broken, or no file of weights: get it again") from error
@@ -192,7 +238,7 @@ class WeightFolder:
             raise CheckpointError(f"{folder} holds no weights: it needs {' or '.join(SINGLE_FILES)}, or shards of one")
         self.main = folder / name
         if not self.main.is_file():
-            self.main, self.index = listed, _read_index(listed)
+            self.main, self.index = listed, read_index(listed)
         paths = [folder / shard for shard in dict.fromkeys(self.index.values())] or [self.main]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
@@ -220,18 +266,6 @@ class WeightFolder:
         if name in self._files:
             return self._files[name].path.name
         return self.index.get(name, self.main.name)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor to file name."""
-    index = read_json(path).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise CheckpointError(f"{path} lists no weights: get the file again")
-    for shard in index.values():
-        # A path could lead out of the folder.
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{path} lists {shard!r}, which is no file of this folder: get the file again")
-    return index
 
 
 def refuse_misfits(source: Path, misfits: Sequence[str]) -> None:

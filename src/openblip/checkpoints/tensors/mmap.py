@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from openblip.checkpoints.tensors.header import read_header
 
 TYPES = {"I8": torch.int8, "U8": torch.uint8}
 MAPPED_TOGETHER = 128 * 2**20
@@ -27,16 +28,13 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        self._places: dict[str, tuple[torch.dtype, list[int], int, int]] = {}
+        self._places: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]] = {}
         self._ends: dict[int, int] = {}
         self._mappings: dict[int, tuple[mmap.mmap, int]] = {}
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in TYPES:
-                start, end = (8 + length + offset for offset in entry["data_offsets"])
-                self._places[name] = TYPES[entry["dtype"]], entry["shape"], start, end
+        for name, entry in read_header(path).items():
+            if entry.kind in TYPES:
+                start, end = entry.start, entry.end
+                self._places[name] = TYPES[entry.kind], entry.shape, start, end
                 group = start // MAPPED_TOGETHER
                 self._ends[group] = max(end, self._ends.get(group, 0))
 

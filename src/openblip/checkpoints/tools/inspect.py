@@ -6,7 +6,6 @@ but tensors allowed in it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,9 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from openblip.checkpoints.hub.repositories import PICKLED, SAFETENSORS, pieces_of
+from openblip.checkpoints.hub.repositories import PICKLED, SAFETENSORS
 from openblip.checkpoints.json_files import read_json_if_there
 from openblip.checkpoints.lora.notes import PREFIX, AdapterNote, adapter_note
+from openblip.checkpoints.tensors.header import INDEX_SUFFIX, read_header, read_index
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
 from openblip.checkpoints.zoo import (
     LANGUAGE,
@@ -30,14 +30,12 @@ from openblip.checkpoints.zoo import (
     ZooModel,
     find_model,
 )
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, printable
 
 OTHER = "other"
 SCALE, STEPS = ":scale", ":steps"
 """Behind the name of a quantised tensor, in folders of ours."""
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
-MAX_HEADER_BYTES = 100 * 10**6
-"""The limit that safetensors itself sets."""
 SAFETENSORS_TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -200,7 +198,7 @@ def _format(files: list[Path], layout: Layout, config: Mapping[str, Any]) -> str
 def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
     """The files to read, and a note for each that an index lists but that is not there."""
     if not path.is_dir():
-        if path.name.endswith(".index.json"):
+        if path.name.endswith(INDEX_SUFFIX):
             return _pieces(path)
         return [path], []
     for whole, pieces in (SAFETENSORS, PICKLED):
@@ -217,7 +215,7 @@ def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def _pieces(index: Path) -> tuple[list[Path], list[str]]:
-    pieces = [index.parent / piece for piece in pieces_of(index)]
+    pieces = [index.parent / piece for piece in sorted(set(read_index(index).values()))]
     there = [piece for piece in pieces if piece.is_file()]
     if not there:
         raise CheckpointError(f"{index} is broken, or none of its files is there: get the folder again")
@@ -238,35 +236,15 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    broken = f"{path} is no whole safetensors file: get it again"
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size):
-            raise CheckpointError(broken)
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-            shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in header.items()}
-            types = {name: SAFETENSORS_TYPES.get(entry["dtype"], str(entry["dtype"])) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            raise CheckpointError(broken) from error
-    if size != 8 + length + end:
-        raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + end}: get it again")
-    try:
-        with safe_open(path, framework="np"):  # compares every tensor's shape with its place in the file
-            return Tensors(shapes, types)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is broken ({error}): get it again") from error
+    header = read_header(path)
+    types = {name: SAFETENSORS_TYPES.get(entry.kind, entry.kind) for name, entry in header.items()}
+    return Tensors({name: entry.shape for name, entry in header.items()}, types)
 
 
 def _read_pickled(path: Path) -> Tensors:
     import torch
 
-    from openblip.checkpoints.tensors.files import unpickle
+    from openblip.checkpoints.tensors.files import check_names, unpickle
 
     content = unpickle(path)
     beside: list[str] = []
@@ -279,6 +257,7 @@ def _read_pickled(path: Path) -> Tensors:
                 break
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no named tensors: give a file of weights")
+    check_names(path, content)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     beside += [str(name) for name in content if str(name) not in tensors]
     if not tensors:
@@ -286,7 +265,7 @@ def _read_pickled(path: Path) -> Tensors:
     return Tensors(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
-        (f"beside the weights: {', '.join(beside)}",) if beside else (),
+        (printable(f"beside the weights: {', '.join(beside)}"),) if beside else (),
     )
 
 

@@ -14,7 +14,8 @@ from openblip.checkpoints.json_files import to_json
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.transformers import HEAD, OPT_WORDS, T5_WORDS, to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
-from openblip.checkpoints.tensors.files import INDEX_SUFFIX, SINGLE_FILES, write_together
+from openblip.checkpoints.tensors.files import SINGLE_FILES, write_together
+from openblip.checkpoints.tensors.header import INDEX_SUFFIX
 from openblip.checkpoints.transformers.config import (
     ARCHITECTURES,
     CONFIG_FILE,
