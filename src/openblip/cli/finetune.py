@@ -23,6 +23,20 @@ answers. A tenth of the images is held out: the weights that do best on it are k
 A run that was stopped goes on when it is started again."""
 
 
+FLAGS = {
+    "init": "--model",
+    "data.0.table": "--data",
+    "data.0.images": "--images",
+    "epochs": "--epochs",
+    "batch_size": "--batch-size",
+    "optimizer.lr": "--lr",
+    "lora": "--lora",
+    "lora.rank": "--rank",
+    "seed": "--seed",
+}
+"""What the keys of the recipe are called here; the others follow from these and from the data."""
+
+
 def finetune(
     data: Annotated[
         Path,
@@ -60,11 +74,15 @@ def finetune(
     if dry_run:
         print_recipe(recipe)
         return
+    from openblip.training.loop.checkpoint import OtherRunError
     from openblip.training.parallel.processes import World, leave
     from openblip.training.run import train
 
     with stoppable():
-        folder = train(recipe)
+        try:
+            folder = train(recipe)
+        except OtherRunError as error:
+            raise error.renamed(FLAGS) from error
     if World.current().rank == 0:
         print_line(str(folder))
     leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from openblip.checkpoints.registry import bundled_folder
 from openblip.errors import OpenBlipError
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE
-from openblip.training.loop.run_identity import starting_files
-from openblip.training.recipe import load_recipe
+from openblip.training.loop.run_identity import FREE, changes, identity_of, starting_files
+from openblip.training.lora.adapters import LoraSection
+from openblip.training.recipe import Precision, Recipe, Stage, load_recipe
 from openblip.training.run import train
 from tests.training.recipes import EVALUATED, write_small_recipe
 
@@ -200,3 +202,41 @@ def test_patience_may_grow(recipe: Path) -> None:
     ):
         with pytest.raises(OpenBlipError, match=f"differs in {named}: "):
             train(load_recipe(recipe, [*EVALUATED, *changed]))
+
+
+@pytest.mark.parametrize("key", sorted({field.name for field in fields(Recipe)} - {*FREE, "new"}))
+def test_what_was_set_otherwise_is_told_with_both_values(recipe: Path, key: str) -> None:
+    usual = load_recipe(recipe)
+    value = getattr(usual, key)
+    sections: dict[str, tuple[Any, str, str, str]] = {
+        "stage": (Stage.STAGE2, "stage", "stage1", "stage2"),
+        "data": ([replace(usual.data[0], min_area=0.5)], "data.0.min_area", "0.6", "0.5"),
+        "optimizer": (replace(usual.optimizer, lr=0.01), "optimizer.lr", "0.001", "0.01"),
+        "mixture": (replace(usual.mixture, questions=0.25), "mixture.questions", str(usual.mixture.questions), "0.25"),
+        "lora": (LoraSection(rank=4), "lora", "null", '{"rank": 4,'),
+        "precision": (Precision.BF16, "precision", "float32", "bf16"),
+        "qformer_precision": (Precision.BF16, "qformer_precision", "float32", "bf16"),
+    }
+    if key in sections:
+        after, name, then, now = sections[key]
+    elif value is None or isinstance(value, str):
+        after, name, then, now = "no/where", key, value or "null", "no/where"
+    else:
+        after = (not value) if isinstance(value, bool) else value + 1
+        name, then, now = key, json.dumps(value), json.dumps(after)
+    found = changes(identity_of(usual, []), identity_of(replace(usual, **{key: after}), []))
+    then = "a model on this machine" if key == "init" else then
+    assert [(change.key, change.then) for change in found] == [(name, then)]
+    assert found[0].now.startswith(now)
+    assert str(found[0]) == f"{name} was {then}, now {found[0].now}"
+
+
+def test_a_changed_setting_is_told_with_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
+    first_epoch(recipe)
+    told = (
+        r"checkpoint\.pt is of another run, which differs in optimizer, cached: delete it, or give this run another "
+        r"output folder, or go on with its settings: optimizer\.lr was 0\.001, now 0\.01; "
+        r"optimizer\.min_lr was .*, now 0\.002; cache was null, now a folder$"
+    )
+    with pytest.raises(OpenBlipError, match=told):
+        first_epoch(recipe, "optimizer.lr=0.01", "optimizer.min_lr=0.002", f"cache={tmp_path / 'features'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from openblip.checkpoints.tensors.files import unpickle, write_pickled
 from openblip.errors import CheckpointError, OpenBlipError
 from openblip.saving import replacing
 from openblip.training.loop.ema import Average
-from openblip.training.loop.run_identity import FILE, differences
+from openblip.training.loop.run_identity import FILE, Change, changes, differences
 from openblip.training.parallel.fsdp import part_like, whole
 from openblip.training.parallel.processes import World
 
@@ -24,6 +24,27 @@ BEST_FILE = "best.pt"
 VERSION = 4
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 AFTER_BEST = "use the last weights instead of the best"
+
+
+class OtherRunError(OpenBlipError):
+    """A file that a run with other settings wrote.
+
+    Attributes:
+        changes: what was set otherwise then.
+    """
+
+    def __init__(self, path: Path, found: Sequence[str], otherwise: str, changes: Sequence[Change] = ()) -> None:
+        text = f"{path} is of another run, which differs in {', '.join(found)}: delete it, or {otherwise}"
+        if changes:
+            text += f", or go on with its settings: {'; '.join(map(str, changes))}"
+        super().__init__(text)
+        self.path, self.found, self.otherwise, self.changes = path, found, otherwise, changes
+
+    def renamed(self, names: Mapping[str, str]) -> OtherRunError:
+        """The same by other names of the keys; keys without one follow from those that have one, if there are any."""
+        named = [replace(change, key=names[change.key]) for change in self.changes if change.key in names]
+        found = [change.key for change in named] or self.found
+        return OtherRunError(self.path, found, self.otherwise, named or self.changes)
 
 
 @dataclass
@@ -80,9 +101,7 @@ class TrainingState:
         if not path.is_file():
             return False
         content = _read(path, "start the run from the beginning")
-        wrong = self._misfit(content, path)
-        if wrong:
-            raise OpenBlipError(wrong)
+        self._require_own(content, path)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(part_like(content["parameters"][name], parameter))
@@ -111,35 +130,39 @@ class TrainingState:
             return None
         content = _read(path, AFTER_BEST)
         if content.get("version") != VERSION:
-            raise OpenBlipError(_other(path, ["the version of OpenBLIP"], AFTER_BEST))
-        wrong = differences(_mapping(content.get("identity")), self.identity)
+            raise OtherRunError(path, ["the version of OpenBLIP"], AFTER_BEST)
+        then = _mapping(content.get("identity"))
+        wrong = differences(then, self.identity)
         if wrong or not _alike(content.get("weights"), self.parameters):
-            raise OpenBlipError(_other(path, wrong or ["what learns"], AFTER_BEST))
+            raise OtherRunError(path, wrong or ["what learns"], AFTER_BEST, changes(then, self.identity))
         return dict(content["weights"])
 
-    def _misfit(self, content: Mapping[str, Any], path: Path) -> str:
-        """What keeps this run from going on from a checkpoint; empty when nothing does."""
+    def _require_own(self, content: Mapping[str, Any], path: Path) -> None:
+        """Raises OpenBlipError when something keeps this run from going on from a checkpoint."""
         otherwise = "give this run another output folder"
         if content.get("version") != VERSION:
-            return _other(path, ["the version of OpenBLIP"], otherwise)
-        found = differences(_mapping(content.get("identity")), self.identity)
+            raise OtherRunError(path, ["the version of OpenBLIP"], otherwise)
+        then = _mapping(content.get("identity"))
+        found = differences(then, self.identity)
         files = [name.removeprefix(FILE) for name in found if name.startswith(FILE)]
         if found and len(files) == len(found):
-            return (
+            raise OpenBlipError(
                 f"what the run in {path.parent} started from has changed since: {', '.join(files)}. Put back what was "
-                f"there, or delete {path} to start the run from the beginning"
+                f"there, name the files that it started from, or delete {path} to start the run from the beginning"
             )
         if found:
-            return _other(path, [name.removeprefix(FILE) for name in found], otherwise)
+            names = [name.removeprefix(FILE) for name in found]
+            raise OtherRunError(path, names, otherwise, changes(then, self.identity))
         if content.get("total_steps") != self.total_steps or not _alike(content.get("parameters"), self.parameters):
-            return _other(path, ["its steps or what learns"], otherwise)
+            raise OtherRunError(path, ["its steps or what learns"], otherwise)
         whole = (
             _has_moments(content.get("optimizer"), self.parameters)
             and (self.average is None or _alike(content.get("average"), self.parameters))
             and isinstance(content.get("scaler"), dict)
             and _is_position(content.get("position"), self.total_steps)
         )
-        return "" if whole else _unreadable(path, "it is not whole", "start the run from the beginning")
+        if not whole:
+            raise OpenBlipError(_unreadable(path, "it is not whole", "start the run from the beginning"))
 
     def learnt(self) -> dict[str, Tensor]:
         """The weights to use, on the CPU: averaged where the run averages. Every process has to call."""
@@ -165,10 +188,6 @@ def _read(path: Path, then: str) -> Mapping[str, Any]:
 
 def _unreadable(path: Path, reason: str, then: str) -> str:
     return f"{path} cannot be read, {reason}: put back the file that the run wrote, or delete it to {then}"
-
-
-def _other(path: Path, found: Sequence[str], otherwise: str) -> str:
-    return f"{path} is of another run, which differs in {', '.join(found)}: delete it, or {otherwise}"
 
 
 def _mapping(content: object) -> Mapping[str, Any]:

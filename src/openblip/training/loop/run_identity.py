@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,8 @@ HUB = ("init", "language_model")
 MODEL_FILES = frozenset({".safetensors", ".bin", ".pth", ".json", ".txt", ".model"})
 """What models are made of. A run's own checkpoints, which may lie beside them, are .pt."""
 PATIENCE = "evaluation.patience"
+CACHED, ROWS = "cached", "rows of the data"
+SHOWN_CHARACTERS = 80
 FILE = "file "
 """Begins the keys of files, after which come their names."""
 BLOCK = 2**20
@@ -54,7 +56,7 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
             digest.update(repr((image.image.name, said)).encode("utf-8", "backslashreplace"))
         digest.update(b"|")
     # Whether features are cached changes what is seen of a picture; where they are kept does not.
-    told |= {"cached": str(recipe.cache is not None), "rows of the data": digest.hexdigest()}
+    told |= {CACHED: str(recipe.cache is not None), ROWS: digest.hexdigest()}
     return told | _evaluated(recipe) | digests_of(files)
 
 
@@ -70,6 +72,58 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         for key in dict.fromkeys([*now, *then])
         if then.get(key) != now.get(key) and not (key == PATIENCE and _waits_longer(then.get(key), now.get(key)))
     ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that differs between two runs, with its values as a recipe writes them."""
+
+    key: str
+    then: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.then}, now {self.now}"
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[Change]:
+    """The values behind `differences`, each under its whole key (`optimizer.lr`); digests have none to show."""
+    found: list[Change] = []
+    for name in differences(then, now):
+        if name.startswith(FILE) or name == ROWS:
+            continue
+        if name == CACHED:
+            shown = {"True": "a folder", "False": "null"}
+            found.append(Change("cache", *(shown.get(each.get(name, ""), "null") for each in (then, now))))
+            continue
+        usual = _defaults().get(name)
+        before, after = (_value(each[name]) if name in each else _without(name, each) for each in (then, now))
+        found += _leaves(name, before, after, usual)
+    return found
+
+
+def _without(name: str, told: Mapping[str, str]) -> Any:
+    """The value of a key that an identity lacks: its default, unless it is told by its files."""
+    by_files = name in STARTING and any(key.startswith(FILE) and key.endswith(f" of {name}") for key in told)
+    return "a model on this machine" if by_files else _defaults().get(name)
+
+
+def _leaves(key: str, then: object, now: object, usual: object) -> Iterator[Change]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        known = usual if isinstance(usual, dict) else _source_defaults() if "table" in {*then, *now} else {}
+        for name in dict.fromkeys([*now, *then]):
+            default = known.get(name)
+            yield from _leaves(f"{key}.{name}", then.get(name, default), now.get(name, default), default)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (before, after) in enumerate(zip(then, now, strict=True)):
+            yield from _leaves(f"{key}.{number}", before, after, None)
+    elif then != now:
+        yield Change(key, _shown(then), _shown(now))
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def require_same_start(recipe: Recipe, identity: Mapping[str, str]) -> None:
