@@ -22,6 +22,9 @@ from openblip.saving import NO_ROOM
 
 LOCK_FILE = ".lock"
 MOST_VALUES = 10_000
+KEY = re.compile(r"\w+(\.\w+|\[\w+\])*", re.ASCII)
+SHOWN_CHARACTERS, MOST_TOLD = 80, 300
+"""Of an override, and of what is wrong with it, in a message."""
 MISSING = re.compile(r"missing mandatory value: (\S+)")
 ABSENT = re.compile(r"because '(\S+)' is None")
 REFERENCE = re.compile(r"\$\{\s*\.*\w[\w-]*(\.[\w-]+|\[[\w-]+\])*\s*\}")
@@ -57,12 +60,7 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
                 raise OpenBlipError(f"{path}: {key} is a list: begin each of its entries with a dash")
         merged = OmegaConf.merge(OmegaConf.structured(schema), written)
         for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals:
-                raise OptionError(f"{override!r} is no override: write key=value, as in batch_size=8")
-            given = _value(value)
-            _refuse_resolvers(given, key)
-            OmegaConf.update(merged, key, given)
+            _override(merged, override, path)
         return cast(Schema, _with_homes(OmegaConf.to_object(merged), ""))
     except UnicodeDecodeError as error:
         raise OpenBlipError(f"{path} is not UTF-8 ({error}): save it again as that") from error
@@ -74,6 +72,29 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
         raise OpenBlipError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         raise OpenBlipError(f"{path}: {_reason(error, path)}") from error
+
+
+def _override(recipe: Any, override: str, path: Path) -> None:
+    """Put a `key=value` into a recipe. Raises OptionError when there is no such key, or the value does not fit it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, equals, value = override.partition("=")
+    shown = repr(override if len(override) <= SHOWN_CHARACTERS else override[:SHOWN_CHARACTERS] + "…")
+    if not equals or not KEY.fullmatch(key):
+        raise OptionError(f"{shown} is no override: write key=value, as in batch_size=8 or optimizer.lr=1e-4")
+    try:
+        given = _value(value)
+        _refuse_resolvers(given, key)
+        OmegaConf.update(recipe, key, given)
+    except RecursionError as error:
+        raise OptionError(f"{path}: {shown}: something is nested too deeply: write it flat") from error
+    except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+        told = _reason(error, path)
+        if "invalid literal for int" in told or "is not an int" in told:
+            told = f"{key} goes through a list, whose entries have numbers, as in data.0.name=photos"
+        told = told if len(told) <= MOST_TOLD else told[:MOST_TOLD] + "…"
+        raise OptionError(f"{path}: {shown}: {told}") from error
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -63,3 +63,47 @@ def test_wrong_recipes_are_explained(run: Run, recipe: Path, tmp_path: Path, mon
         assert ran.err.count("\n") == 1
     monkeypatch.setitem(sys.modules, "omegaconf", None)
     assert 'pip install "openblip[train]"' in run("train", recipe).err
+
+
+DEEP = "[" * 3000 + "]" * 3000
+KEYS = "|[|]|.|..|a.|.a|a..b|a[0|a[0]]|a[]|[0]|data[x].name|data[9].name|data.9.name|data.x|data.-1.name|optimizer."
+UNICODE = [" ", "\t", "é", "🙂", "\u202e", "\ud800", "a\nb", "{", "${seed}", "a" * 100_000]
+VALUES = ["", "[", "{", "=1", "1e400", ".inf", "1" * 100_000, DEEP, "\x1b[31m", "²", "${", "???"]
+ODD_OVERRIDES = [
+    *(f"{key}=1" for key in [*KEYS.split("|"), *UNICODE]),
+    *(f"epochs={value}" for value in VALUES),
+    *(f"data={value}" for value in ["x", "[]", "[1]", "{}", "[{}]", "1", "null", DEEP]),
+    *(f"optimizer={value}" for value in ["1", "null", "[1]", "{lr: x}", "{" * 3000, "{a: " * 3000 + "}" * 3000]),
+    *("", "=", "epochs", "name=&a [*a]", "name=\0", "output.x=1", "data.0.name.x=1", "lora.rank=1", "new=1", "stage=x"),
+]
+
+
+@pytest.mark.parametrize("override", ODD_OVERRIDES, ids=lambda text: ascii(text[:20]))
+def test_an_odd_override_is_told_in_a_sentence(run: Run, recipe: Path, override: str) -> None:
+    ran = run("train", recipe, override, "--dry-run")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("error: ") and len(ran.err) < 1000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["caption", "a\0b.png"],
+        ["ask", "a\0b/", "what is it?"],
+        ["embed", "photos", "--output", "a\0b.npz"],
+        ["match", "photo.png", "a\0b"],
+        ["train", "a\0b.yaml"],
+        ["evaluate", "a.yaml", "output=a\0b"],
+        ["convert", "mini", "a\0b", "--to", "openblip"],
+        ["quantize", "a\0b", "c"],
+        ["caption", "photo.png", "--model", "a\0b"],
+        ["finetune", "--data", "a\0b"],
+        ["inspect", "\0"],
+        ["download", "a/b\0"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_no_path_can_hold_is_told_in_a_sentence(run: Run, arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "holds a character of the code 0" in ran.err

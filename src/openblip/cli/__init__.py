@@ -36,7 +36,7 @@ from openblip.cli import (
 )
 from openblip.cli.report import complain, say
 from openblip.cli.watching import Ended, ended_by_signals
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, OptionError
 
 WRONG_USAGE = 2
 
@@ -85,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     _speak_utf8()
     try:
+        for argument in sys.argv[1:] if arguments is None else arguments:
+            if "\0" in argument:
+                raise OptionError(f"{argument[:80]!r} holds a character of the code 0, which nothing has: check it")
         with ended_by_signals():
             app(arguments, prog_name="openblip")
     except Ended as ended:

@@ -36,8 +36,6 @@ def find_inputs(inputs: Sequence[str], *, recursive: bool = False) -> list[Image
     """
     found: dict[str, Image] = {}
     for text in inputs:
-        if "\0" in text:
-            raise OptionError(f"{describe_source(text)} holds a character of the code 0, which no path has: check it")
         for image in _images_in(text, recursive):
             # Several images of standard input have one name, several spellings of a path mean one image.
             name = image if isinstance(image, str) else image.name
