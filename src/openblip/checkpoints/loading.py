@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
+from openblip.checkpoints.hub.download import REPOSITORY_NAME, download, download_words
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lavis.read import files_of, load_lavis
@@ -32,6 +32,7 @@ def load_parts(
     bits: int | None = None,
     adapter: str | Path | None = None,
     left_out: tuple[str, ...] = (),
+    tokenizer: str | Path | None = None,
 ) -> ModelParts:
     """Read a model; what is missing of an official one is downloaded first.
 
@@ -44,11 +45,14 @@ def load_parts(
             weights before these are cast or quantised.
         left_out: beginnings of names of the network's tensors that are not read, such as `placing.VISION`: they are on
             the meta device then. "" leaves out all.
+        tokenizer: a folder, or a model by its name, whose vocabulary is read instead of the folder's own: checkpoints
+            of a transformers Trainer have none.
 
     Raises:
         CheckpointError: no such model or adapter, or a file is missing, broken or does not fit.
         DownloadError: files cannot be had.
-        OptionError: a checkpoint for a model that is not LAVIS', or an adapter for an adapter.
+        OptionError: a checkpoint for a model that is not LAVIS', an adapter for an adapter, or a tokenizer for a model
+            that transformers did not write.
     """
     if not isinstance(name, str | Path):
         raise OptionError(f"the model is {name!r}: give its name, or its folder as a path")
@@ -57,7 +61,8 @@ def load_parts(
     if checkpoint is not None:
         checkpoint = checkpoint.expanduser()
     merged = None if adapter is None else find_adapter(adapter)
-    reading = _Reading(checkpoint, dtype, device, bits, merged, left_out)
+    words = None if tokenizer is None else _find_words(tokenizer)
+    reading = _Reading(checkpoint, dtype, device, bits, merged, left_out, words)
     parts = _find_and_read(name, reading)
     if reading.adapter is not None:
         parts = replace(parts, name=f"{parts.name} + {reading.adapter.name}")
@@ -74,14 +79,22 @@ class _Reading:
     bits: int | None
     adapter: Adapter | None
     left_out: tuple[str, ...]
+    words: Path | None = None
 
     def folder(self, folder: Path) -> ModelParts:
         if is_adapter(folder):
             return self.with_adapter(folder)
         if folder_kind(folder) == "transformers":
             return load_transformers(
-                folder, self.dtype, self.device, bits=self.bits or 0, adapter=self.adapter, left_out=self.left_out
+                folder,
+                self.dtype,
+                self.device,
+                bits=self.bits or 0,
+                adapter=self.adapter,
+                left_out=self.left_out,
+                words=self.words,
             )
+        self.refuse_words(str(folder))
         return load_native(folder, self.dtype, self.device, self.bits, self.adapter, self.left_out)
 
     def with_adapter(self, folder: Path) -> ModelParts:
@@ -94,6 +107,10 @@ class _Reading:
         except (CheckpointError, DownloadError) as error:
             raise type(error)(f"the model under the adapter {folder} cannot be read: {error}") from error
         return replace(parts, name=f"{parts.name} + {adapter.name}")
+
+    def refuse_words(self, name: str) -> None:
+        if self.words is not None:
+            raise OptionError(f"{name} has its own words: a tokenizer goes with a folder that transformers wrote")
 
     def refuse_checkpoint(self, name: str) -> None:
         if self.checkpoint is not None:
@@ -131,11 +148,27 @@ def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
     with download_progress() as progress:
         found = download(name, progress=progress)
     if isinstance(model, ZooModel) and model.origin == "lavis":
+        reading.refuse_words(name)
         files = files_of(found, reading.checkpoint)
         return load_lavis(
             model, files, reading.dtype, reading.device, reading.bits or 0, reading.adapter, reading.left_out
         )
     return reading.folder(found[0].path)
+
+
+def _find_words(place: str | Path) -> Path:
+    """The folder that a vocabulary is read from, which is downloaded if it is not there."""
+    if place == BUNDLED:
+        return bundled_folder(BUNDLED)
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        return folder.parent
+    if not REPOSITORY_NAME.fullmatch(str(place)):
+        raise CheckpointError(f"the tokenizer {place} is not there: give a model's folder, or its name on the hub")
+    with download_progress() as progress:
+        return download_words(str(place), progress)
 
 
 def with_language_model(parts: ModelParts, place: str | Path, revision: str | None = None) -> ModelParts:

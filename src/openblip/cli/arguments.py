@@ -56,6 +56,15 @@ LavisFile = Annotated[
         show_default=False,
     ),
 ]
+WordsFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="A model or folder with the words that the source lacks, as a Trainer's checkpoint.",
+        show_default=False,
+    ),
+]
 
 Inputs = Annotated[list[str], _argument("INPUT", INPUT_HELP)]
 Images = Annotated[
@@ -73,6 +82,14 @@ Dtype = Annotated[
 Adapter = Annotated[
     str | None,
     _about_model("FOLDER", "Low-rank adapters (LoRA) in peft's format: a folder, or a repository on the hub."),
+]
+Words = Annotated[
+    str | None,
+    _about_model(
+        "FOLDER",
+        "Where the words are of a folder that has none, as a Trainer's checkpoint: a model or folder.",
+        "--tokenizer",
+    ),
 ]
 
 Prompt = Annotated[str | None, _about_text("TEXT", "The words that captions begin with; they are not printed again.")]

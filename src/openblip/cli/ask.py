@@ -39,6 +39,7 @@ def ask(
     device: args.Device = None,
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -70,7 +71,7 @@ def ask(
         return name + (f"{question} " if len(questions) > 1 else "")
 
     def streamed(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
 
         def show(path: Image) -> list[GeneratedText]:
             for question in questions:
@@ -82,7 +83,7 @@ def ask(
         return attempt(rest, show)
 
     def work(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         found = attempt(rest, lambda path: loaded.answer(path, questions, **options))
         return with_progress(found, len(rest), to_file=output is not None)
 

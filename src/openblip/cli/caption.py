@@ -33,6 +33,7 @@ def caption(
     device: args.Device = None,
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
     prompt: args.Prompt = None,
     num_captions: args.NumCaptions = 1,
     beams: args.Beams = None,
@@ -53,7 +54,7 @@ def caption(
     images = find_inputs(inputs, recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[Captioned]:
-        found = openblip.load(model, device=device, dtype=dtype, adapter=adapter).caption_many(
+        found = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer).caption_many(
             rest,
             prompt=prompt,
             num_captions=num_captions,

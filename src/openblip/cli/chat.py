@@ -28,6 +28,7 @@ def chat(
     device: args.Device = None,
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
     beams: args.Beams = None,
     top_p: args.TopP = None,
     top_k: args.TopK = None,
@@ -51,7 +52,7 @@ def chat(
     options = args.text_options(context)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     streams = interactive and options.get("beams", 1) == 1
-    conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter).chat(picture)
+    conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer).chat(picture)
     for line in _typed() if interactive else sys.stdin:
         question = line.strip()
         if not question:

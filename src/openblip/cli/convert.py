@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openblip.cli.arguments import LavisFile, NewFolder
+from openblip.cli.arguments import LavisFile, NewFolder, WordsFrom
 from openblip.cli.report import print_line
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -39,6 +39,7 @@ def convert(
         ),
     ] = None,
     checkpoint: LavisFile = None,
+    tokenizer: WordsFrom = None,
 ) -> None:
     """Convert a model to the layout of OpenBLIP, transformers or LAVIS; the weights stay the same, bit for bit.
 
@@ -47,5 +48,8 @@ def convert(
     """
     from openblip.checkpoints.tools import convert as converting
 
-    for path in converting.convert(source, folder, to, storage=storage, task=task, checkpoint=checkpoint):
+    paths = converting.convert(
+        source, folder, to, storage=storage, task=task, checkpoint=checkpoint, tokenizer=tokenizer
+    )
+    for path in paths:
         print_line(str(path))

@@ -56,6 +56,7 @@ def embed(
     device: args.Device = None,
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the vectors, one JSON object per line.", rich_help_panel=args.OUTPUT_PANEL),
@@ -86,7 +87,7 @@ def embed(
         raise OptionError(f"{output} has an unknown ending: use .npz or .safetensors")
     images = find_inputs(inputs, recursive=recursive) if inputs else []
     with open_report(as_json, output, args.command_of(context, images)) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         text_embeds = loaded.embed_texts(texts)
 
         def work(rest: Sequence[Image]) -> Iterator[Tensor | ImageError]:

@@ -42,6 +42,7 @@ def match(
     device: args.Device = None,
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
@@ -57,7 +58,7 @@ def match(
     images = find_inputs([image, *(more_images or [])], recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[Matched]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter)
+        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         found = loaded.match_many(rest, texts, batch_size=batch_size)
         return with_progress(found, len(rest), to_file=output is not None)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openblip.cli.arguments import LavisFile, NewFolder
+from openblip.cli.arguments import LavisFile, NewFolder, WordsFrom
 from openblip.cli.report import print_line
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -25,6 +25,7 @@ def quantize(
         int, typer.Option(metavar="N", help="8; or 4, for 4 bits in the language model and 8 bits elsewhere.")
     ] = 8,
     checkpoint: LavisFile = None,
+    tokenizer: WordsFrom = None,
 ) -> None:
     """Quantise a model to 8 or 4 bits: it needs less disk space and memory, and is several times faster on a CPU.
 
@@ -32,5 +33,5 @@ def quantize(
     """
     from openblip.checkpoints.tools.quantize import quantise_model
 
-    path = quantise_model(source, folder, bits, checkpoint=checkpoint)
+    path = quantise_model(source, folder, bits, checkpoint=checkpoint, tokenizer=tokenizer)
     print_line(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")

@@ -53,6 +53,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     adapter: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     image_cache: int = DEFAULT_BYTES,
 ) -> Blip2:
     """Load a model by name, or from a folder that OpenBLIP or transformers wrote.
@@ -68,6 +69,8 @@ def load(
             what the device computes fast.
         adapter: a folder, or a repository of the hub, with low-rank adapters (LoRA) as peft writes them; they are
             merged into the weights before these are cast or quantised.
+        tokenizer: a model's folder or name, whose vocabulary is read for a folder of transformers that has none, as
+            the checkpoints of its Trainer.
         image_cache: bytes of memory, on the device, for what was computed of the images seen last, so that captions,
             answers and chats about one of them again need not look at it; 0 switches it off.
 
@@ -85,6 +88,7 @@ def load(
         device=placement.device,
         bits=placement.bits,
         adapter=adapter,
+        tokenizer=tokenizer,
     )
     return Blip2(parts, placement, image_cache)
 

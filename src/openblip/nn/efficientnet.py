@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.quant.linear import has_onednn
-from openblip.nn.vit import last_blocks, run_block
+from openblip.nn.recompute import run_layer
+from openblip.nn.vit import last_blocks
 
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280
@@ -220,13 +221,13 @@ class EfficientNet(nn.Module):
         """Pixels [B, 3, H, W] to what enters the last `blocks` blocks: [B, C, h, w]."""
         x: Tensor = self.stem(pixels.to(self.stem.conv.weight.dtype))
         for block in self.blocks[: len(self.blocks) - blocks]:
-            x = run_block(block, x, self.gradient_checkpointing)
+            x = run_layer(block, self.gradient_checkpointing, x)
         return x
 
     def _patches(self, x: Tensor, blocks: int, dtype: torch.dtype) -> Tensor:
         """What entered the last `blocks` blocks [B, C, h, w] to patches [B, N, width]."""
         for block in self.blocks[len(self.blocks) - blocks :]:
-            x = run_block(block, x, self.gradient_checkpointing)
+            x = run_layer(block, self.gradient_checkpointing, x)
         grid: Tensor = self.head(x).to(dtype)
         patches = grid.flatten(2).transpose(1, 2)
         if not self.config.place_width:

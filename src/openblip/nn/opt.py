@@ -16,6 +16,7 @@ from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import join_texts
 from openblip.nn.prefix_attention import attend_to_both
 from openblip.nn.quant.linear import Linear, WordTable
+from openblip.nn.recompute import run_layer
 from openblip.nn.static_kv_cache import Fixable, FixedCache, fixed_cache
 
 POSITION_OFFSET = 2
@@ -31,6 +32,7 @@ class OptConfig:
             projection without bias leads in and another leads out.
         pre_norm: LayerNorm before each sublayer (every OPT but 350m) or after it.
         final_norm: a LayerNorm after the last layer; OPT has one exactly when it is pre-norm.
+        dropout: of what a sublayer adds, in training; embeddings have none, as in the paper.
     """
 
     vocab_size: int
@@ -105,12 +107,16 @@ class DecoderLayer(nn.Module):
 
 
 class Opt(nn.Module):
-    """OPT: token and position embeddings, `depth` layers, an output head tied to the embeddings."""
+    """OPT: token and position embeddings, `depth` layers, an output head tied to the embeddings.
+
+    Attributes:
+        gradient_checkpointing: as of `VisionTransformer`.
+    """
 
     def __init__(self, config: OptConfig) -> None:
         super().__init__()
         self.config = config
-        self.dropout = config.dropout
+        self.gradient_checkpointing = False
         self.tokens = WordTable(config.vocab_size, config.token_width)
         self.positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.width)
         projected = config.token_width != config.width
@@ -182,9 +188,9 @@ class Opt(nn.Module):
         self, embeds: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache | None, start: int
     ) -> Tensor:
         x = embeds if self.project_in is None else self.project_in(embeds)
-        x = F.dropout(x + self.positions(positions + POSITION_OFFSET), self.dropout, self.training)
+        x = x + self.positions(positions + POSITION_OFFSET)
         for index, layer in enumerate(self.layers):
-            x = layer(x, mask, cache, index, start)
+            x = run_layer(layer, self.gradient_checkpointing and cache is None, x, mask, cache, index, start)
         return x if self.norm is None else self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

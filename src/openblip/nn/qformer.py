@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.quant.linear import Linear, WordTable
+from openblip.nn.recompute import run_layer
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,10 @@ class QFormerLayer(nn.Module):
         fed: Tensor = self.query_ffn(queries)
         return fed
 
+    def read_queries(self, queries: Tensor, key: Tensor, value: Tensor, memory: ImageMemory, index: int) -> Tensor:
+        """Queries [B, Q, D] through the whole layer, given their own keys and values."""
+        return self.feed_queries(self.self_attention(queries, key, value, None), memory, index)
+
     def feed_text(self, text: Tensor) -> Tensor:
         if self.text_ffn is None:
             raise ValueError("this Q-Former has no text side: load a stage-1 checkpoint to embed or match text")
@@ -189,11 +194,16 @@ class TextHead(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Learnt queries that turn image features into a few vectors, and the text encoder beside them."""
+    """Learnt queries that turn image features into a few vectors, and the text encoder beside them.
+
+    Attributes:
+        gradient_checkpointing: as of `VisionTransformer`, of the queries' pass over an image.
+    """
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.dropout = config.dropout
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
@@ -239,8 +249,10 @@ class QFormer(nn.Module):
             key, value = layer.self_attention.keys_values(queries)
             keys.append(key)
             values.append(value)
-            queries = layer.self_attention(queries, key, value, None)
-            queries = layer.feed_queries(queries, memory, index // self.config.cross_every)
+            cross = index // self.config.cross_every
+            queries = run_layer(
+                layer, self.gradient_checkpointing, queries, key, value, memory, cross, call=layer.read_queries
+            )
         return QueryPass(queries, tuple(keys), tuple(values))
 
     def text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -68,6 +68,8 @@ class Opened(nn.Module):
     """
 
     bias: nn.Parameter | None
+    rows: tuple[str, ...] = ()
+    """Names of its parts, in the order of the rows."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -79,11 +81,12 @@ class Opened(nn.Module):
         return _through_parts(self, x, linear(x, self.weight, self.bias))
 
 
-def open_layer(parent: nn.Module, name: str, parts: Sequence[str]) -> None:
+def open_layer(parent: nn.Module, name: str, parts: Sequence[str], order: Sequence[str] = ()) -> None:
     """Give the layer `name` of a module a child for each of its parts, which are of equal height; in place.
 
     Args:
         parts: names of the children, in the order of the rows; none leaves a layer that is no `nn.Linear` any more.
+        order: the same names as the children are to follow each other; by default that of the rows.
     """
     layer: Any = getattr(parent, name)
     if isinstance(layer, nn.Linear):
@@ -91,16 +94,17 @@ def open_layer(parent: nn.Module, name: str, parts: Sequence[str]) -> None:
         setattr(parent, name, layer)
     else:  # quantised, with a forward pass of its own
         layer.register_forward_hook(_hook)
-    for index, part in enumerate(parts):
-        layer.add_module(part, Part(layer, index, len(parts)))
+    layer.rows = tuple(parts)
+    for part in order or parts:
+        layer.add_module(part, Part(layer, parts.index(part), len(parts)))
 
 
 def _hook(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
     return _through_parts(layer, inputs[0], y)
 
 
-def _through_parts(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    parts = list(layer.children())
+def _through_parts(layer: Any, x: Tensor, y: Tensor) -> Tensor:
+    parts = [layer.get_submodule(name) for name in layer.rows]
     if all(type(part) is Part for part in parts):
         return y
     return torch.cat([part(x, piece) for part, piece in zip(parts, y.chunk(len(parts), dim=-1), strict=True)], dim=-1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.quant.linear import Linear, WordTable
+from openblip.nn.recompute import run_layer
 from openblip.nn.static_kv_cache import Fixable, FixedCache, fixed_cache
 from openblip.nn.t5_attention import CrossAttention, EncoderMemory, RelativeBias, SelfAttention
 
@@ -144,10 +145,15 @@ class DecoderLayer(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """`depth` layers under one relative bias, in which everything sees everything."""
+    """`depth` layers under one relative bias, in which everything sees everything.
+
+    Attributes:
+        gradient_checkpointing: as of `VisionTransformer`.
+    """
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.dropout = config.dropout
         self.bias = RelativeBias(config, bidirectional=True)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.depth))
@@ -160,15 +166,20 @@ class T5Encoder(nn.Module):
             bias = bias.masked_fill(~mask[:, None, None], torch.finfo(bias.dtype).min)
         x = F.dropout(embeds, self.dropout, self.training)
         for layer in self.layers:
-            x = layer(x, bias)
+            x = run_layer(layer, self.gradient_checkpointing, x, bias)
         return F.dropout(self.norm(x), self.dropout, self.training)
 
 
 class T5Decoder(nn.Module):
-    """`decoder_depth` causal layers under one relative bias."""
+    """`decoder_depth` causal layers under one relative bias.
+
+    Attributes:
+        gradient_checkpointing: as of `VisionTransformer`.
+    """
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.dropout = config.dropout
         self.bias = RelativeBias(config, bidirectional=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_depth))
@@ -197,7 +208,7 @@ class T5Decoder(nn.Module):
     ) -> Tensor:
         x = F.dropout(embeds, self.dropout, self.training)
         for index, layer in enumerate(self.layers):
-            x = layer(x, bias, memory, cache, index, start)
+            x = run_layer(layer, self.gradient_checkpointing and cache is None, x, bias, memory, cache, index, start)
         return F.dropout(self.norm(x), self.dropout, self.training)
 
 

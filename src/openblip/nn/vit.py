@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from openblip.nn.quant.linear import Linear
+from openblip.nn.recompute import run_layer
 
 INIT_STD = 0.02
 LAYER_SCALE_START = 1e-5
@@ -272,7 +272,7 @@ class VisionTransformer(nn.Module):
         """What entered the last `blocks` blocks, to what `forward` gives."""
         x = hidden
         for block in self.blocks[len(self.blocks) - blocks :]:
-            x = run_block(block, x, self.gradient_checkpointing)
+            x = run_layer(block, self.gradient_checkpointing, x)
         return x if self.final_norm is None else self.final_norm(x)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -297,19 +297,6 @@ def last_blocks(blocks: nn.ModuleList, count: int) -> list[str]:
     if not 0 <= count <= len(blocks):
         raise ValueError(f"the image encoder has {len(blocks)} blocks, not {count}")
     return [f"blocks.{index}" for index in range(len(blocks) - count, len(blocks))]
-
-
-def _learns(block: nn.Module) -> bool:
-    return any(value.requires_grad for value in block.parameters())
-
-
-def run_block(block: nn.Module, x: Tensor, gradient_checkpointing: bool) -> Tensor:
-    """What a block gives; if so wished, what gradients need of it is computed again on the way back, and not kept."""
-    if gradient_checkpointing and torch.is_grad_enabled() and (x.requires_grad or _learns(block)):
-        again: Tensor = checkpoint(block, x, use_reentrant=False)
-        return again
-    found: Tensor = block(x)
-    return found
 
 
 def interpolate_positions(positions: Tensor, grid_height: int, grid_width: int) -> Tensor:

@@ -120,7 +120,7 @@ def test_a_recent_folder(tmp_path: Path) -> None:
     assert found.network.qformer == QFormerConfig(1408, vocab_size=0)
     assert found.network.language == OPT_2_7B
     assert (found.network.shared_width, found.network.vision_norm_eps) == (256, 1e-6)
-    assert found.words == WordIds(start=2, pad=1, stop=50118)
+    assert found.words == WordIds(start=2, pad=1, stop=50118, image=50265)
     assert found.matching_tokens is None
     assert found.transform == ImageTransform(224)
     assert found.prompts == PromptTemplates()

@@ -19,6 +19,7 @@ from openblip.checkpoints.hub.repositories import (
 )
 from openblip.checkpoints.zoo import (
     BUNDLED,
+    LANGUAGE,
     PARTS,
     Repository,
     Source,
@@ -111,6 +112,27 @@ def download(
         raise DownloadError(f"{name} holds no files of a model: check the name")
     check_room(local_dir or cache_dir or hub_home(), size, name)
     return tuple(LocalFile(place.source, place.fetch(order, progress)) for place, order in orders)
+
+
+def download_words(name: str, progress: Progress | None = None) -> Path:
+    """The folder with a model's vocabulary; what is missing of it is fetched, without any weights.
+
+    Args:
+        name: an official name (see `zoo`) or any repository of the hub.
+
+    Raises:
+        DownloadError: no such model, or its files cannot be had.
+    """
+    parts = [source for source in _sources(name) if isinstance(source, Repository)]
+    # Of LAVIS' models the language model's repository, or that of the Q-Former's words.
+    first = next((source for source in parts if LANGUAGE in source.supplies or not source.supplies), parts[0])
+    place = _Place(Repository(first.name, (), 0), None, None, None)
+    found = place.find()
+    if found is not None:
+        return found
+    if is_offline():
+        raise DownloadError(f"{first.name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it: unset that")
+    return place.fetch(None, progress)
 
 
 @dataclass(frozen=True)

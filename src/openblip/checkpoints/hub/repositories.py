@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,6 +34,19 @@ SMALL_ENDINGS = (".json", ".txt", ".model", ".md")
 NOT_FOUND = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND)
 """The hub does not tell strangers that something is private."""
 HASH = re.compile(r"([0-9a-f]{64})?")
+
+
+_TOKEN: ContextVar[str | bool | None] = ContextVar("token", default=None)
+
+
+@contextmanager
+def using_token(token: str | bool | None) -> Iterator[None]:
+    """Ask the hub with this token meanwhile; True and None mean this machine's own, False none."""
+    before = _TOKEN.set(token)
+    try:
+        yield
+    finally:
+        _TOKEN.reset(before)
 
 
 @dataclass(frozen=True)
@@ -193,7 +207,7 @@ def look_up(
     with _explaining(name, revision), _quiet():
         from huggingface_hub import HfApi
 
-        api = HfApi(endpoint=_endpoint(), library_name="openblip")
+        api = HfApi(endpoint=_endpoint(), token=_TOKEN.get(), library_name="openblip")
         info = api.model_info(name, revision=revision, files_metadata=True)
         listed = [
             _checked(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
@@ -239,7 +253,8 @@ def _fetch_large(order: Order, file: RemoteFile, progress: Progress | None) -> P
         from huggingface_hub import get_token, hf_hub_url
 
         url = hf_hub_url(order.name, file.name, revision=order.revision, endpoint=_endpoint())
-        token = get_token()
+        given = _TOKEN.get()
+        token = given if isinstance(given, str) else None if given is False else get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return fetch(
         url, order.place(file), sha256=file.sha256, headers=headers, name=Path(file.name).name, progress=progress
@@ -259,6 +274,7 @@ def _fetch_by_client(order: Order, file: RemoteFile) -> Path:
                 cache_dir=order.cache_dir,
                 local_dir=order.local_dir,
                 endpoint=_endpoint(),
+                token=_TOKEN.get(),
                 library_name="openblip",
             )
         )

@@ -29,6 +29,7 @@ def convert(
     storage: str = "float32",
     task: str | None = None,
     checkpoint: Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> list[Path]:
     """Write a model in another layout; returns the files of weights.
 
@@ -42,7 +43,7 @@ def convert(
             eva_vit_g.pth or clip_vit_L.pth and language_model/model.safetensors.
         storage: number format, for "openblip" alone.
         task: for "transformers" and a model that does both: which half to write, "write" or "match".
-        checkpoint: see `openblip.load`.
+        checkpoint, tokenizer: see `openblip.load`.
 
     Raises:
         OptionError: the folder is in use, or options do not go together.
@@ -56,8 +57,9 @@ def convert(
     if task not in (None, *TASKS) or (task is not None and to != "transformers"):
         raise OptionError(f"task {task!r} does not go with {to}: use {' or '.join(TASKS)}, with transformers alone")
     folder = folder.expanduser()
+    bits = None if to == "openblip" else 0
     with new_folder(folder) as place:
-        parts = load_parts(source, checkpoint=checkpoint, bits=None if to == "openblip" else 0)
+        parts = load_parts(source, checkpoint=checkpoint, bits=bits, tokenizer=tokenizer)
         if to == "openblip":
             save_native(parts, place, storage)
         elif to == "transformers":

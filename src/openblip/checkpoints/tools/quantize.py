@@ -12,7 +12,14 @@ from openblip.errors import OptionError
 from openblip.nn.quant.swap import BITS
 
 
-def quantise_model(source: str | Path, folder: Path, bits: int, *, checkpoint: str | Path | None = None) -> Path:
+def quantise_model(
+    source: str | Path,
+    folder: Path,
+    bits: int,
+    *,
+    checkpoint: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> Path:
     """Write a model with large matrices in 8 or 4 bits; returns the file of weights.
 
     Weights are read one tensor at a time and quantised on the way, so memory holds the small model alone. What
@@ -21,7 +28,7 @@ def quantise_model(source: str | Path, folder: Path, bits: int, *, checkpoint: s
     Args:
         source: what `openblip.load` takes.
         folder: must be empty or not exist yet.
-        checkpoint: see `openblip.load`.
+        checkpoint, tokenizer: see `openblip.load`.
 
     Raises:
         OptionError: the folder is in use, or there are no such bits.
@@ -34,5 +41,5 @@ def quantise_model(source: str | Path, folder: Path, bits: int, *, checkpoint: s
     folder = folder.expanduser()
     own = None if checkpoint is None else Path(checkpoint)
     with new_folder(folder) as place:
-        save_native(load_parts(source, checkpoint=own, bits=bits), place)
+        save_native(load_parts(source, checkpoint=own, bits=bits, tokenizer=tokenizer), place)
     return folder / WEIGHTS_FILE

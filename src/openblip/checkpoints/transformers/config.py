@@ -116,11 +116,13 @@ class WordIds:
     Attributes:
         start: begins a text; what T5 reads begins with nothing, and this is its stop token then.
         stop: ends a text, and what T5 reads.
+        image: holds an image's place; None where the folder is from before there was such a token.
     """
 
     start: int
     pad: int
     stop: int
+    image: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def read_config(folder: Path) -> FolderConfig:
     return FolderConfig(
         network,
         read_transform(folder, vision_config.image_size),
-        None if language is None else _word_ids(text, generation, language, path),
+        None if language is None else _word_ids(content, generation, language, path),
         isinstance(language, T5Config) and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
         prompts,
@@ -325,8 +327,9 @@ LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], OwnLanguageConfig
 
 
 def _word_ids(
-    text: Mapping[str, Any], generation: Mapping[str, Any], language: OwnLanguageConfig, path: Path
+    content: Mapping[str, Any], generation: Mapping[str, Any], language: OwnLanguageConfig, path: Path
 ) -> WordIds:
+    text = _section(content, "text_config", path)
     usual = LANGUAGES[language.kind]
     stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", usual.stop_id))
     if isinstance(stop, list) and stop:
@@ -339,7 +342,13 @@ def _word_ids(
     for name, value in found.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise CheckpointError(f"{path}: the {name} token of text_config is {value!r}, not an id")
-    return WordIds(**found)
+    return WordIds(**found, image=image_token_index(content))
+
+
+def image_token_index(content: Mapping[str, Any]) -> int | None:
+    """The id that config.json has for an image's place, under its name of transformers 4 or 5."""
+    index: object = _given(content, "image_token_index", content.get("image_token_id"))
+    return index if isinstance(index, int) else None
 
 
 def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str, Any]:

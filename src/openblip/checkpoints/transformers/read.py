@@ -17,7 +17,13 @@ from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.tensors.assign import VISION, Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, refuse_misfits
 from openblip.checkpoints.transformers.config import CONFIG_FILE, FolderConfig, read_config
-from openblip.checkpoints.transformers.tokenizers import read_matching, read_words, stop_text
+from openblip.checkpoints.transformers.tokenizers import (
+    has_vocabulary,
+    no_vocabulary,
+    read_matching,
+    read_words,
+    stop_text,
+)
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.vit import VitConfig
@@ -35,6 +41,8 @@ def load_transformers(
     bits: int = 0,
     adapter: Adapter | None = None,
     left_out: tuple[str, ...] = (),
+    words: Path | None = None,
+    needs_words: bool = True,
 ) -> ModelParts:
     """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
 
@@ -47,12 +55,19 @@ def load_transformers(
         bits: of large matrices, see `Placer`; 0 to leave them in `dtype`.
         adapter: merged into the weights.
         left_out: see `Placer`.
+        words: another folder, whose vocabulary is read instead of the folder's own.
+        needs_words: False for a model without a tokenizer where the folder has no vocabulary.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named, each with the
             file that should supply it.
     """
     config = read_config(folder)
+    vocabulary: Path | None = folder if words is None else words
+    if words is None and not has_vocabulary(folder):
+        if needs_words:
+            raise CheckpointError(no_vocabulary(folder, "match" if config.words is None else "write"))
+        vocabulary = None
     weights = WeightFolder(folder)
     second_names = tied(config.network)
     aliases = _stored_names(second_names, weights, folder)
@@ -73,19 +88,19 @@ def load_transformers(
         if read > LET_GO_BYTES:
             read = 0
             weights.let_go()
-    return _parts(folder, config, placer.finish())
+    return _parts(folder, config, placer.finish(), vocabulary)
 
 
-def _parts(folder: Path, config: FolderConfig, network: Blip2Network) -> ModelParts:
+def _parts(folder: Path, config: FolderConfig, network: Blip2Network, vocabulary: Path | None) -> ModelParts:
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None
     defaults: GenerationDefaults = config.defaults
-    if config.matching_tokens is not None:
-        matching = read_matching(folder, config.matching_tokens, config.network.qformer.vocab_size)
-    if config.words is not None and config.network.language is not None:
+    if config.matching_tokens is not None and vocabulary is not None:
+        matching = read_matching(vocabulary, config.matching_tokens, config.network.qformer.vocab_size)
+    if config.words is not None and config.network.language is not None and vocabulary is not None:
         words = config.words
-        tokenizer = read_words(folder, words.start, words.pad, config.network.language.vocab_size)
-        defaults = replace(defaults, stop_token=stop_text(tokenizer, words.stop, folder))
+        tokenizer = read_words(vocabulary, words.start, words.pad, config.network.language.vocab_size)
+        defaults = replace(defaults, stop_token=stop_text(tokenizer, words.stop, vocabulary))
     return ModelParts(folder.resolve().name, network, config.transform, matching, tokenizer, config.prompts, defaults)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openblip.checkpoints.json_files import read_json_if_there, to_json
+from openblip.checkpoints.openblip.file_names import DECODER_FILE, MATCHING_FILE
 from openblip.errors import CheckpointError
 from openblip.text import MatchingText, Tokenizer, check_ids
 
@@ -24,12 +25,35 @@ VOCABULARY_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 PIECES_FILE = "vocab.txt"
 SENTENCEPIECE_FILE = "spiece.model"
+VOCABULARY_FILES = (
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    MERGES_FILE,
+    PIECES_FILE,
+    SENTENCEPIECE_FILE,
+    DECODER_FILE,
+    MATCHING_FILE,
+)
 
 IMAGE_TOKEN = "<image>"
 """What transformers' processor writes before a prompt, once for each visual token."""
 OPT_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DECODE_TOKEN = "[DEC]"
+
+
+def no_vocabulary(folder: Path, task: Task) -> str:
+    """What to say of a folder without one."""
+    older = f"{VOCABULARY_FILE} with {MERGES_FILE}" if task == "write" else PIECES_FILE
+    return (
+        f"{folder} has no vocabulary: it needs {TOKENIZER_FILE}, or {older}; checkpoints of a transformers Trainer "
+        "have none: name a model or folder that has it with tokenizer=... (--tokenizer)"
+    )
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder has a file of a vocabulary, complete or not."""
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def read_vocabulary(folder: Path, task: Task) -> FastTokenizer:
@@ -39,8 +63,8 @@ def read_vocabulary(folder: Path, task: Task) -> FastTokenizer:
         CheckpointError: files are missing or broken.
     """
     if task == "write":
-        return _read(folder, _byte_level, f"{VOCABULARY_FILE} with {MERGES_FILE}")
-    return _read(folder, _wordpiece, PIECES_FILE)
+        return _read(folder, DECODER_FILE, _byte_level, task)
+    return _read(folder, MATCHING_FILE, _wordpiece, task)
 
 
 def read_words(folder: Path, start: int, pad: int, rows: int) -> Tokenizer:
@@ -151,11 +175,14 @@ def _add_around(fast: FastTokenizer, template: str, ids: Mapping[str, int]) -> N
     fast.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items()))
 
 
-def _read(folder: Path, build: Callable[[Path], FastTokenizer | None], older: str) -> FastTokenizer:
-    """From tokenizer.json, or by `build` from older files; without padding and cutting, which the models do."""
+def _read(folder: Path, own: str, build: Callable[[Path], FastTokenizer | None], task: Task) -> FastTokenizer:
+    """From tokenizer.json, by `build` from older files, or from the file `own` of a folder of OpenBLIP.
+
+    Without padding and cutting, which the models do.
+    """
     from tokenizers import Tokenizer as FastTokenizer
 
-    path = folder / TOKENIZER_FILE
+    path = folder / (own if (folder / own).is_file() else TOKENIZER_FILE)
     try:
         if path.is_file():
             fast: FastTokenizer | None = FastTokenizer.from_str(_without_image_token(path.read_text(encoding="utf-8")))
@@ -171,7 +198,7 @@ def _read(folder: Path, build: Callable[[Path], FastTokenizer | None], older: st
             f"get {TOKENIZER_FILE}, too, from where it comes from"
         )
     if fast is None:
-        raise CheckpointError(f"{folder} has no vocabulary: it needs {TOKENIZER_FILE}, or {older}")
+        raise CheckpointError(no_vocabulary(folder, task))
     fast.no_padding()
     fast.no_truncation()
     return fast

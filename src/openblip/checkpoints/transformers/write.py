@@ -32,6 +32,7 @@ from openblip.checkpoints.transformers.config import (
     VISION,
     Fields,
     Task,
+    WordIds,
 )
 from openblip.checkpoints.transformers.tokenizers import decoder_files, encoder_files, matching_files
 from openblip.errors import CheckpointError, OptionError
@@ -41,6 +42,7 @@ from openblip.nn.opt import OptConfig
 from openblip.nn.quant.swap import quantised_layers
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
+from openblip.text import Tokenizer
 
 WEIGHTS_FILE = SINGLE_FILES[0]
 SHARD_BYTES = 5_000_000_000
@@ -50,7 +52,12 @@ LONGEST_PROMPT = 512
 
 
 def save_transformers(
-    parts: ModelParts, folder: Path, task: Task | None = None, shard_bytes: int = SHARD_BYTES
+    parts: ModelParts,
+    folder: Path,
+    task: Task | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    state: Mapping[str, Tensor] | None = None,
+    ids: WordIds | None = None,
 ) -> None:
     """Write a folder for `Blip2ForConditionalGeneration` or `Blip2ForImageTextRetrieval` and `AutoProcessor`.
 
@@ -63,6 +70,8 @@ def save_transformers(
     Args:
         task: which half to write, "write" or "match"; it must be given for a model that does both.
         shard_bytes: weights beyond this are split into several files.
+        state: written instead of the network's own tensors, under the same names.
+        ids: of a model without a vocabulary, which is not written then.
 
     Raises:
         OptionError: no task for a model of both, or one that the model cannot do.
@@ -75,34 +84,41 @@ def save_transformers(
             "or let `openblip convert` write it"
         )
     config = task_config(parts.network.config, task)
-    content = _config(parts, config, task)
+    if task == "match":
+        ids = None
+    elif parts.tokenizer is not None:
+        ids = _word_ids(parts, parts.tokenizer)
+    content = _config(parts, config, task, ids)
     kept = empty_network(config, folder / CONFIG_FILE).state_dict()
     if not kept.keys() <= parts.network.state_dict().keys():
         raise CheckpointError(
             f"the model {parts.name} has adapters, which this layout has no place for: merge them first"
         )
     try:
-        state = to_transformers({name: tensor for name, tensor in parts.network.state_dict().items() if name in kept})
+        own = parts.network.state_dict() if state is None else state
+        state = to_transformers({name: tensor for name, tensor in own.items() if name in kept})
     except ValueError as error:
         raise CheckpointError(f"the model {parts.name} cannot be written for transformers: {error}") from error
     files = image_files(parts.transform)
     queries: int | None = None
-    if task == "write" and parts.tokenizer is not None:
+    if ids is not None:
         text = content["text_config"]
+        words: dict[str, str] = {}
+        image_token = ids.image
         language = config.own_language
-        if language is not None and language.encodes_prompts:
-            words, image_token = encoder_files(parts.tokenizer, text["eos_token_id"], LONGEST_PROMPT)
-        else:
+        if parts.tokenizer is not None and language is not None and language.encodes_prompts:
+            words, image_token = encoder_files(parts.tokenizer, ids.stop, LONGEST_PROMPT)
+        elif parts.tokenizer is not None:
             longest = LONGEST_PROMPT if language is None else language.max_positions or LONGEST_PROMPT
             words, image_token = decoder_files(parts.tokenizer, longest)
         for table in (OPT_WORDS, T5_WORDS, HEAD):
-            if table in state:
-                state[table] = _with_row(state[table], image_token, parts.tokenizer.pad_id)
+            if table in state and image_token is not None:
+                state[table] = _with_row(state[table], image_token, ids.pad)
                 text["vocab_size"] = state[table].shape[0]
         content["image_token_index"] = image_token
         queries = config.qformer.num_queries
-        ids = {name: text[name] for name in text if name.endswith("_token_id")}
-        files |= {**words, GENERATION_FILE: to_json(ids)}
+        named = {name: text[name] for name in text if name.endswith("_token_id")}
+        files |= {**words, GENERATION_FILE: to_json(named)}
     elif parts.matching is not None:
         files |= matching_files(parts.matching, config.qformer.max_positions)
     files[PROCESSOR_FILE] = to_json({"processor_class": "Blip2Processor", "num_query_tokens": queries})
@@ -127,7 +143,7 @@ def task_config(config: Blip2Config, task: Task) -> Blip2Config:
 
 def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     able: list[Task] = []
-    if parts.tokenizer is not None and parts.external is None:
+    if parts.network.config.own_language is not None:
         able.append("write")
     if parts.matching is not None:
         able.append("match")
@@ -138,7 +154,15 @@ def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     return task or able[0]
 
 
-def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any]:
+def _word_ids(parts: ModelParts, words: Tokenizer) -> WordIds:
+    stop = words.only_id(parts.defaults.stop_token)
+    language = parts.network.config.own_language
+    # T5's is what transformers puts behind an image without a prompt.
+    start = stop if language is not None and language.encodes_prompts else words.start_id
+    return WordIds(start, words.pad_id, stop)
+
+
+def _config(parts: ModelParts, config: Blip2Config, task: Task, ids: WordIds | None) -> dict[str, Any]:
     vision = config.vision
     if not isinstance(vision, VitConfig) or not vision.patch_bias:
         raise CheckpointError("transformers' BLIP-2 has EVA's plain ViT: this image encoder cannot be written for it")
@@ -171,21 +195,16 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task) -> dict[str, Any
         },
     }
     if task == "write":
-        content["text_config"] = _text_config(parts, config)
+        content["text_config"] = _text_config(parts, config, ids)
     return content
 
 
-def _text_config(parts: ModelParts, config: Blip2Config) -> dict[str, Any]:
+def _text_config(parts: ModelParts, config: Blip2Config, ids: WordIds | None) -> dict[str, Any]:
     language = config.own_language
-    if parts.tokenizer is None or language is None:
-        raise CheckpointError(f"the model {parts.name} has words without a language model: it cannot be written")
-    ids = {
-        "eos_token_id": parts.tokenizer.only_id(parts.defaults.stop_token),
-        "pad_token_id": parts.tokenizer.pad_id,
-    }
-    # T5's is what transformers puts behind an image without a prompt.
-    start = ids["eos_token_id"] if language.encodes_prompts else parts.tokenizer.start_id
-    return {**TEXT_CONFIGS[language.kind](language), "bos_token_id": start, **ids}
+    if ids is None or language is None:
+        raise CheckpointError(f"the model {parts.name} has a language model without words: it cannot be written")
+    names = {"bos_token_id": ids.start, "eos_token_id": ids.stop, "pad_token_id": ids.pad}
+    return {**TEXT_CONFIGS[language.kind](language), **names}
 
 
 def _opt_config(decoder: OptConfig) -> dict[str, Any]:

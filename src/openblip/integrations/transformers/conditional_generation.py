@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.checkpoints.transformers.write import SHARD_BYTES, save_transformers
+from openblip.checkpoints.names.transformers import tied
+from openblip.checkpoints.transformers.config import WordIds as FolderIds
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.integrations.transformers.folders import LoadedModel
 from openblip.integrations.transformers.options import (
+    CallOptions,
     GenerateOptions,
     GenerationSettings,
     Streamer,
-    byte_count,
     engine_options,
     merged_options,
     tuple_wanted,
@@ -28,7 +28,7 @@ from openblip.integrations.transformers.outputs import FeatureOutput, GenerateOu
 from openblip.integrations.transformers.pretrained import Pretrained
 from openblip.nn.opt import Opt
 from openblip.nn.t5 import T5
-from openblip.training.losses import IGNORED, next_token_loss
+from openblip.training.losses import IGNORED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,10 +48,12 @@ class Writer(Pretrained):
             )
         network = loaded.parts.network
         self.words = loaded.words
+        self.word_ids = FolderIds(loaded.words.start, loaded.words.pad, loaded.words.stop, loaded.words.image)
         self.generation_config = GenerationSettings()
         self.language_projection = network.prompt_projection
         self.language_model: Opt | T5 = network.own_language_model
-        self.translate("" if network.config.own_language is None else network.config.own_language.prefix)
+        language = network.config.own_language
+        self.translate("" if language is None else language.prefix, tied(network.config))
 
     def forward(
         self,
@@ -59,9 +61,10 @@ class Writer(Pretrained):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **others: object,
+        **others: Unpack[CallOptions],
     ) -> Any:
         """Scores of each next token, and the loss of `labels`: a `WritingOutput`, or with return_dict=False a tuple.
 
@@ -70,14 +73,17 @@ class Writer(Pretrained):
                 any have the image in front of them.
             attention_mask: [B, T], 0 for padding.
             decoder_input_ids: what T5 has said so far; by default what comes before each label.
+            decoder_attention_mask: [B, L], 0 for padding, which may only stand behind a text.
             labels: OPT: [B, L], ids to predict at the last L places, each from the one before; T5: [B, L], what is
                 to be said. -100 is left out.
+            others: see `CallOptions`.
 
         Raises:
             OptionError: another keyword, another number of image tokens than of queries, too many tokens, or T5
                 without labels or decoder_input_ids.
         """
         as_tuple = tuple_wanted("the model", others)
+        _refuse_padding_in_front(decoder_attention_mask)
         seen, queries = self._query(pixel_values, interpolate_pos_encoding)
         embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
         language = self.language_model
@@ -85,6 +91,7 @@ class Writer(Pretrained):
         if isinstance(language, T5):
             logits = self._t5_logits(language, embeds, mask, decoder_input_ids, labels)
             if labels is not None:
+                # The batch's own mean in any case, as there: `num_items_in_batch` does not reach its T5.
                 targets = labels.to(logits.device)
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         else:
@@ -94,7 +101,7 @@ class Writer(Pretrained):
             logits = language.logits(language(embeds, mask))
             if labels is not None:
                 logits = logits[:, -labels.shape[1] :]
-                loss = next_token_loss(logits, labels.to(logits.device))
+                loss = _next_token_loss(logits, labels.to(logits.device), others.get("num_items_in_batch"))
         found = WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
         return found.to_tuple() if as_tuple else found
 
@@ -106,25 +113,14 @@ class Writer(Pretrained):
         table: torch.nn.Module = self.language_model.tokens
         return table
 
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """What makes scores of hidden states: with OPT the table of words."""
+        head: torch.nn.Module | None = getattr(self.language_model, "head", None)
+        return self.get_input_embeddings() if head is None else head
+
     def prepare_inputs_for_generation(self, **inputs: Any) -> dict[str, Any]:
         """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
         return inputs
-
-    def save_pretrained(
-        self, save_directory: str | Path, *, max_shard_size: int | str = SHARD_BYTES, safe_serialization: bool = True
-    ) -> None:
-        """Write a folder that transformers and OpenBLIP load.
-
-        Args:
-            max_shard_size: bytes, or as "5GB".
-
-        Raises:
-            CheckpointError: transformers' BLIP-2 cannot be such a model.
-            OptionError: no such size, or pickled files are asked for.
-        """
-        if not safe_serialization:
-            raise OptionError("safe_serialization is False: weights are written as safetensors alone")
-        save_transformers(self.parts, Path(save_directory), "write", byte_count(max_shard_size))
 
     def _prompt(self, seen: FeatureOutput, queries: FeatureOutput) -> Tensor:
         """What the language model reads of images: [B, Q, token width]."""
@@ -142,7 +138,11 @@ class Writer(Pretrained):
         ids = ids.to(visual.device)
         places = ids == self.words.image
         counts = places.sum(dim=1)
-        words = self.language_model.embed(ids.masked_fill(places, self.words.pad)).to(visual.dtype)
+        told = ids.masked_fill(places, self.words.pad)
+        words = self.language_model.embed(told).to(visual.dtype)
+        if words.requires_grad and not self.language_model.config.encodes_prompts:
+            # OPT's padding learns nothing by being read, as in transformers; T5's does.
+            words = torch.where((told == self.words.pad)[:, :, None], words.detach(), words)
         mask = torch.ones_like(places) if mask is None else mask.to(visual.device).bool()
         if not counts.any():
             words = torch.cat([visual, words], dim=1)
@@ -275,6 +275,26 @@ class Blip2Model(Writer):
         mask = None if attention_mask is None else attention_mask.to(self.device)
         hidden = language.encode(embeds, mask) if isinstance(language, T5) else language(embeds, mask)
         return FeatureOutput(last_hidden_state=hidden)
+
+
+def _next_token_loss(logits: Tensor, labels: Tensor, counted: Tensor | int | None) -> Tensor:
+    """Cross-entropy of each token given those before it: logits [B, L, V], labels [B, L].
+
+    Args:
+        counted: labels of all batches that one step accumulates, over which the mean is taken; None for this one's.
+    """
+    targets = labels[:, 1:].flatten()
+    scores = logits[:, :-1].flatten(0, 1).float()
+    if counted is None:
+        return F.cross_entropy(scores, targets, ignore_index=IGNORED)
+    whole = counted.to(scores.device) if isinstance(counted, Tensor) else counted
+    return F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum") / whole
+
+
+def _refuse_padding_in_front(mask: Tensor | None) -> None:
+    """Raises OptionError for a mask [B, L] in which something is hidden in front of what is seen."""
+    if mask is not None and bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()):
+        raise OptionError("decoder_attention_mask hides tokens in front of others: pad what T5 says behind it")
 
 
 def _streamed(

@@ -11,13 +11,14 @@ import torch
 
 from openblip.checkpoints.hub.download import download, find_files
 from openblip.checkpoints.hub.progress import download_progress
+from openblip.checkpoints.hub.repositories import using_token
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
 from openblip.checkpoints.openblip.folder import load_native
 from openblip.checkpoints.registry import bundled_folder, folder_kind
 from openblip.checkpoints.tensors.files import WeightFolder
-from openblip.checkpoints.transformers.config import PROCESSOR_FILE, read_config, read_transform
+from openblip.checkpoints.transformers.config import PROCESSOR_FILE, image_token_index, read_config, read_transform
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.tokenizers import (
     IMAGE_TOKEN,
@@ -28,7 +29,7 @@ from openblip.checkpoints.transformers.tokenizers import (
 )
 from openblip.checkpoints.zoo import BUNDLED, find_model
 from openblip.devices import choose_placement
-from openblip.errors import CheckpointError, DownloadError
+from openblip.errors import CheckpointError, DownloadError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.integrations.transformers.options import named_dtype
 from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
@@ -53,16 +54,24 @@ def find_folder(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    subfolder: str = "",
+    token: str | bool | None = None,
 ) -> Path:
     """Where a model lies on this machine; what is missing of a repository is downloaded first.
+
+    Args:
+        token: of the hub; True and None for this machine's own, False for none.
 
     Raises:
         CheckpointError: neither a folder nor a model that comes as one.
         DownloadError: its files cannot be had, or may not.
+        OptionError: a subfolder outside of the folder.
     """
+    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+        raise OptionError(f"subfolder is {subfolder!r}: give a path below the folder or repository")
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return _existing(path / subfolder)
     if name == BUNDLED:
         return bundled_folder(BUNDLED)
     known = find_model(str(name))
@@ -73,9 +82,17 @@ def find_folder(
         found = find_files(str(name), revision=revision, cache_dir=cache)
         if found is None:
             raise DownloadError(f"{name} is not on this machine, and local_files_only forbids to fetch it")
-        return found[0].path
-    with download_progress() as progress:
-        return download(str(name), revision=revision, cache_dir=cache, progress=progress)[0].path
+        return _existing(found[0].path / subfolder)
+    include = (f"{Path(subfolder).as_posix()}/*",) if subfolder else ()
+    with download_progress() as progress, using_token(token):
+        files = download(str(name), include=include, revision=revision, cache_dir=cache, progress=progress)
+    return _existing(files[0].path / subfolder)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder: check subfolder")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
         if bits:
             kind = choose_placement(str(device)).dtype
         kept = KEPT_IN_FLOAT32 if kind == torch.float16 else ()
-        parts = load_transformers(folder, kind, device, kept, bits)
+        parts = load_transformers(folder, kind, device, kept, bits, needs_words=False)
     else:
         content = {"model_type": "blip-2"}
         parts = load_native(folder, bits=bits or None)
@@ -131,7 +148,7 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
         if kind == torch.float16:
             parts.network.qformer.float()
     prepare_layers(parts.network)
-    words = _word_ids(parts, content)
+    words = _word_ids(parts, content, folder)
     return LoadedModel(parts, words, _described(parts, words, content))
 
 
@@ -144,9 +161,18 @@ def _stored_dtype(folder: Path, content: Mapping[str, Any]) -> torch.dtype | str
     return first.dtype if first.is_floating_point() else torch.float32
 
 
-def _word_ids(parts: ModelParts, content: Mapping[str, Any]) -> WordIds | None:
-    if parts.tokenizer is None:
+def _word_ids(parts: ModelParts, content: Mapping[str, Any], folder: Path) -> WordIds | None:
+    if parts.network.config.language is None:
         return None
+    if parts.tokenizer is None:
+        # Without a vocabulary, as in every checkpoint of a Trainer: config.json names the ids.
+        named = read_config(folder).words
+        if named is None or named.image is None:
+            raise CheckpointError(
+                f"{folder} has no vocabulary, and config.json no image_token_index, which is an image's place among "
+                "the words: put the model's tokenizer files into the folder"
+            )
+        return WordIds(image=named.image, start=named.start, pad=named.pad, stop=named.stop)
     words, text = parts.tokenizer, content.get("text_config") or {}
     image = image_token_index(content)
     if image is None:
@@ -163,19 +189,15 @@ def _word_ids(parts: ModelParts, content: Mapping[str, Any]) -> WordIds | None:
     )
 
 
-def image_token_index(content: Mapping[str, Any]) -> int | None:
-    """The id that config.json has for an image's place, under its name of transformers 4 or 5."""
-    index: int | None = content.get("image_token_index")
-    return content.get("image_token_id") if index is None else index
-
-
 def _described(parts: ModelParts, words: WordIds | None, content: Mapping[str, Any]) -> dict[str, Any]:
     sizes = parts.network.config
+    encodes = sizes.language is not None and sizes.language.encodes_prompts
     described: dict[str, Any] = {
         **content,
         "num_query_tokens": sizes.qformer.num_queries,
         "image_text_hidden_size": sizes.shared_width,
-        "use_decoder_only_language_model": not (sizes.language is not None and sizes.language.encodes_prompts),
+        "use_decoder_only_language_model": not encodes,
+        "is_encoder_decoder": encodes,
         "vision_config": {
             **content.get("vision_config", {}),
             "hidden_size": sizes.qformer.image_width,
@@ -196,6 +218,7 @@ def _described(parts: ModelParts, words: WordIds | None, content: Mapping[str, A
             "eos_token_id": words.stop,
             "pad_token_id": words.pad,
         }
+        described["pad_token_id"] = words.pad
     return described
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from openblip.checkpoints.names.transformers import layers_of
+from openblip.checkpoints.names.transformers import is_theirs, layers_of, sources
 from openblip.nn.quant.swap import QuantisedLinear
 from openblip.nn.split_linear import open_layer
 
@@ -23,11 +24,16 @@ FIRST_LEVEL = {
     "language_projection": "prompt_projection",
 }
 """What parts of our network are called here where they have other names there."""
+DRAWN = ("k_proj", "v_proj", "q_proj")
+"""The order of OPT's layers in transformers, which is not that of our rows."""
 JOINED = "joined"
+QUERIES = "query_tokens"
 QUANTISED = "_quantised"
 OWN = "_own"
 """How names end of weights that transformers has in several layers, of those behind a name that is to be a linear
 layer's, and of layers that it has nowhere: nobody means them."""
+TABLES = (".tokens.weight", ".head.weight")
+"""Ends of names of tables with a row for each word."""
 
 
 class TranslatedModule(nn.Module):
@@ -35,25 +41,30 @@ class TranslatedModule(nn.Module):
 
     _theirs: Mapping[str, str] = {}
     _ours: Mapping[str, str] = {}
+    _parts: Mapping[str, str] = {}
+    _tied: Mapping[str, str] = {}
     _parents: frozenset[str] = frozenset()
 
-    def translate(self, language: str) -> None:
+    def translate(self, language: str, second_names: Mapping[str, str]) -> None:
         """Look up all layers, once they are in place; those that are joined in one are opened.
 
         Args:
             language: what our network calls the language model.
+            second_names: of tensors in files of transformers, and the first name of the same tensor.
         """
-        parts = {**FIRST_LEVEL, "language_model.": f"{language}."}
+        self._tied = second_names
+        self._parts = {**FIRST_LEVEL, "language_model.": f"{language}."}
         found: dict[str, str] = {}
         for name, module in list(super().named_modules()):
-            part = next((part for part in parts if name.startswith(part)), "")
-            theirs = layers_of(parts.get(part, "") + name.removeprefix(part))
+            theirs = layers_of(self.network_name(name))
             above, _, last = name.rpartition(".")
             if len(theirs) == 1 and not isinstance(module, QuantisedLinear):
                 found[name] = theirs[0]
             elif theirs:
                 pieces = [one.rpartition(".")[2] for one in theirs]
-                open_layer(super().get_submodule(above), last, pieces)
+                # Adapters that are drawn one after the other get the numbers that they get there.
+                order = DRAWN if set(DRAWN) == set(pieces) else pieces
+                open_layer(super().get_submodule(above), last, pieces, order)
                 found[name] = _above(theirs[0]) + JOINED if len(theirs) > 1 else theirs[0] + QUANTISED
                 found |= {f"{name}.{piece}": one for piece, one in zip(pieces, theirs, strict=True)}
         modules = dict(super().named_modules())
@@ -76,6 +87,47 @@ class TranslatedModule(nn.Module):
         front = f"{prefix}." if prefix else ""
         for name, module in super().named_modules(memo, prefix, remove_duplicate):
             yield front + renamed(name.removeprefix(front), self._theirs) if name != prefix else name, module
+
+    def children(self) -> Iterator[nn.Module]:
+        """Modules right below, each once."""
+        yield from self._modules.values()  # type: ignore[misc]
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Modules right below, and all others that go by a name of transformers': those who walk down the tree to
+        gather names of parameters, as its Trainer does for weight decay, find the names of `named_parameters`.
+        """
+        yield from super().named_children()
+        yield from (
+            (theirs, super(TranslatedModule, self).get_submodule(ours)) for ours, theirs in self._theirs.items()
+        )
+
+    def network_name(self, name: str) -> str:
+        """What our network calls a module or tensor that goes by this name below here."""
+        if name == QUERIES:
+            return "qformer.queries"
+        part = next((part for part in self._parts if name.startswith(part)), "")
+        return self._parts.get(part, "") + name.removeprefix(part)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """All tensors by the names that they have below here, queries as those of the Q-Former alone."""
+        found: dict[str, Tensor] = {}
+        for above, module in super().named_modules():
+            front = f"{above}." if above else ""
+            kept = {
+                name: one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set
+            }
+            found |= {front + name: one for name, one in {**module._parameters, **kept}.items() if one is not None}
+        found.pop(QUERIES, None)
+        return found
+
+    def network_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state under the names of `state_dict`, or under transformers', by our network's names.
+
+        What it lacks is the model's own.
+        """
+        renamed = dict(state)
+        _find(self, renamed, "")
+        return {self.network_name(name): renamed.get(name, own) for name, own in self.own_tensors().items()}
 
     def get_submodule(self, target: str) -> Any:
         """A module by its name; of names that only transformers has a module for, where their children are."""
@@ -119,11 +171,51 @@ def _above(name: str) -> str:
 
 
 def _tell(module: TranslatedModule, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    # One tensor under two names is nothing that safetensors writes.
+    state.pop(f"{prefix}qformer.queries", None)
     _rename_all(state, prefix, module._theirs)
 
 
 def _find(module: TranslatedModule, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Names of `state_dict` or of transformers', which files have, become those of our modules.
+
+    What transformers has in several tensors and we in one may be there in part.
+    """
     _rename_all(state, prefix, module._ours)
+    own = module.own_tensors()
+    used = set()
+    for name, tensor in own.items():
+        network = module.network_name(name)
+        if prefix + name in state or not is_theirs(network):
+            continue
+        rows = sources(network)
+        # One of ours may be a part of one of theirs, or made of several.
+        keys = [
+            next((prefix + key for key in _names_of(row.name, module) if prefix + key in state), "") for row in rows
+        ]
+        if not any(keys):
+            continue
+        pieces = [
+            state[key].chunk(row.count)[row.index] if key else piece.detach()
+            for key, row, piece in zip(keys, rows, tensor.chunk(len(rows)) if tensor.ndim else [tensor], strict=True)
+        ]
+        used.update(keys)
+        whole = pieces[0] if len(pieces) == 1 else torch.cat([piece.to(pieces[0]) for piece in pieces])
+        if whole.ndim == 2 and whole.shape[0] > tensor.shape[0] and name.endswith(TABLES):
+            whole = whole[: tensor.shape[0]]  # a row for an image's place, which `save_pretrained` adds
+        state[prefix + name] = whole
+    for key in used - {prefix + name for name in own}:
+        state.pop(key, None)
+    for second in module._tied:
+        state.pop(prefix + renamed(second, module._ours), None)
+    if f"{prefix}qformer.queries" in state:
+        state[prefix + QUERIES] = state[f"{prefix}qformer.queries"]
+
+
+def _names_of(theirs: str, module: TranslatedModule) -> list[str]:
+    """Where a tensor of theirs may be in a state whose names were looked up; word tables have several names."""
+    seconds = [second for second, first in module._tied.items() if first == theirs]
+    return [renamed(name, module._ours) for name in (theirs, *seconds)]
 
 
 def _rename_all(state: dict[str, Any], prefix: str, table: Mapping[str, str]) -> None:

@@ -17,6 +17,9 @@ NEW_TOKENS = 20
 TOP_K = 50
 """transformers' defaults for what a script leaves open: length of a text, and words to draw from."""
 
+NOT_KEPT = ("output_attentions", "output_hidden_states")
+AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways to spread a model over the GPUs of a machine, which is one device here."""
 QUANTISED = {"load_in_8bit": 8, "load_in_4bit": 4}
 
 
@@ -25,13 +28,18 @@ class LoadOptions(TypedDict, total=False):
 
     Attributes:
         dtype, torch_dtype: a type, its name, or "auto", the default: what the folder says it is in.
-        device_map: one device for the whole model, or "auto": the GPU if there is one.
-        revision, cache_dir, local_files_only: where files of a repository come from.
+        device_map: one device for the whole model; or "auto", "balanced", "balanced_low_0" or "sequential": the GPU if
+            there is one.
+        revision, cache_dir, local_files_only, subfolder: where files of a repository come from.
+        token, use_auth_token: of the hub; by default the one of this machine.
         low_cpu_mem_usage, use_safetensors: change nothing: weights are read one at a time, from what there is.
         attn_implementation, weights_only, trust_remote_code, offload_folder, max_memory: change nothing: attention is
             PyTorch's own, no code of a model is ever run, and a model lies on one device.
         load_in_8bit, load_in_4bit: large matrices in so many bits; the rest is then in float32 on a CPU, and in what a
-            GPU computes fast. quantization_config: an object that says one of them, as BitsAndBytesConfig does.
+            GPU computes fast. quantization_config: an object or dictionary that says one of them, as
+            BitsAndBytesConfig does.
+        ignore_mismatched_sizes, output_attentions, output_hidden_states, output_loading_info, force_download, variant:
+            False and None alone; see `REFUSALS`.
     """
 
     dtype: torch.dtype | str | None
@@ -50,6 +58,71 @@ class LoadOptions(TypedDict, total=False):
     load_in_8bit: bool
     load_in_4bit: bool
     quantization_config: object
+    subfolder: str
+    token: str | bool | None
+    use_auth_token: str | bool | None
+    offload_state_dict: bool
+    resume_download: bool | None
+    ignore_mismatched_sizes: bool
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    output_loading_info: bool
+    force_download: bool
+    variant: str | None
+
+
+REFUSALS = {
+    "ignore_mismatched_sizes": "every tensor has to fit: give a folder whose config.json says its weights' sizes",
+    "output_attentions": "attention weights are not kept: leave it out",
+    "output_hidden_states": "hidden states of single layers are not kept: leave it out, and see get_image_features",
+    "output_loading_info": "the model comes alone, and what does not fit is an error: leave it out",
+    "force_download": "whole files are never fetched twice: delete the repository with `hf cache rm` to get it anew",
+    "variant": "use dtype='float16' or 'bfloat16', which casts the plain files' weights as they are read",
+    "config": "the folder's config.json counts: change a copy of it",
+    "state_dict": "write the tensors into the folder, or give them to load_state_dict of the model",
+    "proxies": "set HTTPS_PROXY instead",
+    "gguf_file": "GGUF holds no BLIP-2: give a folder of safetensors",
+    "from_tf": "only weights of PyTorch are read: give a folder of safetensors",
+    "from_flax": "only weights of PyTorch are read: give a folder of safetensors",
+    "tp_plan": "a model lies on one device: give device_map",
+    "key_mapping": "prefixes that wrappers leave are taken off by themselves; other names have to be transformers'",
+}
+"""Keywords of transformers' `from_pretrained` that mean nothing here, and what to do instead."""
+
+
+class CallOptions(TypedDict, total=False):
+    """What a call of a model that writes takes besides its inputs; None is as if left out.
+
+    Attributes:
+        return_dict: False for a tuple.
+        num_items_in_batch: labels of all batches that one step of a Trainer accumulates: with OPT the loss is the
+            sum over this batch divided by it. With T5 it changes nothing, as in transformers.
+        use_cache: changes nothing: a call keeps none.
+        output_attentions, output_hidden_states: False alone: they are not kept.
+    """
+
+    return_dict: bool | None
+    num_items_in_batch: Tensor | int | None
+    use_cache: bool | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+
+
+class SaveOptions(TypedDict, total=False):
+    """Keywords of `save_pretrained` that scripts and transformers' own programs give.
+
+    Attributes:
+        save_function, save_peft_format, save_original_format, distributed_checkpoint, token: change nothing.
+        push_to_hub, variant: False and None alone.
+    """
+
+    save_function: object
+    save_peft_format: bool
+    save_original_format: bool
+    distributed_checkpoint: bool
+    token: str | bool | None
+    push_to_hub: bool
+    variant: str | None
 
 
 class Streamer(Protocol):
@@ -74,7 +147,7 @@ class GenerateOptions(TypedDict, total=False):
         num_return_sequences: texts for each image, one below the other.
         repetition_penalty: with OPT the prompt's words count as used.
         eos_token_id, pad_token_id: other tokens than config.json says.
-        use_cache: changes nothing: there is always a cache.
+        use_cache, labels, synced_gpus: change nothing: there is always a cache, and a Seq2SeqTrainer gives the others.
         generation_config: an object with any of the others, as GenerationConfig is one; they come after what is given.
         return_dict_in_generate: results as an output with `sequences`, and for beams asked with `output_scores` their
             `sequences_scores`.
@@ -97,6 +170,8 @@ class GenerateOptions(TypedDict, total=False):
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
     use_cache: bool | None
+    labels: Tensor | None
+    synced_gpus: bool | None
     generation_config: object
     return_dict_in_generate: bool | None
     output_scores: bool | None
@@ -113,9 +188,31 @@ class GenerationSettings:
     Nothing comes from generation_config.json, which transformers' BLIP-2 does not look at, either.
     """
 
+    _from_model_config = False
+    _shown: dict[str, Any]
+
     def __init__(self) -> None:
-        for name in GenerateOptions.__annotations__:
-            setattr(self, name, None)
+        vars(self)["_shown"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in GenerateOptions.__annotations__:
+            raise AttributeError(f"generate has no option {name!r} here")
+        return vars(self).get("_shown", {}).get(name)
+
+    def _get_default_generation_params(self) -> dict[str, Any]:
+        """What a Seq2SeqTrainer pads to where nothing is set."""
+        return {"max_length": NEW_TOKENS}
+
+    def update(self, defaults_only: bool = False, **values: Any) -> None:
+        """Set options; `defaults_only` those that are shown where nothing is set, which `generate` does not follow."""
+        if defaults_only:
+            self._shown.update(values)
+        else:
+            vars(self).update(values)
+
+    def said(self) -> dict[str, Any]:
+        """What was set."""
+        return {name: value for name, value in vars(self).items() if name != "_shown"}
 
 
 def merged_options(given: GenerateOptions, settings: GenerationSettings | None) -> GenerateOptions:
@@ -127,18 +224,28 @@ def merged_options(given: GenerateOptions, settings: GenerationSettings | None) 
         OptionError: a keyword that `generate` has no use for.
     """
     refuse_unknown("generate", given, GenerateOptions)
-    config = given.get("generation_config")
-    said = {}
-    if config is not None:
-        differing = getattr(config, "to_diff_dict", None)
-        said = dict(vars(config) if differing is None else differing())
-        said = {name: value for name, value in said.items() if value is not None and name not in NO_OPTIONS}
-        refuse_unknown("generate", said, GenerateOptions)
-    own = {} if settings is None else vars(settings)
-    refuse_unknown("generate", own, GenerateOptions)
+    said = _said(given.get("generation_config"))
+    own = _said(settings)
     merged = {**own, **said, **{name: value for name, value in given.items() if value is not None}}
     merged["generation_config"] = None
     return cast(GenerateOptions, merged)
+
+
+def _said(config: Any) -> dict[str, Any]:
+    """What an object of options says. Raises OptionError for one that `generate` has no use for."""
+    if config is None:
+        return {}
+    if isinstance(config, GenerationSettings):
+        said = config.said()
+    else:
+        differing = getattr(config, "to_diff_dict", None)
+        said = dict(vars(config) if differing is None else differing())
+        # What a Seq2SeqTrainer fills in says nothing, either.
+        usual: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
+        said = {name: value for name, value in said.items() if name not in NO_OPTIONS and usual.get(name) != value}
+        said = {name: value for name, value in said.items() if value is not None}
+    refuse_unknown("generate", said, GenerateOptions)
+    return said
 
 
 def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = None) -> None:
@@ -150,10 +257,23 @@ def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = N
         raise OptionError(f"{call} does not know {', '.join(unknown)} here: {hint}")
 
 
+def refuse_load(given: Mapping[str, object]) -> None:
+    """Raises OptionError for keywords of `from_pretrained` that mean nothing here, with what to do instead."""
+    for name, value in given.items():
+        if name in REFUSALS and value not in (None, False):
+            raise OptionError(f"from_pretrained does not know {name} here: {REFUSALS[name]}")
+    refuse_unknown("from_pretrained", {name: None for name in given if name not in REFUSALS}, LoadOptions)
+
+
 def tuple_wanted(call: str, given: Mapping[str, object]) -> bool:
-    """Whether `return_dict` is False. Raises OptionError for any other keyword."""
+    """Whether `return_dict` is False. Raises OptionError for a keyword that a call has no use for."""
     # What is None says nothing: peft passes on keywords that it was not given.
-    refuse_unknown(call, {name: value for name, value in given.items() if name != "return_dict" and value is not None})
+    unknown = [
+        name
+        for name, value in given.items()
+        if value is not None and (name not in CallOptions.__annotations__ or (name in NOT_KEPT and value))
+    ]
+    refuse_unknown(call, dict.fromkeys(unknown))
     return given.get("return_dict") is False
 
 
@@ -174,7 +294,8 @@ def wanted_bits(given: LoadOptions) -> int:
     """8 or 4 for quantised weights, 0 for none. Raises OptionError for a way to quantise that there is not."""
     config = given.get("quantization_config")
     for name, bits in QUANTISED.items():
-        if given.get(name) or getattr(config, name, False):
+        said = config.get(name) if isinstance(config, Mapping) else getattr(config, name, False)
+        if given.get(name) or said:
             return bits
     if config is not None:
         raise OptionError("quantization_config says neither of load_in_8bit and load_in_4bit: give one of them instead")
@@ -200,7 +321,7 @@ def chosen_device(device_map: str | int | torch.device | dict[str, Any] | None) 
         device_map = "cpu"
     if isinstance(device_map, int):
         device_map = f"cuda:{device_map}"
-    return choose_placement(None if device_map == "auto" else str(device_map), "float32").device
+    return choose_placement(None if device_map in AUTOMATIC else str(device_map), "float32").device
 
 
 def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_id: int) -> GenerationOptions:

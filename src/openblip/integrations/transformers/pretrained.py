@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from openblip.errors import OptionError
+from openblip.integrations.transformers.config import ModelConfig
 from openblip.integrations.transformers.folders import LoadedModel, find_folder, read_model
-from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import (
     GenerationSettings,
     LoadOptions,
     chosen_device,
-    refuse_unknown,
+    refuse_load,
     wanted_bits,
 )
 from openblip.integrations.transformers.outputs import FeatureOutput
+from openblip.integrations.transformers.training import Trainable
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-
-class ModelConfig:
-    """config.json by attribute, groups within groups."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = dict(content)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._content:
-            raise AttributeError(f"this model's config has no {name!r}")
-        value = self._content[name]
-        return ModelConfig(value) if isinstance(value, dict) else value
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name, default)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(self._content)
 
 
 class VisionModel(nn.Module):
@@ -74,7 +55,7 @@ class VisionModel(nn.Module):
         return FeatureOutput(last_hidden_state=patches, pooler_output=self.post_layernorm(patches[:, 0]))
 
 
-class Pretrained(TranslatedModule):
+class Pretrained(Trainable):
     """A model of transformers' name over OpenBLIP's network.
 
     Its layers go by transformers' names, so that scripts freeze what they mean to and peft finds its targets.
@@ -108,7 +89,7 @@ class Pretrained(TranslatedModule):
             DownloadError: its files cannot be had.
             OptionError: a keyword of transformers that means nothing here.
         """
-        refuse_unknown("from_pretrained", options, LoadOptions)
+        refuse_load(options)
         device = chosen_device(options.get("device_map"))
         dtype = options.get("dtype") or options.get("torch_dtype") or "auto"
         folder = find_folder(
@@ -116,6 +97,8 @@ class Pretrained(TranslatedModule):
             options.get("revision"),
             options.get("cache_dir"),
             options.get("local_files_only", False),
+            options.get("subfolder", ""),
+            options.get("token") or options.get("use_auth_token"),
         )
         model = cls(read_model(folder, dtype, device, wanted_bits(options))).eval()
         model.name_or_path = str(pretrained_model_name_or_path)
@@ -128,13 +111,6 @@ class Pretrained(TranslatedModule):
     @property
     def dtype(self) -> torch.dtype:
         return self.vision_model.post_layernorm.weight.dtype
-
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Weights; ours has none for EVA's key biases, which are zero."""
-        return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad or not only_trainable)
-
-    def tie_weights(self) -> None:
-        """Nothing: what is tied is one tensor here."""
 
     def _query(self, pixel_values: Tensor, interpolate: bool) -> tuple[FeatureOutput, FeatureOutput]:
         """What the image encoder and the queries see: [B, N, image width] and [B, Q, width]."""

@@ -90,10 +90,15 @@ class Blip2Processor:
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
+        token: str | bool | None = None,
         use_fast: bool | None = None,
+        trust_remote_code: bool | None = None,
         **others: object,
     ) -> Blip2Processor:
-        """The processor of a model, by its name or folder; `use_fast` changes nothing, there is one kind.
+        """The processor of a model, by its name or folder.
+
+        `use_fast` and `trust_remote_code` change nothing: there is one kind, and no code of a model is ever run.
 
         Raises:
             CheckpointError: no such model, or its files are broken.
@@ -101,7 +106,9 @@ class Blip2Processor:
             OptionError: another keyword.
         """
         refuse_unknown("from_pretrained of a processor", others)
-        parts = read_processor(find_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only))
+        name = pretrained_model_name_or_path
+        folder = find_folder(name, revision, cache_dir, local_files_only, subfolder, token)
+        parts = read_processor(folder)
         return cls(BlipImageProcessor(parts.transform), parts.tokenizer, parts.queries)
 
     def __call__(

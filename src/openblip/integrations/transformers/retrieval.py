@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from openblip.errors import CheckpointError, OptionError
 from openblip.integrations.transformers.folders import LoadedModel
@@ -17,6 +17,8 @@ from openblip.integrations.transformers.pretrained import Pretrained
 
 class Matching(Pretrained):
     """The Q-Former with its text side."""
+
+    task = "match"
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
@@ -31,8 +33,13 @@ class Matching(Pretrained):
         self.vision_projection = network.image_projection
         self.text_projection = network.text_projection
         self.itm_head = network.itm_head
-        self.translate("")
+        self.translate("", {})
         self.image_token: int | None = loaded.config["image_token_index"]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of the Q-Former's words."""
+        table: nn.Module = self.qformer.words
+        return table
 
     def _texts(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         ids = ids.to(self.device)
