@@ -57,7 +57,11 @@ def packed_image(name: str, read: Callable[[], bytes]) -> IO[bytes]:
 class _Packed:
     def __init__(self, name: str, read: Callable[[], bytes]) -> None:
         self.name = name
-        self.read = read
+        self._read = read
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._read()
+        return content if size < 0 else content[:size]
 
 
 def _images_in(text: str, recursive: bool) -> Iterator[Image]:

@@ -1,0 +1,52 @@
+"""Commands read images that are no files of their own: in a tar, in a Parquet table, on standard input."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from openblip.models.blip2 import Blip2
+
+from .conftest import Run
+
+
+def in_tar(photo: Path, folder: Path) -> str:
+    with tarfile.open(folder / "images.tar", "w") as tar:
+        tar.add(photo, "one.png")
+        text = b"a caption"
+        entry = tarfile.TarInfo("one.txt")
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text))
+    return str(folder / "images.tar")
+
+
+def in_parquet(photo: Path, folder: Path) -> str:
+    pyarrow.parquet.write_table(pyarrow.table({"image": [photo.read_bytes()]}), folder / "images.parquet")
+    return str(folder / "images.parquet")
+
+
+def on_standard_input(photo: Path, folder: Path) -> str:
+    return "-"
+
+
+@pytest.mark.parametrize("pack", [in_tar, in_parquet, on_standard_input])
+def test_a_packed_image_is_captioned(
+    pack: Callable[[Path, Path], str],
+    run: Run,
+    tiny_model: Blip2,
+    tiny_model_folder: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photos[0].read_bytes())))
+    ran = run("caption", pack(photos[0], tmp_path), "-m", tiny_model_folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.endswith(f": {tiny_model.caption(photos[0])}\n")
