@@ -91,14 +91,15 @@ def test_a_killed_run_goes_on_to_the_same_features(photos: list[Path], tmp_path:
     assert torch.equal(whole.patches(photos, views), resumed.patches(photos, views))
 
 
-def test_shards_that_were_cut_short_are_computed_again(photos: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", ["[", "[" * 99_999, "3", '{"a": 1}', "[[1], 2, 3, 4, 5, 6]"], ids=range(5))
+def test_shards_that_were_cut_short_are_computed_again(photos: list[Path], tmp_path: Path, index: str) -> None:
     folder = tmp_path / "cache"
     whole, _ = build(photos, folder)
     expected = whole.patches(photos, [1] * 40)
     shards = sorted(path for path in folder.glob("*.npy") if len(np.load(path)) == 6)
     shards[0].write_bytes(shards[0].read_bytes()[:-2])
     shards[1].unlink()
-    shards[2].with_suffix(".json").write_text("[")
+    shards[2].with_suffix(".json").write_text(index)
     store = FeatureStore(folder)
     assert sorted(store.broken) == shards[:3]
     assert sum(photo in store for photo in photos) == 40 - 18

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -47,6 +48,25 @@ def test_files(recipe: Path, tiny_model: Blip2, photos: list[Path], tmp_path: Pa
     assert metrics["recipe"]["batch_size"] == 2
     assert metrics["recipe"]["captions"]["meteor"] == "never"
     assert (tmp_path / "out/report.html").is_file()
+
+
+def test_answers_as_the_hub_keeps_them(recipe: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Objects of ten people are ten answers, in a CSV of pandas, too; a question may hold any character."""
+    given = [
+        {"answer": text, "answer_confidence": "yes", "answer_id": at} for at, text in enumerate(["red"] * 9 + ["two"])
+    ]
+    question = "what\u2028color?"
+    row = {"image": str(photos[0]), "question": question, "answers": given}
+    (tmp_path / "data/vqa.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with (tmp_path / "data/vqa.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*row])
+        writer.writeheader()
+        writer.writerow(row)
+    for table in ("vqa.jsonl", "vqa.csv"):
+        changes = ["data.captions=null", f"data.table={table}", f"output={tmp_path / table}.out"]
+        evaluate(load_evaluation(recipe, ["task=questions", *changes]))
+        (told,) = (json.loads(line) for line in (tmp_path / f"{table}.out/predictions.jsonl").read_bytes().splitlines())
+        assert (told["question"], told["references"]) == (question, ["red"] * 9 + ["two"])
 
 
 KILLED = """

@@ -170,10 +170,11 @@ class FeatureStore:
             rows: Rows = np.load(path, mmap_mode="r")
             if rows.shape[0] != len(keys):
                 raise ValueError("rows and names differ in number")
-        except (OSError, ValueError):
+            places = {key: (path, row) for row, key in enumerate(keys)}
+        except (AttributeError, EOFError, LookupError, OSError, RecursionError, TypeError, ValueError):
             return False
         self._shards[path] = rows
-        self._places |= {key: (path, row) for row, key in enumerate(keys)}
+        self._places |= places
         return True
 
     def check_room(self, needed: int) -> None:

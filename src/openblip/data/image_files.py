@@ -38,7 +38,7 @@ def picture_key(picture: Picture) -> str:
     file = picture if isinstance(picture, Path) else picture.archive
     try:
         state = file.stat()
-    except OSError:
+    except (OSError, ValueError):
         # It will be found missing when it is opened; until then it is known by its name.
         return f"{picture}:missing"
     place = "" if isinstance(picture, Path) else f":{picture.place}"

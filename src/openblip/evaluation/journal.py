@@ -58,7 +58,7 @@ class Journal:
             try:
                 fields = json.loads(line)
                 row = int(fields.pop("row"))
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 raise OpenBlipError(f"{path}, line {number}, is no prediction: delete the file to begin anew") from None
             if "error" not in fields:
                 self.done[row] = fields

@@ -108,7 +108,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
     if path.exists():
         try:
             theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError):
+        except (OSError, RecursionError, TypeError, ValueError):
             raise OpenBlipError(
                 f"{path} is broken, which says what the predictions beside it were made with: delete {output} to begin "
                 "anew, or give another output"
@@ -199,7 +199,7 @@ def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
     """The rows with what each is worth; those that were written as they came keep what they said."""
     known = {}
     if journaled:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():  # of text, U+2028 would end a line, too
             fields = json.loads(line)
             known[fields["row"]] = fields
     if known:

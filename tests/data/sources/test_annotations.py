@@ -47,6 +47,30 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_questions(tmp_path / "none.jsonl")
 
 
+def test_lone_texts_lists_and_objects(tmp_path: Path) -> None:
+    """A lone text is one, not as many as it has letters; lists may be called .jsonl; texts may hold any character."""
+    rows: list[dict[str, object]] = [
+        {"image": "a.jpg", "captions": "a\u2028dog", "question": "What?", "answers": "dog"},
+        {"image": "b\\c.jpg", "captions": {"raw": ["two"]}, "question": "What?", "answers": [{"answer": "cat"}, 2]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    for content in ("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), json.dumps(rows, indent=1)):
+        path.write_text(content, encoding="utf-8-sig")
+        assert [row.captions for row in read_captions(path)] == [("a\u2028dog",), ("two",)]
+        assert [row.answers for row in read_questions(path)] == [("dog",), ("cat", "2")]
+        assert [row.image for row in read_captions(path)] == [tmp_path / "a.jpg", tmp_path / "b/c.jpg"]
+    for field, value, words in (
+        ("captions", {"boxes": 1}, "has an object of boxes for captions"),
+        ("captions", [["x"]], "has lists in a list for captions"),
+        ("image", {"path": "a.jpg"}, "has dict for a picture"),
+        ("image", None, "names no picture"),
+        ("question", ["What?", "Why?"], "has 2 texts for question"),
+    ):
+        write_lines(path, [rows[0], {**rows[0], field: value}])
+        with pytest.raises(OpenBlipError, match=rf"rows.jsonl, line 2, {words}"):
+            read_captions(path) if field != "question" else read_questions(path)
+
+
 def test_held_out_share_and_stability() -> None:
     paths = [Path(f"images/{number:012d}.jpg") for number in range(5000)]
     held_out = [path for path in paths if is_held_out(path, 10)]

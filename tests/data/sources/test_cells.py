@@ -180,7 +180,7 @@ def test_the_public_sets_are_read_alike(tmp_path: Path) -> None:
     for field, value, words in (
         ("image", {"path": "a.jpg"}, "has no file name in image"),
         ("image", ["a.jpg"], "has no file name in image"),
-        ("image", "a\0.jpg", "has a path with a null character"),
+        ("image", "a\0.jpg", "has a path with a null character or a line break"),
         ("caption", {"boxes": 1}, "has an object of boxes for caption"),
         ("question_id", [1, 2], "has list for question_id"),
     ):

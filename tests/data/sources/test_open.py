@@ -226,6 +226,72 @@ def test_folders_with_captions_classes_or_a_table(tmp_path: Path) -> None:
         read(tmp_path, "empty")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["IMG.1.txt", "IMG.1.caption", "IMG.1.TXT", "IMG.1.jpg.txt", "IMG.1.JPG.Caption", "IMG.1.json", "IMG.1.jpg.JSON"],
+)
+def test_texts_beside_pictures_are_never_taken_for_classes(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "photos/cat/IMG.1.jpg")
+    put(tmp_path / "photos/dog/IMG.2.jpg")
+    content = '["A dog.", "The dog"]' if name.lower().endswith("json") else "A dog.\nThe dog\n"
+    (tmp_path / "photos/cat" / name).write_text(content)
+    (tmp_path / "photos/cat/notes.txt").write_text("of the trip")
+    skipped: list[str] = []
+    rows = read_source(DataSource("mine", table="photos"), tmp_path, skipped)
+    assert [(row.image_id, row.captions, row.label) for row in rows] == [
+        ("cat/IMG.1.jpg", ("A dog.", "The dog"), ""),
+        ("dog/IMG.2.jpg", (), ""),
+    ]
+    assert skipped == [
+        f"{tmp_path}/photos has 1 texts without a picture of their name ({tmp_path}/photos/cat/notes.txt first)"
+    ]
+
+
+def test_a_picture_whose_texts_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        put(tmp_path / f"photos/x/{name}.jpg")
+    (tmp_path / "photos/x/a.json").write_text('{"caption": "half')
+    (tmp_path / "photos/x/b.txt").write_text("x" * 2**21)
+    (tmp_path / "photos/x/c.json").write_text('{"caption": {"boxes": [1]}}')
+    (tmp_path / "photos/x/d.json").write_text('{"flags": {}, "shapes": []}')  # of a program that draws boxes
+    skipped: list[str] = []
+    (row,) = read_source(DataSource("mine", table="photos"), tmp_path, skipped)
+    assert row.image_id == "x/d.jpg" and [sentence.split(" is left out: ")[1][:12] for sentence in skipped] == [
+        "its JSON can",
+        "b.txt has 20",
+        "its JSON has",
+    ]
+    for name in ("a.json", "b.txt", "c.json"):
+        (tmp_path / "photos/x" / name).unlink()
+    assert [row.label for row in read(tmp_path, "photos")] == ["x"] * 4
+
+
+def test_parquet_reads_the_columns_it_knows(tmp_path: Path) -> None:
+    """Others may hold whatever Python has not; texts may be bytes, as old writers keep them; pictures alone are not."""
+    far = pa.array([2**62] * 2, pa.int64()).cast(pa.timestamp("us", "Mars/Olympus"))
+    columns = {
+        "image": ["a.jpg", "b.jpg"],
+        "caption": [b"a dog", "ü".encode()],
+        "taken": far,
+        "mask": [b"\xff", b"\xfe"],
+    }
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(columns), path)
+    assert [row.captions for row in read(tmp_path, path.name)] == [("a dog",), ("ü",)]
+    for name, column, words in (
+        ("question_id", far, "has values in its column question_id that Python has not"),
+        ("caption", pa.array([b"\xff"] * 2), "row 1, has 1 bytes that are not UTF-8 for caption"),
+        ("image", pa.array([["a.jpg"]] * 2), "row 1, has list for a picture"),
+    ):
+        pq.write_table(pa.table({**columns, name: column}), path)
+        with pytest.raises(OpenBlipError, match=rf"t.parquet.*{words}"):
+            read(tmp_path, path.name)
+    twice = pa.Table.from_arrays([pa.array(["a.jpg"]), pa.array(["x"]), pa.array(["y"])], ["image", "text", "text"])
+    pq.write_table(twice, path)
+    with pytest.raises(OpenBlipError, match=r"t.parquet has several columns 'text'"):
+        read(tmp_path, path.name)
+
+
 def test_broken_tars_are_listed_and_the_rest_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     members = {
         f"{number}.{ending}": content for number in range(3) for ending, content in (("jpg", jpeg()), ("txt", b"hi"))

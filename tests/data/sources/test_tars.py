@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import random
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,56 @@ def test_rubbish_in_the_middle_ends_a_tar_with_a_sentence(tmp_path: Path) -> Non
     assert f"is damaged at byte {offset} of {len(content)}: 1 rows of it are used" in found.trouble
     path.write_bytes(bytes(content[:offset]))
     assert "has no end mark, more may have been to come: 2 rows" in index_shard(path).trouble
+
+
+def test_names_go_up_to_the_ending_not_to_the_first_dot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {
+        "IMG.2020.01.jpg": jpeg(1),
+        "IMG.2020.01.txt": b"one",
+        "IMG.2020.02.JPG": jpeg(2),
+        "IMG.2020.02.json": b'{"caption": "two"}',
+        "v1.0/a.png": jpeg(3),
+        "v1.0/a.png.txt": b"three",
+        "v1.0/b.jpg": jpeg(4),
+        "v1.0/b.caption": b"four",
+        "v1.0/b.depth.png": jpeg(5),
+        "v1.0/b.meta.json": b"{}",
+        "v1.0/c.jpg": jpeg(6),
+        "v1.0/c.webp": jpeg(7),
+        "v1.0/c.TXT": b"five",
+    }
+    path = write_tar(tmp_path / "a.tar", members)
+    skipped: list[str] = []
+    rows = read_tars([path], skipped)
+    assert [row.image_id for row in rows] == ["IMG.2020.01", "IMG.2020.02", "v1.0/a", "v1.0/b", "v1.0/c"]
+    assert [row.captions for row in rows] == [("one",), ("two",), ("three",), ("four",), ("five",)]
+    assert [row.image.read_bytes() for row in rows] == [jpeg(shade) for shade in (1, 2, 3, 4, 6)]
+    assert skipped == [
+        f"{path} has files that are left out: pictures beside another one of their row (2, b.depth.png first), "
+        "texts without a picture of their name (1, b.meta.json first)"
+    ]
+    stream = TarStream([path])
+    assert list(stream) == rows and stream.skipped == skipped
+    list(TarStream([path]).rows(lambda path, trouble: pytest.fail(trouble)))
+    assert caplog.messages == skipped
+
+
+@ANY_FOLDER
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "2", "x.y"]), min_size=1, max_size=3), max_size=6), st.data())
+def test_no_picture_vanishes_untold(tmp_path: Path, stems: list[list[str]], data: st.DataObject) -> None:
+    """Each picture of a tar is a row's, or counted among those that are left out; streams see the same."""
+    endings = st.lists(st.sampled_from(["jpg", "PNG", "txt", "json", "cls", "jpg.txt"]), min_size=1, unique=True)
+    names = sorted({f"{'.'.join(stem)}.{ending}" for stem in stems for ending in data.draw(endings)})
+    path = write_tar(
+        tmp_path / "a.tar", {name: jpeg() if name.lower()[-3:] in ("jpg", "png") else b"[]" for name in names}
+    )
+    skipped: list[str] = []
+    rows = read_tars([path], skipped)
+    pictures = [name for name in names if name.lower()[-3:] in ("jpg", "png")]
+    found = [int(number) for number in re.findall(r"of their row \((\d+),", " ".join(skipped))]
+    assert len(rows) + sum(found) == len(pictures)
+    stream = TarStream([path])
+    assert sorted(keys(list(stream))) == sorted(keys(rows))
 
 
 def test_a_row_with_broken_json_is_left_out(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ not up to its first dot.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -70,7 +71,7 @@ def sample_of(picture: Picture, name: str, texts: Mapping[str, str]) -> Sample:
 
 def caption_lines(text: str) -> tuple[str, ...]:
     """A caption a line; empty lines are none."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line.strip() for line in re.split(r"[\r\n]+", text) if line.strip())
 
 
 def text_of(name: str, size: int, read: Callable[[], bytes]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from openblip.data.sample import Sample
 from openblip.data.sources.beside import TEXTS, sample_of, split_name, text_of
+from openblip.data.sources.json_rows import reading
 from openblip.data.sources.records import tell_skipped
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.sources import find_images
@@ -55,7 +56,9 @@ def _texts_beside(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
     """Files with texts by what they have in common with their picture, and by their ending."""
     found: dict[str, dict[str, Path]] = {}
     for folder in sorted(folders):
-        for path in sorted(folder.iterdir()):
+        with reading(folder / "*"):
+            paths = sorted(folder.iterdir())
+        for path in paths:
             key, ending = split_name(path.as_posix())
             if ending in TEXTS and not path.name.startswith(".") and path.is_file():
                 found.setdefault(key, {}).setdefault(ending, path)
@@ -64,7 +67,8 @@ def _texts_beside(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
 
 def _sample(picture: Path, name: str, paths: Mapping[str, Path]) -> Sample:
     texts = {ending: text_of(path.name, path.stat().st_size, path.read_bytes) for ending, path in paths.items()}
-    return sample_of(picture, name, texts)
+    # A file's name may be of bytes that are no text; an id is written to files.
+    return sample_of(picture, name.encode("utf-8", "backslashreplace").decode(), texts)
 
 
 def _with_classes(folder: Path, paths: Sequence[Path], samples: Sequence[Sample]) -> list[Sample]:

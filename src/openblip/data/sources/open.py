@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from openblip.data.sample import Sample
 from openblip.data.sources.annotations import is_held_out, read_captions, read_questions
+from openblip.data.sources.cells import encodable
 from openblip.data.sources.folders import read_folder
 from openblip.data.sources.paths import check_path, expand_pattern
 from openblip.data.sources.records import tell_skipped
@@ -110,7 +112,8 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
     tell_skipped(left_out, skipped)
     if not samples:
         more = [f"{len(left_out) - SHOWN_REASONS} more"] if len(left_out) > SHOWN_REASONS else []
-        reasons = "; ".join(left_out[:SHOWN_REASONS] + more) or "check its files"
+        files = (source.captions, source.questions, source.table, source.dataset)
+        reasons = "; ".join(left_out[:SHOWN_REASONS] + more) or f"check {' and '.join(filter(None, files))}"
         raise OpenBlipError(f"the data source {source.name!r} has no rows: {reasons}")
     return samples
 
@@ -136,7 +139,7 @@ def find_missing(samples: Iterable[Sample], shown: int = 5) -> Missing:
             files[picture if isinstance(picture, Path) else picture.archive] = None
         if sample.video is not None:
             files[sample.video] = None
-    gone = [path for path in files if not path.is_file()]
+    gone = [path for path in files if not os.path.isfile(path)]  # False, too, for names that no system takes
     return Missing(len(files), len(gone), tuple(gone[:shown]))
 
 
@@ -158,13 +161,12 @@ def _from_annotations(source: DataSource, data_root: Path) -> list[Sample]:
         for row in read_captions(data_root / source.captions, source.split, images):
             image = shared.setdefault(row.image, row.image)
             captions = tuple(caption for caption in row.captions if caption.strip())
-            samples.append(Sample((image,), image.name, captions=captions))
+            samples.append(Sample((image,), encodable(image.name), captions=captions))
     if source.questions is not None:
         for asked in read_questions(data_root / source.questions, images):
             image = shared.setdefault(asked.image, asked.image)
-            samples.append(
-                Sample((image,), image.name, question=asked.question, answers=(asked.answer,), kind=asked.kind)
-            )
+            name, answers = encodable(image.name), (asked.answer,)
+            samples.append(Sample((image,), name, question=asked.question, answers=answers, kind=asked.kind))
     return samples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -29,8 +30,10 @@ def check_path(text: str, place: str) -> str:
     Raises:
         OpenBlipError: it may not.
     """
-    if "\0" in text:
-        raise OpenBlipError(f"{place} has a path with a null character: write the file's name anew")
+    if not {"\0", "\n", "\r"}.isdisjoint(text):
+        raise OpenBlipError(
+            f"{place} has a path with a null character or a line break: rename the file, or write it anew"
+        )
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:
@@ -86,7 +89,7 @@ def expand_pattern(pattern: str, folder: Path) -> list[Path]:
 def _counted(pattern: str) -> list[str]:
     texts = [pattern]
     while any(braces := [_BRACES.search(text) for text in texts]):
-        if sum(1 if found is None else _count(found) for found in braces) > MOST_FILES:
+        if sum(math.prod(map(_count, _BRACES.finditer(text))) for text in texts) > MOST_FILES:
             raise OpenBlipError(f"the pattern {pattern} stands for more than {MOST_FILES:,} files: count less far")
         texts = [made for text, found in zip(texts, braces, strict=True) for made in _filled(text, found)]
     return texts

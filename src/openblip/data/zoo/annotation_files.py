@@ -8,7 +8,7 @@ from sys import intern
 from typing import Any, TypeGuard
 
 from openblip.data.sources.cells import TEXT_KEYS, encodable, shown_columns, to_id, to_text, to_texts
-from openblip.data.sources.json_rows import load_json, read_values
+from openblip.data.sources.json_rows import load_json, read_values, reading
 from openblip.data.sources.paths import check_path
 from openblip.errors import OpenBlipError
 
@@ -131,3 +131,9 @@ def read_object(path: Path, *lists: str) -> Entry:
     if missing:
         raise OpenBlipError(f"{path} has no list {' and no list '.join(missing)}: {OTHER_FILE}")
     return entry
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; U+2028 and its like, at which `str.splitlines` cuts, are within them."""
+    with reading(path), path.open(encoding="utf-8-sig") as file:
+        return [line.rstrip("\n") for line in file]

@@ -14,7 +14,7 @@ from sys import intern
 from typing import TypeAlias
 
 from openblip.data.sample import Sample
-from openblip.data.sources.cells import shown_columns
+from openblip.data.sources.cells import encodable, shown_columns
 from openblip.data.sources.paths import check_path
 from openblip.data.zoo.annotation_files import Entry, read_entries, read_object
 from openblip.errors import OpenBlipError
@@ -60,7 +60,7 @@ def picture_id(name: str) -> str:
     """COCO's number of a picture where it is one of COCO's, else the file's name without its ending."""
     file = PurePosixPath(name).name
     found = COCO_NAME.fullmatch(file)
-    return str(int(found.group(1))) if found else PurePosixPath(file).stem
+    return str(int(found.group(1))) if found else encodable(PurePosixPath(file).stem)
 
 
 # LAVIS' own lists: a JSON list of rows, all data sets alike but for the names of some keys.
@@ -268,7 +268,7 @@ def read_nlvr(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]
             samples.append(
                 Sample(
                     tuple(shared(name) for name in names),
-                    image_id=PurePosixPath(names[0]).stem.rpartition("-")[0],
+                    image_id=encodable(PurePosixPath(names[0]).stem).rpartition("-")[0],
                     sample_id=row.id("identifier"),
                     captions=(row.text("sentence"),),
                     label=intern(row.text("label")),
@@ -303,6 +303,6 @@ def read_snli_ve(files: Sequence[Path], pictures: Path, split: str) -> list[Samp
             if label == "-":
                 continue
             name = number if number.endswith(".jpg") else f"{number}.jpg"
-            picture, stem = shared(name), PurePosixPath(name).stem
+            picture, stem = shared(name), encodable(PurePosixPath(name).stem)
             samples.append(Sample((picture,), stem, row.id("pairID"), captions=(sentence,), label=intern(label)))
     return samples

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from openblip.data.sample import Sample
-from openblip.data.zoo.annotation_files import read_entries, read_object
+from openblip.data.sources.cells import encodable
+from openblip.data.zoo.annotation_files import read_entries, read_lines, read_object
 from openblip.data.zoo.layouts import Shared
 from openblip.errors import OpenBlipError
 
@@ -21,7 +22,7 @@ def read_lavis_videos(files: Sequence[Path], films: Path, split: str) -> list[Sa
     return [
         Sample(
             video=shared(row.file_name("video")),
-            image_id=PurePosixPath(row.file_name("video")).stem,
+            image_id=encodable(PurePosixPath(row.file_name("video")).stem),
             sample_id=row.id("question_id", "id"),
             captions=row.texts("caption"),
             question=row.text("question"),
@@ -33,7 +34,8 @@ def read_lavis_videos(files: Sequence[Path], films: Path, split: str) -> list[Sa
 
 
 def _told(shared: Shared, name: str, captions: tuple[str, ...], sample_id: str = "") -> Sample:
-    return Sample(video=shared(name), image_id=PurePosixPath(name).stem, sample_id=sample_id, captions=captions)
+    film = encodable(PurePosixPath(name).stem)
+    return Sample(video=shared(name), image_id=film, sample_id=sample_id, captions=captions)
 
 
 def read_msrvtt(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
@@ -60,7 +62,7 @@ def read_video_questions(files: Sequence[Path], films: Path, split: str) -> list
     names: dict[str, str] = {}
     for path in files:
         if path.suffix == ".txt":
-            pairs = (line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+            pairs = (line.split() for line in read_lines(path) if line.strip())
             names |= {label: f"{name}.avi" for name, label in pairs}
     samples = []
     for path in (path for path in files if path.suffix != ".txt"):
@@ -77,11 +79,11 @@ def read_video_questions(files: Sequence[Path], films: Path, split: str) -> list
 def read_msvd_captions(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
     """MSVD's `AllVideoDescriptions.txt` (a film's name and a sentence a line) with the list of films of a split."""
     described, listed = files
-    wanted = {line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
+    wanted = {line.strip() for line in read_lines(listed) if line.strip()}
     wanted = {re.sub(r"\.(avi|mp4)$", "", name) for name in wanted}
     shared = Shared(films)
     samples = []
-    for line in described.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(described):
         name, _, caption = line.strip().partition(" ")
         if name in wanted and caption and not line.startswith("#"):
             samples.append(_told(shared, f"{name}.avi", (caption,)))

@@ -9,11 +9,12 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from openblip.data.sample import Sample
+from openblip.data.sources.cells import encodable
 from openblip.data.sources.folders import read_folder
 from openblip.data.sources.json_rows import reading
 from openblip.data.sources.paths import expand_pattern
 from openblip.data.sources.tars import read_tars
-from openblip.data.zoo.annotation_files import read_object
+from openblip.data.zoo.annotation_files import read_lines, read_object
 from openblip.data.zoo.layouts import Shared
 from openblip.errors import OpenBlipError
 from openblip.images.sources import is_address
@@ -50,12 +51,12 @@ def read_sbu(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
         if not all(isinstance(text, str) for text in (*addresses, *captions)):
             raise OpenBlipError(f"{files[0]} has addresses or captions that are no texts: get it again")
     else:
-        addresses, captions = ([*path.read_text(encoding="utf-8").splitlines()] for path in files)
+        addresses, captions = map(read_lines, files)
     if len(addresses) != len(captions):
         raise OpenBlipError(f"{files[0]} has {len(addresses)} addresses for {len(captions)} captions: get it again")
     names = [PurePosixPath(urlsplit(address).path).name for address in addresses]
     return [
-        Sample((pictures / name,), PurePosixPath(name).stem, captions=(caption.strip(),))
+        Sample((pictures / name,), encodable(PurePosixPath(name).stem), captions=(encodable(caption.strip()),))
         for name, caption in zip(names, captions, strict=True)
     ]
 

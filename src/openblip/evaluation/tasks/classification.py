@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from openblip.data.sample import Picture, Sample
+from openblip.data.sources.cells import to_id, to_text
+from openblip.data.sources.json_rows import read_values
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.labels import label_accuracy
@@ -86,16 +87,10 @@ def read_labels(path: Path, samples: Sequence[Sample]) -> list[str]:
         OpenBlipError: the file is missing or malformed, or has not every sample's label.
     """
     found: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise OpenBlipError(f"{path}: {error.strerror or error}: give the file of predicted labels") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            found[str(row["sample_id"])] = str(row["label"])
-        except (ValueError, KeyError, TypeError):
-            raise OpenBlipError(f'{path}, line {number}, needs to be JSON with "sample_id" and "label"') from None
+    for place, row in read_values(path):
+        if not isinstance(row, dict) or not {"sample_id", "label"} <= row.keys():
+            raise OpenBlipError(f'{place} needs to be JSON with "sample_id" and "label"')
+        found[to_id(row["sample_id"], place, "sample_id")] = to_text(row["label"], place, "label")
     missing = [sample.sample_id for sample in samples if sample.sample_id not in found]
     if missing:
         raise OpenBlipError(f"{path} has no label for {len(missing)} rows, the first being {missing[0]!r}")

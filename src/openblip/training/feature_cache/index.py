@@ -72,7 +72,7 @@ class KnownEncoders:
     def _read(self, section: str) -> dict[str, Any]:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))[section]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, RecursionError, TypeError):
             return {}
         return found if isinstance(found, dict) else {}
 
