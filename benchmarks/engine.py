@@ -105,13 +105,17 @@ class Ours:
 
     def caption(self, images: list[Image.Image], beams: int) -> list[str]:
         found = self.model.caption_many(
-            images, prompt="", batch_size=BATCH, beams=beams, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS
+            images, prompt="", batch_size=BATCH, num_beams=beams, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS
         )
         return [caption.text for one in found for caption in one.captions]
 
     def ask(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
         found = self.model.complete(
-            self.model.visual_prompt(images[0]), prompts, beams=1, max_tokens=ANSWER_TOKENS, min_tokens=ANSWER_TOKENS
+            self.model.visual_prompt(images[0]),
+            prompts,
+            num_beams=1,
+            max_new_tokens=ANSWER_TOKENS,
+            min_new_tokens=ANSWER_TOKENS,
         )
         return [answer.text for answer in found]
 
@@ -161,7 +165,9 @@ def settle(model: Blip2) -> None:
     packed = -1
     while packed < (packed := sum(layer.packed is not None for layer in layers)) or packed < len(layers) // 2:
         for number in range(3):
-            model.caption(Image.effect_noise((64, 48), 50 + number + packed).convert("RGB"), beams=5, min_tokens=20)
+            model.caption(
+                Image.effect_noise((64, 48), 50 + number + packed).convert("RGB"), num_beams=5, min_new_tokens=20
+            )
 
 
 def main() -> None:
@@ -267,7 +273,7 @@ def settled(device: str) -> None:
 
 def first_token_seconds(model: Blip2, image: Image.Image) -> float:
     start = time.perf_counter()
-    model.caption(image, prompt="", beams=1, max_tokens=1)
+    model.caption(image, prompt="", num_beams=1, max_new_tokens=1)
     return time.perf_counter() - start
 
 
@@ -278,9 +284,9 @@ def step_seconds(model: Blip2, number: int) -> float:
 
 def timed_caption(model: Blip2, tokens: int, number: int) -> float:
     image = Image.effect_noise((64, 48), 10 + number).convert("RGB")
-    model.caption(image, prompt="", beams=1, max_tokens=1)
+    model.caption(image, prompt="", num_beams=1, max_new_tokens=1)
     start = time.perf_counter()
-    model.caption(image, prompt="", beams=1, max_tokens=tokens, min_tokens=tokens)
+    model.caption(image, prompt="", num_beams=1, max_new_tokens=tokens, min_new_tokens=tokens)
     return time.perf_counter() - start
 
 

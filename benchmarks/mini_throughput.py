@@ -1,6 +1,6 @@
 """How many photos a second get a caption, from JPEG files to texts, and which stage takes how much of the time.
 
-    python benchmarks/mini_throughput.py [--model mini] [--images 64] [--beams 1 5] [--batches 1 8 32] [--rounds 3]
+    python benchmarks/mini_throughput.py [--model mini] [--images 64] [--num-beams 1 5] [--batches 1 8 32] [--rounds 3]
                                          [--threads 2]
 
 JPEGs of 640x480, all different, are drawn and written here, and captioned by `caption_many`, as `openblip caption
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help="name or folder")
     parser.add_argument("--dtype", default="float32", help="float32 or int8")
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--num-beams", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -91,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = openblip.load(options.model, device="cpu", dtype=options.dtype, image_cache=0)
     rows: dict[tuple[int, int], list[dict[str, float]]] = {
-        (beams, size): [] for beams in options.beams for size in options.batches
+        (beams, size): [] for beams in options.num_beams for size in options.batches
     }
     decoding = []
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def main() -> None:
                 few = paths if turn else paths[:size]  # the first is a warm-up
                 with watched(model) as stages:
                     start = time.perf_counter()
-                    for captioned in model.caption_many(few, beams=beams, batch_size=size):
+                    for captioned in model.caption_many(few, num_beams=beams, batch_size=size):
                         if captioned.error is not None:
                             raise captioned.error
                     total = time.perf_counter() - start

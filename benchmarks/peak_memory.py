@@ -20,7 +20,8 @@ import openblip, resource, sys
 from PIL import Image
 model = openblip.load(sys.argv[1], dtype=sys.argv[2])
 for beams in (1, 5):
-    model.caption(Image.effect_noise((640, 480), 50 + beams).convert("RGB"), beams=beams, max_tokens=20, min_tokens=20)
+    image = Image.effect_noise((640, 480), 50 + beams).convert("RGB")
+    model.caption(image, num_beams=beams, max_new_tokens=20, min_new_tokens=20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 THEIRS = """

@@ -1,6 +1,6 @@
 """What it saves to read an image's visual prompt once for all questions about it, and a prompt once for all its beams.
 
-    python benchmarks/prefix_sharing.py [--questions 8] [--beams 5] [--rounds 3] [--threads 1]
+    python benchmarks/prefix_sharing.py [--questions 8] [--num-beams 5] [--rounds 3] [--threads 1]
 
 A decoder of OPT's layout (by default 12 layers of 1024) with random weights answers questions of 6 to 14 tokens behind
 a visual prompt of 32. Three ways take turns: as OpenBLIP did before, with a copy of the whole prompt for every beam,
@@ -93,7 +93,7 @@ class CopyingReading:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--num-beams", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=10)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--depth", type=int, default=12)
@@ -107,7 +107,7 @@ def main() -> None:
     lengths = torch.randint(6, 15, (given.questions,)).tolist()
     questions = [model.embed(torch.randint(VOCABULARY, (length,))) for length in lengths]
     whole = [torch.cat([visual, question]) for question in questions]
-    options = GenerationOptions(max_new_tokens=given.new_tokens, num_beams=given.beams)
+    options = GenerationOptions(max_new_tokens=given.new_tokens, num_beams=given.num_beams)
     kept = Prefix(model, visual)
     ways: dict[str, Callable[[], Texts]] = {
         "every beam with a copy of its prompt": lambda: generate(Copying(model), whole, options),
@@ -128,8 +128,8 @@ def main() -> None:
             if ids != first:
                 raise SystemExit(f"{name} gives other texts")
     print(
-        f"{given.questions} questions, beam {given.beams}, {given.new_tokens} tokens each, {given.threads} threads, "
-        f"torch {torch.__version__}\n"
+        f"{given.questions} questions, beam {given.num_beams}, {given.new_tokens} tokens each, "
+        f"{given.threads} threads, torch {torch.__version__}\n"
     )
     print("| what | s, median | lowest to highest | times as fast |\n|---|---|---|---|")
     slowest = statistics.median(next(iter(taken.values())))
@@ -139,7 +139,7 @@ def main() -> None:
     rows = [
         Row(name, slowest / (one := statistics.median(all)), ours=one, theirs=slowest) for name, all in taken.items()
     ]
-    settings = f"{given.questions} questions, beam {given.beams}, {given.depth} layers of {given.width}"
+    settings = f"{given.questions} questions, beam {given.num_beams}, {given.depth} layers of {given.width}"
     finish(rows[1:], given.json, f"{settings}, {given.threads} threads, {given.rounds} rounds")
 
 

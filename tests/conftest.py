@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.model_parts import ANSWERS, CAPTIONS, GenerationDefaults, ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
@@ -69,7 +70,9 @@ def tiny_parts() -> ModelParts:
         transform=ImageTransform(64),
         matching=MatchingText(Tokenizer(pieces.tokenizer, "[CLS]", "[PAD]"), max_tokens=16),
         tokenizer=Tokenizer(words, "</s>", "<pad>"),
-        defaults=GenerationDefaults(caption_max_tokens=8, caption_min_tokens=2, answer_max_tokens=6),
+        defaults=GenerationDefaults(
+            captions=replace(CAPTIONS, max_new_tokens=8, min_new_tokens=2), answers=replace(ANSWERS, max_new_tokens=6)
+        ),
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "openblip"
 
-MODEL_ROOMS = {"checkpoints", "devices", "errors", "files", "generation", "images", "nn", "options", "saving", "text"}
+MODEL_ROOMS = {"checkpoints", "devices", "errors", "files", "generation", "images", "nn", "saving", "text"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -31,12 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": {"errors"},
     "fetch": {"errors", "web"},
     "generation": {"errors", "nn"},
-    "options": {"errors", "generation"},
-    "writing": {"checkpoints", "generation", "options", "results", "text"},
-    "checkpoints": {"errors", "fetch", "files", "images", "nn", "saving", "text"},
+    "checkpoints": {"errors", "fetch", "files", "generation", "images", "nn", "saving", "text"},
     "machine": {"checkpoints", "devices", "nn"},
     "matching": {"errors", "images", "nn", "results", "text"},
-    "models": MODEL_ROOMS | {"matching", "results", "writing"},
+    "models": MODEL_ROOMS | {"matching", "results"},
     "verification": {"checkpoints", "errors", "images", "models"},
     "data": {"errors", "fetch", "files", "images", "saving", "text"},
     "recipes": {"errors", "files", "saving"},
@@ -47,11 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "errors",
         "files",
+        "generation",
         "images",
         "matching",
         "models",
         "nn",
-        "options",
         "recipes",
         "results",
         "saving",
@@ -65,10 +63,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "evaluation",
         "files",
+        "generation",
         "images",
         "machine",
         "models",
-        "options",
         "recipes",
         "results",
         "saving",

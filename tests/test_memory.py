@@ -22,7 +22,7 @@ folder, count, every = sys.argv[1], *map(int, sys.argv[2:])
 files = sorted(Path(folder).iterdir())
 model, resident = openblip.load(device="cpu"), []
 sources = (files[n % len(files)] if n % 2 else files[n % len(files)].read_bytes() for n in range(count))
-for number, found in enumerate(model.caption_many(sources, beams=2, max_tokens=6), 1):
+for number, found in enumerate(model.caption_many(sources, num_beams=2, max_new_tokens=6), 1):
     if number % every == 0:
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 print(json.dumps(resident))

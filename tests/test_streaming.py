@@ -26,13 +26,13 @@ from openblip.training.init.vocabulary import train_decoder_tokenizer
 from .checkpoints.theirs import t5_words
 
 QUESTION = "what color is the ball?"
-WAYS: list[dict[str, Any]] = [{}, {"max_tokens": 1}, {"max_tokens": 24, "min_tokens": 24}]
-WAYS += [{"top_p": 0.9, "seed": seed, "max_tokens": 16} for seed in range(3)]
+WAYS: list[dict[str, Any]] = [{}, {"max_new_tokens": 1}, {"max_new_tokens": 24, "min_new_tokens": 24}]
+WAYS += [{"top_p": 0.9, "seed": seed, "max_new_tokens": 16} for seed in range(3)]
 
 
 def whole_way(options: dict[str, Any]) -> dict[str, Any]:
     """The same text in one piece: greedily, unless it is drawn."""
-    return options if "top_p" in options else {"beams": 1, **options}
+    return options if "top_p" in options else {"num_beams": 1, **options}
 
 
 def drained(pieces: Pieces) -> tuple[list[str], str]:
@@ -68,7 +68,7 @@ def test_pieces_join_to_the_text(tiny_model: Blip2, photos: list[Path], options:
         assert chat.turns == other.turns != []
         told, returned = drained(chat.ask("why", stream=True, **options))
         assert "".join(told) == other.ask("why", **whole) == chat.turns[-1][1]
-    assert several or options.get("max_tokens") == 1
+    assert several or options.get("max_new_tokens") == 1
 
 
 def steps_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
@@ -90,7 +90,7 @@ def test_pieces_come_as_tokens_are_chosen(
     tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = steps_of(monkeypatch)
-    pieces = tiny_model.ask(photos[0], QUESTION, stream=True, max_tokens=40, min_tokens=40)
+    pieces = tiny_model.ask(photos[0], QUESTION, stream=True, max_new_tokens=40, min_new_tokens=40)
     assert steps == []
     seen = []
     for _ in pieces:
@@ -104,17 +104,17 @@ def test_what_is_wrong_is_said_at_once(tiny_model: Blip2, photos: list[Path], tm
     looks = len(model.image_cache)
     for call, error, words in [
         (
-            lambda: model.ask(photos[0], QUESTION, stream=True, beams=2),
+            lambda: model.ask(photos[0], QUESTION, stream=True, num_beams=2),
             OptionError,
             "a beam search chooses its text at",
         ),
-        (lambda: model.caption(photos[0], stream=True, beams=5), OptionError, "give beams=1, or draw"),
+        (lambda: model.caption(photos[0], stream=True, num_beams=5), OptionError, "give num_beams=1, or sample"),
         (lambda: model.ask(photos[0], [QUESTION], stream=True), OptionError, "one answer at a time"),
         (lambda: model.caption(photos[:1], stream=True), OptionError, "one caption of one image"),
         (lambda: model.caption(photos[0], stream=True, num_captions=2), OptionError, "one caption of one image"),
         (lambda: model.ask(photos[0], "?", stream=True), OptionError, "the question is empty"),
         (lambda: model.ask(photos[0], QUESTION, stream=True, colour=2), OptionError, "unknown option colour"),
-        (lambda: model.ask(photos[0], QUESTION, stream=True, max_tokens=999), OptionError, "positions"),
+        (lambda: model.ask(photos[0], QUESTION, stream=True, max_new_tokens=999), OptionError, "positions"),
         (lambda: model.caption(tmp_path / "none.jpg", stream=True), ImageError, "none.jpg"),
     ]:
         with pytest.raises(error, match=words):
@@ -182,7 +182,7 @@ def test_whoever_stops_listening_leaves_nothing(
     stop: Callable[[Pieces], None],
     front: str,
 ) -> None:
-    long: dict[str, Any] = {"max_tokens": 40, "min_tokens": 40}
+    long: dict[str, Any] = {"max_new_tokens": 40, "min_new_tokens": 40}
     chat = tiny_model.chat(photos[1])
     begin: dict[str, Callable[[], Pieces]] = {
         "ask": lambda: tiny_model.ask(photos[1], QUESTION, stream=True, **long),
@@ -219,17 +219,17 @@ def test_a_failure_halfway_leaves_nothing(
 ) -> None:
     chat = tiny_model.chat(photos[2])
     for _ in range(3):
-        expected = "".join(chat.ask(QUESTION, stream=True, max_tokens=30, min_tokens=30))
+        expected = "".join(chat.ask(QUESTION, stream=True, max_new_tokens=30, min_new_tokens=30))
         chat.turns.clear()
     before = left()
     with monkeypatch.context() as patch:
         steps_of(patch, fail_at=20)
         told: list[str] = []
         with pytest.raises(RuntimeError, match="it broke"):
-            told.extend(chat.ask(QUESTION, stream=True, max_tokens=30, min_tokens=30))
+            told.extend(chat.ask(QUESTION, stream=True, max_new_tokens=30, min_new_tokens=30))
     assert expected.startswith("".join(told)) and told != []
     assert (left(), chat.turns) == (before, [])
-    assert "".join(chat.ask(QUESTION, stream=True, max_tokens=30, min_tokens=30)) == expected
+    assert "".join(chat.ask(QUESTION, stream=True, max_new_tokens=30, min_new_tokens=30)) == expected
 
 
 # Ids to pieces

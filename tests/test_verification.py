@@ -55,7 +55,10 @@ def verify(
 
 def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Blip2, photos: list[Path]) -> None:
     prompt = "Question: what is it? Answer:"
-    told = [tiny_model.caption(photos[0], prompt=asked, beams=5, min_tokens=1, max_tokens=30) for asked in ("", prompt)]
+    told = [
+        tiny_model.caption(photos[0], prompt=asked, num_beams=5, min_new_tokens=1, max_new_tokens=30)
+        for asked in ("", prompt)
+    ]
     match = tiny_model.match(photos[0], "a dog")
     code, lines = verify(
         PublishedText("photo1.png", told[0]),

@@ -33,14 +33,14 @@ class PublishedText:
 
     Attributes:
         prompt: what it was told to go on from; None for its own way to ask for a caption.
-        beams, max_tokens: as in the run that was published.
+        num_beams, max_new_tokens: as in the run that was published.
     """
 
     image: str
     text: str
     prompt: str | None = None
-    beams: int = 5
-    max_tokens: int = 30
+    num_beams: int = 5
+    max_new_tokens: int = 30
 
     @property
     def task(self) -> str:
@@ -48,7 +48,12 @@ class PublishedText:
 
     def run(self, model: Blip2, image: ImageSource) -> Outcome:
         found = model.caption(
-            image, prompt=self.prompt, beams=self.beams, max_tokens=self.max_tokens, min_tokens=1, length_penalty=1.0
+            image,
+            prompt=self.prompt,
+            num_beams=self.num_beams,
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=1,
+            length_penalty=1.0,
         )
         return Outcome(self.task, self.text, found, found == self.text)
 
@@ -118,12 +123,12 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     ),
     "blip2/pretrain": STAGE_1_PRETRAINED,
     "Salesforce/blip2-opt-2.7b": (
-        PublishedText("demo.jpg", "a woman sitting on the beach with a dog", beams=1, max_tokens=20),
-        PublishedText("demo.jpg", "it's not a city, it's a beach", WHICH_CITY, beams=1, max_tokens=20),
+        PublishedText("demo.jpg", "a woman sitting on the beach with a dog", num_beams=1, max_new_tokens=20),
+        PublishedText("demo.jpg", "it's not a city, it's a beach", WHICH_CITY, num_beams=1, max_new_tokens=20),
     ),
     "Salesforce/blip2-flan-t5-xl": (
-        PublishedText("demo.jpg", "woman playing with dog on the beach", beams=1, max_tokens=20),
-        PublishedText("demo.jpg", "san diego", WHICH_CITY, beams=1, max_tokens=20),
+        PublishedText("demo.jpg", "woman playing with dog on the beach", num_beams=1, max_new_tokens=20),
+        PublishedText("demo.jpg", "san diego", WHICH_CITY, num_beams=1, max_new_tokens=20),
     ),
     "Salesforce/blip2-itm-vit-g": (
         PublishedMatch("demo.jpg", "A woman and her dog sitting in a beach", 0.9762, 0.4406),

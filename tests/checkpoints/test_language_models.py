@@ -91,7 +91,7 @@ def test_saved_without_the_language_model_and_loaded_with_it(
     assert set(load_file(tmp_path / "model.safetensors")) == set(parts.network.state_dict())
     model = openblip.load(tmp_path, device="cpu")
     first = openblip.Blip2(parts, model.placement)
-    for options in ({"beams": 1}, {"beams": 3, "num_captions": 2}, {"top_p": 0.9, "seed": 1}):
+    for options in ({"num_beams": 1}, {"num_beams": 3, "num_captions": 2}, {"top_p": 0.9, "seed": 1}):
         assert model.caption(list(photos), **options) == first.caption(list(photos), **options)
     assert len(set(model.caption(list(photos)))) > 1, "captions depend on the image"
     questions = ["what is it?", "how many children are there?"]

@@ -93,7 +93,7 @@ def test_logits_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]
 def test_ids_are_those_of_their_generate(
     writer: Theirs, our_writer: Blip2, photos: list[Path], beams: int, prompt: str | None
 ) -> None:
-    found = our_writer.caption_many(photos, prompt=prompt or "", beams=beams, max_tokens=9, min_tokens=2)
+    found = our_writer.caption_many(photos, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=2)
     said = set()
     for path, captioned in zip(photos, found, strict=True):
         inputs = inputs_of(writer, path, prompt)
@@ -116,12 +116,12 @@ def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Blip2
 
     questions = ["What is it?", "is the dog red"]
     asked = [theirs(f"Question: {question.lower().rstrip('?')}? Short answer:") for question in questions]
-    assert our_writer.ask(photos[0], questions, beams=1, max_tokens=7, min_tokens=0) == asked
+    assert our_writer.ask(photos[0], questions, num_beams=1, max_new_tokens=7, min_new_tokens=0) == asked
     chat = our_writer.chat(photos[0])
     first = theirs(f"Question: {questions[0].lower()} Answer:")
-    assert chat.ask(questions[0], beams=1, max_tokens=7, min_tokens=0) == first
+    assert chat.ask(questions[0], num_beams=1, max_new_tokens=7, min_new_tokens=0) == first
     told = f"{PROMPT} {first}. Question: is the dog red? Answer:"
-    assert chat.ask(questions[1], beams=1, max_tokens=7, min_tokens=0) == theirs(told)
+    assert chat.ask(questions[1], num_beams=1, max_new_tokens=7, min_new_tokens=0) == theirs(told)
     # No positions: nothing that was said is ever left out.
     assert our_writer.fits("a red dog " * 500)
 
@@ -187,7 +187,9 @@ def test_our_own_folder_holds_it(writer: Theirs, our_writer: Blip2, photos: list
     assert found.tokenizer is not None and (found.tokenizer.start_id, found.tokenizer.pad_id) == (1, 0)
     assert found.defaults == parts.defaults and found.defaults.stop_token == "</s>"
     ours = openblip.load(tmp_path, device="cpu")
-    assert ours.caption(photos, beams=2, max_tokens=6) == our_writer.caption(photos, beams=2, max_tokens=6)
+    assert ours.caption(photos, num_beams=2, max_new_tokens=6) == our_writer.caption(
+        photos, num_beams=2, max_new_tokens=6
+    )
     assert ours.ask(photos[1], "What is it?") == our_writer.ask(photos[1], "What is it?")
 
 

@@ -155,11 +155,11 @@ def test_recipes_are_lavis() -> None:
     coco, opt, t5 = (
         get_model(name) for name in ("blip2_opt/caption_coco_opt2.7b", "blip2_opt/pretrain_opt2.7b", HUB_T5)
     )
-    assert (coco.image_size, coco.prompts().caption, coco.defaults().caption_min_tokens) == (364, "a photo of", 8)
-    assert (opt.image_size, opt.prompts().caption, opt.defaults().caption_min_tokens) == (224, "", 1)
+    assert (coco.image_size, coco.prompts().caption, coco.defaults().captions.min_new_tokens) == (364, "a photo of", 8)
+    assert (opt.image_size, opt.prompts().caption, opt.defaults().captions.min_new_tokens) == (224, "", 1)
     assert opt.prompts().ask("why?") == "Question: why? Short answer:"
-    assert (opt.defaults().stop_token, opt.defaults().answer_length_penalty) == ("\n", 0.0)
-    assert (t5.defaults().stop_token, t5.defaults().answer_length_penalty) == ("</s>", -1.0)
+    assert (opt.defaults().stop_token, opt.defaults().answers.length_penalty) == ("\n", 0.0)
+    assert (t5.defaults().stop_token, t5.defaults().answers.length_penalty) == ("</s>", -1.0)
 
 
 HUB_T5 = "Salesforce/blip2-flan-t5-xl"

@@ -32,7 +32,7 @@ def test_several_answers_are_told_apart(
 def test_json_has_an_object_for_every_answer(
     run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path, tmp_path: Path
 ) -> None:
-    ran = run("ask", mixed_folder, *QUESTIONS, "-m", tiny_model_folder, "--json", "--max-tokens", "4")
+    ran = run("ask", mixed_folder, *QUESTIONS, "-m", tiny_model_folder, "--json", "--max-new-tokens", "4")
     assert ran.code == 1
     assert [(Path(record["image"]).name, record.get("question")) for record in ran.records] == [
         ("a.png", QUESTIONS[0]),
@@ -41,7 +41,7 @@ def test_json_has_an_object_for_every_answer(
         ("c.png", QUESTIONS[0]),
         ("c.png", QUESTIONS[1]),
     ]
-    expected = tiny_model.answer(mixed_folder / "a.png", QUESTIONS, max_tokens=4)
+    expected = tiny_model.answer(mixed_folder / "a.png", QUESTIONS, max_new_tokens=4)
     assert [one["answer"] for one in ran.records[:2]] == [answer.text for answer in expected]
     # The model at hand may have seen the image in a batch before, where sums round otherwise.
     assert [one["score"] for one in ran.records[:2]] == pytest.approx([answer.score for answer in expected], rel=1e-5)
@@ -61,13 +61,13 @@ def test_streamed_answers_are_the_greedy_ones(
 ) -> None:
     ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out == tiny_model.ask(photos[0], QUESTIONS[0], beams=1) + "\n"
+    assert ran.out == tiny_model.ask(photos[0], QUESTIONS[0], num_beams=1) + "\n"
     ran = run("ask", mixed_folder, *QUESTIONS, "-m", tiny_model_folder, "--stream")
     good = [mixed_folder / name for name in ("a.png", "c.png")]
     assert ran.lines == [
-        f"{path}: {asked} {tiny_model.ask(path, asked, beams=1)}" for path in good for asked in QUESTIONS
+        f"{path}: {asked} {tiny_model.ask(path, asked, num_beams=1)}" for path in good for asked in QUESTIONS
     ]
     assert ran.code == 1 and "b.jpg" in ran.err
-    for options, told in ((["--json"], "leave out --json"), (["--beams", "2"], "a beam search chooses its text")):
+    for options, told in ((["--json"], "leave out --json"), (["--num-beams", "2"], "a beam search chooses its text")):
         ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream", *options)
         assert (ran.code, ran.out) == (2, "") and told in ran.err

@@ -56,17 +56,21 @@ def test_json_and_several_captions(run: Run, tiny_model: Blip2, tiny_model_folde
 def test_generation_options_arrive(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
     base = ["caption", str(photos[0]), "-m", str(tiny_model_folder)]
     flags: dict[str, dict[str, Any]] = {
-        "--beams 2 --length-penalty -2 --max-tokens 5": {"beams": 2, "length_penalty": -2.0, "max_tokens": 5},
+        "--num-beams 2 --length-penalty -2 --max-new-tokens 5": {
+            "num_beams": 2,
+            "length_penalty": -2.0,
+            "max_new_tokens": 5,
+        },
         "--top-p 0.95 --temperature 1.4 --seed 5": {"top_p": 0.95, "temperature": 1.4, "seed": 5},
-        "--top-k 9 --seed 0 --min-tokens 6": {"top_k": 9, "seed": 0, "min_tokens": 6},
-        "--beams 1 --repetition-penalty 3": {"beams": 1, "repetition_penalty": 3.0},
+        "--top-k 9 --seed 0 --min-new-tokens 6": {"top_k": 9, "seed": 0, "min_new_tokens": 6},
+        "--num-beams 1 --repetition-penalty 3": {"num_beams": 1, "repetition_penalty": 3.0},
     }
     for words, options in flags.items():
         expected = tiny_model.caption(photos[0], prompt="a dog", **options)
         assert run(*base, "--prompt", "a dog", *words.split()).lines == [f"{photos[0]}: {expected}"]
-    ran = run(*base, "--beams", "3", "--top-p", "0.9")
+    ran = run(*base, "--num-beams", "3", "--top-p", "0.9")
     assert (ran.code, ran.out) == (2, "")
-    assert "beams" in ran.err
+    assert "num_beams" in ran.err
     assert ran.err.count("\n") == 1
 
 

@@ -45,8 +45,8 @@ def test_a_wrong_question_ends_a_piped_conversation(
 @pytest.mark.parametrize(
     ("given", "options", "greedy"),
     [
-        ([], {"beams": 1}, True),
-        (["--beams", "3"], {"beams": 3}, False),
+        ([], {"num_beams": 1}, True),
+        (["--num-beams", "3"], {"num_beams": 3}, False),
         (["--top-p", "0.9", "--seed", "3"], {"top_p": 0.9, "seed": 3}, True),
     ],
 )

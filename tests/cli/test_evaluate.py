@@ -28,11 +28,11 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_dry_run_prints_a_recipe_that_can_be_run(run: Run, recipe: Path, tmp_path: Path) -> None:
-    ran = run("evaluate", recipe, "limit=3", "text.beams=2", "--dry-run")
+    ran = run("evaluate", recipe, "limit=3", "text.num_beams=2", "--dry-run")
     assert (ran.code, ran.err) == (0, "")
     printed = tmp_path / "printed.yaml"
     printed.write_text(ran.out, encoding="utf-8")
-    assert load_evaluation(printed) == load_evaluation(recipe, ["limit=3", "text.beams=2"])
+    assert load_evaluation(printed) == load_evaluation(recipe, ["limit=3", "text.num_beams=2"])
 
 
 def test_a_table_a_page_and_what_was_left_out(
@@ -71,7 +71,7 @@ def test_a_table_a_page_and_what_was_left_out(
 def test_wrong_recipes_are_explained(run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, message in (
         ([tmp_path / "no.yaml"], "no recipe at"),
-        ([recipe, "beams=3"], "beams"),
+        ([recipe, "num_beams=3"], "num_beams"),
         ([recipe, f"data_root={tmp_path}"], "photos.jsonl"),
     ):
         ran = run("evaluate", *arguments)

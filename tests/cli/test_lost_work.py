@@ -207,7 +207,7 @@ def test_other_commands_leave_what_is_kept_alone(
     kept = part.read_bytes()
     ask = commands(folder, tiny_model_folder)["answers.jsonl"]
     others: list[tuple[list[str | Path], str]] = [
-        ([*command, "--beams", "2"], "--beams was left out, now 2"),
+        ([*command, "--num-beams", "2"], "--num-beams was left out, now 2"),
         ([*command, "--batch-size", "3"], "--batch-size was 2, now 3"),
         ([*command, "--json"], "--json was False, now True"),
         ([*command, "--prompt", "a"], "--prompt was left out, now a"),

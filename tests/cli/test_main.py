@@ -108,7 +108,7 @@ def test_help_tells_exit_codes_and_version(run: Run) -> None:
     assert run("--version").out == f"openblip {openblip.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["captoin"], ["caption"], ["caption", "x.png", "--beams", "many"]])
+@pytest.mark.parametrize("arguments", [[], ["captoin"], ["caption"], ["caption", "x.png", "--num-beams", "many"]])
 def test_wrong_usage_is_code_2(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.code == 2

@@ -38,23 +38,23 @@ def write(path: Path, text: str = "") -> Path:
 
 def test_overrides(tmp_path: Path) -> None:
     recipe = load_evaluation(
-        write(tmp_path / "r.yaml", "text: {beams: 3}\n"),
+        write(tmp_path / "r.yaml", "text: {num_beams: 3}\n"),
         ["text.prompt=a photo of", "captions.spice=required", "on_bad_image=stop", "data.split=val", "limit=5"],
     )
-    assert (recipe.text.beams, recipe.text.prompt, recipe.data.split) == (3, "a photo of", "val")
+    assert (recipe.text["num_beams"], recipe.prompt, recipe.data.split) == (3, "a photo of", "val")
     assert (recipe.task, recipe.captions.spice, recipe.on_bad_image) == (Task.CAPTIONS, Wish.REQUIRED, BadImage.STOP)
-    assert recipe.text.options == {"beams": 3}
+    assert recipe.text_options() == {"num_beams": 3}
     for frame in ("Question: {question} Answer:", "{question} Answer:", "Q: {question}"):
         asked = load_evaluation(tmp_path / "r.yaml", ["task=questions", f"text.prompt={frame}"])
-        assert asked.text.prompt == frame
+        assert asked.prompt == frame
 
 
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
-        ("beams: 3\n", [], "beams"),
+        ("num_beams: 3\n", [], "num_beams"),
         ("text: {beam: 3}\n", [], "beam"),
-        ("text: {beams: many}\n", [], "many"),
+        ("text: {num_beams: many}\n", [], "many"),
         ("captions: {meteor: off}\n", [], "meteor"),
         ("", ["limit=0"], "limit is 0"),
         ("", ["data.stream=true"], "leave stream out"),

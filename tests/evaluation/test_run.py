@@ -112,7 +112,7 @@ def test_the_number_format_is_told(tiny_model_folder: Path, dtype: str, told: st
     assert number_format(openblip.load(tiny_model_folder, device="cpu", dtype=dtype)) == told
 
 
-@pytest.mark.parametrize("override", ["text.beams=2", "limit=4", "dtype=int8"])
+@pytest.mark.parametrize("override", ["text.num_beams=2", "limit=4", "dtype=int8"])
 def test_another_runs_predictions_are_not_taken_for_ones_own(recipe: Path, tmp_path: Path, override: str) -> None:
     evaluate(load_evaluation(recipe))
     before = (tmp_path / "out/predictions.jsonl").read_bytes()

@@ -29,7 +29,6 @@ from openblip.evaluation.settings import (
     RetrievalSettings,
     Settings,
     Task,
-    TextSettings,
     Wish,
 )
 from openblip.evaluation.tasks.classification import NO_LABEL
@@ -44,10 +43,10 @@ def captions(**settings: object) -> Settings:
 
 def test_captions_are_the_models(tiny_model: Blip2, captioned: list[Sample]) -> None:
     seen: list[tuple[int, int]] = []
-    text = TextSettings(prompt="a dog", beams=2, max_tokens=5, length_penalty=-1)
+    text = {"prompt": "a dog", "num_beams": 2, "max_new_tokens": 5, "length_penalty": -1}
     found = score_model(tiny_model, captioned, captions(text=text), lambda done, total: seen.append((done, total)))
     said = tiny_model.caption(
-        [sample.image for sample in captioned], prompt="a dog", beams=2, max_tokens=5, length_penalty=-1
+        [sample.image for sample in captioned], prompt="a dog", num_beams=2, max_new_tokens=5, length_penalty=-1
     )
     assert [row.prediction for row in found.rows] == said
     names = [str(number) for number in range(5)]
@@ -115,11 +114,11 @@ def test_questions_of_several_pictures_are_answered_together(
 
 
 def test_a_frame_for_questions_is_what_the_model_reads(tiny_model: Blip2, questioned: list[Sample]) -> None:
-    text = TextSettings(prompt="Question: {question} Short answer:", beams=1, max_tokens=3)
+    text = {"prompt": "Question: {question} Short answer:", "num_beams": 1, "max_new_tokens": 3}
     found = score_model(tiny_model, questioned[:1], Settings(Task.QUESTIONS, text=text))
     seen = tiny_model.look(questioned[0].image)
     prompt = "Question: what color is the ball? Short answer:"
-    assert found.rows[0].prediction == tiny_model.complete(seen, [prompt], beams=1, max_tokens=3)[0].text
+    assert found.rows[0].prediction == tiny_model.complete(seen, [prompt], num_beams=1, max_new_tokens=3)[0].text
 
 
 def test_retrieval_is_that_of_rank_both(tiny_model: Blip2, captioned: list[Sample]) -> None:
@@ -280,7 +279,7 @@ def test_what_cannot_be_evaluated_is_told_first(
         ([replace(questioned[0], answers=("red",))], Settings(Task.QUESTIONS), "accuracy=exact"),
         (captioned, Settings(Task.CLASSIFICATION), "no label"),
         (captioned, captions(), "at least 1"),
-        (questioned, Settings(Task.QUESTIONS, text=TextSettings("Q: A:"), questions=exact), "{question}"),
+        (questioned, Settings(Task.QUESTIONS, text={"prompt": "Q: A:"}, questions=exact), "{question}"),
     ]
     for samples, settings, message in wrong:
         if message == "at least 1":

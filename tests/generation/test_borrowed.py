@@ -74,7 +74,7 @@ def test_ids_equal_transformers(pair, kind: str, beams: int) -> None:  # type: i
         settings = {"max_new_tokens": 12, "num_beams": beams, "min_new_tokens": 2 * (seed % 2)}
         their_names = {**settings, "num_return_sequences": beams, "eos_token_id": list(STOPS), "pad_token_id": STOP}
         expected = theirs_says(theirs, prompts, config.start_ids, **their_names)
-        options = GenerationOptions(**settings, num_return=beams, stop_ids=STOPS)
+        options = GenerationOptions(**settings, num_return_sequences=beams, stop_ids=STOPS)
         found = [text for texts in generate(ours, prompts, options) for text in texts]
         assert [text.ids for text in found] == [cut(row) for row in expected.tolist()], seed
         said += found
@@ -86,8 +86,12 @@ def test_ids_equal_transformers(pair, kind: str, beams: int) -> None:  # type: i
 @pytest.mark.parametrize(
     "options",
     [
-        GenerationOptions(max_new_tokens=9, sample=True, num_return=3, top_p=0.9, seed=4, stop_ids=(STOP,)),
-        GenerationOptions(max_new_tokens=9, num_beams=4, num_return=2, repetition_penalty=1.4, stop_ids=(STOP,)),
+        GenerationOptions(
+            max_new_tokens=9, do_sample=True, num_return_sequences=3, top_p=0.9, seed=4, stop_ids=(STOP,)
+        ),
+        GenerationOptions(
+            max_new_tokens=9, num_beams=4, num_return_sequences=2, repetition_penalty=1.4, stop_ids=(STOP,)
+        ),
     ],
     ids=["sample", "penalised-beam"],
 )

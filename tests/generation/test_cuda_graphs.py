@@ -159,7 +159,9 @@ def test_many_prompts_end_one_after_the_other() -> None:
         for options in (
             GenerationOptions(max_new_tokens=20, repetition_penalty=1.5, stop_ids=tuple(range(10))),
             GenerationOptions(max_new_tokens=20, num_beams=3, early_stopping=True, stop_ids=tuple(range(10))),
-            GenerationOptions(max_new_tokens=20, sample=True, num_return=2, seed=1, stop_ids=tuple(range(10))),
+            GenerationOptions(
+                max_new_tokens=20, do_sample=True, num_return_sequences=2, seed=1, stop_ids=tuple(range(10))
+            ),
         ):
             graphs = Graphs(model, taped)
             assert assert_same(generate(graphs, prompts, options), generate(model, prompts, options)) > 12
@@ -171,9 +173,11 @@ def test_steps_are_shared_by_all_that_fit(monkeypatch: pytest.MonkeyPatch) -> No
     model = random_decoder(draw)
     graphs = Graphs(model, repeated)
     for count, length, tokens in [(3, 9, 5), (4, 30, 12), (4, 2, 3)]:
-        generate(graphs, rows(draw, [length] * count, model.config.token_width), GenerationOptions(tokens))
+        generate(
+            graphs, rows(draw, [length] * count, model.config.token_width), GenerationOptions(max_new_tokens=tokens)
+        )
     assert graphs.idle == ((4, 1, CAPACITY_STEP, 0),)
-    generate(graphs, rows(draw, [40], model.config.token_width), GenerationOptions(24))
+    generate(graphs, rows(draw, [40], model.config.token_width), GenerationOptions(max_new_tokens=24))
     assert graphs.idle[-1] == (1, 1, CAPACITY_STEP, 0)
 
 
@@ -301,13 +305,13 @@ def test_a_whole_model_says_the_same(tiny_model: Blip2, photos: list[Path]) -> N
     captured.image_cache = ImageCache()
     captured.graphs = Graphs(tiny_model.network.decoder, taped)
     questions = ["what color is the ball?", "how many children?"]
-    for options in ({}, {"beams": 1}, {"top_p": 0.9, "seed": 1}):
+    for options in ({}, {"num_beams": 1}, {"top_p": 0.9, "seed": 1}):
         assert captured.caption(photos, **options) == tiny_model.caption(photos, **options)
         for _ in range(2):
             assert captured.ask(photos[0], questions, **options) == tiny_model.ask(photos[0], questions, **options)
     chat, other = captured.chat(photos[1]), tiny_model.chat(photos[1])
     for question in questions:
-        assert "".join(chat.ask(question, stream=True)) == other.ask(question, beams=1)
+        assert "".join(chat.ask(question, stream=True)) == other.ask(question, num_beams=1)
     assert captured.graphs.idle and tiny_model.graphs is None
 
 

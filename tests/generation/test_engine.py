@@ -57,8 +57,10 @@ def prompts(seed: int, count: int) -> list[Tensor]:
 
 OPTIONS = {
     "greedy": GenerationOptions(max_new_tokens=12, stop_ids=(3, 4, 5)),
-    "beam": GenerationOptions(max_new_tokens=12, num_beams=4, num_return=3, stop_ids=(3, 4, 5)),
-    "sample": GenerationOptions(max_new_tokens=12, sample=True, num_return=3, top_p=0.9, seed=11, stop_ids=(3, 4, 5)),
+    "beam": GenerationOptions(max_new_tokens=12, num_beams=4, num_return_sequences=3, stop_ids=(3, 4, 5)),
+    "sample": GenerationOptions(
+        max_new_tokens=12, do_sample=True, num_return_sequences=3, top_p=0.9, seed=11, stop_ids=(3, 4, 5)
+    ),
     "penalised": GenerationOptions(
         max_new_tokens=12, num_beams=3, repetition_penalty=1.4, min_new_tokens=4, stop_ids=(3, 4)
     ),
@@ -99,7 +101,7 @@ def test_log_probabilities_are_the_models_own(model: Opt | T5, name: str) -> Non
 
 
 def test_results_are_sorted_and_different(model: Opt | T5) -> None:
-    texts = generate(model, prompts(2, 1), GenerationOptions(max_new_tokens=9, num_beams=5, num_return=5))[0]
+    texts = generate(model, prompts(2, 1), GenerationOptions(max_new_tokens=9, num_beams=5, num_return_sequences=5))[0]
     scores = [text.score for text in texts]
     assert scores == sorted(scores, reverse=True)
     assert len({text.ids for text in texts}) == 5
@@ -126,13 +128,13 @@ def test_distribution_equals_transformers_warpers(temperature: float, top_k: int
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    options = GenerationOptions(sample=True, temperature=temperature, top_k=top_k, top_p=top_p)
+    options = GenerationOptions(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p).resolved()
     torch.testing.assert_close(shape_distribution(logits, options), expected.softmax(dim=1))
 
 
 def test_draws_follow_the_distribution(decoder: Opt) -> None:
     row = prompts(1, 1)[0]
-    options = GenerationOptions(max_new_tokens=1, sample=True, num_return=4000, top_k=4, seed=0)
+    options = GenerationOptions(max_new_tokens=1, do_sample=True, num_return_sequences=4000, top_k=4, seed=0).resolved()
     drawn = torch.tensor([text.ids[0] for text in generate(decoder, [row], options)[0]])
     chances = shape_distribution(decoder.logits(decoder(row[None])[:, -1]), options)[0]
     counts = torch.bincount(drawn, minlength=VOCABULARY).float()
@@ -146,7 +148,7 @@ def test_seeds_repeat_and_differ(model: Opt | T5) -> None:
     rows = prompts(4, 2)
 
     def draw(seed: int | None) -> list[tuple[int, ...]]:
-        options = GenerationOptions(max_new_tokens=10, sample=True, seed=seed)
+        options = GenerationOptions(max_new_tokens=10, do_sample=True, seed=seed)
         return [texts[0].ids for texts in generate(model, rows, options)]
 
     assert draw(1) == draw(1)
@@ -156,7 +158,7 @@ def test_seeds_repeat_and_differ(model: Opt | T5) -> None:
 
 def test_stream_gives_the_same_tokens_one_by_one(model: Opt | T5) -> None:
     for name in ("greedy", "sample"):
-        options = GenerationOptions(**{**vars(OPTIONS[name]), "num_return": 1})
+        options = GenerationOptions(**{**vars(OPTIONS[name]), "num_return_sequences": 1})
         for row in prompts(6, 3):
             tokens = []
             for token in stream(model, row, options):
@@ -184,18 +186,18 @@ def test_t5_reads_its_prompts_once(t5: T5, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"max_new_tokens": 0}, "max_tokens"),
-        ({"min_new_tokens": 31}, "min_tokens"),
-        ({"num_beams": 0}, "beams"),
-        ({"num_return": 2}, "2 texts from 1 beams"),
-        ({"num_beams": 2, "sample": True}, "one or the other"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"min_new_tokens": 31, "max_new_tokens": 30}, "min_new_tokens"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_return_sequences": 2, "num_beams": 1}, "2 texts from num_beams=1"),
+        ({"num_beams": 2, "do_sample": True}, "one or the other"),
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
-        ({"num_return": 0}, "at least 1"),
+        ({"num_return_sequences": 0}, "at least 1"),
     ],
 )
 def test_wrong_options_are_named(values: dict[str, float], words: str) -> None:

@@ -71,10 +71,12 @@ def random_options(draw: random.Random, kind: str) -> GenerationOptions:
     if kind == "beam":
         beams = draw.randint(2, 5)
         return replace(
-            shared, num_beams=beams, num_return=draw.randint(1, beams), length_penalty=draw.choice([-1.0, 1])
+            shared, num_beams=beams, num_return_sequences=draw.randint(1, beams), length_penalty=draw.choice([-1.0, 1])
         )
     if kind == "sample":
-        return replace(shared, sample=True, num_return=draw.randint(1, 4), top_p=0.9, seed=draw.randrange(99))
+        return replace(
+            shared, do_sample=True, num_return_sequences=draw.randint(1, 4), top_p=0.9, seed=draw.randrange(99)
+        )
     return shared
 
 

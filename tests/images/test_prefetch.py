@@ -285,7 +285,7 @@ def test_an_interrupt_reaches_the_caller_from_the_source_and_from_the_work(threa
 
 def test_captions_and_matches_leave_no_thread(tiny_model: Blip2, photos: list[Path]) -> None:
     many = photos * 4
-    captions = tiny_model.caption_many(iter(many), batch_size=2, beams=1, max_tokens=2)
+    captions = tiny_model.caption_many(iter(many), batch_size=2, num_beams=1, max_new_tokens=2)
     matches = tiny_model.match_many(iter(many), ["a dog"], batch_size=2)
     for found in (captions, matches):
         next(iter(found))

@@ -282,7 +282,7 @@ def test_a_folder_of_ours(tiny_model: Blip2, tiny_model_folder: Path, photos: li
         )
         ids = model.generate(**inputs, num_beams=3, max_new_tokens=8, repetition_penalty=1.0)
         new = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        expected = tiny_model.caption(photos, prompt=prompt, beams=3, max_tokens=8, min_tokens=0)
+        expected = tiny_model.caption(photos, prompt=prompt, num_beams=3, max_new_tokens=8, min_new_tokens=0)
         assert [" ".join(text.split()) for text in new] == expected
     assert model.generate(**inputs, repetition_penalty=1.5).shape[0] == 5
     with pytest.raises(OpenBlipError, match="also writes"):
@@ -329,7 +329,7 @@ def test_wrong_ways_to_load(opt: Theirs, options: dict[str, Any], words: str) ->
     [
         ({"no_repeat_ngram_size": 2}, "generate does not know no_repeat_ngram_size here: use max_new_tokens"),
         ({"max_length": 5}, "max_length is 5 and the prompt has 21 tokens, .* max_new_tokens"),
-        ({"max_new_tokens": 0}, "max_tokens is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 500}, "positions"),
         ({"num_beams": 2, "do_sample": True}, "one or the other"),
         ({"eos_token_id": [1, 2]}, "eos_token_id has 2 tokens"),

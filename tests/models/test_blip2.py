@@ -143,10 +143,10 @@ def test_the_prompt_leads_and_is_not_repeated(tiny_model: Blip2, photos: list[Pa
 
 def test_token_limits_count_new_tokens_alone(tiny_model: Blip2, photos: list[Path]) -> None:
     long_prompt = "a dog runs on the beach and two children play with a red ball"
-    for limits in ({"max_tokens": 3}, {"min_tokens": 20, "max_tokens": 20}):
+    for limits in ({"max_new_tokens": 3}, {"min_new_tokens": 20, "max_new_tokens": 20}):
         (found,) = tiny_model.caption_many(photos[:1], prompt=long_prompt, **limits)
         length = len(found.captions[0].tokens)
-        assert limits.get("min_tokens", 0) <= length <= limits["max_tokens"]
+        assert limits.get("min_new_tokens", 0) <= length <= limits["max_new_tokens"]
 
 
 def test_draws_repeat_with_a_seed(tiny_model: Blip2, photos: list[Path]) -> None:
@@ -295,21 +295,21 @@ def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Blip2, ph
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"num_beams": 3}, "unknown option num_beams"),
-        ({"beams": 3, "top_p": 0.9}, "beams"),
-        ({"beams": 0}, "beams is 0"),
-        ({"beams": 2, "num_captions": 3}, "3 texts from 2 beams"),
-        ({"num_captions": 0}, "0 texts"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9"),
-        ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"beams": 3}, "unknown option beams: did you mean num_beams?"),
+        ({"num_beams": 3, "top_p": 0.9}, "num_beams"),
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": 2, "num_captions": 3}, "3 texts from num_beams=2"),
+        ({"num_captions": 0}, "the number of texts is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"temperature": 0.0}, "temperature"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"batch_size": 0}, "batch_size"),
-        ({"max_tokens": 1000}, "position"),
+        ({"max_new_tokens": 1000}, "position"),
     ],
 )
 def test_wrong_options_are_named(tiny_model: Blip2, photos: list[Path], options: dict[str, Any], named: str) -> None:

@@ -36,14 +36,14 @@ def test_the_template_is_the_papers(tiny_model: Blip2, photos: list[Path], monke
     chat = tiny_model.chat(photos[0])
     assert chat.ask("Which city is this?") == "singapore"
     assert chat.ask("why") == "it has a statue of a merlion"
-    assert chat.ask("really ?", beams=2) == "yes"
+    assert chat.ask("really ?", num_beams=2) == "yes"
     assert scripted.prompts == [
         "Question: which city is this? Answer:",
         "Question: which city is this? Answer: singapore. Question: why? Answer:",
         "Question: which city is this? Answer: singapore. "
         "Question: why? Answer: it has a statue of a merlion. Question: really? Answer:",
     ]
-    assert scripted.options[-1] == {"beams": 2}
+    assert scripted.options[-1] == {"num_beams": 2}
     assert chat.turns[0] == ("which city is this?", "singapore")
 
 
@@ -91,13 +91,13 @@ def test_fits_is_what_generation_accepts(tiny_model: Blip2, photos: list[Path]) 
     for count in range(140, 160):
         prompt = "~" * count  # the vocabulary has no longer piece of it
         try:
-            tiny_model.complete(visual_prompt, [prompt], beams=1)
+            tiny_model.complete(visual_prompt, [prompt], num_beams=1)
             accepted = True
         except OptionError:
             accepted = False
         assert tiny_model.fits(prompt) == accepted
-        assert tiny_model.fits(prompt, max_tokens=160 - 5 - count)
-        assert not tiny_model.fits(prompt, max_tokens=160 - 4 - count)
+        assert tiny_model.fits(prompt, max_new_tokens=160 - 5 - count)
+        assert not tiny_model.fits(prompt, max_new_tokens=160 - 4 - count)
         outcomes.add(accepted)
     assert outcomes == {True, False}
 
@@ -105,7 +105,7 @@ def test_fits_is_what_generation_accepts(tiny_model: Blip2, photos: list[Path]) 
 def test_a_long_conversation_stays_within_the_positions(tiny_model: Blip2, photos: list[Path]) -> None:
     chat = tiny_model.chat(photos[0])
     for number in range(6):
-        assert isinstance(chat.ask("how many children play on the beach?", max_tokens=10 + 10 * number), str)
+        assert isinstance(chat.ask("how many children play on the beach?", max_new_tokens=10 + 10 * number), str)
 
 
 def test_a_question_that_cannot_fit_is_refused(tiny_model: Blip2, photos: list[Path]) -> None:

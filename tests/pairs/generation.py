@@ -113,7 +113,7 @@ def random_options(draw: random.Random, beams: int) -> GenerationOptions:
         num_beams=beams,
         length_penalty=draw.choice([-1.0, 0.0, 0.6, 1.0, 2.0]),
         early_stopping=draw.random() < 0.3,
-        num_return=draw.randint(1, beams),
+        num_return_sequences=draw.randint(1, beams),
         repetition_penalty=draw.choice([1.0, 1.0, 1.3, 0.8]),
         stop_ids=draw.choice(STOPS),
     )
@@ -130,7 +130,7 @@ def run_transformers(
         max_new_tokens=options.max_new_tokens,
         min_new_tokens=options.min_new_tokens,
         num_beams=options.num_beams,
-        num_return_sequences=options.num_return,
+        num_return_sequences=options.num_return_sequences,
         length_penalty=options.length_penalty,
         early_stopping=options.early_stopping,
         repetition_penalty=options.repetition_penalty,

@@ -85,7 +85,7 @@ def test_a_recipe_trains_what_lies_before_it(
     assert last < fall * first
     model = openblip.load(output, device="cpu")
     again = openblip.load(output, device="cpu")
-    for options in ({"beams": 1}, {"beams": 3}, {"top_p": 0.9, "seed": 2}):
+    for options in ({"num_beams": 1}, {"num_beams": 3}, {"top_p": 0.9, "seed": 2}):
         captions = model.caption(list(photos), **options)
         assert captions == again.caption(list(photos), **options)
     print(captions, model.ask(photos[0], "what color is the ball?"))
@@ -135,7 +135,9 @@ def test_what_is_said_behind_visual_prompts_is_transformers_own(
         do_sample=False,
         pad_token_id=stop,
     ).tolist()
-    found = generate(model.network.language_model, rows, GenerationOptions(12, num_beams=beams, stop_ids=(stop,)))
+    found = generate(
+        model.network.language_model, rows, GenerationOptions(max_new_tokens=12, num_beams=beams, stop_ids=(stop,))
+    )
     assert [texts[0].ids for texts in found] == [
         tuple(row[: row.index(stop)] if stop in row else row) for row in expected
     ]

@@ -100,7 +100,7 @@ def test_captions_change_and_the_best_weights_are_kept(
     assert after == "A red ball." != before
     shown = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert shown[0]["prediction"] == openblip.load(tiny_model_folder, device="cpu").caption(
-        tmp_path / "photos" / Path(shown[0]["image"]).name, beams=3
+        tmp_path / "photos" / Path(shown[0]["image"]).name, num_beams=3
     )
     assert shown[-1]["prediction"] in ("A red ball.", "A blue ball.")
     told = capsys.readouterr().out.splitlines()

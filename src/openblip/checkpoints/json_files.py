@@ -13,7 +13,7 @@ from openblip.errors import CheckpointError
 
 Config = TypeVar("Config")
 
-MAY_BE_ZERO = ("vocab_size", "place_width", "start_id", "caption_min_tokens")
+MAY_BE_ZERO = ("vocab_size", "place_width", "start_id")
 LARGEST = {"depth": 1_000, "decoder_depth": 1_000, "depth_scale": 100, "width_scale": 100, "image_size": 10_000}
 """Beyond these, building the network or squashing an image fills the memory before anything can be compared."""
 KINDS: dict[object, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -2,33 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
+from openblip.generation.options import GenerationOptions, read_options, user_options
 from openblip.images.decode import ImageTransform
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
 
 if TYPE_CHECKING:
     from openblip.nn.blip2 import Blip2Network
 
+CAPTIONS = GenerationOptions(num_beams=5, max_new_tokens=30, min_new_tokens=0, length_penalty=1.0)
+ANSWERS = GenerationOptions(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
+"""What models do that say nothing of their own; an answer is never empty."""
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How a model is best asked for text when the user does not say.
+    """How a model generates text where the user says nothing.
 
     Attributes:
         stop_token: ends a caption or an answer ("\\n" for OPT).
     """
 
     stop_token: str = "\n"
-    caption_beams: int = 5
-    caption_max_tokens: int = 30
-    caption_min_tokens: int = 0
-    caption_length_penalty: float = 1.0
-    answer_beams: int = 5
-    answer_max_tokens: int = 10
-    answer_length_penalty: float = -1.0
+    captions: GenerationOptions = CAPTIONS
+    answers: GenerationOptions = ANSWERS
+
+    def to_json(self) -> dict[str, Any]:
+        """As config.json has them; `read_defaults` of it gives the same."""
+        return {
+            "stop_token": self.stop_token,
+            "captions": user_options(self.captions),
+            "answers": user_options(self.answers),
+        }
+
+
+VERSION_1 = {
+    f"{kind}_{old}": (f"{kind}s", new)
+    for kind in ("caption", "answer")
+    for old, new in (
+        ("beams", "num_beams"),
+        ("max_tokens", "max_new_tokens"),
+        ("min_tokens", "min_new_tokens"),
+        ("length_penalty", "length_penalty"),
+    )
+}
+"""What version 1 of our config.json calls the options of each kind of text."""
+
+
+def read_defaults(section: Mapping[str, Any], path: Path) -> GenerationDefaults:
+    """Defaults from the section "generation" of our config.json, of any version; what it leaves out is usual.
+
+    Raises:
+        CheckpointError: naming `path` and what is wrong in it.
+    """
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{path}: generation is {section!r}, not a group of settings")
+    groups: dict[str, dict[str, Any]] = {"captions": {}, "answers": {}}
+    stop_token: object = GenerationDefaults.stop_token
+    for name, value in section.items():
+        if name == "stop_token":
+            stop_token = value
+        elif name in VERSION_1:
+            group, option = VERSION_1[name]
+            groups[group][option] = value
+        elif name in groups and isinstance(value, Mapping):
+            groups[name] |= value
+        else:
+            raise CheckpointError(f"{path}: generation has an unknown setting {name}: {value!r}")
+    if not isinstance(stop_token, str):
+        raise CheckpointError(f"{path}: stop_token is {stop_token!r}, not a text")
+
+    def options(group: str, usual: GenerationOptions) -> GenerationOptions:
+        try:
+            return read_options(groups[group]).merged(usual)
+        except OptionError as error:
+            raise CheckpointError(f"{path}: generation.{group}: {error}") from error
+
+    return GenerationDefaults(stop_token, options("captions", CAPTIONS), options("answers", ANSWERS))
 
 
 @dataclass(frozen=True)

@@ -192,13 +192,13 @@ class ZooModel:
 
     def defaults(self) -> GenerationDefaults:
         """As LAVIS' `generate`, `predict_answers` and evaluation configs have them."""
-        from openblip.checkpoints.model_parts import GenerationDefaults
+        from openblip.checkpoints.model_parts import ANSWERS, CAPTIONS, GenerationDefaults
 
         t5 = self.language is not None and self.language.kind == "t5"
         return GenerationDefaults(
             stop_token="</s>" if t5 else "\n",
-            caption_min_tokens=8 if self.tuned else 1,
-            answer_length_penalty=-1.0 if t5 else 0.0,
+            captions=replace(CAPTIONS, min_new_tokens=8 if self.tuned else 1),
+            answers=replace(ANSWERS, length_penalty=-1.0 if t5 else 0.0),
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -15,9 +17,7 @@ from openblip import __version__
 from openblip.cli.inputs import Image, name_of
 from openblip.cli.output import FILES, Command
 from openblip.errors import OptionError
-
-if TYPE_CHECKING:
-    from openblip.options import TextOptions
+from openblip.generation.options import USER_OPTIONS, GenerationOptions
 
 TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"
@@ -94,22 +94,6 @@ Words = Annotated[
 
 Prompt = Annotated[str | None, _about_text("TEXT", "The words that captions begin with; they are not printed again.")]
 NumCaptions = Annotated[int, _about_text("N", "Number of captions for each image, best first.")]
-Beams = Annotated[int | None, _about_text("N", "Number of beams; 1 is greedy search.")]
-TopP = Annotated[float | None, _about_text("P", "Sample from the most likely tokens with this total probability.")]
-TopK = Annotated[int | None, _about_text("N", "Sample from the N most likely tokens.")]
-Temperature = Annotated[
-    float | None, _about_text("T", "Sample with this temperature: above 1 is more random, below 1 is less.")
-]
-Seed = Annotated[int | None, _about_text("N", "Seed for sampling; the same seed gives the same text.")]
-MinTokens = Annotated[int | None, _about_text("N", "Minimum number of new tokens.")]
-MaxTokens = Annotated[int | None, _about_text("N", "Maximum number of new tokens; the prompt does not count.")]
-LengthPenalty = Annotated[
-    float | None, _about_text("X", "Beam search prefers long texts above 0, short texts below 0.")
-]
-RepetitionPenalty = Annotated[
-    float | None, _about_text("X", "Above 1, words that were already used become less likely.")
-]
-
 Stream = Annotated[
     bool,
     typer.Option(
@@ -133,12 +117,30 @@ Output = Annotated[
 ]
 
 
-def text_options(context: typer.Context) -> TextOptions:
-    """What the command line says about generation, without what it leaves out."""
-    from openblip.options import TextOptions
+def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for every option of generation; its parameter `options` gets those that were given."""
+    signature = inspect.signature(command, eval_str=True)
+    kinds = get_type_hints(GenerationOptions)
+    flags = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kinds[name], _about_text(about["metavar"], about["help"])],
+        )
+        for name, about in USER_OPTIONS.items()
+    ]
 
-    given = {name: context.params.get(name) for name in TextOptions.__annotations__}
-    return cast("TextOptions", {name: value for name, value in given.items() if value is not None})
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = {name: given.pop(name) for name in USER_OPTIONS}
+        command(**given, options={name: value for name, value in options.items() if value is not None})
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        parameters += flags if name == "options" else [parameter]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def command_of(context: typer.Context, images: Sequence[Image]) -> Command | None:

@@ -12,6 +12,7 @@ from openblip.cli import arguments as args
 from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import attempt, open_report, print_line, print_pieces, with_progress
 from openblip.errors import ImageError, OptionError
+from openblip.generation.options import TextOptions
 
 if TYPE_CHECKING:
     from openblip.results import GeneratedText
@@ -23,6 +24,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip ask 'photos/*.jpg' "what is shown?" --json --output answers.jsonl"""
 
 
+@args.with_text_options
 def ask(
     context: typer.Context,
     image: args.Images,
@@ -40,15 +42,8 @@ def ask(
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
     tokenizer: args.Words = None,
-    beams: args.Beams = None,
-    top_p: args.TopP = None,
-    top_k: args.TopK = None,
-    temperature: args.Temperature = None,
-    seed: args.Seed = None,
-    min_tokens: args.MinTokens = None,
-    max_tokens: args.MaxTokens = None,
-    length_penalty: args.LengthPenalty = None,
-    repetition_penalty: args.RepetitionPenalty = None,
+    *,
+    options: TextOptions,
     stream: args.Stream = False,
     as_json: args.AsJson = False,
     output: args.Output = None,
@@ -62,7 +57,6 @@ def ask(
 
     args.refuse_images(questions)
     images = find_inputs([image], recursive=recursive)
-    options = args.text_options(context)
     if stream and (as_json or output is not None):
         raise OptionError("--stream shows answers as they are written: leave out --json and --output")
 

@@ -11,6 +11,7 @@ from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
 from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import open_report, with_progress
+from openblip.generation.options import TextOptions
 
 if TYPE_CHECKING:
     from openblip.results import Captioned
@@ -19,11 +20,12 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip caption photo.jpg
   openblip caption photos/ --recursive --output captions.txt
   openblip caption 'photos/*.jpg' --json --num-captions 3 > captions.jsonl
-  openblip caption photo.jpg --prompt "a photo of" --beams 8 --min-tokens 8
+  openblip caption photo.jpg --prompt "a photo of" --num-beams 8 --min-new-tokens 8
   openblip caption photo.jpg --top-p 0.9 --seed 1
   find photos -name '*.jpg' | openblip caption - --output captions.txt"""
 
 
+@args.with_text_options
 def caption(
     context: typer.Context,
     inputs: args.Inputs,
@@ -36,15 +38,8 @@ def caption(
     tokenizer: args.Words = None,
     prompt: args.Prompt = None,
     num_captions: args.NumCaptions = 1,
-    beams: args.Beams = None,
-    top_p: args.TopP = None,
-    top_k: args.TopK = None,
-    temperature: args.Temperature = None,
-    seed: args.Seed = None,
-    min_tokens: args.MinTokens = None,
-    max_tokens: args.MaxTokens = None,
-    length_penalty: args.LengthPenalty = None,
-    repetition_penalty: args.RepetitionPenalty = None,
+    *,
+    options: TextOptions,
     as_json: args.AsJson = False,
     output: args.Output = None,
 ) -> None:
@@ -59,7 +54,7 @@ def caption(
             prompt=prompt,
             num_captions=num_captions,
             batch_size=batch_size,
-            **args.text_options(context),
+            **options,
         )
         return with_progress(found, len(rest), to_file=output is not None)
 

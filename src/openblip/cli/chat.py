@@ -13,6 +13,7 @@ from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
 from openblip.cli.report import complain, print_line, print_pieces
 from openblip.errors import OpenBlipError
+from openblip.generation.options import TextOptions
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip chat photo.jpg
@@ -21,37 +22,29 @@ EXAMPLES = """[bold]Examples[/bold]
 RESET = "/reset"
 
 
+@args.with_text_options
 def chat(
-    context: typer.Context,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file or web address.", show_default=False)],
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
     tokenizer: args.Words = None,
-    beams: args.Beams = None,
-    top_p: args.TopP = None,
-    top_k: args.TopK = None,
-    temperature: args.Temperature = None,
-    seed: args.Seed = None,
-    min_tokens: args.MinTokens = None,
-    max_tokens: args.MaxTokens = None,
-    length_penalty: args.LengthPenalty = None,
-    repetition_penalty: args.RepetitionPenalty = None,
+    *,
+    options: TextOptions,
 ) -> None:
     """Have a conversation about an image: each question is asked with the turns before it.
 
     An empty line or the end of the input (Ctrl-D, on Windows Ctrl-Z) ends the conversation; /reset starts a
     new one. If you pipe questions in, one per line, each answer is printed on a line. On a terminal, you see
-    each answer while it is generated; with --beams, you see it when the beam search is done.
+    each answer while it is generated; with --num-beams, you see it when the beam search is done.
     """
     import openblip
     from openblip.images.decode import load_image
 
     picture = load_image(image)
-    options = args.text_options(context)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    streams = interactive and options.get("beams", 1) == 1
+    streams = interactive and options.get("num_beams", 1) == 1
     conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer).chat(picture)
     for line in _typed() if interactive else sys.stdin:
         question = line.strip()

@@ -10,7 +10,7 @@ from openblip.cli.watching import stoppable, watch
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip evaluate recipes/evaluate/mini_captions.yaml data_root=/data
-  openblip evaluate recipes/evaluate/mini_captions.yaml limit=100 text.beams=1 output=runs/greedy
+  openblip evaluate recipes/evaluate/mini_captions.yaml limit=100 text.num_beams=1 output=runs/greedy
   openblip evaluate recipes/evaluate/coco_captions_opt2.7b.yaml --dry-run
 
 A run that was stopped goes on when it is started again with the same recipe."""

@@ -99,7 +99,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequen
         "checkpoint": recipe.checkpoint,
         "number format": number_format(model),
         "task": recipe.task.value,
-        "text": asdict(recipe.text),
+        "text": {"prompt": recipe.prompt, **recipe.text_options()},
         "rerank": recipe.retrieval.rerank if recipe.task is Task.RETRIEVAL else None,
         "classification": _plain(asdict(recipe.classification)) if recipe.task is Task.CLASSIFICATION else None,
         "data": _mark_of_samples(samples),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import cast
+from typing import Any, cast
 
 from openblip.errors import OptionError
-from openblip.options import TextOptions
+from openblip.generation.options import TextOptions, read_options, user_options
 
 
 class Task(Enum):
@@ -54,28 +54,6 @@ class Decision(Enum):
     MATCH = "match"
     ASK = "ask"
     GIVEN = "given"
-
-
-@dataclass
-class TextSettings:
-    """How text is generated; what is left out is the model's own choice.
-
-    Attributes:
-        prompt: how captions begin, or the frame of a question: "Question: {question} Short answer:".
-        min_tokens, max_tokens: of the new text alone; the prompt never counts.
-    """
-
-    prompt: str | None = None
-    beams: int | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
-    length_penalty: float | None = None
-    repetition_penalty: float | None = None
-
-    @property
-    def options(self) -> TextOptions:
-        given = {name: value for name, value in asdict(self).items() if value is not None and name != "prompt"}
-        return cast(TextOptions, given)
 
 
 @dataclass
@@ -142,12 +120,14 @@ class Settings:
     """A task and how it is done.
 
     Attributes:
+        text: options of generation by their names, where the model's own are not meant, and `prompt`: how captions
+            begin, or the frame of a question: "Question: {question} Short answer:".
         batch_size: pictures looked at together.
         on_bad_image: skip leaves a picture that cannot be read out of all scores, and lists it; stop ends the run.
     """
 
     task: Task
-    text: TextSettings = field(default_factory=TextSettings)
+    text: dict[str, Any] = field(default_factory=dict)
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     questions: QuestionSettings = field(default_factory=QuestionSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
@@ -155,11 +135,25 @@ class Settings:
     batch_size: int = 16
     on_bad_image: BadImage = BadImage.SKIP
 
+    @property
+    def prompt(self) -> str | None:
+        prompt = self.text.get("prompt")
+        return None if prompt is None else str(prompt)
+
+    def text_options(self) -> TextOptions:
+        """What `text` says about generation. Raises OptionError for an unknown name, or a value out of range."""
+        options = read_options({name: value for name, value in self.text.items() if name != "prompt"})
+        return cast(TextOptions, user_options(options))
+
     def check(self) -> None:
         """Raises OptionError for settings that do not go together."""
         if self.batch_size < 1:
             raise OptionError(f"batch_size is {self.batch_size}: it must be at least 1")
-        frame = self.text.prompt
+        try:
+            self.text_options()
+        except OptionError as error:
+            raise OptionError(f"text: {error}") from error
+        frame = self.prompt
         if self.task is Task.QUESTIONS and frame is not None and "{question}" not in frame:
             raise OptionError(f"text.prompt is {frame!r}: for questions it needs {{question}} in it")
         chosen = self.classification

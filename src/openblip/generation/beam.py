@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openblip.generation.logits_processors import apply_rules
-from openblip.generation.options import Generation, GenerationOptions, make_generation
+from openblip.generation.options import Generation, ResolvedOptions, make_generation
 from openblip.generation.prefill import Prefilled
 
 NEVER = -1.0e9
@@ -26,7 +26,7 @@ class Beams:
         open: [P] whether a live beam may still beat a finished text.
     """
 
-    def __init__(self, prompts: int, options: GenerationOptions, device: torch.device) -> None:
+    def __init__(self, prompts: int, options: ResolvedOptions, device: torch.device) -> None:
         beams, length = options.num_beams, options.max_new_tokens
         self.prompts = torch.arange(prompts, device=device)
         self.tokens = torch.zeros(prompts, beams, length, dtype=torch.int64, device=device)
@@ -40,7 +40,7 @@ class Beams:
         self.done_lengths = torch.zeros(prompts, beams, dtype=torch.int64, device=device)
         self.open = torch.ones(prompts, dtype=torch.bool, device=device)
 
-    def advance(self, logits: Tensor, used: Tensor, length: int, options: GenerationOptions) -> Tensor:
+    def advance(self, logits: Tensor, used: Tensor, length: int, options: ResolvedOptions) -> Tensor:
         """Choose each beam's next token, the `length`-th.
 
         Args:
@@ -84,7 +84,7 @@ class Beams:
         totals: Tensor,
         stopping: Tensor,
         length: int,
-        options: GenerationOptions,
+        options: ResolvedOptions,
     ) -> None:
         """Keep the best B of the finished texts so far and those that finish now among the B best candidates."""
         beams = self.scores.shape[1]
@@ -99,12 +99,12 @@ class Beams:
         lengths = torch.where(finished, length, 0)
         self.done_lengths = torch.cat([self.done_lengths, lengths], dim=1).gather(1, kept)
 
-    def results(self, options: GenerationOptions) -> dict[int, list[Generation]]:
+    def results(self, options: ResolvedOptions) -> dict[int, list[Generation]]:
         """The best texts of every search, by prompt."""
         found: dict[int, list[Generation]] = {}
         for row, prompt in enumerate(self.prompts.tolist()):
             texts = []
-            for beam in range(options.num_return):
+            for beam in range(options.num_return_sequences):
                 length = int(self.done_lengths[row, beam])
                 texts.append(
                     make_generation(
@@ -125,8 +125,8 @@ class Beams:
         return part
 
 
-def generate_beams(start: Prefilled, options: GenerationOptions) -> list[list[Generation]]:
-    """The `num_return` best texts of each prompt."""
+def generate_beams(start: Prefilled, options: ResolvedOptions) -> list[list[Generation]]:
+    """The `num_return_sequences` best texts of each prompt."""
     count, beams = start.logits.shape[0], options.num_beams
     device = start.logits.device
     state = Beams(count, options, device)

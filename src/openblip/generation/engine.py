@@ -32,20 +32,22 @@ def generate(
             generated counts.
         prefix: what all prompts begin with, and are given without: it is read once for all of them, and for all calls
             that are given the same.
-        chances: numbers from 0 to 1 [prompts, num_return, max_new_tokens] that decide random draws, instead of a seed.
+        chances: numbers from 0 to 1 [prompts, num_return_sequences, max_new_tokens] that decide what is sampled,
+            instead of a seed.
 
     Returns:
-        for each prompt its `num_return` texts, best first.
+        for each prompt its `num_return_sequences` texts, best first.
 
     Raises:
         OptionError: prompt and new tokens exceed the model's positions.
     """
     if not prompts:
         return []
-    start = prefill(model, prompts, options, prompt_ids, prefix)
-    if options.num_beams > 1:
-        return generate_beams(start, options)
-    return generate_sequentially(start, options, chances)
+    resolved = options.resolved()
+    start = prefill(model, prompts, resolved, prompt_ids, prefix)
+    if resolved.num_beams > 1:
+        return generate_beams(start, resolved)
+    return generate_sequentially(start, resolved, chances)
 
 
 def stream(
@@ -67,11 +69,12 @@ def stream(
         OptionError: a beam search or several texts are asked for, or prompt and new tokens exceed the model's
             positions.
     """
-    options.check_streaming()
+    resolved = options.resolved()
+    resolved.check_streaming()
     # A generator must not leave inference mode switched on for its caller between two tokens.
     with torch.inference_mode():
-        start = prefill(model, [prompt], options, None if prompt_ids is None else [prompt_ids], prefix)
-    return _tokens(walk(start, options), () if tell_stop else options.stop_ids)
+        start = prefill(model, [prompt], resolved, None if prompt_ids is None else [prompt_ids], prefix)
+    return _tokens(walk(start, resolved), () if tell_stop else resolved.stop_ids)
 
 
 def _tokens(walked: Iterator[tuple[int, int, float]], hidden: tuple[int, ...]) -> Generator[int, None, None]:

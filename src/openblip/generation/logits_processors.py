@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openblip.generation.options import GenerationOptions
+from openblip.generation.options import ResolvedOptions
 
 
-def apply_rules(scores: Tensor, used: Tensor, new_tokens: int, options: GenerationOptions) -> Tensor:
+def apply_rules(scores: Tensor, used: Tensor, new_tokens: int, options: ResolvedOptions) -> Tensor:
     """Repetition penalty, and no stopping before `min_new_tokens`.
 
     Args:
@@ -26,7 +26,7 @@ def apply_rules(scores: Tensor, used: Tensor, new_tokens: int, options: Generati
     return scores
 
 
-def shape_distribution(scores: Tensor, options: GenerationOptions) -> Tensor:
+def shape_distribution(scores: Tensor, options: ResolvedOptions) -> Tensor:
     """Probabilities to draw from: temperature, then top-k, then top-p (Holtzman et al. 2020): [R, vocabulary]."""
     scores = scores.float() / options.temperature
     if 0 < options.top_k < scores.shape[1]:

@@ -3,77 +3,229 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, TypedDict
 
 from openblip.errors import OptionError
 
+OTHER_NAMES = {
+    "max_length": "max_new_tokens",
+    "max_len": "max_new_tokens",
+    "min_length": "min_new_tokens",
+    "min_len": "min_new_tokens",
+    "do_sample": "top_p, top_k or temperature",
+    "num_return_sequences": "num_captions",
+}
+"""What other libraries have for something that goes by a name here that is not much like it."""
 
-@dataclass(frozen=True)
+
+class TextOptions(TypedDict, total=False):
+    """What may be said about generation, by keyword: the user's fields of `GenerationOptions`, which explains them."""
+
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    top_p: float | None
+    top_k: int | None
+    temperature: float | None
+    seed: int | None
+    length_penalty: float | None
+    repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
+
+
+def _by_user(metavar: str, explained: str) -> Any:
+    """A field that users may set, and how the command line explains it."""
+    return field(default=None, metadata={"metavar": metavar, "help": explained})
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """Greedy by default; beam search with `num_beams`; random draws with `sample`.
+    """How text is generated; None leaves the choice to the model.
 
     Attributes:
+        num_beams: width of the beam search; 1 is greedy.
         max_new_tokens, min_new_tokens: of the text that is generated; the prompt never counts.
-        length_penalty: beam scores are sums of log-probabilities divided by length ** length_penalty.
-        early_stopping: end a beam search as soon as `num_beams` texts are finished; otherwise it goes on
-            while a live beam still scores better than the worst finished text.
-        num_return: texts a prompt, best first; drawn independently when sampling.
-        temperature, top_k, top_p: shape the distribution that is sampled from, in this order.
-        repetition_penalty: divides the score of tokens that were already used (Keskar et al. 2019,
-            https://arxiv.org/abs/1909.05858); 1 is off.
-        seed: of the random draws; each prompt draws on its own, whatever else is in the batch.
-        stop_ids: any of these ends a text and is not part of it.
+        top_p, top_k, temperature: any of these samples instead of searching. They shape the distribution: the
+            temperature first, then the `top_k` likeliest tokens (0 is all), then the likeliest of a total probability
+            of `top_p`.
+        seed: makes sampling repeatable; each prompt is sampled on its own, whatever else is in the batch.
+        length_penalty: the score of a beam is its log-probability divided by length ** length_penalty.
+        repetition_penalty: above 1 lowers the score of tokens that were used already (Keskar et al. 2019,
+            https://arxiv.org/abs/1909.05858).
+        no_repeat_ngram_size: no sequence of so many tokens occurs twice in a text; 0 is off.
+        early_stopping: end a beam search as soon as `num_beams` texts are finished; otherwise it goes on while a live
+            beam still scores better than the worst finished text.
+        do_sample: by default, whether one of top_p, top_k and temperature is set.
+        num_return_sequences: texts of each prompt, best first; sampled independently of one another.
+        stop_ids: any of these tokens ends a text and is not part of it.
+
+    Raises:
+        OptionError: a value out of range, or options that exclude each other.
     """
 
-    max_new_tokens: int = 30
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool = False
-    num_return: int = 1
-    sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop_ids: tuple[int, ...] = ()
+    num_beams: int | None = _by_user("N", "Number of beams; 1 is greedy search.")
+    max_new_tokens: int | None = _by_user("N", "Maximum number of new tokens; the prompt does not count.")
+    min_new_tokens: int | None = _by_user("N", "Minimum number of new tokens.")
+    top_p: float | None = _by_user("P", "Sample from the most likely tokens with this total probability.")
+    top_k: int | None = _by_user("N", "Sample from the N most likely tokens.")
+    temperature: float | None = _by_user("T", "Sample with this temperature: above 1 is more random, below 1 is less.")
+    seed: int | None = _by_user("N", "Seed for sampling; the same seed gives the same text.")
+    length_penalty: float | None = _by_user("X", "Beam search prefers long texts above 0, short texts below 0.")
+    repetition_penalty: float | None = _by_user("X", "Above 1, words that were already used become less likely.")
+    no_repeat_ngram_size: int | None = _by_user("N", "No sequence of N tokens occurs twice; 0 is off.")
+    early_stopping: bool | None = None
+    do_sample: bool | None = None
+    num_return_sequences: int | None = None
+    stop_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise OptionError(f"max_tokens is {self.max_new_tokens}: it must be at least 1")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        for name, (kind, fits, wanted) in RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            called = "the number of texts" if name == "num_return_sequences" else name
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise OptionError(f"{called} is {value!r}: it must be {KINDS[kind]}")
+            if not fits(value):
+                raise OptionError(f"{called} is {value}: it must be {wanted}")
+        shortest, longest, beams = self.min_new_tokens, self.max_new_tokens, self.num_beams
+        if shortest is not None and longest is not None and shortest > longest:
+            raise OptionError(f"min_new_tokens is {shortest}: it must be at most max_new_tokens, which is {longest}")
+        if beams is None:
+            return
+        if self.samples and beams > 1:
             raise OptionError(
-                f"min_tokens is {self.min_new_tokens}: it must lie between 0 and max_tokens ({self.max_new_tokens})"
+                f"num_beams={beams} searches, but top_p, top_k and temperature sample: give one or the other"
             )
-        if self.num_beams < 1:
-            raise OptionError(f"beams is {self.num_beams}: it must be at least 1")
-        if self.sample and self.num_beams > 1:
-            raise OptionError("beams searches and sampling draws at random: give one or the other")
-        if self.num_return < 1:
-            raise OptionError(f"{self.num_return} texts were asked for: ask for at least 1")
-        if not self.sample and self.num_return > self.num_beams:
-            raise OptionError(
-                f"{self.num_return} texts from {self.num_beams} beams: give at least as many beams, or sample"
-            )
-        if not 0 < self.temperature < math.inf:
-            raise OptionError(f"temperature is {self.temperature}: it must be a number above 0")
-        if self.top_k < 0:
-            raise OptionError(f"top_k is {self.top_k}: it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise OptionError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise OptionError(f"repetition_penalty is {self.repetition_penalty}: it must be a number above 0")
+        texts = self.num_return_sequences
+        if texts is not None and texts > beams and not self.samples:
+            raise OptionError(f"{texts} texts from num_beams={beams}: give at least as many beams, or sample")
+
+    @property
+    def samples(self) -> bool:
+        """Whether these options sample, as far as they say."""
+        if self.do_sample is not None:
+            return self.do_sample
+        return any(value is not None for value in (self.top_p, self.top_k, self.temperature))
+
+    def merged(self, defaults: GenerationOptions) -> GenerationOptions:
+        """These options, and where they say nothing `defaults`.
+
+        Defaults give way where they would contradict: a beam search to sampling and sampling to a beam search, the
+        shortest text to the longest, and a search is as wide as there are texts wanted.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        usual = vars(defaults).copy()
+        if self.samples:
+            usual |= {"num_beams": 1, "do_sample": True}
+        elif defaults.samples:
+            if self.num_beams is not None:
+                usual |= dict.fromkeys(("do_sample", "top_p", "top_k", "temperature", "seed"))
+        elif usual["num_beams"] is not None:
+            usual["num_beams"] = max(usual["num_beams"], self.num_return_sequences or 1)
+        if self.max_new_tokens is not None and usual["min_new_tokens"] is not None:
+            usual["min_new_tokens"] = min(usual["min_new_tokens"], self.max_new_tokens)
+        return replace(self, **(usual | given))
+
+    def resolved(self) -> ResolvedOptions:
+        """Every option set: greedy search, without penalties, where nothing is said.
+
+        Raises:
+            OptionError: a seed where nothing is sampled.
+        """
+        if self.seed is not None and not self.samples:
+            raise OptionError("a seed is for sampling: give top_p, top_k or temperature with it")
+        return ResolvedOptions(**vars(self.merged(PLAIN)))
+
+
+class ResolvedOptions(GenerationOptions):
+    """Options that are all set, as the engine reads them; a seed of None samples anew each time."""
+
+    num_beams: int
+    max_new_tokens: int
+    min_new_tokens: int
+    top_p: float
+    top_k: int
+    temperature: float
+    length_penalty: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    early_stopping: bool
+    do_sample: bool
+    num_return_sequences: int
+    stop_ids: tuple[int, ...]
 
     def check_streaming(self) -> None:
-        """Raises OptionError where texts cannot be told token by token."""
+        """Raises OptionError where texts cannot be given token by token."""
         if self.num_beams > 1:
             raise OptionError(
-                "a beam search chooses its text at the end and cannot be streamed: give beams=1, or draw with top_p, "
-                "top_k or temperature"
+                "a beam search chooses its text at the end and cannot be streamed: give num_beams=1, or sample with "
+                "top_p, top_k or temperature"
             )
-        if self.num_return > 1:
-            raise OptionError(f"{self.num_return} texts were asked for: one at a time can be streamed")
+        if self.num_return_sequences > 1:
+            raise OptionError(f"{self.num_return_sequences} texts were asked for: one at a time can be streamed")
+
+
+KINDS: dict[type, str] = {Integral: "a whole number", Real: "a number"}
+RANGES: dict[str, tuple[type, Any, str]] = {
+    "num_beams": (Integral, lambda value: value >= 1, "at least 1"),
+    "max_new_tokens": (Integral, lambda value: value >= 1, "at least 1"),
+    "min_new_tokens": (Integral, lambda value: value >= 0, "at least 0"),
+    "top_p": (Real, lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "top_k": (Integral, lambda value: value >= 0, "0 (off) or more"),
+    "temperature": (Real, lambda value: 0 < value < math.inf, "a number above 0"),
+    "seed": (Integral, lambda value: -(2**63) <= value < 2**63, "a number of 64 bits"),
+    "length_penalty": (Real, math.isfinite, "a finite number"),
+    "repetition_penalty": (Real, lambda value: 0 < value < math.inf, "a number above 0"),
+    "no_repeat_ngram_size": (Integral, lambda value: value >= 0, "0 (off) or more"),
+    "num_return_sequences": (Integral, lambda value: value >= 1, "at least 1"),
+}
+
+PLAIN = GenerationOptions(
+    num_beams=1,
+    max_new_tokens=30,
+    min_new_tokens=0,
+    top_p=1.0,
+    top_k=0,
+    temperature=1.0,
+    length_penalty=1.0,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=0,
+    early_stopping=False,
+    do_sample=False,
+    num_return_sequences=1,
+    stop_ids=(),
+)
+"""What generation does where neither the user nor the model says anything."""
+
+USER_OPTIONS = {one.name: one.metadata for one in fields(GenerationOptions) if one.metadata}
+"""The options that users may set, with the metavar and the help of each."""
+
+
+def read_options(given: Mapping[str, Any]) -> GenerationOptions:
+    """Options by their names, as a call, a recipe or a model's config gives them; None is as if left out.
+
+    Raises:
+        OptionError: an unknown name, a value out of range, or options that exclude each other.
+    """
+    for name in given:
+        if name not in USER_OPTIONS:
+            raise OptionError(f"unknown option {name}: {_suggestion(name)}")
+    return GenerationOptions(**given)
+
+
+def user_options(options: GenerationOptions) -> dict[str, Any]:
+    """What options say that users may say: `read_options` of it gives the same."""
+    return {name: value for name in USER_OPTIONS if (value := getattr(options, name)) is not None}
+
+
+def _suggestion(name: str) -> str:
+    near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, USER_OPTIONS, n=1, cutoff=0.65)), None)
+    return f"did you mean {near}?" if near else f"use {', '.join(USER_OPTIONS)}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.generation.options import GenerationOptions
+from openblip.generation.options import ResolvedOptions
 from openblip.generation.prefix import Prefix
 from openblip.nn.language_model import LanguageConfig, LanguageModel, Reader, Reading
 
@@ -32,7 +32,7 @@ class Prefilled:
 def prefill(
     model: LanguageModel,
     prompts: Sequence[Tensor],
-    options: GenerationOptions,
+    options: ResolvedOptions,
     prompt_ids: Sequence[Tensor] | None,
     prefix: Prefix | None = None,
 ) -> Prefilled:
@@ -49,7 +49,7 @@ def prefill(
     if not fits(model.config, longest, new_tokens):
         raise OptionError(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {model.config.max_positions} "
-            "positions: shorten the prompt or lower max_tokens"
+            "positions: shorten the prompt or lower max_new_tokens"
         )
     reader: Reader = model
     if prefix is not None:
@@ -60,7 +60,7 @@ def prefill(
         else:
             reader = shared
     embeds, mask = _stack(prompts)
-    reading, logits = reader.read(embeds, mask, new_tokens, max(options.num_beams, options.num_return))
+    reading, logits = reader.read(embeds, mask, new_tokens, max(options.num_beams, options.num_return_sequences))
     used = _stack_ids(prompt_ids, len(prompts), embeds.device)
     # What the decoder begins with counts as used, as in transformers.
     start = used.new_tensor(model.config.start_ids).expand(len(prompts), -1)

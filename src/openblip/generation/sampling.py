@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from openblip.generation.logits_processors import apply_rules, shape_distribution
-from openblip.generation.options import Generation, GenerationOptions, make_generation
+from openblip.generation.options import Generation, ResolvedOptions, make_generation
 from openblip.generation.prefill import Prefilled
 from openblip.nn.language_model import Reading
 
 
 def generate_sequentially(
-    start: Prefilled, options: GenerationOptions, chances: Tensor | None = None
+    start: Prefilled, options: ResolvedOptions, chances: Tensor | None = None
 ) -> list[list[Generation]]:
-    """Greedy or sampled texts, `num_return` a prompt; samples are sorted by score."""
-    count, copies = start.logits.shape[0], options.num_return
+    """Greedy or sampled texts, `num_return_sequences` a prompt; samples are sorted by score."""
+    count, copies = start.logits.shape[0], options.num_return_sequences
     tokens: list[list[int]] = [[] for _ in range(count * copies)]
     log_probs: list[list[float]] = [[] for _ in range(count * copies)]
     for text, token, log_prob in walk(start, options, chances):
@@ -31,17 +31,15 @@ def generate_sequentially(
     return [sorted(group, key=lambda text: -text.score) for group in groups]
 
 
-def walk(
-    start: Prefilled, options: GenerationOptions, chances: Tensor | None = None
-) -> Iterator[tuple[int, int, float]]:
+def walk(start: Prefilled, options: ResolvedOptions, chances: Tensor | None = None) -> Iterator[tuple[int, int, float]]:
     """Yield (text, token, log-probability) as tokens are chosen, stop tokens included.
 
-    Texts are numbered prompt after prompt, `num_return` each.
+    Texts are numbered prompt after prompt, `num_return_sequences` each.
 
     Args:
         chances: see `generate`.
     """
-    copies = options.num_return
+    copies = options.num_return_sequences
     logits = start.logits.repeat_interleave(copies, dim=0)
     used = start.prompt_ids.repeat_interleave(copies, dim=0)
     live = list(range(logits.shape[0]))
@@ -50,7 +48,7 @@ def walk(
     for new_tokens in range(options.max_new_tokens):
         log_probs = logits.log_softmax(dim=1)
         scores = apply_rules(logits, used, new_tokens, options)
-        if not options.sample:
+        if not options.do_sample:
             chosen = scores.argmax(dim=1)
         elif chances is not None:
             sums = shape_distribution(scores, options).double().cumsum(dim=1)
@@ -105,10 +103,10 @@ class Places:
         return self.reading.step(read.view(-1, self.copies)).flatten(0, 1)[at]
 
 
-def _generators(rows: int, seed: int, num_return: int, device: torch.device) -> list[torch.Generator]:
+def _generators(rows: int, seed: int, texts: int, device: torch.device) -> list[torch.Generator]:
     """A source of randomness for each row, so that no row's draws depend on its neighbours.
 
     The n-th text of every prompt draws alike: a prompt gives the same texts alone or in any batch. Without a seed,
     PyTorch's global generator draws for all rows at once, one text being the one that transformers draws.
     """
-    return [torch.Generator(device=device).manual_seed(seed + row % num_return) for row in range(rows)]
+    return [torch.Generator(device=device).manual_seed(seed + row % texts) for row in range(rows)]

@@ -17,7 +17,7 @@ from openblip.devices import Placement, choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.cuda_graphs import Graphs
 from openblip.generation.engine import generate, stream
-from openblip.generation.options import Generation, GenerationOptions
+from openblip.generation.options import Generation, GenerationOptions, TextOptions
 from openblip.generation.prefill import fits
 from openblip.generation.prefix import Prefix
 from openblip.images.decode import load_image, to_pixels
@@ -26,13 +26,12 @@ from openblip.images.sources import ImageSource, describe_source
 from openblip.matching.matcher import Matcher
 from openblip.matching.methods import BATCH_SIZE, Matching, listed
 from openblip.models.encoded_image import DEFAULT_BYTES, ImageCache, SeenImage
+from openblip.models.text_options import answer_options, caption_options, read_text
 from openblip.nn.efficientnet import EfficientNet
 from openblip.nn.language_model import LanguageModel
 from openblip.nn.quant.swap import prepare_layers
-from openblip.options import TextOptions
 from openblip.results import Captioned, GeneratedText
 from openblip.text import Pieces, clean_question, text_pieces
-from openblip.writing import answer_options, caption_options, read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,7 +97,7 @@ class Blip2(Matching):
 
     Images may be paths, http(s) addresses, bytes, PIL images or arrays (see `openblip.images.decode.load_image`);
     one that cannot be read raises ImageError, which names it. Methods that generate text take the options
-    of `openblip.options.TextOptions` by keyword, and raise OptionError for wrong ones.
+    of `openblip.generation.options.TextOptions` by keyword, and raise OptionError for wrong ones.
 
     Attributes:
         image_cache: of the images seen last; `clear` it after changing weights.
@@ -338,13 +337,13 @@ class Blip2(Matching):
             tokens = stream(self.language_model, self._embed(prompt), chosen, prefix)
         return text_pieces(self.parts.require_words(), tokens)
 
-    def fits(self, prompt: str, max_tokens: int | None = None) -> bool:
+    def fits(self, prompt: str, max_new_tokens: int | None = None) -> bool:
         """Whether a prompt and an answer (of usual length by default) fit the language model's positions.
 
         T5 has no positions, and everything fits.
         """
         read = self.network.config.qformer.num_queries + len(self.parts.prompt_ids(prompt))
-        answer = self.parts.defaults.answer_max_tokens if max_tokens is None else max_tokens
+        answer = answer_options(self.parts, {}).max_new_tokens if max_new_tokens is None else max_new_tokens
         return fits(self.language_model.config, read, answer)
 
     def look(self, image: ImageSource) -> SeenImage:

@@ -10,9 +10,9 @@ from openblip.text import clean_question
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from openblip.generation.options import TextOptions
     from openblip.images.sources import ImageSource
     from openblip.models.blip2 import Blip2
-    from openblip.options import TextOptions
     from openblip.text import Pieces
 
 
@@ -47,7 +47,7 @@ class Chat:
         if asked == "?":
             raise OptionError("the question is empty: ask something about the image")
         told = list(self.turns)
-        while told and not self.model.fits(self._prompt(told, asked), options.get("max_tokens")):
+        while told and not self.model.fits(self._prompt(told, asked), options.get("max_new_tokens")):
             told.pop(0)
         if stream:
             return self._say(asked, self.model.stream(self.seen, self._prompt(told, asked), **options))

@@ -139,7 +139,7 @@ class Evaluation:
     data: DataSource | None = None
     every: int = 1
     limit: int = 200
-    beams: int = 3
+    num_beams: int = 3
     metric: str | None = None
     samples: int = 4
     patience: int = 0
@@ -353,7 +353,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         0: ["threads", "keep_matching", "self_critical", "steps_per_epoch", "vision_blocks"],
     }
     whole = [(name, getattr(recipe, name), low) for low, names in least.items() for name in names]
-    whole += [(f"evaluation.{name}", getattr(evaluation, name), 1) for name in ("every", "limit", "beams")]
+    whole += [(f"evaluation.{name}", getattr(evaluation, name), 1) for name in ("every", "limit", "num_beams")]
     whole += [(f"evaluation.{name}", getattr(evaluation, name), 0) for name in ("samples", "patience")]
     names = ("min_lr", "warmup_lr", "warmup_steps", "weight_decay")
     whole += [(f"optimizer.{name}", getattr(optimizer, name), 0) for name in names]

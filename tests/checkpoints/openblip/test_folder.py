@@ -25,6 +25,7 @@ from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.openblip.folder import load_native, pack, save_native
 from openblip.checkpoints.tensors.files import SafetensorsFile
 from openblip.errors import CheckpointError, OptionError
+from openblip.generation.options import GenerationOptions
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.opt import OptConfig
@@ -32,6 +33,10 @@ from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import VitConfig
 from openblip.text import PromptTemplates
 
+CAPTIONS = GenerationOptions(num_beams=2, max_new_tokens=9, min_new_tokens=1, length_penalty=0.5)
+ANSWERS = GenerationOptions(
+    num_beams=3, max_new_tokens=7, min_new_tokens=0, length_penalty=-0.5, no_repeat_ngram_size=3
+)
 VIT = VitConfig(image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_width=32)
 QUERIES = QFormerConfig(image_width=16, num_queries=2, width=16, depth=2, num_heads=2, ffn_width=32)
 
@@ -60,7 +65,7 @@ def test_float32_round_trip_is_exact(tiny_parts: ModelParts, tmp_path: Path) -> 
         tiny_parts,
         transform=ImageTransform(64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
         prompts=PromptTemplates("ein Foto von", "Frage: {question} Antwort:", "F: {question} A: {answer} "),
-        defaults=GenerationDefaults("</s>", 2, 9, 1, 0.5, 3, 7, -0.5),
+        defaults=GenerationDefaults("</s>", CAPTIONS, ANSWERS),
     )
     save_native(parts, tmp_path / "new" / "model")
     found = load_native(tmp_path / "new" / "model")
@@ -209,6 +214,25 @@ def test_a_damaged_header_never_crashes(
         SafetensorsFile(path)
 
 
+def test_a_folder_of_version_1_gives_the_same_defaults(folder: Path) -> None:
+    def as_version_1(content: dict[str, Any]) -> None:
+        content["version"] = 1
+        content["generation"] = {
+            "stop_token": "</s>",
+            "caption_beams": 2,
+            "caption_max_tokens": 9,
+            "caption_min_tokens": 1,
+            "caption_length_penalty": 0.5,
+            "answer_beams": 3,
+            "answer_max_tokens": 7,
+            "answer_length_penalty": -0.5,
+        }
+
+    edit(folder, as_version_1)
+    answers = replace(ANSWERS, no_repeat_ngram_size=None, min_new_tokens=1)  # an answer was never empty
+    assert load_native(folder).defaults == GenerationDefaults("</s>", CAPTIONS, answers)
+
+
 CONFIG_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c.update(format="gguf"), "not the config of an OpenBLIP model"),
     (lambda c: c.update(version=99), "format version 99"),
@@ -230,7 +254,12 @@ CONFIG_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["decoder"].update(pre_norm="yes"), "pre_norm is 'yes', not true or false"),
     (lambda c: c["vision"].update(width_scale=10**6), "width_scale is 1000000"),
     (lambda c: c["image"].update(image_size=10**6), "image_size is 1000000"),
-    (lambda c: c["generation"].update(caption_beams=0), "caption_beams is 0"),
+    (lambda c: c["generation"]["captions"].update(num_beams=0), "generation.captions: num_beams is 0"),
+    (lambda c: c["generation"]["answers"].update(num_beams="5"), "generation.answers: num_beams is '5'"),
+    (lambda c: c["generation"]["answers"].update(beams=5), "unknown option beams: did you mean num_beams?"),
+    (lambda c: c["generation"].update(captions=5), "unknown setting captions: 5"),
+    (lambda c: c["generation"].update(caption_beams=0), "generation.captions: num_beams is 0"),
+    (lambda c: c.update(generation=["captions"]), "generation is ['captions']"),
     (lambda c: c.update(vision_norm_eps="small"), "vision_norm_eps is 'small', not a number"),
     (lambda c: c.update(shared_width=-1), "shared_width is -1"),
     (lambda c: c.update(vision="vit"), "vision has no settings of an image encoder"),

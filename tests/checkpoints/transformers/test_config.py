@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Blip2Config as TheirBlip2Config
 
-from openblip.checkpoints.model_parts import GenerationDefaults
+from openblip.checkpoints.model_parts import ANSWERS, GenerationDefaults
 from openblip.checkpoints.transformers.config import FolderConfig, WordIds, read_config
 from openblip.errors import CheckpointError
+from openblip.generation.options import GenerationOptions
 from openblip.images.decode import ImageTransform
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
@@ -124,7 +126,7 @@ def test_a_recent_folder(tmp_path: Path) -> None:
     assert found.matching_tokens is None
     assert found.transform == ImageTransform(224)
     assert found.prompts == PromptTemplates()
-    assert found.defaults == GenerationDefaults(answer_length_penalty=0.0)
+    assert found.defaults == GenerationDefaults(answers=replace(ANSWERS, length_penalty=0.0))
 
 
 def test_an_early_folder_keeps_the_eps_that_transformers_takes(tmp_path: Path) -> None:
@@ -208,7 +210,11 @@ def test_the_language_models_own_stop_token_wins(
 def test_generation_settings_of_the_folder_are_used(tmp_path: Path) -> None:
     generation = {"num_beams": 3, "max_new_tokens": 12, "min_new_tokens": 2, "length_penalty": 0.5}
     found = read(tmp_path, RECENT, generation_config=generation).defaults
-    assert found == GenerationDefaults("\n", 3, 12, 2, 0.5, 3, 12, 0.5)
+    assert found == GenerationDefaults(
+        "\n",
+        GenerationOptions(num_beams=3, max_new_tokens=12, min_new_tokens=2, length_penalty=0.5),
+        GenerationOptions(num_beams=3, max_new_tokens=12, min_new_tokens=1, length_penalty=0.5),
+    )
 
 
 IMAGE = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3, "do_resize": True}

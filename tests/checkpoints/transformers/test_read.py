@@ -78,7 +78,7 @@ def test_features_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Pat
 def test_ids_are_those_of_their_generate(
     writer: Theirs, our_writer: Blip2, photos: list[Path], beams: int, prompt: str | None
 ) -> None:
-    found = our_writer.caption_many(photos, prompt=prompt or "", beams=beams, max_tokens=9, min_tokens=0)
+    found = our_writer.caption_many(photos, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=0)
     texts = []
     for path, captioned in zip(photos, found, strict=True):
         inputs = writer.processor(images=Image.open(path).convert("RGB"), text=prompt, return_tensors="pt")
@@ -103,7 +103,7 @@ def test_answers_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path
     inputs = writer.processor(images=Image.open(photos[0]).convert("RGB"), text=prompt, return_tensors="pt")
     found = writer.model.generate(**inputs, max_new_tokens=7, do_sample=False)[0]
     expected = writer.processor.tokenizer.decode(found[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    answer = our_writer.ask(photos[0], "What is it?", beams=1, max_tokens=7, min_tokens=0)
+    answer = our_writer.ask(photos[0], "What is it?", num_beams=1, max_new_tokens=7, min_new_tokens=0)
     assert answer == " ".join(expected.split())
 
 

@@ -27,6 +27,7 @@ from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.write import save_transformers, task_config
 from openblip.errors import CheckpointError, OptionError
+from openblip.generation.options import GenerationOptions
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.vit import VitConfig
 from openblip.text import PromptTemplates
@@ -34,6 +35,10 @@ from tests.checkpoints.theirs import Theirs, write_matcher, write_writer
 from tests.conftest import lively
 
 PROMPT = "Question: what is it? Answer:"
+CAPTIONS = GenerationOptions(num_beams=2, max_new_tokens=9, min_new_tokens=1, length_penalty=0.5)
+ANSWERS = GenerationOptions(
+    num_beams=3, max_new_tokens=7, min_new_tokens=0, length_penalty=-0.5, no_repeat_ngram_size=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def both(tiny_parts: ModelParts) -> ModelParts:
         network=lively(Blip2Network(config)),
         transform=replace(tiny_parts.transform, image_size=42, mean=(0.1, 0.2, 0.3)),
         prompts=PromptTemplates("a photo of", "Q: {question} A:", "Q: {question} A: {answer} "),
-        defaults=GenerationDefaults("\n", 2, 9, 1, 0.5, 3, 7, -0.5),
+        defaults=GenerationDefaults("\n", CAPTIONS, ANSWERS),
     )
 
 
@@ -164,7 +169,7 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
         assert difference(logits, found[..., : config.language.vocab_size]) <= 1e-3
         assert torch.equal(found[..., -1], found[..., both.tokenizer.pad_id])
         text = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
-        answer = ours.complete(ours.visual_prompt(path), [PROMPT], beams=1, max_tokens=8, min_tokens=0)[0]
+        answer = ours.complete(ours.visual_prompt(path), [PROMPT], num_beams=1, max_new_tokens=8, min_new_tokens=0)[0]
         expected = text[: text.index(stop)] if stop in text else text
         assert answer.text == " ".join(both.tokenizer.decode(expected).split())
 

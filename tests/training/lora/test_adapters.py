@@ -312,8 +312,10 @@ def test_captions_answers_and_search_with_unmerged_adapters(
     assert merged.caption(photos) == model.caption(photos) != untrained.caption(photos)
     questions = ["what is it?", "what color is the ball?", "how many?"]
     # One prefix, several prompts behind it.
-    assert merged.ask(photos[0], questions, beams=3) == model.ask(photos[0], questions, beams=3)
-    assert merged.caption(photos[1], num_captions=3, beams=4) == model.caption(photos[1], num_captions=3, beams=4)
+    assert merged.ask(photos[0], questions, num_beams=3) == model.ask(photos[0], questions, num_beams=3)
+    assert merged.caption(photos[1], num_captions=3, num_beams=4) == model.caption(
+        photos[1], num_captions=3, num_beams=4
+    )
     texts = ["a dog", "a red ball"]
     found, expected = model.scores(photos, texts, itm=True), merged.scores(photos, texts, itm=True)
     assert apart(found.itc, expected.itc) <= 1e-4

@@ -20,7 +20,7 @@ from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.lora.fit import merge_external
-from openblip.checkpoints.model_parts import GenerationDefaults, LanguageSource, ModelParts
+from openblip.checkpoints.model_parts import LanguageSource, ModelParts, read_defaults
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.tensors.assign import Placer
@@ -38,7 +38,9 @@ from openblip.nn.quant.swap import BITS, quantised_layers
 from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+"""Version 1 differs in the names of its generation options."""
 SCALE_SUFFIX, STEPS_SUFFIX = ":scale", ":steps"
 ADAPTER_MARK = ".lora_"
 """In names of what peft has put into a network."""
@@ -79,7 +81,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "image": asdict(parts.transform),
         "matching_tokens": None if parts.matching is None else parts.matching.max_tokens,
         "prompts": asdict(parts.prompts),
-        "generation": asdict(parts.defaults),
+        "generation": parts.defaults.to_json(),
     }
     layers = quantised_layers(parts.network)
     if layers:
@@ -151,7 +153,7 @@ def load_native(
         if not isinstance(matching_tokens, int | None):
             raise TypeError(f"matching_tokens is {matching_tokens!r}, not a number")
         prompts = build(PromptTemplates, content["prompts"], path)
-        defaults = build(GenerationDefaults, content["generation"], path)
+        defaults = read_defaults(content["generation"], path)
         name = str(content["name"])
         stored_bits = content.get("bits", 0)
         if stored_bits not in (0, *BITS):
@@ -307,9 +309,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the config of an OpenBLIP model folder")
-    if content.get("version") != FORMAT_VERSION:
+    if content.get("version") not in READABLE_VERSIONS:
         raise CheckpointError(
             f"{path} has format version {content.get('version')}, "
-            f"this OpenBLIP reads {FORMAT_VERSION}: upgrade openblip"
+            f"this OpenBLIP reads {' and '.join(map(str, READABLE_VERSIONS))}: upgrade openblip"
         )
     return content

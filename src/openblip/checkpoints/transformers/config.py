@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
-from openblip.checkpoints.model_parts import GenerationDefaults
+from openblip.checkpoints.model_parts import GenerationDefaults, read_defaults
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.openblip.folder import check_prompts
 from openblip.errors import CheckpointError
@@ -212,7 +212,7 @@ def read_config(folder: Path) -> FolderConfig:
         isinstance(language, T5Config) and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
         prompts,
-        build(GenerationDefaults, _section(own, "generation", path) or _read_defaults(network, generation), path),
+        read_defaults(_section(own, "generation", path) or _generation(network, generation), path),
     )
 
 
@@ -351,21 +351,14 @@ def image_token_index(content: Mapping[str, Any]) -> int | None:
     return index if isinstance(index, int) else None
 
 
-def _read_defaults(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Our defaults for the language model, and what generation_config.json says otherwise."""
+def _generation(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's own defaults, and what generation_config.json says otherwise."""
+    shared = {name: generation.get(name) for name in ("num_beams", "max_new_tokens", "length_penalty")}
     # LAVIS' predict_answers
     encodes = network.language is not None and network.language.encodes_prompts
-    defaults: dict[str, Any] = {"answer_length_penalty": -1.0 if encodes else 0.0}
-    for theirs, ours in (
-        ("num_beams", "beams"),
-        ("max_new_tokens", "max_tokens"),
-        ("length_penalty", "length_penalty"),
-    ):
-        if generation.get(theirs) is not None:
-            defaults |= {f"{kind}_{ours}": generation[theirs] for kind in ("caption", "answer")}
-    if generation.get("min_new_tokens") is not None:
-        defaults["caption_min_tokens"] = generation["min_new_tokens"]
-    return defaults
+    answers = {"length_penalty": -1.0 if encodes else 0.0}
+    answers |= {name: value for name, value in shared.items() if value is not None}
+    return {"captions": {**shared, "min_new_tokens": generation.get("min_new_tokens")}, "answers": answers}
 
 
 def read_transform(folder: Path, image_size: int) -> ImageTransform:

@@ -190,7 +190,7 @@ def _config(parts: ModelParts, config: Blip2Config, task: Task, ids: WordIds | N
         OWN_SETTINGS: {
             "vision_norm_eps": config.vision_norm_eps,
             "prompts": asdict(parts.prompts),
-            "generation": asdict(parts.defaults),
+            "generation": parts.defaults.to_json(),
             "matching_tokens": None if task == "write" or parts.matching is None else parts.matching.max_tokens,
         },
     }

@@ -39,9 +39,9 @@ def evaluate_captions(
     listed = list(pictures)
     found = model.caption_many(
         sources((listed[number] for number in left), problems),
-        prompt=settings.text.prompt,
+        prompt=settings.prompt,
         batch_size=settings.batch_size,
-        **settings.text.options,
+        **settings.text_options(),
     )
     progress(len(names) - len(left), len(names))
     lost: list[Excluded] = []

@@ -117,7 +117,7 @@ def _answered(
     settings: Settings,
 ) -> Iterator[tuple[Picture, list[GeneratedText] | ImageError]]:
     asked = [(image, pictures[picture]) for picture, image in batch if not isinstance(image, ImageError)]
-    found = iter(model.answer_many(asked, frame=settings.text.prompt, **settings.text.options))
+    found = iter(model.answer_many(asked, frame=settings.prompt, **settings.text_options()))
     for picture, image in batch:
         yield picture, image if isinstance(image, ImageError) else next(found)
 

@@ -13,7 +13,7 @@ from openblip.checkpoints.names.transformers import tied
 from openblip.checkpoints.transformers.config import WordIds as FolderIds
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate, stream
-from openblip.generation.options import Generation, GenerationOptions
+from openblip.generation.options import Generation, ResolvedOptions
 from openblip.integrations.transformers.folders import LoadedModel
 from openblip.integrations.transformers.options import (
     CallOptions,
@@ -220,7 +220,7 @@ class Blip2ForConditionalGeneration(Writer):
         filler = self.words.pad if pad is None else pad
         if chosen.num_beams > 1 and filler == 0:
             filler = stop  # as there, where 0 counts as none
-        front = front.repeat_interleave(chosen.num_return, dim=0)
+        front = front.repeat_interleave(chosen.num_return_sequences, dim=0)
         ids = torch.cat([front, _rectangle(texts, stop, filler).to(front)], dim=1)
         if not options.get("return_dict_in_generate"):
             return ids
@@ -301,7 +301,7 @@ def _streamed(
     language: Opt | T5,
     front: Tensor,
     rows: Sequence[Tensor],
-    options: GenerationOptions,
+    options: ResolvedOptions,
     used: Sequence[Tensor] | None,
     streamer: Streamer,
 ) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.devices import choose_placement
 from openblip.errors import OptionError
-from openblip.generation.options import GenerationOptions
+from openblip.generation.options import GenerationOptions, ResolvedOptions
 
 NEW_TOKENS = 20
 TOP_K = 50
@@ -324,7 +324,7 @@ def chosen_device(device_map: str | int | torch.device | dict[str, Any] | None) 
     return choose_placement(None if device_map in AUTOMATIC else str(device_map), "float32").device
 
 
-def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_id: int) -> GenerationOptions:
+def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_id: int) -> ResolvedOptions:
     """transformers' options in the engine's words.
 
     Args:
@@ -357,15 +357,15 @@ def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_
         num_beams=value("num_beams", 1),
         length_penalty=value("length_penalty", 1.0),
         early_stopping=_flag("early_stopping", value("early_stopping", False)),
-        num_return=value("num_return_sequences", 1),
-        sample=sample,
+        num_return_sequences=value("num_return_sequences", 1),
+        do_sample=sample,
         # As there, these say nothing where nothing is drawn.
         temperature=value("temperature", 1.0) if sample else 1.0,
         top_k=value("top_k", TOP_K) if sample else 0,
         top_p=value("top_p", 1.0) if sample else 1.0,
         repetition_penalty=value("repetition_penalty", 1.0),
         stop_ids=(stop_id,),
-    )
+    ).resolved()
 
 
 def _flag(name: str, value: object) -> bool:

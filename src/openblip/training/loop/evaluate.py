@@ -23,7 +23,6 @@ from openblip.evaluation.settings import (
     RetrievalSettings,
     Settings,
     Task,
-    TextSettings,
     Wish,
 )
 from openblip.models.blip2 import Blip2
@@ -81,7 +80,7 @@ class Evaluator:
         people = min(len(row.answers) for row in self.samples) if asked else 0
         return Settings(
             task,
-            TextSettings(beams=self.section.beams),
+            {"num_beams": self.section.num_beams},
             # Java's scores are for the end: starting it costs more than a small evaluation.
             CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER),
             QuestionSettings(Accuracy.VQA if people > 1 else Accuracy.EXACT),

@@ -99,8 +99,11 @@ class SelfCritic:
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
         self.before = [self.tokenizer.start_id, *self.tokenizer.encode(parts.prompts.caption)]
         self.options = GenerationOptions(
-            max_new_tokens=parts.defaults.caption_max_tokens, sample=True, num_return=draws, stop_ids=(self.stop_id,)
-        )
+            max_new_tokens=parts.defaults.captions.max_new_tokens,
+            do_sample=True,
+            num_return_sequences=draws,
+            stop_ids=(self.stop_id,),
+        ).resolved()
 
     def losses(
         self,
@@ -116,7 +119,7 @@ class SelfCritic:
             generator: on the CPU, equal in all processes: each takes its part of one draw for all rows, so that
                 their number does not matter to what is written.
         """
-        draws, length = self.options.num_return, self.options.max_new_tokens
+        draws, length = self.options.num_return_sequences, self.options.max_new_tokens
         chances = torch.rand(len(batch) * world.size, draws, length, generator=generator)[
             world.rows(len(batch) * world.size)
         ]

@@ -1,0 +1,52 @@
+"""Between what a user says and reads and what generation takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, read_options
+from openblip.results import GeneratedText
+from openblip.text import clean_generated
+
+
+def caption_options(
+    parts: ModelParts, options: TextOptions, num_captions: int = 1, stream: bool = False
+) -> ResolvedOptions:
+    """How captions are generated: as the user says, and as the model does where the user says nothing.
+
+    Args:
+        stream: the text is shown as it is generated: greedily, where the model's own choice is a beam search.
+
+    Raises:
+        OptionError: an unknown name, a value out of range, or options that exclude each other.
+    """
+    return _merged(parts, options, parts.defaults.captions, num_captions, stream)
+
+
+def answer_options(parts: ModelParts, options: TextOptions, stream: bool = False) -> ResolvedOptions:
+    """Likewise for answers."""
+    return _merged(parts, options, parts.defaults.answers, 1, stream)
+
+
+def _merged(
+    parts: ModelParts, options: TextOptions, defaults: GenerationOptions, texts: int, stream: bool
+) -> ResolvedOptions:
+    given = replace(read_options(options), num_return_sequences=texts, stop_ids=(parts.stop_id,))
+    if stream and given.num_beams is None and not given.samples and not defaults.samples:
+        given = replace(given, num_beams=1)
+    resolved = given.merged(defaults).resolved()
+    if stream:
+        resolved.check_streaming()
+    return resolved
+
+
+def read_text(parts: ModelParts, generation: Generation) -> GeneratedText:
+    """Generated ids as words."""
+    tokenizer = parts.require_words()
+    return GeneratedText(
+        text=clean_generated(tokenizer.decode(generation.ids)),
+        score=generation.score,
+        tokens=tuple(tokenizer.decode([token]) for token in generation.ids),
+        log_probs=generation.log_probs,
+    )
