@@ -22,8 +22,8 @@ from openblip.generation.options import USER_OPTIONS, GenerationOptions
 TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"
 INPUT_HELP = (
-    "Image files, folders, quoted patterns ('photos/*.jpg'), web addresses; lists of paths (.txt), tables with a "
-    "column of images (.csv, .tsv, .jsonl, .parquet), tars; - reads an image, or a list of paths, from standard input."
+    "Image files, folders, quoted patterns ('photos/*.jpg'), web addresses, lists of paths (.txt), tables with a "
+    "column of images (.csv, .tsv, .jsonl, .parquet) or tars. With -, an image or a list of paths from standard input."
 )
 NO_CONTENT = frozenset({"inputs", "image", "more_images", "recursive", "stream", "output"})
 """Parameters that change nothing of an output file but what its images are."""
@@ -61,7 +61,7 @@ WordsFrom = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="FOLDER",
-        help="A model or folder with the words that the source lacks, as a Trainer's checkpoint.",
+        help="A model whose tokenizer to use, if the source has none (as the checkpoints of transformers' Trainer).",
         show_default=False,
     ),
 ]
@@ -69,7 +69,9 @@ WordsFrom = Annotated[
 Inputs = Annotated[list[str], _argument("INPUT", INPUT_HELP)]
 Images = Annotated[
     str,
-    _argument("IMAGE", "An image file or web address; for several a folder, quoted pattern, list, table, tar or -."),
+    _argument(
+        "IMAGE", "An image file or web address. For several images: a folder, quoted pattern, list, table, tar or -."
+    ),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include images in subfolders.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Number of images to process at once.")]
@@ -87,7 +89,7 @@ Words = Annotated[
     str | None,
     _about_model(
         "FOLDER",
-        "Where the words are of a folder that has none, as a Trainer's checkpoint: a model or folder.",
+        "A model whose tokenizer to use, if the folder has none (as the checkpoints of transformers' Trainer).",
         "--tokenizer",
     ),
 ]
@@ -111,7 +113,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write there instead of to the terminal; stopped, the same command goes on where it was.",
+        help="Write to this file. If the command is stopped, give it again, and it continues.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

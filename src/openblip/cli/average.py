@@ -21,7 +21,7 @@ def average(
         list[str],
         typer.Argument(
             metavar="MODEL[=SHARE]...",
-            help="Models that were trained from the same weights, each with its share if you like.",
+            help="The models, which must have started from the same weights; a SHARE is a weight of the average.",
             show_default=False,
         ),
     ],
