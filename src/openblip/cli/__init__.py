@@ -120,4 +120,6 @@ def _openblip(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    pass
+    from openblip.images.decode import silence_decoders
+
+    silence_decoders()

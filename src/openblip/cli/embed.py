@@ -120,12 +120,12 @@ def embed(
 
 def _embed_images(model: Blip2, images: Sequence[Image], batch_size: int) -> Iterator[Tensor | ImageError]:
     """The vectors [Q, width] of each image in order, or what is wrong with it."""
-    from openblip.images.decode import load_image, squash
+    from openblip.images.decode import load_squashed
     from openblip.images.prefetch import read_ahead
 
     size = model.parts.transform.image_size
     # Squashed, they take little memory, and are embedded as they are.
-    for batch in read_ahead(images, lambda image: squash(load_image(image), size), batch_size):
+    for batch in read_ahead(images, lambda image: load_squashed(image, size), batch_size):
         good = [image for _, image in batch if not isinstance(image, ImageError)]
         vectors = iter(model.embed_images(good, batch_size=batch_size))
         for _, image in batch:

@@ -7,13 +7,20 @@ alone and may be called from many threads.
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
+import struct
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from functools import cache
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.images.memory import BYTES_PER_PIXEL, SMALL_BYTES, Lease, MemoryBudget, bytes_needed
+from openblip.images.rgb import to_rgb
 from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ __all__ = [
     "describe_source",
     "find_images",
     "load_image",
+    "load_squashed",
     "normalise",
     "squash",
     "to_pixels",
@@ -41,8 +49,9 @@ DEFAULT_MAX_PIXELS = 178_956_970
 CLIP_TRANSFORM_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_TRANSFORM_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_BUDGET = MemoryBudget(BYTES_PER_PIXEL * DEFAULT_MAX_PIXELS)
+_SILENT = threading.Event()
 _ORIENTATION_TAG = 0x0112
-_DEEP_GREY_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 # Decoding these starts a foreign program (Ghostscript) or a system renderer on content nobody has checked.
 _REFUSED_FORMATS = ("EPS", "WMF", "EMF")
@@ -69,8 +78,9 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
         source: path, http(s) address, encoded bytes, binary file (read from its beginning, left open), PIL
             image, or array [H,W], [H,W,1], [H,W,3] or [H,W,4] of uint8, or of floats between 0 and 1.
         max_pixels: largest width x height accepted, checked before any pixel is decoded; by default the
-            environment variable OPENBLIP_MAX_PIXELS, else `DEFAULT_MAX_PIXELS`. For a larger limit raise
-            `PIL.Image.MAX_IMAGE_PIXELS` too: Pillow refuses files of more than twice that.
+            environment variable OPENBLIP_MAX_PIXELS, else `DEFAULT_MAX_PIXELS`. Pillow's own limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`) does not count. Images whose decoding takes more than 12 bytes for each
+            pixel of this limit are refused, too.
         allow_urls: whether web addresses are fetched; by default yes, unless the environment variable
             OPENBLIP_ALLOW_URLS is 0. A server that passes on its visitors' texts should say False. Addresses in
             private networks are refused unless OPENBLIP_ALLOW_PRIVATE_ADDRESSES is 1.
@@ -79,18 +89,61 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
         ImageError: the image cannot be read; the message names it and says what to do.
         OptionError: `max_pixels` or OPENBLIP_MAX_PIXELS is not a positive whole number.
     """
+    with _BUDGET.lease() as lease:
+        return _load(source, _pixel_limit(max_pixels), allow_urls, lease)
+
+
+def load_squashed(source: ImageSource, size: int) -> np.ndarray[Any, Any]:
+    """`load_image`, then `squash`: uint8 [S,S,3]. Many threads at it wait for one another rather than for memory."""
+    with _BUDGET.lease() as lease:
+        return squash(_load(source, _pixel_limit(None), None, lease), size)
+
+
+def silence_decoders() -> None:
+    """Keep Pillow and the libraries under it from writing lines of their own; what matters is in our errors.
+
+    For programs of ours: it holds for the whole process.
+    """
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"PIL\b")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    _SILENT.set()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """libtiff writes to standard error by itself, unless somebody takes its handlers away."""
+    import ctypes
+
+    from PIL import _imaging
+
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
+    except (AttributeError, OSError):
+        pass  # built into Pillow, and not to be reached
+
+
+def _load(source: ImageSource, limit: int, allow_urls: bool | None, lease: Lease) -> Image.Image:
     from PIL import Image
 
-    limit = _pixel_limit(max_pixels)
     name = describe_source(source)
     try:
         if isinstance(source, Image.Image):
-            rgb = _finish(source, name, limit)
+            _check_size(source, name, limit)
+            lease.take(bytes_needed(source.format, *source.size))
+            rgb = _finish(source, name)
             return rgb.copy() if rgb.im is source.im else rgb
         if _is_array(source):
-            return _finish(_from_array(source, name), name, limit)
+            made = _from_array(source, name)
+            _check_size(made, name, limit)
+            return _finish(made, name)
         with open_encoded(source, name, allow_urls) as stream:
-            return _decode(stream, name, limit)
+            return _decode(stream, name, limit, lease)
     except OpenBlipError:
         raise
     except Exception as error:
@@ -113,8 +166,8 @@ def _pixel_limit(max_pixels: int | None) -> int:
     return limit
 
 
-def _decode(stream: BinaryIO, name: str, limit: int) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
+def _decode(stream: BinaryIO, name: str, limit: int, lease: Lease) -> Image.Image:
+    from PIL import Image
 
     head = stream.read(64)
     if not head:
@@ -122,15 +175,48 @@ def _decode(stream: BinaryIO, name: str, limit: int) -> Image.Image:
     # Registers every format once. Left to Image.open, two threads that meet their first WebP at the same
     # moment can be told that it is no image.
     Image.init()
-    try:
-        image = Image.open(stream)
-    except UnidentifiedImageError as error:
-        raise ImageError(name, _not_an_image(head)) from error
+    image = _identified(stream)
+    if image is None:
+        raise ImageError(name, _not_an_image(head))
     if image.format in _REFUSED_FORMATS:
         raise ImageError(name, f"{image.format} drawings are not read; export it as PNG or JPEG")
     if not _has_end_mark(stream, image.format):
         raise ImageError(name, _CUT_SHORT)
-    return _finish(image, name, limit)
+    _check_size(image, name, limit)
+    needed = bytes_needed(image.format, *image.size)
+    most = max(BYTES_PER_PIXEL * limit, SMALL_BYTES)
+    if needed > most:
+        raise ImageError(
+            name,
+            f"takes {needed / 1e9:.1f} GB of memory to decode, more than the limit of {most / 1e9:.1f}; "
+            "make it smaller, or if you trust it raise max_pixels (OPENBLIP_MAX_PIXELS)",
+        )
+    lease.take(needed)
+    if image.format == "TIFF" and _SILENT.is_set():
+        _silence_libtiff()
+    return _finish(image, name, own=True)
+
+
+def _identified(stream: BinaryIO) -> Image.Image | None:
+    """What `PIL.Image.open` makes of a file: the first format that takes it, its pixels not read yet.
+
+    Done by hand because `open` measures by a limit of its own, which other programs' threads share, and warns below it.
+    """
+    from PIL import Image
+
+    stream.seek(0)
+    start = stream.read(16)
+    for name in Image.ID:
+        factory, accepts = Image.OPEN[name.upper()]
+        accepted = accepts is None or accepts(start)
+        if not accepted or isinstance(accepted, str):  # a text says which plugin is missing
+            continue
+        stream.seek(0)
+        try:
+            return cast("Image.Image", factory(stream, ""))
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # of another format that begins alike
+    return None
 
 
 def _has_end_mark(stream: BinaryIO, image_format: str | None) -> bool:
@@ -148,8 +234,7 @@ def _has_end_mark(stream: BinaryIO, image_format: str | None) -> bool:
         # Also where a thumbnail's mark comes last: such a file has no coded pixels, and the decoder says so.
         stream.seek(position)
         return True
-    stream.seek(0)
-    data = stream.read()
+    data = _mapped(stream)
     stream.seek(position)
     if image_format == "JPEG2000":
         first_tile = data.find(b"\xff\x90")
@@ -159,6 +244,13 @@ def _has_end_mark(stream: BinaryIO, image_format: str | None) -> bool:
     while data[scan : scan + 1] == b"\xff" and data[scan + 1 : scan + 2] != b"\xda":
         scan += 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
     return data[scan : scan + 2] != b"\xff\xda" or data.find(b"\xff\xd9", scan) >= 0
+
+
+def _mapped(stream: BinaryIO) -> bytes | mmap.mmap:
+    """All bytes of a file; one on disk is mapped, not read into memory."""
+    if isinstance(stream, io.BytesIO):
+        return stream.getvalue()
+    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _not_an_image(head: bytes) -> str:
@@ -175,10 +267,7 @@ def _explain(error: Exception) -> str:
     from PIL import Image
 
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return (
-            "has more pixels than Pillow opens; make it smaller, "
-            "or if you trust it raise PIL.Image.MAX_IMAGE_PIXELS as well as max_pixels"
-        )
+        return "holds a part of more pixels than Pillow opens; make it smaller"
     if isinstance(error, MemoryError):
         return "needs more memory than there is; make it smaller"
     text = " ".join(str(error).split())[:200]
@@ -188,16 +277,17 @@ def _explain(error: Exception) -> str:
     return f"is damaged or of an unsupported kind ({detail}); save it again as PNG or JPEG in an image editor"
 
 
-def _finish(image: Image.Image, name: str, limit: int) -> Image.Image:
-    """May share its pixels with `image`."""
-    _check_size(image, name, limit)
+def _finish(image: Image.Image, name: str, own: bool = False) -> Image.Image:
+    """May share its pixels with `image`, which is closed when it is our `own`."""
     image.load()
-    upright = _upright(image)
+    transposition = _transposition(image)
     # Most photos are RGB: a copy of one, only to drop its metadata, would take as long as reading its file.
-    rgb = upright._new(upright.im) if upright.mode == "RGB" and not upright.has_transparency_data else None
-    rgb = _to_rgb(upright, name) if rgb is None else rgb
-    rgb.info = {}
-    return rgb
+    rgb = image._new(image.im) if image.mode == "RGB" and not image.has_transparency_data else to_rgb(image, name)
+    if own:
+        image.close()  # gives up its pixels before a turned image needs as many
+    upright = rgb if transposition is None else rgb.transpose(transposition)
+    upright.info = {}
+    return upright
 
 
 def _check_size(image: Image.Image, name: str, limit: int) -> None:
@@ -212,8 +302,8 @@ def _check_size(image: Image.Image, name: str, limit: int) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Applies the camera's orientation mark; unreadable metadata count as none."""
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """What the camera's orientation mark asks for; unreadable metadata count as none."""
     from PIL import Image
 
     transpositions = {
@@ -226,44 +316,9 @@ def _upright(image: Image.Image) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }
     try:
-        transposition = transpositions.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return transpositions.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
-        return image  # the parser meets arbitrary bytes; the picture itself is good
-    return image if transposition is None else image.transpose(transposition)
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    from PIL import Image
-
-    if image.mode in _DEEP_GREY_MODES:
-        return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
-    if image.has_transparency_data:
-        # Dropping alpha, as a plain convert("RGB") does, shows whatever colour an editor left under it.
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image, name: str) -> np.ndarray[Any, Any]:
-    """Deep grey [H,W] -> uint8 [H,W], never clipped.
-
-    16-bit files use their whole range by definition. 32-bit integers and floats do not say theirs: integers
-    that fit 8 or 16 bits and floats that fit 0 to 1 or 0 to 255 are taken as such, all others are stretched
-    from the smallest to the largest.
-    """
-    import numpy as np
-
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return np.rint(values.astype(np.float32) / 257).astype(np.uint8)
-    if not np.isfinite(values).all():
-        raise ImageError(name, "holds pixels that are not numbers (NaN or infinite); replace them first")
-    low, high = float(values.min()), float(values.max())
-    ranges = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
-    black, white = next(((0.0, top) for top in ranges if low >= 0 and high <= top), (low, high))
-    span = white - black or 1.0  # one value everywhere: black
-    return np.rint((values.astype(np.float64) - black) * 255 / span).astype(np.uint8)
+        return None  # the parser meets arbitrary bytes; the picture itself is good
 
 
 def _is_array(source: object) -> bool:
@@ -331,7 +386,7 @@ def squash(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
 
     if not isinstance(image, Image.Image):
         raise ImageError(describe_source(image), "is not loaded yet; pass it through load_image first")
-    rgb = image if image.mode == "RGB" else _to_rgb(image, describe_source(image))
+    rgb = image if image.mode == "RGB" else to_rgb(image, describe_source(image))
     return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
 
 

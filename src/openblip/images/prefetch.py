@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from openblip.errors import ImageError, OptionError
-from openblip.images.decode import ImageTransform, load_image, normalise, squash
+from openblip.images.decode import ImageTransform, load_squashed, normalise
 from openblip.images.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def pixel_batches(sources: Iterable[ImageSource], transform: ImageTransform, bat
     """
 
     def work(source: ImageSource) -> np.ndarray[Any, Any]:
-        return squash(load_image(source), transform.image_size)
+        return load_squashed(source, transform.image_size)
 
     for batch in read_ahead(sources, work, batch_size):
         squashed = [found for _, found in batch if not isinstance(found, ImageError)]
