@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from openblip.checkpoints.lora.files import write_adapter
 from tests.checkpoints.lora.test_files import adapter_of
+from tests.checkpoints.theirs import write_writer
 
 from .conftest import Ran, Run
 
@@ -127,3 +130,91 @@ def test_merging_and_averaging_on_a_full_disk(run: Run, data: Path, tiny_model_f
         refused(run("merge", adapter, data / "merged"), f"{data / 'merged'} cannot be written (", "make room")
         refused(run("average", data / "mean", tiny_model_folder, twin), f"{data / 'mean'} cannot be written (")
     assert not (data / "merged").exists() and not (data / "mean").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["caption"], "captions.txt"),
+        (["caption", "--json"], "captions.jsonl"),
+        (["ask"], "answers.txt"),
+        (["match", "--json"], "matches.jsonl"),
+        (["embed"], "features.npz"),
+        (["embed"], "features.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 100, 1000, 2500])
+def test_output_files_on_a_full_disk(
+    run: Run, photos: list[Path], tmp_path: Path, tiny_model_folder: Path, command: list[str], name: str, size: int
+) -> None:
+    folder = photos[0].parent
+    words = ["a dog"] if command[0] in ("ask", "match") else []
+    program = [command[0], folder, *words, *command[1:], "-m", tiny_model_folder]
+    program += [] if command[0] == "ask" else ["--batch-size", "1"]
+    output, straight = tmp_path / name, tmp_path / f"straight-{name}"
+    output.write_text("old")
+    assert run(*program, "--output", straight).code == 0
+    with room(size):
+        ran = run(*program, "--output", output)
+    if ran.code:  # else it has room
+        refused(ran, f"{output}", "cannot be written (File too large): make room, and give the command again")
+        assert output.read_text() == "old"
+        assert not list(tmp_path.glob("*.draft"))
+    else:
+        assert size >= 1000
+    again = run(*program, "--output", output)
+    assert again.code == 0
+    if output.suffix != ".safetensors":  # whose metadata come in any order
+        assert len(output.read_bytes()) == len(straight.read_bytes())
+    assert {path.name for path in tmp_path.iterdir()} >= {name, straight.name}
+    assert not [path for path in tmp_path.iterdir() if ".part" in path.name or path.suffix == ".lock"]
+
+
+@pytest.mark.parametrize("to", ["openblip", "transformers", "lavis"])
+@pytest.mark.parametrize("size", [10, 5_000, 60_000])
+def test_conversion_on_a_full_disk(run: Run, tmp_path: Path, to: str, size: int) -> None:
+    source = write_writer(tmp_path / "source").folder
+    target = tmp_path / "new/converted"
+    with room(size):
+        ran = run("convert", source, target, "--to", to)
+    refused(ran, f"{target} cannot be written (File too large): make room")
+    assert not target.parent.exists()
+    assert run("convert", source, target, "--to", to).code == 0
+
+
+def test_quantising_on_a_full_disk(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
+    with room(20_000):
+        refused(
+            run("quantize", tiny_model_folder, tmp_path / "q"), f"{tmp_path / 'q'} cannot be written (File too large)"
+        )
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["caption", "{photo}", "-m", "{model}"],
+        ["ask", "{photo}", "what?", "-m", "{model}", "--stream"],
+        ["match", "{photo}", "a dog", "-m", "{model}", "--json"],
+        ["embed", "--text", "a dog", "-m", "{model}", "--json"],
+        ["caption", "{photo}", "-m", "{model}", "--output", "/dev/full"],
+        ["models"],
+        ["inspect", "{model}"],
+        ["caption", "--help"],
+        ["--version"],
+        ["train", "{recipe}", "--dry-run"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_standard_output_on_a_full_disk(
+    training: Path, photos: list[Path], tiny_model_folder: Path, words: list[str]
+) -> None:
+    filled = [word.format(photo=photos[0], model=tiny_model_folder, recipe=training) for word in words]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "openblip", *filled], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    place = "/dev/full" if "--output" in words else "standard output"
+    told = "cannot be written (No space left on device): make room, and give the command again"
+    assert (ran.returncode, ran.stderr) == (2, f"error: {place} {told}\n")

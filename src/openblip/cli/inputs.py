@@ -55,12 +55,14 @@ def packed_image(name: str, read: Callable[[], bytes]) -> IO[bytes]:
 
 
 class _Packed:
-    def __init__(self, name: str, read: Callable[[], bytes]) -> None:
+    """Read once, from its beginning, as images are."""
+
+    def __init__(self, name: str, content: Callable[[], bytes]) -> None:
         self.name = name
-        self._read = read
+        self._content = content
 
     def read(self, size: int = -1) -> bytes:
-        content = self._read()
+        content = self._content()
         return content if size < 0 else content[:size]
 
 

@@ -7,6 +7,7 @@ A kill between the two leaves bytes that no line counts: they are cut off, and t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -181,7 +182,13 @@ def _line(row: object) -> bytes:
 
 
 def _append(path: Path, content: bytes) -> None:
-    with naming(path), path.open("ab", buffering=0) as file:
-        rest = memoryview(content)
+    with path.open("ab", buffering=0) as file:
+        write_all(file, path, content)
+
+
+def write_all(file: io.RawIOBase, path: Path, content: bytes) -> None:
+    """Write to a file without a buffer. Raises OSError, with the file's name, when it takes no more."""
+    rest = memoryview(content)
+    with naming(path):
         while rest:
             rest = rest[file.write(rest) or 0 :]

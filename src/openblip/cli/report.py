@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 
-from openblip.cli.output import Command, Kept, kept_output
+from openblip.cli.output import Command, Kept, kept_output, write_all
 from openblip.errors import ImageError, OpenBlipError
-from openblip.saving import NO_ROOM, naming
+from openblip.saving import NO_ROOM
 
 SOME_FAILED = 1
 STDOUT = "standard output"
@@ -36,7 +37,7 @@ class Report:
         summary: a line on standard output once the file is there.
     """
 
-    def __init__(self, as_json: bool, file: IO[bytes] | None = None, kept: Kept | None = None) -> None:
+    def __init__(self, as_json: bool, file: io.FileIO | None = None, kept: Kept | None = None) -> None:
         self.as_json = as_json
         self.failures = len(kept.failed) if kept is not None else 0
         self._file = file
@@ -73,9 +74,7 @@ class Report:
         if self._lines is not None:
             self._lines += content
         elif self._file is not None:
-            with naming(Path(self._file.name)):
-                self._file.write(content)
-                self._file.flush()
+            write_all(self._file, Path(str(self._file.name)), content)
         elif self._kept is not None:
             self.keep(content)
         else:
@@ -151,7 +150,7 @@ def open_report(as_json: bool, path: Path | None = None, command: Command | None
         if path.is_dir() or not path.parent.is_dir():
             raise OpenBlipError(f"{path} cannot be written: give --output the name of a file in an existing folder")
         if path.exists() and not path.is_file():
-            with path.open("wb") as file:  # a pipe or /dev/null is written to, never replaced
+            with path.open("wb", buffering=0) as file:  # a pipe or /dev/null is written to, never replaced
                 report = Report(as_json, file)
                 yield report
                 if report.finish is not None:
