@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from openblip.errors import OptionError
 if TYPE_CHECKING:
     import torch
 
+LOG = logging.getLogger("openblip")
 QUANTISED = {"int8": 8, "int4": 4}
 """Types that large matrices are stored in; everything else is then in what the device computes fast."""
 AMPERE = 8
@@ -71,5 +73,27 @@ def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, or AMX): others emulate it, which is slow."""
     import torch
 
+    from openblip.nn.quant.linear import cpu_computes
+
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe is not None and probe() for probe in probes)
+    return cpu_computes(torch.bfloat16) and any(probe is not None and probe() for probe in probes)
+
+
+def substitution(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is computed otherwise than asked for on this device, in a sentence; None: nothing."""
+    from openblip.nn.quant.linear import cpu_computes
+
+    if device.type != "cpu" or cpu_computes(dtype):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"this CPU does not compute {name} itself: weights are kept in {name}, products and convolutions are made in "
+        "float32; float32 is faster, int8 is faster and smaller"
+    )
+
+
+def tell_substitution(device: torch.device, dtype: torch.dtype) -> None:
+    """Warn the user, through `logging`, of what `substitution` finds."""
+    sentence = substitution(device, dtype)
+    if sentence is not None:
+        LOG.warning("%s", sentence)

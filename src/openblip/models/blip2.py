@@ -13,7 +13,7 @@ from torch import Tensor
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.registry import DEFAULT_MODEL
-from openblip.devices import Placement, choose_placement
+from openblip.devices import Placement, choose_placement, tell_substitution
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.generation.cuda_graphs import Graphs
 from openblip.generation.engine import generate, stream
@@ -107,6 +107,7 @@ class Blip2(Matching):
         self.parts = parts
         self.placement = placement
         self.image_cache = ImageCache(image_cache)
+        tell_substitution(placement.device, placement.dtype)
         self.network = parts.network.to(device=placement.device, dtype=placement.dtype).eval()
         self.network.requires_grad_(False)
         prepare_layers(self.network)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.quant.linear import has_onednn
+from openblip.nn.quant.linear import Conv2d, computed_type, has_onednn
 from openblip.nn.recompute import run_layer
 from openblip.nn.vit import last_blocks
 
@@ -68,12 +68,11 @@ class EfficientNetConfig:
         return EfficientNet(self)
 
 
-class SameConv2d(nn.Conv2d):
+class SameConv2d(Conv2d):
     """A convolution padded as TensorFlow does: at stride 2 the extra pixel goes right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x, padding = self.pad(x)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self.convolve(*self.pad(x))
 
     def pad(self, x: Tensor) -> tuple[Tensor, int]:
         """The input, padded where its sides need different padding, and by how much the convolution is to pad it."""
@@ -99,17 +98,18 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, nn.Identity) and self.active and _may_fuse(x):
             padded, padding = self.conv.pad(x)
+            wanted, bias = computed_type(x), self.conv.bias
             one: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                padded,
-                self.conv.weight,
-                self.conv.bias,
+                padded.to(wanted),
+                self.conv.weight.to(wanted),
+                None if bias is None else bias.to(wanted),
                 [padding, padding],
                 self.conv.stride,
                 self.conv.dilation,
                 self.conv.groups,
                 *RELU6,
             )
-            return one
+            return one.to(x.dtype)
         x = self.norm(self.conv(x))
         return F.relu6(x, inplace=True) if self.active else x
 
@@ -134,7 +134,7 @@ class ConvNorm(nn.Module):
 
 def _may_fuse(x: Tensor) -> bool:
     """Whether oneDNN's convolution takes it: outside of training, which it sends no gradients back for."""
-    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    known = x.device.type == "cpu" and computed_type(x) in (torch.float32, torch.bfloat16)
     return known and torch.is_inference_mode_enabled() and has_onednn()
 
 

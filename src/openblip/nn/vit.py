@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.quant.linear import Linear
+from openblip.nn.quant.linear import Conv2d, Linear
 from openblip.nn.recompute import run_layer
 
 INIT_STD = 0.02
@@ -197,7 +197,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = gradient_checkpointing
         width, patch = config.width, config.patch_size
-        self.patch_embed = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.patch_embed = Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, self.num_patches, width))
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else None

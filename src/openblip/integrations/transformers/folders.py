@@ -28,7 +28,7 @@ from openblip.checkpoints.transformers.tokenizers import (
     read_vocabulary,
 )
 from openblip.checkpoints.zoo import BUNDLED, find_model
-from openblip.devices import choose_placement
+from openblip.devices import choose_placement, tell_substitution
 from openblip.errors import CheckpointError, DownloadError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.integrations.transformers.options import named_dtype
@@ -148,6 +148,7 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
         if kind == torch.float16:
             parts.network.qformer.float()
     prepare_layers(parts.network)
+    tell_substitution(device, kind)
     words = _word_ids(parts, content, folder)
     return LoadedModel(parts, words, _described(parts, words, content))
 

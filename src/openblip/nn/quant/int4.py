@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from openblip.nn.quant.linear import linear
 
 GROUP = 64
 CODES = 16
@@ -23,8 +24,9 @@ OUTPUTS = 16
 """PyTorch's product makes so many at a time."""
 PACKED_ROWS = 1024
 """Rows that are packed at a time: a multiple of the blocks that they are ordered in."""
-BLOCKS = (64, 32)
-"""Rows of a block in PyTorch's order, on CPUs with AVX-512 and on others."""
+BLOCKS = ((64, False), (32, False), (32, True))
+"""PyTorch's orders, on CPUs with AVX-512, with AVX2 and on others: rows of a block, and whether it is neighbours that
+share their bytes, or rows that are half a block apart."""
 INNER_TILES = 2
 """A parameter of PyTorch's packing that only GPUs look at."""
 
@@ -83,27 +85,31 @@ def dequantise_groups(codes: Tensor, scales: Tensor) -> Tensor:
 
 def pack(codes: Tensor) -> Tensor:
     """Two codes a byte [out, in / 2] in the order in which PyTorch's product reads them, of the same shape."""
-    block = packed_block()
-    whole_blocks = 0 if block is None else len(codes) // block * block
+    order = packed_block()
+    whole_blocks = 0 if order is None else len(codes) // order[0] * order[0]
     packed = torch.empty_like(codes)
-    if block is not None and whole_blocks:
-        in_blocks(codes[:whole_blocks], block, packed[:whole_blocks])
+    if order is not None and whole_blocks:
+        in_blocks(codes[:whole_blocks], *order, packed[:whole_blocks])
     if whole_blocks < len(codes):
         packed[whole_blocks:] = _packed_by_pytorch(codes[whole_blocks:])
     return packed
 
 
-def in_blocks(codes: Tensor, block: int, packed: Tensor) -> None:
+def in_blocks(codes: Tensor, block: int, neighbours: bool, packed: Tensor) -> None:
     """What PyTorch's packing does, in a ninth of its time.
 
-    In a block of rows the two that are half a block apart share their bytes, and those that belong to one input are
-    neighbours: the first half's codes lie in the low halves of bytes.
+    In a block of rows two share their bytes, and those bytes that belong to one input lie side by side: the first
+    row's codes in the low halves.
 
     Args:
         codes: two codes a byte [out, in / 2], `out` a multiple of `block`.
+        neighbours: whether the two rows are neighbours; otherwise they are half a block apart.
         packed: of the same shape, is filled.
     """
-    first, second = codes.view(-1, 2, block // 2, codes.shape[1]).unbind(1)
+    if neighbours:
+        first, second = codes.view(-1, block // 2, 2, codes.shape[1]).unbind(2)
+    else:
+        first, second = codes.view(-1, 2, block // 2, codes.shape[1]).unbind(1)
     room = packed.view(-1, codes.shape[1], 2, block // 2)
     room[:, :, 0] = (first & 15).bitwise_or_(second << 4).transpose(1, 2)
     room[:, :, 1] = (first >> 4).bitwise_or_(second & 240).transpose(1, 2)
@@ -115,14 +121,15 @@ def _packed_by_pytorch(codes: Tensor) -> Tensor:
 
 
 @cache
-def packed_block() -> int | None:
-    """How many rows a block of PyTorch's order has here, found out by trying; None where it is another order."""
-    codes = torch.randint(256, (2 * max(BLOCKS), GROUP), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def packed_block() -> tuple[int, bool] | None:
+    """Which of `BLOCKS` is PyTorch's order here, found out by trying; None where it is another one."""
+    rows = 2 * max(BLOCKS)[0]
+    codes = torch.randint(256, (rows, GROUP), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected, found = _packed_by_pytorch(codes), torch.empty_like(codes)
-    for block in BLOCKS:
-        in_blocks(codes, block, found)
+    for order in BLOCKS:
+        in_blocks(codes, *order, found)
         if torch.equal(found, expected):
-            return block
+            return order
     return None
 
 
@@ -201,7 +208,7 @@ class Int4Linear(nn.Module):
                 raise RuntimeError("a packed layer of 4 bits sends no gradient back: train before it is packed")
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.weight, GROUP, self.scale)
         else:
-            y = F.linear(rows, dequantise_groups(self.weight, self.scale).to(x.dtype))
+            y = linear(rows, dequantise_groups(self.weight, self.scale).to(x.dtype))
         y = y if self.bias is None else self.bias + y
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 

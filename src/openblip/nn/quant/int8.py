@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.quant.int8_packing import LEVELS, Ordered, input_levels, put_in_order
+from openblip.nn.quant.linear import linear
 
 PACKING = Lock()
 CHUNK_ELEMENTS = 1_000_000
@@ -30,6 +31,8 @@ LOSS_OF_ONE, LOSS_OF_FEW = 3, 12
 FEW_ROWS = 32
 ROWS_A_LOSS = 7
 """Of more rows than those, so many lose 1."""
+ROWS_OF_AN_IMAGE = 100
+"""What is packed for its first product is packed for many rows from here on: prompts have fewer, images more."""
 GPU_ROWS, GPU_MULTIPLE = 32, 8
 """A GPU's product of whole numbers wants more than 16 rows, and sizes of matrices that are a multiple."""
 
@@ -91,9 +94,9 @@ def gpu_multiplies(device: torch.device) -> bool:
     return bool((found == LEVELS * LEVELS * 64).all())
 
 
-def multiplies_on_gpu(x: Tensor, codes: Tensor) -> bool:
-    """Whether inputs [..., in] may be multiplied by weights [out, in] as whole numbers on the GPU they are on."""
-    fits = not any(size % GPU_MULTIPLE for size in codes.shape)
+def multiplies_on_gpu(x: Tensor, outputs: int) -> bool:
+    """Whether inputs [..., in] may be multiplied by weights [outputs, in] as whole numbers on the GPU they are on."""
+    fits = not (outputs % GPU_MULTIPLE or x.shape[-1] % GPU_MULTIPLE)
     return x.device.type == "cuda" and fits and not _learns(x) and gpu_multiplies(x.device)
 
 
@@ -103,7 +106,7 @@ def float_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if rows.dtype == torch.float16:
         # Sums of whole numbers leave its range, which ends at 65,504; a power of two costs no digit.
         weight, scale = weight.mul_(1 / (LEVELS + 1)), scale * (LEVELS + 1)
-    return F.linear(rows, weight) * scale.to(rows.dtype)
+    return linear(rows, weight) * scale.to(rows.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -185,9 +188,9 @@ class Int8Linear(nn.Module):
             weight = self.weight  # taken before `packed` is looked at: another thread may be packing
             whole, step = quantise_rows(rows.float(), levels)
             y = plain_product(whole, weight, self.scale) if self.packed is None else self.packed.product(whole, levels)
-        elif multiplies_on_gpu(x, self.weight):
+        elif multiplies_on_gpu(x, self.out_features):
             whole, step = quantise_rows(rows.float())
-            y = gpu_product(whole, self.weight, self.scale)
+            y = gpu_product(whole, self.codes(), self.scale)
         else:
             return self.dequantised(rows).view(*x.shape[:-1], self.out_features)
         y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias.float(), y, step)
@@ -195,13 +198,17 @@ class Int8Linear(nn.Module):
 
     def _count(self, rows: int, levels: int) -> None:
         """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
-        if self.packed is None:
-            if rows > FEW_ROWS:
-                self.lost_by_many += rows // ROWS_A_LOSS
-            else:
-                self.lost_by_few += LOSS_OF_ONE if rows == 1 else LOSS_OF_FEW
-            if self.lost_by_few + self.lost_by_many >= PACK_AFTER or levels != LEVELS:
-                self.pack()
+        if self.packed is not None:
+            return
+        if levels != LEVELS:
+            self.pack(few_rows=rows < ROWS_OF_AN_IMAGE)
+            return
+        if rows > FEW_ROWS:
+            self.lost_by_many += rows // ROWS_A_LOSS
+        else:
+            self.lost_by_few += LOSS_OF_ONE if rows == 1 else LOSS_OF_FEW
+        if self.lost_by_few + self.lost_by_many >= PACK_AFTER:
+            self.pack()
 
     def dequantised(self, rows: Tensor) -> Tensor:
         """The layer on inputs [N, in] as they are: in training, and on a device without a product of whole numbers."""
@@ -239,6 +246,8 @@ class Int8WordTable(nn.Module):
 
     Attributes:
         dtype: of the vectors that come out: what the network was cast to.
+        packed: the table a second time, in the order for few rows, where plain codes have no exact product: without it
+            every step would turn the whole table into floats. None elsewhere, and before the first scores.
     """
 
     def __init__(self, words: int, width: int) -> None:
@@ -247,6 +256,7 @@ class Int8WordTable(nn.Module):
         self.num_embeddings, self.embedding_dim = words, width
         self.weight = nn.Parameter(torch.empty(words, width, dtype=torch.int8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(words), requires_grad=False)
+        self.packed: Ordered | None = None
 
     def put(self, codes: Tensor, scale: Tensor) -> None:
         """Set the table: int8 [words, width] and float32 [words]."""
@@ -254,6 +264,7 @@ class Int8WordTable(nn.Module):
             raise ValueError(f"codes {list(codes.shape)} and scales {list(scale.shape)} are not those of this table")
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
+        self.packed = None
 
     def take(self, *pieces: Tensor) -> None:
         """Set the table from one in floating point [words, width]. Raises ValueError: a number is not finite."""
@@ -263,23 +274,38 @@ class Int8WordTable(nn.Module):
         """Ids [...] to vectors [..., width]."""
         return (self.weight[ids] * self.scale[ids][..., None]).to(self.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8WordTable:
-        scale = self.scale.detach()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = self.scale.dtype
-        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
-        return self
-
     def scores(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
-        """As `WordTable.scores`. The table stays as it is: packed, it would have to be there twice."""
+        """As `WordTable.scores`."""
         rows = hidden.reshape(-1, self.embedding_dim)
-        if input_levels() == LEVELS and rows.device.type == "cpu" and not _learns(hidden):
-            whole, step = quantise_rows(rows.float())
-            y = plain_product(whole, self.weight, self.scale).mul_(step)
-        elif multiplies_on_gpu(hidden, self.weight):
+        levels = input_levels() if rows.device.type == "cpu" and not _learns(hidden) else None
+        if levels is not None:
+            whole, step = quantise_rows(rows.float(), levels)
+            y = self._product(whole, levels).mul_(step)
+        elif multiplies_on_gpu(hidden, self.num_embeddings):
             whole, step = quantise_rows(rows.float())
             y = gpu_product(whole, self.weight, self.scale).mul_(step)
         else:
             y = float_product(rows, self.weight, self.scale)
         y = y if bias is None else y + bias
         return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)
+
+    def _product(self, whole: Tensor, levels: int) -> Tensor:
+        # Where the table as it is has an exact product, having it twice would gain little.
+        if levels == LEVELS:
+            return plain_product(whole, self.weight, self.scale)
+        with PACKING:
+            if self.packed is None:
+                self.packed = put_in_order(self.weight.detach(), self.scale.detach(), few_rows=True)
+            packed = self.packed
+        return packed.product(whole, levels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8WordTable:
+        self.packed = None
+        scale = self.scale.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = self.scale.dtype
+        self.scale = nn.Parameter(scale.to(self.scale.device), requires_grad=False)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": None}
