@@ -8,7 +8,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test lint docs parity mini train-smoke bench bench-full bench-mini clean
+.PHONY: help caption test test-cpus lint docs parity mini train-smoke bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,15 @@ docs: $(VENV)/.docs ## build the documentation site, build/docs/index.html; fail
 	@rm -rf build/docs
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs build/docs
 	@echo "open build/docs/index.html" >&2
+
+# What CPUs without AVX-512, and without AVX2, have: of PyTorch's own kernels, oneDNN's, FBGEMM's and MKL's.
+AVX2 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 \
+	MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
+test-cpus: $(VENV)/.dev ## the numerical tests again, as on CPUs with fewer instructions (x86 only)
+	$(AVX2) $(BIN)/pytest tests/nn tests/generation tests/matching tests/models tests/test_mini.py tests/checkpoints
+	$(SSE41) $(BIN)/pytest tests/nn tests/test_mini.py
 
 parity: $(VENV)/.dev ## measure the table of docs/parity.md anew; fails when a limit is exceeded
 	$(BIN)/python -m benchmarks.parity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -69,15 +70,18 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_a_batch_equals_its_prompts_one_by_one(model: Opt | T5, name: str) -> None:
+    """In float64: how a batch rounds depends on the CPU's instructions, and two beams may be as near as that."""
+    precise = copy.deepcopy(model).double()
     for seed in range(8):
-        rows = prompts(seed, 6)
-        together = generate(model, rows, OPTIONS[name])
-        alone = [generate(model, [row], OPTIONS[name])[0] for row in rows]
+        rows = [row.double() for row in prompts(seed, 6)]
+        together = generate(precise, rows, OPTIONS[name])
+        alone = [generate(precise, [row], OPTIONS[name])[0] for row in rows]
         for one, other in zip(together, alone, strict=True):
             assert [text.ids for text in one] == [text.ids for text in other]
             for text, twin in zip(one, other, strict=True):
-                assert text.score == pytest.approx(twin.score, abs=1e-5)
-                assert text.log_probs == pytest.approx(twin.log_probs, abs=1e-5)
+                # Scores are summed in float32.
+                assert text.score == pytest.approx(twin.score, rel=1e-6)
+                assert text.log_probs == pytest.approx(twin.log_probs, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))

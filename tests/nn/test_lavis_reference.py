@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -30,8 +31,22 @@ from tests.pairs.lavis import (
     texts,
 )
 
-FEATURES = 2e-6
+LAVIS_ROUNDING = 4e-6
+"""How far LAVIS' float32 is from the same model in float64, where ours adds nothing; logits, which reach 13, twice."""
+BOTH_ROUND = 3
+"""Our float32 may err twice as much as LAVIS' did, whatever instructions the CPU has, and in the other direction."""
+LAST_DIGITS = 1e-6
+"""Of losses, which LAVIS may have hit by luck."""
 LOGITS = 2e-5
+
+
+def check(gaps: Callable[[torch.dtype], dict[str, float]]) -> None:
+    """Gaps in float64 are LAVIS' own rounding; those in float32 are of its size."""
+    exact = gaps(torch.float64)
+    for name, gap in exact.items():
+        assert gap <= LAVIS_ROUNDING * (2 if name == "logits" else 1), name
+    for name, gap in gaps(torch.float32).items():
+        assert gap <= BOTH_ROUND * max(exact[name], LAST_DIGITS), name
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +59,14 @@ def stage2() -> tuple[Blip2Network, dict[str, Tensor]]:
     return load(2), recorded("opt")
 
 
-def test_stage1_features() -> None:
-    for name, gap in feature_gaps().items():
-        # What leaves the image encoder reaches 5.5, before the norm.
-        assert gap <= (5e-6 if name == "vit_out" else FEATURES), name
-
-
-def test_stage1_scores() -> None:
-    for name, gap in score_gaps().items():
-        assert gap <= FEATURES, name
+@pytest.mark.parametrize("gaps", [feature_gaps, score_gaps, gradient_gaps])
+def test_stage1(gaps: Callable[[torch.dtype], dict[str, float]]) -> None:
+    check(gaps)
 
 
 @pytest.mark.parametrize("name", ["eval", "imageid"])
 def test_stage1_losses(name: str) -> None:
-    for part, gap in loss_gaps(name).items():
-        assert gap <= FEATURES, part
-
-
-def test_stage1_gradients() -> None:
-    for name, gap in gradient_gaps().items():
-        assert gap <= FEATURES, name
+    check(lambda dtype: loss_gaps(name, dtype))
 
 
 @torch.no_grad()
@@ -93,8 +96,7 @@ def test_only_these_image_ids_fit_the_recording(stage1: tuple[Blip2Network, dict
 
 
 def test_stage2_loss_and_logits() -> None:
-    for name, gap in stage2_gaps().items():
-        assert gap <= (LOGITS if name == "logits" else FEATURES), name
+    check(stage2_gaps)
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ from tests.pairs.qformer import (
 )
 
 TOLERANCE = 1e-5
+EXACT = 1e-12
+"""Of two ways to the same numbers, in float64."""
 
 
 @pytest.fixture
@@ -63,28 +65,28 @@ def test_itc_equals_transformers() -> None:
 def test_images_are_remembered_by_row(
     retrieval: tuple[Blip2Network, Blip2ForImageTextRetrieval],
 ) -> None:
-    qformer = retrieval[0].qformer
-    features, rows, ids = random(3, 10, 20), torch.tensor([2, 0, 2, 1]), random_ids(4, 6)
+    qformer = retrieval[0].qformer.double()
+    features, rows, ids = random(3, 10, 20).double(), torch.tensor([2, 0, 2, 1]), random_ids(4, 6)
     mask = right_padded(3, 10)
     memory = qformer.remember(features, mask).take(rows)
-    assert difference(qformer.image(memory), qformer.image(qformer.remember(features, mask))[rows]) <= 1e-6
+    assert difference(qformer.image(memory), qformer.image(qformer.remember(features, mask))[rows]) <= EXACT
     direct = qformer.joint(ids, None, qformer.remember(features[rows], mask[rows]))
-    assert difference(qformer.joint(ids, None, memory), direct) <= 1e-6
+    assert difference(qformer.joint(ids, None, memory), direct) <= EXACT
 
 
 def test_texts_share_the_memory_of_their_image(
     retrieval: tuple[Blip2Network, Blip2ForImageTextRetrieval],
 ) -> None:
-    ours, _ = retrieval
-    features, ids, mask = random(2, 10, 20).requires_grad_(), random_ids(6, 7), right_padded(3, 7).repeat(2, 1)
+    ours = retrieval[0].double()
+    features, ids, mask = random(2, 10, 20).double().requires_grad_(), random_ids(6, 7), right_padded(3, 7).repeat(2, 1)
     image_mask = right_padded(2, 10)
     shared = ours.itm_logits(ids, mask, ours.qformer.remember(features, image_mask))
     rows = torch.tensor([0, 0, 0, 1, 1, 1])
     copied = ours.itm_logits(ids, mask, ours.qformer.remember(features[rows], image_mask[rows]))
-    assert difference(shared, copied) <= 1e-6
-    weights = random(6, 2, seed=3)
+    assert difference(shared, copied) <= EXACT
+    weights = random(6, 2, seed=3).double()
     gradients = [torch.autograd.grad((logits * weights).sum(), features)[0] for logits in (shared, copied)]
-    assert gradients[0].abs().max() > 1e-3 and difference(*gradients) <= 1e-6
+    assert gradients[0].abs().max() > 1e-3 and difference(*gradients) <= EXACT
     with pytest.raises(ValueError, match="5 texts cannot be shared out evenly among 2 images"):
         ours.itm_logits(ids[:5], None, features)
 

@@ -55,9 +55,10 @@ GRADIENTS = {
 }
 
 
-def recorded(name: str) -> dict[str, Tensor]:
-    """Tensors of "stage1", "opt" or "t5"."""
-    return load_file(FOLDER / f"{name}_ref.safetensors")
+def recorded(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Tensors of "stage1", "opt" or "t5", those of floating point in a type."""
+    tensors = load_file(FOLDER / f"{name}_ref.safetensors")
+    return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
 def recorded_config(stage: int) -> Blip2Config:
@@ -107,12 +108,13 @@ def recorded_weights(stage: int) -> dict[str, Tensor]:
     return {**encoder, **load_file(FOLDER / "opt_weights.safetensors")}
 
 
-def load(stage: int) -> Blip2Network:
+def load(stage: int, dtype: torch.dtype = torch.float32) -> Blip2Network:
+    """Ours with the recorded weights. In float64 all that is left of a gap is LAVIS' own rounding."""
     config = recorded_config(stage)
     with torch.device("meta"):
         network = Blip2Network(config)
     network.load_state_dict(blip2_from_lavis(recorded_weights(stage), config), assign=True)
-    return network.eval().requires_grad_(True)
+    return network.to(dtype).eval().requires_grad_(True)
 
 
 def load_t5() -> Blip2Network:
@@ -150,9 +152,9 @@ def negatives(tensors: Mapping[str, Tensor], name: str) -> HardNegatives:
 
 
 @torch.no_grad()
-def feature_gaps() -> dict[str, float]:
+def feature_gaps(dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """Image encoder, Q-Former and all modes of `extract_features`."""
-    network, expected = load(1), recorded("stage1")
+    network, expected = load(1, dtype), recorded("stage1", dtype)
     text = texts(expected)
     features = network.image_features(expected["images"])
     queries = network.qformer.image(features)
@@ -177,9 +179,9 @@ def feature_gaps() -> dict[str, float]:
 
 
 @torch.no_grad()
-def score_gaps() -> dict[str, float]:
+def score_gaps(dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """ITM logits and ITC cosines."""
-    network, expected = load(1), recorded("stage1")
+    network, expected = load(1, dtype), recorded("stage1", dtype)
     text = texts(expected)
     features = network.image_features(expected["images"])
     logits = network.itm_logits(text.ids, text.mask, features)
@@ -193,9 +195,9 @@ def score_gaps() -> dict[str, float]:
 
 
 @torch.no_grad()
-def loss_gaps(name: str) -> dict[str, float]:
+def loss_gaps(name: str, dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """The stage-1 losses called "eval", or "imageid", where some texts describe one image."""
-    network, expected = load(1), recorded("stage1")
+    network, expected = load(1, dtype), recorded("stage1", dtype)
     loss = stage1_loss(
         network,
         network.image_features(expected["images"]),
@@ -207,9 +209,9 @@ def loss_gaps(name: str) -> dict[str, float]:
     return {f"loss{part}": difference(value, expected[f"stage1_{name}_loss{part}"][0]) for part, value in parts.items()}
 
 
-def gradient_gaps() -> dict[str, float]:
+def gradient_gaps(dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """Gradients of the stage-1 loss, relative to a parameter's largest where this exceeds 1 (the temperature's: 12)."""
-    network, expected = load(1), recorded("stage1")
+    network, expected = load(1, dtype), recorded("stage1", dtype)
     features = network.image_features(expected["images"])
     pairing = Pairing(negatives=negatives(expected, "eval"))
     loss = stage1_loss(network, features, texts(expected), START_OF_TEXT, pairing)
@@ -223,9 +225,9 @@ def gradient_gaps() -> dict[str, float]:
     return gaps
 
 
-def stage2_gaps() -> dict[str, float]:
+def stage2_gaps(dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """Q-Former, visual prompt and loss of stage 2 with OPT; logits reach 13."""
-    network, expected = load(2), recorded("opt")
+    network, expected = load(2, dtype), recorded("opt", dtype)
     features = expected["image_embeds"]
     ids, mask = expected["train_input_ids"], expected["train_attention_mask"].bool()
     prompt = network.visual_prompt(features)

@@ -107,7 +107,7 @@ class Conv2d(nn.Conv2d):
         wanted, weight, bias = computed_type(x), self.weight, self.bias
         if wanted != x.dtype:
             weight, bias = weight.to(wanted), None if bias is None else bias.to(wanted)
-        y = F.conv2d(x.to(wanted), weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        y = F.conv2d(x.to(wanted), weight, bias, self.stride, padding, self.dilation, self.groups)
         return y.to(x.dtype) if wanted != x.dtype else y
 
 
