@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"errors"},
     "images": {"errors", "files", "web"},
     "text": {"errors"},
-    "devices": {"errors"},
+    "devices": {"errors", "nn"},
     "fetch": {"errors", "web"},
     "generation": {"errors", "nn"},
     "checkpoints": {"errors", "fetch", "files", "generation", "images", "nn", "saving", "text"},
