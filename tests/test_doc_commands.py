@@ -155,6 +155,26 @@ def test_commands(page: Page) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def known_options() -> set[str]:
+    """Options of every command, and of every script in benchmarks/."""
+    group = cast(Any, get_command(openblip.cli.app))
+    options = {name for command in group.commands.values() for parameter in command.params for name in parameter.opts}
+    for script in REPOSITORY.glob("benchmarks/*.py"):
+        options |= set(re.findall(r'"(--[\w-]+)"', script.read_text(encoding="utf-8")))
+    return options | {"--help", "--version"}
+
+
+def test_options_in_sentences(page: Page) -> None:
+    """An option that a sentence names without its command is one of some command."""
+    named = re.findall(r"`(--[\w-]+)", " ".join(FENCE.sub("", page.text).split()))
+    assert set(named) - known_options() == set()
+
+
+def test_an_option_of_no_command_is_found() -> None:
+    assert {"--num-beams", "--seen"} <= known_options()
+    assert "--beams" not in known_options()
+
+
 def test_examples_of_help() -> None:
     group = cast(Any, get_command(openblip.cli.app))
     checked = 0
