@@ -309,6 +309,39 @@ def test_fewer_bits(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        *({"device_map": place} for place in ("auto", "balanced", "balanced_low_0", "sequential", "cpu", {"": "cpu"})),
+        {"device_map": torch.device("cpu")},
+        {"device_map": {"vision_model": "cpu", "language_model": "cpu"}},
+        {"token": "secret", "revision": "main", "cache_dir": "x", "local_files_only": True, "force_download": False},
+        {"use_auth_token": True, "resume_download": None, "proxies": None, "config": None, "variant": None},
+        {"ignore_mismatched_sizes": False, "output_attentions": False, "output_hidden_states": None},
+        {"attn_implementation": "flash_attention_2", "low_cpu_mem_usage": True, "use_safetensors": True},
+        {"trust_remote_code": True, "weights_only": True, "max_memory": {0: "1GB"}, "offload_folder": "x"},
+        {"torch_dtype": "auto"},
+        {"dtype": torch.float32, "torch_dtype": None},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_ways_to_load_that_are_taken(opt: Theirs, images: list[Image.Image], options: dict[str, Any]) -> None:
+    plain, processor = load(opt)
+    inputs = processor(images[0], PROMPT, return_tensors="pt")
+    model = ours.Blip2ForConditionalGeneration.from_pretrained(opt.folder, **options)
+    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+
+
+def test_a_subfolder_is_a_model_of_its_own(opt: Theirs, tmp_path: Path) -> None:
+    shutil.copytree(opt.folder, tmp_path / "inside" / "model")
+    model = ours.Blip2ForConditionalGeneration.from_pretrained(tmp_path, subfolder="inside/model")
+    processor = ours.AutoProcessor.from_pretrained(tmp_path, subfolder="inside/model", token=True)
+    expected = load(opt)[0].state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
+    assert processor.num_query_tokens == 4
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"quantization_config": object()}, "quantization_config says neither"),
@@ -317,6 +350,17 @@ def test_fewer_bits(options: dict[str, Any]) -> None:
         ({"dtype": "half-ish"}, "dtype is 'half-ish'"),
         ({"device_map": {"vision_model": "cpu", "language_model": 0}}, "over 2 devices: give one"),
         ({"device_map": "tpu:9"}, "'tpu:9' is "),
+        ({"ignore_mismatched_sizes": True}, "does not know ignore_mismatched_sizes here: every tensor has to fit"),
+        ({"output_attentions": True}, "does not know output_attentions here: attention weights are not kept"),
+        ({"output_hidden_states": True}, "does not know output_hidden_states here: .* get_image_features"),
+        ({"output_loading_info": True}, "does not know output_loading_info here: the model comes alone"),
+        ({"force_download": True}, "does not know force_download here: .*hf cache rm"),
+        ({"config": object()}, r"does not know config here: the folder's config\.json counts"),
+        ({"state_dict": {}}, "does not know state_dict here: .* load_state_dict"),
+        ({"proxies": {"https": "x"}}, "does not know proxies here: set HTTPS_PROXY"),
+        ({"colour": 3}, "from_pretrained does not know colour here: use dtype"),
+        ({"subfolder": "../other"}, r"subfolder is '\.\./other': give a path below"),
+        ({"subfolder": "nothing"}, "nothing is no folder: check subfolder"),
     ],
 )
 def test_wrong_ways_to_load(opt: Theirs, options: dict[str, Any], words: str) -> None:

@@ -47,7 +47,7 @@ def test_a_compressed_archive_is_not_unfolded(tmp_path: Path) -> None:
 
 def test_files_from_before_archives_are_read(tmp_path: Path) -> None:
     torch.save({"model": {"x": torch.ones(2)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(PickledFile(tmp_path / "old.pth", "model").read("x"), torch.ones(2))
+    assert torch.equal(PickledFile(tmp_path / "old.pth").read("x"), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -118,7 +118,7 @@ def test_what_was_read_can_be_let_go(ending: str, tmp_path: Path) -> None:
         torch.save({"model": tensors}, path)
     else:
         save_file(tensors, path)
-    file = PickledFile(path, "model") if ending == "pth" else SafetensorsFile(path)
+    file = PickledFile(path) if ending == "pth" else SafetensorsFile(path)
 
     def mapped() -> int:
         parts = Path("/proc/self/smaps").read_text().split(path.name)[1:]

@@ -181,7 +181,7 @@ UNFOLDING: dict[str, Callable[[], Any]] = {
 def test_tensors_that_unfold_are_refused_everywhere(fault: str, legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({"model": {"a": UNFOLDING[fault]()}}, path, _use_new_zipfile_serialization=not legacy)
-    for read in (unpickle, inspect, lambda path: PickledFile(path, "model")):
+    for read in (unpickle, inspect, lambda path: PickledFile(path)):
         with pytest.raises(CheckpointError, match=r"model\.pth (holds|is broken)"):
             read(path)
 
@@ -189,7 +189,7 @@ def test_tensors_that_unfold_are_refused_everywhere(fault: str, legacy: bool, tm
 def test_many_tensors_of_the_same_elements(tmp_path: Path) -> None:
     table = torch.ones(1000)
     torch.save({"model": {str(number): table for number in range(4)}}, tmp_path / "tied.pth")
-    assert len(PickledFile(tmp_path / "tied.pth", "model").shapes) == 4
+    assert len(PickledFile(tmp_path / "tied.pth").shapes) == 4
     torch.save({"model": {str(number): table[1:] for number in range(100)}}, tmp_path / "unfolding.pth")
     with pytest.raises(CheckpointError, match="of which it stores 4000 bytes"):
         inspect(tmp_path / "unfolding.pth")

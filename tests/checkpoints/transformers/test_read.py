@@ -366,7 +366,7 @@ def test_a_hostile_pickle_is_not_executed(folder: Path, tmp_path: Path, packed: 
         assert trace.exists()
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"step": 3}, {"model": {"a": torch.zeros(1)}}])
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"step": 3}, {"model": {"a": torch.zeros(1), "b": [1]}}])
 def test_a_pickle_of_other_things_is_named(folder: Path, content: object) -> None:
     write_form(folder, "bin")
     torch.save(content, folder / "pytorch_model.bin")

@@ -16,7 +16,8 @@ from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import VISION_PREFIX, blip2_from_lavis
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.tensors.assign import Placer
-from openblip.checkpoints.tensors.files import LET_GO_BYTES, PickledFile, WeightFolder, refuse_misfits
+from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, open_weights, refuse_misfits
+from openblip.checkpoints.tensors.wrappers import ENCODER_ROOTS, LANGUAGE_ROOTS, LAVIS_ROOTS, Peeled
 from openblip.checkpoints.transformers.tokenizers import read_matching, read_words
 from openblip.checkpoints.zoo import LANGUAGE, VISION, WebFile, ZooModel
 from openblip.errors import CheckpointError
@@ -24,7 +25,6 @@ from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.text import MatchingText, Tokenizer
 
-MODEL_ENTRY = "model"
 LONGEST_TEXT = 32
 """LAVIS cuts texts for the Q-Former here."""
 
@@ -110,18 +110,18 @@ def read_lavis(
     Raises:
         CheckpointError: see `load_lavis`.
     """
-    saved = PickledFile(files.checkpoint, MODEL_ENTRY)
-    opened: list[PickledFile | WeightFolder] = [saved]
+    saved = Peeled(open_weights(files.checkpoint), LAVIS_ROOTS)
+    opened: list[Peeled | WeightFolder] = [saved]
     state = {name: saved.read(name) for name in saved.shapes}
     if not any(name.startswith(VISION_PREFIX) for name in state):
         path = _given(files.vision, f"the image encoder, which {files.checkpoint} lacks because it was frozen,")
-        encoder = PickledFile(path, MODEL_ENTRY)
+        encoder = Peeled(open_weights(path), ENCODER_ROOTS)
         opened.append(encoder)
         state |= {VISION_PREFIX + name: encoder.read(name) for name in encoder.shapes}
     prefix = "" if config.own_language is None else LANGUAGES[config.own_language.kind].lavis_prefix
     if prefix and sum(name.startswith(prefix) for name in state) <= len(TIED_STRAYS):
         folder = _given(files.language, f"the language model, which {files.checkpoint} lacks because it was frozen,")
-        weights = WeightFolder(folder)
+        weights = WeightFolder(folder, LANGUAGE_ROOTS)
         opened.append(weights)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
         state |= {prefix + name: weights.read(name) for name in weights.shapes}

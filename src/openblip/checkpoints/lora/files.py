@@ -17,12 +17,14 @@ from torch import Tensor
 from openblip.checkpoints.json_files import read_json, to_json
 from openblip.checkpoints.lora.notes import CONFIG_FILE, PREFIX
 from openblip.checkpoints.names.qformer import first_few
-from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, WeightFile, write_together
+from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, write_together
+from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, Peeled
 from openblip.errors import CheckpointError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
-FACTOR = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(\.weight)?")
+FACTOR = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
+"""A layer, which factor of it, and in states of a model in training the adapter's own name."""
 REFUSED = {
     "lora_bias": "has biases of its own",
     "use_qalora": "was trained with QA-LoRA",
@@ -115,24 +117,27 @@ def read_adapter(folder: Path) -> Adapter:
     path = folder / CONFIG_FILE
     config = read_json(path)
     _refuse_kinds(config, path)
-    file: WeightFile
-    if (folder / PICKLED_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
-        file = PickledFile(folder / PICKLED_FILE)
-    else:
-        file = SafetensorsFile(folder / WEIGHTS_FILE)
+    pickled = (folder / PICKLED_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file()
+    stored = PickledFile(folder / PICKLED_FILE) if pickled else SafetensorsFile(folder / WEIGHTS_FILE)
+    file = Peeled(stored, BLIP2_ROOTS)
     factors: dict[str, dict[str, Tensor]] = {}
     replaced: dict[str, Tensor] = {}
     unknown = []
     kept = config.get("modules_to_save") or []
+    own_names = set()
     for name in file.shapes:
         bare = name.removeprefix(PREFIX)
         found = FACTOR.fullmatch(bare)
         if found is not None:
+            own_names.add(found[3])
             factors.setdefault(found[1], {})[found[2]] = file.read(name)
         elif any(f".{module}." in f".{bare}" for module in kept):
             replaced[bare] = file.read(name)
         else:
             unknown.append(name)
+    if len(own_names) > 1:
+        several = ", ".join(sorted(name or "one without a name" for name in own_names))
+        raise CheckpointError(f"{file.path} holds several adapters, {several}: save one with save_pretrained of peft")
     if unknown:
         raise CheckpointError(f"{file.path} holds more than adapters of linear layers: {first_few(unknown)}")
     try:

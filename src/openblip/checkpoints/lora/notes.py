@@ -40,7 +40,7 @@ def is_adapter(folder: Path) -> bool:
 def adapter_note(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> AdapterNote | None:
     """What the folder of an adapter says of it; None for anything else."""
     folder = path if path.is_dir() else path.parent
-    factors = {name: shape for name, shape in shapes.items() if re.search(r"\.lora_A(\.weight)?$", name)}
+    factors = {name: shape for name, shape in shapes.items() if re.search(r"\.lora_A(\.[^.]+)?(\.weight)?$", name)}
     if not is_adapter(folder) or not factors:
         return None
     config = read_json(folder / CONFIG_FILE)

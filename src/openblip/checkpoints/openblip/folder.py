@@ -26,6 +26,7 @@ from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, 
 from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
 from openblip.checkpoints.tensors.mmap import MappedFile
+from openblip.checkpoints.tensors.wrappers import NATIVE_ROOTS, Peeled
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
@@ -267,7 +268,7 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
 
 
 def _read_into(placer: Placer, folder: Path) -> Blip2Network:
-    file = SafetensorsFile(folder / WEIGHTS_FILE)
+    file = Peeled(SafetensorsFile(folder / WEIGHTS_FILE), NATIVE_ROOTS)
     sides = (SCALE_SUFFIX, STEPS_SUFFIX)
     check_fit(placer.wanted, {name: _shape(name, file) for name in file.shapes if not name.endswith(sides)}, folder)
     mapped = MappedFile(file.path) if placer.device.type == "cpu" else None
@@ -281,7 +282,7 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
         try:
             fits = layer is not None and layer.weight.dtype == codes.dtype
             if layer is not None and fits and bool(steps) == hasattr(layer, "steps") and not placer.changes(name):
-                kept = None if mapped is None else mapped.read(name)
+                kept = None if mapped is None else mapped.read(file.names[name])
                 own = [tensor.to(placer.device, copy=True) for tensor in (scale, *steps)]
                 layer.put(codes.to(placer.device, copy=True) if kept is None else kept, *own)
             elif steps:
@@ -297,7 +298,7 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
     return placer.finish()
 
 
-def _shape(name: str, file: SafetensorsFile) -> tuple[int, ...]:
+def _shape(name: str, file: Peeled) -> tuple[int, ...]:
     """Of a stored tensor once its codes are unpacked."""
     shape = file.shapes[name]
     if name + STEPS_SUFFIX in file.shapes and len(shape) == 2:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import pickle
+import re
 import shutil
 import sys
 import warnings
@@ -22,8 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openblip.checkpoints.tensors.header import INDEX_SUFFIX, MAX_NAME, MAX_TENSORS, read_header, read_index
+from openblip.checkpoints.tensors.header import (
+    INDEX_SUFFIX,
+    MAX_NAME,
+    MAX_TENSORS,
+    is_safetensors,
+    read_header,
+    read_index,
+)
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
+from openblip.checkpoints.tensors.wrappers import peel, unwrap
 from openblip.errors import CheckpointError, printable
 from openblip.saving import naming, replacing
 
@@ -36,6 +45,9 @@ MOST_SHARERS = 8
 """How many times over a file may hold the same elements: T5 has its word table under four names."""
 LET_GO_BYTES = 16 * 10**6
 """After so much, a loader lets go of what it has read."""
+
+GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed")
+"""PyTorch's words for a class that it does not unpickle."""
 
 
 class SafetensorsFile:
@@ -82,24 +94,27 @@ class SafetensorsFile:
 class PickledFile:
     """A file of `torch.save`, of which nothing but tensors is unpickled.
 
-    Args:
-        entry: where the tensors may lie, beside a run's settings and counters: LAVIS has them in "model".
+    They may lie in dictionaries as training programs write them, beside a run's settings and counters.
 
     Raises:
         CheckpointError: the file is missing, truncated, or holds anything but tensors.
     """
 
-    def __init__(self, path: Path, entry: str | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         content = unpickle(path)
         self._mapped = zipfile.is_zipfile(path)
-        if entry is not None and isinstance(content, dict) and isinstance(content.get(entry), dict):
-            content = content[entry]
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise CheckpointError(f"{path} holds more than named tensors: get the file from its source again")
-        check_names(path, content)
-        self._tensors: dict[str, Tensor] = content
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+        found = unwrap(content)
+        if not found.tensors or found.odd:
+            names = ", ".join(map(repr, (found.odd if found.tensors else found.beside)[:3]))
+            told = f", {printable(names)}" if names else ""
+            raise CheckpointError(
+                f"{path} holds more than named tensors{told}: get the file from its source again, or save "
+                "model.state_dict() alone"
+            )
+        check_names(path, found.tensors)
+        self._tensors: dict[str, Tensor] = found.tensors
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -201,6 +216,13 @@ def _tensors_in(content: object) -> Iterator[Tensor]:
 WeightFile: TypeAlias = SafetensorsFile | PickledFile
 
 
+def open_weights(path: Path) -> WeightFile:
+    """A file of weights of either kind. Raises CheckpointError as they do."""
+    with readable(path):
+        safe = is_safetensors(path)
+    return SafetensorsFile(path) if safe else PickledFile(path)
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turns what the libraries raise about a file into a CheckpointError that names it."""
@@ -210,8 +232,12 @@ def readable(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
+        kind = GLOBAL.search(str(error))
+        told = f" (it names {printable(kind[1])})" if kind else ""
+        hint = ", or save its weights alone: torch.save(model.state_dict(), PATH)" if kind else ""
         raise CheckpointError(
-            f"{path} is broken or holds more than tensors, which could run code: get the file from its source again"
+            f"{path} is broken or holds more than tensors, which could run code{told}: get the file from its source "
+            f"again{hint}"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         first = printable(str(error).partition("\n")[0].partition(". ")[0])
@@ -227,8 +253,13 @@ class WeightFolder:
         shapes: of every tensor.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError when there are no weights, or one of the files is missing or broken."""
+    def __init__(self, folder: Path, roots: Sequence[str] = ()) -> None:
+        """
+        Args:
+            roots: how names begin; what stands in front of them all is taken off (see `peel`).
+
+        Raises CheckpointError when there are no weights, or one of the files is missing or broken.
+        """
         self.index: dict[str, str] = {}
         for name in SINGLE_FILES:
             listed = folder / (name + INDEX_SUFFIX)
@@ -251,10 +282,12 @@ class WeightFolder:
                     both = f"{self._files[name].path.name} and {file.path.name}"
                     raise CheckpointError(f"{folder} has {name} in {both}, and they differ: get the folder again")
                 self._files[name] = file
-        self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
+        self._stored = peel(self.main, self._files, roots) if roots else {name: name for name in self._files}
+        self.shapes = {name: self._files[stored].shapes[stored] for name, stored in self._stored.items()}
 
     def read(self, name: str) -> Tensor:
-        return self._files[name].read(name)
+        stored = self._stored[name]
+        return self._files[stored].read(stored)
 
     def let_go(self) -> None:
         """As `SafetensorsFile.let_go`."""
@@ -263,8 +296,8 @@ class WeightFolder:
 
     def file_of(self, name: str) -> str:
         """The name of the file that holds a tensor, or should."""
-        if name in self._files:
-            return self._files[name].path.name
+        if name in self._stored:
+            return self._files[self._stored[name]].path.name
         return self.index.get(name, self.main.name)
 
 

@@ -49,6 +49,14 @@ class TensorEntry:
     end: int
 
 
+def is_safetensors(path: Path) -> bool:
+    """By its name or, whatever that is, by its first bytes: the length of a header, and the header."""
+    if path.suffix == ".safetensors":
+        return True
+    with open_file(path) as file:
+        return bool(file.read(LENGTH_BYTES + 1)[LENGTH_BYTES:] == b"{")
+
+
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Every tensor of a file by name, in the order of their bytes, which fill the file.
 

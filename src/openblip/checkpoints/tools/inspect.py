@@ -17,7 +17,7 @@ from typing import Any, Literal
 from openblip.checkpoints.hub.repositories import PICKLED, SAFETENSORS
 from openblip.checkpoints.json_files import read_json_if_there
 from openblip.checkpoints.lora.notes import PREFIX, AdapterNote, adapter_note
-from openblip.checkpoints.tensors.header import INDEX_SUFFIX, read_header, read_index
+from openblip.checkpoints.tensors.header import INDEX_SUFFIX, is_safetensors, read_header, read_index
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
 from openblip.checkpoints.zoo import (
     LANGUAGE,
@@ -148,12 +148,17 @@ def inspect(path: Path) -> Contents:
     if not path.is_file() and not path.is_dir():
         problem = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {problem}: give a model folder or a file of weights")
+    from openblip.checkpoints.tensors.wrappers import ALL_ROOTS, peel
+
     config = _config(path)
     files, lacking = _weight_files(path)
     tensors = [_read(file) for file in files]
-    # peft's names are transformers' with something in front.
-    shapes = {name.removeprefix(PREFIX): shape for one in tensors for name, shape in one.shapes.items()}
-    types = {name.removeprefix(PREFIX): kind for one in tensors for name, kind in one.types.items()}
+    stored = {name: shape for one in tensors for name, shape in one.shapes.items()}
+    kinds = {name: kind for one in tensors for name, kind in one.types.items()}
+    # peft's names are transformers' with something in front, and so are those of other wrappers.
+    names = peel(path, stored, ALL_ROOTS)
+    shapes = {name.removeprefix(PREFIX): stored[own] for name, own in names.items()}
+    types = {name.removeprefix(PREFIX): kinds[own] for name, own in names.items()}
     notes = [*dict.fromkeys(note for one in tensors for note in one.beside), *lacking]
     layout = _layout(shapes)
     parts = _parts(shapes, types)
@@ -192,7 +197,7 @@ def _format(files: list[Path], layout: Layout, config: Mapping[str, Any]) -> str
         return "transformers folder"
     if layout == "LAVIS":
         return "LAVIS file"
-    return "safetensors file" if all(map(_is_safetensors, files)) else "PyTorch file"
+    return "safetensors file" if all(map(is_safetensors, files)) else "PyTorch file"
 
 
 def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
@@ -224,15 +229,7 @@ def _pieces(index: Path) -> tuple[list[Path], list[str]]:
 
 def _read(path: Path) -> Tensors:
     refuse_stand_ins(path)
-    return _read_safetensors(path) if _is_safetensors(path) else _read_pickled(path)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """By its name or, whatever that is, by its first bytes: the length of a header, and the header."""
-    if path.suffix == ".safetensors":
-        return True
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+    return _read_safetensors(path) if is_safetensors(path) else _read_pickled(path)
 
 
 def _read_safetensors(path: Path) -> Tensors:
@@ -242,24 +239,12 @@ def _read_safetensors(path: Path) -> Tensors:
 
 
 def _read_pickled(path: Path) -> Tensors:
-    import torch
-
     from openblip.checkpoints.tensors.files import check_names, unpickle
+    from openblip.checkpoints.tensors.wrappers import unwrap
 
-    content = unpickle(path)
-    beside: list[str] = []
-    if isinstance(content, dict):
-        # "model" is LAVIS' word for it, the others are common elsewhere.
-        for key in ("model", "state_dict", "module"):
-            if isinstance(content.get(key), dict):
-                beside = [str(name) for name in content if name != key]
-                content = content[key]
-                break
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no named tensors: give a file of weights")
-    check_names(path, content)
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    beside += [str(name) for name in content if str(name) not in tensors]
+    found = unwrap(unpickle(path))
+    tensors, beside = found.tensors, found.beside
+    check_names(path, tensors)
     if not tensors:
         raise CheckpointError(f"{path} holds no named tensors: give a file of weights")
     return Tensors(

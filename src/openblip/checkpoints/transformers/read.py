@@ -16,6 +16,7 @@ from openblip.checkpoints.names.transformers import HEAD, T5_WORDS, Rows, fresh,
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.tensors.assign import VISION, Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, refuse_misfits
+from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS
 from openblip.checkpoints.transformers.config import CONFIG_FILE, FolderConfig, read_config
 from openblip.checkpoints.transformers.tokenizers import (
     has_vocabulary,
@@ -68,7 +69,7 @@ def load_transformers(
         if needs_words:
             raise CheckpointError(no_vocabulary(folder, "match" if config.words is None else "write"))
         vocabulary = None
-    weights = WeightFolder(folder)
+    weights = WeightFolder(folder, BLIP2_ROOTS)
     second_names = tied(config.network)
     aliases = _stored_names(second_names, weights, folder)
     if config.head_is_words and HEAD not in weights.shapes:
