@@ -209,9 +209,7 @@ def test_our_own_captions_are_data(tmp_path: Path) -> None:
     skipped: list[str] = []
     rows: list[Sample] = read_source(DataSource("mine", table="captions.jsonl"), tmp_path, skipped)
     assert [row.captions for row in rows] == [("a dog", "a pup")]
-    assert skipped == [
-        f"{tmp_path}/captions.jsonl: 1 rows are left out, which say that their picture could not be used"
-    ]
+    assert skipped == [f"{tmp_path}/captions.jsonl: 1 rows are left out, for they say that the image could not be used"]
     (tmp_path / "captions.jsonl").write_text(json.dumps(lines[1]))
     with pytest.raises(OpenBlipError, match=r"captions.jsonl has no rows that can be used"):
         read_source(DataSource("mine", table="captions.jsonl"), tmp_path)

@@ -243,7 +243,7 @@ def test_texts_beside_pictures_are_never_taken_for_classes(tmp_path: Path, name:
         ("dog/IMG.2.jpg", (), ""),
     ]
     assert skipped == [
-        f"{tmp_path}/photos has 1 texts without a picture of their name ({tmp_path}/photos/cat/notes.txt first)"
+        f"{tmp_path}/photos has 1 texts without an image of their name ({tmp_path}/photos/cat/notes.txt first)"
     ]
 
 

@@ -73,8 +73,8 @@ def test_what_a_writer_packs_comes_back(tmp_path: Path, form: int) -> None:
     skipped: list[str] = []
     first, second, third = read_tars([path], skipped)
     assert skipped == [
-        f"{path} has files that are left out: pictures beside another one of their row (1, b.seg.jpg first), "
-        "texts without a picture of their name (1, alone.txt first)"
+        f"{path} has files that are left out: images beside another one of their row (1, b.seg.jpg first), "
+        "texts without an image of their name (1, alone.txt first)"
     ]
     assert (first.captions, first.image.read_bytes()) == (("one", "two"), jpeg(1))
     assert (second.captions, second.question, second.answers, second.label) == (("deep",), "What?", ("x", "y"), "L")
@@ -172,8 +172,8 @@ def test_names_go_up_to_the_ending_not_to_the_first_dot(tmp_path: Path, caplog: 
     assert [row.captions for row in rows] == [("one",), ("two",), ("three",), ("four",), ("five",)]
     assert [row.image.read_bytes() for row in rows] == [jpeg(shade) for shade in (1, 2, 3, 4, 6)]
     assert skipped == [
-        f"{path} has files that are left out: pictures beside another one of their row (2, b.depth.png first), "
-        "texts without a picture of their name (1, b.meta.json first)"
+        f"{path} has files that are left out: images beside another one of their row (2, b.depth.png first), "
+        "texts without an image of their name (1, b.meta.json first)"
     ]
     stream = TarStream([path])
     assert list(stream) == rows and stream.skipped == skipped

@@ -156,7 +156,7 @@ def test_what_is_wrong_is_left_out_and_listed(tmp_path: Path) -> None:
     bad = {str(each.picture).rpartition("/")[2]: each.problem for each in feed.take_bad()}
     assert not feed.take_bad()
     assert bad.keys() == {*(f"{number:04}.jpg" for number in range(100, 105)), *(f"0000{n}.tar" for n in (1, 2, 3, 4))}
-    assert bad["00001.tar"] == "has files that are left out: texts without a picture of their name (2, 0105.json first)"
+    assert bad["00001.tar"] == "has files that are left out: texts without an image of their name (2, 0105.json first)"
     assert "its JSON cannot be read" in bad["0102.jpg"] and "nothing that this stage" in bad["0103.jpg"]
     assert "is cut short" in bad["00002.tar"] and "is no tar" in bad["00003.tar"] and "No such" in bad["00004.tar"]
     assert seen >= {"0000.jpg", "0107.jpg", "0200.jpg"} and not seen & bad.keys()

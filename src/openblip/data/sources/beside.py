@@ -35,13 +35,13 @@ def split_name(name: str) -> tuple[str, str]:
     ending = ending.lower()
     if ending in TEXTS:
         before, _, inner = stem.rpartition(".")
-        stem = before if before and is_picture(inner) else stem
-    elif not is_picture(ending):
+        stem = before if before and is_image(inner) else stem
+    elif not is_image(ending):
         return "", ""
     return (f"{folder}{slash}{stem}", ending) if stem else ("", "")
 
 
-def is_picture(ending: str) -> bool:
+def is_image(ending: str) -> bool:
     """Whether files with such an ending, without its dot, are pictures."""
     return f".{ending.lower()}" in IMAGE_SUFFIXES
 

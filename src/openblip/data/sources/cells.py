@@ -70,6 +70,8 @@ def to_texts(value: object, place: str, name: str) -> tuple[str, ...]:
         value = _parsed(value.strip(), place, name)
         if isinstance(value, str):
             return (encodable(value),) if value else ()
+    if type(value) is list and all(type(each) is str for each in value):  # most lists, and fast
+        return tuple(encodable(text) for each in value if (text := each.strip()))
     return tuple(_flat(value, place, name))
 
 

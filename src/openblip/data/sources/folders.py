@@ -47,7 +47,7 @@ def read_folder(folder: Path, skipped: list[str] | None = None) -> list[Sample]:
         samples = _with_classes(folder, paths, samples)
     alone = [path for texts in beside.values() for path in texts.values()]
     if alone:
-        left_out.append(f"{folder} has {len(alone)} texts without a picture of their name ({alone[0]} first)")
+        left_out.append(f"{folder} has {len(alone)} texts without an image of their name ({alone[0]} first)")
     tell_skipped(left_out, skipped)
     return samples
 

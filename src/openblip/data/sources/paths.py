@@ -30,6 +30,8 @@ def check_path(text: str, place: str) -> str:
     Raises:
         OpenBlipError: it may not.
     """
+    if text.isprintable() and len(text) * (1 if text.isascii() else 4) <= LONGEST_NAME:
+        return text
     if not {"\0", "\n", "\r"}.isdisjoint(text):
         raise OpenBlipError(
             f"{place} has a path with a null character or a line break: rename the file, or write it anew"
@@ -63,8 +65,7 @@ def local_path(text: str, folder: Path, place: str) -> Path:
             )
         if "\\" in text and not os.path.exists(folder / text):
             text = text.replace("\\", "/")
-    path = Path(text)
-    return folder / (path.expanduser() if path.parts[:1] == ("~",) else path)
+    return folder / (Path(text).expanduser() if text == "~" or text.startswith("~/") else text)
 
 
 def expand_pattern(pattern: str, folder: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def read_table(
         picture, name = finder.find(columns.value(row, "image"), place)
         samples.append(columns.sample(row, (picture,), name, place))
     if failed:
-        tell_skipped([f"{path}: {failed} rows are left out, which say that their picture could not be used"], skipped)
+        tell_skipped([f"{path}: {failed} rows are left out, for they say that the image could not be used"], skipped)
     if split is not None and not has_splits and not empty:
         raise OpenBlipError(f"{path} has no column split: leave split: {split} out")
     if empty:

@@ -13,15 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from openblip.data.sample import PackedFile, Sample
-from openblip.data.sources.beside import TEXTS, is_picture, sample_of, split_name, text_of
+from openblip.data.sources.beside import TEXTS, is_image, sample_of, split_name, text_of
 from openblip.data.sources.records import tell_skipped
 from openblip.data.sources.tar_headers import BrokenTarError, read_members
 from openblip.errors import OpenBlipError
 
 Tell: TypeAlias = Callable[[Path, str], None]
 """Gets a tar and a sentence of which it is the subject."""
-ALONE = "texts without a picture of their name"
-FURTHER = "pictures beside another one of their row"
+ALONE = "texts without an image of their name"
+FURTHER = "images beside another one of their row"
 Members: TypeAlias = "dict[str, PackedFile]"
 """The files of a row by their endings."""
 
@@ -39,7 +39,7 @@ class TarRow:
 
     @property
     def picture(self) -> PackedFile | None:
-        return next((file for ending, file in self.members.items() if is_picture(ending)), None)
+        return next((file for ending, file in self.members.items() if is_image(ending)), None)
 
     def sample(self) -> Sample:
         """The row, its texts read now.
@@ -158,7 +158,7 @@ def _rows(grouped: dict[str, Members], passed: _PassedOver) -> Iterator[TarRow]:
 
     webdataset has `a.seg.png` as a part of the row of `a.jpg`; `IMG.2020.jpg` is the picture of `IMG.2020.txt`.
     """
-    with_picture = {key for key, members in grouped.items() if any(map(is_picture, members))}
+    with_picture = {key for key, members in grouped.items() if any(map(is_image, members))}
     for key, members in grouped.items():
         texts = [file.name for ending, file in members.items() if ending in TEXTS]
         pictures = [file.name for ending, file in members.items() if ending not in TEXTS]

@@ -50,11 +50,15 @@ class Entry:
     def text(self, *names: str) -> str:
         """The first of these fields that is there, as it stands; empty where none is. Numbers count as texts."""
         name, value = self._first(names)
+        if value is None:
+            return ""
         return encodable(value) if _is_plain(value) else to_text(value, self.place, name)
 
     def id(self, *names: str) -> str:
         """As `text`, for numbers and names that tell entries apart; 7.0 is 7."""
         name, value = self._first(names)
+        if value is None:
+            return ""
         return str(value) if type(value) is int else to_id(value, self.place, name)
 
     def texts(self, *names: str) -> tuple[str, ...]:
@@ -62,6 +66,8 @@ class Entry:
         name, value = self._first(names)
         if value is None:
             return ()
+        if _is_plain(value):
+            return (intern(encodable(value)),)
         values = value if isinstance(value, list) else [value]
         found = [_text_in(each) for each in values]
         plain = [encodable(text) for text in found if _is_plain(text)]
@@ -98,8 +104,10 @@ class Entry:
         return [Entry(each, place, number) for number, each in enumerate(found, start=1)]
 
     def _first(self, names: tuple[str, ...]) -> tuple[str, Any]:
-        name = next((name for name in names if name in self.fields), names[0])
-        return name, self.fields.get(name)
+        for name in names:
+            if name in self.fields:
+                return name, self.fields[name]
+        return names[0], None
 
 
 def _is_plain(value: object) -> TypeGuard[str]:
@@ -107,9 +115,12 @@ def _is_plain(value: object) -> TypeGuard[str]:
 
 
 def _text_in(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    return next((value[key] for key in TEXT_KEYS if key in value), None)
+    if isinstance(value, dict):
+        for key in TEXT_KEYS:
+            if key in value:
+                return value[key]
+        return None
+    return value
 
 
 def read_entries(path: Path, *needed: str) -> Iterator[Entry]:
