@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openblip.checkpoints.json_files import read_json, to_json
 from openblip.checkpoints.lora.notes import CONFIG_FILE, PREFIX
+from openblip.checkpoints.lora.patterns import LayerPatterns
 from openblip.checkpoints.names.qformer import first_few
 from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, write_together
 from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, Peeled
@@ -141,9 +142,10 @@ def read_adapter(folder: Path) -> Adapter:
     if unknown:
         raise CheckpointError(f"{file.path} holds more than adapters of linear layers: {first_few(unknown)}")
     try:
-        layers = {module: _low_rank(module, given, config) for module, given in factors.items()}
+        ranks, alphas = (LayerPatterns(name, config.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
+        layers = {module: _low_rank(module, given, config, ranks, alphas) for module, given in factors.items()}
         dropout = float(config.get("lora_dropout") or 0.0)
-    except (re.error, ArithmeticError, AttributeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if not layers:
         raise CheckpointError(f"{file.path} holds no adapter: get the file again")
@@ -200,13 +202,15 @@ def _refuse_kinds(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _low_rank(module: str, factors: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:
+def _low_rank(
+    module: str, factors: Mapping[str, Tensor], config: Mapping[str, Any], ranks: LayerPatterns, alphas: LayerPatterns
+) -> LowRank:
     """Raises ValueError when the tensors do not go together."""
     a, b, magnitude = (factors.get(kind) for kind in ("A", "B", "magnitude_vector"))
     if a is None or b is None:
         raise ValueError(f"{module} has lora_{'B' if a is None else 'A'} without lora_{'A' if a is None else 'B'}")
-    rank = _for_layer(config.get("rank_pattern"), module, config.get("r", 8))
-    alpha = float(_for_layer(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    rank = ranks.value(module, config.get("r", 8))
+    alpha = float(alphas.value(module, config.get("lora_alpha", 8)))
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise ValueError(
             f"{module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}: they are [rank, in] and [out, rank]"
@@ -223,18 +227,6 @@ def _low_rank(module: str, factors: Mapping[str, Tensor], config: Mapping[str, A
     return LowRank(
         tensors[0], tensors[1], alpha, bool(config.get("use_rslora")), tensors[2] if magnitude is not None else None
     )
-
-
-def _for_layer(patterns: Any, module: str, usual: Any) -> Any:
-    """What a layer has of a setting that may differ: the keys are expressions for ends of names."""
-    for pattern, value in _items(patterns):
-        if module == pattern or module.endswith(f".{pattern}") or re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return value
-    return usual
-
-
-def _items(patterns: Any) -> Iterator[tuple[str, Any]]:
-    yield from (patterns or {}).items()
 
 
 def _whole(number: float) -> float | int:
