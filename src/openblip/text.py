@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,10 @@ BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """How vocabularies of SentencePiece write a byte that is no word."""
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """What bytes are decoded to that make no character, or none yet."""
+
+BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
+"""White space of all kinds, and what takes no width: nothing of it can be seen at the end of a prompt."""
+PROBE = "Question: what is this? 1 dog.\n"
 
 Pieces: TypeAlias = Generator[str, None, str]
 """A text as it is written, piece by piece; the return value is the whole, and `close` ends the writing."""
@@ -68,6 +73,57 @@ def clean_generated(text: str) -> str:
     return " ".join(text.split())
 
 
+def text_list(given: str | Iterable[str], what: str = "the texts") -> list[str]:
+    """Texts as a list, from any iterable; a lone text is one, not its letters.
+
+    Args:
+        what: what an error calls them.
+
+    Raises:
+        OptionError: something else is given, or is among them.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+        raise OptionError(f"{what} are {str(given)[:100]!r}: give a text, or several")
+    texts = list(given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise OptionError(f"{what} have {str(text)[:100]} ({type(text).__name__}) among them: give texts alone")
+    return texts
+
+
+def trim_prompt(prompt: str) -> str:
+    """A prompt without the blanks at its end.
+
+    A word's token begins with the space in front of it: behind a lone space, no word is likely.
+    """
+    return prompt.rstrip(BLANKS)
+
+
+@contextmanager
+def tokenizer_errors(problem: str) -> Iterator[None]:
+    """Turns what the tokenizers library raises while it reads a file into a CheckpointError, which begins so."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
+        raise CheckpointError(f"{problem} ({first_line(error)}): get its files again") from error
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Whether an error may be the tokenizers library's, which raises bare Exception, and panics as no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for a sentence."""
+    return str(error).strip().partition("\n")[0][:200].rstrip(".:") or type(error).__name__
+
+
 class Tokenizer:
     """A `tokenizer.json` and the ids that the models built on it need.
 
@@ -78,6 +134,9 @@ class Tokenizer:
 
     def __init__(self, fast: FastTokenizer, start_token: str, pad_token: str) -> None:
         self.fast = fast
+        # A file may ask for both; rows are filled up and cut by who reads them, never here.
+        fast.no_padding()
+        fast.no_truncation()
         self.start_id = self._id(start_token)
         self.pad_id = self._id(pad_token)
         self._unseen = {token for token, added in fast.get_added_tokens_decoder().items() if added.special}
@@ -88,12 +147,12 @@ class Tokenizer:
         from tokenizers import Tokenizer as FastTokenizer
 
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing: the model folder is incomplete, get it again")
-        try:
-            fast = FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} is not a tokenizer file: {error}") from error
-        return cls(fast, start_token, pad_token)
+            problem = "is no file" if path.exists() else "is missing"
+            raise CheckpointError(f"{path} {problem}: the model folder is incomplete, get it again")
+        with tokenizer_errors(f"{path} is not a tokenizer file"):
+            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
+            check_tokenizer(fast)
+            return cls(fast, start_token, pad_token)
 
     @property
     def vocab_size(self) -> int:
@@ -117,8 +176,13 @@ class Tokenizer:
         return ids[0]
 
     def encode(self, text: str) -> list[int]:
-        """Ids without any special token."""
-        return list(self.fast.encode(text, add_special_tokens=False).ids)
+        """Ids without any special token. Raises OptionError when the text cannot be read."""
+        try:
+            return list(self.fast.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            if not is_library_error(error):
+                raise
+            raise OptionError(f"the text {text!r} cannot be split into tokens ({first_line(error)})") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.fast.decode(list(ids), skip_special_tokens=True))
@@ -130,6 +194,13 @@ class Tokenizer:
         """
         word = self.fast.id_to_token(token)
         return word is None or token in self._unseen or BYTE_TOKEN.fullmatch(word) is not None
+
+
+def check_tokenizer(fast: FastTokenizer) -> None:
+    """Raises what the library raises when a tokenizer that was read cannot be used."""
+    fast.decode(fast.encode(PROBE, add_special_tokens=False).ids)
+    if not fast.get_vocab_size():
+        raise CheckpointError("the vocabulary is empty")
 
 
 def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
@@ -156,6 +227,8 @@ def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
 
 def check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
     """Raises CheckpointError when the words of the file at `path` are more than a table has rows."""
+    if max(tokenizer.fast.get_vocab().values(), default=0) >= max(rows, tokenizer.vocab_size):
+        raise CheckpointError(f"{path} has ids beyond its {tokenizer.vocab_size} tokens: get the file again")
     if tokenizer.vocab_size > rows:
         raise CheckpointError(f"{path} has {tokenizer.vocab_size} tokens, the model knows {rows}: mixed-up files")
 

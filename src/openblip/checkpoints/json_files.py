@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
+from openblip.nn.config_checks import SettingError, check_settings
 
 Config = TypeVar("Config")
 
-MAY_BE_ZERO = ("vocab_size", "place_width", "start_id")
-LARGEST = {"depth": 1_000, "decoder_depth": 1_000, "depth_scale": 100, "width_scale": 100, "image_size": 10_000}
-"""Beyond these, building the network or squashing an image fills the memory before anything can be compared."""
-KINDS: dict[object, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+LARGEST_FILE = 100 * 10**6
+"""Bytes of JSON: an index of the largest model has some megabytes."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises CheckpointError when the file is missing, unreadable or holds no JSON object."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is no file: get it again")  # a pipe would be waited for
+        if path.stat().st_size > LARGEST_FILE:
+            raise CheckpointError(f"{path} is no settings of a model: it has more than {LARGEST_FILE // 10**6} MB")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} is not a whole model folder") from None
@@ -57,34 +59,15 @@ def build(kind: type[Config], values: Mapping[str, Any], path: Path, names: Mapp
     if unknown:
         raise CheckpointError(f"{path} has unknown settings for {kind.__name__}: {', '.join(unknown)}")
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    hints = get_type_hints(kind)
     try:
-        for name, value in frozen.items():
-            _check_value(name, value, hints[name], (names or {}).get(name, name))
-        return kind(**frozen)
-    except (ArithmeticError, TypeError, ValueError) as error:
+        config = kind(**frozen)
+        check_settings(config)  # those of this package that are no networks do not check themselves
+        return config
+    except SettingError as error:
+        told = (names or {}).get(error.setting, error.setting)
+        raise CheckpointError(f"{path}: {told} {error.problem}") from error
+    except (ArithmeticError, OptionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _check_value(name: str, value: object, wanted: object, told: str) -> None:
-    """Raises ValueError, which calls it `told`, when a setting is of another kind than its field, or no possible size.
-
-    Fields of other kinds than `KINDS` are left to their class.
-    """
-    fits = {
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-        str: isinstance(value, str),
-        bool: isinstance(value, bool),
-    }
-    if wanted in KINDS and not fits[wanted]:  # type: ignore[index]
-        raise ValueError(f"{told} is {value!r}, not {KINDS[wanted]}")
-    smallest = 0 if name in MAY_BE_ZERO else 1
-    if wanted is int and isinstance(value, int) and value < smallest:
-        raise ValueError(f"{told} is {value}: the smallest that a model can have is {smallest}")
-    largest = LARGEST.get(name)
-    if largest is not None and isinstance(value, int | float) and value > largest:
-        raise ValueError(f"{told} is {value}: the largest that can be read is {largest:,}")
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.options import GenerationOptions, read_options, user_options
 from openblip.images.decode import ImageTransform
-from openblip.text import MatchingText, PromptTemplates, Tokenizer
+from openblip.text import MatchingText, PromptTemplates, Tokenizer, trim_prompt
 
 if TYPE_CHECKING:
     from openblip.nn.blip2 import Blip2Network
@@ -134,10 +134,12 @@ class ModelParts:
     def prompt_ids(self, prompt: str) -> list[int]:
         """What the language model reads behind the visual prompt: a start and the words, or the words and a stop.
 
+        Blanks at the end of the prompt are left out.
+
         Raises CheckpointError when there is none.
         """
         words, language = self.require_words(), self.network.config.language
-        told = words.encode(prompt)
+        told = words.encode(trim_prompt(prompt))
         if language is not None and language.encodes_prompts:
             return [*told, self.stop_id]
         return [words.start_id, *told]

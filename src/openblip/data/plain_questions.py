@@ -21,6 +21,7 @@ from openblip.data.captions_to_questions import (
     Question,
     is_thing,
 )
+from openblip.text import text_list
 
 ANIMALS = frozenset(
     "dog cat horse bird cow sheep elephant giraffe zebra bear duck goat monkey fish deer camel goose penguin "
@@ -58,13 +59,14 @@ ANIMAL_QUESTIONS = (
 PRESENT_QUESTIONS = ("is there {} {}", "is there {} {} in the picture", "do you see {} {}", "can you see {} {}")
 
 
-def plain_questions(captions: Sequence[str], others: Sequence[str] = ()) -> list[Question]:
+def plain_questions(captions: str | Iterable[str], others: str | Iterable[str] = ()) -> list[Question]:
     """Questions that the rules find, the same ones each time: one of a kind, and of presence one a thing.
 
     Args:
         captions: of one image, clean (see `clean_caption`).
         others: further sentences about it, which tell which animals there are but not what is in the middle.
     """
+    captions, others = text_list(captions, "the captions"), text_list(others, "the others")
     draw = random.Random(hashlib.md5("\n".join((*captions, *others)).encode()).digest())
     split = [caption.split() for caption in captions]
     animals = _about_animal([*split, *map(str.split, others)], draw)

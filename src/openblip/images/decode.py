@@ -48,6 +48,7 @@ DEFAULT_MAX_PIXELS = 178_956_970
 
 CLIP_TRANSFORM_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_TRANSFORM_STD = (0.26862954, 0.26130258, 0.27577711)
+STD_RANGE = (1e-3, 10)
 
 _BUDGET = MemoryBudget(BYTES_PER_PIXEL * DEFAULT_MAX_PIXELS)
 _SILENT = threading.Event()
@@ -360,8 +361,20 @@ class ImageTransform:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise OptionError(f"image_size must be at least 1, not {self.image_size}.")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise OptionError("mean and std must hold three numbers each, and those of std must be above 0.")
+        for name, values, low, high in (("mean", self.mean, 0, 1), ("std", self.std, *STD_RANGE)):
+            if (
+                not isinstance(values, tuple)
+                or len(values) != 3
+                or not all(_is_between(value, low, high) for value in values)
+            ):
+                raise OptionError(
+                    f"{name} is {str(values)[:100]}: it has to hold three numbers from {low} to {high}, "
+                    "of pixels from 0 to 1"
+                )
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def to_pixels(images: Sequence[Image.Image], transform: ImageTransform) -> torch.Tensor:

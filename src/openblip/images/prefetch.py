@@ -57,22 +57,30 @@ class PixelBatch:
             yield source, next(given) if error is None else error
 
 
-def pixel_batches(sources: Iterable[ImageSource], transform: ImageTransform, batch_size: int) -> Iterator[PixelBatch]:
+def pixel_batches(
+    sources: ImageSource | Iterable[ImageSource], transform: ImageTransform, batch_size: int
+) -> Iterator[PixelBatch]:
     """Images in order, `batch_size` at a time, the next ones being read while the caller computes.
 
-    Sources are taken, in the caller's thread, as far ahead as `read_ahead` says.
+    Sources are taken, in the caller's thread, as far ahead as `read_ahead` says. A lone image is one.
     """
 
     def work(source: ImageSource) -> np.ndarray[Any, Any]:
         return load_squashed(source, transform.image_size)
 
-    for batch in read_ahead(sources, work, batch_size):
+    for batch in read_ahead(source_list(sources), work, batch_size):
         squashed = [found for _, found in batch if not isinstance(found, ImageError)]
         yield PixelBatch(
             [source for source, _ in batch],
             [found if isinstance(found, ImageError) else None for _, found in batch],
             normalise(squashed, transform),
         )
+
+
+def source_list(given: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Images to go through; a lone one is one, not its letters, lines or rows."""
+    lone = isinstance(given, str | bytes | os.PathLike) or hasattr(given, "read") or getattr(given, "ndim", 4) < 4
+    return [cast("ImageSource", given)] if lone or not isinstance(given, Iterable) else cast("Iterable[Any]", given)
 
 
 def is_settled(source: object) -> bool:

@@ -17,7 +17,7 @@ from openblip.images.sources import ImageSource
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
 from openblip.results import Scores
-from openblip.text import MatchingText, clean_caption, pad_ids
+from openblip.text import MatchingText, clean_caption, pad_ids, text_list
 
 PAIRS = 64
 """Pairs of image and text that the Q-Former reads at once: enough to keep a GPU busy, some 100 MB for the official
@@ -96,9 +96,9 @@ class Matcher:
         return self.network.qformer.remember(features)
 
     @torch.inference_mode()
-    def read(self, texts: Sequence[str], batch_size: int = 64) -> ReadTexts:
+    def read(self, texts: str | Iterable[str], batch_size: int = 64) -> ReadTexts:
         """Texts, cleaned as captions were in training."""
-        ids = [self.words.encode(clean_caption(text)) for text in texts]
+        ids = [self.words.encode(clean_caption(text)) for text in text_list(texts)]
         embeds = [torch.empty(0, self.network.config.shared_width, device=self.device)]
         for batch in batches(ids, batch_size):
             hidden = self.network.qformer.text(*self._padded(batch))
@@ -130,7 +130,7 @@ class Matcher:
                 logits[there] = found.float().cpu().view(len(rows), -1, 2)
         return logits
 
-    def embed_images(self, sources: Iterable[ImageSource], batch_size: int) -> Tensor:
+    def embed_images(self, sources: ImageSource | Iterable[ImageSource], batch_size: int) -> Tensor:
         """Unit vectors [N, Q, shared width], float32 on the CPU."""
         config = self.network.config
         rows = [torch.empty(0, config.qformer.num_queries, config.shared_width)]
@@ -138,13 +138,13 @@ class Matcher:
             rows.append(self.look(batch.whole()).embeds.cpu())
         return torch.cat(rows)
 
-    def embed_texts(self, texts: Sequence[str], batch_size: int) -> Tensor:
+    def embed_texts(self, texts: str | Iterable[str], batch_size: int) -> Tensor:
         """Unit vectors [M, shared width], float32 on the CPU."""
         # Computed in inference mode, they could not be learnt from; a copy made outside can.
         return self.read(texts, _checked(batch_size)).embeds.cpu().clone()
 
     def score(
-        self, sources: Iterable[ImageSource], texts: Sequence[str], *, itm: bool, batch_size: int
+        self, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], *, itm: bool, batch_size: int
     ) -> Iterator[ImageScores]:
         """Each image against all texts, in order, as batches are done; texts are read once, at the beginning."""
         told = self.read(texts)
@@ -155,8 +155,11 @@ class Matcher:
                 else:
                     yield ImageScores(source, *found)
 
-    def scores(self, sources: Iterable[ImageSource], texts: Sequence[str], *, itm: bool, batch_size: int) -> Scores:
+    def scores(
+        self, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], *, itm: bool, batch_size: int
+    ) -> Scores:
         """As `score`, in one table; the first image that cannot be read raises its ImageError."""
+        texts = text_list(texts)
         none = torch.empty(0, len(texts))
         itc, odds = [none], [none]
         for row in self.score(sources, texts, itm=itm, batch_size=batch_size):

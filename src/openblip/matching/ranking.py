@@ -19,6 +19,7 @@ from openblip.images.prefetch import pixel_batches
 from openblip.images.sources import ImageSource, describe_source
 from openblip.matching.matcher import Matcher, ReadTexts, SeenImages, batches
 from openblip.results import Ranked, Rankings
+from openblip.text import text_list
 
 
 class SearchOptions(TypedDict, total=False):
@@ -52,9 +53,10 @@ class Search:
 
 
 def rank_images(
-    matcher: Matcher, sources: Iterable[ImageSource], texts: Sequence[str], search: Search
+    matcher: Matcher, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], search: Search
 ) -> list[list[Ranked]]:
     """Images for each text. Every image is encoded once, and dropped when it is no text's candidate any more."""
+    texts = text_list(texts)
     told = matcher.read(texts)
     found = _ImagesForTexts(matcher, told, search)
     _walk(matcher, sources, told, search.batch_size, [found])
@@ -62,17 +64,21 @@ def rank_images(
 
 
 def rank_texts(
-    matcher: Matcher, sources: Iterable[ImageSource], texts: Sequence[str], search: Search
+    matcher: Matcher, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], search: Search
 ) -> list[list[Ranked]]:
     """Texts for each image."""
+    texts = text_list(texts)
     told = matcher.read(texts)
     found = _TextsForImages(matcher, told, texts, search)
     _walk(matcher, sources, told, search.batch_size, [found])
     return found.ranked
 
 
-def rank_both(matcher: Matcher, sources: Iterable[ImageSource], texts: Sequence[str], search: Search) -> Rankings:
+def rank_both(
+    matcher: Matcher, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], search: Search
+) -> Rankings:
     """Both from one look at each image."""
+    texts = text_list(texts)
     told = matcher.read(texts)
     images, others = _ImagesForTexts(matcher, told, search), _TextsForImages(matcher, told, texts, search)
     _walk(matcher, sources, told, search.batch_size, [images, others])
@@ -110,7 +116,7 @@ def rank(
 
 def _walk(
     matcher: Matcher,
-    sources: Iterable[ImageSource],
+    sources: ImageSource | Iterable[ImageSource],
     told: ReadTexts,
     batch_size: int,
     ways: Sequence[_ImagesForTexts | _TextsForImages],

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.config_checks import check_settings
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.hf_language_model import ExternalConfig, ExternalLanguageModel
 from openblip.nn.language_model import LanguageModel
@@ -43,6 +44,9 @@ class Blip2Config:
     language: OwnLanguageConfig | ExternalConfig | None = None
     shared_width: int = 256
     vision_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def own_language(self) -> OwnLanguageConfig | None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.config_checks import check_settings
 from openblip.nn.quant.linear import Conv2d, computed_type, has_onednn
 from openblip.nn.recompute import run_layer
 from openblip.nn.vit import last_blocks
@@ -61,6 +62,7 @@ class EfficientNetConfig:
     kind: ClassVar[str] = "efficientnet"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.place_width % 4:
             raise ValueError(f"place_width {self.place_width} is not a multiple of 4")
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.config_checks import check_heads, check_settings
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import join_texts
 from openblip.nn.prefix_attention import attend_to_both
@@ -53,8 +54,8 @@ class OptConfig:
     start_ids: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"decoder width {self.width} is not a multiple of {self.num_heads} heads")
+        check_settings(self)
+        check_heads("decoder", self.width, self.num_heads)
 
     @property
     def token_width(self) -> int:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.config_checks import check_heads, check_settings
 from openblip.nn.quant.linear import Linear, WordTable
 from openblip.nn.recompute import run_layer
 
@@ -45,8 +46,8 @@ class QFormerConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"Q-Former width {self.width} is not a multiple of {self.num_heads} heads")
+        check_settings(self)
+        check_heads("Q-Former", self.width, self.num_heads)
 
 
 @dataclass(frozen=True)

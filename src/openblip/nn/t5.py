@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.config_checks import SettingError, check_settings
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.quant.linear import Linear, WordTable
 from openblip.nn.recompute import run_layer
@@ -71,8 +72,17 @@ class T5Config:
     max_positions: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"T5 activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        if self.relative_buckets < 4:
+            raise SettingError("relative_buckets", f"is {self.relative_buckets}: both directions need two at least")
+        if self.relative_reach <= self.relative_buckets // 2:
+            raise SettingError(
+                "relative_reach", f"is {self.relative_reach}, not above half of the {self.relative_buckets} buckets"
+            )
+        if self.start_id >= self.vocab_size:
+            raise SettingError("start_id", f"is {self.start_id}, beyond the {self.vocab_size} words")
 
     def build(self) -> T5:
         return T5(self)

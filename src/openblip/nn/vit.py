@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.config_checks import check_heads, check_settings
 from openblip.nn.quant.linear import Conv2d, Linear
 from openblip.nn.recompute import run_layer
 
@@ -59,16 +60,14 @@ class VitConfig:
     kind: ClassVar[str] = "vit"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if self.width % self.num_heads:
-            raise ValueError(f"ViT width {self.width} is not a multiple of {self.num_heads} heads")
+        check_heads("ViT", self.width, self.num_heads)
         if self.activation not in ("gelu", "quick_gelu"):
             raise ValueError(f'activation {self.activation!r} is neither "gelu" nor "quick_gelu"')
         if self.attention_bias not in ("qkv", "qv"):
             raise ValueError(f'attention_bias {self.attention_bias!r} is neither "qkv" nor "qv"')
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"drop_path {self.drop_path} is outside 0 <= drop_path < 1")
 
     def build(self) -> VisionTransformer:
         return VisionTransformer(self)

@@ -125,9 +125,18 @@ def read_lavis(
         opened.append(weights)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
         state |= {prefix + name: weights.read(name) for name in weights.shapes}
-    renamed = blip2_from_lavis(state, config)
+    try:
+        renamed = blip2_from_lavis(state, config)
+    except CheckpointError as error:
+        places = " with ".join(str(file.path if isinstance(file, PickledFile) else file.main) for file in opened)
+        raise CheckpointError(f"{places}: {error}") from error
     network = empty_network(config, files.checkpoint)
-    placer = Placer(network, files.checkpoint, dtype, device, bits, adapter=adapter, left_out=left_out)
+    placer = Placer(
+        *(network, files.checkpoint, dtype, device, bits),
+        adapter=adapter,
+        left_out=left_out,
+        told=lambda name: f"{_supplier(name, files)}: {name}",
+    )
     _check_fit(placer.wanted, renamed, files)
     read = 0
     for name in placer.to_put:
@@ -145,21 +154,21 @@ TIED_STRAYS = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_t
 
 
 def _check_fit(wanted: dict[str, tuple[int, ...]], found: dict[str, Tensor], files: LavisFiles) -> None:
-    misfits = [f"{name} is missing from {_supplier(name, files)}" for name in wanted if name not in found]
+    misfits = [f"{name} is missing from {_supplier(name, files).name}" for name in wanted if name not in found]
     misfits += [f"{name} is unknown" for name in found if name not in wanted]
     misfits += [
-        f"{name} in {_supplier(name, files)} is {list(found[name].shape)}, not {list(shape)}"
+        f"{name} in {_supplier(name, files).name} is {list(found[name].shape)}, not {list(shape)}"
         for name, shape in wanted.items()
         if name in found and found[name].shape != shape
     ]
     refuse_misfits(files.checkpoint, misfits)
 
 
-def _supplier(name: str, files: LavisFiles) -> str:
-    """The name of the file that should hold a tensor of ours."""
+def _supplier(name: str, files: LavisFiles) -> Path:
+    """The file, or the folder of the language model, that should hold a tensor of ours."""
     part = name.partition(".")[0]
     path = {"vision": files.vision, **{known.config.prefix: files.language for known in LANGUAGES.values()}}.get(part)
-    return (path or files.checkpoint).name
+    return path or files.checkpoint
 
 
 def _given(path: Path | None, what: str) -> Path:

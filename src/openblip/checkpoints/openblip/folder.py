@@ -23,7 +23,7 @@ from openblip.checkpoints.lora.fit import merge_external
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts, read_defaults
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
-from openblip.checkpoints.tensors.assign import Placer
+from openblip.checkpoints.tensors.assign import NOT_FINITE, Placer
 from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
 from openblip.checkpoints.tensors.mmap import MappedFile
 from openblip.checkpoints.tensors.wrappers import NATIVE_ROOTS, Peeled
@@ -130,7 +130,7 @@ def load_native(
             raise TypeError("vision has no settings of an image encoder: get it again")
         vision = dict(content["vision"])
         kind = vision.pop("kind")
-        if kind not in VISION_KINDS:
+        if not isinstance(kind, str) or kind not in VISION_KINDS:
             known = ", ".join(VISION_KINDS)
             raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
         own = {prefix: content[prefix] for prefix in OWN_LANGUAGES if content.get(prefix) is not None}
@@ -155,7 +155,9 @@ def load_native(
             raise TypeError(f"matching_tokens is {matching_tokens!r}, not a number")
         prompts = build(PromptTemplates, content["prompts"], path)
         defaults = read_defaults(content["generation"], path)
-        name = str(content["name"])
+        name = content["name"]
+        if not isinstance(name, str):
+            raise TypeError(f"name is {str(name)[:100]}, not a text")
         stored_bits = content.get("bits", 0)
         if stored_bits not in (0, *BITS):
             raise TypeError(f"bits is {stored_bits!r}, not one of {', '.join(map(str, (0, *BITS)))}")
@@ -167,7 +169,12 @@ def load_native(
     if adapter is not None and language is not None:
         adapter = merge_external(adapter, language.model.model)
     chosen_bits = stored_bits if bits is None else bits
-    placer = Placer(network, folder, dtype, device, chosen_bits, adapter=adapter, left_out=left_out)
+    placer = Placer(
+        *(network, folder, dtype, device, chosen_bits),
+        adapter=adapter,
+        left_out=left_out,
+        told=lambda name: f"{folder / WEIGHTS_FILE}: {name}",
+    )
     network = _read_into(placer, folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):
@@ -214,7 +221,7 @@ def empty_network(config: Blip2Config, path: Path, external: ExternalLanguageMod
 
 
 def _check_words(parts: ModelParts, folder: Path) -> None:
-    """Every id has its place in the tables, and the prompts can be filled in."""
+    """Every id has its place in the tables, a text can end, and the prompts can be filled in."""
     config, matching = parts.network.config, parts.matching
     if matching is not None:
         check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
@@ -225,16 +232,25 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
             f"not between 3 and the {config.qformer.max_positions} positions of the Q-Former"
         )
+    if parts.tokenizer is not None:
+        try:
+            parts.stop_id  # noqa: B018
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: stop_token {error}") from error
     check_prompts(parts.prompts, folder / CONFIG_FILE)
 
 
 def check_prompts(prompts: PromptTemplates, path: Path) -> None:
     """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
     try:
-        prompts.ask("question")
-        prompts.chat([("question", "answer")], "question")
-    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        asked = prompts.ask("<asked>")
+        talk = prompts.chat([("<before>", "<answered>")], "<asked>")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
+    if "<asked>" not in asked:
+        raise CheckpointError(f"{path}: the prompt question is {prompts.question!r}, which lacks {{question}}")
+    if not all(text in talk for text in ("<before>", "<answered>", "<asked>")):
+        raise CheckpointError(f"{path}: the prompt turn is {prompts.turn!r}, which lacks {{question}} or {{answer}}")
 
 
 def stored_state(network: Blip2Network) -> dict[str, Tensor]:
@@ -278,6 +294,8 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
             placer.put(name, codes)
             continue
         scale = file.read(name + SCALE_SUFFIX)
+        if not scale.isfinite().all():
+            raise CheckpointError(f"{file.path}: {name}{SCALE_SUFFIX} {NOT_FINITE}")
         steps = [file.read(name + STEPS_SUFFIX)] if name + STEPS_SUFFIX in file.shapes else []
         try:
             fits = layer is not None and layer.weight.dtype == codes.dtype

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,10 @@ from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quant.swap import BITS, Quantised, quantised_layers, swap_layers
 
 WEIGHT = "weight"
+VARIANCE = "running_var"
+NOT_FINITE = "holds numbers that are infinite or none (NaN): get the file again, or the checkpoint of before"
+PART_ELEMENTS = 2**18
+"""Numbers copied and summed up at a time: few enough to be in the processor's cache in between."""
 VISION = "vision."
 """Names of the image encoder's tensors begin so."""
 
@@ -40,6 +45,7 @@ class Placer:
         in_float32: tuple[str, ...] = (),
         adapter: Adapter | None = None,
         left_out: tuple[str, ...] = (),
+        told: Callable[[str], str] | None = None,
     ) -> None:
         """
         Args:
@@ -48,6 +54,7 @@ class Placer:
             in_float32: beginnings of names of tensors that are not cast to `dtype`.
             adapter: merged into the weights before they are cast or quantised.
             left_out: beginnings of names of tensors that are not put: they stay without memory.
+            told: what errors call a tensor of `wanted`: its file and its name there.
 
         Raises CheckpointError when the adapter does not fit.
         """
@@ -55,6 +62,7 @@ class Placer:
             raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
         self.network, self.source, self.dtype, self.device = network, source, dtype, torch.device(device)
         self.in_float32 = in_float32
+        self.told = told or (lambda name: f"{source}: {name}")
         empty = network.state_dict()
         self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
         self.left_out = left_out
@@ -83,14 +91,12 @@ class Placer:
         afterwards.
 
         Raises CheckpointError when it is of another kind than the network's, as codes without their scales are, or
-        is to be quantised and is not finite.
+        is not finite, as it is stored or once it is cast.
         """
         for tensor in pieces:
             if not tensor.is_floating_point() and name not in self._counted:
                 kind = str(tensor.dtype).removeprefix("torch.")
-                raise CheckpointError(
-                    f"{self.source}: {name} is {kind}, not a number with a fraction: get the file again"
-                )
+                raise CheckpointError(f"{self.told(name)} is {kind}, not a number with a fraction: get the file again")
         if self.changes(name):
             pieces = (self._merged(name, _joined(pieces)),)
         layer = self.layer(name)
@@ -98,15 +104,30 @@ class Placer:
             try:
                 layer.take(*(piece.to(self.device) for piece in pieces))
             except ValueError as error:
-                raise CheckpointError(f"{self.source}: {name} cannot be quantised, {error}") from error
+                raise CheckpointError(f"{self.told(name)} cannot be quantised, {error}") from error
             return
-        tensor = _joined(pieces)
-        if name not in self._counted:
-            dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
-            tensor = tensor.to(self.device, dtype, copy=True)
-        else:
-            tensor = tensor.to(self.device, copy=True)
-        self._state[name] = tensor.contiguous()
+        if name in self._counted:
+            self._state[name] = _joined(pieces).to(self.device, copy=True).contiguous()
+            return
+        dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
+        tensor, total = copied(pieces, dtype, self.device)
+        if not math.isfinite(total) and not tensor.isfinite().all():
+            self._refuse(name, pieces, dtype)
+        if name.endswith(VARIANCE) and bool((tensor < 0).any()):
+            raise CheckpointError(f"{self.told(name)} holds variances below 0: get the file again")
+        self._state[name] = tensor
+
+    def _refuse(self, name: str, pieces: Sequence[Tensor], dtype: torch.dtype) -> None:
+        wide = [piece.double() for piece in pieces if piece.numel()]
+        if not all(bool(piece.isfinite().all()) for piece in wide):
+            raise CheckpointError(f"{self.told(name)} {NOT_FINITE}")
+        largest = max(float(piece.abs().max()) for piece in wide)
+        kind = str(dtype).removeprefix("torch.")
+        others = " or ".join(other for other in ("bfloat16", "float32") if other != kind)
+        raise CheckpointError(
+            f"{self.told(name)} holds numbers up to {largest:.3g}, which {kind} has no room for: "
+            f"load the model as {others}"
+        )
 
     def _merged(self, name: str, tensor: Tensor) -> Tensor:
         return tensor if self._adapter is None else self._adapter.merged(name, tensor)
@@ -119,6 +140,26 @@ class Placer:
                 raise CheckpointError(f"{self.source} lacks {name}: get the file again")
         give_back()
         return self.network.eval()
+
+
+def copied(pieces: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, float]:
+    """Pieces, joined along their first dimension and cast, in memory of their own; and the sum of all numbers.
+
+    The sum is finite only if they all are. It is taken of what has just been written, while it is in the processor's
+    cache: memory is not gone through twice.
+    """
+    first = pieces[0]
+    if device.type != "cpu" or (len(pieces) == 1 and first.numel() <= PART_ELEMENTS):
+        tensor = _joined(pieces).to(device, dtype, copy=True).contiguous()
+        return tensor, float(tensor.sum())
+    tensor = torch.empty(sum(map(len, pieces)), *first.shape[1:], dtype=dtype)
+    room, start, total = tensor.view(-1), 0, 0.0
+    for piece in pieces:
+        for part in torch.split(piece.reshape(-1), PART_ELEMENTS):
+            filled = room[start : start + len(part)]
+            total += float(filled.copy_(part).sum())
+            start += len(part)
+    return tensor, total
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:

@@ -113,7 +113,7 @@ class PickledFile:
                 "model.state_dict() alone"
             )
         check_names(path, found.tensors)
-        self._tensors: dict[str, Tensor] = found.tensors
+        self._tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in found.tensors.items()}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
 
     def read(self, name: str) -> Tensor:
@@ -189,7 +189,7 @@ def _refuse_unfolding(path: Path, content: object) -> None:
     """
     shared: Counter[int] = Counter()
     for tensor in _tensors_in(content):
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
             raise CheckpointError(f"{path} holds a tensor that is no plain one: save it again with dense tensors")
         stored, size = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
         shared[stored.data_ptr()] += size

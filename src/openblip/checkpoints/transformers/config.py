@@ -19,6 +19,7 @@ from openblip.checkpoints.openblip.folder import check_prompts
 from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, OwnLanguageConfig
+from openblip.nn.config_checks import LARGEST_COUNT
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
@@ -340,7 +341,7 @@ def _word_ids(
         "stop": stop,
     }
     for name, value in found.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_COUNT:
             raise CheckpointError(f"{path}: the {name} token of text_config is {value!r}, not an id")
     return WordIds(**found, image=image_token_index(content))
 
@@ -369,8 +370,9 @@ def read_transform(folder: Path, image_size: int) -> ImageTransform:
         path = folder / IMAGE_FILE
         settings = read_json_if_there(path)
     _require_fixed(settings, "image processor", path)
-    if not math.isclose(_given(settings, "rescale_factor", RESCALE), RESCALE, rel_tol=1e-6):
-        raise CheckpointError(f"{path}: rescale_factor is {settings['rescale_factor']}, only 1/255 can be read")
+    factor = _given(settings, "rescale_factor", RESCALE)
+    if not isinstance(factor, int | float) or not math.isclose(factor, RESCALE, rel_tol=1e-6):
+        raise CheckpointError(f"{path}: rescale_factor is {factor!r}, only 1/255 can be read")
     values: dict[str, Any] = {"image_size": _side(_given(settings, "size", image_size), "size", path)}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if settings.get(theirs) is not None:

@@ -79,7 +79,13 @@ def load_transformers(
     if not (left_out and VISION.startswith(left_out)):
         sizes = _with_key_biases(sizes, weights)
     network = empty_network(sizes, folder / CONFIG_FILE)
-    placer = Placer(network, folder, dtype, device, bits, in_float32, adapter, left_out)
+
+    def told(name: str) -> str:
+        theirs = [aliases.get(row.name, row.name) for row in sources(name)]
+        broken = next((one for one in theirs if not weights.read(one).isfinite().all()), theirs[0])
+        return f"{folder / weights.file_of(broken)}: {broken}"
+
+    placer = Placer(network, folder, dtype, device, bits, in_float32, adapter, left_out, told)
     _check_fit(placer.wanted, weights, aliases, second_names, folder)
     read = 0
     for name, shape in placer.to_put.items():

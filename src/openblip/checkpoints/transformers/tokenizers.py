@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from openblip.checkpoints.json_files import read_json_if_there, to_json
 from openblip.checkpoints.openblip.file_names import DECODER_FILE, MATCHING_FILE
 from openblip.errors import CheckpointError
-from openblip.text import MatchingText, Tokenizer, check_ids
+from openblip.text import MatchingText, Tokenizer, check_ids, check_tokenizer, tokenizer_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -183,15 +183,16 @@ def _read(folder: Path, own: str, build: Callable[[Path], FastTokenizer | None],
     from tokenizers import Tokenizer as FastTokenizer
 
     path = folder / (own if (folder / own).is_file() else TOKENIZER_FILE)
-    try:
+    fast: FastTokenizer | None
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file: the model folder is incomplete, get it again")
+    with tokenizer_errors(f"{path if path.is_file() else folder}: the vocabulary is broken"):
         if path.is_file():
-            fast: FastTokenizer | None = FastTokenizer.from_str(_without_image_token(path.read_text(encoding="utf-8")))
+            fast = FastTokenizer.from_str(_without_image_token(path.read_text(encoding="utf-8")))
         else:
             fast = build(folder)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{folder}: the vocabulary is broken ({error}): get its files again") from error
+        if fast is not None:
+            check_tokenizer(fast)
     if fast is None and (folder / SENTENCEPIECE_FILE).is_file():
         raise CheckpointError(
             f"{folder} has its vocabulary in {SENTENCEPIECE_FILE} alone, which cannot be read: "

@@ -7,7 +7,7 @@ row can be had at any time, and nothing is unpacked. A tar that is broken gives 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -196,11 +196,11 @@ def _told(trouble: str, rows: int) -> str:
     return f"{trouble or 'has no pictures'}: {rows} rows of it are used"
 
 
-def read_tars(paths: Sequence[Path], skipped: list[str] | None = None) -> list[Sample]:
+def read_tars(paths: Path | Iterable[Path], skipped: list[str] | None = None) -> list[Sample]:
     """All rows of some tars; a sentence for whatever could not be used goes to `skipped`, or is logged."""
     samples: list[Sample] = []
     left_out: list[str] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, Path) else paths:
         shard = index_shard(path)
         left_out += filter(None, (shard.trouble, shard.note))
         for row in shard.rows:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from openblip.data.sources.annotations import Questioned
 from openblip.errors import OptionError
+from openblip.text import text_list
 
 
 def normalise_answer(answer: str) -> str:
@@ -14,12 +15,14 @@ def normalise_answer(answer: str) -> str:
     return " ".join(answer.lower().split()).rstrip(".")
 
 
-def exact_match(questions: Sequence[Questioned], answers: Sequence[str]) -> dict[str, float]:
+def exact_match(questions: Questioned | Iterable[Questioned], answers: str | Iterable[str]) -> dict[str, float]:
     """Share of answers equal to the truth: under "all", and under each kind where kinds are given.
 
     Raises:
         OptionError: not one answer a question.
     """
+    questions = [questions] if isinstance(questions, Questioned) else list(questions)
+    answers = text_list(answers, "the answers")
     if len(questions) != len(answers) or not questions:
         raise OptionError(f"{len(answers)} answers to {len(questions)} questions: give one for each")
     right: Counter[str] = Counter()

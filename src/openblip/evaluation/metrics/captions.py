@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from openblip.errors import OpenBlipError, OptionError
 from openblip.evaluation.metrics import java
 from openblip.evaluation.metrics.ptb_words import split_words
+from openblip.text import text_list
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CaptionScores:
 
 def score_captions(
     captions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
+    references: Mapping[str, str | Iterable[str]],
     official: bool | None = None,
     *,
     meteor: bool | None = False,
@@ -54,6 +55,7 @@ def score_captions(
     """Score one caption an image against the references of the same images.
 
     Args:
+        references: one text an image, or several in any iterable.
         official: split words with Java's PTB tokeniser; None uses it where Java is installed. Without it they are
             split by `openblip.evaluation.metrics.ptb_words`, and the scores are called unofficial.
         meteor, spice: compute these, too, in Java; None does where that is possible, and otherwise says in `notes` why
@@ -61,7 +63,7 @@ def score_captions(
 
     Raises:
         OpenBlipError: pycocoevalcap is not installed, or what was asked for by True is missing.
-        OptionError: the two do not name the same images, or an image has no reference.
+        OptionError: the two do not name the same images, or an image has no reference, or more than one caption.
     """
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -69,9 +71,18 @@ def score_captions(
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError:
         raise OpenBlipError(java.INSTALL_HINT) from None
+    for name, value in (("captions", captions), ("references", references)):
+        if not isinstance(value, Mapping):
+            raise OptionError(f"{name} are a {type(value).__name__}: give a dict, from an image's name to its texts")
     if set(captions) != set(references) or not captions:
         raise OptionError("captions and references must name the same images, and at least one")
-    bare = next((name for name, those in references.items() if not those), None)
+    lone = {name: text_list(text, f"the captions of {name}") for name, text in captions.items()}
+    several = next((name for name, texts in lone.items() if len(texts) != 1), None)
+    if several is not None:
+        raise OptionError(f"{several} has {len(lone[several])} captions: give the one that is to be scored")
+    captions = {name: texts[0] for name, texts in lone.items()}
+    truths = {name: text_list(those, f"the references of {name}") for name, those in references.items()}
+    bare = next((name for name, those in truths.items() if not those), None)
     if bare is not None:
         raise OptionError(f"{bare} has no reference caption: leave it out")
     if official and not java.has_java():
@@ -80,13 +91,13 @@ def score_captions(
     notes: list[str] = []
     try:
         split_by_java = java.has_java() if official is None else official
-        said, truth = _split(names, captions, references, split_by_java)
+        said, truth = _split(names, captions, truths, split_by_java)
     except OpenBlipError as error:
         if official:
             raise
         notes.append(f"The official tokeniser cannot be used: {error}.")
         split_by_java = False
-        said, truth = _split(names, captions, references, split_by_java)
+        said, truth = _split(names, captions, truths, split_by_java)
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints its progress
         bleu, each_bleu = Bleu(4).compute_score(truth, said)
         cider, each_cider = Cider().compute_score(truth, said)

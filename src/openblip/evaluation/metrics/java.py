@@ -10,12 +10,13 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, cast
 
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, OptionError
+from openblip.text import text_list
 
 INSTALL_HINT = 'caption metrics need more packages: pip install "openblip[eval]"'
 SPEAK = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
@@ -32,12 +33,13 @@ def has_java() -> bool:
     return shutil.which("java") is not None
 
 
-def ptb_words(texts: Sequence[str]) -> list[str]:
+def ptb_words(texts: str | Iterable[str]) -> list[str]:
     """Texts as Stanford's PTB tokeniser 3.4.1 splits them, lower case, without punctuation, words joined by spaces.
 
     Raises:
         OpenBlipError: no Java or no pycocoevalcap, or the tokeniser fails.
     """
+    texts = text_list(texts)
     jar = _file("tokenizer/stanford-corenlp-3.4.1.jar")
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
@@ -49,12 +51,13 @@ def ptb_words(texts: Sequence[str]) -> list[str]:
     return [" ".join(word for word in line.split() if word not in NOT_WORDS) for line in found]
 
 
-def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+def meteor(captions: str | Iterable[str], references: Iterable[str | Iterable[str]]) -> tuple[float, list[float]]:
     """METEOR 1.5 (Denkowski & Lavie 2014) of the corpus, and of each caption; words are split already.
 
     Raises:
         OpenBlipError: no Java or no pycocoevalcap, or METEOR fails.
     """
+    captions, references = _lists(captions, references)
     jar = _file("meteor/meteor-1.5.jar")
     command = [_java(), *SPEAK, "-jar", "-Xmx2G", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(
@@ -77,12 +80,13 @@ def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
     return whole, each
 
 
-def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+def spice(captions: str | Iterable[str], references: Iterable[str | Iterable[str]]) -> tuple[float, list[float]]:
     """SPICE 1.0 (Anderson et al. 2016) of the corpus, and of each caption; words are split already.
 
     Raises:
         OpenBlipError: no Java, no pycocoevalcap or no parser, or SPICE fails.
     """
+    captions, references = _lists(captions, references)
     _java()
     jar = _file("spice/spice-1.0.jar")
     if not all((jar.parent / "lib" / name).is_file() for name in PARSER):
@@ -102,6 +106,17 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple
     each = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in found}
     scores = [each[number] for number in range(len(rows))]
     return sum(scores) / len(scores), scores
+
+
+def _lists(
+    captions: str | Iterable[str], references: Iterable[str | Iterable[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Captions, and the references of each. Raises OptionError when they are not as many."""
+    said = text_list(captions, "the captions")
+    truth = [text_list(those, "the references") for those in references]
+    if len(said) != len(truth):
+        raise OptionError(f"{len(said)} captions and {len(truth)} groups of references: give one for each")
+    return said, truth
 
 
 def _file(place: str) -> Path:

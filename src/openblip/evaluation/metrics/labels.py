@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from openblip.errors import OptionError
+from openblip.text import text_list
 
 
-def label_accuracy(given: Sequence[str], right: Sequence[str]) -> dict[str, float]:
+def label_accuracy(given: str | Iterable[str], right: str | Iterable[str]) -> dict[str, float]:
     """Share of right labels: "accuracy" of all, "accuracy (LABEL)" among the rows that have it, and their mean.
 
     The mean over labels, "balanced accuracy", is what guessing the commonest one cannot raise.
@@ -16,6 +17,7 @@ def label_accuracy(given: Sequence[str], right: Sequence[str]) -> dict[str, floa
     Raises:
         OptionError: not one given label a right one, or none at all.
     """
+    given, right = text_list(given, "the labels"), text_list(right, "the right labels")
     if len(given) != len(right) or not right:
         raise OptionError(f"{len(given)} labels for {len(right)} rows: give one for each")
     total = Counter(right)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from openblip.errors import OptionError
@@ -46,7 +46,7 @@ class RetrievalScores:
         return found | {"mean": self.mean}
 
 
-def score_retrieval(rankings: Rankings, image_of_text: Sequence[int]) -> RetrievalScores:
+def score_retrieval(rankings: Rankings, image_of_text: int | Iterable[int]) -> RetrievalScores:
     """Recall of what `Blip2.rank_both` found.
 
     Args:
@@ -57,8 +57,12 @@ def score_retrieval(rankings: Rankings, image_of_text: Sequence[int]) -> Retriev
         OptionError: there are not as many rankings as queries, or they are too short.
     """
     images, texts = len(rankings.texts), len(rankings.images)
+    image_of_text = [image_of_text] if isinstance(image_of_text, int) else list(image_of_text)
     if len(image_of_text) != texts:
         raise OptionError(f"{texts} texts were ranked, but {len(image_of_text)} have an image: give each its own")
+    odd = next((image for image in image_of_text if not 0 <= image < images), None)
+    if odd is not None:
+        raise OptionError(f"image_of_text names image {odd}, but {images} images were ranked")
     texts_of_image: list[set[int]] = [set() for _ in range(images)]
     for text, image in enumerate(image_of_text):
         texts_of_image[image].add(text)

@@ -7,10 +7,13 @@ published ones: https://github.com/GT-Vision-Lab/VQA.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from openblip.errors import OpenBlipError, OptionError
+from openblip.text import text_list
 
+ANSWERS = "the answers to compare with"
+"""What errors call them."""
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {"none": "0", "zero": "0"} | {
     word: str(number) for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
@@ -79,7 +82,7 @@ def _on_one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
+def vqa_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """The challenge's accuracy of one answer, from 0 to 1.
 
     Each person's answer is left out in turn, the share min(1, agreeing others / 3) is taken, and the mean of all
@@ -87,23 +90,25 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     nothing is normalised, neither their answer nor the given one.
 
     Args:
-        truths: what each person answered, mostly ten.
+        truths: what each person answered, mostly ten. A lone text is one person's answer, of whom none can be left
+            out.
 
     Raises:
         OptionError: fewer than two people were asked, of whom none can be left out.
     """
-    given, people = _on_one_line(answer), [_on_one_line(truth) for truth in truths]
+    given, people = _on_one_line(answer), [_on_one_line(truth) for truth in text_list(truths, ANSWERS)]
     if len(set(people)) > 1:
         given, people = normalise(given), [normalise(truth) for truth in people]
     return leave_one_out(given, people)
 
 
-def leave_one_out(given: str, people: Sequence[str]) -> float:
+def leave_one_out(given: str, people: str | Iterable[str]) -> float:
     """The mean, each person being left out in turn, of min(1, others who say so / 3).
 
     Raises:
         OptionError: there are fewer than two.
     """
+    people = text_list(people, ANSWERS)
     if len(people) < 2:
         raise OptionError(f"VQA accuracy needs the answers of several people, {len(people)} given: use accuracy=exact")
     agree = [person == given for person in people]
@@ -111,14 +116,14 @@ def leave_one_out(given: str, people: Sequence[str]) -> float:
     return sum(min(1.0, (total - one) / 3) for one in agree) / len(agree)
 
 
-def lemma_accuracy(answer: str, truths: Sequence[str]) -> float:
+def lemma_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """For OK-VQA: as `vqa_accuracy`, comparing the dictionary forms of the words ("racing dogs": "race dog").
 
     Raises:
         OptionError: fewer than two people were asked.
         OpenBlipError: simplemma is not installed.
     """
-    return leave_one_out(lemmas(normalise(answer)), [lemmas(normalise(truth)) for truth in truths])
+    return leave_one_out(lemmas(normalise(answer)), [lemmas(normalise(truth)) for truth in text_list(truths, ANSWERS)])
 
 
 def lemmas(text: str) -> str:
@@ -130,13 +135,13 @@ def lemmas(text: str) -> str:
     return " ".join(lemmatize(word, lang="en").lower() for word in text.split())
 
 
-def simple_accuracy(answer: str, truths: Sequence[str]) -> float:
+def simple_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """The short formula that tutorials give: min(1, people who agree / 3), after normalising both sides."""
     given = normalise(answer)
-    return min(1.0, sum(normalise(truth) == given for truth in truths) / 3)
+    return min(1.0, sum(normalise(truth) == given for truth in text_list(truths, ANSWERS)) / 3)
 
 
-def exact_accuracy(answer: str, truths: Sequence[str]) -> float:
+def exact_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """GQA's: 1 if the answer is one of the right ones after normalising both sides, as in LAVIS, otherwise 0."""
     given = normalise(answer)
-    return float(any(normalise(truth) == given for truth in truths))
+    return float(any(normalise(truth) == given for truth in text_list(truths, ANSWERS)))

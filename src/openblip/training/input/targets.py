@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from openblip.data.captions_to_questions import Question, statement_from_question
 from openblip.data.pairs import ImageText
-from openblip.text import PromptTemplates, Tokenizer
+from openblip.text import PromptTemplates, Tokenizer, trim_prompt
 from openblip.training.recipe import Mixture
 
 STOP_WORDS = frozenset(
@@ -48,7 +48,9 @@ def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, 
     caption = choose_caption(image, mixture, draw)
     if draw.random() < 0.1:
         return Target(PREFIX, " " + caption)
-    return Target(prompts.caption, caption)
+    prompt = trim_prompt(prompts.caption)
+    # Behind a prompt, the space before a caption is part of its first word.
+    return Target(prompt, f" {caption}" if prompt else caption)
 
 
 def choose_targets(
@@ -116,5 +118,5 @@ class EncodedTarget:
 def encode_target(target: Target, context: str, tokenizer: Tokenizer, stop_id: int) -> EncodedTarget:
     """Context, start token, prompt, answer, stop token."""
     before = tokenizer.encode(context)[:MAX_CONTEXT_TOKENS] if context else []
-    prompt = [*before, tokenizer.start_id, *tokenizer.encode(target.prompt)]
+    prompt = [*before, tokenizer.start_id, *tokenizer.encode(trim_prompt(target.prompt))]
     return EncodedTarget([*prompt, *tokenizer.encode(target.answer), stop_id], len(prompt))

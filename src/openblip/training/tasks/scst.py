@@ -17,7 +17,7 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.nn.opt import Opt
-from openblip.text import pad_ids
+from openblip.text import pad_ids, trim_prompt
 from openblip.training.input.batches import Drawn
 from openblip.training.losses import IGNORED, TextBatch, read_behind, self_critical_loss
 from openblip.training.parallel.processes import ALONE, World
@@ -97,7 +97,7 @@ class SelfCritic:
         self.parts, self.tokenizer = parts, parts.tokenizer
         self.reward = CiderReward(references)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
-        self.before = [self.tokenizer.start_id, *self.tokenizer.encode(parts.prompts.caption)]
+        self.before = [self.tokenizer.start_id, *self.tokenizer.encode(trim_prompt(parts.prompts.caption))]
         self.options = GenerationOptions(
             max_new_tokens=parts.defaults.captions.max_new_tokens,
             do_sample=True,
