@@ -128,7 +128,7 @@ def read_lavis(
     try:
         renamed = blip2_from_lavis(state, config)
     except CheckpointError as error:
-        places = " with ".join(str(file.path if isinstance(file, PickledFile) else file.main) for file in opened)
+        places = " with ".join(str(path) for path in (files.checkpoint, files.vision, files.language) if path)
         raise CheckpointError(f"{places}: {error}") from error
     network = empty_network(config, files.checkpoint)
     placer = Placer(
