@@ -48,7 +48,7 @@ def page() -> Iterator[str]:
     for name, command in group.commands.items():
         yield from (f"## {name}", "", plain(command.help or ""), "")
         yield from tables(command.params)
-        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  openblip ")]
+        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
         yield from ("```sh", *examples, "```", "")
 
 
