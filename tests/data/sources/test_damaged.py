@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -120,3 +121,17 @@ def test_paths_that_are_none(tmp_path: Path, field: str) -> None:
     for path in ("~nobody/*", "**foo/*", "[", "*" * 40 + "z"):
         with pytest.raises(OpenBlipError):
             read_source(DataSource("mine", **{"table": path}), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_folders_are_not_waited_for(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for without end."""
+    for name in ("t.csv", "t.jsonl", "t.parquet", "t.tar", "photos/a.txt", "photos/b.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    put(tmp_path / "photos/a.jpg")
+    put(tmp_path / "photos/b.jpg")
+    for kind in ("table", "captions", "questions"):
+        for name in ("t.csv", "t.jsonl", "t.parquet", "t.tar", "photos"):
+            with pytest.raises(OpenBlipError):
+                read_source(DataSource("mine", **{kind: name}), tmp_path, [])

@@ -46,6 +46,8 @@ class BrokenTarError(Exception):
 def read_members(path: Path) -> Iterator[Member]:
     """The files of a tar in their order. Raises BrokenTarError after those that are whole."""
     try:
+        if path.exists() and not path.is_file():
+            raise BrokenTarError("is a folder or a device, not a file")  # a pipe would be waited for without end
         with path.open("rb") as file:
             yield from _members(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
