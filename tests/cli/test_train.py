@@ -107,3 +107,29 @@ def test_what_no_path_can_hold_is_told_in_a_sentence(run: Run, arguments: list[s
     ran = run(*arguments)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert "holds a character of the code 0" in ran.err
+
+
+def test_a_changed_fine_tuning_is_told_by_its_options(
+    run: Run, photos: list[Path], tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\n" + "".join(f"{photo},a red ball\n" for photo in photos))
+    command = ["finetune", "--data", table, "--model", tiny_model_folder, "--output", tmp_path / "new", "--epochs", "1"]
+    assert run(*command, "--lr", "0.001").code == 0
+    checkpoint = tmp_path / "new/checkpoint.pt"
+    kept = checkpoint.read_bytes()
+    changed: list[tuple[list[str], str]] = [
+        (["--lr", "0.002"], "--lr was 0.001, now 0.002"),
+        (["--lr", "0.001", "--seed", "7"], "--seed was 42, now 7"),
+        (["--lr", "0.002", "--batch-size", "3"], "--batch-size was 2, now 3; --lr was 0.001, now 0.002"),
+        (["--lr", "0.001", "--lora"], "--lora was null, now {"),
+    ]
+    for options, told in changed:
+        ran = run(*command, *options)
+        assert ran.code == 2
+        names = ", ".join(part.partition(" was ")[0] for part in told.split("; "))
+        line = ran.err.splitlines()[-1]
+        assert line.startswith(f"error: {checkpoint} is of another run, which differs in {names}: delete it, or give ")
+        assert f", or go on with its settings: {told}" in line
+        assert checkpoint.read_bytes() == kept
+    assert run(*command, "--lr", "0.001").code == 0

@@ -9,6 +9,7 @@ import typer
 
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.cli.report import print_line
+from openblip.cli.watching import stoppable
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip download Salesforce/blip2-opt-2.7b
@@ -57,7 +58,7 @@ def download(
     """
     from openblip.checkpoints.hub import download as downloads
 
-    with download_progress() as progress:
+    with stoppable(), download_progress() as progress:
         found = downloads.download(
             name,
             include=include or [],

@@ -413,3 +413,19 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     assert hub_cache() == tmp_path / "cache"
     assert find_repository("a/b") is None
+
+
+@pytest.mark.parametrize("size", [0, 3, 10_000])
+def test_a_full_disk_is_told_with_the_name_of_a_file(web: Web, tmp_path: Path, size: int) -> None:
+    resource = pytest.importorskip("resource", reason="there are no limits on files' sizes here")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(DownloadError) as caught:
+            download(HUB_MODEL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = str(caught.value)
+    assert str(tmp_path / "home/hub/models--Salesforce--blip2-itm-vit-g") in told and "\n" not in told
+    assert " cannot be written (File too large): " in told
+    assert download(HUB_MODEL)[0].path.is_dir()

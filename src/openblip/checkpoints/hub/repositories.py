@@ -21,7 +21,8 @@ from pathlib import Path
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, word_files
 from openblip.checkpoints.tensors.header import read_index
 from openblip.errors import CheckpointError, DownloadError
-from openblip.fetch import FULL, Progress, check_room, fetch, part_of, wait_asked
+from openblip.fetch import Progress, check_room, fetch, part_of, wait_asked
+from openblip.saving import NO_ROOM
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -262,7 +263,7 @@ def _fetch_large(order: Order, file: RemoteFile, progress: Progress | None) -> P
 
 
 def _fetch_by_client(order: Order, file: RemoteFile) -> Path:
-    with _explaining(order.name, order.revision), _quiet():
+    with _explaining(order.name, order.revision, order.place(file)), _quiet():
         from huggingface_hub import hf_hub_download
 
         path = Path(
@@ -325,14 +326,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explaining(name: str, revision: str | None) -> Iterator[None]:
+def _explaining(name: str, revision: str | None, place: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what the hub's client raises depends on its version and on the network library in it
-        raise _explain(error, name, revision) from error
+        raise _explain(error, name, revision, place) from error
 
 
-def _explain(error: Exception, name: str, revision: str | None) -> DownloadError:
+def _explain(error: Exception, name: str, revision: str | None, place: Path | None) -> DownloadError:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -355,8 +356,9 @@ def _explain(error: Exception, name: str, revision: str | None) -> DownloadError
         problem = f"a file that {name} lists is not there: its repository is being changed, try again later"
     elif isinstance(error, RepositoryNotFoundError | HFValidationError) or status in NOT_FOUND:
         problem = f"{name} is not on the Hugging Face hub, or private: check the name, or set HF_TOKEN"
-    elif isinstance(error, OSError) and error.errno in FULL:
-        problem = f"the disk is full: free some room, and what has come of {name} will not come again"
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+        problem = f"{error.filename or place or hub_cache()} cannot be written ({error.strerror}): free some room, and "
+        problem += f"what has come of {name} will not come again"
     elif isinstance(error, OSError) and error.filename is not None:
         problem = f"{error.filename} cannot be written ({error.strerror}): give another folder, or set HF_HOME"
     elif status is not None and response is not None:
