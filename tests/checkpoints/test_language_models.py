@@ -334,3 +334,13 @@ def test_a_text_has_to_end(folder: Path) -> None:
     edit(folder / "generation_config.json", lambda content: content.pop("eos_token_id"))
     with pytest.raises(CheckpointError, match="names no eos_token_id"):
         load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(folder: Path, value: float) -> None:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**ROTARY, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = value
+    write_other(folder, model)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj\.weight holds numbers that are"):
+        load(folder)

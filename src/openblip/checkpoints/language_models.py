@@ -19,6 +19,7 @@ from torch import Tensor
 from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.model_parts import LanguageSource
+from openblip.checkpoints.tensors.assign import NOT_FINITE
 from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.tokenizers import read_words, stop_text
 from openblip.errors import CheckpointError, OpenBlipError
@@ -202,8 +203,18 @@ def _check_behaviour(external: ExternalLanguageModel, folder: Path) -> None:
         raise CheckpointError(f"{_named(external, folder)} cannot go on from embeddings ({error})") from error
     for found, expected in pairs:
         bound = 1e-3 if expected.dtype == torch.float32 else 5e-2
+        if not found.isfinite().all() or not expected.isfinite().all():
+            _refuse_broken_weights(external, folder)
         if (found - expected.float()).abs().max() > bound * expected.float().abs().max():
             raise CheckpointError(f"{_named(external, folder)} does not go on from embeddings as it does from words")
+
+
+def _refuse_broken_weights(external: ExternalLanguageModel, folder: Path) -> None:
+    """Raises CheckpointError, which names what made the scores infinite or no numbers (NaN)."""
+    for name, weight in external.model.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{folder}: {name} {NOT_FINITE}")
+    raise CheckpointError(f"{_named(external, folder)} gives scores that are infinite or no numbers: use float32")
 
 
 def _named(external: ExternalLanguageModel, folder: Path) -> str:
