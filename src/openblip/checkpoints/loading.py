@@ -160,6 +160,8 @@ def _find_words(place: str | Path) -> Path:
     """The folder that a vocabulary is read from, which is downloaded if it is not there."""
     if place == BUNDLED:
         return bundled_folder(BUNDLED)
+    if not str(place).strip():
+        raise CheckpointError("the tokenizer's name is empty: give a model's folder, or its name on the hub")
     folder = Path(place).expanduser()
     if folder.is_dir():
         return folder
