@@ -321,6 +321,8 @@ def test_a_state_that_is_given_is_what_is_saved(calm: Theirs, rows: list[dict[st
     for name, state in (
         ("theirs", theirs.state_dict()),
         ("ours", {n: t.clone() for n, t in model.state_dict().items()}),
+        ("compiled", {f"_orig_mod.{n}": t.clone() for n, t in model.state_dict().items()}),
+        ("parallel", {f"module.{n}": t for n, t in theirs.state_dict().items()}),
     ):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -328,6 +330,27 @@ def test_a_state_that_is_given_is_what_is_saved(calm: Theirs, rows: list[dict[st
         model.save_pretrained(tmp_path / name, state_dict=state)
         assert torch.equal(scores(load(ours, tmp_path / name), rows[0]), expected)
         model = load(ours, calm.folder)
+
+
+@pytest.mark.parametrize("library", [ours, transformers], ids=["ours", "theirs"])
+def test_a_processor_is_saved_beside_the_model(
+    calm: Theirs, rows: list[dict[str, Tensor]], photos: list[Path], library: Any, tmp_path: Path
+) -> None:
+    processor = library.Blip2Processor.from_pretrained(calm.folder)
+    model = load(ours, calm.folder)
+    asked = {name: rows[0][name][None] for name in ("pixel_values", "input_ids", "attention_mask")}
+    expected = model.generate(**asked, max_new_tokens=12)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, learning_rate=0.0, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    # The Trainer has set end tokens by the tokenizer's, which no text of transformers' BLIP-2 ends with, either.
+    assert torch.equal(model.eval().generate(**asked, max_new_tokens=12), expected)
+    found = openblip.load(tmp_path / "last").caption(photos[0])
+    assert found == openblip.load(calm.folder).caption(photos[0])
+    assert library.Blip2Processor.from_pretrained(tmp_path / "last").num_query_tokens == 4
 
 
 def test_matchers_are_saved(matcher: Theirs, tmp_path: Path) -> None:

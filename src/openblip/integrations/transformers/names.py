@@ -8,12 +8,14 @@ layer, which peft would not take for a linear one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openblip.checkpoints.names.transformers import is_theirs, layers_of, sources
+from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, peel
 from openblip.nn.quant.swap import QuantisedLinear
 from openblip.nn.split_linear import open_layer
 
@@ -125,7 +127,9 @@ class TranslatedModule(nn.Module):
 
         What it lacks is the model's own.
         """
-        renamed = dict(state)
+        # Of a model that is wrapped, as torch.compile and DistributedDataParallel do.
+        names = peel(Path("state_dict"), state, BLIP2_ROOTS)
+        renamed = {name: state[stored] for name, stored in names.items()}
         _find(self, renamed, "")
         return {self.network_name(name): renamed.get(name, own) for name, own in self.own_tensors().items()}
 

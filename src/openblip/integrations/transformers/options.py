@@ -185,7 +185,8 @@ NO_OPTIONS = ("transformers_version", "_from_model_config", "bos_token_id", "dec
 class GenerationSettings:
     """What a model generates with unless a call says otherwise: the names of `GenerateOptions`, which scripts set.
 
-    Nothing comes from generation_config.json, which transformers' BLIP-2 does not look at, either.
+    Nothing comes from generation_config.json, which transformers' BLIP-2 does not look at, either. Nor does the list of
+    end tokens count that a Trainer makes of its tokenizer's: texts end there with the language model's own.
     """
 
     _from_model_config = False
@@ -195,9 +196,13 @@ class GenerationSettings:
         vars(self)["_shown"] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name not in GenerateOptions.__annotations__:
+        if name not in GenerateOptions.__annotations__ and name not in NO_OPTIONS:
             raise AttributeError(f"generate has no option {name!r} here")
         return vars(self).get("_shown", {}).get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        shown = name in NO_OPTIONS or (name == "eos_token_id" and isinstance(value, list))
+        (self._shown if shown else vars(self))[name] = value
 
     def _get_default_generation_params(self) -> dict[str, Any]:
         """What a Seq2SeqTrainer pads to where nothing is set."""
@@ -208,7 +213,8 @@ class GenerationSettings:
         if defaults_only:
             self._shown.update(values)
         else:
-            vars(self).update(values)
+            for name, value in values.items():
+                setattr(self, name, value)
 
     def said(self) -> dict[str, Any]:
         """What was set."""
