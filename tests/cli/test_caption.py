@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import openblip
+from openblip.errors import printable
 from openblip.models.blip2 import Blip2
 from openblip.results import Captioned, GeneratedText
 
@@ -67,7 +68,7 @@ def test_generation_options_arrive(run: Run, tiny_model: Blip2, tiny_model_folde
     }
     for words, options in flags.items():
         expected = tiny_model.caption(photos[0], prompt="a dog", **options)
-        assert run(*base, "--prompt", "a dog", *words.split()).lines == [f"{photos[0]}: {expected}"]
+        assert run(*base, "--prompt", "a dog", *words.split()).lines == [f"{photos[0]}: {printable(expected)}"]
     ran = run(*base, "--num-beams", "3", "--top-p", "0.9")
     assert (ran.code, ran.out) == (2, "")
     assert "num_beams" in ran.err

@@ -36,7 +36,7 @@ from openblip.cli import (
 )
 from openblip.cli.report import complain, say
 from openblip.cli.watching import Ended, ended_by_signals
-from openblip.errors import OpenBlipError, OptionError
+from openblip.errors import OpenBlipError, OptionError, printable
 
 WRONG_USAGE = 2
 
@@ -88,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for argument in sys.argv[1:] if arguments is None else arguments:
             if "\0" in argument:
                 raise OptionError(f"{argument[:80]!r} holds a character of the code 0, which nothing has: check it")
+            if argument.startswith("-") and printable(argument) != argument:
+                # A file of such a name, as a pattern gives it; the parser would repeat it as it is.
+                raise OptionError(f"{argument} is no option; for a file of this name give ./{argument}")
         with ended_by_signals():
             app(arguments, prog_name="openblip")
     except Ended as ended:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,11 +16,13 @@ from typing import Any, TypeVar
 import typer
 
 from openblip.cli.output import Command, Kept, kept_output, write_all
-from openblip.errors import ImageError, OpenBlipError
+from openblip.errors import ImageError, OpenBlipError, printable
 from openblip.saving import NO_ROOM
 
 SOME_FAILED = 1
 STDOUT = "standard output"
+LONGEST_LINE = 10_000
+NOT_ASCII = re.compile(r"[^\x20-\x7e]")
 READER_GONE = 141
 """What shells report of a program that a closed pipe has stopped (128 + SIGPIPE)."""
 
@@ -70,6 +73,10 @@ class Report:
             self._keep()
 
     def line(self, text: str) -> None:
+        """A line of text; names and contents in it show themselves and do nothing else to a terminal."""
+        self._write(printable(text, LONGEST_LINE, kept="\t"))
+
+    def _write(self, text: str) -> None:
         content = (text + "\n").encode("utf-8", "backslashreplace")
         if self._lines is not None:
             self._lines += content
@@ -81,7 +88,8 @@ class Report:
             print_line(text)
 
     def record(self, **fields: object) -> None:
-        self.line(json.dumps(fields, ensure_ascii=False))
+        """A line of JSON, with escapes in place of what would do something to a terminal."""
+        self._write(NOT_ASCII.sub(_in_json, json.dumps(fields, ensure_ascii=False)))
 
     def keep(self, content: bytes) -> None:
         """Bytes that are kept with their batch, and are the file unless `finish` or lines after `notes` are."""
@@ -129,6 +137,11 @@ class Report:
             self._batch, self._bad = bytearray(), []
 
 
+def _in_json(found: re.Match[str]) -> str:
+    """A character, or its escape in JSON where it is a control character, a mark of direction, or no sign at all."""
+    return found[0] if printable(found[0]) == found[0] else json.dumps(found[0])[1:-1]
+
+
 @contextmanager
 def open_report(as_json: bool, path: Path | None = None, command: Command | None = None) -> Iterator[Report]:
     """A report to standard output, or to a file that appears when it is complete.
@@ -173,7 +186,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def print_line(text: str, end: str = "\n") -> None:
     """A line on standard output, at once; a reader that is gone (`| head`) ends the program quietly."""
     try:
-        print(text, end=end, flush=True)
+        print(printable(text, len(text) * 10, kept="\t\n"), end=end, flush=True)
     except OSError as error:
         # What is still buffered would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -214,7 +227,7 @@ def complain(error: Exception) -> None:
 def say(text: str) -> None:
     """A line on standard error, which may be closed, or on a disk that is full."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text, LONGEST_LINE, kept="\t"), file=sys.stderr, flush=True)
 
 
 def attempt(images: Iterable[Source], work: Callable[[Source], Result]) -> Iterator[Result | ImageError]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from openblip.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -20,7 +22,7 @@ def download_progress() -> Iterator[Callable[[str, int, int | None], None] | Non
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), redirect_stdout=False)
     tasks: dict[str, TaskID] = {}
 
@@ -28,7 +30,7 @@ def download_progress() -> Iterator[Callable[[str, int, int | None], None] | Non
         # The hub draws bars of its own: ours are on the screen only while one of our files comes.
         bars.start()
         if name not in tasks:
-            tasks[name] = bars.add_task(name, total=total)
+            tasks[name] = bars.add_task(printable(name, 80, 40), total=total)
         bars.update(tasks[name], completed=done, total=total)
         if done == total:
             bars.stop()

@@ -11,7 +11,7 @@ from openblip.data.sample import Picture, Sample
 from openblip.data.sources.cells import encodable, is_empty, shown_columns, to_id, to_text, to_texts
 from openblip.data.sources.parquet import ParquetCell
 from openblip.data.sources.paths import local_path
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, printable
 from openblip.images.sources import is_address
 
 LOG = logging.getLogger("openblip.data")
@@ -50,7 +50,7 @@ def tell_skipped(sentences: Sequence[str], skipped: list[str] | None) -> None:
         skipped += sentences
         return
     for sentence in sentences:
-        LOG.warning("%s", sentence)
+        LOG.warning("%s", printable(sentence, 2_000, 600))
 
 
 class Columns:

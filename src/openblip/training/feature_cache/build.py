@@ -16,7 +16,7 @@ from openblip.data.feature_store import FeatureStore, ViewPlan, fill, fingerprin
 from openblip.data.image_files import BadPicture, open_picture
 from openblip.data.pairs import ImageText
 from openblip.data.sample import Picture
-from openblip.errors import ImageError, OpenBlipError
+from openblip.errors import ImageError, OpenBlipError, printable
 from openblip.training.feature_cache.index import EncoderPace, KnownEncoders
 from openblip.training.monitor.profile import machine_name, size_of
 from openblip.training.recipe import BadPictures, Recipe
@@ -73,12 +73,18 @@ class Caching:
             self.known = KnownEncoders(self.folder, self.recipe)
         self._open([self._mark(parts, plan) for plan in self.plans])
         world, encoder = self.setting.world, _Timed(make_encoder, self.setting.device)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, disable=world.rank > 0) as progress:
             for source, group, plan, store in zip(self.recipe.data, self.images, self.plans, self.stores, strict=True):
                 # By their places in the whole list, which all processes agree on, whatever is there already.
                 own = [image.image for image in group[world.rank :: world.size] if image.image not in store]
-                bar = progress.add_task(f"features of {source.name}", total=len(own) * world.size, visible=bool(own))
+                what = f"features of {printable(source.name)}"
+                bar = progress.add_task(what, total=len(own) * world.size, visible=bool(own))
                 started = time.perf_counter()
                 fill(store, own, encoder, parts.transform, plan, progress=partial(_advance, progress, bar, world.size))
                 seconds = time.perf_counter() - started
@@ -86,8 +92,8 @@ class Caching:
                 store.refresh()
                 if own and world.rank == 0:
                     progress.console.print(
-                        f"features of {source.name}: {len(own) * world.size / seconds:.1f} images/s, "
-                        f"{size_of(store.nbytes)} in {store.folder}",
+                        f"{what}: {len(own) * world.size / seconds:.1f} images/s, "
+                        f"{size_of(store.nbytes)} in {printable(str(store.folder))}",
                         markup=False,
                         highlight=False,
                     )

@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, printable
 from openblip.saving import write_text
 from openblip.training.monitor.curves import Curves, StepTable
 from openblip.training.monitor.profile import PACE_FILE, peak_memory
@@ -115,7 +115,7 @@ class Watch(AbstractContextManager["Watch"]):
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self.shown:
-            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.progress.console.print(printable(line, 2_000, 600), markup=False, highlight=False, soft_wrap=True)
 
 
 def reporters_of(recipe: Recipe) -> list[Reporter]:
