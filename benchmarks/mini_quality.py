@@ -29,6 +29,7 @@ from openblip.data.sources.annotations import Captioned, Questioned, is_held_out
 from openblip.evaluation.metrics.accuracy import exact_match
 from openblip.evaluation.metrics.captions import score_captions
 from openblip.evaluation.metrics.recall import score_retrieval
+from openblip.generation.repeated_words import FUNCTION_WORDS
 from openblip.models.blip2 import Blip2, load
 from openblip.text import clean_caption
 
@@ -43,14 +44,22 @@ PARTS = ("captions", "retrieval", "coco-qa", "daquar", "plain")
 HALVES = {"even": 0, "odd": 1}
 
 
-def caption_scores(model: Blip2, rows: Sequence[Captioned]) -> dict[str, Any]:
-    found = model.caption_many([str(row.image) for row in rows], batch_size=16)
+def caption_scores(model: Blip2, rows: Sequence[Captioned], no_repeat_words: bool | None) -> dict[str, Any]:
+    images = [str(row.image) for row in rows]
+    found = model.caption_many(images, batch_size=16, no_repeat_words=no_repeat_words)
     captions = {
         row.image.name: captioned.text
         for row, captioned in track(zip(rows, found, strict=True), "captions", total=len(rows))
     }
     scores = score_captions(captions, {row.image.name: row.captions for row in rows})
-    return {**asdict(scores), "captions": captions}
+    repeating = sum(map(repeats_a_word, captions.values()))
+    return {**asdict(scores), "repeating": repeating, "captions": captions}
+
+
+def repeats_a_word(caption: str) -> bool:
+    """Whether a content word occurs twice in a caption."""
+    words = [word.strip(".,") for word in caption.lower().split()]
+    return any(count > 1 and word not in FUNCTION_WORDS for word, count in Counter(words).items())
 
 
 def retrieval_scores(model: Blip2, rows: Sequence[Captioned], rerank: int) -> dict[str, Any]:
@@ -100,6 +109,7 @@ def main() -> None:
     parser.add_argument("--rerank", type=int, default=16, help="candidates a query that ITM looks at")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--half", choices=HALVES, help="of Flickr8k's images those in even or in odd places")
+    parser.add_argument("--repeat-words", action="store_true", help="captions without no_repeat_words")
     parser.add_argument("--seen", action="store_true", help="the training part instead: what is known by heart")
     parser.add_argument("--json", type=Path, help="write scores and every output here")
     options = parser.parse_args()
@@ -114,7 +124,7 @@ def main() -> None:
         captioned = captioned[HALVES[options.half] :: 2]
     captioned = captioned[: options.limit]
     if "captions" in wanted:
-        scores["captions"] = caption_scores(model, captioned)
+        scores["captions"] = caption_scores(model, captioned, False if options.repeat_words else None)
     if "retrieval" in wanted:
         scores["retrieval"] = retrieval_scores(model, captioned, options.rerank)
     for name, path, one_in in (("coco-qa", "coco/vqa.jsonl", 10), ("daquar", "daquar/vqa.jsonl", 5)):
@@ -140,6 +150,7 @@ def table(name: str, scores: dict[str, Any], images: int, split: str, part: str)
             f"| Flickr8k {split} ({images}), beam search: CIDEr / BLEU-4 ({words}) | "
             f"{found['cider']:.3f} / {found['bleu'][3]:.3f} | {MARKS['captions']} |"
         )
+        lines.append(f"| of these captions, those with a content word twice | {found['repeating']} | |")
     if "retrieval" in scores:
         for direction in ("text_to_image", "image_to_text"):
             found = scores["retrieval"][direction]

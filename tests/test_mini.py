@@ -60,6 +60,17 @@ def test_captions_name_what_is_there(mini: Blip2, photo: str) -> None:
     assert SEEN[photo] & set(caption.split()), caption
 
 
+def test_a_caption_repeats_no_content_word_of_its_prompt(mini: Blip2) -> None:
+    repeated = 0
+    for photo in sorted(SEEN):
+        word = mini.caption(EXAMPLES / photo).split()[-1]
+        prompt = f"a {word} and a"
+        assert word not in mini.caption(EXAMPLES / photo, prompt=prompt).split()
+        assert word not in "".join(mini.caption(EXAMPLES / photo, prompt=prompt, stream=True)).split()
+        repeated += word in mini.caption(EXAMPLES / photo, prompt=prompt, no_repeat_words=False).split()
+    assert repeated, "nothing is repeated without the default, either"
+
+
 def test_matching_tells_the_photos_apart(mini: Blip2) -> None:
     for photo, text in SAID.items():
         best = max(mini.match(EXAMPLES / photo, list(SAID.values())), key=lambda match: match.itm)

@@ -175,6 +175,10 @@ class Tokenizer:
             raise CheckpointError(f"{text!r} is {len(ids)} tokens in this vocabulary, the model needs it to be one")
         return ids[0]
 
+    def tokens(self) -> list[str]:
+        """All tokens in the order of their ids, as the file has them; an empty text where there is none."""
+        return [self.fast.id_to_token(token_id) or "" for token_id in range(self.vocab_size)]
+
     def encode(self, text: str) -> list[int]:
         """Ids without any special token. Raises OptionError when the text cannot be read."""
         try:

@@ -29,8 +29,11 @@ def test_typed_keywords_are_the_users_fields() -> None:
 
 def test_resolved_options_narrow_every_field_but_the_seed() -> None:
     narrowed = ResolvedOptions.__annotations__.keys()
-    assert narrowed == GenerationOptions.__dataclass_fields__.keys() - {"seed"}
-    assert {name for name, value in asdict(GenerationOptions().resolved()).items() if value is None} == {"seed"}
+    assert narrowed == GenerationOptions.__dataclass_fields__.keys() - {"seed", "vocabulary"}
+    assert {name for name, value in asdict(GenerationOptions().resolved()).items() if value is None} == {
+        "seed",
+        "vocabulary",
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,10 +97,16 @@ def test_a_wrong_name_is_told_the_right_one(name: str, told: str) -> None:
 
 
 @pytest.mark.parametrize("name", USER_OPTIONS)
-@pytest.mark.parametrize("value", ["3", True, float("nan"), [1], 1j])
+@pytest.mark.parametrize("value", ["3", "true", float("nan"), [1], 1j])
 def test_a_value_of_the_wrong_kind_is_named(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"^{name} is "):
         read_options({name: value})
+
+
+@pytest.mark.parametrize("name", sorted(set(USER_OPTIONS) - {"no_repeat_words"}))
+def test_true_is_no_number(name: str) -> None:
+    with pytest.raises(OptionError, match=f"^{name} is True"):
+        read_options({name: True})
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -48,6 +48,8 @@ WRITTEN: list[dict[str, Any]] = [
     {"num_beams": 3, "max_new_tokens": 8},
     {"num_beams": 4, "max_new_tokens": 12, "length_penalty": -1.0, "num_return_sequences": 3, "eos_token_id": 21},
     {"max_new_tokens": 12, "repetition_penalty": 1.7},
+    {"max_new_tokens": 12, "no_repeat_ngram_size": 1},
+    {"num_beams": 3, "max_new_tokens": 12, "no_repeat_ngram_size": 2, "repetition_penalty": 0.8},
     {"num_beams": 3, "max_new_tokens": 9, "repetition_penalty": 1.3, "pad_token_id": 3, "eos_token_id": [21]},
     {"max_length": 30, "min_length": 29},
     {"max_new_tokens": 9, "min_new_tokens": 6, "num_beams": 2, "early_stopping": True, "eos_token_id": 12},
@@ -371,7 +373,7 @@ def test_wrong_ways_to_load(opt: Theirs, options: dict[str, Any], words: str) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"no_repeat_ngram_size": 2}, "generate does not know no_repeat_ngram_size here: use max_new_tokens"),
+        ({"guidance_scale": 2}, "generate does not know guidance_scale here: use max_new_tokens"),
         ({"max_length": 5}, "max_length is 5 and the prompt has 21 tokens, .* max_new_tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 500}, "positions"),

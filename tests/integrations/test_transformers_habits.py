@@ -69,13 +69,11 @@ def test_what_a_script_sets_is_followed_where_a_call_says_nothing(writer: Theirs
         model.generate(**inputs, num_beams=1, max_new_tokens=2),
         both(writer.folder)[0][0].generate(**inputs, max_new_tokens=2),
     )
-    model.generation_config.no_repeat_ngram_size = 2
-    with pytest.raises(OptionError, match="no_repeat_ngram_size"):
+    model.generation_config.guidance_scale = 2
+    with pytest.raises(OptionError, match="guidance_scale"):
         model.generate(**inputs)
-    with pytest.raises(OptionError, match="no_repeat_ngram_size"):
-        both(writer.folder)[0][0].generate(
-            **inputs, generation_config=transformers.GenerationConfig(no_repeat_ngram_size=2)
-        )
+    with pytest.raises(OptionError, match="guidance_scale"):
+        both(writer.folder)[0][0].generate(**inputs, generation_config=transformers.GenerationConfig(guidance_scale=2))
 
 
 def test_scores_of_every_step_are_refused(writer: Theirs, images: list[Image.Image]) -> None:

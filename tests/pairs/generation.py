@@ -115,6 +115,7 @@ def random_options(draw: random.Random, beams: int) -> GenerationOptions:
         early_stopping=draw.random() < 0.3,
         num_return_sequences=draw.randint(1, beams),
         repetition_penalty=draw.choice([1.0, 1.0, 1.3, 0.8]),
+        no_repeat_ngram_size=draw.choice([0, 0, 1, 2, 2, 3]),
         stop_ids=draw.choice(STOPS),
     )
 
@@ -134,6 +135,7 @@ def run_transformers(
         length_penalty=options.length_penalty,
         early_stopping=options.early_stopping,
         repetition_penalty=options.repetition_penalty,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
         eos_token_id=list(options.stop_ids),
         do_sample=False,
         return_dict_in_generate=True,

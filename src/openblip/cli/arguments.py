@@ -37,8 +37,8 @@ def _about_model(metavar: str, explained: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel="Model")
 
 
-def _about_text(metavar: str, explained: str) -> Any:
-    return typer.Option(metavar=metavar, help=explained, rich_help_panel=TEXT_PANEL)
+def _about_text(metavar: str | None, explained: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel=TEXT_PANEL)
 
 
 RecipePath = Annotated[Path, _argument("RECIPE.yaml", "The recipe file.")]
@@ -128,7 +128,7 @@ def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[kinds[name], _about_text(about["metavar"], about["help"])],
+            annotation=Annotated[kinds[name], _about_text(about["metavar"], about["help"], *about["flags"])],
         )
         for name, about in USER_OPTIONS.items()
     ]

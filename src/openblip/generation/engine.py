@@ -28,8 +28,8 @@ def generate(
 
     Args:
         prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths.
-        prompt_ids: ids [n_i] that the repetition penalty counts as used already; by default only what is
-            generated counts.
+        prompt_ids: ids [n_i] that stand in the text already for what forbids or penalises repetitions; by default only
+            what is generated counts. -1 stands for something that is no token of the text.
         prefix: what all prompts begin with, and are given without: it is read once for all of them, and for all calls
             that are given the same.
         chances: numbers from 0 to 1 [prompts, num_return_sequences, max_new_tokens] that decide what is sampled,

@@ -6,24 +6,52 @@ import torch
 from torch import Tensor
 
 from openblip.generation.options import ResolvedOptions
+from openblip.generation.repeated_words import Vocabulary
 
 
 def apply_rules(scores: Tensor, used: Tensor, new_tokens: int, options: ResolvedOptions) -> Tensor:
-    """Repetition penalty, and no stopping before `min_new_tokens`.
+    """Scores after the repetition penalty, without tokens that would repeat, or stop before `min_new_tokens`.
 
     Args:
         scores: [R, vocabulary] logits or log-probabilities.
-        used: [R, n] ids that count as repetitions.
+        used: [R, n] ids that stand in the text already; -1 is none.
         new_tokens: how many were generated so far.
     """
     if options.repetition_penalty != 1 and used.shape[1]:
-        old = scores.gather(1, used)
-        penalised = torch.where(old < 0, old * options.repetition_penalty, old / options.repetition_penalty)
-        scores = scores.scatter(1, used, penalised)
+        count = scores.shape[1]
+        # One column more, for what is no token.
+        seen = scores.new_zeros(scores.shape[0], count + 1, dtype=torch.bool)
+        seen = seen.scatter(1, torch.where(used < 0, count, used), True)[:, :count]
+        penalised = torch.where(scores < 0, scores * options.repetition_penalty, scores / options.repetition_penalty)
+        scores = torch.where(seen, penalised, scores)
+    if options.no_repeat_ngram_size:
+        scores = without_repeated_ngrams(scores, used, options.no_repeat_ngram_size)
+    if options.no_repeat_words and options.vocabulary is not None:
+        scores = without_repeated_words(scores, used, options.vocabulary)
     if new_tokens < options.min_new_tokens and options.stop_ids:
         scores = scores.clone()
         scores[:, list(options.stop_ids)] = -torch.inf
     return scores
+
+
+def without_repeated_ngrams(scores: Tensor, used: Tensor, size: int) -> Tensor:
+    """Scores of -inf for tokens that would complete a sequence of `size` tokens that `used` [R, n] has already."""
+    if used.shape[1] < size:
+        return scores
+    sequences = used.unfold(1, size, 1)
+    begun = used[:, used.shape[1] - size + 1 :]
+    repeats = (sequences[:, :, :-1] == begun[:, None]).all(dim=2) & (sequences[:, :, -1] >= 0)
+    rows, places = repeats.nonzero(as_tuple=True)
+    return scores.index_put((rows, sequences[rows, places, -1]), scores.new_tensor(-torch.inf))
+
+
+def without_repeated_words(scores: Tensor, used: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Scores of -inf for tokens that would complete a content word that `used` [R, n] has already."""
+    found = [(row, token) for row, ids in enumerate(used.tolist()) for token in vocabulary.repeating(ids)]
+    if not found:
+        return scores
+    rows, tokens = torch.tensor(found, device=scores.device).T
+    return scores.index_put((rows, tokens), scores.new_tensor(-torch.inf))
 
 
 def shape_distribution(scores: Tensor, options: ResolvedOptions) -> Tensor:

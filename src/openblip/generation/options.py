@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, TypedDict
 
 from openblip.errors import OptionError
+from openblip.generation.repeated_words import Vocabulary
 
 OTHER_NAMES = {
     "max_length": "max_new_tokens",
@@ -35,11 +36,12 @@ class TextOptions(TypedDict, total=False):
     length_penalty: float | None
     repetition_penalty: float | None
     no_repeat_ngram_size: int | None
+    no_repeat_words: bool | None
 
 
-def _by_user(metavar: str, explained: str) -> Any:
-    """A field that users may set, and how the command line explains it."""
-    return field(default=None, metadata={"metavar": metavar, "help": explained})
+def _by_user(metavar: str | None, explained: str, *flags: str) -> Any:
+    """A field that users may set, and how the command line explains it; by default its flag is the field's name."""
+    return field(default=None, metadata={"metavar": metavar, "help": explained, "flags": flags})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,14 @@ class GenerationOptions:
         repetition_penalty: above 1 lowers the score of tokens that were used already (Keskar et al. 2019,
             https://arxiv.org/abs/1909.05858).
         no_repeat_ngram_size: no sequence of so many tokens occurs twice in a text; 0 is off.
+        no_repeat_words: no content word occurs twice in a text: only those of
+            `openblip.generation.repeated_words.FUNCTION_WORDS` do. The words of a caption's prompt count.
         early_stopping: end a beam search as soon as `num_beams` texts are finished; otherwise it goes on while a live
             beam still scores better than the worst finished text.
         do_sample: by default, whether one of top_p, top_k and temperature is set.
         num_return_sequences: texts of each prompt, best first; sampled independently of one another.
         stop_ids: any of these tokens ends a text and is not part of it.
+        vocabulary: of the language model, for no_repeat_words.
 
     Raises:
         OptionError: a value out of range, or options that exclude each other.
@@ -77,10 +82,14 @@ class GenerationOptions:
     length_penalty: float | None = _by_user("X", "Beam search prefers long texts above 0, short texts below 0.")
     repetition_penalty: float | None = _by_user("X", "Above 1, words that were already used become less likely.")
     no_repeat_ngram_size: int | None = _by_user("N", "No sequence of N tokens occurs twice; 0 is off.")
+    no_repeat_words: bool | None = _by_user(
+        None, "No word but those like 'a', 'and', 'of' occurs twice.", "--no-repeat-words/--repeat-words"
+    )
     early_stopping: bool | None = None
     do_sample: bool | None = None
     num_return_sequences: int | None = None
     stop_ids: tuple[int, ...] | None = None
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         for name, (kind, fits, wanted) in RANGES.items():
@@ -88,7 +97,7 @@ class GenerationOptions:
             if value is None:
                 continue
             called = "the number of texts" if name == "num_return_sequences" else name
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
                 raise OptionError(f"{called} is {value!r}: it must be {KINDS[kind]}")
             if not fits(value):
                 raise OptionError(f"{called} is {value}: it must be {wanted}")
@@ -135,15 +144,20 @@ class GenerationOptions:
         """Every option set: greedy search, without penalties, where nothing is said.
 
         Raises:
-            OptionError: a seed where nothing is sampled.
+            OptionError: a seed where nothing is sampled, or no_repeat_words without a vocabulary.
         """
         if self.seed is not None and not self.samples:
             raise OptionError("a seed is for sampling: give top_p, top_k or temperature with it")
+        if self.no_repeat_words and self.vocabulary is None:
+            raise OptionError("no_repeat_words needs the vocabulary of the language model")
         return ResolvedOptions(**vars(self.merged(PLAIN)))
 
 
 class ResolvedOptions(GenerationOptions):
-    """Options that are all set, as the engine reads them; a seed of None samples anew each time."""
+    """Options that are all set, as the engine reads them.
+
+    A seed of None samples anew each time; only no_repeat_words needs a vocabulary.
+    """
 
     num_beams: int
     max_new_tokens: int
@@ -154,6 +168,7 @@ class ResolvedOptions(GenerationOptions):
     length_penalty: float
     repetition_penalty: float
     no_repeat_ngram_size: int
+    no_repeat_words: bool
     early_stopping: bool
     do_sample: bool
     num_return_sequences: int
@@ -170,7 +185,7 @@ class ResolvedOptions(GenerationOptions):
             raise OptionError(f"{self.num_return_sequences} texts were asked for: one at a time can be streamed")
 
 
-KINDS: dict[type, str] = {Integral: "a whole number", Real: "a number"}
+KINDS: dict[type, str] = {Integral: "a whole number", Real: "a number", bool: "true or false"}
 RANGES: dict[str, tuple[type, Any, str]] = {
     "num_beams": (Integral, lambda value: value >= 1, "at least 1"),
     "max_new_tokens": (Integral, lambda value: value >= 1, "at least 1"),
@@ -182,6 +197,7 @@ RANGES: dict[str, tuple[type, Any, str]] = {
     "length_penalty": (Real, math.isfinite, "a finite number"),
     "repetition_penalty": (Real, lambda value: 0 < value < math.inf, "a number above 0"),
     "no_repeat_ngram_size": (Integral, lambda value: value >= 0, "0 (off) or more"),
+    "no_repeat_words": (bool, lambda value: True, "true or false"),
     "num_return_sequences": (Integral, lambda value: value >= 1, "at least 1"),
 }
 
@@ -195,6 +211,7 @@ PLAIN = GenerationOptions(
     length_penalty=1.0,
     repetition_penalty=1.0,
     no_repeat_ngram_size=0,
+    no_repeat_words=False,
     early_stopping=False,
     do_sample=False,
     num_return_sequences=1,

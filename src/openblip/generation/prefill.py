@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.errors import OptionError
@@ -21,7 +22,7 @@ class Prefilled:
     Attributes:
         reading: with room for as many texts a prompt as are searched or drawn.
         logits: of the first new token [P, vocabulary], float32.
-        prompt_ids: [P, n] ids that count for the repetition penalty, padded by repetition; n may be 0.
+        prompt_ids: [P, n] ids that stand in the text already, padded in front with -1; n may be 0.
     """
 
     reading: Reading
@@ -89,10 +90,10 @@ def _stack(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 
 def _stack_ids(rows: Sequence[Tensor] | None, count: int, device: torch.device) -> Tensor:
-    """Rows of ids as a rectangle; a short row repeats its first id, which changes no penalty."""
+    """Rows of ids as a rectangle, padded in front with -1."""
     if rows is None or not any(len(row) for row in rows):
         return torch.empty(count, 0, dtype=torch.int64, device=device)
     longest = max(len(row) for row in rows)
     if min(len(row) for row in rows) == 0:
         raise OptionError("prompt ids were given for some prompts only: give them for all or none")
-    return torch.stack([torch.cat([row, row[:1].expand(longest - len(row))]) for row in rows]).to(device)
+    return torch.stack([F.pad(row, (longest - len(row), 0), value=-1) for row in rows]).to(device)

@@ -362,7 +362,7 @@ class Blip2(Matching):
             with torch.inference_mode():
                 seen = self.image_cache.look(batch.pixels, self._see)
                 rows = [self._join(one.prefix.embeds, prompt) for one in seen]
-                captions = generate(self.language_model, rows, options)
+                captions = generate(self.language_model, rows, options, self._begun(prompt, options, len(rows)))
         return [
             Captioned(describe_source(source), error=found)
             if isinstance(found, ImageError)
@@ -374,9 +374,17 @@ class Blip2(Matching):
         chosen = caption_options(self.parts, options, 1, stream=True)
         seen = self.look(image)
         with torch.inference_mode():
-            row = self._join(seen.prefix.embeds, self.parts.prompts.caption if prompt is None else prompt)
-            tokens = stream(self.language_model, row, chosen)
+            text = self.parts.prompts.caption if prompt is None else prompt
+            begun = self._begun(text, chosen, 1)
+            row = self._join(seen.prefix.embeds, text)
+            tokens = stream(self.language_model, row, chosen, prompt_ids=None if begun is None else begun[0])
         return text_pieces(self.parts.require_words(), tokens)
+
+    def _begun(self, prompt: str, options: GenerationOptions, count: int) -> list[Tensor] | None:
+        """The ids of a prompt that captions go on from, where its words must not occur again."""
+        if not options.no_repeat_words:
+            return None
+        return [torch.tensor(self.parts.prompt_ids(prompt), device=self.placement.device)] * count
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Features [B, N, image width] of checked images, as the Q-Former reads them."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, read_options
+from openblip.generation.repeated_words import Vocabulary
 from openblip.results import GeneratedText
-from openblip.text import clean_generated
+from openblip.text import Tokenizer, clean_generated
 
 
 def caption_options(
@@ -35,10 +37,18 @@ def _merged(
     given = replace(read_options(options), num_return_sequences=texts, stop_ids=(parts.stop_id,))
     if stream and given.num_beams is None and not given.samples and not defaults.samples:
         given = replace(given, num_beams=1)
-    resolved = given.merged(defaults).resolved()
+    merged = given.merged(defaults)
+    if merged.no_repeat_words:
+        merged = replace(merged, vocabulary=_vocabulary(parts.require_words()))
+    resolved = merged.resolved()
     if stream:
         resolved.check_streaming()
     return resolved
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    return Vocabulary(tokenizer.tokens())
 
 
 def read_text(parts: ModelParts, generation: Generation) -> GeneratedText:

@@ -211,7 +211,8 @@ class Blip2ForConditionalGeneration(Writer):
         else:
             front = ids
             chosen = engine_options(options, ids.shape[1], language.config.max_positions - embeds.shape[1], stop)
-            used = None if chosen.repetition_penalty == 1 else self._used(language, ids, attention_mask)
+            repeats = chosen.repetition_penalty != 1 or chosen.no_repeat_ngram_size > 0
+            used = self._used(language, ids, attention_mask) if repeats else None
         streamer = options.get("streamer")
         if streamer is not None:
             return _streamed(language, front, rows, chosen, used, streamer)
@@ -249,10 +250,10 @@ class Blip2ForConditionalGeneration(Writer):
         return ids[0]
 
     def _used(self, decoder: Opt, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """Ids that count as repeated: all of a prompt behind the padding in front, what stands within included."""
+        """Ids that count as repeated: all of a prompt behind the padding in front; -1 for an image's tokens."""
         starts = [0] * len(ids) if mask is None else mask.bool().int().argmax(dim=1).tolist()
         rows = [row[start:] for row, start in zip(ids, starts, strict=True)]
-        return [row[row < decoder.config.vocab_size] for row in rows]
+        return [row.masked_fill(row >= decoder.config.vocab_size, -1) for row in rows]
 
 
 class Blip2Model(Writer):

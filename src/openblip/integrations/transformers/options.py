@@ -145,7 +145,7 @@ class GenerateOptions(TypedDict, total=False):
         num_beams, length_penalty, early_stopping: of the beam search.
         do_sample, temperature, top_k, top_p: of random draws, from 50 words when `top_k` is not given.
         num_return_sequences: texts for each image, one below the other.
-        repetition_penalty: with OPT the prompt's words count as used.
+        repetition_penalty, no_repeat_ngram_size: with OPT the prompt's tokens count as used.
         eos_token_id, pad_token_id: other tokens than config.json says.
         use_cache, labels, synced_gpus: change nothing: there is always a cache, and a Seq2SeqTrainer gives the others.
         generation_config: an object with any of the others, as GenerationConfig is one; they come after what is given.
@@ -167,6 +167,7 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     num_return_sequences: int | None
     repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
     use_cache: bool | None
@@ -370,6 +371,7 @@ def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_
         top_k=value("top_k", TOP_K) if sample else 0,
         top_p=value("top_p", 1.0) if sample else 1.0,
         repetition_penalty=value("repetition_penalty", 1.0),
+        no_repeat_ngram_size=value("no_repeat_ngram_size", 0),
         stop_ids=(stop_id,),
     ).resolved()
 
