@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from openblip.errors import CheckpointError, OptionError
+from openblip.files import read_text
 from openblip.nn.config_checks import SettingError, check_settings
 
 Config = TypeVar("Config")
@@ -24,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is no file: get it again")  # a pipe would be waited for
         if path.stat().st_size > LARGEST_FILE:
             raise CheckpointError(f"{path} is no settings of a model: it has more than {LARGEST_FILE // 10**6} MB")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} is not a whole model folder") from None
     except RecursionError:

@@ -11,7 +11,7 @@ from typing import IO, TypeAlias, cast
 
 from openblip.cli.report import say
 from openblip.errors import ImageError, OpenBlipError, OptionError
-from openblip.images.sources import describe_source, find_images, is_address
+from openblip.images.sources import MAX_FILE_BYTES, describe_source, find_images, is_address
 
 Image: TypeAlias = "str | IO[bytes]"
 """A path, an address, or what is packed somewhere: an open file with a name, which is read when its turn comes."""
@@ -88,7 +88,10 @@ def _standard_input() -> Iterator[Image]:
     if sys.stdin.isatty():
         say("reading paths of images from the terminal, one a line, up to Ctrl-D (on Windows Ctrl-Z and Enter)")
     # Where another program runs commands, its standard input may be of text.
-    content = sys.stdin.buffer.read() if isinstance(sys.stdin, io.TextIOWrapper) else os.fsencode(sys.stdin.read())
+    whole = isinstance(sys.stdin, io.TextIOWrapper)
+    content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if whole else os.fsencode(sys.stdin.read(MAX_FILE_BYTES + 1))
+    if len(content) > MAX_FILE_BYTES:
+        raise OptionError(f"standard input holds more than {MAX_FILE_BYTES} bytes, or does not end: give files")
     if _begins_as_image(content[:HEADER_BYTES]):
         yield packed_image(STDIN, lambda: content)
     else:

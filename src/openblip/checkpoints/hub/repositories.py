@@ -22,6 +22,7 @@ from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, 
 from openblip.checkpoints.tensors.header import read_index
 from openblip.errors import CheckpointError, DownloadError
 from openblip.fetch import Progress, check_room, fetch, part_of, wait_asked
+from openblip.files import read_text
 from openblip.saving import NO_ROOM
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -116,7 +117,7 @@ def find_repository(
     folder = (cache_dir or hub_cache()) / _folder_name(name)
     revision = revision or "main"
     try:
-        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+        commit = read_text(folder / "refs" / revision).strip()
     except OSError:
         commit = revision
     snapshot = folder / "snapshots" / commit
@@ -145,7 +146,7 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
 def _has_words(folder: Path) -> bool:
     """Whether a folder has a vocabulary that it can be read by; one of ours has all that its config speaks of."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / CONFIG_FILE))
     except (OSError, ValueError):
         config = None
     if isinstance(config, dict) and config.get("format") == FORMAT:

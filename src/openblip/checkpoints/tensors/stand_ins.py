@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from openblip.errors import CheckpointError
+from openblip.files import open_file
 
 POINTER = b"version https://git-lfs"
 
@@ -15,7 +16,7 @@ def refuse_stand_ins(path: Path) -> None:
         problem = "is no file" if path.exists() else "is missing"
         raise CheckpointError(f"{path} {problem}: the model folder is incomplete, get it again")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(len(POINTER))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error

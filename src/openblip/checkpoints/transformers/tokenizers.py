@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from openblip.checkpoints.json_files import read_json_if_there, to_json
 from openblip.checkpoints.openblip.file_names import DECODER_FILE, MATCHING_FILE
 from openblip.errors import CheckpointError
+from openblip.files import read_text
 from openblip.text import MatchingText, Tokenizer, check_ids, check_tokenizer, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -187,10 +188,7 @@ def _read(folder: Path, own: str, build: Callable[[Path], FastTokenizer | None],
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is no file: the model folder is incomplete, get it again")
     with tokenizer_errors(f"{path if path.is_file() else folder}: the vocabulary is broken"):
-        if path.is_file():
-            fast = FastTokenizer.from_str(_without_image_token(path.read_text(encoding="utf-8")))
-        else:
-            fast = build(folder)
+        fast = FastTokenizer.from_str(_without_image_token(read_text(path))) if path.is_file() else build(folder)
         if fast is not None:
             check_tokenizer(fast)
     if fast is None and (folder / SENTENCEPIECE_FILE).is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.errors import OpenBlipError
+from openblip.files import check_file
 
 
 @contextmanager
@@ -17,6 +18,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         if path.exists() and not path.is_file():
             raise OpenBlipError(f"{path} is a folder or a device, not a file: check the path")
+        if path.exists():
+            check_file(path)
         yield
     except FileNotFoundError:
         raise OpenBlipError(f"there is no file {path}: check the path") from None

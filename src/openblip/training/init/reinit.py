@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.bert import qformer_from_bert
 from openblip.errors import CheckpointError, OptionError
+from openblip.files import read_text
 
 BERT_FILE, VOCABULARY_FILE = "model.safetensors", "vocab.txt"
 INIT_STD = 0.02
@@ -47,7 +48,7 @@ def begin_qformer_again(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
     with torch.no_grad():
         network.qformer.queries.normal_(std=INIT_STD)
         network.temperature.fill_(TEMPERATURE)
-    pieces = (bert / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines()
+    pieces = read_text(bert / VOCABULARY_FILE).splitlines()
     places = {piece: index for index, piece in enumerate(pieces)}
     words = parts.matching.tokenizer.fast
     kept = [places.get(words.id_to_token(index) or "", -1) for index in range(network.config.qformer.vocab_size)]

@@ -15,6 +15,7 @@ from openblip.checkpoints.names.bert import qformer_from_bert
 from openblip.checkpoints.names.efficientnet import efficientnet_from_package
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError
+from openblip.files import read_text
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import HEAD_WIDTH, EfficientNetConfig
@@ -44,7 +45,7 @@ def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -
     for path in (Path(new.vision), bert / "model.safetensors", bert / "vocab.txt"):
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: give the recipe the path of this pretrained part")
-    trimmed = trim_wordpiece((bert / "vocab.txt").read_text(encoding="utf-8").splitlines(), texts, new.qformer_vocab)
+    trimmed = trim_wordpiece(read_text(bert / "vocab.txt").splitlines(), texts, new.qformer_vocab)
     decoder_words = train_decoder_tokenizer(texts, new.decoder_vocab)
     vision = _vision_config(new)
     bert_state = load_file(bert / "model.safetensors")
