@@ -53,7 +53,7 @@ shapes = st.tuples(st.integers(1, 40), st.integers(2, 300), st.integers(1, 150))
 class _Exact:
     """In the place of a packed order that this CPU multiplies with fewer levels."""
 
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, quickly: bool = False) -> None:
         self._codes, self._scale, self.nbytes = codes.clone(), scale.clone(), codes.numel()
 
     def product(self, rows: Tensor, levels: int) -> Tensor:
@@ -173,6 +173,21 @@ def test_int8_packs_itself_for_what_it_multiplies_once_it_was_used_enough(
     assert isinstance(made.packed, order)
     assert made.weight.numel() == 0
     assert torch.equal(first, last)
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**20), piece=st.integers(1, 3000))
+def test_packed_in_pieces_or_whole(shape: tuple[int, int, int], seed: int, piece: int) -> None:
+    rows, inputs, outputs = shape
+    random = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-LEVELS, LEVELS + 1, (outputs, inputs), generator=random, dtype=torch.int8)
+    whole = torch.randint(-LEVELS // 2, LEVELS // 2 + 1, (rows, inputs), generator=random).float()
+    scale = torch.rand(outputs, generator=random)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8_packing, "PIECE", piece)
+        packed = ForFewRows(codes, scale, quickly=True)
+    assert torch.equal(packed.codes(), codes)
+    assert torch.equal(packed.product(whole, LEVELS // 2), ForFewRows(codes, scale).product(whole, LEVELS // 2))
 
 
 def test_a_process_keeps_its_own_setting_for_quantised_layers() -> None:
