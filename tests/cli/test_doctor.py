@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from openblip import machine
 from openblip.checkpoints.zoo import ZOO
+from openblip.nn.opt import OptConfig
 
 from .conftest import Run
 
 
 @pytest.fixture(autouse=True)
 def _small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "INPUTS", 256)
-    monkeypatch.setattr(machine, "OUTPUTS", 256)
+    small = OptConfig(vocab_size=300, width=256, depth=1, num_heads=4, ffn_width=512)
+    monkeypatch.setattr(machine, "LANGUAGE", small)
+    monkeypatch.setattr(machine, "IMAGE", replace(machine.IMAGE, width=128, mlp_width=256, num_heads=2))
     monkeypatch.setattr(machine, "READ_NUMBERS", 10**6)
 
 
@@ -32,7 +36,7 @@ def test_json_adds_up(run: Run) -> None:
     assert record["reads"] > 0 and record["cores"] >= 1
     assert [speed["dtype"] for speed in record["speeds"]] == ["float32", "int8"]
     for speed in record["speeds"]:
-        assert min(speed["many"], speed["few"], speed["row"]) > 0
+        assert min(speed["many"], speed["few"], speed["row"], speed["scores"]) > 0
     for estimate in record["captions"]:
         assert all(seconds > 0 for seconds in estimate["seconds"].values())
 
@@ -40,7 +44,19 @@ def test_json_adds_up(run: Run) -> None:
 def test_a_machine_twice_as_fast_takes_half_as_long() -> None:
     model = next(model for model in ZOO if model.language is not None)
     assert model.language is not None
-    slow = machine.Speed("float32", many=1e11, few=5e10, row=1e10, weight_bytes=4)
-    fast = machine.Speed("float32", many=2e11, few=1e11, row=2e10, weight_bytes=4)
+    slow = machine.Speed("float32", many=1e11, few=5e10, row=1e10, scores=1e10, weight_bytes=4)
+    fast = machine.Speed("float32", many=2e11, few=1e11, row=2e10, scores=2e10, weight_bytes=4)
     taken = [machine.caption_seconds(model, model.language, speed) for speed in (slow, fast)]
     assert taken[0] == pytest.approx(2 * taken[1])
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_half_types_that_the_cpu_does_not_compute_are_told(
+    run: Run, computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_computes", lambda dtype: computes)
+    told = [line.strip() for line in run("doctor").lines if "kept in" in line]
+    names = () if computes else ("bfloat16", "float16")
+    assert told == [f"{name} is computed in float32 here, from weights kept in {name}" for name in names]
+    (record,) = run("doctor", "--json").records
+    assert record["half_types"] == {"bfloat16": computes, "float16": computes}

@@ -190,6 +190,17 @@ def test_packed_in_pieces_or_whole(shape: tuple[int, int, int], seed: int, piece
     assert torch.equal(packed.product(whole, LEVELS // 2), ForFewRows(codes, scale).product(whole, LEVELS // 2))
 
 
+@pytest.mark.parametrize("quickly", [True, False])
+def test_huge_pages_are_for_weights_that_are_used_often(quickly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(int8_packing.GATHERER, "add", told.append)
+    packed = ForFewRows(torch.ones(32, 64, dtype=torch.int8), torch.ones(32), quickly)
+    assert len(told) == (not quickly)
+    for _ in range(2 * int8_packing.GATHER_AFTER):
+        packed.product(torch.ones(1, 64), LEVELS // 2)
+    assert told == [32 * 64]
+
+
 def test_a_process_keeps_its_own_setting_for_quantised_layers() -> None:
     engine = torch.backends.quantized.engine
     made = int8_of(drawn(1, 64, 32, 0)[1])

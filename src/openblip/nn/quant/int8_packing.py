@@ -23,6 +23,8 @@ CHANGING_ENGINE = Lock()
 GATHERER = Gatherer()
 PIECE = 5 * 2**20
 """Weights that FBGEMM packs at a time where that has to be quick."""
+GATHER_AFTER = 64
+"""Products after which weights that were packed so are put into huge pages: three captions."""
 PADDED_ROWS = 4
 """oneDNN multiplies a single row faster when it is there several times."""
 
@@ -60,7 +62,7 @@ class ForFewRows:
 
     def __init__(self, codes: Tensor, scale: Tensor, quickly: bool = False) -> None:
         rows = max(1, PIECE // codes.shape[1]) if quickly else len(codes)
-        pieces = list(zip(codes.split(rows), scale.double().split(rows), strict=True))
+        pieces = list(zip(torch.split(codes, rows), torch.split(scale.double(), rows), strict=True))
         # Which library packs is a setting of the whole process; the warning says that tensors of this kind, which only
         # carry the weights to where they are packed, will go from PyTorch one day.
         with CHANGING_ENGINE, warnings.catch_warnings():
@@ -76,10 +78,18 @@ class ForFewRows:
             finally:
                 torch.backends.quantized.engine = engine
         self.nbytes = codes.numel()
-        GATHERER.add(self.nbytes)
+        # Huge pages take two seconds a gigabyte: what is packed before it is known to be used often does without.
+        self._uses_left = GATHER_AFTER if quickly else 1
+        self._used()
+
+    def _used(self) -> None:
+        self._uses_left -= 1
+        if self._uses_left == 0:
+            GATHERER.add(self.nbytes)
 
     def product(self, rows: Tensor, levels: int) -> Tensor:
         """See `Ordered`."""
+        self._used()
         # It wants unsigned inputs and makes them itself, in steps of 1 from the number that means zero.
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         found: list[Tensor] = [multiply(rows, 1.0, levels + 1, piece) for piece in self._pieces]

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from openblip.nn.allocator import give_back
-from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quant.int4 import GROUP, OUTPUTS, Int4Linear
 from openblip.nn.quant.int4_wide import Int4WideLinear
 from openblip.nn.quant.int8 import Int8Linear, Int8WordTable
@@ -26,7 +25,7 @@ WIDE_IN_4_BITS = ("vision.blocks.",)
 """Of what may have 4 bits, and is computed in 8: the other large part, which sees all patches of an image at a time."""
 
 
-def swap_layers(network: Blip2Network, bits: int) -> None:
+def swap_layers(network: nn.Module, bits: int) -> None:
     """Replace large linear layers and word tables by quantised ones without weights, on the device they are on.
 
     What the last steps of matching and of the visual prompt are made with stays in floating point: it is small, and
@@ -63,7 +62,7 @@ def quantised_layers(network: nn.Module) -> dict[str, Quantised]:
 
 
 @torch.no_grad()
-def quantise(network: Blip2Network, bits: int) -> None:
+def quantise(network: nn.Module, bits: int) -> None:
     """Quantise a network that has its weights, in place."""
     old = {name: module for name, module in network.named_modules() if isinstance(module, Linear | WordTable)}
     swap_layers(network, bits)
