@@ -22,7 +22,7 @@ from torch import Tensor
 import openblip
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 WAYS = ("its greedy text", "random text")
 
@@ -39,13 +39,14 @@ def pictures(count: int) -> list[Image.Image]:
     return [Image.effect_noise((320, 240), 40 + 10 * number).convert("RGB") for number in range(count)]
 
 
-def prompt_of(model: Blip2, image: Image.Image) -> Tensor:
+def prompt_of(model: Model, image: Image.Image) -> Tensor:
     """The visual prompt and what begins a text: [T, token width]."""
     ids = torch.tensor(model.parts.prompt_ids(model.parts.prompts.caption), device=model.placement.device)
-    return torch.cat([model.visual_prompt(image), model.network.language_model.embed(ids)])
+    visual = model.network.visual_prompt(model.encode_image(image).features[None])[0]
+    return torch.cat([visual, model.network.language_model.embed(ids)])
 
 
-def log_probs(model: Blip2, prompt: Tensor, ids: Tensor) -> Tensor:
+def log_probs(model: Model, prompt: Tensor, ids: Tensor) -> Tensor:
     """Of every token in the place of each of `ids` [L], given those before: [L, vocabulary]."""
     language = model.network.language_model
     hidden = language.hidden_before(prompt[None], None, ids[None])
@@ -53,7 +54,7 @@ def log_probs(model: Blip2, prompt: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def texts_of(model: Blip2, images: list[Image.Image], tokens: int) -> list[dict[str, Text]]:
+def texts_of(model: Model, images: list[Image.Image], tokens: int) -> list[dict[str, Text]]:
     """For each picture the texts to be read, with float32's opinion of them."""
     generator = torch.Generator().manual_seed(0)
     options = GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens, stop_ids=(model.parts.stop_id,))
@@ -69,7 +70,7 @@ def texts_of(model: Blip2, images: list[Image.Image], tokens: int) -> list[dict[
 
 
 @torch.inference_mode()
-def compare(model: Blip2, images: list[Image.Image], texts: list[dict[str, Text]], way: str) -> tuple[float, float]:
+def compare(model: Model, images: list[Image.Image], texts: list[dict[str, Text]], way: str) -> tuple[float, float]:
     """The share of tokens that both would choose, and the mean divergence."""
     same, divergence = [], []
     for image, read in zip(images, texts, strict=True):

@@ -37,7 +37,8 @@ from openblip.checkpoints.names.transformers import fresh, is_theirs, sources
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.devices import choose_placement
 from openblip.images.decode import to_pixels
-from openblip.models.blip2 import Blip2
+from openblip.models.load import model_of
+from openblip.models.model import Model
 from openblip.nn.quant.int8 import Int8Linear
 from openblip.nn.quant.swap import quantised_layers
 from openblip.nn.t5 import T5
@@ -101,7 +102,7 @@ class Ours:
             network = empty_network(parts.network.config, folder)
             network.load_state_dict(shared_weights(network, theirs.model.state_dict()), assign=True)
             parts = replace(parts, network=network)
-        self.model = Blip2(parts, placement)
+        self.model = model_of(parts, placement)
 
     def caption(self, images: list[Image.Image], beams: int) -> list[str]:
         found = self.model.caption_many(
@@ -110,14 +111,14 @@ class Ours:
         return [caption.text for one in found for caption in one.captions]
 
     def ask(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
-        found = self.model.complete(
-            self.model.visual_prompt(images[0]),
+        found = self.model.generate(
+            self.model.encode_image(images[0]),
             prompts,
             num_beams=1,
             max_new_tokens=ANSWER_TOKENS,
             min_new_tokens=ANSWER_TOKENS,
         )
-        return [answer.text for answer in found]
+        return found
 
     @torch.inference_mode()
     def see(self, images: list[Image.Image]) -> list[str]:
@@ -147,7 +148,7 @@ def read_speed(device: str = "cpu") -> float:
     return numbers.nbytes / (time.perf_counter() - start)
 
 
-def step_bytes(model: Blip2) -> int:
+def step_bytes(model: Model) -> int:
     """What the language model reads of its weights for one token."""
     language = model.network.own_language_model
     part = language.decoder if isinstance(language, T5) else language
@@ -159,7 +160,7 @@ def step_bytes(model: Blip2) -> int:
     )
 
 
-def settle(model: Blip2) -> None:
+def settle(model: Model) -> None:
     """Caption until no layer packs itself any more, as a program of many captions would have."""
     layers = [layer for layer in quantised_layers(model.network).values() if isinstance(layer, Int8Linear)]
     packed = -1
@@ -271,18 +272,18 @@ def settled(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def first_token_seconds(model: Blip2, image: Image.Image) -> float:
+def first_token_seconds(model: Model, image: Image.Image) -> float:
     start = time.perf_counter()
     model.caption(image, prompt="", num_beams=1, max_new_tokens=1)
     return time.perf_counter() - start
 
 
-def step_seconds(model: Blip2, number: int) -> float:
+def step_seconds(model: Model, number: int) -> float:
     """How long a greedy step takes: what 20 more of them add."""
     return (timed_caption(model, 25, number) - timed_caption(model, 5, number)) / 20
 
 
-def timed_caption(model: Blip2, tokens: int, number: int) -> float:
+def timed_caption(model: Model, tokens: int, number: int) -> float:
     image = Image.effect_noise((64, 48), 10 + number).convert("RGB")
     model.caption(image, prompt="", num_beams=1, max_new_tokens=1)
     start = time.perf_counter()

@@ -30,7 +30,8 @@ from openblip.evaluation.metrics.accuracy import exact_match
 from openblip.evaluation.metrics.captions import score_captions
 from openblip.evaluation.metrics.recall import score_retrieval
 from openblip.generation.repeated_words import FUNCTION_WORDS
-from openblip.models.blip2 import Blip2, load
+from openblip.models.load import load
+from openblip.models.model import Model
 from openblip.text import clean_caption
 
 MARKS = {
@@ -44,7 +45,7 @@ PARTS = ("captions", "retrieval", "coco-qa", "daquar", "plain")
 HALVES = {"even": 0, "odd": 1}
 
 
-def caption_scores(model: Blip2, rows: Sequence[Captioned], no_repeat_words: bool | None) -> dict[str, Any]:
+def caption_scores(model: Model, rows: Sequence[Captioned], no_repeat_words: bool | None) -> dict[str, Any]:
     images = [str(row.image) for row in rows]
     found = model.caption_many(images, batch_size=16, no_repeat_words=no_repeat_words)
     captions = {
@@ -62,7 +63,7 @@ def repeats_a_word(caption: str) -> bool:
     return any(count > 1 and word not in FUNCTION_WORDS for word, count in Counter(words).items())
 
 
-def retrieval_scores(model: Blip2, rows: Sequence[Captioned], rerank: int) -> dict[str, Any]:
+def retrieval_scores(model: Model, rows: Sequence[Captioned], rerank: int) -> dict[str, Any]:
     texts = [caption for row in rows for caption in row.captions]
     owners = [index for index, row in enumerate(rows) for _ in row.captions]
     images = track([str(row.image) for row in rows], "images, and texts for each")
@@ -70,7 +71,7 @@ def retrieval_scores(model: Blip2, rows: Sequence[Captioned], rerank: int) -> di
     return asdict(score_retrieval(rankings, owners))
 
 
-def answer_scores(model: Blip2, rows: Sequence[Questioned]) -> dict[str, Any]:
+def answer_scores(model: Model, rows: Sequence[Questioned]) -> dict[str, Any]:
     ordered = sorted(rows, key=lambda row: row.image)
     answers: list[str] = []
     groups = [list(group) for _, group in groupby(ordered, key=lambda row: row.image)]

@@ -28,7 +28,7 @@ import openblip
 import openblip.models.blip2
 from openblip.images.decode import load_image, to_pixels
 from openblip.images.prefetch import PixelBatch, count_threads, pixel_batches
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 STAGES = ("pixels", "vision", "Q-Former")
 
@@ -56,7 +56,7 @@ class Stages:
 
 
 @contextmanager
-def watched(model: Blip2) -> Iterator[Stages]:
+def watched(model: Model) -> Iterator[Stages]:
     """What passes through the model's rooms is timed at their doors."""
     stages, network = Stages(), model.network
     doors: list[tuple[Any, str, Callable[..., Any]]] = [

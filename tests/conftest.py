@@ -25,7 +25,7 @@ from openblip.text import MatchingText, Tokenizer
 from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
 
 if TYPE_CHECKING:
-    from openblip.models.blip2 import Blip2
+    from openblip.models.model import Model
 
 # The models of these tests are tiny: more threads only wait for one another, for minutes on a busy machine.
 torch.set_num_threads(1)
@@ -100,7 +100,7 @@ def tiny_model_folder(tiny_parts: ModelParts, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_model_folder: Path) -> Blip2:
+def tiny_model(tiny_model_folder: Path) -> Model:
     """The model, loaded."""
     import openblip
 

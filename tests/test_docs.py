@@ -16,7 +16,7 @@ from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.zoo import ZOO, ZooModel
 from openblip.evaluation.recipe import load_evaluation
 from openblip.integrations import lavis
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.text import PromptTemplates
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -24,7 +24,7 @@ SHAPE = re.compile(r"(\w+) = .*  # \[([\dL, ]+)\]")
 
 
 def test_features(
-    tiny_model: Blip2,
+    tiny_model: Model,
     tiny_model_folder: Path,
     photos: list[Path],
     tmp_path: Path,

@@ -11,13 +11,13 @@ import torch
 
 import openblip
 from openblip.checkpoints.registry import bundled_folder
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
-def mini() -> Blip2:
+def mini() -> Model:
     return openblip.load()
 
 
@@ -55,12 +55,12 @@ SAID = {
 
 
 @pytest.mark.parametrize("photo", sorted(SEEN))
-def test_captions_name_what_is_there(mini: Blip2, photo: str) -> None:
+def test_captions_name_what_is_there(mini: Model, photo: str) -> None:
     caption = mini.caption(EXAMPLES / photo)
     assert SEEN[photo] & set(caption.split()), caption
 
 
-def test_a_caption_repeats_no_content_word_of_its_prompt(mini: Blip2) -> None:
+def test_a_caption_repeats_no_content_word_of_its_prompt(mini: Model) -> None:
     repeated = 0
     for photo in sorted(SEEN):
         word = mini.caption(EXAMPLES / photo).split()[-1]
@@ -71,7 +71,7 @@ def test_a_caption_repeats_no_content_word_of_its_prompt(mini: Blip2) -> None:
     assert repeated, "nothing is repeated without the default, either"
 
 
-def test_matching_tells_the_photos_apart(mini: Blip2) -> None:
+def test_matching_tells_the_photos_apart(mini: Model) -> None:
     for photo, text in SAID.items():
         best = max(mini.match(EXAMPLES / photo, list(SAID.values())), key=lambda match: match.itm)
         assert best.text == text
@@ -79,7 +79,7 @@ def test_matching_tells_the_photos_apart(mini: Blip2) -> None:
     assert scores.itc.argmax(dim=0).tolist() == list(range(len(SAID)))
 
 
-def test_answers_are_about_the_photo(mini: Blip2) -> None:
+def test_answers_are_about_the_photo(mini: Model) -> None:
     for photo, question, answer in (
         ("000000405279.jpg", "what is in the sky?", "kite"),
         ("000000551780.jpg", "what is on the building?", "clock"),
@@ -91,7 +91,7 @@ def test_answers_are_about_the_photo(mini: Blip2) -> None:
     ]
 
 
-def test_questions_that_people_ask_of_any_photo(mini: Blip2) -> None:
+def test_questions_that_people_ask_of_any_photo(mini: Model) -> None:
     for photo, animal in {"000000358083.jpg": "cat", "000000377575.jpg": "dog"}.items():
         asked = ["what is this?", "what animal is this?", "what is in the picture?"]
         assert mini.ask(EXAMPLES / photo, asked) == [animal] * 3
@@ -101,7 +101,7 @@ def test_questions_that_people_ask_of_any_photo(mini: Blip2) -> None:
     assert with_dog == ["000000377575.jpg"]
 
 
-def test_vectors_of_image_and_text_agree_with_match(mini: Blip2) -> None:
+def test_vectors_of_image_and_text_agree_with_match(mini: Model) -> None:
     photo = sorted(EXAMPLES.glob("*.jpg"))[0]
     cosine = (mini.embed_images([photo])[0] @ mini.embed_texts(["a dog"])[0]).max()
     assert mini.match(photo, "a dog").itc == pytest.approx(cosine.item(), abs=1e-5)

@@ -17,7 +17,7 @@ from tokenizers import decoders, models
 from torch import Tensor
 
 from openblip.errors import ImageError, OptionError
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.opt import Opt
 from openblip.text import NO_CHARACTER, Pieces, Tokenizer, clean_generated, text_pieces
@@ -46,7 +46,7 @@ def drained(pieces: Pieces) -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
-def test_pieces_join_to_the_text(tiny_model: Blip2, photos: list[Path], options: dict[str, Any]) -> None:
+def test_pieces_join_to_the_text(tiny_model: Model, photos: list[Path], options: dict[str, Any]) -> None:
     several = 0
     for photo in photos[:3]:
         chat, other = tiny_model.chat(photo), tiny_model.chat(photo)
@@ -87,7 +87,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> lis
 
 
 def test_pieces_come_as_tokens_are_chosen(
-    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = steps_of(monkeypatch)
     pieces = tiny_model.ask(photos[0], QUESTION, stream=True, max_new_tokens=40, min_new_tokens=40)
@@ -99,7 +99,7 @@ def test_pieces_come_as_tokens_are_chosen(
     assert seen[0] < 8 and len(steps) == 39
 
 
-def test_what_is_wrong_is_said_at_once(tiny_model: Blip2, photos: list[Path], tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_at_once(tiny_model: Model, photos: list[Path], tmp_path: Path) -> None:
     model: Any = tiny_model  # as a caller who minds no types
     looks = len(model.image_cache)
     for call, error, words in [
@@ -175,7 +175,7 @@ def throw(pieces: Pieces) -> None:
 @pytest.mark.parametrize("stop", [close, abandon, never_begin, fail, throw])
 @pytest.mark.parametrize("front", ["ask", "caption", "chat"])
 def test_whoever_stops_listening_leaves_nothing(
-    tiny_model: Blip2,
+    tiny_model: Model,
     photos: list[Path],
     left: Callable[[], tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
@@ -215,7 +215,7 @@ def test_whoever_stops_listening_leaves_nothing(
 
 
 def test_a_failure_halfway_leaves_nothing(
-    tiny_model: Blip2, photos: list[Path], left: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, photos: list[Path], left: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = tiny_model.chat(photos[2])
     for _ in range(3):

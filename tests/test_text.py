@@ -18,7 +18,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.transformers.tokenizers import read_matching, read_words
 from openblip.errors import CheckpointError, OptionError
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.text import PromptTemplates, Tokenizer, text_list, trim_prompt
 from openblip.training.input.targets import Target, encode_target
 from tests.checkpoints.theirs import FLAN, bert_words, opt_words, write_t5_writer, write_writer
@@ -58,18 +58,17 @@ def test_only_the_end_is_trimmed(text: str) -> None:
 
 
 @pytest.mark.parametrize("blank", [" ", "\u00a0\n"])
-def test_a_blank_changes_no_answer(tiny_model: Blip2, photos: list[Path], blank: str) -> None:
+def test_a_blank_changes_no_answer(tiny_model: Model, photos: list[Path], blank: str) -> None:
     photo = photos[0]
     caption = tiny_model.caption(photo, prompt="a dog")
     assert tiny_model.caption(photo, prompt="a dog" + blank) == caption
     assert "".join(tiny_model.caption(photo, prompt="a dog" + blank, stream=True)) == "".join(
         tiny_model.caption(photo, prompt="a dog", stream=True)
     )
-    seen = tiny_model.look(photo)
-    completed = [tiny_model.complete(seen, [prompt])[0].text for prompt in ("a dog", "a dog" + blank)]
+    completed = [tiny_model.generate(photo, prompt) for prompt in ("a dog", "a dog" + blank)]
     assert completed[0] == completed[1]
-    frames = ("Question: {question} Answer:", "Question: {question} Answer:" + blank)
-    answers = [tiny_model.answer_many([(photo, ["who runs?"])], frame=frame)[0][0].text for frame in frames]
+    templates = ("Question: {question} Answer:", "Question: {question} Answer:" + blank)
+    answers = [tiny_model.ask(photo, "who runs?", template=template) for template in templates]
     assert answers[0] == answers[1]
 
 

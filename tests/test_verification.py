@@ -53,7 +53,7 @@ def verify(
     return run
 
 
-def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Blip2, photos: list[Path]) -> None:
+def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Model, photos: list[Path]) -> None:
     prompt = "Question: what is it? Answer:"
     told = [
         tiny_model.caption(photos[0], prompt=asked, num_beams=5, min_new_tokens=1, max_new_tokens=30)
@@ -71,7 +71,7 @@ def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Blip2, photos: l
     assert lines[1] == f"same       photo1.png, {prompt}: {told[1]}"
 
 
-def test_any_other_output_fails(verify: Verify, tiny_model: openblip.Blip2, photos: list[Path]) -> None:
+def test_any_other_output_fails(verify: Verify, tiny_model: openblip.Model, photos: list[Path]) -> None:
     match = tiny_model.match(photos[0], "a dog")
     wrong = (
         PublishedText("photo1.png", "a merlion"),

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from openblip.checkpoints.families import Family as Family
     from openblip.checkpoints.registry import ModelInfo as ModelInfo
     from openblip.checkpoints.registry import list_models as list_models
     from openblip.errors import CheckpointError as CheckpointError
@@ -18,10 +19,19 @@ if TYPE_CHECKING:
     from openblip.errors import ImageError as ImageError
     from openblip.errors import OpenBlipError as OpenBlipError
     from openblip.errors import OptionError as OptionError
-    from openblip.models.blip2 import Blip2 as Blip2
-    from openblip.models.blip2 import load as load
+    from openblip.generation.options import GenerationOptions as GenerationOptions
+    from openblip.images.decode import load_image as load_image
+    from openblip.images.encoded_image import EncodedImage as EncodedImage
+    from openblip.images.sources import find_images as find_images
+    from openblip.matching.similarity import similarity as similarity
+    from openblip.models.abilities import Components as Components
     from openblip.models.chat import Chat as Chat
+    from openblip.models.families import register_family as register_family
+    from openblip.models.load import load as load
+    from openblip.models.model import Model as Model
+    from openblip.results import Answered as Answered
     from openblip.results import Captioned as Captioned
+    from openblip.results import Embedded as Embedded
     from openblip.results import GeneratedText as GeneratedText
     from openblip.results import Match as Match
     from openblip.results import Matched as Matched
@@ -32,35 +42,51 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Blip2": "openblip.models.blip2",
+    "Answered": "openblip.results",
     "Captioned": "openblip.results",
     "Chat": "openblip.models.chat",
     "CheckpointError": "openblip.errors",
+    "Components": "openblip.models.abilities",
     "DownloadError": "openblip.errors",
+    "Embedded": "openblip.results",
+    "EncodedImage": "openblip.images.encoded_image",
+    "Family": "openblip.checkpoints.families",
     "GeneratedText": "openblip.results",
+    "GenerationOptions": "openblip.generation.options",
     "ImageError": "openblip.errors",
     "Match": "openblip.results",
     "Matched": "openblip.results",
+    "Model": "openblip.models.model",
     "ModelInfo": "openblip.checkpoints.registry",
     "OpenBlipError": "openblip.errors",
     "OptionError": "openblip.errors",
     "Ranked": "openblip.results",
     "Rankings": "openblip.results",
     "Scores": "openblip.results",
+    "find_images": "openblip.images.sources",
     "list_models": "openblip.checkpoints.registry",
-    "load": "openblip.models.blip2",
+    "load": "openblip.models.load",
+    "load_image": "openblip.images.decode",
+    "register_family": "openblip.models.families",
+    "similarity": "openblip.matching.similarity",
 }
 
 __all__ = [
-    "Blip2",
+    "Answered",
     "Captioned",
     "Chat",
     "CheckpointError",
+    "Components",
     "DownloadError",
+    "Embedded",
+    "EncodedImage",
+    "Family",
     "GeneratedText",
+    "GenerationOptions",
     "ImageError",
     "Match",
     "Matched",
+    "Model",
     "ModelInfo",
     "OpenBlipError",
     "OptionError",
@@ -68,8 +94,12 @@ __all__ = [
     "Rankings",
     "Scores",
     "__version__",
+    "find_images",
     "list_models",
     "load",
+    "load_image",
+    "register_family",
+    "similarity",
 ]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("openblip")
 QUANTISED = {"int8": 8, "int4": 4}
 """Types that large matrices are stored in; everything else is then in what the device computes fast."""
+SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 AMPERE = 8
 """First CUDA compute capability with fast bfloat16."""
 
@@ -35,31 +36,40 @@ class Placement:
     convolutions: torch.dtype | None = None
 
 
-def choose_placement(device: str | None = None, dtype: str | None = None) -> Placement:
+def choose_placement(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
     """The user's wishes, or what this machine runs fast.
 
     Args:
-        dtype: float32, bfloat16, float16; or int8 or int4 for large matrices.
+        device: "cpu", "cuda", "cuda:1", "mps", or PyTorch's of these; None or "auto" for CUDA where there is one.
+        dtype: float32, bfloat16 or float16, by PyTorch's, their full or their short names (bf16); or int8 or int4 for
+            large matrices; None or "auto" for what the device computes fast.
 
     CUDA: bfloat16, which the official models were made for; float16 before Ampere, which has no fast
     bfloat16. CPU: float32, since most CPUs emulate the half types several times slower.
 
     Raises:
-        OptionError: an unknown device or type, or CUDA asked for where there is none.
+        OptionError: an unknown device or type, or a GPU asked for where there is none.
     """
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    dtype = None if dtype == "auto" else SHORT_NAMES.get(str(dtype), dtype)
     if dtype is not None and dtype not in (*known, *QUANTISED):
-        raise OptionError(f"dtype {dtype!r} is not one of {', '.join((*known, *QUANTISED))}")
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(('auto', *known, *QUANTISED))}")
+    if device in (None, "auto"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise OptionError(f"device {device!r} is unknown: use cpu, cuda or cuda:0") from error
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"device {device!r} is unknown: use auto, cpu, cuda, cuda:0 or mps") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("CUDA was asked for but this PyTorch sees no GPU: use device='cpu'")
-    if chosen.type not in ("cpu", "cuda"):
-        raise OptionError(f"device {device!r} is not supported: use cpu, cuda or cuda:0")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("MPS was asked for but this PyTorch has no Apple GPU: use device='cpu'")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise OptionError(f"device {device!r} is not supported: use auto, cpu, cuda, cuda:0 or mps")
     if dtype in known:
         return Placement(chosen, known[dtype], 0)
     bits = None if dtype is None else QUANTISED[dtype]

@@ -48,6 +48,20 @@ class Captioned:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """One image of many: the answers to the questions about it, or what was wrong with it.
+
+    Attributes:
+        source: the path, URL or description of the image.
+    """
+
+    source: str
+    questions: tuple[str, ...]
+    answers: tuple[GeneratedText, ...] = ()
+    error: ImageError | None = None
+
+
+@dataclass(frozen=True)
 class Match:
     """How well a text fits an image.
 
@@ -71,6 +85,20 @@ class Matched:
 
     source: str
     matches: tuple[Match, ...] = ()
+    error: ImageError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """One image of many: its vectors, or what was wrong with it.
+
+    Attributes:
+        source: the path, URL or description of the image.
+        embeds: unit vectors [Q, shared width], float32 on the CPU.
+    """
+
+    source: str
+    embeds: Tensor | None = None
     error: ImageError | None = None
 
 

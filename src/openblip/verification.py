@@ -15,7 +15,7 @@ from openblip.errors import CheckpointError
 from openblip.images.sources import ImageSource
 
 if TYPE_CHECKING:
-    from openblip.models.blip2 import Blip2
+    from openblip.models.model import Model
 
 IMAGES: Mapping[str, str] = {
     "merlion.png": "https://raw.githubusercontent.com/salesforce/LAVIS/main/docs/_static/merlion.png",
@@ -46,7 +46,7 @@ class PublishedText:
     def task(self) -> str:
         return f"{self.image}, {'caption' if self.prompt is None else self.prompt}"
 
-    def run(self, model: Blip2, image: ImageSource) -> Outcome:
+    def run(self, model: Model, image: ImageSource) -> Outcome:
         found = model.caption(
             image,
             prompt=self.prompt,
@@ -71,7 +71,7 @@ class PublishedMatch:
     def task(self) -> str:
         return f"{self.image}, match with {self.text!r}"
 
-    def run(self, model: Blip2, image: ImageSource) -> Outcome:
+    def run(self, model: Model, image: ImageSource) -> Outcome:
         found = model.match(image, self.text)
         pairs = [(self.itc, found.itc)] + ([] if self.itm is None else [(self.itm, found.itm)])
         near = all(abs(expected - value) <= TOLERANCE for expected, value in pairs)
@@ -151,7 +151,7 @@ def published_outputs(name: str) -> tuple[Published, ...]:
     return found
 
 
-def verify(model: Blip2, published: Sequence[Published], images: Path | None = None) -> Iterator[Outcome]:
+def verify(model: Model, published: Sequence[Published], images: Path | None = None) -> Iterator[Outcome]:
     """Run a model on what was published of it, one outcome each as it is known.
 
     Args:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def model_comparison(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_table(
     model_comparison: ModuleType,
-    tiny_model: Blip2,
+    tiny_model: Model,
     tiny_model_folder: Path,
     photos: list[Path],
     tmp_path: Path,

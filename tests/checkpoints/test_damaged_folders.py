@@ -25,7 +25,7 @@ from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.errors import OpenBlipError
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from tests.checkpoints.lavis.test_read import lay_out
 from tests.checkpoints.theirs import FLAN, write_matcher, write_t5_writer, write_writer
 from tests.pairs.lavis import recorded_config, recorded_weights
@@ -76,7 +76,7 @@ def read(folder: Path, layout: str) -> object:
     return model
 
 
-def use(model: Blip2) -> None:
+def use(model: Model) -> None:
     image = Image.new("RGB", (40, 30), "red")
     if model.parts.tokenizer is not None:
         model.caption(image, num_beams=1, max_new_tokens=2)

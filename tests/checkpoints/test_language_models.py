@@ -26,6 +26,7 @@ from openblip.checkpoints.transformers.write import save_transformers
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.integrations.lavis.models import Blip2OPT
+from openblip.models.load import model_of
 from openblip.nn.blip2 import Blip2Network
 
 from ..language_models import IDS, START, STOP, WIDTH, write_language_model
@@ -72,7 +73,7 @@ def test_all_but_the_language_side_is_kept(tiny_parts: ModelParts, llama: Path) 
     assert parts.external == LanguageSource(str(llama.resolve()), None, fingerprint(llama))
     # What was handed in stays as it is, whatever becomes of the new model.
     values = {name: tensor.clone() for name, tensor in before.items()}
-    openblip.Blip2(parts, choose_placement("cpu")).network.qformer.queries.data.zero_()
+    model_of(parts, choose_placement("cpu")).network.qformer.queries.data.zero_()
     assert all(torch.equal(tensor, values[name]) for name, tensor in tiny_parts.network.state_dict().items())
     assert tiny_parts.network.config.language is not None and tiny_parts.external is None
 
@@ -90,7 +91,7 @@ def test_saved_without_the_language_model_and_loaded_with_it(
     ]  # fmt: skip
     assert set(load_file(tmp_path / "model.safetensors")) == set(parts.network.state_dict())
     model = openblip.load(tmp_path, device="cpu")
-    first = openblip.Blip2(parts, model.placement)
+    first = model_of(parts, model.placement)
     for options in ({"num_beams": 1}, {"num_beams": 3, "num_captions": 2}, {"top_p": 0.9, "seed": 1}):
         assert model.caption(list(photos), **options) == first.caption(list(photos), **options)
     assert len(set(model.caption(list(photos)))) > 1, "captions depend on the image"
@@ -207,7 +208,7 @@ def test_a_missing_extra_is_named_and_all_else_does_without(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8", check=True)
     needed, loaded = done.stdout.splitlines()
     assert needed == 'a language model of transformers needs it: pip install "openblip[hf]"'
-    assert loaded.startswith("Blip2('tiny'")
+    assert loaded.startswith("Model('tiny'")
 
 
 def write_other(folder: Path, model: Any) -> None:

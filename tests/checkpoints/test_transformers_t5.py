@@ -23,8 +23,9 @@ from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import CheckpointError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.nn.t5 import T5Config
+from tests.pairs.prompts import prompt_row
 
 from .theirs import FLAN, QUERIES, T5, Theirs, write_t5_writer
 
@@ -45,7 +46,7 @@ def flan(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
 
 
 @pytest.fixture(scope="module")
-def our_writer(writer: Theirs) -> Blip2:
+def our_writer(writer: Theirs) -> Model:
     return openblip.load(writer.folder, device="cpu")
 
 
@@ -72,7 +73,7 @@ def same_state(first: ModelParts, second: ModelParts) -> bool:
 
 
 @torch.no_grad()
-def test_logits_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
+def test_logits_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
     config, t5 = our_writer.network.config.language, our_writer.network.t5
     assert config is not None
     labels = torch.tensor([[5, 9, 30, 41, 1]])
@@ -81,7 +82,7 @@ def test_logits_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]
         words = our_writer.parts.tokenizer
         assert words is not None
         assert inputs["input_ids"][0, QUERIES:].tolist() == [*words.encode(PROMPT), our_writer._stop_id()]
-        prompt = our_writer._join(our_writer.visual_prompt(path), PROMPT)[None]
+        prompt = prompt_row(our_writer, path, PROMPT)[None]
         expected = writer.model(**inputs, labels=labels).logits
         assert expected.std() > 0.1
         logits = t5.logits(t5.hidden_before(prompt, None, labels))
@@ -91,7 +92,7 @@ def test_logits_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("prompt", [None, "a dog", PROMPT])
 def test_ids_are_those_of_their_generate(
-    writer: Theirs, our_writer: Blip2, photos: list[Path], beams: int, prompt: str | None
+    writer: Theirs, our_writer: Model, photos: list[Path], beams: int, prompt: str | None
 ) -> None:
     found = our_writer.caption_many(photos, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=2)
     said = set()
@@ -100,7 +101,7 @@ def test_ids_are_those_of_their_generate(
         ids = writer.model.generate(**inputs, num_beams=beams, max_new_tokens=9, min_new_tokens=2)[0].tolist()
         assert ids.pop(0) == 0  # what T5's texts begin with
         options = GenerationOptions(max_new_tokens=9, min_new_tokens=2, num_beams=beams, stop_ids=(1,))
-        row = our_writer._join(our_writer.visual_prompt(path), prompt or "")
+        row = prompt_row(our_writer, path, prompt or "")
         ours = generate(our_writer.network.language_model, [row], options)[0][0].ids
         assert list(ours) == (ids[: ids.index(1)] if 1 in ids else ids)
         decode = writer.processor.tokenizer.decode
@@ -109,7 +110,7 @@ def test_ids_are_those_of_their_generate(
     assert len(said) > 1  # it depends on what is seen
 
 
-def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
+def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
     def theirs(prompt: str) -> str:
         ids = writer.model.generate(**inputs_of(writer, photos[0], prompt), max_new_tokens=7, do_sample=False)[0]
         return " ".join(writer.processor.tokenizer.decode(ids, skip_special_tokens=True).split())
@@ -123,7 +124,8 @@ def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Blip2
     told = f"{PROMPT} {first}. Question: is the dog red? Answer:"
     assert chat.ask(questions[1], num_beams=1, max_new_tokens=7, min_new_tokens=0) == theirs(told)
     # No positions: nothing that was said is ever left out.
-    assert our_writer.fits("a red dog " * 500)
+    assert our_writer.components.writer is not None
+    assert our_writer.components.writer.fits(our_writer.encode_image(photos[0]), "a red dog " * 500, 10)
 
 
 @torch.no_grad()
@@ -178,7 +180,7 @@ def test_a_full_word_table_grows_by_a_row_that_is_never_chosen(
     assert (logits[..., :rows] - expected).abs().max() <= TOLERANCE
 
 
-def test_our_own_folder_holds_it(writer: Theirs, our_writer: Blip2, photos: list[Path], tmp_path: Path) -> None:
+def test_our_own_folder_holds_it(writer: Theirs, our_writer: Model, photos: list[Path], tmp_path: Path) -> None:
     parts = load_transformers(writer.folder)
     save_native(parts, tmp_path)
     found = load_native(tmp_path)

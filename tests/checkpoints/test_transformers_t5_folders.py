@@ -27,6 +27,7 @@ from openblip.checkpoints.transformers.write import save_transformers
 from openblip.checkpoints.zoo import find_model
 from openblip.errors import CheckpointError
 from openblip.nn.t5 import T5Config
+from tests.pairs.prompts import prompt_row
 
 from .theirs import FLAN, Theirs, t5_words, write_t5_writer
 
@@ -112,7 +113,7 @@ def test_a_head_that_is_not_stored_is_the_word_table_where_transformers_ties(fol
         images=Image.open(photos[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
     )
     labels, t5 = torch.tensor([[5, 9]]), ours.network.t5
-    prompt = ours._join(ours.visual_prompt(photos[0]), PROMPT)[None]
+    prompt = prompt_row(ours, photos[0], PROMPT)[None]
     logits = t5.logits(t5.hidden_before(prompt, None, labels))
     assert (logits - theirs(**inputs, labels=labels).logits).abs().max() <= TOLERANCE * logits.abs().max()
 

@@ -14,7 +14,7 @@ import pytest
 
 import openblip
 from openblip.errors import printable
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.results import Captioned, GeneratedText
 
 from .conftest import Run
@@ -33,14 +33,14 @@ class FakeModel:
             yield Captioned(image, (GeneratedText(f"caption {index}", -1.0),))
 
 
-def test_a_line_an_image(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_a_line_an_image(run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("caption", *photos, "-m", tiny_model_folder, "--batch-size", "2")
     assert (ran.code, ran.err) == (0, "")
     captions = tiny_model.caption(photos)
     assert ran.lines == [f"{photo}: {caption}" for photo, caption in zip(photos, captions, strict=True)]
 
 
-def test_json_and_several_captions(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_json_and_several_captions(run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("caption", photos[0], photos[1], "-m", tiny_model_folder, "--num-captions", "2", "--json")
     found = tiny_model.caption_many(photos[:2], num_captions=2)
     assert ran.records == [
@@ -54,7 +54,7 @@ def test_json_and_several_captions(run: Run, tiny_model: Blip2, tiny_model_folde
     assert text.lines == [f"{photos[0]}: {each['text']}" for each in ran.records[0]["captions"]]
 
 
-def test_generation_options_arrive(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_generation_options_arrive(run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
     base = ["caption", str(photos[0]), "-m", str(tiny_model_folder)]
     flags: dict[str, dict[str, Any]] = {
         "--num-beams 2 --length-penalty -2 --max-new-tokens 5": {

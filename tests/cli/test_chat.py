@@ -13,13 +13,13 @@ import pytest
 
 from openblip.cli import chat as cli_chat
 from openblip.errors import printable
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 from .conftest import Run
 
 
 def test_piped_questions_get_one_answer_a_line(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = ["what color is the ball?", "how many children?"]
     chat = tiny_model.chat(photos[0])
@@ -53,7 +53,7 @@ def test_a_wrong_question_ends_a_piped_conversation(
 )
 def test_a_person_is_prompted_and_may_err(
     run: Run,
-    tiny_model: Blip2,
+    tiny_model: Model,
     tiny_model_folder: Path,
     photos: list[Path],
     monkeypatch: pytest.MonkeyPatch,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 from .conftest import Run
 
@@ -18,7 +18,7 @@ TEXTS = ["a dog", "the red ball"]
 
 
 def test_both_file_kinds_hold_vectors_and_names(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path, tmp_path: Path
+    run: Run, tiny_model: Model, tiny_model_folder: Path, mixed_folder: Path, tmp_path: Path
 ) -> None:
     good = [mixed_folder / "a.png", mixed_folder / "c.png"]
     images, words = tiny_model.embed_images(good).numpy(), tiny_model.embed_texts(TEXTS).numpy()
@@ -48,7 +48,7 @@ def test_both_file_kinds_hold_vectors_and_names(
     ]
 
 
-def test_json_prints_the_vectors(run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path) -> None:
+def test_json_prints_the_vectors(run: Run, tiny_model: Model, tiny_model_folder: Path, mixed_folder: Path) -> None:
     ran = run("embed", mixed_folder, "-t", TEXTS[0], "-m", tiny_model_folder, "--json")
     assert ran.code == 1
     first, broken, second, text = ran.records

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 from .conftest import Run
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("captions")
 
 
 @pytest.fixture
-def captions(tiny_model: Blip2, photos: list[Path]) -> list[str]:
+def captions(tiny_model: Model, photos: list[Path]) -> list[str]:
     return tiny_model.caption(photos[:2])
 
 

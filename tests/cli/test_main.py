@@ -49,7 +49,7 @@ from openblip.data.zoo.data_sets import find_entry
 from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.run import Run as EvaluationRun
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.training.recipe import Recipe
 from openblip.verification import IMAGES
 from tests.checkpoints.lora.test_files import adapter_of
@@ -128,7 +128,7 @@ def official_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("example", [example for name in COMMANDS for example in examples(name)])
 def test_the_examples_run(
     run: Run,
-    tiny_model: Blip2,
+    tiny_model: Model,
     tiny_model_folder: Path,
     photos: list[Path],
     tmp_path: Path,
@@ -221,7 +221,7 @@ def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos:
 
 
 def test_ctrl_c_is_code_130(run: Run, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> Blip2:
+    def interrupted(*_: object, **__: object) -> Model:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(openblip, "load", interrupted)

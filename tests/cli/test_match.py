@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.nn.blip2 import Blip2Network
 
 from .conftest import Run
@@ -14,7 +14,7 @@ from .conftest import Run
 TEXTS = ["a dog", "two children play with a red ball", "the beach"]
 
 
-def test_the_best_text_comes_first(run: Run, tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_the_best_text_comes_first(run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
     ran = run("match", photos[0], *TEXTS, "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
     assert ran.lines[0].split() == ["itm", "itc", "text"]
@@ -27,7 +27,7 @@ def test_the_best_text_comes_first(run: Run, tiny_model: Blip2, tiny_model_folde
 
 
 def test_the_best_image_of_a_folder_comes_first(
-    run: Run, tiny_model: Blip2, tiny_model_folder: Path, mixed_folder: Path
+    run: Run, tiny_model: Model, tiny_model_folder: Path, mixed_folder: Path
 ) -> None:
     ran = run("match", mixed_folder, TEXTS[0], "-m", tiny_model_folder, "-r", "--json")
     assert ran.code == 1
@@ -41,7 +41,7 @@ def test_the_best_image_of_a_folder_comes_first(
 
 def test_images_of_a_list_are_each_looked_at_once(
     run: Run,
-    tiny_model: Blip2,
+    tiny_model: Model,
     tiny_model_folder: Path,
     photos: list[Path],
     tmp_path: Path,

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 from .conftest import Run
 
@@ -40,7 +40,7 @@ def on_standard_input(photo: Path, folder: Path) -> str:
 def test_a_packed_image_is_captioned(
     pack: Callable[[Path, Path], str],
     run: Run,
-    tiny_model: Blip2,
+    tiny_model: Model,
     tiny_model_folder: Path,
     photos: list[Path],
     tmp_path: Path,

@@ -21,14 +21,14 @@ from openblip.checkpoints.registry import bundled_folder
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.run import evaluate, number_format
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_files(recipe: Path, tiny_model: Blip2, photos: list[Path], tmp_path: Path) -> None:
+def test_files(recipe: Path, tiny_model: Model, photos: list[Path], tmp_path: Path) -> None:
     run = evaluate(load_evaluation(recipe))
     said = tiny_model.caption(list(photos))
     rows = lines(tmp_path / "out/predictions.jsonl")
@@ -90,12 +90,12 @@ def test_a_killed_run_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(lines(tmp_path / "out/predictions.jsonl")) == 4
     asked: list[str] = []
-    caption_many = Blip2.caption_many
+    caption_many = Model.caption_many
 
-    def watched(self: Blip2, images: Any, **options: Any) -> Any:
+    def watched(self: Model, images: Any, **options: Any) -> Any:
         return caption_many(self, (asked.append(str(image)) or image for image in images), **options)  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(Blip2, "caption_many", watched)
+    monkeypatch.setattr(Model, "caption_many", watched)
     resumed = evaluate(load_evaluation(recipe))
     assert len(asked) == 3, "the broken one is tried again, and two were left"
     assert resumed.found == whole.found

@@ -32,7 +32,8 @@ from openblip.evaluation.settings import (
     Wish,
 )
 from openblip.evaluation.tasks.classification import NO_LABEL
-from openblip.models.blip2 import Blip2
+from openblip.models.load import model_of
+from openblip.models.model import Model
 
 PLAIN = CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER)
 
@@ -41,7 +42,7 @@ def captions(**settings: object) -> Settings:
     return Settings(Task.CAPTIONS, captions=PLAIN, batch_size=2, **settings)  # type: ignore[arg-type]
 
 
-def test_captions_are_the_models(tiny_model: Blip2, captioned: list[Sample]) -> None:
+def test_captions_are_the_models(tiny_model: Model, captioned: list[Sample]) -> None:
     seen: list[tuple[int, int]] = []
     text = {"prompt": "a dog", "num_beams": 2, "max_new_tokens": 5, "length_penalty": -1}
     found = score_model(tiny_model, captioned, captions(text=text), lambda done, total: seen.append((done, total)))
@@ -60,14 +61,14 @@ def test_captions_are_the_models(tiny_model: Blip2, captioned: list[Sample]) -> 
     assert seen == [(done, 5) for done in range(6)]
 
 
-def test_rows_of_one_picture_are_its_references(tiny_model: Blip2, captioned: list[Sample]) -> None:
+def test_rows_of_one_picture_are_its_references(tiny_model: Model, captioned: list[Sample]) -> None:
     apart = [replace(sample, captions=(text,)) for sample in captioned for text in sample.captions]
     together, spread = (score_model(tiny_model, rows, captions()) for rows in (captioned, apart))
     assert spread.metrics == together.metrics
     assert [row.references for row in spread.rows] == [sample.captions for sample in captioned]
 
 
-def test_answers_are_the_models(tiny_model: Blip2, questioned: list[Sample]) -> None:
+def test_answers_are_the_models(tiny_model: Model, questioned: list[Sample]) -> None:
     found = score_model(tiny_model, questioned, Settings(Task.QUESTIONS))
     said = [
         answer
@@ -89,7 +90,7 @@ def test_answers_are_the_models(tiny_model: Blip2, questioned: list[Sample]) -> 
 
 
 def test_questions_of_several_pictures_are_answered_together(
-    tiny_model: Blip2, questioned: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, questioned: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     broken = replace(questioned[0], images=(tmp_path / "broken.png",))
@@ -97,13 +98,13 @@ def test_questions_of_several_pictures_are_answered_together(
     more = [replace(questioned[9], question=question) for question in ("where is it?", "what is the dog doing?")]
     rows = [*questioned[:3], broken, *questioned[3:], *more]
     batches: list[list[int]] = []
-    answer_many = Blip2.answer_many
+    ask_many = Model.ask_many
 
-    def watched(self: Blip2, asked: Any, **options: Any) -> Any:
+    def watched(self: Model, asked: Any, **options: Any) -> Any:
         batches.append([len(questions) for _, questions in asked])
-        return answer_many(self, asked, **options)
+        return ask_many(self, asked, **options)
 
-    monkeypatch.setattr(Blip2, "answer_many", watched)
+    monkeypatch.setattr(Model, "ask_many", watched)
     found = score_model(tiny_model, rows, Settings(Task.QUESTIONS, batch_size=4))
     # The questions of a picture stay together; a broken one takes its place in a batch, and is not asked about.
     assert batches == [[2, 2], [2, 2], [4]]
@@ -113,15 +114,14 @@ def test_questions_of_several_pictures_are_answered_together(
     assert [each.image for each in found.excluded] == [str(tmp_path / "broken.png")]
 
 
-def test_a_frame_for_questions_is_what_the_model_reads(tiny_model: Blip2, questioned: list[Sample]) -> None:
+def test_a_template_for_questions_is_what_the_model_reads(tiny_model: Model, questioned: list[Sample]) -> None:
     text = {"prompt": "Question: {question} Short answer:", "num_beams": 1, "max_new_tokens": 3}
     found = score_model(tiny_model, questioned[:1], Settings(Task.QUESTIONS, text=text))
-    seen = tiny_model.look(questioned[0].image)
     prompt = "Question: what color is the ball? Short answer:"
-    assert found.rows[0].prediction == tiny_model.complete(seen, [prompt], num_beams=1, max_new_tokens=3)[0].text
+    assert found.rows[0].prediction == tiny_model.generate(questioned[0].image, prompt, num_beams=1, max_new_tokens=3)
 
 
-def test_retrieval_is_that_of_rank_both(tiny_model: Blip2, captioned: list[Sample]) -> None:
+def test_retrieval_is_that_of_rank_both(tiny_model: Model, captioned: list[Sample]) -> None:
     texts = [text for sample in captioned for text in sample.captions]
     for rerank in (0, 2, 128):
         settings = Settings(Task.RETRIEVAL, retrieval=RetrievalSettings(rerank), batch_size=2)
@@ -133,7 +133,7 @@ def test_retrieval_is_that_of_rank_both(tiny_model: Blip2, captioned: list[Sampl
 
 
 @pytest.mark.parametrize("by", [Decision.CONTRAST, Decision.MATCH])
-def test_classes_are_those_of_the_nearest_text(tiny_model: Blip2, captioned: list[Sample], by: Decision) -> None:
+def test_classes_are_those_of_the_nearest_text(tiny_model: Model, captioned: list[Sample], by: Decision) -> None:
     rows = [
         replace(sample, label=label) for sample, label in zip(captioned, "dog ball dog ball dog".split(), strict=True)
     ]
@@ -147,7 +147,7 @@ def test_classes_are_those_of_the_nearest_text(tiny_model: Blip2, captioned: lis
     assert found.metrics["accuracy"] == hits / 5
 
 
-def test_labels_asked_for(tiny_model: Blip2, captioned: list[Sample]) -> None:
+def test_labels_asked_for(tiny_model: Model, captioned: list[Sample]) -> None:
     rows = [replace(sample, label="entailment") for sample in captioned]
     asked = [
         tiny_model.ask(sample.image, f"is it true that {sample.captions[0]} {sample.captions[1]}") for sample in rows
@@ -191,7 +191,7 @@ def broken(samples: list[Sample], tmp_path: Path) -> list[Sample]:
 
 @pytest.mark.parametrize("task", [Task.CAPTIONS, Task.QUESTIONS, Task.RETRIEVAL, Task.CLASSIFICATION])
 def test_unreadable_pictures_are_left_out_or_end_the_run(
-    task: Task, tiny_model: Blip2, captioned: list[Sample], questioned: list[Sample], tmp_path: Path
+    task: Task, tiny_model: Model, captioned: list[Sample], questioned: list[Sample], tmp_path: Path
 ) -> None:
     samples = [replace(sample, label="dog") for sample in (questioned if task is Task.QUESTIONS else captioned)]
     settings = Settings(task, captions=PLAIN, batch_size=2)
@@ -227,7 +227,7 @@ def stop_at(count: int) -> Callable[[int, int], None]:
 @pytest.mark.parametrize("task", [Task.CAPTIONS, Task.QUESTIONS, Task.RETRIEVAL, Task.CLASSIFICATION])
 def test_a_stopped_run_goes_on(
     task: Task,
-    tiny_model: Blip2,
+    tiny_model: Model,
     captioned: list[Sample],
     questioned: list[Sample],
     tmp_path: Path,
@@ -265,7 +265,7 @@ def test_a_stopped_run_goes_on(
 
 
 def test_what_cannot_be_evaluated_is_told_first(
-    tiny_parts: ModelParts, tiny_model: Blip2, captioned: list[Sample], questioned: list[Sample]
+    tiny_parts: ModelParts, tiny_model: Model, captioned: list[Sample], questioned: list[Sample]
 ) -> None:
     blank = [replace(captioned[0], captions=())]
     pair = [replace(captioned[0], images=captioned[0].images * 2)]
@@ -287,6 +287,6 @@ def test_what_cannot_be_evaluated_is_told_first(
         with pytest.raises(OptionError) as caught:
             score_model(tiny_model, samples, settings)
         assert message in str(caught.value)
-    mute = Blip2(replace(tiny_model.parts, matching=None), tiny_model.placement)
+    mute = model_of(replace(tiny_model.parts, matching=None), tiny_model.placement)
     with pytest.raises(CheckpointError, match="no text side"):
         score_model(mute, captioned, Settings(Task.RETRIEVAL))

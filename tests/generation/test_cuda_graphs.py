@@ -21,8 +21,9 @@ from openblip.generation.cuda_graphs import CAPACITY_STEP, CapturedStep, Graphs,
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefix import Prefix
-from openblip.models.blip2 import Blip2
-from openblip.models.encoded_image import ImageCache
+from openblip.images.encoded_image import ImageCache
+from openblip.models.blip2 import compose_blip2
+from openblip.models.model import Model
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import LanguageModel
 from openblip.nn.opt import Opt, OptConfig
@@ -300,10 +301,11 @@ def test_limits_are_those_of_the_model() -> None:
             cache.hold(KeyValueCache(1, 3, 1, 4, 2, torch.float32, torch.device("cpu")))
 
 
-def test_a_whole_model_says_the_same(tiny_model: Blip2, photos: list[Path]) -> None:
+def test_a_whole_model_says_the_same(tiny_model: Model, photos: list[Path]) -> None:
     captured = copy.copy(tiny_model)
-    captured.image_cache = ImageCache()
-    captured.graphs = Graphs(tiny_model.network.decoder, taped)
+    captured.components = compose_blip2(tiny_model.parts, tiny_model.placement, ImageCache())
+    assert captured.components.writer is not None and tiny_model.components.writer is not None
+    graphs = captured.components.writer.language_model = Graphs(tiny_model.network.own_language_model, taped)
     questions = ["what color is the ball?", "how many children?"]
     for options in ({}, {"num_beams": 1}, {"top_p": 0.9, "seed": 1}):
         assert captured.caption(photos, **options) == tiny_model.caption(photos, **options)
@@ -312,7 +314,7 @@ def test_a_whole_model_says_the_same(tiny_model: Blip2, photos: list[Path]) -> N
     chat, other = captured.chat(photos[1]), tiny_model.chat(photos[1])
     for question in questions:
         assert "".join(chat.ask(question, stream=True)) == other.ask(question, num_beams=1)
-    assert captured.graphs.idle and tiny_model.graphs is None
+    assert graphs.idle and tiny_model.components.writer.language_model is tiny_model.network.language_model
 
 
 @pytest.mark.gpu

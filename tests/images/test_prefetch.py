@@ -20,7 +20,7 @@ from openblip.errors import ImageError, OptionError
 from openblip.images import prefetch as pipeline
 from openblip.images.decode import ImageTransform, load_image, to_pixels
 from openblip.images.prefetch import pixel_batches, read_ahead
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 TRANSFORM = ImageTransform(32)
 
@@ -283,7 +283,7 @@ def test_an_interrupt_reaches_the_caller_from_the_source_and_from_the_work(threa
         next(read_ahead([Held("0"), Held("1")], work, 2))  # type: ignore[list-item]
 
 
-def test_captions_and_matches_leave_no_thread(tiny_model: Blip2, photos: list[Path]) -> None:
+def test_captions_and_matches_leave_no_thread(tiny_model: Model, photos: list[Path]) -> None:
     many = photos * 4
     captions = tiny_model.caption_many(iter(many), batch_size=2, num_beams=1, max_new_tokens=2)
     matches = tiny_model.match_many(iter(many), ["a dog"], batch_size=2)

@@ -17,7 +17,7 @@ from torch import Tensor
 import openblip
 import openblip.integrations.transformers as ours
 from openblip.errors import OpenBlipError
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.nn.quant.int4 import Int4Linear
 from openblip.nn.quant.int8 import Int8Linear
 from tests.checkpoints.theirs import QUERIES, Theirs
@@ -275,7 +275,7 @@ def test_the_config_has_what_scripts_ask_for(writer: Theirs) -> None:
     assert config.to_dict()["model_type"] == "blip-2" and config.get("nothing") is None
 
 
-def test_a_folder_of_ours(tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_a_folder_of_ours(tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
     model = ours.Blip2ForConditionalGeneration.from_pretrained(tiny_model_folder)
     processor = ours.Blip2Processor.from_pretrained(tiny_model_folder)
     for prompt in ("", "a dog"):

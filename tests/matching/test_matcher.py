@@ -17,7 +17,7 @@ from torch import Tensor
 import openblip
 from openblip.errors import ImageError, OptionError
 from openblip.matching.matcher import Matcher
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from tests.checkpoints.theirs import Theirs, write_matcher
 from tests.pairs.folders import their_scores
 from tests.pairs.gaps import difference
@@ -32,11 +32,11 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
 
 
 @pytest.fixture(scope="module")
-def model(theirs: Theirs) -> Blip2:
+def model(theirs: Theirs) -> Model:
     return openblip.load(theirs.folder, device="cpu")
 
 
-def matcher_of(model: Blip2, pairs: int) -> Matcher:
+def matcher_of(model: Model, pairs: int) -> Matcher:
     assert model.parts.matching is not None
     return Matcher(model.network, model.parts.matching, model.parts.transform, pairs)
 
@@ -54,7 +54,7 @@ def counted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, size: Callab
     return seen
 
 
-def test_all_pairs_equal_transformers_and_single_pairs(theirs: Theirs, model: Blip2, photos: list[Path]) -> None:
+def test_all_pairs_equal_transformers_and_single_pairs(theirs: Theirs, model: Model, photos: list[Path]) -> None:
     scores = model.scores(photos, TEXTS, itm=True, batch_size=2)
     assert scores.itm is not None
     assert scores.itc.shape == scores.itm.shape == (5, 6) and scores.itc.dtype == scores.itm.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_all_pairs_equal_transformers_and_single_pairs(theirs: Theirs, model: Bl
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_order_and_batches_do_not_matter(model: Blip2, photos: list[Path], data: st.DataObject) -> None:
+def test_order_and_batches_do_not_matter(model: Model, photos: list[Path], data: st.DataObject) -> None:
     whole = reference(model, tuple(photos))
     images = data.draw(st.lists(st.integers(0, 4), max_size=5))
     texts = data.draw(st.lists(st.integers(0, 5), max_size=7))
@@ -87,7 +87,7 @@ def test_order_and_batches_do_not_matter(model: Blip2, photos: list[Path], data:
 
 
 @cache
-def reference(model: Blip2, photos: Sequence[Path]) -> tuple[Tensor, Tensor]:
+def reference(model: Model, photos: Sequence[Path]) -> tuple[Tensor, Tensor]:
     rows = [[model.match(photo, text) for text in TEXTS] for photo in photos]
     return (
         torch.tensor([[match.itc for match in row] for row in rows]),
@@ -96,7 +96,7 @@ def reference(model: Blip2, photos: Sequence[Path]) -> tuple[Tensor, Tensor]:
 
 
 def test_every_image_and_text_is_encoded_once(
-    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_model.network
     looks = counted(network, "image_features", monkeypatch, len)
@@ -118,7 +118,7 @@ def test_every_image_and_text_is_encoded_once(
 
 
 def test_images_are_looked_at_as_their_turn_comes(
-    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = counted(tiny_model.network, "image_features", monkeypatch, len)
     found = tiny_model.match_many(iter(photos), ["a dog"], batch_size=2)
@@ -128,7 +128,7 @@ def test_images_are_looked_at_as_their_turn_comes(
     assert len(list(found)) == 4
 
 
-def test_a_bad_image_leaves_the_others(tiny_model: Blip2, photos: list[Path]) -> None:
+def test_a_bad_image_leaves_the_others(tiny_model: Model, photos: list[Path]) -> None:
     texts = ["a dog", "the beach"]
     sources = ["gone.png", photos[0], b"no image", photos[1], "gone.png"]
     for batch_size in (1, 2, 8):
@@ -145,7 +145,7 @@ def test_a_bad_image_leaves_the_others(tiny_model: Blip2, photos: list[Path]) ->
 
 
 @pytest.mark.parametrize("itm", [False, True])
-def test_nothing_gives_nothing(tiny_model: Blip2, photos: list[Path], itm: bool) -> None:
+def test_nothing_gives_nothing(tiny_model: Model, photos: list[Path], itm: bool) -> None:
     for images, texts in (([], []), ([], ["a dog"]), (photos, []), (photos[:1], ["a dog"])):
         scores = tiny_model.scores(images, texts, itm=itm)
         assert scores.itc.shape == (len(images), len(texts))
@@ -158,7 +158,7 @@ def test_nothing_gives_nothing(tiny_model: Blip2, photos: list[Path], itm: bool)
         tiny_model.scores(photos, ["a dog"], batch_size=0)
 
 
-def test_features_can_be_learnt_from(tiny_model: Blip2, photos: list[Path]) -> None:
+def test_features_can_be_learnt_from(tiny_model: Model, photos: list[Path]) -> None:
     """What was computed in inference mode refuses to be saved for a backward pass."""
     probe = torch.nn.Linear(16, 1)
     scores = tiny_model.scores(photos, ["a dog"], itm=True)
@@ -169,7 +169,7 @@ def test_features_can_be_learnt_from(tiny_model: Blip2, photos: list[Path]) -> N
     assert not torch.is_inference_mode_enabled()
 
 
-def test_half_types_give_float32_scores(tiny_model: Blip2, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_half_types_give_float32_scores(tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
     half = openblip.load(tiny_model_folder, device="cpu", dtype="bfloat16").scores(photos, TEXTS, itm=True)
     whole = tiny_model.scores(photos, TEXTS, itm=True)
     assert half.itm is not None and half.itc.dtype == half.itm.dtype == torch.float32

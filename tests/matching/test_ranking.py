@@ -20,7 +20,8 @@ import openblip
 from openblip.errors import ImageError, OptionError
 from openblip.matching import ranking
 from openblip.matching.ranking import Search, rank
-from openblip.models.blip2 import Blip2
+from openblip.models.load import model_of
+from openblip.models.model import Model
 from openblip.results import Ranked
 from tests.checkpoints.theirs import write_matcher
 from tests.pairs.folders import TEXTS, lavis_ranks, pictures, their_scores
@@ -33,7 +34,7 @@ def images() -> list[Image.Image]:
     return pictures(11)
 
 
-def count_looks(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_looks(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     encode = model.network.image_features
 
@@ -74,7 +75,7 @@ def same(found: list[Ranked], expected: list[Ranked]) -> bool:
     )
 
 
-def test_results_are_typed_and_agree_with_match(tiny_model: Blip2, photos: list[Path]) -> None:
+def test_results_are_typed_and_agree_with_match(tiny_model: Model, photos: list[Path]) -> None:
     found = tiny_model.rank_images("a dog", photos, top=None, rerank=3)
     assert sorted(one.index for one in found) == [0, 1, 2, 3, 4]
     for one in found[:3]:
@@ -90,7 +91,7 @@ def test_results_are_typed_and_agree_with_match(tiny_model: Blip2, photos: list[
 
 
 def test_one_look_serves_both_ways_and_all_queries(
-    tiny_model: Blip2, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = tiny_model.rank_images(TEXTS, photos, rerank=2)
     texts = tiny_model.rank_texts(photos, TEXTS, rerank=2)
@@ -106,7 +107,7 @@ def test_one_look_serves_both_ways_and_all_queries(
 
 
 def test_only_candidates_are_kept(
-    tiny_model: Blip2, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
     add = ranking._ImagesForTexts.add
@@ -123,7 +124,7 @@ def test_only_candidates_are_kept(
     assert kept[4:6] == [0, 0] and max(kept[6:]) <= 10
 
 
-def test_twins_are_ranked_in_the_order_given(tiny_model: Blip2, images: list[Image.Image]) -> None:
+def test_twins_are_ranked_in_the_order_given(tiny_model: Model, images: list[Image.Image]) -> None:
     twins = [images[0], images[1]] * 4
     for text in TEXTS:
         found = tiny_model.rank_images(text, twins, top=None, rerank=3, batch_size=1)
@@ -163,7 +164,7 @@ def logits_of(yes: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda chosen: torch.stack([torch.zeros(chosen.shape), yes.gather(1, chosen)], dim=-1)
 
 
-def test_nothing_finds_nothing_and_wrong_options_are_named(tiny_model: Blip2, photos: list[Path]) -> None:
+def test_nothing_finds_nothing_and_wrong_options_are_named(tiny_model: Model, photos: list[Path]) -> None:
     assert tiny_model.rank_images([], photos) == []
     assert tiny_model.rank_images(["a dog", "a cat"], []) == [[], []]
     assert tiny_model.rank_images("a dog", []) == []
@@ -180,8 +181,8 @@ def test_nothing_finds_nothing_and_wrong_options_are_named(tiny_model: Blip2, ph
         tiny_model.rank_images("a dog", [photos[0], "gone.png"])
 
 
-def test_a_model_without_text_side_cannot_search(tiny_model: Blip2, photos: list[Path]) -> None:
-    model = Blip2(replace(tiny_model.parts, matching=None), tiny_model.placement)
+def test_a_model_without_text_side_cannot_search(tiny_model: Model, photos: list[Path]) -> None:
+    model = model_of(replace(tiny_model.parts, matching=None), tiny_model.placement)
     for call in (
         lambda: model.scores(photos, TEXTS),
         lambda: next(model.match_many(photos, TEXTS)),

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +18,27 @@ from torch import Tensor
 
 import openblip
 from openblip.errors import OptionError
-from openblip.generation.prefix import Prefix
-from openblip.models.blip2 import Blip2
-from openblip.models.encoded_image import ImageCache
-from openblip.nn.opt import Opt, OptConfig
+from openblip.images.decode import ImageTransform
+from openblip.images.encoded_image import CachedEncoder, ImageCache
+from openblip.models.model import Model
+from openblip.nn.opt import Opt
+from tests.pairs.prompts import visual_prompt
 
 QUESTIONS = ["what color is the ball?", "How many children are there", "why?", "a dog?"]
 
 
 @pytest.fixture
-def model(tiny_model_folder: Path) -> Blip2:
+def model(tiny_model_folder: Path) -> Model:
     """A model of its own, with nothing seen."""
     return fresh(tiny_model_folder)
 
 
-def fresh(folder: Path, limit: int = 2**28) -> Blip2:
+def fresh(folder: Path, limit: int = 2**28) -> Model:
     return openblip.load(folder, device="cpu", image_cache=limit)
 
 
 @pytest.fixture
-def looks(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def looks(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Grows by the number of images whenever the image encoder runs."""
     seen: list[int] = []
     encode = model.network.image_features
@@ -50,20 +52,51 @@ def looks(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield seen
 
 
-def test_every_method_that_speaks_looks_at_an_image_once(model: Blip2, photos: list[Path], looks: list[int]) -> None:
+def test_whatever_is_asked_of_an_image_encodes_it_once(model: Model, photos: list[Path], looks: list[int]) -> None:
     model.caption(photos[0])
     model.ask(photos[0], QUESTIONS)
     model.chat(photos[0]).ask(QUESTIONS[0])
-    model.complete(model.look(photos[0]), ["a dog"])
-    model.visual_prompt(photos[0])
+    model.generate(model.encode_image(photos[0]), ["a dog"])
+    model.match(photos[0], ["a dog", "a ball"])
+    model.scores([photos[0]], ["a dog"], itm=True)
+    model.embed_images(photos[:1])
+    model.rank_images("a dog", photos[:1])
+    model.rank_texts(photos[0], ["a dog"])
     model.caption(photos[0], num_captions=2)
     assert looks == [1]
     model.caption([photos[1], photos[0], photos[1], photos[2]])
     assert looks == [1, 2]
+    assert model.match(photos[:3], "a dog") and looks == [1, 2]
     model.image_cache.clear()
     assert (len(model.image_cache), model.image_cache.nbytes) == (0, 0)
     model.caption(photos[0])
     assert looks == [1, 2, 1]
+
+
+def test_an_encoded_image_is_accepted_wherever_an_image_is(
+    tiny_model_folder: Path, photos: list[Path], looks: list[int], model: Model
+) -> None:
+    other = fresh(tiny_model_folder, 0)
+    encoded = [model.encode_image(photo) for photo in photos[:2]]
+    assert looks == [1, 1]
+    model.image_cache.clear()
+    for call in (
+        lambda one, images: one.caption(images),
+        lambda one, images: one.ask(images, QUESTIONS),
+        lambda one, images: one.generate(images, "a"),
+        lambda one, images: one.match(images, ["a dog", "a ball"]),
+        lambda one, images: one.rank_texts(images, ["a dog", "a ball"], rerank=0),
+        lambda one, images: [[ranked.index for ranked in one.rank_images("a dog", images)]],
+        lambda one, images: one.embed_images(images).tolist(),
+        lambda one, images: [one.chat(image).ask(QUESTIONS[0]) for image in images],
+        lambda one, images: ["".join(one.caption(image, stream=True)) for image in images],
+        lambda one, images: [found.source for found in one.caption_many(images)],
+    ):
+        found, expected = call(model, encoded), call(other, [str(photo) for photo in photos[:2]])
+        assert str(found)[:40] == str(expected)[:40]
+    assert looks == [1, 1]
+    with pytest.raises(OptionError, match="another model has encoded"):
+        other.caption(encoded[0])
 
 
 def test_what_is_said_is_what_a_model_says_that_keeps_nothing(tiny_model_folder: Path, photos: list[Path]) -> None:
@@ -72,7 +105,10 @@ def test_what_is_said_is_what_a_model_says_that_keeps_nothing(tiny_model_folder:
         for photo in photos[:3]:
             assert keeping.caption(photo) == forgetting.caption(photo)
             assert keeping.ask(photo, QUESTIONS[0]) == forgetting.ask(photo, QUESTIONS[0])
-            found, expected = keeping.answer(photo, QUESTIONS), forgetting.answer(photo, QUESTIONS)
+            found, expected = (
+                keeping.ask(photo, QUESTIONS, details=True),
+                forgetting.ask(photo, QUESTIONS, details=True),
+            )
             assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
             for answer, twin in zip(found, expected, strict=True):
                 assert answer.score == pytest.approx(twin.score, abs=1e-5)
@@ -83,61 +119,73 @@ def test_what_is_said_is_what_a_model_says_that_keeps_nothing(tiny_model_folder:
     assert len(keeping.image_cache) == 3 and len(forgetting.image_cache) == 0
 
 
-def test_pixels_tell_images_apart_not_names(model: Blip2, photos: list[Path], looks: list[int], tmp_path: Path) -> None:
+def test_pixels_tell_images_apart_not_names(model: Model, photos: list[Path], looks: list[int], tmp_path: Path) -> None:
     place = tmp_path / "photo.png"
     place.write_bytes(photos[0].read_bytes())
-    first = model.visual_prompt(place)
+    first = visual_prompt(model, place)
     with Image.open(photos[0]) as picture:
         again = [photos[0].read_bytes(), picture.convert("RGB"), np.asarray(picture.convert("RGB"))]
     for source in again:
-        assert torch.equal(model.visual_prompt(source), first)
+        assert torch.equal(visual_prompt(model, source), first)
     assert looks == [1]
     place.write_bytes(photos[1].read_bytes())
-    assert not torch.equal(model.visual_prompt(place), first)
+    assert not torch.equal(visual_prompt(model, place), first)
     assert looks == [1, 1]
     # What the encoder sees counts: a photo that was shrunk already is the same one, until one value differs by one.
     pixels = np.asarray(again[1].resize((64, 64), Image.Resampling.BICUBIC)).copy()
-    assert torch.equal(model.visual_prompt(pixels), first)
+    assert torch.equal(visual_prompt(model, pixels), first)
     assert looks == [1, 1]
     pixels[30, 30, 1] ^= 1
-    model.visual_prompt(pixels)
+    visual_prompt(model, pixels)
     assert looks == [1, 1, 1]
 
 
-def test_what_is_given_out_may_be_changed(model: Blip2, photos: list[Path]) -> None:
-    before = model.visual_prompt(photos[0])
-    model.visual_prompt(photos[0]).zero_()
-    assert torch.equal(model.visual_prompt(photos[0]), before)
+def test_what_is_given_out_may_be_changed(model: Model, photos: list[Path]) -> None:
+    before = model.embed_images(photos[:1])
+    model.embed_images(photos[:1]).zero_()
+    assert torch.equal(model.embed_images(photos[:1]), before)
 
 
 # The bound
 
 
+class Sized:
+    """What is derived of an image and has a size."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+
+def grown(nbytes: int, places: list[int]) -> list[Sized]:
+    return [Sized(nbytes) for _ in places]
+
+
 def test_those_used_last_stay_within_the_bound() -> None:
-    """Against the plainest account of it, with images that grow as their keys and values are computed."""
+    """Against the plainest account of it, with images that grow as more is derived of them."""
     draw = random.Random(0)
-    decoder = Opt(OptConfig(9, 8, 1, 1, 8, max_positions=64)).requires_grad_(False)
     lengths = [draw.randint(1, 20) for _ in range(12)]
-    small, grown = 4 * 8, 3 * 4 * 8  # bytes a token, without and with keys and values in one layer
-    limit = 60 * small
+    limit = 60 * 4
     cache = ImageCache(limit)
+    computed: list[int] = []
+
+    def encode(pixels: Tensor) -> Tensor:
+        number = int(pixels[0, 0, 0, 0].item() * 255 + 0.5)
+        computed.append(number)
+        return torch.zeros(1, lengths[number], 1)
+
+    encoder = CachedEncoder(encode, ImageTransform(2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), cache)
     expected: dict[int, int] = {}
     evictions = 0
     for _ in range(600):
         number = draw.randrange(12)
-        computed: list[float] = []
-
-        def see(missing: Tensor, computed: list[float] = computed) -> list[Prefix]:
-            computed.append(float(missing[0, 0, 0, 0]))
-            return [Prefix(decoder, torch.zeros(lengths[int(computed[0])], 8))]
-
-        (seen,) = cache.look(torch.full((1, 3, 2, 2), float(number)), see)
+        computed.clear()
+        image = encoder.encode(np.full((2, 2, 3), number, dtype=np.uint8))
         assert bool(computed) == (number not in expected)
         if draw.random() < 0.3:
-            seen.prefix.reader(2)
-            cache.keep(seen)
-        size = seen.prefix.nbytes
-        assert size in (len(seen.prefix.embeds) * small, len(seen.prefix.embeds) * grown)
+            (derived,) = encoder.derive([image], "keys", partial(grown, 8 * lengths[number]))
+            assert derived.nbytes == 8 * lengths[number]
+        size = image.nbytes
+        assert size in (4 * lengths[number], 12 * lengths[number])
         expected.pop(number, None)
         if size <= limit:
             expected[number] = size
@@ -153,12 +201,16 @@ def test_those_used_last_stay_within_the_bound() -> None:
 
 def test_keys_and_values_count_and_are_let_go(tiny_model_folder: Path, photos: list[Path]) -> None:
     probe = fresh(tiny_model_folder)
+    encoded = probe.encode_image(photos[0])
+    assert probe.image_cache.nbytes == encoded.features.nbytes
     probe.ask(photos[0], QUESTIONS[0])
     lean = probe.image_cache.nbytes
     probe.ask(photos[0], QUESTIONS)
     whole = probe.image_cache.nbytes
-    # Four queries of 32 float32 numbers; keys and values of two layers.
-    assert (lean, whole) == (4 * 32 * 4, 4 * 32 * 4 * (1 + 2 * 2))
+    # Four queries, and what the language model reads of each: 32 float32 numbers; keys and values of two layers.
+    queries = 4 * probe.network.config.qformer.width * 4
+    assert lean == encoded.features.nbytes + queries + 4 * 32 * 4
+    assert whole == lean + 4 * 32 * 4 * 2 * 2
     model = fresh(tiny_model_folder, 2 * whole)
     for photo in photos:
         model.ask(photo, QUESTIONS)
@@ -169,10 +221,11 @@ def test_keys_and_values_count_and_are_let_go(tiny_model_folder: Path, photos: l
     assert small.image_cache.nbytes <= lean
 
 
-def test_a_row_of_a_batch_keeps_its_own_memory_alone(model: Blip2, photos: list[Path]) -> None:
+def test_a_row_of_a_batch_keeps_its_own_memory_alone(model: Model, photos: list[Path]) -> None:
     model.caption(photos)
-    prefixes = [model.look(photo).prefix for photo in photos]
-    assert all(prefix.embeds.untyped_storage().nbytes() == prefix.embeds.nbytes for prefix in prefixes)
+    for encoded in [model.encode_image(photo) for photo in photos]:
+        held = [encoded.features, encoded.derived["queries"], encoded.derived["prefix"].embeds]
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in held)
 
 
 def test_the_bound_is_an_option_of_load(tiny_model_folder: Path, photos: list[Path]) -> None:
@@ -184,8 +237,8 @@ def test_the_bound_is_an_option_of_load(tiny_model_folder: Path, photos: list[Pa
         openblip.load(tiny_model_folder, device="cpu", image_cache=-1)
 
 
-def test_a_copy_starts_with_nothing_seen(model: Blip2, photos: list[Path]) -> None:
-    model.look(photos[0])
+def test_a_copy_starts_with_nothing_seen(model: Model, photos: list[Path]) -> None:
+    model.encode_image(photos[0])
     copied = pickle.loads(pickle.dumps(model.image_cache))
     assert (len(copied), copied.nbytes, copied.limit) == (0, 0, model.image_cache.limit)
 
@@ -195,7 +248,7 @@ def test_a_copy_starts_with_nothing_seen(model: Blip2, photos: list[Path]) -> No
 
 @pytest.mark.parametrize("questions", [1, 3])
 def test_a_request_that_fails_leaves_what_fits_the_bound(
-    model: Blip2, photos: list[Path], questions: int, monkeypatch: pytest.MonkeyPatch
+    model: Model, photos: list[Path], questions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = model.ask(photos[0], QUESTIONS)
     before = (len(model.image_cache), model.image_cache.nbytes)
@@ -211,24 +264,30 @@ def test_a_request_that_fails_leaves_what_fits_the_bound(
         model.image_cache.clear()
         with pytest.raises(KeyboardInterrupt):
             model.ask(photos[0], QUESTIONS[:questions])
-    (seen,) = [seen for seen, _ in model.image_cache._kept.values()]
-    assert model.image_cache.nbytes == seen.prefix.nbytes, "keys and values that were computed are not counted"
+    (kept,) = [image for image, _ in model.image_cache._kept.values()]
+    assert model.image_cache.nbytes == kept.nbytes, "keys and values that were computed are not counted"
     assert model.ask(photos[0], QUESTIONS) == expected
 
 
-def test_an_image_that_cannot_be_seen_is_not_kept(model: Blip2, photos: list[Path], looks: list[int]) -> None:
-    def fail(pixels: Tensor) -> list[Prefix]:
+def test_an_image_that_cannot_be_encoded_is_not_kept(
+    model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pixels: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(model.network, "image_features", fail)
     with pytest.raises(KeyboardInterrupt):
-        model.image_cache.look(torch.zeros(1, 3, 4, 4), fail)
+        model.caption(photos[0])
     assert len(model.image_cache) == 0
     assert not model.image_cache._lock.locked()
 
 
 def test_threads_share_it(tiny_model_folder: Path, photos: list[Path]) -> None:
     alone = [fresh(tiny_model_folder, 0).ask(photo, QUESTIONS) for photo in photos]
-    model = fresh(tiny_model_folder, 3 * 2560)  # three images with keys and values: threads push out one another's
+    probe = fresh(tiny_model_folder)
+    probe.ask(photos[0], QUESTIONS)
+    # Three images with keys and values: threads push out one another's.
+    model = fresh(tiny_model_folder, 3 * probe.image_cache.nbytes)
     together = threading.Barrier(4)
 
     def work(worker: int) -> None:
@@ -240,5 +299,5 @@ def test_threads_share_it(tiny_model_folder: Path, photos: list[Path]) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    kept = [seen.prefix.nbytes for seen, _ in model.image_cache._kept.values()]
+    kept = [image.nbytes for image, _ in model.image_cache._kept.values()]
     assert model.image_cache.nbytes == sum(kept) <= model.image_cache.limit

@@ -15,10 +15,11 @@ import openblip
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.images.decode import ImageTransform, to_pixels
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.nn import t5
 from tests.checkpoints.theirs import FLAN, QUERIES, T5, Theirs, write_matcher, write_t5_writer, write_writer
 from tests.pairs.gaps import difference
+from tests.pairs.prompts import prompt_row
 
 PROMPTS = ["a dog", "Question: what is it? Answer:"]
 TEXTS = ["a red dog", "two children play with a ball on the beach", "dog", "the beach", "red red red"]
@@ -90,8 +91,8 @@ def _inputs(theirs: Theirs, image: Image.Image, text: str) -> dict[str, Tensor]:
     return dict(theirs.processor(images=image, text=text or None, return_tensors="pt"))
 
 
-def _logits(ours: Blip2, theirs: Theirs, image: Image.Image, text: str) -> tuple[Tensor, Tensor]:
-    row, words = ours._join(ours.visual_prompt(image), text)[None], ours.network.language_model
+def _logits(ours: Model, theirs: Theirs, image: Image.Image, text: str) -> tuple[Tensor, Tensor]:
+    row, words = prompt_row(ours, image, text)[None], ours.network.language_model
     if isinstance(words, t5.T5):
         labels = torch.tensor([[5, 9, 30, 41, 1]])
         mine = words.logits(words.hidden_before(row, None, labels))
@@ -99,7 +100,7 @@ def _logits(ours: Blip2, theirs: Theirs, image: Image.Image, text: str) -> tuple
     return words.logits(words(row)), theirs.model(**_inputs(theirs, image, text)).logits
 
 
-def _ids(ours: Blip2, theirs: Theirs, image: Image.Image, text: str, beams: int) -> bool:
+def _ids(ours: Model, theirs: Theirs, image: Image.Image, text: str, beams: int) -> bool:
     """Whether both go on with the same ids."""
     inputs, words = _inputs(theirs, image, text), ours.parts.tokenizer
     assert words is not None
@@ -109,7 +110,7 @@ def _ids(ours: Blip2, theirs: Theirs, image: Image.Image, text: str, beams: int)
     read = inputs["input_ids"].shape[1] if "input_ids" in inputs else QUERIES + 1
     ids = ids[1 if isinstance(ours.network.language_model, t5.T5) else read :]
     options = GenerationOptions(max_new_tokens=9, num_beams=beams, stop_ids=(stop,))
-    row = ours._join(ours.visual_prompt(image), text)
+    row = prompt_row(ours, image, text)
     mine = list(generate(ours.network.language_model, [row], options)[0][0].ids)
     return mine == (ids[: ids.index(stop)] if stop in ids else ids)
 

@@ -25,9 +25,11 @@ from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
+from openblip.models.load import model_of
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
+from tests.pairs.prompts import visual_prompt
 from tests.training.loop.test_trainer import curve, weights, write_recipe
 
 from ..checkpoints.theirs import Theirs, write_matcher, write_writer
@@ -114,12 +116,15 @@ def test_a_folder_of_transformers_can_be_the_start(
 def test_what_is_said_behind_visual_prompts_is_transformers_own(
     language: Path, beams: int, tiny_parts: ModelParts, photos: list[Path]
 ) -> None:
-    model = openblip.Blip2(with_language_model(tiny_parts, language), choose_placement("cpu"))
+    model = model_of(with_language_model(tiny_parts, language), choose_placement("cpu"))
     theirs, _ = both(language)
     prompts = ["", "a photo of", "Question: what color is the ball? Answer:"]
     rows = [
         torch.cat(
-            [model.visual_prompt(photo), model.network.language_model.embed(torch.tensor(model.parts.prompt_ids(text)))]
+            [
+                visual_prompt(model, photo),
+                model.network.language_model.embed(torch.tensor(model.parts.prompt_ids(text))),
+            ]
         )
         for photo, text in zip(photos, prompts, strict=False)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.options import GenerationOptions, read_options, user_options
@@ -13,7 +13,15 @@ from openblip.images.decode import ImageTransform
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, trim_prompt
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from openblip.nn.blip2 import Blip2Network
+
+    Network = TypeVar("Network", default=Blip2Network)
+else:
+    from typing import TypeVar
+
+    Network = TypeVar("Network")
 
 CAPTIONS = GenerationOptions(num_beams=5, max_new_tokens=30, min_new_tokens=0, length_penalty=1.0)
 ANSWERS = GenerationOptions(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
@@ -102,23 +110,25 @@ class LanguageSource:
 
 
 @dataclass(frozen=True)
-class ModelParts:
+class ModelParts(Generic[Network]):
     """A network and what turns files and words into its tensors.
 
     Attributes:
         matching: text for the Q-Former; None when the checkpoint has no text side.
         tokenizer: of the language model; None for a stage-1 checkpoint.
         external: where a language model lies that is no part of the network; None for the network's own.
+        family: of models that are built alike, see `openblip.checkpoints.families`.
     """
 
     name: str
-    network: Blip2Network
+    network: Network
     transform: ImageTransform
     matching: MatchingText | None
     tokenizer: Tokenizer | None
     prompts: PromptTemplates = field(default_factory=PromptTemplates)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     external: LanguageSource | None = None
+    family: str = "blip2"
 
     def require_words(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError when there is no language model."""
@@ -138,7 +148,7 @@ class ModelParts:
 
         Raises CheckpointError when there is none.
         """
-        words, language = self.require_words(), self.network.config.language
+        words, language = self.require_words(), cast(Any, self.network).config.language
         told = words.encode(trim_prompt(prompt))
         if language is not None and language.encodes_prompts:
             return [*told, self.stop_id]

@@ -78,7 +78,7 @@ def ask(
 
     def work(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
-        found = attempt(rest, lambda path: loaded.answer(path, questions, **options))
+        found = attempt(rest, lambda path: loaded.ask(path, questions, details=True, **options))
         return with_progress(found, len(rest), to_file=output is not None)
 
     with open_report(as_json, output, args.command_of(context, images)) as report:

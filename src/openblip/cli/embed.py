@@ -14,13 +14,12 @@ from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.cli import arguments as args
 from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import open_report, with_progress
-from openblip.errors import ImageError, OptionError
+from openblip.errors import OptionError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
-    from openblip.models.blip2 import Blip2
+    from openblip.results import Embedded
 
     Rows: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -90,16 +89,19 @@ def embed(
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         text_embeds = loaded.embed_texts(texts)
 
-        def work(rest: Sequence[Image]) -> Iterator[Tensor | ImageError]:
-            return with_progress(_embed_images(loaded, rest, batch_size), len(rest), to_file=output is not None)
+        def work(rest: Sequence[Image]) -> Iterator[Embedded]:
+            found = loaded.embed_images_many(rest, batch_size=batch_size)
+            return with_progress(found, len(rest), to_file=output is not None)
 
-        for image, vector in report.over(images, work, batch_size):
-            if isinstance(vector, ImageError):
-                report.failure(name_of(image), vector)
+        for image, embedded in report.over(images, work, batch_size):
+            if embedded.error is not None:
+                report.failure(name_of(image), embedded.error)
+            elif embedded.embeds is None:
+                continue  # it has either
             elif as_json:
-                report.record(image=name_of(image), embedding=vector.tolist())
+                report.record(image=name_of(image), embedding=embedded.embeds.tolist())
             else:
-                report.keep(vector.numpy().tobytes())
+                report.keep(embedded.embeds.numpy().tobytes())
         if as_json:
             for one, vector in zip(texts, text_embeds, strict=True):
                 report.record(text=one, embedding=vector.tolist())
@@ -116,20 +118,6 @@ def embed(
             kind=kind,
         )
         report.summary = f"{output}: {len(names)} images, {len(texts)} texts"
-
-
-def _embed_images(model: Blip2, images: Sequence[Image], batch_size: int) -> Iterator[Tensor | ImageError]:
-    """The vectors [Q, width] of each image in order, or what is wrong with it."""
-    from openblip.images.decode import load_squashed
-    from openblip.images.prefetch import read_ahead
-
-    size = model.parts.transform.image_size
-    # Squashed, they take little memory, and are embedded as they are.
-    for batch in read_ahead(images, lambda image: load_squashed(image, size), batch_size):
-        good = [image for _, image in batch if not isinstance(image, ImageError)]
-        vectors = iter(model.embed_images(good, batch_size=batch_size))
-        for _, image in batch:
-            yield image if isinstance(image, ImageError) else next(vectors)
 
 
 def _write(

@@ -28,7 +28,8 @@ from openblip.evaluation.samples import read_samples
 from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Decision, Task
 from openblip.evaluation.tasks.classification import evaluate_labels
-from openblip.models.blip2 import Blip2, load
+from openblip.models.load import load
+from openblip.models.model import Model
 from openblip.nn.quant.int4 import Int4Linear
 from openblip.nn.quant.swap import quantised_layers
 from openblip.recipes import alone_in
@@ -91,7 +92,7 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
     return run
 
 
-def _claim(output: Path, recipe: EvaluationRecipe, model: Blip2, samples: Sequence[Sample]) -> None:
+def _claim(output: Path, recipe: EvaluationRecipe, model: Model, samples: Sequence[Sample]) -> None:
     """Note what makes the predictions in the folder; refuse to go on with those of something else."""
     mine = {
         "model": recipe.model,
@@ -140,7 +141,7 @@ def _mark_of_samples(samples: Sequence[Sample]) -> str:
     return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
 
 
-def number_format(model: Blip2) -> str:
+def number_format(model: Model) -> str:
     """What a model computes in: "float32", or "int8 and float32" where its large matrices are whole numbers."""
     name = str(model.placement.dtype).removeprefix("torch.")
     layers = quantised_layers(model.network).values()
@@ -150,7 +151,7 @@ def number_format(model: Blip2) -> str:
 
 
 def _about(
-    recipe: EvaluationRecipe, model: Blip2 | None, samples: Sequence[Sample], seconds: float | None
+    recipe: EvaluationRecipe, model: Model | None, samples: Sequence[Sample], seconds: float | None
 ) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if model is not None:

@@ -13,7 +13,7 @@ from openblip.evaluation.tasks.captions import check_captioned, evaluate_caption
 from openblip.evaluation.tasks.classification import check_labelled, evaluate_labels
 from openblip.evaluation.tasks.questions import check_questioned, evaluate_answers
 from openblip.evaluation.tasks.retrieval import evaluate_retrieval
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 WORK = {
     Task.CAPTIONS: evaluate_captions,
@@ -35,7 +35,7 @@ def check(samples: Sequence[Sample], settings: Settings) -> None:
 
 
 def score_model(
-    model: Blip2,
+    model: Model,
     samples: Sequence[Sample],
     settings: Settings,
     progress: Progress = silent,
@@ -44,7 +44,7 @@ def score_model(
     """Let a model do a task on samples, and score it.
 
     Args:
-        model: as `openblip.load` gives it, or `Blip2` around a copy of what is being trained: it prepares its network
+        model: as `openblip.load` gives it, or `Model` around a copy of what is being trained: it prepares its network
             for use, which ends learning.
         progress: called with (pictures done, pictures in all).
         journal: where predictions are kept as they come; those that are in it already are not made again.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from openblip.errors import ImageError, OptionError
 from openblip.images.decode import ImageTransform, load_squashed, normalise
-from openblip.images.sources import ImageSource
+from openblip.images.sources import ImageSource, is_one_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,8 +79,7 @@ def pixel_batches(
 
 def source_list(given: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
     """Images to go through; a lone one is one, not its letters, lines or rows."""
-    lone = isinstance(given, str | bytes | os.PathLike) or hasattr(given, "read") or getattr(given, "ndim", 4) < 4
-    return [cast("ImageSource", given)] if lone or not isinstance(given, Iterable) else cast("Iterable[Any]", given)
+    return [cast("ImageSource", given)] if is_one_image(given) else cast("Iterable[Any]", given)
 
 
 def is_settled(source: object) -> bool:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -55,6 +55,14 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[a-z]+/")
 def is_address(text: str) -> bool:
     """Whether the text is a URL of any kind rather than a path."""
     return _ADDRESS.match(text) is not None
+
+
+def is_one_image(source: object) -> bool:
+    """Whether this stands for one image, which need not be there, rather than for several things."""
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or not isinstance(source, Iterable):
+        return True
+    # Open files, arrays and PIL images, some of which can be gone through as well.
+    return hasattr(source, "read") or hasattr(source, "convert") or getattr(source, "ndim", 4) < 4
 
 
 def describe_source(source: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TypeVar
 
@@ -11,34 +12,55 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ImageError, OptionError
-from openblip.images.decode import ImageTransform
-from openblip.images.prefetch import pixel_batches
-from openblip.images.sources import ImageSource
+from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
-from openblip.results import Scores
+from openblip.results import Embedded, Scores
 from openblip.text import MatchingText, clean_caption, pad_ids, text_list
 
 PAIRS = 64
 """Pairs of image and text that the Q-Former reads at once: enough to keep a GPU busy, some 100 MB for the official
 models."""
 
+QUERIES = "queries"
+"""What is kept of an encoded image: the Q-Former's outputs [Q, width]."""
+
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, eq=False)
-class SeenImages:
-    """What is kept of a batch of images, so that any number of texts can be compared with them.
+class QueriedImages:
+    """A batch of encoded images as the Q-Former's queries see them, which is kept with each image.
 
     Attributes:
         features: [I, N, image width], as the Q-Former reads them.
-        memory: keys and values of its cross-attention.
-        embeds: unit vectors [I, Q, shared width], float32.
     """
 
-    features: Tensor
-    memory: ImageMemory
-    embeds: Tensor
+    def __init__(self, network: Blip2Network, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> None:
+        self.network = network
+        self.encoder = encoder
+        self.images = images
+        self.features = torch.stack([image.features for image in images])
+
+    @cached_property
+    def memory(self) -> ImageMemory:
+        """Keys and values of the Q-Former's cross-attention."""
+        return self.network.qformer.remember(self.features)
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """Outputs of the queries [I, Q, width]."""
+        return torch.stack(self.encoder.derive(self.images, QUERIES, self._queries))
+
+    @cached_property
+    def embeds(self) -> Tensor:
+        """Unit vectors [I, Q, shared width], float32."""
+        return self.network.project_queries(self.queries).float()
+
+    def _queries(self, places: list[int]) -> list[Tensor]:
+        rows = torch.tensor(places, device=self.features.device)
+        memory = self.memory if len(places) == len(self.images) else self.memory.take(rows)
+        # Cloned: a row of the batch would keep the memory of all of it.
+        return [row.clone() for row in self.network.qformer.image(memory)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +73,13 @@ class ReadTexts:
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """One image against M texts: cosines and ITM probabilities [M], or what is wrong with the image."""
+    """One image against M texts: cosines and ITM probabilities [M], or what is wrong with the image.
 
-    source: ImageSource
+    Attributes:
+        source: the path, address or description of the image.
+    """
+
+    source: str
     itc: Tensor | None = None
     itm: Tensor | None = None
     error: ImageError | None = None
@@ -63,7 +89,7 @@ class Matcher:
     """A network with a text side, and what brings words and images to it.
 
     Args:
-        transform: of images to the pixels that the network takes.
+        encoder: of the images.
         pairs: of an image and a text that are read together at once.
     """
 
@@ -71,25 +97,25 @@ class Matcher:
         self,
         network: Blip2Network,
         words: MatchingText,
-        transform: ImageTransform,
+        encoder: CachedEncoder,
         pairs: int = PAIRS,
     ) -> None:
         self.network = network
         self.words = words
-        self.transform = transform
+        self.encoder = encoder
         self.pairs = pairs
 
     @property
     def device(self) -> torch.device:
         return self.network.vision_norm.weight.device
 
+    def queried(self, images: Sequence[EncodedImage]) -> QueriedImages:
+        return QueriedImages(self.network, self.encoder, images)
+
     @torch.inference_mode()
-    def look(self, pixels: Tensor) -> SeenImages:
-        """The image encoder's and the Q-Former's look at a batch of images: pixels [I, 3, S, S]."""
-        features = self.network.image_features(pixels.to(self.network.vision_norm.weight))
-        memory = self.remember(features)
-        queries = self.network.qformer.image(memory)
-        return SeenImages(features, memory, self.network.project_queries(queries).float())
+    def memory(self, images: Sequence[EncodedImage]) -> ImageMemory:
+        """What ITM reads of encoded images."""
+        return self.queried(images).memory
 
     @torch.inference_mode()
     def remember(self, features: Tensor) -> ImageMemory:
@@ -106,9 +132,9 @@ class Matcher:
         return ReadTexts(ids, torch.cat(embeds))
 
     @torch.inference_mode()
-    def compare(self, seen: SeenImages, texts: ReadTexts) -> Tensor:
+    def compare(self, images: QueriedImages, texts: ReadTexts) -> Tensor:
         """ITC: cosines [I, M], on the CPU."""
-        return itc_similarity(seen.embeds, texts.embeds).cpu()
+        return itc_similarity(images.embeds, texts.embeds).cpu()
 
     @torch.inference_mode()
     def match(self, memory: ImageMemory, texts: ReadTexts, chosen: Tensor) -> Tensor:
@@ -130,13 +156,32 @@ class Matcher:
                 logits[there] = found.float().cpu().view(len(rows), -1, 2)
         return logits
 
-    def embed_images(self, sources: ImageSource | Iterable[ImageSource], batch_size: int) -> Tensor:
+    def embed_images(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Tensor:
         """Unit vectors [N, Q, shared width], float32 on the CPU."""
         config = self.network.config
         rows = [torch.empty(0, config.qformer.num_queries, config.shared_width)]
-        for batch in pixel_batches(sources, self.transform, batch_size):
-            rows.append(self.look(batch.whole()).embeds.cpu())
+        for embedded in self.embed_many(sources, batch_size):
+            if embedded.error is not None:
+                raise embedded.error
+            rows += [] if embedded.embeds is None else [embedded.embeds[None]]
         return torch.cat(rows)
+
+    @torch.inference_mode()
+    def embed_batch(self, images: Sequence[EncodedImage]) -> Tensor:
+        """Unit vectors [I, Q, shared width] of encoded images, float32 on the CPU."""
+        config = self.network.config
+        if not images:
+            return torch.empty(0, config.qformer.num_queries, config.shared_width)
+        return self.queried(images).embeds.cpu().clone()
+
+    def embed_many(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Iterator[Embedded]:
+        """Unit vectors [Q, shared width] of each image in order, as batches are done."""
+        for batch in self.encoder.batches(sources, batch_size):
+            for source, found in batch.join(self.embed_batch(batch.images)):
+                if isinstance(found, ImageError):
+                    yield Embedded(source, error=found)
+                else:
+                    yield Embedded(source, found)
 
     def embed_texts(self, texts: str | Iterable[str], batch_size: int) -> Tensor:
         """Unit vectors [M, shared width], float32 on the CPU."""
@@ -144,19 +189,19 @@ class Matcher:
         return self.read(texts, _checked(batch_size)).embeds.cpu().clone()
 
     def score(
-        self, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], *, itm: bool, batch_size: int
+        self, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], *, itm: bool, batch_size: int
     ) -> Iterator[ImageScores]:
         """Each image against all texts, in order, as batches are done; texts are read once, at the beginning."""
         told = self.read(texts)
-        for batch in pixel_batches(sources, self.transform, batch_size):
-            for source, found in batch.join(self._score(batch.pixels, told, itm)):
+        for batch in self.encoder.batches(sources, batch_size):
+            for source, found in batch.join(self._score(batch.images, told, itm)):
                 if isinstance(found, ImageError):
                     yield ImageScores(source, error=found)
                 else:
                     yield ImageScores(source, *found)
 
     def scores(
-        self, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], *, itm: bool, batch_size: int
+        self, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], *, itm: bool, batch_size: int
     ) -> Scores:
         """As `score`, in one table; the first image that cannot be read raises its ImageError."""
         texts = text_list(texts)
@@ -169,15 +214,16 @@ class Matcher:
             odds += [] if row.itm is None else [row.itm[None]]
         return Scores(torch.cat(itc), torch.cat(odds) if itm else None)
 
-    def _score(self, pixels: Tensor, texts: ReadTexts, itm: bool) -> list[tuple[Tensor, Tensor | None]]:
-        if not len(pixels):
+    @torch.inference_mode()
+    def _score(self, images: Sequence[EncodedImage], texts: ReadTexts, itm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        if not images:
             return []
-        seen = self.look(pixels)
-        cosines = self.compare(seen, texts)
+        batch = self.queried(images)
+        cosines = self.compare(batch, texts)
         if not itm:
             return [(row, None) for row in cosines]
-        everything = torch.arange(len(texts.ids)).expand(len(pixels), -1)
-        odds = self.match(seen.memory, texts, everything).softmax(dim=-1)[..., 1]
+        everything = torch.arange(len(texts.ids)).expand(len(images), -1)
+        odds = self.match(batch.memory, texts, everything).softmax(dim=-1)[..., 1]
         return list(zip(cosines, odds, strict=True))
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

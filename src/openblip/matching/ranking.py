@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.images.prefetch import pixel_batches
-from openblip.images.sources import ImageSource, describe_source
-from openblip.matching.matcher import Matcher, ReadTexts, SeenImages, batches
+from openblip.images.encoded_image import ImageInput, name_of
+from openblip.matching.matcher import Matcher, QueriedImages, ReadTexts, batches
 from openblip.results import Ranked, Rankings
 from openblip.text import text_list
 
@@ -53,7 +52,7 @@ class Search:
 
 
 def rank_images(
-    matcher: Matcher, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], search: Search
+    matcher: Matcher, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], search: Search
 ) -> list[list[Ranked]]:
     """Images for each text. Every image is encoded once, and dropped when it is no text's candidate any more."""
     texts = text_list(texts)
@@ -64,7 +63,7 @@ def rank_images(
 
 
 def rank_texts(
-    matcher: Matcher, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], search: Search
+    matcher: Matcher, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], search: Search
 ) -> list[list[Ranked]]:
     """Texts for each image."""
     texts = text_list(texts)
@@ -75,7 +74,7 @@ def rank_texts(
 
 
 def rank_both(
-    matcher: Matcher, sources: ImageSource | Iterable[ImageSource], texts: str | Iterable[str], search: Search
+    matcher: Matcher, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], search: Search
 ) -> Rankings:
     """Both from one look at each image."""
     texts = text_list(texts)
@@ -116,17 +115,17 @@ def rank(
 
 def _walk(
     matcher: Matcher,
-    sources: ImageSource | Iterable[ImageSource],
+    sources: ImageInput | Iterable[ImageInput],
     told: ReadTexts,
     batch_size: int,
     ways: Sequence[_ImagesForTexts | _TextsForImages],
 ) -> None:
     """Look at each image once, for one way of searching or both."""
-    for batch in pixel_batches(sources, matcher.transform, batch_size):
-        seen = matcher.look(batch.whole())
-        cosines = matcher.compare(seen, told)
+    for batch in matcher.encoder.batches(sources, batch_size):
+        images = matcher.queried(batch.whole())
+        cosines = matcher.compare(images, told)
         for way in ways:
-            way.add(seen, cosines, [describe_source(source) for source in batch.sources])
+            way.add(images, cosines, [name_of(source) for source in batch.sources])
 
 
 def _best_first(scores: Tensor) -> Tensor:
@@ -144,9 +143,9 @@ class _TextsForImages:
         self.search = search
         self.ranked: list[list[Ranked]] = []
 
-    def add(self, seen: SeenImages, cosines: Tensor, names: Sequence[str]) -> None:
+    def add(self, images: QueriedImages, cosines: Tensor, names: Sequence[str]) -> None:
         self.ranked += rank(
-            cosines, self.texts, self.search, lambda chosen: self.matcher.match(seen.memory, self.told, chosen)
+            cosines, self.texts, self.search, lambda chosen: self.matcher.match(images.memory, self.told, chosen)
         )
 
 
@@ -163,7 +162,7 @@ class _ImagesForTexts:
         self._best = torch.empty(len(told.ids), 0)
         self._best_images = torch.empty(len(told.ids), 0, dtype=torch.int64)
 
-    def add(self, seen: SeenImages, cosines: Tensor, names: Sequence[str]) -> None:
+    def add(self, images: QueriedImages, cosines: Tensor, names: Sequence[str]) -> None:
         first = len(self.names)
         self.names += names
         self.cosines.append(cosines)
@@ -176,7 +175,7 @@ class _ImagesForTexts:
         self.features = {image: features for image, features in self.features.items() if image in kept}
         for row in range(len(names)):
             if first + row in kept:
-                self.features[first + row] = seen.features[row].to("cpu", copy=True)
+                self.features[first + row] = images.features[row].to("cpu", copy=True)
 
     def ranked(self) -> list[list[Ranked]]:
         cosines = torch.cat(self.cosines).T if self.cosines else torch.empty(len(self.told.ids), 0)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
-from openblip.errors import OptionError
+from openblip.models.text_options import answer_options
 from openblip.text import clean_question
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from openblip.generation.options import TextOptions
-    from openblip.images.sources import ImageSource
-    from openblip.models.blip2 import Blip2
+    from openblip.images.encoded_image import EncodedImage
+    from openblip.models.writer import Writer
     from openblip.text import Pieces
 
 
@@ -26,9 +26,9 @@ class Chat:
         turns: what was asked and answered so far.
     """
 
-    def __init__(self, model: Blip2, image: ImageSource) -> None:
-        self.model = model
-        self.seen = model.look(image)
+    def __init__(self, writer: Writer, image: EncodedImage) -> None:
+        self.writer = writer
+        self.image = image
         self.turns: list[tuple[str, str]] = []
 
     @overload
@@ -40,25 +40,29 @@ class Chat:
         """Ask the next question; the oldest turns are left out once they no longer fit the model.
 
         Args:
-            stream: give the pieces of the answer as they are written, as `Blip2.ask` does. An answer counts as said
-                once it is written to its end.
+            stream: give the pieces of the answer as they are written, as `Model.ask` does. An answer joins the
+                conversation once it is written to its end.
+
+        Raises:
+            OptionError: the question is empty, or an option out of range.
         """
+        self.writer.question(question)  # an empty one is an error
         asked = clean_question(question)
-        if asked == "?":
-            raise OptionError("the question is empty: ask something about the image")
-        told = list(self.turns)
-        while told and not self.model.fits(self._prompt(told, asked), options.get("max_new_tokens")):
-            told.pop(0)
+        chosen = answer_options(self.writer.parts, options, stream=stream)
+        turns = list(self.turns)
+        while turns and not self.writer.fits(self.image, self._prompt(turns, asked), chosen.max_new_tokens):
+            turns.pop(0)
+        prompt = self._prompt(turns, asked)
         if stream:
-            return self._say(asked, self.model.stream(self.seen, self._prompt(told, asked), **options))
-        answer = self.model.complete(self.seen, [self._prompt(told, asked)], **options)[0].text
+            return self._finish(asked, self.writer.stream(self.image, prompt, chosen))
+        answer = self.writer.texts(self.image, [prompt], chosen)[0].text
         self.turns.append((asked, answer))
         return answer
 
-    def _say(self, asked: str, pieces: Pieces) -> Pieces:
+    def _finish(self, asked: str, pieces: Pieces) -> Pieces:
         answer = yield from pieces
         self.turns.append((asked, answer))
         return answer
 
     def _prompt(self, turns: list[tuple[str, str]], question: str) -> str:
-        return self.model.parts.prompts.chat(turns, question)
+        return self.writer.parts.prompts.chat(turns, question)

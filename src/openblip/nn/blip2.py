@@ -53,6 +53,16 @@ class Blip2Config:
         """The language model whose weights belong to the network; None where it is external, or there is none."""
         return None if self.language is None or self.language.is_external else cast(OwnLanguageConfig, self.language)
 
+    @property
+    def text_vocab_size(self) -> int:
+        """Ids that the text side reads; 0 without one."""
+        return self.qformer.vocab_size
+
+    @property
+    def text_positions(self) -> int:
+        """Tokens of the longest text that the text side reads."""
+        return self.qformer.max_positions
+
 
 class Blip2Network(nn.Module):
     """The parts and how tensors pass between them; objectives and generation are built on top.

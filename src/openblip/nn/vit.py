@@ -245,6 +245,9 @@ class VisionTransformer(nn.Module):
     def fold(self) -> None:
         """It has no batch normalisation to fold."""
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Its one convolution is small, and stays in the type of what goes in."""
+
     def prepared(self, dtype: torch.dtype) -> VisionTransformer:
         """What reads many images fast: itself, as it is."""
         return self

@@ -21,8 +21,9 @@ from openblip.checkpoints.transformers.read import load_transformers
 from openblip.errors import CheckpointError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from tests.checkpoints.theirs import QUERIES, Theirs, bert_words, opt_words, write_matcher, write_writer
+from tests.pairs.prompts import prompt_row
 
 TOLERANCE = 1e-5
 TABLE = "language_model.model.decoder.embed_tokens.weight"
@@ -41,7 +42,7 @@ def matcher(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
 
 
 @pytest.fixture(scope="module")
-def our_writer(writer: Theirs) -> Blip2:
+def our_writer(writer: Theirs) -> Model:
     return openblip.load(writer.folder, device="cpu")
 
 
@@ -63,7 +64,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @torch.no_grad()
-def test_features_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
+def test_features_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
     images = [Image.open(path) for path in photos]
     pixels = writer.processor(images=images, return_tensors="pt")["pixel_values"]
     features = our_writer.image_features(images)
@@ -76,7 +77,7 @@ def test_features_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Pat
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("prompt", [None, "a dog", "Question: what is it? Answer:"])
 def test_ids_are_those_of_their_generate(
-    writer: Theirs, our_writer: Blip2, photos: list[Path], beams: int, prompt: str | None
+    writer: Theirs, our_writer: Model, photos: list[Path], beams: int, prompt: str | None
 ) -> None:
     found = our_writer.caption_many(photos, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=0)
     texts = []
@@ -86,7 +87,7 @@ def test_ids_are_those_of_their_generate(
         ids = writer.model.generate(**inputs, num_beams=beams, max_new_tokens=9, do_sample=False)[0].tolist()
         # Behind ids, theirs come as a whole; the mark for images in front stands for what was seen.
         ids = ids[inputs["input_ids"].shape[1] if "input_ids" in inputs else QUERIES + 1 :]
-        row = our_writer._join(our_writer.visual_prompt(path), prompt or "")
+        row = prompt_row(our_writer, path, prompt or "")
         stop = our_writer._stop_id()
         options = GenerationOptions(max_new_tokens=9, num_beams=beams, stop_ids=(stop,))
         ours = list(generate(our_writer.network.decoder, [row], options)[0][0].ids)
@@ -98,7 +99,7 @@ def test_ids_are_those_of_their_generate(
     assert len(set(texts)) > 2  # it depends on what is seen
 
 
-def test_answers_are_theirs(writer: Theirs, our_writer: Blip2, photos: list[Path]) -> None:
+def test_answers_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
     prompt = "Question: what is it? Answer:"
     inputs = writer.processor(images=Image.open(photos[0]).convert("RGB"), text=prompt, return_tensors="pt")
     found = writer.model.generate(**inputs, max_new_tokens=7, do_sample=False)[0]
@@ -158,21 +159,21 @@ def write_form(folder: Path, form: str) -> None:
     "form",
     ["shards", "bin", "bin shards", "bin with head and strays", "head alone", "shards with head", "bin shards strays"],
 )
-def test_every_form_of_file_gives_the_same_tensors(folder: Path, our_writer: Blip2, form: str) -> None:
+def test_every_form_of_file_gives_the_same_tensors(folder: Path, our_writer: Model, form: str) -> None:
     write_form(folder, form)
     found, expected = load_transformers(folder).network.state_dict(), our_writer.network.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_safetensors_come_before_pickles(folder: Path, our_writer: Blip2) -> None:
+def test_safetensors_come_before_pickles(folder: Path, our_writer: Model) -> None:
     torch.save({"nothing": torch.zeros(1)}, folder / "pytorch_model.bin")
     found = load_transformers(folder).network.state_dict()
     assert torch.equal(found["decoder.tokens.weight"], our_writer.network.state_dict()["decoder.tokens.weight"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_half_precision_is_cast_on_the_way(folder: Path, our_writer: Blip2, dtype: torch.dtype) -> None:
+def test_half_precision_is_cast_on_the_way(folder: Path, our_writer: Model, dtype: torch.dtype) -> None:
     path = folder / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
     found, expected = load_transformers(folder, dtype).network.state_dict(), our_writer.network.state_dict()
@@ -210,7 +211,7 @@ def test_a_vocabulary_of_older_files_is_the_same(folder: Path, writer: Theirs) -
         assert found.decode(found.encode(text)) == expected.decode(expected.encode(text))
 
 
-def test_the_mark_for_images_is_no_word(our_writer: Blip2, writer: Theirs) -> None:
+def test_the_mark_for_images_is_no_word(our_writer: Model, writer: Theirs) -> None:
     words = our_writer.parts.tokenizer
     assert words is not None
     assert writer.processor.tokenizer.convert_tokens_to_ids("<image>") == words.vocab_size

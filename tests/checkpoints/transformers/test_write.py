@@ -170,7 +170,7 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
         # One row twice; a CPU's products at a matrix's end may add up in another order than those within.
         assert difference(found[..., -1], found[..., both.tokenizer.pad_id]) <= 4e-7 * found.abs().max().item()
         text = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
-        answer = ours.complete(ours.visual_prompt(path), [PROMPT], num_beams=1, max_new_tokens=8, min_new_tokens=0)[0]
+        answer = ours.generate(path, PROMPT, details=True, num_beams=1, max_new_tokens=8, min_new_tokens=0)
         expected = text[: text.index(stop)] if stop in text else text
         assert answer.text == " ".join(both.tokenizer.decode(expected).split())
 

@@ -24,7 +24,7 @@ from openblip.checkpoints.tools.merge import merge_adapter
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.integrations.transformers import Blip2ForConditionalGeneration
-from openblip.models.blip2 import Blip2
+from openblip.models.load import model_of
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.opt import Opt, OptConfig
@@ -306,7 +306,7 @@ def test_captions_answers_and_search_with_unmerged_adapters(
     monkeypatch.chdir(tiny_model_folder.parent)
     save_adapter(parts, tmp_path, tiny_model_folder.name)
     monkeypatch.chdir("/")
-    model = Blip2(parts, choose_placement("cpu", "float32"))
+    model = model_of(parts, choose_placement("cpu", "float32"))
     merged = openblip.load(tmp_path, device="cpu")
     untrained = openblip.load(tiny_model_folder, device="cpu")
     assert merged.caption(photos) == model.caption(photos) != untrained.caption(photos)

@@ -8,7 +8,7 @@ model is not copied: config.json says where it lies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from openblip.checkpoints.families import BLIP2, Family, find_family
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.lora.fit import merge_external
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts, read_defaults
-from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.tensors.assign import NOT_FINITE, Placer
 from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
@@ -29,14 +29,11 @@ from openblip.checkpoints.tensors.mmap import MappedFile
 from openblip.checkpoints.tensors.wrappers import NATIVE_ROOTS, Peeled
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
-from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.efficientnet import EfficientNetConfig
+from openblip.nn.blip2 import Blip2Network
 from openblip.nn.hf_language_model import ExternalLanguageModel
-from openblip.nn.qformer import QFormerConfig
 from openblip.nn.quant.int4 import Int4Linear, dequantise_groups
 from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide
 from openblip.nn.quant.swap import BITS, quantised_layers
-from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
 
 FORMAT_VERSION = 2
@@ -47,14 +44,6 @@ ADAPTER_MARK = ".lora_"
 """In names of what peft has put into a network."""
 MATRIX_ELEMENTS = 16_384
 """Smaller matrices are not worth quantising."""
-VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
-    "vit": VitConfig,
-    "efficientnet": EfficientNetConfig,
-}
-
-OWN_LANGUAGES = {known.config.prefix: known.config for known in LANGUAGES.values()}
-"""In config.json and in names of tensors."""
-
 STORAGES = ("float32", "float16", "int8")
 
 
@@ -67,18 +56,13 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     Raises:
         OptionError: an unknown storage, or adapters in the network.
     """
-    config = parts.network.config
     content = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "name": parts.name,
-        "vision": {"kind": config.vision.kind, **asdict(config.vision)},
-        "qformer": asdict(config.qformer),
-        **dict.fromkeys(OWN_LANGUAGES),
-        **({} if config.own_language is None else {config.own_language.prefix: asdict(config.own_language)}),
+        "family": parts.family,
+        **find_family(parts.family, folder).write(parts.network.config),
         "external": None if parts.external is None else asdict(parts.external),
-        "shared_width": config.shared_width,
-        "vision_norm_eps": config.vision_norm_eps,
         "image": asdict(parts.transform),
         "matching_tokens": None if parts.matching is None else parts.matching.max_tokens,
         "prompts": asdict(parts.prompts),
@@ -126,29 +110,15 @@ def load_native(
     path = folder / CONFIG_FILE
     content = _read_config(path)
     try:
-        if not isinstance(content["vision"], dict):
-            raise TypeError("vision has no settings of an image encoder: get it again")
-        vision = dict(content["vision"])
-        kind = vision.pop("kind")
-        if not isinstance(kind, str) or kind not in VISION_KINDS:
-            known = ", ".join(VISION_KINDS)
-            raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
-        own = {prefix: content[prefix] for prefix in OWN_LANGUAGES if content.get(prefix) is not None}
+        family = find_family(content.get("family", BLIP2.name), path)  # older folders do not say
         external = content.get("external", content.get("borrowed"))  # its first name
-        if len(own) + (external is not None) > 1:
-            raise ValueError(f"a BLIP-2 has one language model, not {', '.join(own)} at once")
         source = None if external is None else build(LanguageSource, external, path)
         language = None if source is None else load_language_model(source, dtype, device, beside=folder)
-        settings = {
-            "vision": build(VISION_KINDS[kind], vision, path),
-            "qformer": build(QFormerConfig, content["qformer"], path),
-            "language": None if language is None else language.model.config,
-            "shared_width": content["shared_width"],
-            "vision_norm_eps": content["vision_norm_eps"],
-        }
-        for prefix, sizes in own.items():
-            settings["language"] = build(OWN_LANGUAGES[prefix], sizes, path)
-        config = build(Blip2Config, settings, path)
+        config = family.read_config(content, path)
+        if language is not None:
+            if config.language is not None:
+                raise ValueError("it has a language model of its own and an external one: a model has one")
+            config = replace(config, language=language.model.config)
         transform = build(ImageTransform, content["image"], path)
         matching_tokens: object = content["matching_tokens"]
         if not isinstance(matching_tokens, int | None):
@@ -165,7 +135,7 @@ def load_native(
         raise CheckpointError(f"{path} lacks {error}: get the model folder again") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    network = empty_network(config, path, None if language is None else language.model)
+    network = empty_network(config, path, None if language is None else language.model, family)
     if adapter is not None and language is not None:
         adapter = merge_external(adapter, language.model.model)
     chosen_bits = stored_bits if bits is None else bits
@@ -185,7 +155,7 @@ def load_native(
     elif config.language is not None:
         # OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
-    parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source)
+    parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source, family.name)
     _check_words(parts, folder)
     return parts
 
@@ -211,11 +181,13 @@ class _WithoutStart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def empty_network(config: Blip2Config, path: Path, external: ExternalLanguageModel | None = None) -> Blip2Network:
+def empty_network(
+    config: Any, path: Path, external: ExternalLanguageModel | None = None, family: Family = BLIP2
+) -> Any:
     """The network without memory for its weights. Raises CheckpointError when the config at `path` describes none."""
     try:
         with torch.device("meta"), _WithoutStart():
-            return Blip2Network(config, external)
+            return family.network(config) if external is None else family.network(config, external)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} describes no model: {error}") from error
 
@@ -224,13 +196,13 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
     """Every id has its place in the tables, a text can end, and the prompts can be filled in."""
     config, matching = parts.network.config, parts.matching
     if matching is not None:
-        check_ids(matching.tokenizer, config.qformer.vocab_size, folder / MATCHING_FILE)
-    if parts.tokenizer is not None and config.own_language is not None:
-        check_ids(parts.tokenizer, config.own_language.vocab_size, folder / DECODER_FILE)
-    if matching is not None and not 2 < matching.max_tokens <= config.qformer.max_positions:
+        check_ids(matching.tokenizer, config.text_vocab_size, folder / MATCHING_FILE)
+    if parts.tokenizer is not None and config.language is not None and not config.language.is_external:
+        check_ids(parts.tokenizer, config.language.vocab_size, folder / DECODER_FILE)
+    if matching is not None and not 2 < matching.max_tokens <= config.text_positions:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
-            f"not between 3 and the {config.qformer.max_positions} positions of the Q-Former"
+            f"not between 3 and the {config.text_positions} positions of its text side"
         )
     if parts.tokenizer is not None:
         try:

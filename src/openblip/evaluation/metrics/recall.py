@@ -47,7 +47,7 @@ class RetrievalScores:
 
 
 def score_retrieval(rankings: Rankings, image_of_text: int | Iterable[int]) -> RetrievalScores:
-    """Recall of what `Blip2.rank_both` found.
+    """Recall of what `Model.rank_both` found.
 
     Args:
         rankings: at least ten deep, or whole.

@@ -12,7 +12,7 @@ from openblip.evaluation.outcome import Evaluation, Excluded, Row
 from openblip.evaluation.progress import Progress
 from openblip.evaluation.settings import Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 
 def check_captioned(samples: Sequence[Sample]) -> None:
@@ -23,7 +23,7 @@ def check_captioned(samples: Sequence[Sample]) -> None:
 
 
 def evaluate_captions(
-    model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+    model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
     """One caption a picture, scored against all that the samples say of it.
 

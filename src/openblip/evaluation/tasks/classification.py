@@ -18,8 +18,7 @@ from openblip.evaluation.progress import Progress
 from openblip.evaluation.settings import Decision, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.evaluation.tasks.questions import ask_about
-from openblip.evaluation.tasks.retrieval import matcher_of
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 
 NO_LABEL = "(none)"
 """For an answer that stands for no label: always wrong."""
@@ -35,7 +34,7 @@ def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
 
 
 def evaluate_labels(
-    model: Blip2 | None, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+    model: Model | None, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
     """One label a sample.
 
@@ -101,7 +100,7 @@ Labels = list[dict[str, Any]]
 
 
 def _by_text(
-    model: Blip2, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
+    model: Model, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
 ) -> Iterator[tuple[Picture, Labels | ImageError]]:
     """The label whose text is nearest to the picture."""
     chosen = settings.classification
@@ -110,7 +109,7 @@ def _by_text(
     problems: dict[str, ImageError] = {}
     given = sources(pictures, problems)
     match = chosen.by is Decision.MATCH
-    scored = matcher_of(model).score(given, texts, itm=match, batch_size=settings.batch_size)
+    scored = model.require_matcher("match").score(given, texts, itm=match, batch_size=settings.batch_size)
     for picture, found in zip(pictures, scored, strict=True):
         likeness = found.itm if match else found.itc
         if likeness is None:
@@ -122,7 +121,7 @@ def _by_text(
 
 
 def _by_question(
-    model: Blip2, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
+    model: Model, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
 ) -> Iterator[tuple[Picture, Labels | ImageError]]:
     """The label that the answer stands for."""
     chosen = settings.classification

@@ -14,7 +14,7 @@ from openblip.evaluation.outcome import Evaluation, Row
 from openblip.evaluation.progress import Progress
 from openblip.evaluation.settings import Accuracy, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, load_pictures, name_of
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.results import GeneratedText
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check_questioned(samples: Sequence[Sample], accuracy: Accuracy) -> None:
 
 
 def evaluate_answers(
-    model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+    model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
     """One answer a sample; each picture is looked at once for all questions about it.
 
@@ -95,7 +95,7 @@ NOTES = {
 
 
 def ask_about(
-    model: Blip2, pictures: dict[Picture, list[str]], settings: Settings
+    model: Model, pictures: dict[Picture, list[str]], settings: Settings
 ) -> Iterator[tuple[Picture, list[GeneratedText] | ImageError]]:
     """Each picture with the answers to the questions about it, or what is wrong with it; pictures are read ahead."""
     batch: list[tuple[Picture, Image | ImageError]] = []
@@ -111,19 +111,19 @@ def ask_about(
 
 
 def _answered(
-    model: Blip2,
+    model: Model,
     batch: Sequence[tuple[Picture, Image | ImageError]],
     pictures: Mapping[Picture, list[str]],
     settings: Settings,
 ) -> Iterator[tuple[Picture, list[GeneratedText] | ImageError]]:
     asked = [(image, pictures[picture]) for picture, image in batch if not isinstance(image, ImageError)]
-    found = iter(model.answer_many(asked, frame=settings.prompt, **settings.text_options()))
+    found = model.ask_many(asked, template=settings.prompt, batch_size=max(1, len(asked)), **settings.text_options())
     for picture, image in batch:
-        yield picture, image if isinstance(image, ImageError) else next(found)
+        yield picture, image if isinstance(image, ImageError) else list(next(found).answers)
 
 
 def _ask_all(
-    model: Blip2,
+    model: Model,
     pictures: dict[Picture, list[int]],
     samples: Sequence[Sample],
     settings: Settings,

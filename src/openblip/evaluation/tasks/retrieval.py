@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from openblip.data.sample import Picture, Sample
-from openblip.errors import CheckpointError, ImageError, OptionError
+from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.recall import DEPTHS, score_retrieval
 from openblip.evaluation.outcome import Evaluation, Excluded, Row
 from openblip.evaluation.progress import Progress
 from openblip.evaluation.settings import Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
-from openblip.images.prefetch import PixelBatch, pixel_batches
+from openblip.images.encoded_image import EncodedBatch
 from openblip.matching.matcher import Matcher, ReadTexts
 from openblip.matching.ranking import Search, rank
-from openblip.models.blip2 import Blip2
+from openblip.models.model import Model
 from openblip.nn.blip2 import itc_similarity
 from openblip.results import Ranked, Rankings
 
 
 def evaluate_retrieval(
-    model: Blip2, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
+    model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
     """Recall both ways between the samples' pictures and all their captions.
 
@@ -44,7 +44,7 @@ def evaluate_retrieval(
         ImageError: a picture cannot be read, and the policy is to stop.
     """
     groups = grouped(samples, "retrieval")
-    matcher = matcher_of(model)
+    matcher = model.require_matcher("match")
     steps = 2 * len(groups)
     look = _Looks(matcher, list(groups), settings.batch_size)
     embeds, lost = _embed_all(look, settings, journal, lambda done: progress(done, steps))
@@ -80,27 +80,20 @@ def evaluate_retrieval(
     return Evaluation(Task.RETRIEVAL, scores.table, rows, "reciprocal rank", list(lost.values()), (note,))
 
 
-def matcher_of(model: Blip2) -> Matcher:
-    """What compares pictures and texts. Raises CheckpointError when the model has no text side."""
-    if model.parts.matching is None:
-        raise CheckpointError(f"the model {model.name} has no text side: it can caption and answer only")
-    return Matcher(model.network, model.parts.matching, model.parts.transform)
-
-
 class _Looks:
-    """Pictures as pixels, some at a time."""
+    """Pictures, some at a time."""
 
     def __init__(self, matcher: Matcher, pictures: Sequence[Picture], batch_size: int) -> None:
         self.matcher = matcher
         self.pictures = pictures
         self.batch_size = batch_size
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], PixelBatch, dict[str, ImageError]]]:
-        """Numbers of pictures, their pixels, and the errors of packed ones by name."""
+    def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], EncodedBatch, dict[str, ImageError]]]:
+        """Numbers of pictures, encoded, and the errors of packed ones by name."""
         problems: dict[str, ImageError] = {}
         given = sources((self.pictures[number] for number in numbers), problems)
         done = 0
-        for batch in pixel_batches(given, self.matcher.transform, self.batch_size):
+        for batch in self.matcher.encoder.batches(given, self.batch_size):
             yield list(numbers[done : done + len(batch.sources)]), batch, problems
             done += len(batch.sources)
 
@@ -118,10 +111,10 @@ def _embed_all(
     done = len(look.pictures) - len(left)
     progress(done)
     for numbers, batch, problems in look.batches(left):
-        found = iter(look.matcher.look(batch.pixels).embeds if len(batch.pixels) else ())
+        found = iter(look.matcher.embed_batch(batch.images))
         for number, error in zip(numbers, batch.errors, strict=True):
             if error is None:
-                embeds[number] = next(found).cpu().numpy()
+                embeds[number] = next(found).numpy()
             else:
                 name = name_of(look.pictures[number])
                 lost[number] = excluded(name, problems.get(name, error), settings.on_bad_image)
@@ -158,7 +151,7 @@ def _match_all(
     done = len(look.pictures) - len(left)
     progress(done)
     for numbers, batch, _ in look.batches(left):
-        memory = look.matcher.look(batch.whole()).memory
+        memory = look.matcher.memory(batch.whole())
         for row, number in enumerate(numbers):
             texts = chosen[places[number]].nonzero().flatten()
             one = memory.take(torch.tensor([row], device=look.matcher.device))

@@ -25,7 +25,7 @@ from openblip.evaluation.settings import (
     Task,
     Wish,
 )
-from openblip.models.blip2 import Blip2
+from openblip.models.load import model_of
 from openblip.saving import naming
 from openblip.training.init.start import start_model, with_weights
 from openblip.training.metrics import ANSWERS, CAPTIONS, OF_A_KIND, RECALLS
@@ -50,7 +50,7 @@ class Evaluator:
             raise OptionError(f"evaluation.metric is {self.section.metric!r}: it is none of {', '.join(known)}")
 
     def __call__(self, learnt: Mapping[str, Tensor], say: Callable[[str], None]) -> float:
-        model = Blip2(
+        model = model_of(
             with_weights(start_model(self.recipe, self.images), learnt), Placement(self.device, torch.float32)
         )
         found = score_model(model, self.samples, self.settings)

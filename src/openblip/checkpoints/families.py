@@ -1,0 +1,143 @@
+"""Families of models, as files know them: the sizes of a network, and how the network is built of them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from openblip.checkpoints.json_files import build
+from openblip.checkpoints.names.languages import LANGUAGES
+from openblip.errors import CheckpointError, OptionError
+from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.efficientnet import EfficientNetConfig
+from openblip.nn.qformer import QFormerConfig
+from openblip.nn.vit import VitConfig
+
+SIZES = "sizes"
+VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
+    known.kind: known for known in (VitConfig, EfficientNetConfig)
+}
+OWN_LANGUAGES = {known.config.prefix: known.config for known in LANGUAGES.values()}
+"""In config.json and in names of tensors."""
+
+
+def write_sizes(config: Any) -> dict[str, Any]:
+    """A section of config.json that says what a network consists of."""
+    return {SIZES: _with_kinds(config)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that are built alike.
+
+    Attributes:
+        name: in config.json, and of every model's `family`.
+        config: a frozen dataclass of numbers, texts and dataclasses of them; where a field may be of several
+            dataclasses, each has a `kind`. Its `language`, if it has one, is the language model's.
+        network: a config to the network, whose `config` it is. It is called on the meta device.
+        write: a config to sections of config.json.
+        read: config.json and its path to the config.
+    """
+
+    name: str
+    config: type[Any]
+    network: Callable[..., nn.Module]
+    write: Callable[[Any], dict[str, Any]] = write_sizes
+    read: Callable[[Mapping[str, Any], Path], Any] | None = None
+
+    def read_config(self, content: Mapping[str, Any], path: Path) -> Any:
+        """The sizes that config.json says.
+
+        Raises:
+            CheckpointError: naming `path` and what is wrong in it.
+        """
+        if self.read is not None:
+            return self.read(content, path)
+        return _build_nested(self.config, content.get(SIZES), path)
+
+
+def _write_blip2(config: Blip2Config) -> dict[str, Any]:
+    own = config.own_language
+    return {
+        "vision": _with_kinds(config.vision),
+        "qformer": asdict(config.qformer),
+        **dict.fromkeys(OWN_LANGUAGES),
+        **({} if own is None else {own.prefix: asdict(own)}),
+        "shared_width": config.shared_width,
+        "vision_norm_eps": config.vision_norm_eps,
+    }
+
+
+def _read_blip2(content: Mapping[str, Any], path: Path) -> Blip2Config:
+    """The sizes, without an external language model."""
+    if not isinstance(content["vision"], dict):
+        raise TypeError("vision has no settings of an image encoder: get it again")
+    vision = dict(content["vision"])
+    kind = vision.pop("kind")
+    if not isinstance(kind, str) or kind not in VISION_KINDS:
+        known = ", ".join(VISION_KINDS)
+        raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
+    own = {prefix: content[prefix] for prefix in OWN_LANGUAGES if content.get(prefix) is not None}
+    if len(own) > 1:
+        raise ValueError(f"a BLIP-2 has one language model, not {', '.join(own)} at once")
+    settings = {
+        "vision": build(VISION_KINDS[kind], vision, path),
+        "qformer": build(QFormerConfig, content["qformer"], path),
+        "language": None,
+        "shared_width": content["shared_width"],
+        "vision_norm_eps": content["vision_norm_eps"],
+    }
+    for prefix, sizes in own.items():
+        settings["language"] = build(OWN_LANGUAGES[prefix], sizes, path)
+    return build(Blip2Config, settings, path)
+
+
+BLIP2 = Family("blip2", Blip2Config, Blip2Network, _write_blip2, _read_blip2)
+_FAMILIES = {BLIP2.name: BLIP2}
+
+
+def add_family(family: Family) -> None:
+    """Raises OptionError when there is a family of this name."""
+    if family.name in _FAMILIES:
+        raise OptionError(f"there is a family {family.name!r} already: give another name")
+    _FAMILIES[family.name] = family
+
+
+def find_family(name: object, path: Path) -> Family:
+    """The family that the config.json at `path` names. Raises CheckpointError when there is none."""
+    if not isinstance(name, str) or name not in _FAMILIES:
+        raise CheckpointError(f"{path} is of the family {name!r}: this OpenBLIP knows {', '.join(_FAMILIES)}")
+    return _FAMILIES[name]
+
+
+def _with_kinds(config: Any) -> Any:
+    """A dataclass as JSON, the dataclasses in it with their `kind` where they have one."""
+    if not is_dataclass(config):
+        return config
+    values = {field.name: _with_kinds(getattr(config, field.name)) for field in fields(config)}
+    return {"kind": config.kind, **values} if hasattr(config, "kind") else values
+
+
+def _build_nested(kind: type[Any], values: Any, path: Path) -> Any:
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{path} has {values!r} where settings of {kind.__name__} belong: get it again")
+    hints = get_type_hints(kind)
+    built = {name: _build_one(hints.get(name), value, path) for name, value in values.items() if name != "kind"}
+    return build(kind, built, path)
+
+
+def _build_one(hint: Any, value: Any, path: Path) -> Any:
+    several = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    known = [one for one in several if isinstance(one, type) and is_dataclass(one)]
+    if not known or value is None:
+        return value
+    named = {getattr(one, "kind", None): one for one in known}
+    given = value.get("kind") if isinstance(value, Mapping) else None
+    if given not in named and len(known) > 1:
+        raise CheckpointError(f"{path}: {given!r} is not one of {', '.join(map(str, named))}")
+    return _build_nested(named.get(given, known[0]), value, path)

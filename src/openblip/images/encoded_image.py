@@ -1,0 +1,251 @@
+"""Images as a model has encoded them, and the one cache of them: whatever is asked of an image, it is encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from openblip.errors import ImageError, OptionError
+from openblip.images.decode import ImageTransform, load_squashed, normalise
+from openblip.images.prefetch import is_settled, read_ahead, source_list
+from openblip.images.sources import ImageSource, describe_source, is_one_image
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT_BYTES = 256 * 2**20
+"""For a BLIP-2 with a ViT-g and OPT 2.7B in float32, 140 images, or 12 that several questions were asked about."""
+
+ImageInput: TypeAlias = "ImageSource | EncodedImage"
+"""Whatever a model takes as an image."""
+
+Derived = TypeVar("Derived")
+Result = TypeVar("Result")
+
+
+class EncodedImage:
+    """An image as one model has encoded it, accepted by this model wherever an image is.
+
+    Attributes:
+        key: the same for the same pixels, wherever they came from.
+        features: what the image encoder gave: [N, image width], on the model's device.
+        source: path, address or description of the image.
+    """
+
+    def __init__(self, key: bytes, features: Tensor, source: str, encoder: CachedEncoder) -> None:
+        self.key = key
+        self.features = features
+        self.source = source
+        self.encoder = encoder
+        self.derived: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"EncodedImage({self.source!r}, features={list(self.features.shape)})"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the features and of what was derived from them by now."""
+        return self.features.nbytes + int(sum(value.nbytes for value in self.derived.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Images that were encoded together.
+
+    Attributes:
+        sources: as they were given.
+        errors: for each source what is wrong with it, or None.
+        images: of the sources without an error.
+    """
+
+    sources: list[ImageInput]
+    errors: list[ImageError | None]
+    images: list[EncodedImage]
+
+    def whole(self) -> list[EncodedImage]:
+        """The images of all sources; the first error, if there is one, is raised."""
+        for error in self.errors:
+            if error is not None:
+                raise error
+        return self.images
+
+    def join(self, results: Iterable[Result]) -> Iterator[tuple[str, Result | ImageError]]:
+        """The name of each source with its result, of which there is one an image, or with its error."""
+        given = iter(results)
+        for source, error in zip(self.sources, self.errors, strict=True):
+            yield name_of(source), next(given) if error is None else error
+
+
+def name_of(source: ImageInput) -> str:
+    """The path, address or description of an image."""
+    return source.source if isinstance(source, EncodedImage) else describe_source(source)
+
+
+def image_list(given: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    """Images to go through; a lone one is one, not its letters, lines or rows."""
+    return [given] if isinstance(given, EncodedImage) else source_list(cast("Iterable[Any]", given))
+
+
+def is_one(images: object) -> bool:
+    """Whether this is one image rather than several."""
+    return isinstance(images, EncodedImage) or is_one_image(images)
+
+
+class ImageCache:
+    """Encoded images by their content, those used last within a bound of bytes; threads may share it.
+
+    Args:
+        limit: bytes of features, keys and values, on the model's device; 0 keeps nothing.
+
+    Raises:
+        OptionError: a limit below 0.
+    """
+
+    def __init__(self, limit: int = DEFAULT_BYTES) -> None:
+        if limit < 0:
+            raise OptionError(f"image_cache is {limit} bytes: give 0 or more")
+        self.limit = limit
+        self._lock = Lock()
+        self._kept: OrderedDict[bytes, tuple[EncodedImage, int]] = OrderedDict()
+        self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __reduce__(self) -> tuple[type[ImageCache], tuple[int]]:
+        # A copy of the model, in another process perhaps, starts with none: a lock cannot be copied.
+        return ImageCache, (self.limit,)
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def find(self, key: bytes) -> EncodedImage | None:
+        """The image with this content, which counts as used now."""
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+
+    def keep(self, image: EncodedImage) -> None:
+        """Keep an image, or measure it anew after it was used, and let go of those unused the longest."""
+        size = image.nbytes
+        with self._lock:
+            self._drop(image.key)
+            if size > self.limit:
+                return
+            self._kept[image.key] = image, size
+            self._nbytes += size
+            while self._nbytes > self.limit:
+                self._drop(next(iter(self._kept)))
+
+    def clear(self) -> None:
+        """Let go of all images: when the model's weights were changed, or to free memory."""
+        with self._lock:
+            self._kept.clear()
+            self._nbytes = 0
+
+    def _drop(self, key: bytes) -> None:
+        if key in self._kept:
+            self._nbytes -= self._kept.pop(key)[1]
+
+
+class CachedEncoder:
+    """A model's image encoder behind its cache.
+
+    Args:
+        encode: pixels [B, 3, S, S] float32 on the CPU to features [B, N, image width] on the model's device.
+        transform: of images to the pixels that it takes.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], transform: ImageTransform, cache: ImageCache) -> None:
+        self.encode_pixels = encode
+        self.transform = transform
+        self.cache = cache
+
+    def encode(self, source: ImageInput) -> EncodedImage:
+        """Raises ImageError when the image cannot be read, OptionError when another model has encoded it."""
+        return self.encode_all([source])[0]
+
+    def encode_all(self, sources: Sequence[ImageInput]) -> list[EncodedImage]:
+        """Images that are encoded together; the first that cannot be read raises its error."""
+        return self._encode([self._read(source) for source in sources], sources)
+
+    def batches(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Iterator[EncodedBatch]:
+        """Images in order, `batch_size` at a time, the next ones being read while the caller computes.
+
+        Sources are taken, in the caller's thread, as far ahead as `openblip.images.prefetch.read_ahead` says.
+        """
+        for batch in read_ahead(image_list(sources), self._read, batch_size, _may_wait):
+            good = [(source, found) for source, found in batch if not isinstance(found, ImageError)]
+            yield EncodedBatch(
+                [source for source, _ in batch],
+                [found if isinstance(found, ImageError) else None for _, found in batch],
+                self._encode([found for _, found in good], [source for source, _ in good]),
+            )
+
+    def derive(
+        self, images: Sequence[EncodedImage], name: str, compute: Callable[[list[int]], Iterable[Derived]]
+    ) -> list[Derived]:
+        """What is computed from features, once an image and kept with it.
+
+        Args:
+            name: what it is called among what is derived.
+            compute: places among `images` of those that lack it to one value each, which has `nbytes`.
+        """
+        lacking = {id(image): place for place, image in enumerate(images) if name not in image.derived}
+        if lacking:
+            places = list(lacking.values())
+            for place, value in zip(places, compute(places), strict=True):
+                images[place].derived[name] = value
+                self.cache.keep(images[place])
+        return [cast(Derived, image.derived[name]) for image in images]
+
+    def _read(self, source: ImageInput) -> EncodedImage | np.ndarray[Any, Any]:
+        if isinstance(source, EncodedImage):
+            if source.encoder is not self:
+                raise OptionError(f"another model has encoded {source.source}: use encode_image of this one")
+            return source
+        return load_squashed(source, self.transform.image_size)
+
+    def _encode(
+        self,
+        found: Sequence[EncodedImage | np.ndarray[Any, Any]],
+        sources: Sequence[ImageInput],
+    ) -> list[EncodedImage]:
+        # Pixels as the encoder takes them: what differs in the file alone is the same image, and a large photo costs
+        # no more to tell apart than a small one.
+        keys = [one.key if isinstance(one, EncodedImage) else _content_key(one) for one in found]
+        known: dict[bytes, EncodedImage] = {}
+        missing: dict[bytes, int] = {}
+        for place, (key, one) in enumerate(zip(keys, found, strict=True)):
+            kept = one if isinstance(one, EncodedImage) else self.cache.find(key)
+            if kept is not None:
+                known[key] = kept
+            elif key not in known:
+                missing[key] = place
+        if missing:
+            new = [cast("np.ndarray[Any, Any]", found[place]) for place in missing.values()]
+            with torch.inference_mode():
+                features = self.encode_pixels(normalise(new, self.transform))
+                for (key, place), row in zip(missing.items(), features, strict=True):
+                    # Cloned: a row of the batch would keep the memory of all of it.
+                    known[key] = EncodedImage(key, row.clone(), name_of(sources[place]), self)
+                    self.cache.keep(known[key])
+        return [known[key] for key in keys]
+
+
+def _may_wait(source: object) -> bool:
+    return isinstance(source, EncodedImage) or is_settled(source)
+
+
+def _content_key(squashed: np.ndarray[Any, Any]) -> bytes:
+    return hashlib.blake2b(squashed.tobytes(), digest_size=16).digest()

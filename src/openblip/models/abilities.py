@@ -1,0 +1,92 @@
+"""What a model can do. Front doors ask for abilities, never for a class or a family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
+
+from openblip.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openblip.images.encoded_image import CachedEncoder
+    from openblip.matching.matcher import Matcher
+    from openblip.models.writer import Writer
+    from openblip.results import Answered, Captioned, Embedded, Matched
+
+Ability: TypeAlias = Literal["caption", "ask", "chat", "match", "embed", "classify"]
+ABILITIES: tuple[Ability, ...] = get_args(Ability)
+"""All there are, in the order in which they are shown."""
+
+LACKS: dict[Ability, str] = {
+    "caption": "has no language model to caption with",
+    "ask": "has no language model to answer with",
+    "chat": "holds no conversation",
+    "match": "has no text side to match with",
+    "embed": "has no text side to embed with",
+    "classify": "does not compare images with the names of classes",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """What a family makes of its network, for `openblip.models.model.Model` to offer.
+
+    Attributes:
+        encoder: of images; everything else takes what it gives.
+        writer: captions and answers; None for a model without a language model.
+        matcher: compares images and texts; None for a model without a text side.
+        abilities: what of it users are offered.
+    """
+
+    encoder: CachedEncoder
+    writer: Writer | None
+    matcher: Matcher | None
+    abilities: tuple[Ability, ...]
+
+
+class HasAbilities(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def abilities(self) -> tuple[Ability, ...]: ...
+
+
+class Captioner(Protocol):
+    """Describes images."""
+
+    def caption_many(self, images: Iterable[Any]) -> Iterator[Captioned]: ...
+
+
+class Answerer(Protocol):
+    """Answers questions about images."""
+
+    def ask_many(self, asked: Iterable[tuple[Any, Any]]) -> Iterator[Answered]: ...
+
+
+class Matching(Protocol):
+    """Says how well texts fit images."""
+
+    def match_many(self, images: Iterable[Any], texts: Any) -> Iterator[Matched]: ...
+
+
+class Embedder(Protocol):
+    """Images and texts as vectors."""
+
+    def embed_images_many(self, images: Iterable[Any]) -> Iterator[Embedded]: ...
+    def embed_texts(self, texts: Any) -> Tensor: ...
+
+
+class Classifier(Protocol):
+    """Chooses among the names of classes."""
+
+    def classify(self, images: Any, labels: Iterable[str]) -> Any: ...
+
+
+def require(model: HasAbilities, ability: Ability) -> None:
+    """Raises CheckpointError, which says what the model can do instead, when it lacks an ability."""
+    if ability not in model.abilities:
+        can = ", ".join(model.abilities)
+        raise CheckpointError(f"the model {model.name} {LACKS[ability]}: it can {can}")

@@ -1,0 +1,35 @@
+"""The families of models: how each is composed. Another one joins by `register_family`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from openblip.checkpoints.families import Family, add_family
+from openblip.devices import Placement
+from openblip.images.encoded_image import ImageCache
+from openblip.models.abilities import Components
+from openblip.models.blip2 import compose_blip2
+
+Composer: TypeAlias = Callable[[Any, Placement, ImageCache], Components]
+"""Takes the `ModelParts` of the family's network, where it runs, and the cache of encoded images."""
+
+_COMPOSERS: dict[str, Composer] = {"blip2": compose_blip2}
+
+
+def register_family(family: Family, compose: Composer) -> None:
+    """Let a family of models be listed, loaded, saved and used as BLIP-2 is.
+
+    Args:
+        family: its name, its sizes, and how its network is built of them.
+        compose: what it makes of the network.
+
+    Raises:
+        OptionError: there is a family of this name.
+    """
+    add_family(family)
+    _COMPOSERS[family.name] = compose
+
+
+def composer_of(family: str) -> Composer:
+    return _COMPOSERS[family]

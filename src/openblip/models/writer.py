@@ -1,0 +1,147 @@
+"""Text about encoded images: a language model behind them, and what turns its ids into words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.errors import OptionError
+from openblip.generation.engine import generate, stream
+from openblip.generation.options import ResolvedOptions
+from openblip.generation.prefill import fits
+from openblip.generation.prefix import Prefix
+from openblip.images.encoded_image import CachedEncoder, EncodedImage
+from openblip.models.text_options import read_text
+from openblip.nn.language_model import LanguageModel
+from openblip.results import GeneratedText
+from openblip.text import Pieces, clean_question, text_pieces
+
+SHARED_FROM = 3
+"""Questions about one image from which reading its visual prompt once saves more than a larger batch does: the prompt
+is longer than two questions."""
+PREFIX = "prefix"
+"""What is kept of an encoded image: the visual prompt, and once several prompts stood behind it its keys and values."""
+
+
+class Writer:
+    """Captions and answers.
+
+    Args:
+        language_model: the one that writes.
+        visual_prompts: encoded images to what the language model reads of each: [S, token width].
+    """
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        language_model: LanguageModel,
+        encoder: CachedEncoder,
+        visual_prompts: Callable[[Sequence[EncodedImage]], Iterable[Tensor]],
+    ) -> None:
+        self.parts = parts
+        self.language_model = language_model
+        self.encoder = encoder
+        self.visual_prompts = visual_prompts
+
+    @torch.inference_mode()
+    def captions(
+        self, images: Sequence[EncodedImage], prompt: str, options: ResolvedOptions
+    ) -> list[list[GeneratedText]]:
+        """The captions of each image, best first."""
+        rows = [torch.cat([prefix.embeds, self._embed(prompt)]) for prefix in self._prefixes(images)]
+        begun = [self._ids(prompt)] * len(rows) if options.no_repeat_words else None
+        return [
+            [read_text(self.parts, text) for text in texts]
+            for texts in generate(self.language_model, rows, options, begun)
+        ]
+
+    def texts(self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions) -> list[GeneratedText]:
+        """What follows each prompt behind one image; what the prompts share is read once."""
+        with torch.inference_mode(), self._kept(image):
+            (prefix,) = self._prefixes([image])
+            found = generate(self.language_model, [self._embed(prompt) for prompt in prompts], options, prefix=prefix)
+        return [read_text(self.parts, texts[0]) for texts in found]
+
+    def texts_of_many(
+        self, images: Sequence[EncodedImage], prompts: Sequence[Sequence[str]], options: ResolvedOptions
+    ) -> list[list[GeneratedText]]:
+        """As `texts` for several images with prompts of their own.
+
+        Few prompts of each of many images are one batch; many of one image share its visual prompt instead.
+        """
+        few = [len(own) < SHARED_FROM for own in prompts]
+        with torch.inference_mode():
+            rows = [
+                torch.cat([prefix.embeds, self._embed(prompt)])
+                for prefix, own, together in zip(self._prefixes(images), prompts, few, strict=True)
+                for prompt in own
+                if together
+            ]
+            found = iter(generate(self.language_model, rows, options))
+        return [
+            [read_text(self.parts, next(found)[0]) for _ in own] if together else self.texts(image, own, options)
+            for image, own, together in zip(images, prompts, few, strict=True)
+        ]
+
+    def stream(self, image: EncodedImage, prompt: str, options: ResolvedOptions, *, caption: bool = False) -> Pieces:
+        """The pieces of what follows a prompt, as they are written, greedily or sampled.
+
+        The prompt is read now, so what is wrong with it is said now; closing the iterator, or letting go of it, ends
+        the writing.
+
+        Args:
+            caption: the text goes on from the prompt, whose words count as used.
+        """
+        begun = self._ids(prompt) if caption and options.no_repeat_words else None
+        with torch.inference_mode(), self._kept(image):
+            (prefix,) = self._prefixes([image])
+            tokens = stream(self.language_model, self._embed(prompt), options, prefix, prompt_ids=begun)
+        return text_pieces(self.parts.require_words(), tokens)
+
+    def question(self, question: str, template: str | None = None) -> str:
+        """The prompt of a question: in `template`, which has {question} in it, or in the model's own.
+
+        Raises:
+            OptionError: nothing is asked, or the template has no place for the question.
+        """
+        asked = clean_question(question)
+        if asked == "?":
+            raise OptionError("the question is empty: ask something about the image")
+        if template is None:
+            return self.parts.prompts.ask(asked)
+        if "{question}" not in template:
+            raise OptionError(f"the template {template!r} has no {{question}} in it: say where the question stands")
+        return template.replace("{question}", asked)
+
+    def fits(self, image: EncodedImage, prompt: str, max_new_tokens: int) -> bool:
+        """Whether an image, a prompt and a text behind them fit the language model's positions."""
+        (prefix,) = self._prefixes([image])
+        read = len(prefix.embeds) + len(self.parts.prompt_ids(prompt))
+        return fits(self.language_model.config, read, max_new_tokens)
+
+    @torch.inference_mode()
+    def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix]:
+        def compute(places: list[int]) -> Iterator[Prefix]:
+            for row in self.visual_prompts([images[place] for place in places]):
+                yield Prefix(self.language_model, row)
+
+        return self.encoder.derive(images, PREFIX, compute)
+
+    def _embed(self, prompt: str) -> Tensor:
+        return self.language_model.embed(self._ids(prompt))
+
+    def _ids(self, prompt: str) -> Tensor:
+        device = next(self.parts.network.parameters()).device
+        return torch.tensor(self.parts.prompt_ids(prompt), device=device)
+
+    @contextmanager
+    def _kept(self, image: EncodedImage) -> Iterator[None]:
+        """Measure an image anew, whose keys and values may be computed meanwhile."""
+        try:
+            yield
+        finally:
+            self.encoder.cache.keep(image)

@@ -1,0 +1,137 @@
+"""A family of models that this package does not know joins by the public seam alone.
+
+It is captioned, asked, listed, saved, loaded, quantised and evaluated without any change in src/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import openblip
+from openblip.checkpoints.families import Family
+from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
+from openblip.data.sample import Sample
+from openblip.devices import Placement, choose_placement
+from openblip.evaluation.score import score_model
+from openblip.evaluation.settings import CaptionSettings, Settings, Task, Wish
+from openblip.generation.engine import generate
+from openblip.generation.options import GenerationOptions
+from openblip.images.decode import ImageTransform
+from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache
+from openblip.models.abilities import Components
+from openblip.models.load import model_of
+from openblip.models.model import Model
+from openblip.models.writer import Writer
+from openblip.nn.quant.swap import quantised_layers
+from openblip.nn.t5 import T5Config
+from openblip.nn.vit import VitConfig
+from openblip.text import Tokenizer
+from tests.checkpoints.theirs import t5_words
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    vision: VitConfig
+    language: T5Config
+
+
+class ToyNetwork(nn.Module):
+    """A ViT whose patches stand in front of what a T5 reads."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = config.vision.build()
+        self.projection = nn.Linear(config.vision.width, config.language.width)
+        self.t5 = config.language.build()
+
+
+class ToyImages:
+    def __init__(self, parts: ModelParts[ToyNetwork], placement: Placement, cache: ImageCache) -> None:
+        self.network, self.placement = parts.network, placement
+        self.encoder = CachedEncoder(self.features, parts.transform, cache)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.network.vision(pixels.to(self.placement.device, self.placement.dtype))
+
+    def visual_prompts(self, images: Sequence[EncodedImage]) -> list[Tensor]:
+        return list(self.network.projection(torch.stack([image.features for image in images])))
+
+
+def compose_toy(parts: ModelParts[ToyNetwork], placement: Placement, cache: ImageCache) -> Components:
+    images = ToyImages(parts, placement, cache)
+    writer = Writer(parts, parts.network.t5, images.encoder, images.visual_prompts)
+    return Components(images.encoder, writer, None, ("caption", "ask"))
+
+
+VISION = VitConfig(image_size=28, patch_size=14, width=32, depth=1, num_heads=2, mlp_width=48)
+PLAIN = {"num_beams": 1, "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def toy() -> Model:
+    openblip.register_family(Family("toy", ToyConfig, ToyNetwork), compose_toy)
+    words = Tokenizer(t5_words(), "</s>", "<pad>")
+    language = T5Config(
+        words.vocab_size, width=160, depth=1, decoder_depth=1, num_heads=2, head_width=16, ffn_width=192
+    )
+    torch.manual_seed(5)
+    network = ToyNetwork(ToyConfig(VISION, language))
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.3)
+    parts = ModelParts(
+        "doodle", network, ImageTransform(28), None, words, defaults=GenerationDefaults("</s>"), family="toy"
+    )
+    return model_of(parts, choose_placement("cpu", "float32"))
+
+
+def test_it_captions_and_answers_as_its_network_does(toy: Model, photos: list[Path]) -> None:
+    found = toy.caption(photos, details=True, **PLAIN)
+    assert len({caption.text for caption in found}) > 1 and toy.abilities == ("caption", "ask")
+    for photo, caption in zip(photos, found, strict=True):
+        encoded = toy.encode_image(photo)
+        prompt = torch.cat([toy.network.projection(encoded.features), toy.network.t5.embed(torch.tensor([1]))])
+        expected = generate(
+            toy.network.t5, [prompt], GenerationOptions(**PLAIN, min_new_tokens=0, stop_ids=(1,)).resolved()
+        )
+        assert list(caption.log_probs) == pytest.approx(list(expected[0][0].log_probs), abs=1e-5)
+    assert toy.ask(photos[0], ["what is it?", "is it red?"], **PLAIN) == [
+        toy.ask(photos[0], question, **PLAIN) for question in ("what is it?", "is it red?")
+    ]
+
+
+def test_what_it_cannot_do_is_said(toy: Model, photos: list[Path]) -> None:
+    with pytest.raises(openblip.CheckpointError, match="doodle has no text side to match with: it can caption, ask"):
+        toy.match(photos[0], "a dog")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+def test_it_is_saved_loaded_and_quantised(toy: Model, photos: list[Path], tmp_path: Path, dtype: str) -> None:
+    folder = toy.save(tmp_path / "toy")
+    again = openblip.load(folder, device="cpu", dtype=dtype)
+    assert (again.family, again.name, again.network.config) == ("toy", "doodle", toy.network.config)
+    assert (len(quantised_layers(again.network)) > 0) == (dtype != "float32")
+    if dtype == "float32":
+        assert again.caption(photos, **PLAIN) == toy.caption(photos, **PLAIN)
+    else:
+        before, after = (one.caption(photos[0], details=True, **PLAIN) for one in (toy, again))
+        assert after.log_probs[0] == pytest.approx(before.log_probs[0], abs=0.5)
+
+
+def test_it_is_evaluated(toy: Model, photos: list[Path]) -> None:
+    samples = [Sample(images=(photo,), captions=("a red ball",)) for photo in photos]
+    found = score_model(
+        toy, samples, Settings(Task.CAPTIONS, captions=CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER))
+    )
+    assert [row.prediction for row in found.rows] == toy.caption(photos)
+
+
+def test_a_name_is_taken_once(toy: Model) -> None:
+    with pytest.raises(openblip.OptionError, match="there is a family 'toy' already"):
+        openblip.register_family(Family("toy", ToyConfig, ToyNetwork), compose_toy)
