@@ -10,6 +10,7 @@ import builtins
 import importlib
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -235,7 +236,11 @@ def test_recipes(page: Page, tmp_path: Path) -> None:
     for block in page.fenced("yaml"):
         path = tmp_path / "recipe.yaml"
         path.write_text(block, encoding="utf-8")
-        if re.search(r"^task:", block, re.MULTILINE):
+        if block.startswith("base:"):
+            for shipped in REPOSITORY.glob("recipes/evaluate/*.yaml"):
+                shutil.copy(shipped, tmp_path)
+            load_evaluation(path)
+        elif re.search(r"^task:", block, re.MULTILINE):
             load_evaluation(path)
         elif re.search(r"^stage:", block, re.MULTILINE):
             load_recipe(path)

@@ -1,4 +1,4 @@
-"""Recipes refer to themselves alone, whoever wrote them and however."""
+"""Recipes refer to themselves and to bases beside them, whoever wrote them and however."""
 
 from __future__ import annotations
 
@@ -87,3 +87,105 @@ def test_a_recipe_is_an_ordinary_file(read: Callable[..., Any], tmp_path: Path) 
             read(path)
     with pytest.raises(OpenBlipError, match="cannot be read"):
         read(tmp_path)
+
+
+WHOLE = (
+    "output: out\ntask: captions\nmodel: mini\ntext: {num_beams: 3, prompt: a}\ndata: {name: a, captions: a.jsonl}\n"
+)
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Recipes of a folder by their names; the path of the one called `r`."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / "r.yaml"
+
+
+def test_a_recipe_gives_what_differs_from_its_bases(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        first=WHOLE + "limit: 5\npublished: [{metric: cider, value: 1.0, source: x}]\ntitle: on ${output}\n",
+        second="base: first.yaml\nmodel: x\ntext: {num_beams: 4, length_penalty: 2.0}\ndata: {name: b}\nlimit: null\n",
+        r="base: ./second.yaml\ntext: {length_penalty: 3.0}\npublished: []\noutput: here\n",
+    )
+    recipe = load_evaluation(path, ["text.prompt=c", "data.name=d"])
+    assert recipe.text == {"num_beams": 4, "prompt": "c", "length_penalty": 3.0}, (
+        "mappings are merged, overrides come last"
+    )
+    assert (recipe.output, recipe.model, recipe.limit) == ("here", "x", None)
+    assert (recipe.data.name, recipe.data.captions) == ("d", "a.jsonl")
+    assert recipe.published == [], "lists are replaced"
+    assert recipe.title == "on here", "references are to the merged recipe"
+    saved = write(tmp_path, r=write_recipe(recipe))
+    assert "base" not in saved.read_text("utf-8")
+    assert load_evaluation(saved) == recipe
+
+
+def test_a_training_recipe_has_bases(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below", b="base: ../a.yaml\noptimizer: {lr: 0.5}\nlora: {rank: 3}\n")
+    data = "data: [{name: a, captions: a.jsonl}, {name: b, captions: b.jsonl}]"
+    path = write(
+        tmp_path,
+        a=f"stage: stage2\noutput: a\ninit: m\noptimizer: {{lr: 1.0, min_lr: 0.25}}\n{data}\n",
+        r="base: below/b.yaml\noutput: c\nlora: {alpha: 7}\ndata: [{name: c, captions: c.jsonl}]\n",
+    )
+    recipe = load_recipe(path, ["data.0.views=2"])
+    assert (recipe.output, recipe.optimizer.lr, recipe.optimizer.min_lr) == ("c", 0.5, 0.25)
+    assert [(source.name, source.views) for source in recipe.data] == [("c", 2)]
+    assert recipe.lora is not None
+    assert (recipe.lora.rank, recipe.lora.alpha) == (3, 7)
+    assert load_recipe(write(tmp_path, r="base: below/b.yaml\nlora: null\n")).lora is None
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"r": "base: r.yaml\n"}, "r.yaml: its base r.yaml builds on this recipe"),
+        ({"r": "base: a.yaml\n", "a": "base: b.yaml\n", "b": "base: ./a.yaml\n"}, "b.yaml: its base a.yaml builds on"),
+        ({"r": "base: no.yaml\n"}, "r.yaml: its base no.yaml does not exist: name a recipe in "),
+        ({"r": "base: a.yaml\n", "a": "base: ''\n"}, "a.yaml: its base is '': write the name"),
+        ({"r": "base:\n"}, "its base is 'None'"),
+        ({"r": "base: ???\n"}, "its base ??? does not exist"),
+        ({"r": "base: [a.yaml]\n"}, "write the name of a recipe"),
+        ({"r": "base: 3\n"}, "its base is '3'"),
+        ({"r": "base: ${output}.yaml\noutput: a\n"}, "write the name of a recipe"),
+        ({"r": 'base: "a\\0.yaml"\n'}, "write the name of a recipe"),
+        ({"r": "base: ../outside.yaml\n"}, "its base ../outside.yaml is outside of "),
+        ({"r": "base: sub/../../outside.yaml\n"}, "is outside of "),
+        ({"r": "base: /etc/passwd\n"}, "its base /etc/passwd is outside of "),
+        ({"r": "base: link.yaml\n"}, "its base link.yaml is outside of "),
+        ({"r": "base: .\n"}, "cannot be read"),
+        ({"r": f"base: {'a' * 300}.yaml\n"}, "r.yaml"),
+        ({"r": "base: a.yaml\n", "a": "- 1\n"}, "a.yaml is no recipe"),
+        ({"r": "base: a.yaml\n", "a": "outptu: 1\n"}, "a.yaml: Key 'outptu'"),
+        ({"r": "base: a.yaml\n", "a": "output: [\n"}, "a.yaml: "),
+        ({"r": "base: a.yaml\n", "a": "output: ${oc.env:SECRET}\n"}, "a.yaml, line 1: ${oc.env:SECRET} is not read"),
+        ({"r": "base: a.yaml\n", "a": "output: a\n"}, "is missing: every recipe has to say it"),
+        ({"r": "base: a.yaml\n", "a": "data_root: {a: {base: 1}}\n"}, "a.yaml: data_root"),
+    ],
+)
+def test_a_wrong_base_is_one_sentence(
+    files: dict[str, str], words: str, read: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (tmp_path / "outside.yaml").write_text(WHOLE)
+    (folder / "link.yaml").symlink_to("../outside.yaml")
+    with pytest.raises(OpenBlipError) as caught:
+        read(write(folder, **files))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_is_no_override(tmp_path: Path) -> None:
+    with pytest.raises(OpenBlipError, match="a recipe names its base in its file: write base: other"):
+        load_evaluation(write(tmp_path, r=WHOLE, other=WHOLE), ["base=other.yaml"])
+
+
+def test_a_folder_behind_a_link_has_its_bases(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    write(tmp_path / "real", r="base: a.yaml\n", a=WHOLE)
+    (tmp_path / "link").symlink_to("real")
+    assert load_evaluation(tmp_path / "link" / "r.yaml").output == "out"

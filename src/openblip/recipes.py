@@ -1,8 +1,9 @@
 """Recipes: YAML files that say everything about a run, every key of which is checked.
 
 Files are read with OmegaConf, so `key=value` overrides work with dots (`optimizer.lr=1e-4`) and one value may refer to
-another (`${seed}`). OmegaConf's resolvers (`${oc.env:HOME}`) are refused: a recipe from elsewhere would put what they
-read into reports and logs.
+another (`${seed}`). A recipe may build on another one (`base: other.yaml`) and give only the keys that differ.
+OmegaConf's resolvers (`${oc.env:HOME}`) are refused: a recipe from elsewhere would put what they read into reports and
+logs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from openblip.files import read_text
 from openblip.saving import NO_ROOM
 
 LOCK_FILE = ".lock"
+BASE = "base"
+"""Key of a recipe that names the one it builds on, relative to itself."""
 MOST_VALUES = 10_000
 KEY = re.compile(r"\w+(\.\w+|\[\w+\])*", re.ASCII)
 SHOWN_CHARACTERS, MOST_TOLD = 80, 300
@@ -34,34 +37,83 @@ Schema = TypeVar("Schema")
 
 
 def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purpose: str, extra: str) -> Schema:
-    """Read a YAML recipe into a dataclass and apply `key=value` overrides.
+    """Read a YAML recipe and its bases into a dataclass and apply `key=value` overrides.
 
     Args:
         purpose, extra: what needs which extra of the package, for the message when OmegaConf is missing.
 
     Raises:
-        OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
+        OpenBlipError: omegaconf is not installed, a file is missing, or a key or value is wrong.
     """
     try:
         from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
     except ImportError:
         raise OpenBlipError(f'{purpose} needs more packages: pip install "openblip[{extra}]"') from None
     if not path.exists():
         raise OpenBlipError(f"no recipe at {path}: see the files in recipes/")
-    try:
-        _check_nodes(path)
-        written: Any = OmegaConf.load(path)
-        if not OmegaConf.is_dict(written):
-            raise OpenBlipError(f"{path} is no recipe: it has to hold keys and values, as the files in recipes/ do")
-        for key, kind in get_type_hints(schema).items():
-            if get_origin(kind) is list and key in written and not OmegaConf.is_list(written[key]):
-                raise OpenBlipError(f"{path}: {key} is a list: begin each of its entries with a dash")
-        merged = OmegaConf.merge(OmegaConf.structured(schema), written)
-        for override in overrides:
-            _override(merged, override, path)
+    merged: Any = OmegaConf.structured(schema)
+    for file, content in _with_bases(path):
+        with _naming(file):
+            for key, kind in get_type_hints(schema).items():
+                if get_origin(kind) is list and key in content and not OmegaConf.is_list(content[key]):
+                    raise OpenBlipError(f"{file}: {key} is a list: begin each of its entries with a dash")
+            merged = OmegaConf.merge(merged, content)
+    for override in overrides:
+        _override(merged, override, path)
+    with _naming(path):
         return cast(Schema, _with_homes(OmegaConf.to_object(merged), ""))
+
+
+def _with_bases(path: Path) -> list[tuple[Path, Any]]:
+    """The files of a recipe with their contents: its last base first, the recipe itself at the end.
+
+    Raises:
+        OpenBlipError: a file cannot be read, or a base is missing, outside of the recipe's folder, or builds on the
+            recipe that names it.
+    """
+    from omegaconf import OmegaConf
+
+    folder = os.path.realpath(path.parent)
+    files: list[tuple[Path, Any]] = []
+    read: set[str] = set()
+    while True:
+        with _naming(path):
+            _check_nodes(path)
+            content: Any = OmegaConf.load(path)
+            if not OmegaConf.is_dict(content):
+                raise OpenBlipError(f"{path} is no recipe: it has to hold keys and values, as the files in recipes/ do")
+            files.insert(0, (path, content))
+            read.add(os.path.realpath(path))
+            values = cast(dict[str, Any], OmegaConf.to_container(content, resolve=False))
+            if BASE not in values:
+                return files
+            del content[BASE]
+            path = _base_of(path, values[BASE], folder)
+            if os.path.realpath(path) in read:
+                raise OpenBlipError(f"{files[0][0]}: its base {path.name} builds on this recipe: name another base")
+
+
+def _base_of(path: Path, name: object, folder: str) -> Path:
+    """Where the base of the recipe at `path` is. Raises OpenBlipError when that is no file in `folder`, or below."""
+    shown = printable(str(name), 60)
+    if not isinstance(name, str) or not name.strip() or "\0" in name or "${" in name:
+        raise OpenBlipError(f"{path}: its base is {shown!r}: write the name of a recipe, as in base: other.yaml")
+    base = path.parent / name
+    if not Path(os.path.realpath(base)).is_relative_to(folder):
+        raise OpenBlipError(f"{path}: its base {shown} is outside of {folder}: copy it into that folder")
+    if not base.exists():
+        raise OpenBlipError(f"{path}: its base {shown} does not exist: name a recipe in {folder}")
+    return base
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raises OpenBlipError with the name of the recipe for what its libraries raise."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise OpenBlipError(f"{path} is not UTF-8 ({error}): save it again as that") from error
     except RecursionError as error:
@@ -83,6 +135,8 @@ def _override(recipe: Any, override: str, path: Path) -> None:
     shown = repr(override if len(override) <= SHOWN_CHARACTERS else override[:SHOWN_CHARACTERS] + "…")
     if not equals or not KEY.fullmatch(key):
         raise OptionError(f"{shown} is no override: write key=value, as in batch_size=8 or optimizer.lr=1e-4")
+    if key == BASE:
+        raise OptionError(f"{shown}: a recipe names its base in its file: write base: {value} there")
     try:
         given = _value(value)
         _refuse_resolvers(given, key)

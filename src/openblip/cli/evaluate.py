@@ -13,6 +13,8 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip evaluate recipes/evaluate/mini_captions.yaml limit=100 text.num_beams=1 output=runs/greedy
   openblip evaluate recipes/evaluate/coco_captions_opt2.7b.yaml --dry-run
 
+A recipe can build on another one in the same folder: with base: other.yaml, it gives only the keys that differ.
+
 A run that was stopped goes on when it is started again with the same recipe."""
 
 

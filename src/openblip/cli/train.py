@@ -11,6 +11,8 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip train recipes/mini/2_stage1.yaml data_root=/data optimizer.lr=1e-4 epochs=5
   openblip train recipes/mini/2_stage1.yaml batch_size=32 --dry-run
 
+A recipe can build on another one in the same folder: with base: other.yaml, it gives only the keys that differ.
+
 A run that was stopped goes on from its last checkpoint when it is started again with the same recipe."""
 
 
