@@ -6,6 +6,7 @@ have after some captions. On a GPU it is matrix products alone: there the kernel
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import statistics
@@ -27,9 +28,10 @@ from openblip.nn.quant.linear import HALF_TYPES, Linear, cpu_computes
 from openblip.nn.quant.swap import quantise, quantised_layers
 from openblip.nn.vit import EVA_VIT_G, VisionTransformer
 
-LANGUAGE = OptConfig(vocab_size=10_000, width=2560, depth=2, num_heads=32, ffn_width=10_240)
+LANGUAGE = OptConfig(vocab_size=10_000, width=2560, depth=1, num_heads=32, ffn_width=10_240)
 """Of OPT-2.7b as many layers and words as no processor's cache holds."""
 IMAGE = replace(EVA_VIT_G, depth=1)
+TOKENS_A_ROUND = 5
 MATRICES = 3
 """Of a GPU, layers that take turns."""
 READ_NUMBERS = 2**26
@@ -114,28 +116,30 @@ def measure(rounds: int = 5) -> Machine:
 
 @torch.inference_mode()
 def cpu_speeds(rounds: int) -> list[Speed]:
-    """float32's and int8's, by the same layers: first as they are, then quantised."""
+    """float32's and int8's, of the same layers, which take turns: what else the machine does then slows down both."""
     parts = nn.ModuleDict({"language": _random(LANGUAGE.build), "vision": _random(IMAGE.build)})
-    decoder, block = cast(Opt, parts["language"]), cast(VisionTransformer, parts["vision"]).blocks[0]
-    image = torch.randn(1, PATCHES, IMAGE.width)
+    kinds = {"float32": (4.0, parts), "int8": (1.0, copy.deepcopy(parts))}
+    quantise(kinds["int8"][1], 8)
+    _round(kinds["int8"][1], 1)
+    for layer in quantised_layers(kinds["int8"][1]).values():
+        if isinstance(layer, Int8Linear):
+            layer.pack()  # for what it has just had to multiply: so it will be after some captions
+    _round(kinds["int8"][1], GATHER_AFTER)
+    taken: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, (_, layers) in kinds.items():
+            taken[kind].append(_round(layers, TOKENS_A_ROUND))
     speeds = []
-    for dtype, weight_bytes in (("float32", 4.0), ("int8", 1.0)):
-        if dtype == "int8":
-            quantise(parts, 8)
-            _step_seconds(decoder, 1)
-            block(image)
-            for layer in quantised_layers(parts).values():
-                if isinstance(layer, Int8Linear):
-                    layer.pack()  # for what it has just had to multiply: so it will be after some captions
-            _step_seconds(decoder, GATHER_AFTER // NEW_TOKENS)
-        prompt, token, scores = _step_seconds(decoder, rounds)
-        layers = sum(map(_weights, decoder.layers))
+    weights = sum(map(_weights, cast(Opt, parts["language"]).layers))
+    block = _weights(cast(VisionTransformer, parts["vision"]).blocks[0])
+    for kind, (weight_bytes, _) in kinds.items():
+        image, prompt, token, scores = (statistics.median(times) for times in zip(*taken[kind], strict=True))
         speeds.append(
             Speed(
-                dtype,
-                many=2 * _weights(block) * PATCHES / _seconds([block], image, rounds),
-                few=2 * layers * PROMPT / prompt,
-                row=layers * weight_bytes / token,
+                kind,
+                many=2 * block * PATCHES / image,
+                few=2 * weights * PROMPT / prompt,
+                row=weights * weight_bytes / token,
                 scores=LANGUAGE.vocab_size * LANGUAGE.width * weight_bytes / scores,
                 weight_bytes=weight_bytes,
             )
@@ -143,18 +147,18 @@ def cpu_speeds(rounds: int) -> list[Speed]:
     return speeds
 
 
-def _step_seconds(decoder: Opt, rounds: int) -> tuple[float, float, float]:
-    """Medians of reading a prompt, of a token's way through the layers, and of its scores."""
-    width = decoder.config.width
-    prompts, tokens, scores = [], [], []
-    for _ in range(rounds):
-        cache = decoder.new_cache(1, PROMPT + NEW_TOKENS)
-        prompts.append(_timed(lambda cache=cache: decoder(torch.randn(1, PROMPT, width), None, cache)))  # type: ignore[misc]
-        for _ in range(NEW_TOKENS):
-            embeds = torch.randn(1, 1, width)
-            tokens.append(_timed(lambda embeds=embeds, cache=cache: decoder.go_on(embeds, cache)))  # type: ignore[misc]
-            scores.append(_timed(lambda embeds=embeds: decoder.logits(embeds)))  # type: ignore[misc]
-    return statistics.median(prompts), statistics.median(tokens), statistics.median(scores)
+def _round(parts: nn.ModuleDict, tokens: int) -> tuple[float, float, float, float]:
+    """Seconds for an image, a prompt, a token's way through the layers, and its scores."""
+    decoder, vision = cast(Opt, parts["language"]), cast(VisionTransformer, parts["vision"])
+    image, prompt = torch.randn(1, PATCHES, IMAGE.width), torch.randn(1, PROMPT, LANGUAGE.width)
+    cache, token = decoder.new_cache(1, PROMPT + tokens), torch.randn(1, 1, LANGUAGE.width)
+    looking = _timed(lambda: vision.blocks[0](image))
+    reading = _timed(lambda: decoder(prompt, None, cache))
+    steps = [
+        (_timed(lambda: decoder.go_on(token, cache)), _timed(lambda: decoder.logits(token))) for _ in range(tokens)
+    ]
+    going, scoring = (statistics.median(times) for times in zip(*steps, strict=True))
+    return looking, reading, going, scoring
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ EXAMPLES = """[bold]Examples[/bold]
 def doctor(as_json: args.AsJson = False) -> None:
     """Measure this machine for a few seconds: show which device and type OpenBLIP picks, and how long a caption takes.
 
-    A caption is one image and 20 greedy tokens, after the first few; the times come from two layers of a real model.
+    A caption is one image and 20 greedy tokens, after the first few; the times come from layers of real models.
     Programs that run at the same time make them longer.
     """
     import torch
