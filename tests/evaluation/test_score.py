@@ -101,8 +101,9 @@ def test_questions_of_several_pictures_are_answered_together(
     ask_many = Model.ask_many
 
     def watched(self: Model, asked: Any, **options: Any) -> Any:
-        batches.append([len(questions) for _, questions in asked])
-        return ask_many(self, asked, **options)
+        rows = list(asked)
+        batches.append([len(questions) for _, questions in rows])
+        return ask_many(self, rows, **options)
 
     monkeypatch.setattr(Model, "ask_many", watched)
     found = score_model(tiny_model, rows, Settings(Task.QUESTIONS, batch_size=4))
@@ -162,7 +163,7 @@ def test_labels_asked_for(tiny_model: Model, captioned: list[Sample]) -> None:
 
 
 def test_given_labels_need_no_model(tmp_path: Path) -> None:
-    from openblip.evaluation.progress import silent
+    from openblip.evaluation.outcome import silent
     from openblip.evaluation.tasks.classification import evaluate_labels
 
     rows = [Sample(sample_id=name, label=label) for name, label in (("a", "True"), ("b", "False"))]
