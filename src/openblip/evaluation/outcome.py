@@ -1,12 +1,20 @@
-"""What an evaluation found."""
+"""What an evaluation reports: how far it is, and what it found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from openblip.data.sample import Picture
 from openblip.evaluation.settings import Task
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with how many are done, and how many there are in all."""
+
+
+def silent(done: int, total: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ import torch
 from openblip import __version__
 from openblip.checkpoints.origin import origin_of
 from openblip.data.sample import Sample
-from openblip.errors import OpenBlipError
+from openblip.data.sources.open import keep_held_out_part, read_source
+from openblip.errors import OpenBlipError, OptionError
 from openblip.evaluation.journal import Journal
-from openblip.evaluation.outcome import Evaluation
-from openblip.evaluation.progress import Progress, silent
+from openblip.evaluation.outcome import Evaluation, Progress, silent
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.report import write_report
-from openblip.evaluation.samples import read_samples
 from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Decision, Task
 from openblip.evaluation.tasks.classification import evaluate_labels
@@ -226,3 +225,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return getattr(value, "value", value)
+
+
+def read_samples(recipe: EvaluationRecipe) -> list[Sample]:
+    """All rows of the recipe's source, or as many as its limit; of a source with `held_out` the held-out ones.
+
+    Raises:
+        OptionError: there are none.
+        OpenBlipError: an annotation file is missing or malformed.
+    """
+    source = recipe.data
+    rows = read_source(source, Path(recipe.data_root))
+    if source.held_out:
+        rows = keep_held_out_part(rows, source.held_out)
+    if not rows:
+        split = f", split {source.split}" if source.split else ""
+        raise OptionError(f"the data source {source.name}{split} has no rows: check its files and split")
+    return rows[: recipe.limit]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from openblip.data.sample import Sample
 from openblip.evaluation.journal import Journal
-from openblip.evaluation.outcome import Evaluation
-from openblip.evaluation.progress import Progress, silent
+from openblip.evaluation.outcome import Evaluation, Progress, silent
 from openblip.evaluation.settings import Settings, Task
 from openblip.evaluation.tasks.captions import check_captioned, evaluate_captions
 from openblip.evaluation.tasks.classification import check_labelled, evaluate_labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openblip.errors import OptionError
-from openblip.evaluation.metrics.labels import label_accuracy
+from openblip.evaluation.metrics.accuracy import label_accuracy
 
 
 def test_shares() -> None:

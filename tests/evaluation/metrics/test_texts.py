@@ -11,9 +11,8 @@ import pytest
 from openblip.data.plain_questions import plain_questions
 from openblip.data.sources.annotations import Questioned
 from openblip.errors import OptionError
-from openblip.evaluation.metrics.accuracy import exact_match
+from openblip.evaluation.metrics.accuracy import exact_match, label_accuracy
 from openblip.evaluation.metrics.captions import score_captions
-from openblip.evaluation.metrics.labels import label_accuracy
 from openblip.evaluation.metrics.recall import score_retrieval
 from openblip.evaluation.metrics.vqa import exact_accuracy, lemma_accuracy, simple_accuracy, vqa_accuracy
 from openblip.models.model import Model

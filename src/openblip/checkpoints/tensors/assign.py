@@ -12,8 +12,8 @@ from torch import Tensor
 from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.lora.fit import AdapterFit
 from openblip.errors import CheckpointError
-from openblip.nn.allocator import give_back
 from openblip.nn.blip2 import Blip2Network
+from openblip.nn.memory import give_back
 from openblip.nn.quant.swap import BITS, Quantised, quantised_layers, swap_layers
 
 WEIGHT = "weight"

@@ -8,8 +8,7 @@ from openblip.data.sample import Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.captions import score_captions
-from openblip.evaluation.outcome import Evaluation, Excluded, Row
-from openblip.evaluation.progress import Progress
+from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
 from openblip.evaluation.settings import Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.models.model import Model

@@ -11,10 +11,9 @@ from openblip.data.sources.cells import to_id, to_text
 from openblip.data.sources.json_rows import read_values
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.evaluation.journal import Journal
-from openblip.evaluation.metrics.labels import label_accuracy
+from openblip.evaluation.metrics.accuracy import label_accuracy
 from openblip.evaluation.metrics.vqa import normalise
-from openblip.evaluation.outcome import Evaluation, Excluded, Row
-from openblip.evaluation.progress import Progress
+from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
 from openblip.evaluation.settings import Decision, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.evaluation.tasks.questions import ask_about

@@ -10,8 +10,7 @@ from openblip.data.sample import Picture, Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.vqa import exact_accuracy, lemma_accuracy, simple_accuracy, vqa_accuracy
-from openblip.evaluation.outcome import Evaluation, Row
-from openblip.evaluation.progress import Progress
+from openblip.evaluation.outcome import Evaluation, Progress, Row
 from openblip.evaluation.settings import Accuracy, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, load_pictures, name_of
 from openblip.models.model import Model

@@ -19,8 +19,7 @@ from openblip.data.sample import Picture, Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.recall import DEPTHS, score_retrieval
-from openblip.evaluation.outcome import Evaluation, Excluded, Row
-from openblip.evaluation.progress import Progress
+from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
 from openblip.evaluation.settings import Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.images.encoded_image import EncodedBatch

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from openblip.nn.allocator import give_back
+from openblip.nn.memory import give_back
 from openblip.nn.quant.int4 import GROUP, OUTPUTS, Int4Linear
 from openblip.nn.quant.int4_wide import Int4WideLinear
 from openblip.nn.quant.int8 import Int8Linear, Int8WordTable
