@@ -11,7 +11,7 @@ from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
 from openblip.checkpoints.lavis.write import to_lavis
-from openblip.checkpoints.names.t5 import BLIP2_PREFIX
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE
 from openblip.checkpoints.names.t5 import TIED as T5_TIED
 from openblip.checkpoints.names.transformers import to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
@@ -22,7 +22,7 @@ from openblip.nn.blip2 import Blip2Network
 from .official import FILES, shapes_of
 
 HUB = [model for model in ZOO if model.origin == "transformers"]
-TIED = ("language_model.lm_head.weight", *(BLIP2_PREFIX + name for name in T5_TIED))
+TIED = ("language_model.lm_head.weight", *(BLIP2_LANGUAGE + name for name in T5_TIED))
 
 
 def text_config(model: ZooModel) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def _scores_both_ways(external: ExternalLanguageModel) -> Iterator[tuple[Tensor,
     read, told = ids[:, :2], ids[:, 2]
     embeds = torch.nn.functional.pad(external.embed(read), (0, 0, 1, 0))
     reading, first = external.read(embeds, torch.tensor([[False, True, True]], device=model.device), 1)
-    if isinstance(external, ExternalDecoder):
+    if not external.config.encodes_prompts:
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 1:]
     else:
         start = torch.tensor([external.config.start_ids], device=model.device)

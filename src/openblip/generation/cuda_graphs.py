@@ -16,10 +16,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from openblip.nn.blip2 import OwnLanguageModel
 from openblip.nn.language_model import LanguageConfig, Reading
-from openblip.nn.opt import DecoderPrefix, Opt
+from openblip.nn.opt import DecoderPrefix
 from openblip.nn.static_kv_cache import Fixable, fixed_cache
-from openblip.nn.t5 import T5
 
 Step: TypeAlias = Callable[[], Tensor]
 """Makes one step over memory that stays where it is; the scores it returns stay where they are, too."""
@@ -81,7 +81,7 @@ class Graphs:
 
     def __init__(
         self,
-        model: Opt | T5,
+        model: OwnLanguageModel,
         capture: Callable[[Step], Step] = capture_on_cuda,
         idle_bytes: int = IDLE_BYTES,
     ) -> None:

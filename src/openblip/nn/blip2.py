@@ -24,6 +24,7 @@ SAMPLED_WORDS = 4096
 
 VisionConfig: TypeAlias = VitConfig | EfficientNetConfig
 OwnLanguageConfig: TypeAlias = OptConfig | T5Config
+OwnLanguageModel: TypeAlias = Opt | T5
 
 
 @dataclass(frozen=True)

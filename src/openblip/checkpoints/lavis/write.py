@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openblip.checkpoints.names.engine import look_up
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import MATCHING, NORM, VISION_PREFIX
-from openblip.checkpoints.names.qformer import LAVIS_QFORMER, LAVIS_TIED, POSITION_NUMBERS, look_up
+from openblip.checkpoints.names.qformer import LAVIS_QFORMER, LAVIS_TIED, POSITION_NUMBERS
 from openblip.checkpoints.names.vit import LAVIS_CLIP, LAVIS_EVA
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config

@@ -17,7 +17,7 @@ from torch import Tensor
 from openblip.checkpoints.json_files import read_json, to_json
 from openblip.checkpoints.lora.notes import CONFIG_FILE, PREFIX
 from openblip.checkpoints.lora.patterns import LayerPatterns
-from openblip.checkpoints.names.qformer import first_few
+from openblip.checkpoints.names.engine import first_few
 from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, write_together
 from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, Peeled
 from openblip.errors import CheckpointError

@@ -15,8 +15,7 @@ from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter
 from openblip.checkpoints.lora.notes import is_adapter
-from openblip.checkpoints.names.qformer import first_few
-from openblip.checkpoints.names.t5 import BLIP2_PREFIX
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
 from openblip.checkpoints.names.transformers import is_theirs, sources
 from openblip.errors import CheckpointError
 
@@ -131,9 +130,9 @@ def merge_external(adapter: Adapter, model: Any) -> Adapter:
     Raises:
         CheckpointError: a layer that it lacks, or a shape that differs.
     """
-    inside = {name: one for name, one in adapter.layers.items() if name.startswith(BLIP2_PREFIX)}
+    inside = {name: one for name, one in adapter.layers.items() if name.startswith(BLIP2_LANGUAGE)}
     weights = {
-        BLIP2_PREFIX + name: module.weight.T if type(module).__name__ == CONV_1D else module.weight
+        BLIP2_LANGUAGE + name: module.weight.T if type(module).__name__ == CONV_1D else module.weight
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == CONV_1D
     }

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from openblip.checkpoints.names.engine import first_few, select
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.qformer import LAVIS_PREFIXES as QFORMER_PREFIXES
-from openblip.checkpoints.names.qformer import first_few, qformer_from_lavis, select
+from openblip.checkpoints.names.qformer import qformer_from_lavis
 from openblip.checkpoints.names.vit import vit_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config

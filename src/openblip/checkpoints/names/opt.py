@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.qformer import drop_tied, rename, select
+from openblip.checkpoints.names.engine import drop_tied, rename, select
 from openblip.errors import CheckpointError
 
 OPT = {
@@ -69,11 +69,15 @@ def opt_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     apart: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        letters = "qkv" if ".qkv." in name else ""
-        names = [name.replace(".qkv.", f".{letter}.") for letter in letters] or [name]
+        names = parts_of(name)
         apart.update(zip(names, tensor.chunk(len(names)), strict=True))
     theirs = rename(apart, {ours: theirs for theirs, ours in OPT.items()}, WHAT)
     return {f"model.decoder.{name}": tensor for name, tensor in theirs.items()}
+
+
+def parts_of(name: str) -> list[str]:
+    """The names of the parts that a tensor of ours is made of: itself if it is not joined."""
+    return [name.replace(".qkv.", f".{letter}.") for letter in "qkv"] if ".qkv." in name else [name]
 
 
 def _decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,13 +5,11 @@ Each table maps a module or a single parameter; N stands for the layer's index.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from openblip.errors import CheckpointError
+from openblip.checkpoints.names.engine import drop_tied, rename, select
 
 # LAVIS calls the projections of an attention `attention.self`, transformers `attention.attention`.
 LAYER_NAMES = {
@@ -94,64 +92,3 @@ def qformer_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     part = select(state, TRANSFORMERS_PREFIXES, "Q-Former")
     return rename({k: v for k, v in part.items() if k not in POSITION_NUMBERS}, TRANSFORMERS_QFORMER, "Q-Former")
-
-
-def select(state: Mapping[str, Tensor], prefixes: Sequence[str], what: str) -> dict[str, Tensor]:
-    """The tensors of one part of a model, under their full names.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    part = {name: tensor for name, tensor in state.items() if name.startswith(tuple(prefixes))}
-    if not part:
-        raise CheckpointError(f"the checkpoint holds no {what}: its weights are in another file")
-    return part
-
-
-def drop_tied(state: dict[str, Tensor], second_names: Mapping[str, str]) -> None:
-    """Drop tensors that repeat another; keep them as that other where it is missing.
-
-    Raises:
-        CheckpointError: the two differ, which the networks here cannot express.
-    """
-    for second, first in second_names.items():
-        if second not in state:
-            continue
-        repeated = state.pop(second)
-        kept = state.setdefault(first, repeated)
-        if kept is not repeated and not torch.equal(kept, repeated):
-            raise CheckpointError(f"{second} and {first} differ: only checkpoints that tie them can be read")
-
-
-def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> dict[str, Tensor]:
-    """Every tensor under our name for it.
-
-    Raises:
-        CheckpointError: naming the first few that the table does not know.
-    """
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state.items():
-        ours = look_up(name, table)
-        if ours is None:
-            unknown.append(name)
-        else:
-            renamed[ours] = tensor
-    if unknown:
-        raise CheckpointError(f"no weights of a {what} of this layout: {first_few(unknown)}")
-    return renamed
-
-
-def look_up(name: str, table: Mapping[str, str]) -> str | None:
-    """What a table whose N stands for a number calls a tensor, or the module it belongs to; None if it has neither."""
-    number = re.search(r"\.(\d+)\.", name)
-    general = name if number is None else f"{name[: number.start()]}.N.{name[number.end() :]}"
-    module, _, leaf = general.rpartition(".")
-    other = table[general] if general in table else f"{table[module]}.{leaf}" if module in table else None
-    return other if other is None or number is None else other.replace(".N.", f".{number[1]}.")
-
-
-def first_few(names: Sequence[str]) -> str:
-    """Three of the names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

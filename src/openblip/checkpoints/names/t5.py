@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.qformer import drop_tied, rename, select
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, drop_tied, rename, select
 from openblip.errors import CheckpointError
 from openblip.nn.t5 import T5Config
 
@@ -62,8 +62,7 @@ THEIRS = {ours: theirs if ".N." in ours else theirs.replace(".N.", ".0.") for th
 """Our name to theirs; what we have joined goes by the names of its parts."""
 
 LAVIS_PREFIX = "t5_model."
-BLIP2_PREFIX = "language_model."
-TRANSFORMERS_PREFIXES = (BLIP2_PREFIX, "shared.", "encoder.", "decoder.", "lm_head.")
+TRANSFORMERS_PREFIXES = (BLIP2_LANGUAGE, "shared.", "encoder.", "decoder.", "lm_head.")
 """Inside a BLIP-2 folder; in a T5 folder."""
 
 TIED = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
@@ -93,7 +92,7 @@ def t5_from_transformers(state: Mapping[str, Tensor], config: T5Config) -> dict[
         CheckpointError: no T5 in it, a name that belongs to none, or tables that differ where `config` ties them.
     """
     part = select(state, TRANSFORMERS_PREFIXES, WHAT)
-    return _ours({name.removeprefix(BLIP2_PREFIX): tensor for name, tensor in part.items()}, config)
+    return _ours({name.removeprefix(BLIP2_LANGUAGE): tensor for name, tensor in part.items()}, config)
 
 
 def t5_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.opt import OPT
-from openblip.checkpoints.names.qformer import TRANSFORMERS_QFORMER, look_up
-from openblip.checkpoints.names.t5 import BLIP2_PREFIX, THEIRS, parts_of
-from openblip.checkpoints.names.t5 import TIED as T5_TIED
+from openblip.checkpoints.names.engine import look_up
+from openblip.checkpoints.names.languages import LANGUAGES
+from openblip.checkpoints.names.qformer import TRANSFORMERS_QFORMER
 from openblip.checkpoints.names.vit import TRANSFORMERS_BLIP2
 from openblip.nn.blip2 import Blip2Config
 
@@ -28,14 +27,15 @@ NAMES = {
     "itm_head": "itm_head",
     **{f"vision.{ours}": f"vision_model.{theirs}" for theirs, ours in TRANSFORMERS_BLIP2.items()},
     **{f"qformer.{ours}": theirs for theirs, ours in TRANSFORMERS_QFORMER.items()},
-    **{f"decoder.{ours}": f"language_model.model.decoder.{theirs}" for theirs, ours in OPT.items()},
-    **{f"t5.{ours}": BLIP2_PREFIX + theirs for ours, theirs in THEIRS.items()},
+    **{
+        f"{files.config.prefix}.{ours}": theirs
+        for files in LANGUAGES.values()
+        for ours, theirs in files.in_blip2.items()
+    },
 }
 """Our name to theirs."""
 
 HEAD = "language_model.lm_head.weight"
-OPT_WORDS = "language_model.model.decoder.embed_tokens.weight"
-T5_WORDS = "language_model.shared.weight"
 
 IMAGE_BIASES = {".q_bias": 0, ".v_bias": 2}
 """Our biases of the image encoder's attention, and their place in the one that transformers has for q, k and v."""
@@ -56,10 +56,11 @@ class Rows:
 def tied(config: Blip2Config) -> dict[str, str]:
     """Second names of one tensor, and its first: files hold one of them or several."""
     language = config.own_language
-    if language is None or not language.encodes_prompts:
-        return {HEAD: OPT_WORDS}
-    tables = {BLIP2_PREFIX + second: T5_WORDS for second in T5_TIED}
-    return {**tables, HEAD: T5_WORDS} if getattr(language, "tied_head", False) else tables
+    if language is None:
+        return {}
+    files = LANGUAGES[language.kind]
+    tables = dict.fromkeys(files.second_words, files.words)
+    return {**tables, HEAD: files.words} if files.ties_head(language) else tables
 
 
 def sources(name: str) -> tuple[Rows, ...]:
@@ -78,10 +79,8 @@ def layers_of(name: str) -> tuple[str, ...]:
 
 def _apart(name: str) -> list[str]:
     """Names of what is joined in one tensor of ours, as the tables have them."""
-    if name.startswith("t5."):
-        return parts_of(name)
-    joined = name.startswith("decoder.") and ".qkv." in name
-    return [name.replace(".qkv.", f".{letter}.") for letter in "qkv"] if joined else [name]
+    files = next((one for one in LANGUAGES.values() if name.startswith(f"{one.config.prefix}.")), None)
+    return [name] if files is None else files.apart(name)
 
 
 def is_theirs(name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.lora.fit import base_of, find_adapter
-from openblip.checkpoints.names.t5 import BLIP2_PREFIX
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
@@ -43,7 +43,7 @@ def merge_adapter(
     own = None if checkpoint is None else Path(checkpoint)
     with new_folder(folder) as place:
         parts = load_parts(base_of(found) if base is None else base, checkpoint=own, adapter=found.place)
-        if parts.external is not None and any(name.startswith(BLIP2_PREFIX) for name in found.layers):
+        if parts.external is not None and any(name.startswith(BLIP2_LANGUAGE) for name in found.layers):
             raise CheckpointError(
                 f"{found.place} changes the language model {parts.external.place}, which {parts.name} only uses: "
                 "load it with adapter= instead of merging it"

@@ -210,7 +210,7 @@ def read_config(folder: Path) -> FolderConfig:
         network,
         read_transform(folder, vision_config.image_size),
         None if language is None else _word_ids(content, generation, language, path),
-        isinstance(language, T5Config) and _given(text, "tie_word_embeddings", True) is not False,
+        language is not None and language.encodes_prompts and _given(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
         prompts,
         read_defaults(_section(own, "generation", path) or _generation(network, generation), path),

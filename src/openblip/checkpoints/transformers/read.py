@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
-from openblip.checkpoints.names.t5 import UNUSED as T5_UNUSED
-from openblip.checkpoints.names.transformers import HEAD, T5_WORDS, Rows, fresh, is_theirs, sources, tied
+from openblip.checkpoints.names.languages import LANGUAGES
+from openblip.checkpoints.names.transformers import HEAD, Rows, fresh, is_theirs, sources, tied
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.tensors.assign import VISION, Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, refuse_misfits
@@ -30,7 +30,7 @@ from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.vit import VitConfig
 from openblip.text import MatchingText, Tokenizer
 
-STRAYS = ("position_ids", T5_UNUSED)
+STRAYS = ("position_ids", *(name for files in LANGUAGES.values() for name in files.unused))
 """Ends of names that some versions wrote and nothing reads: buffers that only count, T5's first files."""
 
 
@@ -72,8 +72,9 @@ def load_transformers(
     weights = WeightFolder(folder, BLIP2_ROOTS)
     second_names = tied(config.network)
     aliases = _stored_names(second_names, weights, folder)
-    if config.head_is_words and HEAD not in weights.shapes:
-        aliases[HEAD] = aliases.get(T5_WORDS, T5_WORDS)
+    if config.head_is_words and HEAD not in weights.shapes and config.network.language is not None:
+        table = LANGUAGES[config.network.language.kind].words
+        aliases[HEAD] = aliases.get(table, table)
     # What biases an encoder has is seen by their numbers.
     sizes = config.network
     if not (left_out and VISION.startswith(left_out)):
@@ -124,7 +125,7 @@ def _stored_names(second_names: Mapping[str, str], weights: WeightFolder, folder
         stored = first if first in weights.shapes else aliases.setdefault(first, second)
         if stored != second and not torch.equal(weights.read(stored), weights.read(second)):
             hint = ""
-            if first == T5_WORDS and second == HEAD:
+            if second == HEAD and first in {files.words for files in LANGUAGES.values() if files.own_head}:
                 hint = f": if the head is its own, {CONFIG_FILE} has to say tie_word_embeddings false in text_config"
             raise CheckpointError(f"{folder}: {second} and {stored} differ, only tied tables can be read{hint}")
     return aliases

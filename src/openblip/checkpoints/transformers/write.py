@@ -12,7 +12,8 @@ from torch import Tensor
 
 from openblip.checkpoints.json_files import to_json
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.checkpoints.names.transformers import HEAD, OPT_WORDS, T5_WORDS, to_transformers
+from openblip.checkpoints.names.languages import LANGUAGES
+from openblip.checkpoints.names.transformers import HEAD, to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.tensors.files import SINGLE_FILES, write_together
 from openblip.checkpoints.tensors.header import INDEX_SUFFIX
@@ -40,7 +41,6 @@ from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.opt import OptConfig
 from openblip.nn.quant.swap import quantised_layers
-from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import Tokenizer
 
@@ -111,7 +111,7 @@ def save_transformers(
         elif parts.tokenizer is not None:
             longest = LONGEST_PROMPT if language is None else language.max_positions or LONGEST_PROMPT
             words, image_token = decoder_files(parts.tokenizer, longest)
-        for table in (OPT_WORDS, T5_WORDS, HEAD):
+        for table in (*(files.words for files in LANGUAGES.values()), HEAD):
             if table in state and image_token is not None:
                 state[table] = _with_row(state[table], image_token, ids.pad)
                 text["vocab_size"] = state[table].shape[0]
@@ -220,7 +220,7 @@ def _opt_config(decoder: OptConfig) -> dict[str, Any]:
     }
 
 
-def _t5_config(t5: T5Config) -> dict[str, Any]:
+def _t5_config(t5: Any) -> dict[str, Any]:
     activation = "gelu" if t5.activation == "gelu_new" else t5.activation
     return {
         "model_type": "t5",
@@ -237,7 +237,7 @@ def _t5_config(t5: T5Config) -> dict[str, Any]:
     }
 
 
-TEXT_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {OptConfig.kind: _opt_config, T5Config.kind: _t5_config}
+TEXT_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {"opt": _opt_config, "t5": _t5_config}
 """What transformers' config says of each kind of language model."""
 
 

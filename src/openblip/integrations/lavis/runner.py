@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
 from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.tensors.files import save_pickled
 from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
@@ -47,7 +48,7 @@ MEANINGLESS = {
 }
 """Settings of evaluation, of several processes, of the console; and what the model or the task says here."""
 SCHEDULES = ("linear_warmup_cosine_lr", "constant_lr")
-FROZEN = ("network.vision.", "network.decoder.", "network.t5.")
+FROZEN = ("network.vision.", *(f"network.{files.config.prefix}." for files in LANGUAGES.values()))
 
 
 @dataclass(frozen=True)

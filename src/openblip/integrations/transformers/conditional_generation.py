@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,24 +86,29 @@ class Writer(Pretrained):
         _refuse_padding_in_front(decoder_attention_mask)
         seen, queries = self._query(pixel_values, interpolate_pos_encoding)
         embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
-        language = self.language_model
+        language, t5 = self.language_model, self.seq2seq
         loss: Tensor | None = None
-        if isinstance(language, T5):
-            logits = self._t5_logits(language, embeds, mask, decoder_input_ids, labels)
+        if t5 is not None:
+            logits = self._t5_logits(t5, embeds, mask, decoder_input_ids, labels)
             if labels is not None:
                 # The batch's own mean in any case, as there: `num_items_in_batch` does not reach its T5.
                 targets = labels.to(logits.device)
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         else:
-            limit = language.config.max_positions
+            limit = cast(Opt, language).config.max_positions
             if embeds.shape[1] > limit:
                 raise OptionError(f"{embeds.shape[1]} tokens exceed the model's {limit} positions: shorten the text")
-            logits = language.logits(language(embeds, mask))
+            logits = language.logits(cast(Opt, language)(embeds, mask))
             if labels is not None:
                 logits = logits[:, -labels.shape[1] :]
                 loss = _next_token_loss(logits, labels.to(logits.device), others.get("num_items_in_batch"))
         found = WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
         return found.to_tuple() if as_tuple else found
+
+    @property
+    def seq2seq(self) -> T5 | None:
+        """The language model where it encodes prompts."""
+        return cast(T5, self.language_model) if self.language_model.config.encodes_prompts else None
 
     def can_generate(self) -> bool:
         return True
@@ -203,16 +208,17 @@ class Blip2ForConditionalGeneration(Writer):
         embeds, mask = self._read(visual, ids, attention_mask)
         rows = list(embeds) if mask is None else [row[kept] for row, kept in zip(embeds, mask, strict=True)]
         stop, pad = self._stop_id(options), options.get("pad_token_id")
-        language = self.language_model
-        if isinstance(language, T5):
-            front = ids.new_full((len(ids), 1), language.config.start_id)
+        language, t5 = self.language_model, self.seq2seq
+        if t5 is not None:
+            front = ids.new_full((len(ids), 1), t5.config.start_id)
             chosen = engine_options(options, 1, None, stop)
             used = None
         else:
             front = ids
-            chosen = engine_options(options, ids.shape[1], language.config.max_positions - embeds.shape[1], stop)
+            opt = cast(Opt, language)
+            chosen = engine_options(options, ids.shape[1], opt.config.max_positions - embeds.shape[1], stop)
             repeats = chosen.repetition_penalty != 1 or chosen.no_repeat_ngram_size > 0
-            used = self._used(language, ids, attention_mask) if repeats else None
+            used = self._used(opt, ids, attention_mask) if repeats else None
         streamer = options.get("streamer")
         if streamer is not None:
             return _streamed(language, front, rows, chosen, used, streamer)
@@ -274,7 +280,7 @@ class Blip2Model(Writer):
         language = self.language_model
         embeds = language.embed(input_ids.to(self.device))
         mask = None if attention_mask is None else attention_mask.to(self.device)
-        hidden = language.encode(embeds, mask) if isinstance(language, T5) else language(embeds, mask)
+        hidden = self.seq2seq.encode(embeds, mask) if self.seq2seq is not None else cast(Opt, language)(embeds, mask)
         return FeatureOutput(last_hidden_state=hidden)
 
 

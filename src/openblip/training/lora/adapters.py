@@ -21,7 +21,7 @@ from torch import nn
 from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter, write_adapter
 from openblip.checkpoints.lora.fit import check_layers
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.checkpoints.names.qformer import first_few
+from openblip.checkpoints.names.engine import first_few
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.checkpoints.zoo import BUNDLED
 from openblip.errors import CheckpointError, OpenBlipError, OptionError

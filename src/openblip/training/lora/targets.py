@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from openblip.checkpoints.lora.fit import CONV_1D
-from openblip.checkpoints.names.qformer import first_few
-from openblip.checkpoints.names.t5 import BLIP2_PREFIX
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
 from openblip.checkpoints.names.transformers import layers_of
 from openblip.errors import OptionError
 from openblip.nn.blip2 import Blip2Network
@@ -90,7 +89,7 @@ def _external(model: Any) -> Iterator[Target]:
         name, turned = found.removesuffix(BASE), type(module).__name__ == CONV_1D
         if (isinstance(module, nn.Linear) or turned) and module is not head and ".lora_" not in name:
             rows, columns = module.weight.T.shape if turned else module.weight.shape
-            yield Target(name, BLIP2_PREFIX + name, (rows, columns), external=True)
+            yield Target(name, BLIP2_LANGUAGE + name, (rows, columns), external=True)
 
 
 def meant(targets: Sequence[Target], name: str) -> list[Target]:
