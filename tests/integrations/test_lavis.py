@@ -30,7 +30,8 @@ from openblip.text import Tokenizer
 from tests.checkpoints.theirs import Theirs, write_matcher, write_writer
 from tests.pairs.lavis import FOLDER, recorded_config, recorded_weights
 
-TOLERANCE = 2e-6
+TOLERANCE = 4.8e-6
+"""Three times how far LAVIS' recorded features are from float64 (1.6e-6, see tests/nn/test_lavis_reference.py)."""
 PROMPT = "w23 w50 w57"
 """What the recording calls "a photo of"."""
 
