@@ -72,7 +72,7 @@ def caption(parts: nn.ModuleDict, taken: dict[str, list[float]]) -> None:
     timed("prompt", deeper, lambda: decoder(torch.randn(1, PROMPT, OPT.width), None, cache))
     embeds = torch.randn(1, 1, OPT.width)
     for _ in range(NEW_TOKENS):
-        timed("token", deeper, lambda: decoder.go_on(embeds, cache))
+        timed("token", deeper, lambda: decoder.decode_step(embeds, cache))
         timed("scores", 1, lambda: decoder.logits(embeds))
 
 

@@ -74,15 +74,15 @@ def test_pieces_join_to_the_text(tiny_model: Model, photos: list[Path], options:
 def steps_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
     """Grows with every token that the language model reads behind a prompt; it may fail at one."""
     steps: list[int] = []
-    go_on = Opt.go_on
+    decode_step = Opt.decode_step
 
     def counted(self: Opt, *given: Any) -> Tensor:
         steps.append(len(steps))
         if len(steps) == fail_at:
             raise RuntimeError("it broke")
-        return go_on(self, *given)
+        return decode_step(self, *given)
 
-    monkeypatch.setattr(Opt, "go_on", counted)
+    monkeypatch.setattr(Opt, "decode_step", counted)
     return steps
 
 

@@ -155,7 +155,8 @@ def _round(parts: nn.ModuleDict, tokens: int) -> tuple[float, float, float, floa
     looking = _timed(lambda: vision.blocks[0](image))
     reading = _timed(lambda: decoder(prompt, None, cache))
     steps = [
-        (_timed(lambda: decoder.go_on(token, cache)), _timed(lambda: decoder.logits(token))) for _ in range(tokens)
+        (_timed(lambda: decoder.decode_step(token, cache)), _timed(lambda: decoder.logits(token)))
+        for _ in range(tokens)
     ]
     going, scoring = (statistics.median(times) for times in zip(*steps, strict=True))
     return looking, reading, going, scoring

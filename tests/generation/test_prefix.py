@@ -208,16 +208,16 @@ def caches() -> int:
 def fail_at_step(model: Opt | T5, monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
     """The model fails at a step; returns how many were begun."""
     begun = 0
-    go_on = type(model).go_on
+    decode_step = type(model).decode_step
 
     def failing(*given: object) -> Tensor:
         nonlocal begun
         begun += 1
         if begun == step:
             raise StoppedError
-        return go_on(*given)  # type: ignore[arg-type]
+        return decode_step(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(model), "go_on", failing)
+    monkeypatch.setattr(type(model), "decode_step", failing)
     return lambda: begun
 
 

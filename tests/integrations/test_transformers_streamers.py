@@ -98,7 +98,7 @@ def test_a_failure_ends_the_stream(opt: Theirs, images: list[Image.Image], monke
     def broken(*given: object) -> None:
         raise RuntimeError("it broke")
 
-    monkeypatch.setattr(Opt, "go_on", broken)
+    monkeypatch.setattr(Opt, "decode_step", broken)
     with pytest.raises(RuntimeError, match="it broke"):
         model.generate(**inputs, min_new_tokens=5, max_new_tokens=9, streamer=streamer)
     assert streamer.ended == 1 and len(streamer.told) == 2

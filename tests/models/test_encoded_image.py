@@ -257,7 +257,7 @@ def test_a_request_that_fails_leaves_what_fits_the_bound(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Opt, "go_on", fail)
+        patch.setattr(Opt, "decode_step", fail)
         with pytest.raises(KeyboardInterrupt):
             model.ask(photos[0], QUESTIONS[:questions])
         assert (len(model.image_cache), model.image_cache.nbytes) == before

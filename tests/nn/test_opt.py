@@ -77,7 +77,7 @@ def test_texts_that_share_their_prompt_equal_texts_read_alone(variant: str, padd
     memory = cache.keys.data_ptr()
     for step, origins in enumerate(parents):
         tokens = texts[:, step].view(2, 3)
-        hidden = ours.go_on(ours.embed(tokens), cache, None if step == 3 else origins)
+        hidden = ours.decode_step(ours.embed(tokens), cache, None if step == 3 else origins)
         told = [
             [*told[3 * row + int(origins[row, text])], int(tokens[row, text])] for row in range(2) for text in range(3)
         ]
@@ -88,7 +88,7 @@ def test_texts_that_share_their_prompt_equal_texts_read_alone(variant: str, padd
                 assert difference(hidden[row, text], ours(alone)[0, -1]) <= TOLERANCE
     assert cache.keys.data_ptr() == memory
     cache.take_rows(torch.tensor([1]))
-    hidden = ours.go_on(ours.embed(texts[3:, 4][None]), cache, torch.tensor([[2, 2, 0]]))
+    hidden = ours.decode_step(ours.embed(texts[3:, 4][None]), cache, torch.tensor([[2, 2, 0]]))
     for text, parent in enumerate((2, 2, 0)):
         alone = torch.cat([prompt, ours.embed(torch.tensor([*told[3 + parent], int(texts[3 + text, 4])]))])[None]
         assert difference(hidden[0, text], ours(alone)[0, -1]) <= TOLERANCE
@@ -102,7 +102,7 @@ def test_a_prefix_is_read_and_never_written() -> None:
     cache = ours.new_cache(3, 8)
     cache.stand_behind(prefix)
     ours(ours.embed(random_ids(3, 7)), None, cache)
-    ours.go_on(ours.embed(random_ids(3, 1)), cache)
+    ours.decode_step(ours.embed(random_ids(3, 1)), cache)
     assert torch.equal(prefix.keys, before[0]) and torch.equal(prefix.values, before[1])
     assert prefix.length == 5 and cache.length == 8
     behind = ours.new_cache(1, LENGTH)

@@ -105,7 +105,7 @@ def test_texts_that_share_their_prompt_equal_texts_read_alone(variant: str, padd
             memory, told, texts = memory.take(torch.tensor([1])), told[3:], texts[3:]
         parents = torch.randint(3, (len(told) // 3, 3), generator=generator) if step else torch.arange(3).repeat(2, 1)
         tokens = texts[:, step].view(-1, 3)
-        hidden = ours.go_on(ours.embed(tokens), memory, cache, parents)
+        hidden = ours.decode_step(ours.embed(tokens), memory, cache, parents)
         told = [
             [*told[3 * row + int(parents[row, text])], int(tokens[row, text])]
             for row in range(len(tokens))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openblip.generation.logits_processors import apply_rules
+from openblip.generation.logits_processors import process_logits
 from openblip.generation.options import Generation, ResolvedOptions, make_generation
 from openblip.generation.prefill import Prefilled
 
@@ -51,7 +51,7 @@ class Beams:
         """
         prompts, beams = self.scores.shape
         raw = logits.log_softmax(dim=1)
-        scored = apply_rules(raw, used, length - 1, options).view(prompts, beams, -1)
+        scored = process_logits(raw, used, length - 1, options).view(prompts, beams, -1)
         vocabulary = scored.shape[2]
         totals = (scored + self.scores[:, :, None]).flatten(1)
         # Enough candidates that `beams` of them go on, even if every beam's best ones are stop tokens.

@@ -1,4 +1,4 @@
-"""The one entrance: prompts in, texts out."""
+"""The entry point of generation: prompts in, texts out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openblip.generation.beam import generate_beams
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.generation.prefill import prefill
 from openblip.generation.prefix import Prefix
-from openblip.generation.sampling import generate_sequentially, walk
+from openblip.generation.sampling import generate_sequentially, iterate_tokens
 from openblip.nn.language_model import LanguageModel
 
 
@@ -22,17 +22,17 @@ def generate(
     options: GenerationOptions,
     prompt_ids: Sequence[Tensor] | None = None,
     prefix: Prefix | None = None,
-    chances: Tensor | None = None,
+    uniforms: Tensor | None = None,
 ) -> list[list[Generation]]:
-    """Go on from each prompt; results do not depend on what else is in the batch.
+    """Generate texts that continue each prompt; they do not depend on what else is in the batch.
 
     Args:
         prompts: embeddings [T_i, token width], visual and word tokens alike, of any lengths.
-        prompt_ids: ids [n_i] that stand in the text already for what forbids or penalises repetitions; by default only
-            what is generated counts. -1 stands for something that is no token of the text.
-        prefix: what all prompts begin with, and are given without: it is read once for all of them, and for all calls
-            that are given the same.
-        chances: numbers from 0 to 1 [prompts, num_return_sequences, max_new_tokens] that decide what is sampled,
+        prompt_ids: ids [n_i] of the prompt, which count as repetitions, too; by default only generated tokens do.
+            -1 stands for an embedding that is no token of the text.
+        prefix: the common beginning of all prompts, which they leave out: it is read once for all of them, and for all
+            calls with the same prefix.
+        uniforms: numbers from 0 to 1 [prompts, num_return_sequences, max_new_tokens] that decide what is sampled,
             instead of a seed.
 
     Returns:
@@ -47,7 +47,7 @@ def generate(
     start = prefill(model, prompts, resolved, prompt_ids, prefix)
     if resolved.num_beams > 1:
         return generate_beams(start, resolved)
-    return generate_sequentially(start, resolved, chances)
+    return generate_sequentially(start, resolved, uniforms)
 
 
 def stream(
@@ -60,10 +60,10 @@ def stream(
 ) -> Generator[int, None, None]:
     """Tokens of one greedy or sampled text as they are chosen; see `generate`.
 
-    The prompt is read now. Whoever closes the iterator, or lets go of it, lets go of all that was read for it.
+    The prompt is read at once. Closing or deleting the iterator frees the cache of the prompt.
 
     Args:
-        tell_stop: whether a stop token that ends the text is told.
+        tell_stop: whether to yield the stop token that ends the text, too.
 
     Raises:
         OptionError: a beam search or several texts are asked for, or prompt and new tokens exceed the model's
@@ -74,7 +74,7 @@ def stream(
     # A generator must not leave inference mode switched on for its caller between two tokens.
     with torch.inference_mode():
         start = prefill(model, [prompt], resolved, None if prompt_ids is None else [prompt_ids], prefix)
-    return _tokens(walk(start, resolved), () if tell_stop else resolved.stop_ids)
+    return _tokens(iterate_tokens(start, resolved), () if tell_stop else resolved.stop_ids)
 
 
 def _tokens(walked: Iterator[tuple[int, int, float]], hidden: tuple[int, ...]) -> Generator[int, None, None]:

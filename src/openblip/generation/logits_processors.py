@@ -1,4 +1,4 @@
-"""Rules that change next-token scores before one is chosen."""
+"""Logits processors: they change the scores of the next token before one is chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openblip.generation.options import ResolvedOptions
 from openblip.generation.repeated_words import Vocabulary
 
 
-def apply_rules(scores: Tensor, used: Tensor, new_tokens: int, options: ResolvedOptions) -> Tensor:
+def process_logits(scores: Tensor, used: Tensor, new_tokens: int, options: ResolvedOptions) -> Tensor:
     """Scores after the repetition penalty, without tokens that would repeat, or stop before `min_new_tokens`.
 
     Args:
@@ -20,10 +20,10 @@ def apply_rules(scores: Tensor, used: Tensor, new_tokens: int, options: Resolved
     if options.repetition_penalty != 1 and used.shape[1]:
         count = scores.shape[1]
         # One column more, for what is no token.
-        seen = scores.new_zeros(scores.shape[0], count + 1, dtype=torch.bool)
-        seen = seen.scatter(1, torch.where(used < 0, count, used), True)[:, :count]
-        penalised = torch.where(scores < 0, scores * options.repetition_penalty, scores / options.repetition_penalty)
-        scores = torch.where(seen, penalised, scores)
+        occurs = scores.new_zeros(scores.shape[0], count + 1, dtype=torch.bool)
+        occurs = occurs.scatter(1, torch.where(used < 0, count, used), True)[:, :count]
+        penalized = torch.where(scores < 0, scores * options.repetition_penalty, scores / options.repetition_penalty)
+        scores = torch.where(occurs, penalized, scores)
     if options.no_repeat_ngram_size:
         scores = without_repeated_ngrams(scores, used, options.no_repeat_ngram_size)
     if options.no_repeat_words and options.vocabulary is not None:

@@ -127,7 +127,7 @@ class GenerationOptions:
         Defaults give way where they would contradict: a beam search to sampling and sampling to a beam search, the
         shortest text to the longest, and a search is as wide as there are texts wanted.
         """
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        own = {name: value for name, value in vars(self).items() if value is not None}
         usual = vars(defaults).copy()
         if self.samples:
             usual |= {"num_beams": 1, "do_sample": True}
@@ -138,7 +138,7 @@ class GenerationOptions:
             usual["num_beams"] = max(usual["num_beams"], self.num_return_sequences or 1)
         if self.max_new_tokens is not None and usual["min_new_tokens"] is not None:
             usual["min_new_tokens"] = min(usual["min_new_tokens"], self.max_new_tokens)
-        return replace(self, **(usual | given))
+        return replace(self, **(usual | own))
 
     def resolved(self) -> ResolvedOptions:
         """Every option set: greedy search, without penalties, where nothing is said.
@@ -223,16 +223,16 @@ USER_OPTIONS = {one.name: one.metadata for one in fields(GenerationOptions) if o
 """The options that users may set, with the metavar and the help of each."""
 
 
-def read_options(given: Mapping[str, Any]) -> GenerationOptions:
+def read_options(values: Mapping[str, Any]) -> GenerationOptions:
     """Options by their names, as a call, a recipe or a model's config gives them; None is as if left out.
 
     Raises:
         OptionError: an unknown name, a value out of range, or options that exclude each other.
     """
-    for name in given:
+    for name in values:
         if name not in USER_OPTIONS:
             raise OptionError(f"unknown option {name}: {_suggestion(name)}")
-    return GenerationOptions(**given)
+    return GenerationOptions(**values)
 
 
 def user_options(options: GenerationOptions) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One token after the other: greedy search and random draws."""
+"""One token after the other: greedy search and sampling."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from openblip.generation.logits_processors import apply_rules, shape_distribution
+from openblip.generation.logits_processors import process_logits, shape_distribution
 from openblip.generation.options import Generation, ResolvedOptions, make_generation
 from openblip.generation.prefill import Prefilled
 from openblip.nn.language_model import Reading
 
 
 def generate_sequentially(
-    start: Prefilled, options: ResolvedOptions, chances: Tensor | None = None
+    start: Prefilled, options: ResolvedOptions, uniforms: Tensor | None = None
 ) -> list[list[Generation]]:
     """Greedy or sampled texts, `num_return_sequences` a prompt; samples are sorted by score."""
     count, copies = start.logits.shape[0], options.num_return_sequences
     tokens: list[list[int]] = [[] for _ in range(count * copies)]
     log_probs: list[list[float]] = [[] for _ in range(count * copies)]
-    for text, token, log_prob in walk(start, options, chances):
+    for text, token, log_prob in iterate_tokens(start, options, uniforms):
         tokens[text].append(token)
         log_probs[text].append(log_prob)
     found = [
@@ -31,30 +31,32 @@ def generate_sequentially(
     return [sorted(group, key=lambda text: -text.score) for group in groups]
 
 
-def walk(start: Prefilled, options: ResolvedOptions, chances: Tensor | None = None) -> Iterator[tuple[int, int, float]]:
+def iterate_tokens(
+    start: Prefilled, options: ResolvedOptions, uniforms: Tensor | None = None
+) -> Iterator[tuple[int, int, float]]:
     """Yield (text, token, log-probability) as tokens are chosen, stop tokens included.
 
     Texts are numbered prompt after prompt, `num_return_sequences` each.
 
     Args:
-        chances: see `generate`.
+        uniforms: see `generate`.
     """
     copies = options.num_return_sequences
     logits = start.logits.repeat_interleave(copies, dim=0)
     used = start.prompt_ids.repeat_interleave(copies, dim=0)
     live = list(range(logits.shape[0]))
-    places = Places(start.logits.shape[0], copies, start.reading)
+    rows = LiveRows(start.logits.shape[0], copies, start.reading)
     draws = None if options.seed is None else _generators(len(live), options.seed, copies, logits.device)
     for new_tokens in range(options.max_new_tokens):
         log_probs = logits.log_softmax(dim=1)
-        scores = apply_rules(logits, used, new_tokens, options)
+        scores = process_logits(logits, used, new_tokens, options)
         if not options.do_sample:
             chosen = scores.argmax(dim=1)
-        elif chances is not None:
+        elif uniforms is not None:
             sums = shape_distribution(scores, options).double().cumsum(dim=1)
-            chance = chances.flatten(0, 1)[live, new_tokens].to(sums)
-            # The first token whose sum is above the chance: one of no weight adds nothing to the sum before it.
-            chosen = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)[:, 0]
+            uniform = uniforms.flatten(0, 1)[live, new_tokens].to(sums)
+            # The first token whose sum is above the number: one of no weight adds nothing to the sum before it.
+            chosen = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0]
             chosen = chosen.clamp(max=sums.shape[1] - 1)  # sums of no numbers are below nothing
         elif draws is None:
             chosen = torch.multinomial(shape_distribution(scores, options), 1)[:, 0]
@@ -62,9 +64,9 @@ def walk(start: Prefilled, options: ResolvedOptions, chances: Tensor | None = No
             weights = shape_distribution(scores, options)
             picks = [torch.multinomial(weights[place], 1, generator=draws[text]) for place, text in enumerate(live)]
             chosen = torch.cat(picks)
-        told = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
+        chosen_log_probs = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
         picked = chosen.tolist()
-        yield from zip(live, picked, told, strict=True)
+        yield from zip(live, picked, chosen_log_probs, strict=True)
         going = [place for place, token in enumerate(picked) if token not in options.stop_ids]
         if not going or new_tokens + 1 == options.max_new_tokens:
             return
@@ -73,11 +75,11 @@ def walk(start: Prefilled, options: ResolvedOptions, chances: Tensor | None = No
             keep = torch.tensor(going, device=logits.device)
             chosen, used = chosen[keep], used[keep]
             live = [live[place] for place in going]
-        logits = places.step(chosen, live)
+        logits = rows.step(chosen, live)
 
 
-class Places:
-    """Where live texts stand among those that are still read: a prompt is read on until all its texts are done."""
+class LiveRows:
+    """Finds the rows of live texts in the batch that is decoded: a prompt stays there until all its texts are done."""
 
     def __init__(self, prompts: int, copies: int, reading: Reading) -> None:
         self.prompts = list(range(prompts))
@@ -104,7 +106,7 @@ class Places:
 
 
 def _generators(rows: int, seed: int, texts: int, device: torch.device) -> list[torch.Generator]:
-    """A source of randomness for each row, so that no row's draws depend on its neighbours.
+    """A generator for each row, so that no row's draws depend on its neighbours.
 
     The n-th text of every prompt draws alike: a prompt gives the same texts alone or in any batch. Without a seed,
     PyTorch's global generator draws for all rows at once, one text being the one that transformers draws.

@@ -162,7 +162,7 @@ class Opt(nn.Module):
         positions = self._positions(read, length, mask)
         return self._run(embeds, positions, self._attention_mask(length, start, mask, cache), cache, start)
 
-    def go_on(self, embeds: Tensor, cache: KeyValueCache, parents: Tensor | None = None) -> Tensor:
+    def decode_step(self, embeds: Tensor, cache: KeyValueCache, parents: Tensor | None = None) -> Tensor:
         """Read one more token of each of several texts a prompt, which share the prompt in the cache.
 
         Args:
@@ -262,7 +262,7 @@ class DecoderReading:
         self.cache = cache
 
     def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
-        hidden = self.decoder.go_on(self.decoder.embed(tokens), self.cache, parents)
+        hidden = self.decoder.decode_step(self.decoder.embed(tokens), self.cache, parents)
         return self.decoder.logits(hidden).float()
 
     def take_prompts(self, rows: Tensor) -> None:

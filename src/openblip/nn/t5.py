@@ -204,7 +204,9 @@ class T5Decoder(nn.Module):
             bias = bias.masked_fill(ahead, -torch.inf)
         return self._run(embeds, bias, memory, cache, start)
 
-    def go_on(self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None) -> Tensor:
+    def decode_step(
+        self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None
+    ) -> Tensor:
         start = cache.branch(embeds.shape[1], parents)
         # How far tokens are apart is told by the steps they were read at: texts stand side by side in the cache.
         bias = self.bias.between(*cache.read_steps()).to(embeds.dtype)
@@ -276,7 +278,7 @@ class T5(nn.Module):
         hidden: Tensor = self.decoder(embeds, memory, cache)
         return hidden
 
-    def go_on(
+    def decode_step(
         self, embeds: Tensor, memory: EncoderMemory, cache: KeyValueCache, parents: Tensor | None = None
     ) -> Tensor:
         """Read one more token of each of several texts a prompt, which share its memory and the start of the cache.
@@ -292,7 +294,7 @@ class T5(nn.Module):
             ValueError: more tokens than the cache holds.
         """
         # Cross-attention needs no more than that: a prompt's texts are its queries.
-        return self.decoder.go_on(embeds, memory, cache, parents)
+        return self.decoder.decode_step(embeds, memory, cache, parents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., vocabulary] of hidden states [..., width]."""
@@ -336,7 +338,7 @@ class T5Reading:
         self.cache = cache
 
     def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
-        hidden = self.t5.go_on(self.t5.embed(tokens), self.memory, self.cache, parents)
+        hidden = self.t5.decode_step(self.t5.embed(tokens), self.memory, self.cache, parents)
         return self.t5.logits(hidden).float()
 
     def take_prompts(self, rows: Tensor) -> None:

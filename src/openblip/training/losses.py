@@ -186,19 +186,19 @@ def draw_negatives(
     """
     count, all_rows = same.shape
     rows = world.rows(all_rows)
-    chances = torch.rand(2, all_rows, generator=generator)[:, rows].to(same.device, torch.float64)
+    uniforms = torch.rand(2, all_rows, generator=generator)[:, rows].to(same.device, torch.float64)
     alone = same.all(1, keepdim=True)
     own = F.one_hot(torch.arange(count, device=same.device) + rows.start, all_rows).bool()
 
-    def draw(scores: Tensor, chance: Tensor) -> Tensor:
+    def draw(scores: Tensor, uniform: Tensor) -> Tensor:
         # Right answers leave before the softmax: strangers far below them would all underflow after it.
         weights = scores.double().masked_fill(same, float("-inf")).softmax(dim=1)
         sums = torch.where(alone, own.double(), weights).cumsum(dim=1)
-        # Of the first row whose sum is above the chance: one of no weight adds nothing to the sum before it.
+        # Of the first row whose sum is above the number: one of no weight adds nothing to the sum before it.
         # Scores that are no numbers find no row: the loss that comes of them is told, not an index.
-        return torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=all_rows - 1)
+        return torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=all_rows - 1)
 
-    return HardNegatives(images=draw(text_to_image, chances[0]), texts=draw(image_to_text, chances[1]))
+    return HardNegatives(images=draw(text_to_image, uniforms[0]), texts=draw(image_to_text, uniforms[1]))
 
 
 def matching_loss(

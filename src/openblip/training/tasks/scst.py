@@ -120,7 +120,7 @@ class SelfCritic:
                 their number does not matter to what is written.
         """
         draws, length = self.options.num_return_sequences, self.options.max_new_tokens
-        chances = torch.rand(len(batch) * world.size, draws, length, generator=generator)[
+        uniforms = torch.rand(len(batch) * world.size, draws, length, generator=generator)[
             world.rows(len(batch) * world.size)
         ]
         rows = [row for row, drawn in enumerate(batch) if drawn.image.captions]
@@ -129,7 +129,7 @@ class SelfCritic:
             return {}
         described = torch.tensor(rows, dtype=torch.int64)
         prompt = prompt[described.to(prompt.device)]
-        drawn = self.draw(prompt.detach(), chances[described])
+        drawn = self.draw(prompt.detach(), uniforms[described])
         scores = [
             [self.reward.score(str(batch[row].image.image), self._read(text)) for text in texts]
             for row, texts in zip(rows, drawn, strict=True)
@@ -147,11 +147,11 @@ class SelfCritic:
         return {"cider": self_critical_loss(decoder, hidden, labels.to(prompt.device), rewards, world)}
 
     @torch.no_grad()
-    def draw(self, prompt: Tensor, chances: Tensor) -> list[list[Generation]]:
-        """Captions behind each visual prompt [B, Q, token width], by chances [B, draws, tokens] from 0 to 1."""
+    def draw(self, prompt: Tensor, uniforms: Tensor) -> list[list[Generation]]:
+        """Captions after each visual prompt [B, Q, token width], sampled with numbers in [0, 1): [B, draws, tokens]."""
         decoder = cast(Opt, self.parts.network.own_language_model)
         start = decoder.embed(torch.tensor(self.before, device=prompt.device)).to(prompt)
-        return generate(decoder, [torch.cat([row, start]) for row in prompt], self.options, chances=chances)
+        return generate(decoder, [torch.cat([row, start]) for row in prompt], self.options, uniforms=uniforms)
 
     def _read(self, text: Generation) -> str:
         words = " ".join(WORD.findall(self.tokenizer.decode(text.ids).lower()))
