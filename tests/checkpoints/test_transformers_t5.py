@@ -81,7 +81,7 @@ def test_logits_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]
         inputs = inputs_of(writer, path, PROMPT)
         words = our_writer.parts.tokenizer
         assert words is not None
-        assert inputs["input_ids"][0, QUERIES:].tolist() == [*words.encode(PROMPT), our_writer._stop_id()]
+        assert inputs["input_ids"][0, QUERIES:].tolist() == [*words.encode(PROMPT), our_writer.parts.stop_id]
         prompt = prompt_row(our_writer, path, PROMPT)[None]
         expected = writer.model(**inputs, labels=labels).logits
         assert expected.std() > 0.1

@@ -19,7 +19,7 @@ from openblip.models.model import Model
 from openblip.nn import t5
 from tests.checkpoints.theirs import FLAN, QUERIES, T5, Theirs, write_matcher, write_t5_writer, write_writer
 from tests.pairs.gaps import difference
-from tests.pairs.prompts import prompt_row
+from tests.pairs.prompts import image_features, prompt_row
 
 PROMPTS = ["a dog", "Question: what is it? Answer:"]
 TEXTS = ["a red dog", "two children play with a ball on the beach", "dog", "the beach", "red red red"]
@@ -77,7 +77,7 @@ def written_by(kind: str, folder: Path) -> Written:
     ours, images = openblip.load(folder, device="cpu"), pictures(4)
     pixels = theirs.processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        features = ours.image_features(images)
+        features = image_features(ours, images)
         prompt = ours.network.visual_prompt(features)
         logits = [_logits(ours, theirs, image, text) for image in images for text in PROMPTS]
         feature_gap = difference(features, theirs.model.vision_model(pixels).last_hidden_state)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from openblip.images.encoded_image import ImageInput
 from openblip.models.model import Model
+
+
+def image_features(model: Model, images: Sequence[ImageInput]) -> Tensor:
+    """[B, N, image width]."""
+    return torch.stack([model.encode_image(image).features for image in images])
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.models.model import Model
 from tests.checkpoints.theirs import QUERIES, Theirs, bert_words, opt_words, write_matcher, write_writer
-from tests.pairs.prompts import prompt_row
+from tests.pairs.prompts import image_features, prompt_row
 
 TOLERANCE = 1e-5
 TABLE = "language_model.model.decoder.embed_tokens.weight"
@@ -67,7 +67,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_features_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
     images = [Image.open(path) for path in photos]
     pixels = writer.processor(images=images, return_tensors="pt")["pixel_values"]
-    features = our_writer.image_features(images)
+    features = image_features(our_writer, images)
     assert difference(features, writer.model.vision_model(pixels).last_hidden_state) <= TOLERANCE
     expected = writer.model.get_image_features(pixels).pooler_output
     assert expected.std() > 0.1
@@ -88,7 +88,7 @@ def test_ids_are_those_of_their_generate(
         # Behind ids, theirs come as a whole; the mark for images in front stands for what was seen.
         ids = ids[inputs["input_ids"].shape[1] if "input_ids" in inputs else QUERIES + 1 :]
         row = prompt_row(our_writer, path, prompt or "")
-        stop = our_writer._stop_id()
+        stop = our_writer.parts.stop_id
         options = GenerationOptions(max_new_tokens=9, num_beams=beams, stop_ids=(stop,))
         ours = list(generate(our_writer.network.decoder, [row], options)[0][0].ids)
         assert ours == (ids[: ids.index(stop)] if stop in ids else ids)

@@ -154,7 +154,7 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
     theirs, processor = load_theirs(Blip2ForConditionalGeneration, tmp_path), AutoProcessor.from_pretrained(tmp_path)
     ours = openblip.load(tmp_path, device="cpu")
     native = both.network
-    stop = ours._stop_id()
+    stop = ours.parts.stop_id
     for path in photos:
         image = Image.open(path).convert("RGB")
         inputs = processor(images=image, text=PROMPT, return_tensors="pt")
