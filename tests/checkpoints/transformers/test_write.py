@@ -27,7 +27,7 @@ from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.write import save_transformers, task_config
 from openblip.errors import CheckpointError, OptionError
-from openblip.generation.options import GenerationOptions
+from openblip.generation.options import GenerationOptions, TextOptions
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.vit import VitConfig
 from openblip.text import PromptTemplates
@@ -170,7 +170,8 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
         # One row twice; a CPU's products at a matrix's end may add up in another order than those within.
         assert difference(found[..., -1], found[..., both.tokenizer.pad_id]) <= 4e-7 * found.abs().max().item()
         text = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
-        answer = ours.generate(path, PROMPT, details=True, num_beams=1, max_new_tokens=8, min_new_tokens=0)
+        plain: TextOptions = {"num_beams": 1, "max_new_tokens": 8, "min_new_tokens": 0, "no_repeat_ngram_size": 0}
+        answer = ours.generate(path, PROMPT, details=True, **plain)
         expected = text[: text.index(stop)] if stop in text else text
         assert answer.text == " ".join(both.tokenizer.decode(expected).split())
 
