@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from openblip.models.model import Model as Model
     from openblip.results import Answered as Answered
     from openblip.results import Captioned as Captioned
+    from openblip.results import Classified as Classified
     from openblip.results import Embedded as Embedded
     from openblip.results import GeneratedText as GeneratedText
     from openblip.results import Match as Match
@@ -46,6 +47,7 @@ _HOMES = {
     "Captioned": "openblip.results",
     "Chat": "openblip.models.chat",
     "CheckpointError": "openblip.errors",
+    "Classified": "openblip.results",
     "Components": "openblip.models.abilities",
     "DownloadError": "openblip.errors",
     "Embedded": "openblip.results",
@@ -76,6 +78,7 @@ __all__ = [
     "Captioned",
     "Chat",
     "CheckpointError",
+    "Classified",
     "Components",
     "DownloadError",
     "Embedded",

@@ -88,6 +88,18 @@ class Matched:
     error: ImageError | None = None
 
 
+@dataclass(frozen=True)
+class Classified:
+    """One label for an image.
+
+    Attributes:
+        probability: from 0 to 1, among the labels that the image was compared with.
+    """
+
+    label: str
+    probability: float
+
+
 @dataclass(frozen=True, eq=False)
 class Embedded:
     """One image of many: its vectors, or what was wrong with it.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -223,15 +224,18 @@ USER_OPTIONS = {one.name: one.metadata for one in fields(GenerationOptions) if o
 """The options that users may set, with the metavar and the help of each."""
 
 
-def read_options(values: Mapping[str, Any]) -> GenerationOptions:
+def read_options(values: Mapping[str, Any], method: Callable[..., Any] | None = None) -> GenerationOptions:
     """Options by their names, as a call, a recipe or a model's config gives them; None is as if left out.
+
+    Args:
+        method: what was called; its own keywords are suggested for a wrong name, too.
 
     Raises:
         OptionError: an unknown name, a value out of range, or options that exclude each other.
     """
     for name in values:
         if name not in USER_OPTIONS:
-            raise OptionError(f"unknown option {name}: {_suggestion(name)}")
+            raise OptionError(f"unknown option {name}: {_suggestion(name, method)}")
     return GenerationOptions(**values)
 
 
@@ -240,9 +244,11 @@ def user_options(options: GenerationOptions) -> dict[str, Any]:
     return {name: value for name in USER_OPTIONS if (value := getattr(options, name)) is not None}
 
 
-def _suggestion(name: str) -> str:
-    near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, USER_OPTIONS, n=1, cutoff=0.65)), None)
-    return f"did you mean {near}?" if near else f"use {', '.join(USER_OPTIONS)}"
+def _suggestion(name: str, method: Callable[..., Any] | None) -> str:
+    parameters = {} if method is None else inspect.signature(method).parameters
+    names = [*(one.name for one in parameters.values() if one.kind is one.KEYWORD_ONLY), *USER_OPTIONS]
+    near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.65)), None)
+    return f"did you mean {near}?" if near else f"use {', '.join(names)}"
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ from openblip.errors import ImageError, OptionError
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
-from openblip.results import Embedded, Scores
+from openblip.results import Classified, Embedded, Match, Matched, Scores
 from openblip.text import MatchingText, clean_caption, pad_ids, text_list
 
 PAIRS = 64
 """Pairs of image and text that the Q-Former reads at once: enough to keep a GPU busy, some 100 MB for the official
 models."""
+
+TEMPLATES = ("a photo of a {}",)
+"""Around a label, by default."""
 
 QUERIES = "queries"
 """What is kept of an encoded image: the Q-Former's outputs [Q, width]."""
@@ -199,6 +202,44 @@ class Matcher:
                     yield ImageScores(source, error=found)
                 else:
                     yield ImageScores(source, *found)
+
+    def match_many(
+        self, sources: ImageInput | Iterable[ImageInput], texts: Sequence[str], batch_size: int
+    ) -> Iterator[Matched]:
+        """As `score`, with the texts."""
+        for row in self.score(sources, texts, itm=True, batch_size=batch_size):
+            if row.itc is None or row.itm is None:
+                yield Matched(row.source, error=row.error)
+            else:
+                pairs = zip(texts, row.itm.tolist(), row.itc.tolist(), strict=True)
+                yield Matched(row.source, tuple(Match(text, itm, itc) for text, itm, itc in pairs))
+
+    def classify(
+        self,
+        sources: ImageInput | Iterable[ImageInput],
+        labels: Sequence[str],
+        templates: Sequence[str],
+        batch_size: int,
+    ) -> list[list[Classified]]:
+        """Labels of each image, most probable first; of equals, what was given first is first.
+
+        Raises:
+            OptionError: there are no labels or templates, or a template has no place for the label.
+        """
+        if not labels or not templates:
+            raise OptionError(f"there are no {'templates' if labels else 'labels'}: give at least one")
+        for template in templates:
+            if "{}" not in template:
+                raise OptionError(f"the template {template!r} has no {{}} in it: say where the label stands")
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        cosines = self.scores(sources, texts, itm=False, batch_size=batch_size).itc
+        means = cosines.view(len(cosines), len(labels), len(templates)).mean(dim=2)
+        odds = (means / self.network.temperature.float().cpu()).softmax(dim=1)
+        best = odds.argsort(dim=1, descending=True, stable=True)
+        return [
+            [Classified(labels[place], float(row[place])) for place in order]
+            for row, order in zip(odds, best.tolist(), strict=True)
+        ]
 
     def scores(
         self, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], *, itm: bool, batch_size: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,28 +19,26 @@ from openblip.matching.matcher import Matcher, QueriedImages, ReadTexts, batches
 from openblip.results import Ranked, Rankings
 from openblip.text import text_list
 
-
-class SearchOptions(TypedDict, total=False):
-    """What may be said about a search.
-
-    Attributes:
-        top: results for each query; None for all; by default 10.
-        rerank: candidates of contrast (ITC) that matching (ITM) then orders, for each query; 0 for ITC alone; by
-            default 128, as in BLIP-2's evaluation.
-        batch_size: images looked at together.
-    """
-
-    top: int | None
-    rerank: int
-    batch_size: int
+TOP = 10
+RERANK = 128
+"""As in BLIP-2's evaluation."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The same, complete and checked."""
+    """How to search.
 
-    top: int | None = 10
-    rerank: int = 128
+    Attributes:
+        top: results for each query; None for all.
+        rerank: the best candidates by contrast (ITC) that matching (ITM) orders anew, for each query; 0 for ITC alone.
+        batch_size: images that are encoded together.
+
+    Raises:
+        OptionError: a number out of range.
+    """
+
+    top: int | None = TOP
+    rerank: int = RERANK
     batch_size: int = 8
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from openblip.errors import CheckpointError
 
@@ -54,6 +54,10 @@ class HasAbilities(Protocol):
     def abilities(self) -> tuple[Ability, ...]: ...
 
 
+class Composed(HasAbilities, Protocol):
+    components: Components
+
+
 class Captioner(Protocol):
     """Describes images."""
 
@@ -90,3 +94,15 @@ def require(model: HasAbilities, ability: Ability) -> None:
     if ability not in model.abilities:
         can = ", ".join(model.abilities)
         raise CheckpointError(f"the model {model.name} {LACKS[ability]}: it can {can}")
+
+
+def writer_of(model: Composed, ability: Ability) -> Writer:
+    """What generates the text of a model. Raises CheckpointError when the model lacks the ability."""
+    require(model, ability)
+    return cast("Writer", model.components.writer)
+
+
+def matcher_of(model: Composed, ability: Ability) -> Matcher:
+    """What compares images and texts for a model. Raises CheckpointError when the model lacks the ability."""
+    require(model, ability)
+    return cast("Matcher", model.components.matcher)

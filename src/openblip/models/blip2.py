@@ -49,7 +49,7 @@ def compose_blip2(parts: ModelParts, placement: Placement, cache: ImageCache) ->
         abilities += ["caption", "ask", "chat"]
     if parts.matching is not None:
         matcher = Matcher(parts.network, parts.matching, images.encoder)
-        abilities += ["match", "embed"]
+        abilities += ["match", "embed", "classify"]
     return Components(images.encoder, writer, matcher, tuple(abilities))
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def load(
     name: str | Path = DEFAULT_MODEL,
     *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = "auto",
+    dtype: str | torch.dtype | None = "auto",
     adapter: str | Path | None = None,
     checkpoint: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -35,10 +35,10 @@ def load(
         name: "mini", which is in the package; an official model (`openblip models`), whose files are downloaded
             if they are not on this machine; a repository of the hub; or a folder. One that holds an adapter alone
             stands for the model that it was trained on, with the adapter.
-        device: "cpu", "cuda", "cuda:1", "mps"; by default, or with "auto", CUDA where there is one.
-        dtype: "float32", "bfloat16" or "float16", or PyTorch's of these; "int8" quantizes large matrices as they are
-            read, for a quarter of the memory and several times the speed on a CPU, "int4" those of the language model
-            further; by default, or with "auto", what the device computes fast.
+        device: "cpu", "cuda", "cuda:1", "mps", or a `torch.device`; "auto" (or None) is CUDA if there is a GPU.
+        dtype: "float32", "bfloat16" ("bf16") or "float16" ("fp16"), or a `torch.dtype`; "int8" quantizes large matrices
+            as they are read, for a quarter of the memory and several times the speed on a CPU; "int4" quantizes those
+            of the language model further; "auto" (or None) is what the device computes fast.
         adapter: a folder, or a repository of the hub, with low-rank adapters (LoRA) as peft writes them; they are
             merged into the weights before these are cast or quantized.
         checkpoint: a `.pth` that LAVIS saved, read instead of the official one of a LAVIS name.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, read_options
@@ -13,28 +15,41 @@ from openblip.text import Tokenizer, clean_generated
 
 
 def caption_options(
-    parts: ModelParts, options: TextOptions, num_captions: int = 1, stream: bool = False
+    parts: ModelParts,
+    options: TextOptions,
+    num_captions: int = 1,
+    *,
+    stream: bool = False,
+    method: Callable[..., Any] | None = None,
 ) -> ResolvedOptions:
     """How captions are generated: as the user says, and as the model does where the user says nothing.
 
     Args:
         stream: the text is shown as it is generated: greedily, where the model's own choice is a beam search.
+        method: what the options were given to; its keywords are suggested for a wrong one, too.
 
     Raises:
         OptionError: an unknown name, a value out of range, or options that exclude each other.
     """
-    return _merged(parts, options, parts.defaults.captions, num_captions, stream)
+    return _merged(parts, options, parts.defaults.captions, num_captions, stream, method)
 
 
-def answer_options(parts: ModelParts, options: TextOptions, stream: bool = False) -> ResolvedOptions:
+def answer_options(
+    parts: ModelParts, options: TextOptions, *, stream: bool = False, method: Callable[..., Any] | None = None
+) -> ResolvedOptions:
     """Likewise for answers."""
-    return _merged(parts, options, parts.defaults.answers, 1, stream)
+    return _merged(parts, options, parts.defaults.answers, 1, stream, method)
 
 
 def _merged(
-    parts: ModelParts, options: TextOptions, defaults: GenerationOptions, texts: int, stream: bool
+    parts: ModelParts,
+    options: TextOptions,
+    defaults: GenerationOptions,
+    texts: int,
+    stream: bool,
+    method: Callable[..., Any] | None,
 ) -> ResolvedOptions:
-    given = replace(read_options(options), num_return_sequences=texts, stop_ids=(parts.stop_id,))
+    given = replace(read_options(options, method), num_return_sequences=texts, stop_ids=(parts.stop_id,))
     if stream and given.num_beams is None and not given.samples and not defaults.samples:
         given = replace(given, num_beams=1)
     merged = given.merged(defaults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,16 +10,16 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.errors import OptionError
+from openblip.errors import ImageError, OptionError
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import ResolvedOptions
 from openblip.generation.prefill import fits
 from openblip.generation.prefix import Prefix
-from openblip.images.encoded_image import CachedEncoder, EncodedImage
+from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.models.text_options import read_text
 from openblip.nn.language_model import LanguageModel
-from openblip.results import GeneratedText
-from openblip.text import Pieces, clean_question, text_pieces
+from openblip.results import Answered, Captioned, GeneratedText
+from openblip.text import Pieces, clean_question, text_list, text_pieces
 
 SHARED_FROM = 3
 """Questions about one image from which reading its visual prompt once saves more than a larger batch does: the prompt
@@ -46,6 +47,48 @@ class Writer:
         self.language_model = language_model
         self.encoder = encoder
         self.visual_prompts = visual_prompts
+
+    def caption_many(
+        self, images: Iterable[ImageInput], prompt: str, options: ResolvedOptions, batch_size: int
+    ) -> Iterator[Captioned]:
+        """Captions of images, or what is wrong with them, in order, as batches are done."""
+        for batch in self.encoder.batches(images, batch_size):
+            found = self.captions(batch.images, prompt, options) if batch.images else []
+            for source, texts in batch.join(found):
+                if isinstance(texts, ImageError):
+                    yield Captioned(source, error=texts)
+                else:
+                    yield Captioned(source, tuple(texts))
+
+    def answer_many(
+        self,
+        asked: Iterable[tuple[ImageInput, str | Iterable[str]]],
+        prompt_of: Callable[[str], str],
+        options: ResolvedOptions,
+        batch_size: int,
+    ) -> Iterator[Answered]:
+        """Answers to the questions about each image, or what is wrong with the image, in order, as batches are done.
+
+        Args:
+            prompt_of: a question to its prompt.
+        """
+        waiting: deque[tuple[list[str], list[str]]] = deque()
+
+        def images() -> Iterator[ImageInput]:
+            for image, given in asked:
+                own = text_list(given, "the questions")
+                waiting.append((own, [prompt_of(question) for question in own]))  # checked before its image is read
+                yield image
+
+        for batch in self.encoder.batches(images(), batch_size):
+            questions = [waiting.popleft() for _ in batch.sources]
+            good = [prompts for (_, prompts), error in zip(questions, batch.errors, strict=True) if error is None]
+            found = self.texts_of_many(batch.images, good, options) if batch.images else []
+            for (own, _), (source, answers) in zip(questions, batch.join(found), strict=True):
+                if isinstance(answers, ImageError):
+                    yield Answered(source, tuple(own), error=answers)
+                else:
+                    yield Answered(source, tuple(own), tuple(answers))
 
     @torch.inference_mode()
     def captions(

@@ -15,6 +15,7 @@ from openblip.evaluation.metrics.accuracy import exact_match, label_accuracy
 from openblip.evaluation.metrics.captions import score_captions
 from openblip.evaluation.metrics.recall import score_retrieval
 from openblip.evaluation.metrics.vqa import exact_accuracy, lemma_accuracy, simple_accuracy, vqa_accuracy
+from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 
 KINDS: list[Callable[[Iterable[str]], Iterable[str]]] = [list, tuple, iter, lambda texts: (text for text in texts)]
@@ -81,7 +82,7 @@ def test_questions_from_captions(kind: Callable[[Iterable[str]], Iterable[str]])
 
 
 def test_a_matcher_takes_a_lone_image_and_a_lone_text(tiny_model: Model, photos: list[Path]) -> None:
-    matcher = tiny_model.require_matcher("match")
+    matcher = matcher_of(tiny_model, "match")
     one = matcher.scores(photos[0], "a dog", itm=True, batch_size=2)
     several = matcher.scores([str(photos[0])], iter(["a dog"]), itm=True, batch_size=2)
     assert one.itc.shape == (1, 1)

@@ -17,6 +17,7 @@ from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
 from openblip.evaluation.settings import Decision, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.evaluation.tasks.questions import ask_about
+from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 
 NO_LABEL = "(none)"
@@ -108,7 +109,7 @@ def _by_text(
     problems: dict[str, ImageError] = {}
     given = sources(pictures, problems)
     match = chosen.by is Decision.MATCH
-    scored = model.require_matcher("match").score(given, texts, itm=match, batch_size=settings.batch_size)
+    scored = matcher_of(model, "match").score(given, texts, itm=match, batch_size=settings.batch_size)
     for picture, found in zip(pictures, scored, strict=True):
         likeness = found.itm if match else found.itc
         if likeness is None:

@@ -25,6 +25,7 @@ from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.images.encoded_image import EncodedBatch
 from openblip.matching.matcher import Matcher, ReadTexts
 from openblip.matching.ranking import Search, rank
+from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 from openblip.nn.blip2 import itc_similarity
 from openblip.results import Ranked, Rankings
@@ -43,7 +44,7 @@ def evaluate_retrieval(
         ImageError: a picture cannot be read, and the policy is to stop.
     """
     groups = grouped(samples, "retrieval")
-    matcher = model.require_matcher("match")
+    matcher = matcher_of(model, "match")
     steps = 2 * len(groups)
     look = _Looks(matcher, list(groups), settings.batch_size)
     embeds, lost = _embed_all(look, settings, journal, lambda done: progress(done, steps))

@@ -1,0 +1,220 @@
+"""The methods of `openblip.Model` that compare images and texts. The class takes them over; `self` is the model."""
+
+# Overloads are tried in order: a path or an open file is one image although it can be iterated over, and a str is one
+# text. mypy warns of this overlap, which is meant.
+# mypy: disable-error-code="overload-overlap"
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, overload
+
+from torch import Tensor
+
+from openblip.images.encoded_image import ImageInput, image_list, is_one
+from openblip.matching import ranking
+from openblip.matching.matcher import TEMPLATES
+from openblip.matching.ranking import RERANK, TOP, Search
+from openblip.models.abilities import matcher_of
+from openblip.models.signatures import BATCH_SIZE, Images, Texts, collect
+from openblip.results import Classified, Embedded, Match, Matched, Ranked, Rankings, Scores
+from openblip.text import text_list
+
+if TYPE_CHECKING:
+    from openblip.models.model import Model
+
+
+@overload
+def match(self: Model, images: ImageInput, texts: str, *, batch_size: int = BATCH_SIZE) -> Match: ...
+@overload
+def match(self: Model, images: ImageInput, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[Match]: ...
+@overload
+def match(self: Model, images: Images, texts: str, *, batch_size: int = BATCH_SIZE) -> list[Match]: ...
+@overload
+def match(self: Model, images: Images, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[list[Match]]: ...
+def match(self: Model, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE) -> Any:
+    """How well a text fits an image: ITM probability and ITC cosine. Several give lists, in the order given."""
+    one_text = isinstance(texts, str)
+
+    def pick(matched: Matched) -> Any:
+        return matched.matches[0] if one_text else list(matched.matches)
+
+    return collect(self.match_many(images, texts, batch_size=batch_size), pick, is_one(images))
+
+
+def match_many(
+    self: Model, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE
+) -> Iterator[Matched]:
+    """How well each text fits each of any number of images: one result for each image, as batches are done.
+
+    Images and texts are encoded once. An image that cannot be read gives a result with its error.
+    """
+    return matcher_of(self, "match").match_many(image_list(images), text_list(texts), batch_size)
+
+
+def scores(
+    self: Model, images: ImageInput | Images, texts: str | Texts, *, itm: bool = False, batch_size: int = BATCH_SIZE
+) -> Scores:
+    """Compare every image with every text: cosines [N, M] and, with `itm`, ITM probabilities [N, M].
+
+    Cosines cost one pass for each image and each text, probabilities a pass of the Q-Former for every pair.
+    """
+    return matcher_of(self, "match").scores(image_list(images), text_list(texts), itm=itm, batch_size=batch_size)
+
+
+@overload
+def classify(
+    self: Model,
+    images: ImageInput,
+    labels: str | Texts,
+    *,
+    templates: str | Texts = TEMPLATES,
+    batch_size: int = BATCH_SIZE,
+) -> list[Classified]: ...
+@overload
+def classify(
+    self: Model,
+    images: Images,
+    labels: str | Texts,
+    *,
+    templates: str | Texts = TEMPLATES,
+    batch_size: int = BATCH_SIZE,
+) -> list[list[Classified]]: ...
+def classify(
+    self: Model,
+    images: ImageInput | Images,
+    labels: str | Texts,
+    *,
+    templates: str | Texts = TEMPLATES,
+    batch_size: int = BATCH_SIZE,
+) -> Any:
+    """The labels for an image, most probable first, or for each of several images.
+
+    The probabilities of an image add up to 1: they are the softmax of its cosines with the labels (ITC), divided by
+    the temperature that the model learned.
+
+    Args:
+        templates: texts with {} in them, where a label stands. A label's cosines in several templates are averaged.
+        batch_size: images that are encoded together.
+
+    Raises:
+        ImageError: an image cannot be read.
+        OptionError: there are no labels or no templates, or a template has no {} in it.
+    """
+    matcher = matcher_of(self, "classify")
+    rows = matcher.classify(
+        image_list(images), text_list(labels, "the labels"), text_list(templates, "the templates"), batch_size
+    )
+    return rows[0] if is_one(images) else rows
+
+
+@overload
+def rank_images(
+    self: Model,
+    query: str,
+    images: ImageInput | Images,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> list[Ranked]: ...
+@overload
+def rank_images(
+    self: Model,
+    query: Texts,
+    images: ImageInput | Images,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> list[list[Ranked]]: ...
+def rank_images(
+    self: Model,
+    query: str | Texts,
+    images: ImageInput | Images,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> Any:
+    """The images that fit a text best, or each of several texts; each image is encoded once for all.
+
+    Args:
+        top: how many results each query gets; None for all.
+        rerank: how many of the best results by ITC are ordered anew by ITM, for each query; 0 for ITC alone. By
+            default 128, as in BLIP-2's evaluation.
+        batch_size: images that are encoded together.
+    """
+    found = ranking.rank_images(matcher_of(self, "match"), image_list(images), query, Search(top, rerank, batch_size))
+    return found[0] if isinstance(query, str) else found
+
+
+@overload
+def rank_texts(
+    self: Model,
+    query: ImageInput,
+    texts: str | Texts,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> list[Ranked]: ...
+@overload
+def rank_texts(
+    self: Model,
+    query: Images,
+    texts: str | Texts,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> list[list[Ranked]]: ...
+def rank_texts(
+    self: Model,
+    query: ImageInput | Images,
+    texts: str | Texts,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> Any:
+    """The texts that fit an image best, or each of several images; options as for `rank_images`."""
+    found = ranking.rank_texts(matcher_of(self, "match"), image_list(query), texts, Search(top, rerank, batch_size))
+    return found[0] if is_one(query) else found
+
+
+def rank_both(
+    self: Model,
+    images: ImageInput | Images,
+    texts: str | Texts,
+    *,
+    top: int | None = TOP,
+    rerank: int = RERANK,
+    batch_size: int = BATCH_SIZE,
+) -> Rankings:
+    """`rank_images` and `rank_texts` at once, as retrieval is evaluated: each image is encoded once for both."""
+    return ranking.rank_both(matcher_of(self, "match"), image_list(images), texts, Search(top, rerank, batch_size))
+
+
+def embed_images(self: Model, images: ImageInput | Images, *, batch_size: int = BATCH_SIZE) -> Tensor:
+    """Unit vectors [N, Q, shared width] of images, float32 on the CPU; of one image [Q, shared width].
+
+    The similarity of an image and a text is the largest of the Q dot products with the text's vector, see
+    `openblip.similarity`.
+    """
+    found = matcher_of(self, "embed").embed_images(images, batch_size)
+    return found[0] if is_one(images) else found
+
+
+def embed_images_many(self: Model, images: ImageInput | Images, *, batch_size: int = BATCH_SIZE) -> Iterator[Embedded]:
+    """As `embed_images` for any number of images: one result for each, in order, as batches are done.
+
+    An image that cannot be read gives a result with its error.
+    """
+    return matcher_of(self, "embed").embed_many(images, batch_size)
+
+
+def embed_texts(self: Model, texts: str | Texts, *, batch_size: int = 64) -> Tensor:
+    """Unit vectors [N, shared width] of texts, float32 on the CPU; of one text [shared width]."""
+    found = matcher_of(self, "embed").embed_texts(texts, batch_size)
+    return found[0] if isinstance(texts, str) else found

@@ -1,0 +1,70 @@
+"""What the methods of `openblip.Model` have in common: one thing or several in, one result or a list out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from openblip.generation.options import TextOptions
+from openblip.images.encoded_image import ImageInput
+from openblip.results import Answered, Captioned, Matched
+
+BATCH_SIZE = 8
+Images: TypeAlias = Iterable[ImageInput]
+"""Several images: a list, a tuple, a generator or anything else that can be iterated over."""
+Texts: TypeAlias = Iterable[str]
+"""Several texts, likewise."""
+Yes: TypeAlias = Literal[True]
+No: TypeAlias = Literal[False]
+Result = TypeVar("Result", Captioned, Answered, Matched)
+
+
+def collect(results: Iterable[Result], pick: Callable[[Result], Any], one: bool) -> Any:
+    """What is picked of each result, or of the only one. The first error is raised."""
+    rows = []
+    for result in results:
+        if result.error is not None:
+            raise result.error
+        rows.append(pick(result))
+    return rows[0] if one else rows
+
+
+class StreamedCaptionOptions(TextOptions, total=False):
+    """Keywords of `Model.caption` when it streams."""
+
+    prompt: str | None
+    num_captions: None
+    details: Literal[False]
+
+
+class CaptionOptions(TextOptions, total=False):
+    """Keywords of `Model.caption` that do not change the type of what it returns."""
+
+    prompt: str | None
+    batch_size: int
+    stream: Literal[False]
+
+
+class StreamedGenerateOptions(TextOptions, total=False):
+    """Keywords of `Model.generate` when it streams."""
+
+    details: Literal[False]
+
+
+class GenerateOptions(TextOptions, total=False):
+    """Keywords of `Model.generate` that do not change the type of what it returns."""
+
+    batch_size: int
+    stream: Literal[False]
+
+
+class StreamedAskOptions(StreamedGenerateOptions, total=False):
+    """Keywords of `Model.ask` when it streams."""
+
+    template: str | None
+
+
+class AskOptions(GenerateOptions, total=False):
+    """Keywords of `Model.ask` that do not change the type of what it returns."""
+
+    template: str | None
