@@ -38,7 +38,7 @@ def model(theirs: Theirs) -> Model:
 
 def matcher_of(model: Model, pairs: int) -> Matcher:
     assert model.parts.matching is not None
-    return Matcher(model.network, model.parts.matching, model.parts.transform, pairs)
+    return Matcher(model.network, model.parts.matching, model.components.encoder, pairs)
 
 
 def counted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, size: Callable[..., int]) -> list[int]:
@@ -99,6 +99,7 @@ def test_every_image_and_text_is_encoded_once(
     tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_model.network
+    tiny_model.image_cache.clear()
     looks = counted(network, "image_features", monkeypatch, len)
     memories = counted(network.qformer, "remember", monkeypatch, len)
     reads = counted(network.qformer, "text", monkeypatch, lambda ids, mask: len(ids))
@@ -111,21 +112,55 @@ def test_every_image_and_text_is_encoded_once(
     assert sum(pairs) == 5 * 150 and max(pairs) == 64
     del looks[:], pairs[:]
     assert tiny_model.scores(photos, texts).itm is None
-    assert sum(looks) == 5 and pairs == []
-    del looks[:]
     tiny_model.match(photos[0], texts)
-    assert looks == [1]
+    assert looks == [] and len(pairs) == 3
 
 
 def test_images_are_looked_at_as_their_turn_comes(
     tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny_model.image_cache.clear()
     looks = counted(tiny_model.network, "image_features", monkeypatch, len)
     found = tiny_model.match_many(iter(photos), ["a dog"], batch_size=2)
     assert looks == []
     next(found)
     assert looks == [2]
     assert len(list(found)) == 4
+
+
+def test_labels_have_the_softmax_of_their_cosines(tiny_model: Model, photos: list[Path]) -> None:
+    labels, templates = ["dog", "ball", "beach"], ["a photo of a {}", "the {}, and a {}"]
+    cosines = torch.stack(
+        [tiny_model.scores(photos, [text.replace("{}", label) for label in labels]).itc for text in templates]
+    )
+    expected = (cosines.mean(dim=0) / tiny_model.network.temperature).softmax(dim=1)
+    found = tiny_model.classify(iter(photos), (label for label in labels), templates=iter(templates), batch_size=2)
+    assert len(found) == len(photos)
+    for row, odds in zip(found, expected, strict=True):
+        assert [one.probability for one in row] == sorted((one.probability for one in row), reverse=True)
+        by_label = {one.label: one.probability for one in row}
+        assert [by_label[label] for label in labels] == pytest.approx(odds.tolist(), abs=1e-5)
+        assert sum(by_label.values()) == pytest.approx(1, abs=1e-5)
+    usual, named = (
+        tiny_model.classify(photos[0], labels),
+        tiny_model.classify(photos[0], labels, templates=templates[0]),
+    )
+    assert usual == named and usual != found[0]
+    assert tiny_model.classify(photos[0], "dog") == [openblip.Classified("dog", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"labels": []}, "no labels"),
+        ({"labels": ["dog"], "templates": ()}, "no templates"),
+        ({"labels": ["dog"], "templates": "a photo of"}, "'a photo of' has no {} in it"),
+        ({"labels": ["dog", 3]}, "the labels have 3"),
+    ],
+)
+def test_wrong_labels_and_templates_are_named(tiny_model: Model, photos: list[Path], wrong: Any, named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        tiny_model.classify(photos[0], **wrong)
 
 
 def test_a_bad_image_leaves_the_others(tiny_model: Model, photos: list[Path]) -> None:

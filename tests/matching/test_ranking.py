@@ -35,6 +35,7 @@ def images() -> list[Image.Image]:
 
 
 def count_looks(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    model.image_cache.clear()
     seen: list[int] = []
     encode = model.network.image_features
 

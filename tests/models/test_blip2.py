@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +22,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.images.decode import load_image, to_pixels
+from openblip.images.encoded_image import image_list
 from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.nn.blip2 import Blip2Config, Blip2Network
@@ -227,23 +230,93 @@ def test_a_lone_string_is_one_thing(tiny_model: Model, photos: list[Path]) -> No
     assert len(tiny_model.rank_texts(photo, "a dog")) == 1 and len(tiny_model.rank_images("a dog", photo)) == 1
 
 
-@pytest.mark.parametrize("several", [list, tuple, iter, lambda given: (one for one in given)])
-def test_any_iterable_is_several_things(tiny_model: Model, photos: list[Path], several: Any) -> None:
-    questions, texts, pair = ["what is it?", "why?"], ["a dog", "a ball"], photos[:2]
-    assert tiny_model.caption(several(pair)) == [tiny_model.caption(photo) for photo in pair]
-    assert tiny_model.ask(pair[0], several(questions)) == [tiny_model.ask(pair[0], question) for question in questions]
-    assert tiny_model.ask(several(pair), several(questions)) == [tiny_model.ask(photo, questions) for photo in pair]
-    assert tiny_model.ask(several(pair), "why?") == [tiny_model.ask(photo, "why?") for photo in pair]
-    assert tiny_model.generate(several(pair), several(texts)) == [tiny_model.generate(photo, texts) for photo in pair]
-    matched = [tiny_model.match(photo, texts) for photo in pair]
-    for found, expected in zip(tiny_model.match(several(pair), several(texts)), matched, strict=True):
-        assert [one.text for one in found] == texts
-        assert [one.itm for one in found] == pytest.approx([one.itm for one in expected], abs=1e-5)
-    assert tiny_model.scores(several(pair), several(texts)).itc.shape == (2, 2)
-    assert len(tiny_model.rank_texts(several(pair), several(texts))) == 2
-    assert len(tiny_model.rank_images(several(texts), several(pair))) == 2
-    assert tiny_model.embed_images(several(pair)).shape[0] == len(tiny_model.embed_texts(several(texts))) == 2
-    assert [one.source for one in tiny_model.caption_many(several(pair))] == [str(photo) for photo in pair]
+ABOUT_IMAGES: dict[str, Callable[[Model, Any], Any]] = {
+    "caption": lambda model, images: model.caption(images, batch_size=2),
+    "caption_many": lambda model, images: [found.text for found in model.caption_many(images)],
+    "ask": lambda model, images: model.ask(images, ("what is it?", "why?"), batch_size=2),
+    "ask_many": lambda model, images: [
+        found.answers[0].text for found in model.ask_many((image, "why?") for image in image_list(images))
+    ],
+    "generate": lambda model, images: model.generate(images, iter(["a dog", "a"]), batch_size=2),
+    "match": lambda model, images: model.match(images, "a dog"),
+    "match_many": lambda model, images: [found.matches for found in model.match_many(images, ["a", "b"])],
+    "scores": lambda model, images: model.scores(images, "a dog", itm=True),
+    "classify": lambda model, images: model.classify(images, {"dog", "ball"}),
+    "rank_images": lambda model, images: [found.index for found in model.rank_images("a dog", images)],
+    "rank_texts": lambda model, images: model.rank_texts(images, ("a dog", "a ball")),
+    "rank_both": lambda model, images: [[one.index for one in row] for row in model.rank_both(images, "a dog").images],
+    "embed_images": lambda model, images: model.embed_images(images),
+    "embed_images_many": lambda model, images: [found.embeds for found in model.embed_images_many(images)],
+}
+"""Every method of a model that takes images; `encode_image` and `chat` take one."""
+RESULTS_OF_ONE = ("caption", "ask", "generate", "match", "classify", "rank_texts", "embed_images")
+"""Those whose result for one image is not a list of one."""
+
+
+def flat(found: Any) -> list[Any]:
+    """Its texts and numbers in order, with a bracket at the beginning and end of each list."""
+    if isinstance(found, torch.Tensor):
+        return flat(found.tolist())
+    if is_dataclass(found):
+        return flat([getattr(found, one.name) for one in fields(found) if one.name not in ("source", "index")])
+    if isinstance(found, list | tuple):
+        return ["[", *(value for one in found for value in flat(one)), "]"]
+    return [found]
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Numbers may differ in their last places, as batches of another size change them."""
+    ours, theirs = flat(found), flat(expected)
+    numbers = [[value for value in values if isinstance(value, float)] for values in (ours, theirs)]
+    others = [[type(value) if isinstance(value, float) else value for value in values] for values in (ours, theirs)]
+    return others[0] == others[1] and numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+
+
+def test_every_method_is_among_these() -> None:
+    public = {name for name, value in vars(Model).items() if callable(value) and not name.startswith("_")}
+    assert public == {*ABOUT_IMAGES, "encode_image", "chat", "embed_texts", "save"}
+
+
+@pytest.mark.parametrize("name", ABOUT_IMAGES)
+def test_any_image_alone_and_any_iterable_of_images(tiny_model: Model, photos: list[Path], name: str) -> None:
+    def kinds(photo: Path) -> Iterator[Any]:
+        with Image.open(photo) as opened:
+            picture = opened.convert("RGB")
+        yield from (photo, str(photo), photo.read_bytes(), io.BytesIO(photo.read_bytes()), picture, np.asarray(picture))
+        yield tiny_model.encode_image(photo)
+
+    call = ABOUT_IMAGES[name]
+    alone = call(tiny_model, photos[0])
+    for image in kinds(photos[0]):
+        assert alike(call(tiny_model, image), alone)
+        assert tiny_model.chat(image).ask("why?") == tiny_model.ask(photos[0], "why?")
+    sources = [image for photo in photos[:2] for image in kinds(photo)]
+    expected = call(tiny_model, [photo for photo in photos[:2] for _ in kinds(photo)])
+    if name in RESULTS_OF_ONE:
+        assert alike(expected, [alone] * 7 + [call(tiny_model, photos[1])] * 7)
+    for several in (list, tuple, iter, deque, lambda given: (one for one in given)):
+        assert alike(call(tiny_model, several(sources)), expected)
+    keys = dict.fromkeys(photos[:2]).keys()
+    assert alike(call(tiny_model, keys), call(tiny_model, photos[:2]))
+
+
+@pytest.mark.parametrize("several", [list, tuple, iter, set, deque, lambda given: (one for one in given)])
+def test_any_iterable_of_texts_is_several(tiny_model: Model, photos: list[Path], several: Any) -> None:
+    texts = ["a dog"] if several is set else ["a dog", "a ball"]  # a set has its own order
+    assert tiny_model.ask(photos[0], several(texts)) == [tiny_model.ask(photos[0], text) for text in texts]
+    assert tiny_model.generate(photos[0], several(texts)) == [tiny_model.generate(photos[0], text) for text in texts]
+    for call in (
+        lambda given: tiny_model.ask(photos[0], given),
+        lambda given: tiny_model.generate(photos[:2], given),
+        lambda given: tiny_model.match(photos[0], given),
+        lambda given: tiny_model.scores(photos, given),
+        lambda given: tiny_model.classify(photos[0], given, templates=several(["the {}"])),
+        lambda given: tiny_model.rank_texts(photos[0], given),
+        lambda given: tiny_model.rank_images(given, photos),
+        lambda given: tiny_model.embed_texts(given),
+        lambda given: [found.questions for found in tiny_model.ask_many([(photos[0], given)])],
+    ):
+        assert alike(call(several(texts)), call(texts))
 
 
 def test_what_is_neither_one_nor_several_is_named(tiny_model: Model, photos: list[Path]) -> None:
@@ -336,6 +409,9 @@ def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Model, ph
     ("options", "named"),
     [
         ({"beams": 3}, "unknown option beams: did you mean num_beams?"),
+        ({"num_caption": 3}, "unknown option num_caption: did you mean num_captions?"),
+        ({"batchsize": 3}, "unknown option batchsize: did you mean batch_size?"),
+        ({"xyz": 3}, "unknown option xyz: use prompt, num_captions, batch_size, num_beams"),
         ({"num_beams": 3, "top_p": 0.9}, "num_beams"),
         ({"num_beams": 0}, "num_beams is 0"),
         ({"num_beams": 2, "num_captions": 3}, "3 texts from num_beams=2"),
@@ -356,6 +432,22 @@ def test_wrong_options_are_named(tiny_model: Model, photos: list[Path], options:
     with pytest.raises(OptionError, match=named) as caught:
         list(tiny_model.caption_many(photos[:1], **options))
     assert "\n" not in str(caught.value)
+
+
+def test_every_method_that_generates_suggests_its_own_keywords(tiny_model: Model, photos: list[Path]) -> None:
+    for call, wrong, right in (
+        (tiny_model.caption, "detail", "details"),
+        (tiny_model.ask, "templates", "template"),
+        (tiny_model.generate, "batchsize", "batch_size"),
+    ):
+        texts = () if call == tiny_model.caption else ("what is it?",)
+        with pytest.raises(OptionError, match=f"unknown option {wrong}: did you mean {right}\\?"):
+            call(photos[0], *texts, **{wrong: True})
+    with pytest.raises(OptionError, match=r"unknown option steam: did you mean stream\?"):
+        tiny_model.chat(photos[0]).ask("what is it?", steam=True)  # type: ignore[call-overload]
+    for wrong_count in (0, -1):
+        with pytest.raises(OptionError, match=f"the number of texts is {wrong_count}"):
+            tiny_model.caption(photos[0], num_captions=wrong_count)
 
 
 def test_wrong_batch_sizes_of_features_are_refused(tiny_model: Model, photos: list[Path]) -> None:

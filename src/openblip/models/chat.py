@@ -48,7 +48,7 @@ class Chat:
         """
         self.writer.question(question)  # an empty one is an error
         asked = clean_question(question)
-        chosen = answer_options(self.writer.parts, options, stream=stream)
+        chosen = answer_options(self.writer.parts, options, stream=stream, method=self.ask)
         turns = list(self.turns)
         while turns and not self.writer.fits(self.image, self._prompt(turns, asked), chosen.max_new_tokens):
             turns.pop(0)
