@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import openblip
+from openblip.checkpoints.blip2_models import OFFICIAL
+from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.transformers.config import read_config
-from openblip.checkpoints.zoo import ZOO, ZooModel
 from openblip.evaluation.recipe import load_evaluation
 from openblip.integrations import lavis
 from openblip.models.model import Model
@@ -67,16 +68,16 @@ def test_prompts() -> None:
     described = 0
     for names, caption, question, turn in rows:
         for pattern in re.findall("`(.*?)`", names):
-            for model in ZOO:
+            for model in OFFICIAL:
                 if model.language is None or not fnmatch(model.name, pattern):
                     continue
                 described += 1
-                prompts = model.prompts() if model.origin == "lavis" else hub_prompts(model)
+                prompts = model.templates() if model.origin == "lavis" else hub_prompts(model)
                 told = re.findall("`(.*?)`", caption)
-                tuned = caption if "-coco" not in caption or model.tuned else ""
+                tuned = caption if "-coco" not in caption or model.image_size == 364 else ""
                 assert prompts.caption == (told[-1] if told and "a photo of" in tuned else ""), model.name
                 assert (prompts.question, prompts.chat([], "{question}")) == (question, turn), model.name
-    assert described == sum(model.language is not None for model in ZOO) == 15
+    assert described == sum(model.language is not None for model in OFFICIAL) == 15
     assert (rows[-1][0], rows[-1][2]) == ("`mini`", openblip.load().parts.prompts.question)
 
 
@@ -96,7 +97,7 @@ def test_published_figures() -> None:
     assert compared == 36
 
 
-def hub_prompts(model: ZooModel) -> PromptTemplates:
+def hub_prompts(model: ModelEntry) -> PromptTemplates:
     """As a folder gets them whose config.json is the hub's."""
     with tempfile.TemporaryDirectory() as folder:
         text = {"model_type": "opt" if model.language is not None and model.language.kind == "opt" else "t5"}

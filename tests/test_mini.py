@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import openblip
-from openblip.checkpoints.registry import bundled_folder
+from openblip.checkpoints.blip2_models import MINI
 from openblip.models.model import Model
 
+assert MINI.folder is not None
+FOLDER = MINI.folder
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -22,10 +24,10 @@ def mini() -> Model:
 
 
 def test_its_folder_is_complete_and_small() -> None:
-    files = {path.name: path.stat().st_size for path in bundled_folder("mini").iterdir()}
+    files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "LICENSE"} <= files.keys()
     assert sum(files.values()) <= 40e6
-    assert "non-commercial" in (bundled_folder("mini") / "LICENSE").read_text(encoding="utf-8")
+    assert "non-commercial" in (FOLDER / "LICENSE").read_text(encoding="utf-8")
 
 
 def test_loading_leaves_pytorchs_compiler_alone() -> None:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import openblip
+from openblip import ModelEntry
 from openblip.checkpoints.families import Family
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.origin import model_files
+from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.data.sample import Sample
 from openblip.devices import Placement, choose_placement
 from openblip.evaluation.score import score_model
@@ -33,6 +36,7 @@ from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import Tokenizer
 from tests.checkpoints.theirs import t5_words
+from tests.cli.conftest import Run, run  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,7 @@ PLAIN = {"num_beams": 1, "max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
-def toy() -> Model:
-    openblip.register_family(Family("toy", ToyConfig, ToyNetwork), compose_toy)
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Model:
     words = Tokenizer(t5_words(), "</s>", "<pad>")
     language = T5Config(
         words.vocab_size, width=160, depth=1, decoder_depth=1, num_heads=2, head_width=16, ffn_width=192
@@ -85,10 +88,31 @@ def toy() -> Model:
     network = ToyNetwork(ToyConfig(VISION, language))
     for parameter in network.parameters():
         parameter.data.normal_(std=0.3)
+    entry = ModelEntry(
+        name="doodle",
+        aliases=("sketch/doodle",),
+        family="toy",
+        summary="a ViT and a T5, of random numbers",
+        origin="openblip",
+        abilities=("caption", "ask"),
+        image_size=28,
+        params={name: sum(map(torch.numel, part.parameters())) for name, part in network.named_children()},
+        licence="MIT",
+        terms="MIT",
+        folder=tmp_path_factory.mktemp("models") / "doodle",
+    )
+    openblip.register_family(Family("toy", ToyConfig, ToyNetwork, models=(entry,)), compose_toy)
     parts = ModelParts(
         "doodle", network, ImageTransform(28), None, words, defaults=GenerationDefaults("</s>"), family="toy"
     )
-    return model_of(parts, choose_placement("cpu", "float32"))
+    model = model_of(parts, choose_placement("cpu", "float32"))
+    model.save(doodle().folder or "")
+    return model
+
+
+def doodle() -> openblip.ModelEntry:
+    (entry,) = openblip.list_models(family="toy")
+    return entry
 
 
 def test_it_captions_and_answers_as_its_network_does(toy: Model, photos: list[Path]) -> None:
@@ -122,6 +146,41 @@ def test_it_is_saved_loaded_and_quantised(toy: Model, photos: list[Path], tmp_pa
     else:
         before, after = (one.caption(photos[0], details=True, **PLAIN) for one in (toy, again))
         assert after.log_probs[0] == pytest.approx(before.log_probs[0], abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["doodle", "sketch/doodle"])
+def test_it_is_listed_and_loaded_by_name(toy: Model, name: str, photos: list[Path], tmp_path: Path) -> None:
+    entry = doodle()
+    assert openblip.list_models("doodle") == openblip.list_models(name) == [entry]
+    assert entry in openblip.list_models(ability="caption", cached=True)
+    assert entry not in openblip.list_models(ability="match") and entry not in openblip.list_models(family="blip2")
+    again = openblip.load(name, device="cpu", dtype="float32")
+    assert again.caption(photos, **PLAIN) == toy.caption(photos, **PLAIN)
+    assert (again.name, again.family, again.abilities) == (entry.name, entry.family, entry.abilities)
+    assert {path.parent for path in model_files(name) or []} == {entry.folder}
+    quantise_model(name, tmp_path / "smaller", 8)
+    assert quantised_layers(openblip.load(tmp_path / "smaller", device="cpu").network)
+
+
+def test_the_command_line_lists_it(toy: Model, run: Run) -> None:  # noqa: F811
+    (record,) = run("models", "--family", "toy", "--json").records
+    parameters = sum(map(torch.numel, toy.network.parameters()))
+    assert (record["name"], record["aliases"], record["cached"]) == ("doodle", ["sketch/doodle"], True)
+    assert record["parameters"] == parameters and record["megabytes"] == pytest.approx(4e-6 * parameters, abs=0.1)
+    assert "doodle is also sketch/doodle" in run("models", "sketch").out
+    assert run("plan", "doodle", "--json").records[0]["name"] == "doodle"
+
+
+def test_a_folder_that_went_away_is_told(toy: Model, tmp_path: Path) -> None:
+    folder = doodle().folder
+    assert folder is not None
+    kept = folder.rename(tmp_path / "elsewhere")
+    try:
+        assert openblip.list_models("doodle", cached=False) == [doodle()]
+        with pytest.raises(openblip.CheckpointError, match=r"the model doodle belongs in .*doodle, which is not there"):
+            openblip.load("doodle")
+    finally:
+        kept.rename(folder)
 
 
 def test_it_is_evaluated(toy: Model, photos: list[Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import openblip
 from openblip import verification
-from openblip.checkpoints.zoo import find_model
+from openblip.checkpoints.registry import find_model
 from openblip.cli import main
 from openblip.errors import CheckpointError
 from openblip.verification import IMAGES, PUBLISHED, Published, PublishedMatch, PublishedText, published_outputs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openblip.checkpoints.families import Family as Family
-    from openblip.checkpoints.registry import ModelInfo as ModelInfo
+    from openblip.checkpoints.model_entry import ModelEntry as ModelEntry
     from openblip.checkpoints.registry import list_models as list_models
     from openblip.errors import CheckpointError as CheckpointError
     from openblip.errors import DownloadError as DownloadError
@@ -59,7 +59,7 @@ _HOMES = {
     "Match": "openblip.results",
     "Matched": "openblip.results",
     "Model": "openblip.models.model",
-    "ModelInfo": "openblip.checkpoints.registry",
+    "ModelEntry": "openblip.checkpoints.model_entry",
     "OpenBlipError": "openblip.errors",
     "OptionError": "openblip.errors",
     "Ranked": "openblip.results",
@@ -90,7 +90,7 @@ __all__ = [
     "Match",
     "Matched",
     "Model",
-    "ModelInfo",
+    "ModelEntry",
     "OpenBlipError",
     "OptionError",
     "Ranked",

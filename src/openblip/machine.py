@@ -18,8 +18,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from openblip.checkpoints.sizes import PATCH, QUERIES, LanguageModel
-from openblip.checkpoints.zoo import PROJECTION, QFORMER, VISION, ZOO, ZooModel
+from openblip.checkpoints.model_entry import PROJECTION, QFORMER, VISION, ImageEncoder, LanguageModel, ModelEntry
+from openblip.checkpoints.registry import all_models
 from openblip.devices import Placement, choose_placement
 from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.quant.int8 import Int8Linear
@@ -35,8 +35,8 @@ TOKENS_A_ROUND = 5
 MATRICES = 3
 """Of a GPU, layers that take turns."""
 READ_NUMBERS = 2**26
-PATCHES, PROMPT, NEW_TOKENS = 257, 33, 20
-"""Rows of the products: patches of an image at 224 px, a visual prompt and its start, tokens of a caption."""
+PATCHES, QUERIES, PROMPT, NEW_TOKENS = 257, 32, 33, 20
+"""Rows of the products: patches of an image at 224 px, a visual prompt, the same and its start, tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,12 @@ class Machine:
     def estimates(self) -> list[Estimate]:
         """For every official model that writes; models of the same parts are told once."""
         found: dict[tuple[object, ...], Estimate] = {}
-        for model in ZOO:
-            if model.language is not None:
-                parts = (model.encoder, model.language, model.image_size)
-                seconds = {speed.dtype: caption_seconds(model, model.language, speed) for speed in self.speeds}
+        for model in all_models():
+            if model.vision is not None and model.language is not None:
+                parts = (model.vision, model.language, model.image_size)
+                seconds = {
+                    speed.dtype: caption_seconds(model, model.vision, model.language, speed) for speed in self.speeds
+                }
                 found.setdefault(parts, Estimate(model.name, seconds))
         return list(found.values())
 
@@ -197,16 +199,16 @@ def _product_speed(placement: Placement, rounds: int) -> Speed:
     return Speed(name, 2 * weights * PATCHES / many, 2 * weights * PROMPT / few, row, row, 2)
 
 
-def caption_seconds(model: ZooModel, language: LanguageModel, speed: Speed) -> float:
+def caption_seconds(model: ModelEntry, vision: ImageEncoder, language: LanguageModel, speed: Speed) -> float:
     """An estimate, from layers of OPT-2.7b and ViT-g: others take as long a weight."""
-    parts = model.part_parameters()
-    patches = (model.image_size // PATCH) ** 2 + 1
-    total, table = language.parameters(), language.vocab_size * language.width
+    patches = vision.tokens(model.image_size)
+    read = model.params.get(QFORMER, 0) + model.params.get(PROJECTION, 0)
+    total, table = language.params, language.vocab_size * language.width
     # Every token reads the table of words once, for its scores. Of a T5's layers less than half only encode.
     encoder, decoder = (total, total) if language.kind == "opt" else (total // 2 - table, total // 2)
     return (
-        2 * parts[VISION] * patches / speed.many
-        + 2 * (parts[QFORMER] + parts[PROJECTION]) * QUERIES / speed.few
+        2 * model.params[VISION] * patches / speed.many
+        + 2 * read * QUERIES / speed.few
         + 2 * encoder * PROMPT / speed.few
         + NEW_TOKENS * (decoder - table) * speed.weight_bytes / speed.row
         + NEW_TOKENS * table * speed.weight_bytes / speed.scores

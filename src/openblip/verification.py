@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openblip.checkpoints.zoo import find_model
+from openblip.checkpoints.registry import find_model
 from openblip.errors import CheckpointError
 from openblip.images.sources import ImageSource
 

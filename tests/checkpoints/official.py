@@ -1,4 +1,4 @@
-"""The names and shapes of official LAVIS files, from a fixture."""
+"""The official models, and the names and shapes of their LAVIS files, from a fixture."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from openblip.checkpoints.blip2_models import OFFICIAL
+from openblip.checkpoints.model_entry import ModelEntry
+
 CONTENT: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "fixtures" / "lavis" / "official_files.json").read_text(encoding="utf-8")
 )
 FILES = tuple(CONTENT)
+
+
+def official(name: str) -> ModelEntry:
+    """The official model of a name or alias."""
+    return next(model for model in OFFICIAL if name in model.names)
 
 
 def shapes_of(file: str) -> dict[str, tuple[int, ...]]:

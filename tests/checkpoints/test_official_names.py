@@ -10,22 +10,24 @@ import torch
 from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
+from openblip.checkpoints.blip2_models import OFFICIAL
+from openblip.checkpoints.hub.sources import WebFile
 from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.model_entry import VISION, ModelEntry
 from openblip.checkpoints.names.engine import BLIP2_LANGUAGE
 from openblip.checkpoints.names.t5 import TIED as T5_TIED
 from openblip.checkpoints.names.transformers import to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.transformers.config import read_config
-from openblip.checkpoints.zoo import ZOO, WebFile, ZooModel, get_model
 from openblip.nn.blip2 import Blip2Network
 
-from .official import FILES, shapes_of
+from .official import FILES, official, shapes_of
 
-HUB = [model for model in ZOO if model.origin == "transformers"]
+HUB = [model for model in OFFICIAL if model.origin == "transformers"]
 TIED = ("language_model.lm_head.weight", *(BLIP2_LANGUAGE + name for name in T5_TIED))
 
 
-def text_config(model: ZooModel) -> dict[str, Any]:
+def text_config(model: ModelEntry) -> dict[str, Any]:
     language = model.language
     assert language is not None
     if language.kind == "opt":
@@ -50,7 +52,7 @@ def text_config(model: ZooModel) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", HUB, ids=[model.name for model in HUB])
-def test_names_and_shapes_on_the_hub_are_those_of_transformers(model: ZooModel, tmp_path: Path) -> None:
+def test_names_and_shapes_on_the_hub_are_those_of_transformers(model: ModelEntry, tmp_path: Path) -> None:
     kind = Blip2ForImageTextRetrieval if model.language is None else Blip2ForConditionalGeneration
     matches = model.language is None
     config = TheirConfig(
@@ -70,18 +72,18 @@ def test_names_and_shapes_on_the_hub_are_those_of_transformers(model: ZooModel, 
         assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == theirs
 
 
-def written(model: ZooModel) -> dict[str, tuple[int, ...]]:
+def written(model: ModelEntry) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a LAVIS model's main file."""
     config = model.config()
     with torch.device("meta"):
         found = to_lavis(Blip2Network(config).state_dict(), config)
-    tensors = found.whole() if model.tuned else found.checkpoint
+    tensors = found.whole() if VISION in model.files[0].supplies else found.checkpoint
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def test_two_files_without_a_list_are_put_together_from_those_with_one() -> None:
     """Every other file of LAVIS has its own list, see test_lavis_export.py."""
-    names = {model.name: source.name for model in ZOO for source in model.sources[:1] if isinstance(source, WebFile)}
+    names = {model.name: source.name for model in OFFICIAL for source in model.files[:1] if isinstance(source, WebFile)}
     assert {name for name, file in names.items() if file not in FILES} == {
         "blip2_opt/caption_coco_opt6.7b",
         "blip2_t5/pretrain_flant5xl_vitL",
@@ -94,9 +96,9 @@ def test_two_files_without_a_list_are_put_together_from_those_with_one() -> None
     }
     tuned = shapes_of("blip2_caption_opt2.7b.pth")
     assert large.keys() <= tuned.keys()
-    assert written(get_model("blip2_opt/caption_coco_opt6.7b")) == {**tuned, **large}
+    assert written(official("blip2_opt/caption_coco_opt6.7b")) == {**tuned, **large}
     # FLAN-T5 XL's file, whose Q-Former and norm read CLIP's narrower features.
     narrow = shapes_of("blip2_pretrained_vitL.pth")
     wide = shapes_of("blip2_pretrained_flant5xl.pth")
     expected = {name: narrow.get(name, shape) for name, shape in wide.items()}
-    assert written(get_model("blip2_t5/pretrain_flant5xl_vitL")) == expected
+    assert written(official("blip2_t5/pretrain_flant5xl_vitL")) == expected

@@ -21,10 +21,10 @@ import openblip
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.transformers import to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.registry import find_model
 from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.write import save_transformers
-from openblip.checkpoints.zoo import find_model
 from openblip.errors import CheckpointError
 from openblip.nn.t5 import T5Config
 from tests.pairs.prompts import prompt_row

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from openblip import machine
-from openblip.checkpoints.zoo import ZOO
+from openblip.checkpoints.blip2_models import OFFICIAL
 from openblip.nn.opt import OptConfig
 
 from .conftest import Run
@@ -26,9 +26,9 @@ def test_it_tells_every_writing_model(run: Run) -> None:
     assert (ran.code, ran.err) == (0, "")
     table = ran.lines[ran.lines.index("") + 2 :]
     told = {line.split()[0] for line in table}
-    writers = {(model.encoder, model.language, model.image_size) for model in ZOO if model.language is not None}
+    writers = {(model.vision, model.language, model.image_size) for model in OFFICIAL if model.language is not None}
     assert len(table) == len(told) == len(writers)
-    assert told <= {model.name for model in ZOO}
+    assert told <= {model.name for model in OFFICIAL}
 
 
 def test_json_adds_up(run: Run) -> None:
@@ -42,11 +42,11 @@ def test_json_adds_up(run: Run) -> None:
 
 
 def test_a_machine_twice_as_fast_takes_half_as_long() -> None:
-    model = next(model for model in ZOO if model.language is not None)
-    assert model.language is not None
+    model = next(model for model in OFFICIAL if model.language is not None)
+    assert model.language is not None and model.vision is not None
     slow = machine.Speed("float32", many=1e11, few=5e10, row=1e10, scores=1e10, weight_bytes=4)
     fast = machine.Speed("float32", many=2e11, few=1e11, row=2e10, scores=2e10, weight_bytes=4)
-    taken = [machine.caption_seconds(model, model.language, speed) for speed in (slow, fast)]
+    taken = [machine.caption_seconds(model, model.vision, model.language, speed) for speed in (slow, fast)]
     assert taken[0] == pytest.approx(2 * taken[1])
 
 

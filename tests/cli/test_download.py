@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.checkpoints import zoo
+from openblip.checkpoints.blip2_models import BERT
+from openblip.checkpoints.hub import sources
 from openblip.checkpoints.hub.progress import download_progress
 
 from ..checkpoints.web import Page, add_repository, serve
@@ -23,10 +24,10 @@ def test_it_prints_where_the_files_are(run: Run, tmp_path: Path, monkeypatch: py
     files = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"words"}
     with serve() as web:
         add_repository(web, NAME, files)
-        add_repository(web, zoo.BERT, {"vocab.txt": b"words"})
+        add_repository(web, BERT, {"vocab.txt": b"words"})
         web.pages["/eva_vit_g.pth"] = Page(b"weights")
         monkeypatch.setenv("HF_ENDPOINT", web.url)
-        monkeypatch.setattr(zoo, "LAVIS_URL", f"{web.url}/")
+        monkeypatch.setattr(sources, "LAVIS_URL", f"{web.url}/")
         hub = run("download", NAME, "--exclude", "*.md", "--local-dir", tmp_path / "there")
         lavis = run("download", "blip2/pretrain", "--include", "eva*", "--cache-dir", tmp_path / "cache")
         gone = run("download", "someone/else")

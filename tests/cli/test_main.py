@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import openblip
-from openblip.checkpoints.hub.download import LocalFile, find_files
 from openblip.checkpoints.hub.download import download as download_files
+from openblip.checkpoints.hub.download import find_files
+from openblip.checkpoints.hub.sources import LocalFile
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.lora.files import write_adapter
-from openblip.checkpoints.zoo import get_model
 from openblip.cli import (
     app,
     ask,
@@ -53,6 +53,7 @@ from openblip.models.model import Model
 from openblip.training.recipe import Recipe
 from openblip.verification import IMAGES
 from tests.checkpoints.lora.test_files import adapter_of
+from tests.checkpoints.official import official
 from tests.checkpoints.theirs import write_writer
 
 from .conftest import Run
@@ -197,7 +198,7 @@ def pretend_to_download(name: str, **options: Any) -> tuple[LocalFile, ...]:
     """What a download gives, once the name and the options have been looked at."""
     assert options.keys() == inspect_signature(download_files).parameters.keys() - {"name"}
     find_files(name)
-    return tuple(LocalFile(source, Path(source.name)) for source in get_model(name).sources)
+    return tuple(LocalFile(source, Path(source.name)) for source in official(name).files)
 
 
 def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos: list[Path], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.checkpoints.zoo import ZOO
+from openblip.checkpoints.registry import all_models
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.report import NAMES
@@ -21,7 +21,7 @@ def test_shipped_recipes_load(path: Path, tmp_path: Path) -> None:
     recipe = load_evaluation(path)
     assert recipe.title
     assert recipe.output == f"runs/evaluate/{path.stem}"
-    assert recipe.model in {"mini", *(model.name for model in ZOO)}
+    assert recipe.model in {model.name for model in all_models()}
     for figure in recipe.published:
         assert figure.metric in NAMES or figure.metric.startswith("accuracy (")
         assert 0 < figure.value < 1.5, "shares, not percent"

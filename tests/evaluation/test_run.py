@@ -17,7 +17,7 @@ from filelock import FileLock
 
 import openblip
 from openblip.checkpoints import origin
-from openblip.checkpoints.registry import bundled_folder
+from openblip.checkpoints.blip2_models import MINI
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.run import evaluate, number_format
@@ -127,9 +127,9 @@ def test_predictions_of_the_bundled_models_former_weights_are_not_its_own(
     settings = load_evaluation(recipe, ["model=mini", "limit=2"])
     evaluate(settings)
     evaluate(settings)
-    upgraded = Path(shutil.copytree(bundled_folder("mini"), tmp_path / "mini"))
+    upgraded = Path(shutil.copytree(str(MINI.folder), tmp_path / "mini"))
     os.utime(upgraded / "model.safetensors", (1e9, 1e9))
-    monkeypatch.setattr(origin, "bundled_folder", lambda name: upgraded)
+    monkeypatch.setattr(origin, "folder_of", lambda name: upgraded)
     with pytest.raises(OpenBlipError, match=r"holds predictions of another run \(other weights\)"):
         evaluate(settings)
 

@@ -10,8 +10,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
+from openblip.checkpoints.blip2_models import MODELS
 from openblip.checkpoints.json_files import build
+from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.names.languages import LANGUAGES
+from openblip.checkpoints.registry import add_models
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
@@ -42,6 +45,7 @@ class Family:
         network: a config to the network, whose `config` it is. It is called on the meta device.
         write: a config to sections of config.json.
         read: config.json and its path to the config.
+        models: those that `load` knows by name.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Family:
     network: Callable[..., nn.Module]
     write: Callable[[Any], dict[str, Any]] = write_sizes
     read: Callable[[Mapping[str, Any], Path], Any] | None = None
+    models: tuple[ModelEntry, ...] = ()
 
     def read_config(self, content: Mapping[str, Any], path: Path) -> Any:
         """The sizes that config.json says.
@@ -97,14 +102,15 @@ def _read_blip2(content: Mapping[str, Any], path: Path) -> Blip2Config:
     return build(Blip2Config, settings, path)
 
 
-BLIP2 = Family("blip2", Blip2Config, Blip2Network, _write_blip2, _read_blip2)
+BLIP2 = Family("blip2", Blip2Config, Blip2Network, _write_blip2, _read_blip2, MODELS)
 _FAMILIES = {BLIP2.name: BLIP2}
 
 
 def add_family(family: Family) -> None:
-    """Raises OptionError when there is a family of this name."""
+    """Raises OptionError when there is a family of this name, or a model of one of its models' names."""
     if family.name in _FAMILIES:
         raise OptionError(f"there is a family {family.name!r} already: give another name")
+    add_models(family.name, family.models)
     _FAMILIES[family.name] = family
 
 

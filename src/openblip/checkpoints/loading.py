@@ -17,9 +17,8 @@ from openblip.checkpoints.lora.fit import base_of, find_adapter
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
-from openblip.checkpoints.registry import bundled_folder, folder_kind
+from openblip.checkpoints.registry import did_you_mean, find_model, folder_kind, folder_of
 from openblip.checkpoints.transformers.read import load_transformers
-from openblip.checkpoints.zoo import BUNDLED, ZooModel, did_you_mean, find_model
 from openblip.errors import CheckpointError, DownloadError, OptionError
 
 
@@ -120,11 +119,11 @@ class _Reading:
 
 
 def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
-    if name == BUNDLED:
-        reading.refuse_checkpoint(BUNDLED)
-        folder = bundled_folder(BUNDLED)
+    folder = folder_of(name)
+    if folder is not None:
+        reading.refuse_checkpoint(str(name))
         if not folder.is_dir():
-            raise CheckpointError(f"the model {name} is not in this installation: install the openblip wheel again")
+            raise CheckpointError(f"the model {name} belongs in {folder}, which is not there: install it again")
         return reading.folder(folder)
     if reading.checkpoint is not None and not reading.checkpoint.is_file():
         raise CheckpointError(f"{reading.checkpoint} is no file: give the path of a .pth that LAVIS saved")
@@ -147,7 +146,7 @@ def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
         reading.refuse_checkpoint(name)
     with download_progress() as progress:
         found = download(name, progress=progress)
-    if isinstance(model, ZooModel) and model.origin == "lavis":
+    if model is not None and model.origin == "lavis":
         reading.refuse_words(name)
         files = files_of(found, reading.checkpoint)
         return load_lavis(
@@ -158,8 +157,8 @@ def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
 
 def _find_words(place: str | Path) -> Path:
     """The folder that a vocabulary is read from, which is downloaded if it is not there."""
-    if place == BUNDLED:
-        return bundled_folder(BUNDLED)
+    if (own := folder_of(place)) is not None:
+        return own
     if not str(place).strip():
         raise CheckpointError("the tokenizer's name is empty: give a model's folder, or its name on the hub")
     folder = Path(place).expanduser()

@@ -9,8 +9,7 @@ from openblip.checkpoints.hub.download import REPOSITORY_NAME, find_files
 from openblip.checkpoints.lora.files import read_adapter
 from openblip.checkpoints.lora.fit import base_of
 from openblip.checkpoints.lora.notes import is_adapter
-from openblip.checkpoints.registry import bundled_folder
-from openblip.checkpoints.zoo import BUNDLED, find_model
+from openblip.checkpoints.registry import find_model, folder_of
 
 ENDS = frozenset({".json", ".safetensors", ".bin", ".pth"})
 """Of files that say what a model is; words and texts beside them change none of its numbers."""
@@ -54,7 +53,7 @@ def model_files(name: str, ends: Collection[str] = ENDS, revision: str | None = 
 
 
 def _files(name: str, ends: Collection[str], revision: str | None = None) -> list[Path] | None:
-    folder = bundled_folder(BUNDLED) if name == BUNDLED else Path(name).expanduser()
+    folder = folder_of(name) or Path(name).expanduser()
     if folder.is_dir():
         return _files_in(folder, ends)
     if find_model(name) is None and not REPOSITORY_NAME.fullmatch(name):

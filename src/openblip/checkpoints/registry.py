@@ -1,68 +1,105 @@
-"""The models that can be loaded by name."""
+"""The models that can be loaded by name, of every family. Importing this loads no PyTorch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from openblip.checkpoints.blip2_models import MINI, MODELS
 from openblip.checkpoints.json_files import read_json
-from openblip.checkpoints.tensors.header import count_elements
-from openblip.checkpoints.zoo import BUNDLED
-from openblip.errors import CheckpointError
+from openblip.checkpoints.model_entry import ModelEntry
+from openblip.errors import CheckpointError, OptionError
 
-DEFAULT_MODEL = BUNDLED
+DEFAULT_MODEL = MINI.name
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
+_MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS}
+"""By family, see `families.add_family`."""
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A line of the model table.
 
-    Attributes:
-        parameters: count of all weights; megabytes: size of its files on disk (10^6 bytes).
-        abilities: what it can do (caption, ask, match, embed).
+def add_models(family: str, models: tuple[ModelEntry, ...]) -> None:
+    """Let the models of a new family be found by name.
+
+    Raises:
+        OptionError: a model is of another family, or has a name that is taken.
     """
-
-    name: str
-    kind: str
-    summary: str
-    parameters: int
-    megabytes: float
-    image_size: int
-    abilities: tuple[str, ...]
-    licence: str
-    folder: Path
-
-
-def bundled_folder(name: str) -> Path:
-    """Where a model that ships inside the package lies."""
-    return Path(str(resources.files("openblip"))) / "weights" / name
+    taken = {name for model in all_models() for name in model.names}
+    for model in models:
+        if model.family != family:
+            raise OptionError(f"the model {model.name} is of the family {model.family!r}, not {family!r}: correct it")
+        for name in model.names:
+            if name in taken:
+                raise OptionError(f"there is a model {name!r} already: give another name")
+            taken.add(name)
+    _MODELS[family] = models
 
 
-def list_models() -> list[ModelInfo]:
-    """All models that `load` knows by name."""
-    folder = bundled_folder(BUNDLED)
+def all_models() -> tuple[ModelEntry, ...]:
+    return tuple(model for models in _MODELS.values() for model in models)
+
+
+def list_models(
+    pattern: str = "*", *, family: str | None = None, ability: str | None = None, cached: bool | None = None
+) -> list[ModelEntry]:
+    """The models that `load` knows by name.
+
+    Args:
+        pattern: of names and aliases, as "*opt*"; without "*", "?" and "[", a part of them is enough. Upper and lower
+            case are one.
+        family: only models that are built alike, as "blip2".
+        ability: only models that can do this, as "caption".
+        cached: True for those whose files are all on this machine, False for the others.
+
+    Raises:
+        OptionError: there is no such family or ability.
+    """
+    if not isinstance(pattern, str):
+        raise OptionError(f"the pattern is {pattern!r}: give a part of a name as text")
+    wanted = pattern.lower() if set(pattern) & set("*?[") else f"*{pattern.lower()}*"
+    models = all_models()
+    if family is not None:
+        _check("family of models", family, _MODELS)
+    if ability is not None:
+        _check("ability of a model", ability, dict.fromkeys(known for model in models for known in model.abilities))
     return [
-        ModelInfo(
-            name=BUNDLED,
-            kind="BLIP-2, EfficientNet-Lite2 + Q-Former + OPT-layout decoder",
-            summary="trained by this project, inside the package; photos of people, animals and everyday scenes",
-            parameters=count_parameters(folder),
-            megabytes=round(sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) / 1e6, 1),
-            image_size=288,
-            abilities=("caption", "ask", "match", "embed"),
-            licence="non-commercial research (see its LICENSE)",
-            folder=folder,
-        )
+        model
+        for model in models
+        if any(fnmatchcase(name.lower(), wanted) for name in model.names)
+        and family in (None, model.family)
+        and (ability is None or ability in model.abilities)
+        and (cached is None or model.cached == cached)
     ]
 
 
-def count_parameters(folder: Path) -> int:
-    """Elements of all tensors, read from the file's header alone; 0 when there is no file."""
-    path = folder / "model.safetensors"
-    return count_elements(path, leaving_out=(":scale", ":steps")) if path.is_file() else 0
+def find_model(name: str) -> ModelEntry | None:
+    """The model of this name or alias, of any family."""
+    return next((model for model in all_models() if name in model.names), None)
+
+
+def folder_of(name: str | Path) -> Path | None:
+    """Where a model of this name lies that is not downloaded; None for any other name, and for every path."""
+    model = find_model(name) if isinstance(name, str) else None
+    return None if model is None else model.folder
+
+
+def did_you_mean(name: str) -> str:
+    """The names most like this one, or where to find them all, as the end of a sentence."""
+    names = nearest_names(name)
+    return f"did you mean {' or '.join(names)}?" if names else "`openblip models` lists them all"
+
+
+def nearest_names(name: str) -> list[str]:
+    """Up to three names of models that are much like this one, the likest first."""
+    whole = {known.lower(): known for model in all_models() for known in model.names}
+    # What stands behind the slash is what people remember.
+    ends = {known.rpartition("/")[2]: known for known in reversed(whole)}
+    typed = name.lower()
+    near = get_close_matches(typed, whole, n=3, cutoff=0.75)
+    near += [ends[end] for end in get_close_matches(typed.rpartition("/")[2], ends, n=3, cutoff=0.75)]
+    return [whole[known] for known in dict.fromkeys(near)][:3]
 
 
 def folder_kind(folder: Path) -> FolderKind:
@@ -79,3 +116,11 @@ def folder_kind(folder: Path) -> FolderKind:
         return "transformers"
     what = "another program's model" if kind is None else f"a model of type {kind!r}"
     raise CheckpointError(f"{folder} holds {what}: give a folder of OpenBLIP, or one that transformers wrote of BLIP-2")
+
+
+def _check(what: str, given: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if given in names:
+        return
+    near = get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
+    raise OptionError(f"{given!r} is no {what}: " + (f"did you mean {near[0]}?" if near else f"{', '.join(names)} are"))

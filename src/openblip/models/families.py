@@ -21,11 +21,11 @@ def register_family(family: Family, compose: Composer) -> None:
     """Let a family of models be listed, loaded, saved and used as BLIP-2 is.
 
     Args:
-        family: its name, its sizes, and how its network is built of them.
+        family: its name, its sizes, how its network is built of them, and its models that have names.
         compose: what it makes of the network.
 
     Raises:
-        OptionError: there is a family of this name.
+        OptionError: there is a family of this name, or a model of one of its models' names.
     """
     add_family(family)
     _COMPOSERS[family.name] = compose

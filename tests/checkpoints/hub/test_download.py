@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from openblip import fetch as fetching
-from openblip.checkpoints import zoo
+from openblip.checkpoints.blip2_models import BERT
+from openblip.checkpoints.hub import sources
 from openblip.checkpoints.hub.download import download, find_files
 from openblip.checkpoints.hub.repositories import RemoteFile, choose_files, find_repository, hub_cache, is_complete
 from openblip.checkpoints.loading import load_parts
 from openblip.errors import DownloadError
 from openblip.fetch import HEADROOM
+from tests.checkpoints.official import official
 from tests.checkpoints.web import COMMIT, Page, Web, add_repository, serve
 
 HUB_MODEL = "Salesforce/blip2-itm-vit-g"
@@ -49,9 +51,9 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**15, 0, 10**15))
     with serve() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setattr(zoo, "LAVIS_URL", f"{running.url}/LAVIS/")
+        monkeypatch.setattr(sources, "LAVIS_URL", f"{running.url}/LAVIS/")
         add_repository(running, HUB_MODEL, FILES)
-        add_repository(running, zoo.BERT, {"tokenizer.json": b"{}", "vocab.txt": b"words", "model.safetensors": b"big"})
+        add_repository(running, BERT, {"tokenizer.json": b"{}", "vocab.txt": b"words", "model.safetensors": b"big"})
         for file in ("blip2_pretrained.pth", "eva_vit_g.pth"):
             running.pages[f"/LAVIS/{file}"] = Page(file.encode() * 1000).with_google_hash()
         yield running
@@ -66,7 +68,7 @@ def files_in(folder: Path) -> set[str]:
 def test_a_repository_lands_in_the_hubs_cache_in_one_format(web: Web, tmp_path: Path) -> None:
     assert find_files(HUB_MODEL) is None
     (file,) = download(HUB_MODEL)
-    assert file.source == zoo.get_model(HUB_MODEL).sources[0]
+    assert file.source == official(HUB_MODEL).files[0]
     assert file.path == tmp_path / "home/hub/models--Salesforce--blip2-itm-vit-g/snapshots" / COMMIT
     assert files_in(file.path) == NEEDED
     assert (file.path / "model.safetensors").read_bytes() == FILES["model.safetensors"]

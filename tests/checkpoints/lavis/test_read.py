@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,9 @@ from transformers import OPTConfig, OPTForCausalLM
 from openblip.checkpoints.lavis.read import LavisFiles, load_lavis, read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.names.lavis import blip2_from_lavis
-from openblip.checkpoints.zoo import ZooModel, get_model
 from openblip.errors import CheckpointError, OptionError
-from openblip.nn.blip2 import Blip2Config
 from openblip.nn.t5 import T5Config
+from tests.checkpoints.official import official
 from tests.pairs.lavis import FOLDER, recorded_config, recorded_weights
 
 FROZEN = ("visual_encoder.", "opt_model.", "t5_model.")
@@ -107,17 +106,8 @@ def test_a_fine_tuned_file_has_its_own_image_encoder(tmp_path: Path) -> None:
     assert equal(read_lavis(config, LavisFiles(tmp_path / "coco.pth")), blip2_from_lavis(state, config))
 
 
-@dataclass(frozen=True)
-class Small(ZooModel):
-    """An official model with the recording's sizes."""
-
-    def config(self) -> Blip2Config:
-        return recorded_config(1)
-
-
 def test_a_whole_stage_1_model(tmp_path: Path) -> None:
-    official = get_model("blip2_feature_extractor/pretrain")
-    small = Small(official.names, official.origin, official.encoder, None, False, official.sources)
+    small = replace(official("blip2_feature_extractor/pretrain"), build_config=lambda: recorded_config(1))
     (tmp_path / "vocab.txt").write_bytes((FOLDER / "vocab.txt").read_bytes())
     files = replace(lay_out(tmp_path, recorded_weights(1)), words=tmp_path)
     parts = load_lavis(small, files)

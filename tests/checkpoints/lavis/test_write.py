@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from openblip.checkpoints import blip2_models
+from openblip.checkpoints.hub.sources import WebFile
 from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.model_entry import VISION, ModelEntry
 from openblip.checkpoints.names.lavis import blip2_from_lavis
-from openblip.checkpoints.zoo import ZOO, WebFile, ZooModel
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from tests.checkpoints.official import FILES, shapes_of
@@ -15,21 +17,22 @@ from tests.pairs.lavis import recorded_config, recorded_weights
 
 OFFICIAL = [
     (model, source.name)
-    for model in ZOO
-    for source in model.sources[:1]
+    for model in blip2_models.OFFICIAL
+    for source in model.files[:1]
     if isinstance(source, WebFile) and source.name in FILES
 ]
 
 
 @pytest.mark.parametrize(("model", "file"), OFFICIAL, ids=[file for _, file in OFFICIAL])
-def test_real_sizes_have_the_official_keys(model: ZooModel, file: str) -> None:
+def test_real_sizes_have_the_official_keys(model: ModelEntry, file: str) -> None:
     config = model.config()
+    tuned = VISION in model.files[0].supplies
     with torch.device("meta"):
         network = Blip2Network(config)
         written = to_lavis(network.state_dict(), config)
-    tensors = written.whole() if model.tuned else written.checkpoint
+    tensors = written.whole() if tuned else written.checkpoint
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes_of(file)
-    if model.encoder.name == "eva_vit_g" and not model.tuned:
+    if model.vision is not None and model.vision.name == "eva_vit_g" and not tuned:
         assert {name: tuple(tensor.shape) for name, tensor in written.vision.items()} == shapes_of("eva_vit_g.pth")
 
 

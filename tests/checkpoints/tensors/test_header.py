@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 import openblip
 from openblip.checkpoints.hub.repositories import is_complete
 from openblip.checkpoints.lora.files import read_adapter
-from openblip.checkpoints.registry import count_parameters
 from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, WeightFolder, unpickle
 from openblip.checkpoints.tensors.header import BITS, MAX_TENSORS, read_header, read_index
 from openblip.checkpoints.tensors.mmap import MappedFile
@@ -66,7 +65,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "file": SafetensorsFile,
     "mapped": MappedFile,
     "folder": lambda path: WeightFolder(path.parent),
-    "count": lambda path: count_parameters(path.parent),
     "inspect": inspect,
     "load": lambda path: openblip.load(path.parent),
     "quantize": lambda path: quantise_model(path.parent, path.parent.parent / "new", 8),

@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from openblip.checkpoints.blip2_models import OFFICIAL
+from openblip.checkpoints.hub.sources import WebFile
+from openblip.checkpoints.model_entry import LANGUAGE, PROJECTION, QFORMER, TEXT, VISION, ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.tools import inspect as contents
 from openblip.checkpoints.tools.inspect import inspect, part_of
-from openblip.checkpoints.zoo import LANGUAGE, PROJECTION, QFORMER, TEXT, VISION, ZOO, WebFile, ZooModel, get_model
 from openblip.errors import CheckpointError
 from tests.checkpoints.official import FILES, shapes_of
 from tests.checkpoints.theirs import Theirs, write_matcher, write_writer
@@ -37,20 +39,20 @@ def write_header(path: Path, shapes: Mapping[str, tuple[int, ...]], kind: str = 
     return path
 
 
-def official(file: str) -> ZooModel:
-    return next(model for model in ZOO if any(source.name == file for source in model.sources))
+def supplied_by(file: str) -> ModelEntry:
+    return next(model for model in OFFICIAL if any(source.name == file for source in model.files))
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "eva_vit_g.pth"])
 def test_official_files_are_recognised(tmp_path: Path, file: str) -> None:
     found = inspect(write_header(tmp_path / "some.safetensors", shapes_of(file)))
-    model = official(file)
+    model = supplied_by(file)
     assert (found.format, found.guess) == ("LAVIS file", (model.name,))
-    supplied = next(source for source in model.sources if source.name == file).supplies
-    for part, parameters in model.part_parameters().items():
+    supplied = next(source for source in model.files if source.name == file).supplies
+    for part, parameters in model.params.items():
         if part in supplied:
             assert found.parts[part].parameters == parameters
-    sources = {part: source.name for source in model.sources for part in source.supplies if source.name != file}
+    sources = {part: source.name for source in model.files for part in source.supplies if source.name != file}
     assert found.elsewhere == sources
 
 
@@ -214,5 +216,5 @@ def test_an_unknown_file_is_still_counted(tmp_path: Path) -> None:
 
 
 def test_every_zoo_file_has_a_name_that_inspect_tells() -> None:
-    assert {source.name for model in ZOO for source in model.sources if isinstance(source, WebFile)} >= set(FILES)
-    assert get_model("blip2/coco").sources[0].name == "blip2_finetune_coco.pth"
+    assert {source.name for model in OFFICIAL for source in model.files if isinstance(source, WebFile)} >= set(FILES)
+    assert supplied_by("blip2_finetune_coco.pth").files[0].name == "blip2_finetune_coco.pth"

@@ -8,8 +8,7 @@ import pytest
 
 from openblip.checkpoints.registry import list_models
 from openblip.checkpoints.tools import plan
-from openblip.checkpoints.tools.plan import BYTES_PER_WEIGHT, PROGRAM_BYTES, free_memory, list_rows, make_plan
-from openblip.checkpoints.zoo import ZOO
+from openblip.checkpoints.tools.plan import BYTES_PER_WEIGHT, PROGRAM_BYTES, free_memory, make_plan, memory_of
 from openblip.errors import CheckpointError, OptionError
 
 NAME = "Salesforce/blip2-opt-2.7b"
@@ -23,35 +22,27 @@ def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
 
-def memory_of(monkeypatch: pytest.MonkeyPatch, **free: int | None) -> None:
-    monkeypatch.setattr(plan, "free_memory", lambda: list(free.items()))
-
-
-def test_rows_are_all_models_once() -> None:
-    rows = list_rows()
-    names = [name for row in rows for name in (row.name, *row.aliases)]
-    assert len(names) == len(set(names))
-    assert {name for model in ZOO for name in model.names} | {info.name for info in list_models()} == set(names)
-    assert [row.cached for row in rows if row.name == NAME] == [False]
+def leave(monkeypatch: pytest.MonkeyPatch, **left: int | None) -> None:
+    monkeypatch.setattr(plan, "free_memory", lambda: list(left.items()))
 
 
 def test_memory_follows_the_number_format() -> None:
-    for row in list_rows():
-        memory = dict(row.memory)
+    for model in list_models():
+        memory = memory_of(model)
         fewest = memory.pop("int4")
         assert memory == {
-            dtype: pytest.approx(row.parameters * size / 1e6, abs=0.1)
+            dtype: pytest.approx(model.parameters * size / 1e6, abs=0.1)
             for dtype, size in BYTES_PER_WEIGHT.items()
             if dtype != "int4"
         }
         # Of the official models the language model's layers alone have 4 bits.
-        assert row.parameters * BYTES_PER_WEIGHT["int4"] / 1e6 - 0.1 <= fewest <= memory["int8"]
-    named = {row.name: row.memory for row in list_rows()}
-    assert named[NAME]["int4"] < 0.8 * named[NAME]["int8"]
+        assert model.parameters * BYTES_PER_WEIGHT["int4"] / 1e6 - 0.1 <= fewest <= memory["int8"]
+    (memory,) = [memory_of(model) for model in list_models() if model.name == NAME]
+    assert memory["int4"] < 0.8 * memory["int8"]
 
 
 def test_a_plan_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_of(monkeypatch, cpu=10**12)
+    leave(monkeypatch, cpu=10**12)
     monkeypatch.setattr(plan, "_disk_free", lambda _: 10**10)  # which others change meanwhile
     plans = {dtype: make_plan(NAME, dtype) for dtype in BYTES_PER_WEIGHT}
     weights = [made.weights for made in plans.values()]
@@ -69,7 +60,7 @@ def test_a_plan_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = make_plan(NAME, "int8").memory
-    memory_of(monkeypatch, cpu=needed - 1, gpu=needed, other=None)
+    leave(monkeypatch, cpu=needed - 1, gpu=needed, other=None)
     assert [(room.device, room.fits) for room in make_plan(NAME, "int8").devices] == [
         ("cpu", False),
         ("gpu", True),

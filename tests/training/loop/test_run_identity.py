@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openblip.checkpoints.registry import bundled_folder
+from openblip.checkpoints.blip2_models import MINI
 from openblip.errors import OpenBlipError
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE
 from openblip.training.loop.run_identity import FREE, changes, identity_of, starting_files
@@ -100,7 +100,7 @@ def test_the_bundled_model_is_told_by_its_own_files(
     own.write_bytes(b"another")
     settings = ["init=mini", "decoder=mini", "fresh_qformer=mini"]
     found = starting_files(load_recipe(recipe, settings))
-    assert (bundled_folder("mini") / "model.safetensors") in found["init"]
+    assert (MINI.folder / "model.safetensors") in found["init"]
     assert found["decoder"] == found["fresh_qformer"] == [own]
     own.unlink()
     own.parent.rmdir()

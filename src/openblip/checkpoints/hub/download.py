@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.checkpoints.hub.repositories import (
-    Order,
-    fetch_order,
-    find_repository,
-    hub_home,
-    is_complete,
-    look_up,
-    matches,
-)
-from openblip.checkpoints.zoo import (
-    BUNDLED,
-    LANGUAGE,
-    PARTS,
-    Repository,
-    Source,
-    WebFile,
-    did_you_mean,
-    find_model,
-    nearest_names,
-)
+from openblip.checkpoints.hub.repositories import Order, hub_home, matches
+from openblip.checkpoints.hub.sources import LocalFile, Place, Repository, Source, find_all
+from openblip.checkpoints.model_entry import LANGUAGE, PARTS
+from openblip.checkpoints.registry import did_you_mean, find_model, nearest_names
 from openblip.errors import DownloadError
-from openblip.fetch import Progress, check_room, fetch, is_offline, part_of
+from openblip.fetch import Progress, check_room, is_offline
 
 REPOSITORY_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """Where one of a model's sources lies: a file of LAVIS', or the folder of a repository."""
-
-    source: Source
-    path: Path
 
 
 def find_files(
@@ -49,16 +23,14 @@ def find_files(
     """All sources of a model as they lie on this machine; None when any is missing. No network is used.
 
     Args:
-        name: an official name (see `zoo`) or any repository of the hub. A bundled model has no sources.
+        name: a model's (see `registry`), or any repository of the hub. One that lies in a folder has no sources.
         revision: of the repository; by default the newest that was downloaded.
         cache_dir, local_dir: as for `download`.
 
     Raises:
         DownloadError: neither an official name nor a repository's.
     """
-    places = _places(name, revision, cache_dir, local_dir)
-    found = [LocalFile(place.source, path) for place in places if (path := place.find()) is not None]
-    return tuple(found) if len(found) == len(places) else None
+    return find_all(_places(name, revision, cache_dir, local_dir))
 
 
 def download(
@@ -76,7 +48,7 @@ def download(
     Interrupted downloads go on where they stopped. Room on the disk is checked first, length and hash afterwards.
 
     Args:
-        name: an official name (see `zoo`) or any repository of the hub.
+        name: a model's (see `registry`), or any repository of the hub.
         include: patterns of file names; of a repository they replace the choice of what a model needs.
         exclude: patterns of what is left out.
         revision: branch, tag or commit of the repository.
@@ -95,11 +67,11 @@ def download(
     if is_offline():
         raise DownloadError(f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it: unset that")
     # First what there is to fetch, for all: nobody should learn of a full disk after an hour.
-    orders: list[tuple[_Place, Order | None]] = []
+    orders: list[tuple[Place, Order | None]] = []
     size = 0
     for place in places:
         if isinstance(place.source, Repository):
-            order = place.look_up(include, exclude)
+            order = _look_up(place, include, exclude)
             if order.files:
                 orders.append((place, order))
                 size += order.size
@@ -118,7 +90,7 @@ def download_words(name: str, progress: Progress | None = None) -> Path:
     """The folder with a model's vocabulary; what is missing of it is fetched, without any weights.
 
     Args:
-        name: an official name (see `zoo`) or any repository of the hub.
+        name: a model's (see `registry`), or any repository of the hub.
 
     Raises:
         DownloadError: no such model, or its files cannot be had.
@@ -126,7 +98,7 @@ def download_words(name: str, progress: Progress | None = None) -> Path:
     parts = [source for source in _sources(name) if isinstance(source, Repository)]
     # Of LAVIS' models the language model's repository, or that of the Q-Former's words.
     first = next((source for source in parts if LANGUAGE in source.supplies or not source.supplies), parts[0])
-    place = _Place(Repository(first.name, (), 0), None, None, None)
+    place = Place(Repository(first.name, (), 0))
     found = place.find()
     if found is not None:
         return found
@@ -135,69 +107,17 @@ def download_words(name: str, progress: Progress | None = None) -> Path:
     return place.fetch(None, progress)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A source and where it belongs on this machine.
-
-    Attributes:
-        local_dir: the folder for this very source; None for the cache.
-    """
-
-    source: Source
-    revision: str | None
-    cache_dir: Path | None
-    local_dir: Path | None
-
-    @property
-    def has_weights(self) -> bool:
-        return bool(self.source.supplies)
-
-    @property
-    def web_folder(self) -> Path:
-        return self.local_dir or (self.cache_dir or hub_home() / "openblip") / "lavis"
-
-    def find(self) -> Path | None:
-        name = self.source.name
-        if isinstance(self.source, Repository):
-            if self.local_dir is None:
-                return find_repository(name, self.has_weights, self.revision, self.cache_dir)
-            return self.local_dir if is_complete(self.local_dir, self.has_weights) else None
-        folders = [self.web_folder]
-        if self.cache_dir is None and self.local_dir is None:
-            folders.append(_torch_folder())
-        return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-    def missing_bytes(self) -> int:
-        """About how much of a web file is still to come."""
-        part = part_of(self.web_folder / self.source.name)
-        if self.find() is not None:
-            return 0
-        return max(0, self.source.size - (part.stat().st_size if part.is_file() else 0))
-
-    def look_up(self, include: Sequence[str], exclude: Sequence[str]) -> Order:
-        name = self.source.name
-        try:
-            return look_up(
-                name,
-                weights=self.has_weights,
-                include=include,
-                exclude=exclude,
-                revision=self.revision,
-                cache_dir=self.cache_dir,
-                local_dir=self.local_dir,
-            )
-        except DownloadError as error:
-            if find_model(name) is None and nearest_names(name):
-                raise DownloadError(f"{error}; {did_you_mean(name)}") from error
-            raise
-
-    def fetch(self, order: Order | None, progress: Progress | None) -> Path:
-        if isinstance(self.source, WebFile):
-            return self.find() or fetch(self.source.url, self.web_folder / self.source.name, progress=progress)
-        return fetch_order(order or self.look_up((), ()), progress)
+def _look_up(place: Place, include: Sequence[str], exclude: Sequence[str]) -> Order:
+    try:
+        return place.look_up(include, exclude)
+    except DownloadError as error:
+        name = place.source.name
+        if find_model(name) is None and nearest_names(name):
+            raise DownloadError(f"{error}; {did_you_mean(name)}") from error
+        raise
 
 
-def _places(name: str, revision: str | None, cache_dir: Path | None, local_dir: Path | None) -> list[_Place]:
+def _places(name: str, revision: str | None, cache_dir: Path | None, local_dir: Path | None) -> list[Place]:
     """Raises DownloadError for an unknown name, or a revision of what has none."""
     sources = _sources(name)
     alone = len(sources) == 1
@@ -208,22 +128,14 @@ def _places(name: str, revision: str | None, cache_dir: Path | None, local_dir: 
         folder = local_dir
         if local_dir is not None and isinstance(source, Repository) and not alone:
             folder = local_dir / source.name.rpartition("/")[2]
-        places.append(_Place(source, revision, cache_dir, folder))
+        places.append(Place(source, revision, cache_dir, folder))
     return places
 
 
 def _sources(name: str) -> tuple[Source, ...]:
     model = find_model(name)
-    if name == BUNDLED:
-        return ()
     if model is not None:
-        return model.sources
+        return model.files
     if LAVIS_ARCHITECTURE.match(name) or not REPOSITORY_NAME.fullmatch(name):
         raise DownloadError(f"{name} is neither an official model nor a repository's name: {did_you_mean(name)}")
     return (Repository(name, PARTS, 0),)
-
-
-def _torch_folder() -> Path:
-    """Where LAVIS itself has put its files, if it was ever used here."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser() / "hub" / "checkpoints"

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.hub.download import LocalFile
+from openblip.checkpoints.hub.sources import LocalFile, WebFile
 from openblip.checkpoints.lora.files import Adapter
+from openblip.checkpoints.model_entry import LANGUAGE, VISION, ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import VISION_PREFIX, blip2_from_lavis
@@ -19,7 +20,6 @@ from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, open_weights, refuse_misfits
 from openblip.checkpoints.tensors.wrappers import ENCODER_ROOTS, LANGUAGE_ROOTS, LAVIS_ROOTS, Peeled
 from openblip.checkpoints.transformers.tokenizers import read_matching, read_words
-from openblip.checkpoints.zoo import LANGUAGE, VISION, WebFile, ZooModel
 from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
@@ -48,7 +48,7 @@ class LavisFiles:
 
 
 def load_lavis(
-    model: ZooModel,
+    model: ModelEntry,
     files: LavisFiles,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -61,7 +61,7 @@ def load_lavis(
     Raises:
         CheckpointError: a file is missing, broken or does not fit; it is named, with the tensors.
     """
-    config = model.config()
+    config: Blip2Config = model.config()
     network = read_lavis(config, files, dtype, device, bits, adapter, left_out)
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None
@@ -72,7 +72,7 @@ def load_lavis(
         known = LANGUAGES[config.own_language.kind]
         tokenizer = read_words(folder, known.start_id, known.pad_id, config.own_language.vocab_size)
     transform = ImageTransform(model.image_size)
-    return ModelParts(model.name, network, transform, matching, tokenizer, model.prompts(), model.defaults())
+    return ModelParts(model.name, network, transform, matching, tokenizer, model.templates(), model.defaults())
 
 
 def files_of(found: Sequence[LocalFile], checkpoint: Path | None = None) -> LavisFiles:

@@ -140,11 +140,6 @@ def _in_order(entries: dict[str, TensorEntry], first: int, size: int) -> dict[st
     return placed
 
 
-def count_elements(path: Path, leaving_out: tuple[str, ...] = ()) -> int:
-    """Elements of all tensors of a file but those whose names end so. Raises CheckpointError."""
-    return sum(prod(entry.shape) for name, entry in read_header(path).items() if not name.endswith(leaving_out))
-
-
 def read_index(path: Path) -> dict[str, str]:
     """The file of each tensor, by an index of several files, all of which lie beside it.
 

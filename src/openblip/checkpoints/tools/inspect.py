@@ -14,22 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from openblip.checkpoints.blip2_models import COCO
 from openblip.checkpoints.hub.repositories import PICKLED, SAFETENSORS
 from openblip.checkpoints.json_files import read_json_if_there
 from openblip.checkpoints.lora.notes import PREFIX, AdapterNote, adapter_note
+from openblip.checkpoints.model_entry import LANGUAGE, PARTS, PROJECTION, QFORMER, TEXT, VISION, ModelEntry
+from openblip.checkpoints.registry import all_models, find_model
 from openblip.checkpoints.tensors.header import INDEX_SUFFIX, is_safetensors, read_header, read_index
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
-from openblip.checkpoints.zoo import (
-    LANGUAGE,
-    PARTS,
-    PROJECTION,
-    QFORMER,
-    TEXT,
-    VISION,
-    ZOO,
-    ZooModel,
-    find_model,
-)
 from openblip.errors import CheckpointError, printable
 
 OTHER = "other"
@@ -117,7 +109,7 @@ class Contents:
         format: "OpenBLIP folder", "transformers folder", "LoRA adapter", "LAVIS file", "safetensors file", "PyTorch
             file".
         size: bytes of the files.
-        parts: by the names in `zoo.PARTS`, and "other".
+        parts: by the names in `model_entry.PARTS`, and "other".
         guess: official models of these sizes in this layout, or the official file that it is.
         elsewhere: parts that the guessed model has but not this file, and what supplies them.
         notes: what else is in it, and what is wrong with it.
@@ -293,22 +285,23 @@ def _guess(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[str, 
     t5 = any(re.match(r"t5_|language_model\.(encoder|shared)\.", name) for name in shapes)
     patches = _side(shapes, r"visual_encoder\.pos_embed", 1) or _side(shapes, r".*\.position_embedding", 1)
 
-    def fits(model: ZooModel) -> bool:
-        if model.origin != layout.lower() or model.encoder.width != cross:
+    def fits(model: ModelEntry) -> bool:
+        if model.origin != layout.lower() or model.vision is None or model.vision.width != cross:
             return False
-        if model.tuned != (patches == _tokens(364)):
+        if (model.image_size == COCO) != (patches == model.vision.tokens(COCO)):
             return False
         if model.language is None:
             return language is None and any(part_of(name) == TEXT for name in shapes)
         return model.language.width == language and (model.language.kind == "t5") == t5
 
-    return tuple(model.name for model in ZOO if fits(model))
+    return tuple(model.name for model in all_models() if fits(model))
 
 
 def _guess_frozen(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """Whose frozen part a file is that has no Q-Former."""
     width = _side(shapes, r"cls_token", 2) or _side(shapes, r"(visual\.)?class_embedding", 0)
-    names = {model.encoder.width: f"{model.encoder.name}.pth" for model in ZOO}
+    encoders = [model.vision for model in all_models() if model.vision is not None]
+    names = {encoder.width: f"{encoder.name}.pth" for encoder in encoders}
     if width is not None:
         return (names[width],) if width in names else ()
     table = _side(shapes, r"((model\.)?decoder\.embed_tokens|shared)\.weight", 1)
@@ -318,7 +311,7 @@ def _guess_frozen(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     }
     fitting = {
         model.language.repository
-        for model in ZOO
+        for model in all_models()
         if model.language is not None
         and (model.language.width, model.language.kind == "t5", model.language.depth) == (table, t5, len(layers))
     }
@@ -333,10 +326,6 @@ def _side(shapes: Mapping[str, tuple[int, ...]], pattern: str, side: int) -> int
     return None
 
 
-def _tokens(image_size: int) -> int:
-    return (image_size // 14) ** 2 + 1
-
-
 def _elsewhere(guess: tuple[str, ...], parts: Mapping[str, Part]) -> dict[str, str]:
     """A part of which only a stray table is here counts as missing."""
     model = find_model(guess[0]) if len(guess) == 1 else None
@@ -344,8 +333,8 @@ def _elsewhere(guess: tuple[str, ...], parts: Mapping[str, Part]) -> dict[str, s
         return {}
     missing = [
         part
-        for part, parameters in model.part_parameters().items()
+        for part, parameters in model.params.items()
         if part not in parts or parts[part].parameters < parameters // 2
     ]
-    suppliers = {part: source.name for source in model.sources for part in source.supplies}
+    suppliers = {part: source.name for source in model.files for part in source.supplies}
     return {part: suppliers[part] for part in missing}

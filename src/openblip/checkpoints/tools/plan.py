@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.checkpoints.hub.download import find_files
 from openblip.checkpoints.hub.repositories import hub_home
-from openblip.checkpoints.registry import list_models
-from openblip.checkpoints.sizes import PATCH, QUERIES
-from openblip.checkpoints.zoo import ZOO, ZooModel, did_you_mean, find_model
+from openblip.checkpoints.model_entry import VISION, ModelEntry
+from openblip.checkpoints.registry import did_you_mean, find_model
 from openblip.errors import CheckpointError, OptionError
 from openblip.fetch import HEADROOM
 
@@ -27,34 +25,9 @@ DTYPES = {**{name: name for name in BYTES_PER_WEIGHT}, "bf16": "bfloat16"}
 PROGRAM_BYTES = 400 * 10**6
 """Python and PyTorch themselves."""
 BEAMS = 5
-PROMPT_TOKENS = QUERIES + 32
+PROMPT_TOKENS = 32 + 32
+"""Queries of the Q-Former, and words."""
 NEW_TOKENS = 30
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """A line of the table of all models.
-
-    Attributes:
-        name: the one to use; `aliases` mean the same.
-        parameters: count of all weights; megabytes: size of its download or of its files (10^6 bytes).
-        memory: megabytes of its weights in each number format.
-        abilities: what it can do (caption, ask, match, embed).
-        cached: whether all its files are on this machine.
-        terms: the licences in short; `licence` tells which part has which.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    summary: str
-    abilities: tuple[str, ...]
-    parameters: int
-    megabytes: float
-    memory: dict[str, float]
-    image_size: int
-    cached: bool
-    terms: str
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -102,44 +75,6 @@ class Plan:
         return not self.download or self.download + HEADROOM <= self.disk_free
 
 
-def list_rows() -> list[ModelRow]:
-    """All models that have a name: those in the package, then the official ones."""
-    official = {name for model in ZOO for name in model.names}
-    bundled = [
-        ModelRow(
-            name=info.name,
-            aliases=(),
-            summary=f"{info.kind}; {info.summary}",
-            abilities=info.abilities,
-            parameters=info.parameters,
-            megabytes=info.megabytes,
-            memory=_memory(info.parameters),
-            image_size=info.image_size,
-            cached=info.folder.is_dir(),
-            terms=info.licence,
-            licence=info.licence,
-        )
-        for info in list_models()
-        if info.name not in official
-    ]
-    return bundled + [
-        ModelRow(
-            name=model.name,
-            aliases=model.names[1:],
-            summary=model.summary,
-            abilities=model.abilities,
-            parameters=model.parameters,
-            megabytes=round(model.download_size / 1e6, 1),
-            memory=_memory(model.parameters, model),
-            image_size=model.image_size,
-            cached=find_files(model.name) is not None,
-            terms=model.terms,
-            licence=model.licence,
-        )
-        for model in ZOO
-    ]
-
-
 def make_plan(name: str, dtype: str = "float32") -> Plan:
     """What a model takes, and what this machine has.
 
@@ -150,49 +85,49 @@ def make_plan(name: str, dtype: str = "float32") -> Plan:
     if dtype not in DTYPES:
         raise OptionError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     dtype = DTYPES[dtype]
-    row = next((row for row in list_rows() if name in (row.name, *row.aliases)), None)
-    if row is None:
+    model = find_model(name)
+    if model is None:
         raise CheckpointError(f"{name} is no model that sizes are known of: {did_you_mean(name)}")
-    model = find_model(row.name)
-    weights = round(_weight_bytes(row.parameters, model, dtype))
-    working = PROGRAM_BYTES + (0 if model is None else _activations(model, 2 if dtype == "bfloat16" else 4))
+    weights = round(_weight_bytes(model, dtype))
+    working = PROGRAM_BYTES + _activations(model, 2 if dtype == "bfloat16" else 4)
     # The word table is the largest matrix; converted, it is there twice.
-    widest = 0 if model is None or model.language is None else model.language.vocab_size * model.language.width * 4
+    widest = 0 if model.language is None else model.language.vocab_size * model.language.width * 4
     loading = PROGRAM_BYTES + (0 if dtype == "float32" else widest)
     needed = weights + max(working, loading)
     return Plan(
-        name=row.name,
+        name=model.name,
         dtype=dtype,
-        parameters=row.parameters,
+        parameters=model.parameters,
         weights=weights,
         working=working,
         loading=loading,
-        download=0 if row.cached else round(row.megabytes * 1e6),
+        download=0 if model.cached else round(model.megabytes * 1e6),
         disk_free=_disk_free(hub_home()),
         devices=tuple(Room(device, free, None if free is None else needed <= free) for device, free in free_memory()),
     )
 
 
-def _memory(parameters: int, model: ZooModel | None = None) -> dict[str, float]:
-    return {dtype: round(_weight_bytes(parameters, model, dtype) / 1e6, 1) for dtype in BYTES_PER_WEIGHT}
+def memory_of(model: ModelEntry) -> dict[str, float]:
+    """Megabytes of its weights in each number format."""
+    return {dtype: round(_weight_bytes(model, dtype) / 1e6, 1) for dtype in BYTES_PER_WEIGHT}
 
 
-def _weight_bytes(parameters: int, model: ZooModel | None, dtype: str) -> float:
+def _weight_bytes(model: ModelEntry, dtype: str) -> float:
     """Of all weights; under int4 those of the image encoder's and the language model's layers have 4 bits, others 8."""
-    if dtype != "int4" or model is None:
-        return parameters * BYTES_PER_WEIGHT[dtype]
+    if dtype != "int4" or model.vision is None:
+        return model.parameters * BYTES_PER_WEIGHT[dtype]
     language = model.language
-    layers = model.encoder.parameters(model.image_size)
-    layers += 0 if language is None else language.parameters() - language.table_parameters()
-    return layers * BYTES_PER_WEIGHT["int4"] + (parameters - layers) * BYTES_PER_WEIGHT["int8"]
+    layers = model.params[VISION]
+    layers += 0 if language is None else language.params - language.table_params
+    return layers * BYTES_PER_WEIGHT["int4"] + (model.parameters - layers) * BYTES_PER_WEIGHT["int8"]
 
 
-def _activations(model: ZooModel, number_bytes: int) -> int:
+def _activations(model: ModelEntry, number_bytes: int) -> int:
     """What passes through the widest places: a block of the image encoder, then the cache of a beam search."""
-    tokens = (model.image_size // PATCH) ** 2 + 1
-    # A block holds its input, the normed input, queries, keys and values, and the hidden layer twice.
-    encoder = tokens * (6 * model.encoder.width + 2 * model.encoder.mlp_width)
-    language = 0
+    encoder = language = 0
+    if model.vision is not None:
+        # A block holds its input, the normed input, queries, keys and values, and the hidden layer twice.
+        encoder = model.vision.tokens(model.image_size) * (6 * model.vision.width + 2 * model.vision.mlp_width)
     if model.language is not None:
         cache = model.language.cache_elements(PROMPT_TOKENS, NEW_TOKENS)
         # Reordering beams copies the cache; scores of all words are there as logits, probabilities and sums.

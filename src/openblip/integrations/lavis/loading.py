@@ -10,7 +10,7 @@ import torch
 
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.checkpoints.zoo import ZOO
+from openblip.checkpoints.registry import all_models
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
@@ -157,10 +157,11 @@ class ModelZoo:
 
     def __init__(self) -> None:
         self.model_zoo: dict[str, list[str]] = {name: [] for name in MODELS}
-        for model in ZOO:
+        for model in all_models():
             for name in model.names if model.origin == "lavis" else ():
                 architecture, _, kind = name.partition("/")
-                self.model_zoo[architecture].append(kind)
+                if architecture in MODELS:
+                    self.model_zoo[architecture].append(kind)
 
     def __str__(self) -> str:
         line = "=" * 50

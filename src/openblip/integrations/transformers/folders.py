@@ -16,7 +16,7 @@ from openblip.checkpoints.json_files import build, read_json, read_json_if_there
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
 from openblip.checkpoints.openblip.folder import load_native
-from openblip.checkpoints.registry import bundled_folder, folder_kind
+from openblip.checkpoints.registry import find_model, folder_kind
 from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.config import PROCESSOR_FILE, image_token_index, read_config, read_transform
 from openblip.checkpoints.transformers.read import load_transformers
@@ -27,7 +27,6 @@ from openblip.checkpoints.transformers.tokenizers import (
     TOKENIZER_FILE,
     read_vocabulary,
 )
-from openblip.checkpoints.zoo import BUNDLED, find_model
 from openblip.devices import choose_placement, tell_substitution
 from openblip.errors import CheckpointError, DownloadError, OptionError
 from openblip.images.decode import ImageTransform
@@ -72,9 +71,9 @@ def find_folder(
     path = Path(name).expanduser()
     if path.is_dir():
         return _existing(path / subfolder)
-    if name == BUNDLED:
-        return bundled_folder(BUNDLED)
     known = find_model(str(name))
+    if known is not None and known.folder is not None:
+        return known.folder
     if known is not None and known.origin == "lavis":
         raise CheckpointError(f"{name} comes in files of LAVIS': load it with openblip.integrations.lavis")
     cache = None if cache_dir is None else Path(cache_dir)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.origin import model_files
-from openblip.checkpoints.zoo import BUNDLED
+from openblip.checkpoints.registry import folder_of
 from openblip.data.pairs import DataSource, ImageText
 from openblip.errors import OpenBlipError
 from openblip.training.recipe import Recipe
@@ -176,7 +176,7 @@ def digests_of(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
 
 def _files_of(key: str, place: str, revision: str | None) -> list[Path]:
     path = Path(place).expanduser()
-    if key == "init" and place == BUNDLED:
+    if key == "init" and folder_of(place) is not None:
         return model_files(place, MODEL_FILES) or []
     if path.is_file():
         return [path]

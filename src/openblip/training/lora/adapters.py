@@ -22,8 +22,8 @@ from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter, writ
 from openblip.checkpoints.lora.fit import check_layers
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.engine import first_few
+from openblip.checkpoints.registry import folder_of
 from openblip.checkpoints.tensors.assign import VISION
-from openblip.checkpoints.zoo import BUNDLED
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quant.int4 import Int4Linear
@@ -193,7 +193,7 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
         dropout = getattr(layer.lora_dropout[NAME], "p", 0.0)
     if not layers:
         raise OptionError(f"the model {parts.name} has no adapters to save: put some in with add_lora")
-    if base not in (None, BUNDLED) and Path(str(base)).expanduser().is_dir():
+    if base is not None and folder_of(base) is None and Path(str(base)).expanduser().is_dir():
         base = str(Path(str(base)).expanduser().resolve())
     everywhere = [target.theirs for target in targets_of(parts.network)]
     adapter = Adapter(folder, base, layers, dropout=dropout)

@@ -1,0 +1,167 @@
+"""What is known of a model that has a name, without reading any of its files. Importing this loads no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from openblip.checkpoints.hub.sources import Place, Source, find_all
+from openblip.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from openblip.checkpoints.model_parts import GenerationDefaults
+    from openblip.text import PromptTemplates
+
+VISION = "image encoder"
+QFORMER = "Q-Former"
+TEXT = "text side"
+PROJECTION = "projection"
+LANGUAGE = "language model"
+PARTS = (VISION, QFORMER, TEXT, PROJECTION, LANGUAGE)
+"""What a BLIP-2 consists of. The text side includes ITC and ITM; the projection leads to the language model."""
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A Vision Transformer, as far as its cost depends on its sizes.
+
+    Attributes:
+        name: of its own file of weights, without the ending.
+        licence: of its weights.
+    """
+
+    name: str
+    title: str
+    licence: str
+    width: int
+    depth: int
+    mlp_width: int
+    patch_size: int = 14
+
+    def tokens(self, image_size: int) -> int:
+        """Patches of a square image, and the class token."""
+        return (image_size // self.patch_size) ** 2 + 1
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model, as far as its cost depends on its sizes.
+
+    Attributes:
+        repository: its own one on the hub, which LAVIS takes the frozen weights from.
+        licence: of its weights.
+        stored_bytes: of one weight there.
+        kind: of the network's config.
+        depth: layers; of an encoder-decoder in each of the two.
+        params: weights; of them `table_params` in tables of words and positions, the output head included.
+    """
+
+    title: str
+    repository: str
+    licence: str
+    stored_bytes: int
+    kind: Literal["opt", "t5"]
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    head_width: int
+    ffn_width: int
+    params: int
+    table_params: int
+
+    def cache_elements(self, prompt: int, new: int) -> int:
+        """Keys and values of one text: `prompt` tokens read and `new` ones written."""
+        return 2 * self.depth * self.num_heads * self.head_width * (prompt + new)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that `openblip.load` knows by name.
+
+    Attributes:
+        name: the one that is shown; `aliases` mean the same.
+        family: of models that are built alike.
+        summary: what it is made of and was trained on, in one line.
+        origin: whose layout its files have.
+        abilities: what it can do: "caption", "ask", "chat", "match", "embed".
+        image_size: side of the square images, in pixels.
+        params: weights of each of its parts, each counted once however often a file repeats it.
+        licence: of each part; `terms` in short: all of them hold for the model as a whole.
+        files: what it is read from; a part is in exactly one of them. None of a model that lies in a `folder`.
+        folder: where it lies on this machine, when it is not downloaded.
+        prompts: what it reads around a user's words, by field of `PromptTemplates`; what is left out is usual.
+        generation: how it writes where the user says nothing, as the section "generation" of our config.json.
+        vision, language: what memory and time of it are estimated by; None where they are not.
+        build_config: makes the network's sizes; None where the files alone tell them.
+    """
+
+    name: str
+    family: str
+    summary: str
+    origin: Literal["openblip", "lavis", "transformers"]
+    abilities: tuple[str, ...]
+    image_size: int
+    params: Mapping[str, int] = field(hash=False)
+    licence: str
+    terms: str
+    aliases: tuple[str, ...] = ()
+    files: tuple[Source, ...] = ()
+    folder: Path | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    vision: ImageEncoder | None = None
+    language: LanguageModel | None = None
+    build_config: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return sum(self.params.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files: to about one percent where they are downloaded."""
+        if self.folder is None:
+            return sum(file.size for file in self.files)
+        return sum(file.stat().st_size for file in self.folder.glob("*") if file.is_file())
+
+    @property
+    def megabytes(self) -> float:
+        """Its files, in 10^6 bytes."""
+        return round(self.size / 1e6, 1)
+
+    @property
+    def cached(self) -> bool:
+        """Whether all its files are on this machine."""
+        if self.folder is not None:
+            return self.folder.is_dir()
+        return find_all([Place(file) for file in self.files]) is not None
+
+    def config(self) -> Any:
+        """The network's sizes. A hub folder's own config.json may differ in the rows of its word table.
+
+        Raises:
+            CheckpointError: its files alone tell them.
+        """
+        if self.build_config is None:
+            raise CheckpointError(f"the sizes of the network of {self.name} are in its config.json: load the model")
+        return self.build_config()
+
+    def templates(self) -> PromptTemplates:
+        """Its prompts."""
+        from openblip.text import PromptTemplates
+
+        return PromptTemplates(**self.prompts)
+
+    def defaults(self) -> GenerationDefaults:
+        """How it writes where the user says nothing."""
+        from openblip.checkpoints.model_parts import read_defaults
+
+        return read_defaults(self.generation, Path(self.name))
