@@ -85,6 +85,10 @@ FLAN_T5_XXL = LanguageModel(
     table_params=263_192_576,
 )
 
+WRITES = ("caption", "ask", "chat")
+MATCHES = ("match", "embed", "classify")
+"""What a model can do with a language model, and with a text side."""
+
 PRETRAINED, COCO = 224, 364
 """Side of the images in pixels: of pre-trained models, and of those fine-tuned on COCO."""
 VISION_PARAMS = {
@@ -110,7 +114,7 @@ MINI = ModelEntry(
     summary="BLIP-2, EfficientNet-Lite2 + Q-Former + OPT-layout decoder; trained by this project, inside the package; "
     "photos of people, animals and everyday scenes",
     origin="openblip",
-    abilities=("caption", "ask", "chat", "match", "embed"),
+    abilities=(*WRITES, *MATCHES),
     image_size=288,
     params={VISION: 4_871_856, QFORMER: 9_763_584, TEXT: 7_013_131, PROJECTION: 123_200, LANGUAGE: 7_848_000},
     licence="non-commercial research (see its LICENSE)",
@@ -181,7 +185,7 @@ def _official(
         family="blip2",
         summary=f"{made_of}, {'fine-tuned on COCO' if tuned else 'pre-trained'}",
         origin=origin,
-        abilities=("match", "embed") if language is None else ("caption", "ask", "chat"),
+        abilities=MATCHES if language is None else WRITES,
         image_size=image_size,
         params=params,
         licence=", ".join(f"{licence} ({part})" for part, licence in licences.items()) + card,

@@ -86,7 +86,7 @@ class ModelEntry:
         family: of models that are built alike.
         summary: what it is made of and was trained on, in one line.
         origin: whose layout its files have.
-        abilities: what it can do: "caption", "ask", "chat", "match", "embed".
+        abilities: what it can do: "caption", "ask", "chat", "match", "embed", "classify".
         image_size: side of the square images, in pixels.
         params: weights of each of its parts, each counted once however often a file repeats it.
         licence: of each part; `terms` in short: all of them hold for the model as a whole.
