@@ -20,19 +20,19 @@ from openblip.data.feature_store import FeatureStore
 from openblip.data.pairs import gather
 from openblip.errors import OpenBlipError
 from openblip.nn.vit import VisionTransformer
-from openblip.training.feature_cache.build import Caching
-from openblip.training.feature_cache.encoder_stub import AbsentEncoder
-from openblip.training.feature_cache.index import ENCODERS_FILE, EncoderPace
-from openblip.training.feature_cache.speedup import GAIN_FILE, Gain
+from openblip.training.feature_cache.build import FeatureCache
+from openblip.training.feature_cache.encoder_stub import EncoderStub
+from openblip.training.feature_cache.index import ENCODERS_FILE, EncoderSpeed
+from openblip.training.feature_cache.speedup import SPEEDUP_FILE, Speedup
 from openblip.training.init.start import start_model
 from openblip.training.loop.checkpoint import TrainingState
 from openblip.training.loop.precision import Arithmetic
 from openblip.training.loop.trainer import Trainer
-from openblip.training.monitor.profile import PACE_FILE, peak_memory
+from openblip.training.monitor.profile import PROFILE_FILE, peak_memory
 from openblip.training.parallel.processes import World
 from openblip.training.recipe import load_recipe
 from openblip.training.run import encoder_for, train
-from openblip.training.tasks.stages import Setting
+from openblip.training.tasks.stages import Runtime
 from tests.checkpoints.theirs import write_writer
 
 from .recipes import write_small_recipe
@@ -60,7 +60,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return read(file, name)
 
     def watched(trainer: Trainer) -> dict[str, Tensor]:
-        assert isinstance(trainer.task.network.vision, AbsentEncoder)
+        assert isinstance(trainer.task.network.vision, EncoderStub)
         found = run(trainer)
         names.append("trained")
         return found
@@ -144,8 +144,8 @@ def test_an_encoder_that_was_changed_is_noticed(recipe: Path, model: Path, tmp_p
 
 def test_what_features_depend_on_is_known_apart(recipe: Path, tmp_path: Path, reads: list[str]) -> None:
     crops = json.dumps([{"name": "balls", "captions": "captions.jsonl", "views": 3}])
-    for number, setting in enumerate(["precision=float32", "precision=bf16", f"data={crops}"], start=1):
-        train(load_recipe(recipe, [setting, f"output={tmp_path / f'run{number}'}"]))
+    for number, runtime in enumerate(["precision=float32", "precision=bf16", f"data={crops}"], start=1):
+        train(load_recipe(recipe, [runtime, f"output={tmp_path / f'run{number}'}"]))
         assert seen(reads)[0] > 0 and len(stores(tmp_path)) == number
 
 
@@ -253,12 +253,12 @@ def test_processes_divide_the_pictures_whichever_is_ahead(recipe: Path, tiny_par
     sizes = []
     for rank in range(2):
         arithmetic = Arithmetic.of(torch.device("cpu"), asked.precision, asked.qformer_precision)
-        caching = Caching(asked, images, Setting(arithmetic, World(rank, 2)))
+        caching = FeatureCache(asked, images, Runtime(arithmetic, World(rank, 2)))
         caching.complete(tiny_parts, lambda: encoder_for(tiny_parts, asked.precision), lambda: None)
         sizes.append(len(FeatureStore(stores(tmp_path)[0])))
     assert sizes == [10, 20]
     known = json.loads((tmp_path / "features" / ENCODERS_FILE).read_text())
-    assert list(known["fingerprints"].values()) == list(known["paces"]) == [stores(tmp_path)[0].name]
+    assert list(known["fingerprints"].values()) == list(known["speeds"]) == [stores(tmp_path)[0].name]
 
 
 def test_a_stage_that_does_not_look_reads_no_encoder(recipe: Path, model: Path, reads: list[str]) -> None:
@@ -270,7 +270,7 @@ def test_a_stage_that_does_not_look_reads_no_encoder(recipe: Path, model: Path, 
 
 
 def test_what_stands_for_the_encoder_says_so() -> None:
-    encoder = AbsentEncoder()
+    encoder = EncoderStub()
     assert not list(encoder.parameters())
     with pytest.raises(OpenBlipError, match="the image encoder is not loaded"):
         encoder(torch.zeros(1, 3, 8, 8))
@@ -284,7 +284,7 @@ def test_what_features_on_disk_gain_is_said_and_written(
         told = " ".join(capsys.readouterr().out.split())
         assert ("features of balls: " in told) is (output == "run")
         assert "with the image encoder about" in told and "times as long" in told
-        found = json.loads((folder / GAIN_FILE).read_text())
+        found = json.loads((folder / SPEEDUP_FILE).read_text())
         store = found["stores"]["balls"]
         assert store["pictures"] == 20
         assert store["bytes"] == sum(load.stat().st_size - 128 for load in Path(store["folder"]).glob("*.npy"))
@@ -293,17 +293,17 @@ def test_what_features_on_disk_gain_is_said_and_written(
 
 
 def test_gain_is_the_encoders_time_for_the_views_of_a_step() -> None:
-    gain = Gain({}, EncoderPace(0.25, "another"), views=8, machine="this")
-    said = [gain.step(seconds, last) for seconds, last in ((9.0, False), (0.5, False), (0.5, True), (0.5, True))]
+    speedup = Speedup({}, EncoderSpeed(0.25, "another"), views=8, machine="this")
+    said = [speedup.step(seconds, last) for seconds, last in ((9.0, False), (0.5, False), (0.5, True), (0.5, True))]
     assert said[:2] == [None, None] and said[3] is None
-    assert gain.with_features == 0.5 and gain.with_encoder == 2.5
+    assert speedup.with_features == 0.5 and speedup.with_encoder == 2.5
     assert said[2] is not None and "5.0 times as long (the encoder was timed on another)" in said[2]
-    assert Gain({}, None, 8, "this").step(0.5, True) == "features from disk (0.0 MB): a step takes 0.5 s"
+    assert Speedup({}, None, 8, "this").step(0.5, True) == "features from disk (0.0 MB): a step takes 0.5 s"
 
 
 def test_memory_is_recorded_with_every_line(recipe: Path, data: Path) -> None:
     folder = train(load_recipe(recipe))
-    with (folder / PACE_FILE).open(newline="") as file:
+    with (folder / PROFILE_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert all(float(row["images/s"]) > 0 for row in rows)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import openblip
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OpenBlipError
-from openblip.training.finetune import Wishes, finetuning_recipe
+from openblip.training.finetune import FinetuneOptions, finetuning_recipe
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
 
@@ -51,10 +51,10 @@ def questions(table: Path) -> Path:
 
 
 def test_a_table_is_all_there_is_to_say(table: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new"))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new"))
     assert recipe.data[0].held_out == 10 and recipe.evaluation.data == recipe.data[0]
     assert recipe.train_decoder and recipe.lora is None and recipe.mixture.questions == 0
-    asked = finetuning_recipe(Wishes(str(tiny_model_folder), questions(table), tmp_path / "new", lora=True))
+    asked = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), questions(table), tmp_path / "new", lora=True))
     assert asked.lora is not None and not asked.train_decoder and asked.mixture.questions == 1
     # What --dry-run prints is a recipe that says the same.
     written = tmp_path / "recipe.yaml"
@@ -68,12 +68,12 @@ def test_enough_is_held_out_to_tell_better_from_worse(table: Path, tiny_model_fo
     unlucky = [row for row in rows[1:] if not is_held_out(Path(row.partition(",")[0]), 10)]
     assert len(unlucky) >= 30
     table.write_text("\n".join([rows[0], *unlucky]))
-    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, table.parent / "new"))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, table.parent / "new"))
     assert recipe.evaluation.data is not None
     images = [Path(row.partition(",")[0]) for row in unlucky]
     assert 3 <= sum(is_held_out(image, recipe.data[0].held_out) for image in images) < len(images) / 3
     table.write_text("\n".join([rows[0], *unlucky[:29]]))
-    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, table.parent / "new"))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, table.parent / "new"))
     assert recipe.evaluation.data is None and not recipe.data[0].held_out
 
 
@@ -93,7 +93,7 @@ def test_captions_change_and_the_best_weights_are_kept(
     monkeypatch.setattr("openblip.training.monitor.progress.EVERY_SECONDS", 0.0)
     picture = tmp_path / "photos/00.png"
     before = openblip.load(tiny_model_folder, device="cpu").caption(picture)
-    wishes = Wishes(str(tiny_model_folder), table, tmp_path / "new", epochs=15, batch_size=6, rate=5e-3)
+    wishes = FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", epochs=15, batch_size=6, rate=5e-3)
     folder = train(finetuning_recipe(wishes))
     after = openblip.load(folder, device="cpu").caption(picture)
     # Texts are learnt as they were written, but for their spaces.
@@ -112,9 +112,11 @@ def test_captions_change_and_the_best_weights_are_kept(
 def test_a_run_that_gets_worse_gives_back_what_it_was_given(
     table: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    wishes = Wishes(str(tiny_model_folder), table, tmp_path / "good", epochs=15, batch_size=6, rate=5e-3)
+    wishes = FinetuneOptions(str(tiny_model_folder), table, tmp_path / "good", epochs=15, batch_size=6, rate=5e-3)
     good = train(finetuning_recipe(wishes))
-    recipe = finetuning_recipe(Wishes(str(good), table, tmp_path / "worse", epochs=10, batch_size=6, rate=10.0))
+    recipe = finetuning_recipe(
+        FinetuneOptions(str(good), table, tmp_path / "worse", epochs=10, batch_size=6, rate=10.0)
+    )
     recipe.optimizer.clip_norm = 1e9
     recipe.evaluation.every = 1
     worse = train(recipe)
@@ -130,7 +132,7 @@ def test_a_run_that_gets_worse_gives_back_what_it_was_given(
 def test_adapters_are_all_that_a_run_with_lora_learns_and_leaves(
     table: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    wishes = Wishes(
+    wishes = FinetuneOptions(
         str(tiny_model_folder), questions(table), tmp_path / "lora", epochs=12, batch_size=6, rate=2e-2, lora=True
     )
     folder = train(finetuning_recipe(wishes))
@@ -151,9 +153,9 @@ def test_adapters_are_all_that_a_run_with_lora_learns_and_leaves(
     ("content", "message"),
     [
         ("image\nphotos/00.png\n", "says nothing about its pictures"),
-        ("image,caption\nphotos/00.png,a ball\n", "1 picture|has 1 pictures to learn from"),
+        ("image,caption\nphotos/00.png,a ball\n", "1 image|has 1 images to learn from"),
         ("picture,words\nphotos/00.png,a ball\n", "column"),
-        ("image,caption\nphotos/00.png,\nphotos/01.png,a\nphotos/02.png,  \n", "has 1 pictures to learn from"),
+        ("image,caption\nphotos/00.png,\nphotos/01.png,a\nphotos/02.png,  \n", "has 1 images to learn from"),
         ("image,caption,image\na.png,a ball,b.png\n", "several columns 'image': give each a name of its own"),
     ],
 )
@@ -162,19 +164,19 @@ def test_tables_that_teach_nothing(
 ) -> None:
     table.write_text(content)
     with pytest.raises(OpenBlipError, match=message):
-        finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new"))
+        finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new"))
 
 
 @pytest.mark.parametrize("rate", [float("nan"), -1.0, 0.0, float("inf")])
 def test_rates_out_of_range(table: Path, tiny_model_folder: Path, tmp_path: Path, rate: float) -> None:
     with pytest.raises(OpenBlipError, match="learning rate is"):
-        finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new", rate=rate))
+        finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", rate=rate))
 
 
 def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
     table: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    recipe = finetuning_recipe(Wishes(str(tiny_model_folder), table, tmp_path / "new", epochs=1))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", epochs=1))
     recipe.evaluation.metric = "accuracy"
     recipe.init = "no-such-model"
     with pytest.raises(OpenBlipError, match=r"'accuracy': it is none of bleu_1"):

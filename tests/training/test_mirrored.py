@@ -18,8 +18,8 @@ from openblip.data.pairs import DataSource, ImageText
 from openblip.data.sources.open import tar_paths
 from openblip.images.decode import ImageTransform
 from openblip.training.input.batches import BatchPlan
-from openblip.training.input.loader import CachedFeed, Feed, PictureFeed
-from openblip.training.input.streaming import StreamedTars, StreamFeed
+from openblip.training.input.loader import BatchLoader, FeatureLoader, ImageLoader
+from openblip.training.input.streaming import StreamedTars, StreamLoader
 from openblip.training.parallel.processes import ALONE
 from openblip.training.recipe import Recipe, Stage
 from tests.data.pictures import write_tar
@@ -27,7 +27,7 @@ from tests.data.pictures import write_tar
 TRANSFORM = ImageTransform(16)
 CAPTION = "it is brighter on the right side"
 OTHER = "it is brighter on the left side"
-Make = Callable[[list[ImageText], DataSource], Feed]
+Make = Callable[[list[ImageText], DataSource], BatchLoader]
 
 
 def picture(number: int) -> bytes:
@@ -51,11 +51,11 @@ def columns(pixels: Tensor) -> Tensor:
     return pixels.mean(dim=2).transpose(1, 2)
 
 
-def seen(feed: Feed, epochs: int = 8) -> Counter[tuple[bool, str]]:
+def seen(loader: BatchLoader, epochs: int = 8) -> Counter[tuple[bool, str]]:
     """How often the right side was brighter, or not, with which caption."""
     found: Counter[tuple[bool, str]] = Counter()
     for epoch in range(epochs):
-        for rows, views in islice(feed.batches(epoch, 0), feed.steps):
+        for rows, views in islice(loader.batches(epoch, 0), loader.steps):
             assert views is not None
             patches = views.patches if views.patches is not None else columns(views.pixels)
             brightness = patches.float().mean(dim=2)
@@ -64,18 +64,18 @@ def seen(feed: Feed, epochs: int = 8) -> Counter[tuple[bool, str]]:
     return found
 
 
-def cached(images: list[ImageText], source: DataSource) -> Feed:
+def cached(images: list[ImageText], source: DataSource) -> BatchLoader:
     store = FeatureStore(images[0].image.parent / source.name)
     plan = ViewPlan(source.views, source.min_area, source.mirror)
     fill(store, [each.image for each in images], columns, TRANSFORM, plan)
-    return CachedFeed(BatchPlan([source], [images], 5, seed=1), [store])
+    return FeatureLoader(BatchPlan([source], [images], 5, seed=1), [store])
 
 
-def fresh(images: list[ImageText], source: DataSource) -> Feed:
-    return PictureFeed(BatchPlan([source], [images], 5, seed=1), [source], TRANSFORM)
+def fresh(images: list[ImageText], source: DataSource) -> BatchLoader:
+    return ImageLoader(BatchPlan([source], [images], 5, seed=1), [source], TRANSFORM)
 
 
-def streamed(images: list[ImageText], source: DataSource) -> Feed:
+def streamed(images: list[ImageText], source: DataSource) -> BatchLoader:
     folder = images[0].image.parent
     for each in images:
         each.image.with_suffix(".txt").write_text(CAPTION)
@@ -84,7 +84,7 @@ def streamed(images: list[ImageText], source: DataSource) -> Feed:
     table = DataSource("web", table="*.tar", stream=True, rows=20, mirror=source.mirror)
     recipe = Recipe(Stage.STAGE1, "out", [table], data_root=str(folder), init="x", cache=None, batch_size=5)
     supply = StreamedTars(table, tar_paths(table, folder))
-    return StreamFeed(recipe, [supply], TRANSFORM, lambda image: bool(image.captions), ALONE)
+    return StreamLoader(recipe, [supply], TRANSFORM, lambda image: bool(image.captions), ALONE)
 
 
 @pytest.mark.parametrize("make", [cached, fresh, streamed])
@@ -97,10 +97,10 @@ def test_a_mirrored_picture_is_described_as_it_is_seen(images: list[ImageText], 
 
 
 def test_a_run_whose_features_are_on_disk_outlives_its_pictures(images: list[ImageText]) -> None:
-    feed = cached(images, DataSource("a", views=8))
-    assert sum(seen(feed, epochs=1).values()) == 20
+    loader = cached(images, DataSource("a", views=8))
+    assert sum(seen(loader, epochs=1).values()) == 20
     for each in images:
         assert isinstance(each.image, Path)
         each.image.write_bytes(b"")
-    found = seen(feed)
+    found = seen(loader)
     assert sum(found.values()) == 160

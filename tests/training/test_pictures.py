@@ -17,7 +17,7 @@ from torch import nn
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.feature_store import FeatureStore
 from openblip.errors import ImageError, OpenBlipError
-from openblip.training.loop.nonfinite import first_bad
+from openblip.training.loop.nonfinite import first_nonfinite
 from openblip.training.loop.optim import make_optimizer, rate_share, set_rate
 from openblip.training.recipe import OptimizerSection, load_recipe
 from openblip.training.run import train
@@ -134,19 +134,19 @@ def test_the_first_bad_number_is_named(tiny_parts: ModelParts) -> None:
     network = tiny_parts.network
     pixels = torch.zeros(1, 3, 64, 64)
     seen = Views(pixels=pixels)
-    assert first_bad(network, Views(pixels=pixels / 0), lambda: None) == "the pixels that came in"
+    assert first_nonfinite(network, Views(pixels=pixels / 0), lambda: None) == "the pixels that came in"
 
     def overflow() -> None:
         network.qformer.layers[0](torch.full((1, 4, 32), 1e38) * 1e38, None, None, None)
 
     handle = network.vision_norm.register_forward_hook(lambda *_: torch.full((1,), float("inf")))
     try:
-        assert first_bad(network, seen, lambda: network.vision_norm(torch.zeros(1, 2, 1288))) in (
+        assert first_nonfinite(network, seen, lambda: network.vision_norm(torch.zeros(1, 2, 1288))) in (
             "what vision_norm gives",
         )
     finally:
         handle.remove()
-    assert first_bad(network, seen, lambda: None) == "the loss itself"
+    assert first_nonfinite(network, seen, lambda: None) == "the loss itself"
 
 
 def test_lower_vision_blocks_learn_more_slowly() -> None:

@@ -19,12 +19,12 @@ from openblip.errors import OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.t5 import T5Config
 from openblip.text import Tokenizer
-from openblip.training.input.batches import Drawn
+from openblip.training.input.batches import BatchRow
 from openblip.training.loop.precision import Arithmetic
 from openblip.training.losses import IGNORED, TextBatch, stage2_t5_loss
 from openblip.training.recipe import Mixture, Recipe, Stage
 from openblip.training.run import train
-from openblip.training.tasks.stages import Setting, Stage2Task, Views
+from openblip.training.tasks.stages import Runtime, Stage2Task, Views
 
 from ..conftest import lively
 
@@ -46,7 +46,7 @@ def parts(tiny_parts: ModelParts) -> ModelParts:
     )
 
 
-SETTING = Setting(Arithmetic(torch.device("cpu")))
+SETTING = Runtime(Arithmetic(torch.device("cpu")))
 
 
 def recipe(**values: object) -> Recipe:
@@ -57,7 +57,7 @@ def recipe(**values: object) -> Recipe:
 def test_the_loss_is_that_of_the_texts_written_out(parts: ModelParts) -> None:
     asked = ImageText(Path("a.png"), captions=("a ball",), questions=(Question("what is it?", "a red ball", "what"),))
     told = ImageText(Path("b.png"), captions=("red",))
-    batch = [Drawn(0, asked, 0, random.Random(1)), Drawn(0, told, 0, random.Random(1))]
+    batch = [BatchRow(0, asked, 0, random.Random(1)), BatchRow(0, told, 0, random.Random(1))]
     features = torch.randn(2, 4, 1288, generator=torch.Generator().manual_seed(0))
     task = Stage2Task(parts, recipe(), [asked, told], SETTING)
     found = task(batch, Views(patches=features))

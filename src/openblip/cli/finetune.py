@@ -65,12 +65,12 @@ def finetune(
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a model on images with captions, or with questions and answers, and print the new folder."""
-    from openblip.training.finetune import Wishes, finetuning_recipe
+    from openblip.training.finetune import FinetuneOptions, finetuning_recipe
 
     # No shell replaces the ~ of --data=~/pairs.csv.
     data, images = data.expanduser(), images and images.expanduser()
     place = _beside(data) if output is None else output.expanduser()
-    recipe = finetuning_recipe(Wishes(model, data, place, images, epochs, batch_size, rate, lora, rank, seed))
+    recipe = finetuning_recipe(FinetuneOptions(model, data, place, images, epochs, batch_size, rate, lora, rank, seed))
     if dry_run:
         print_recipe(recipe)
         return

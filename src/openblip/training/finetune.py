@@ -17,21 +17,21 @@ from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe import Evaluation, Mixture, OptimizerSection, Precision, Recipe, Stage
 
 SMALL_LANGUAGE_MODEL = 100_000_000
-"""Weights up to which a language model learns along: it has little of its own to lose, and much to gain."""
+"""Weights up to which a language model learns along: it has little of its own to lose."""
 SMALLEST_HELD_OUT = 30
 """Images from which a part of them is worth holding out."""
 HELD_OUT = 10
 FEWEST_HELD_OUT = 3
 """CIDEr knows common words from rare ones by the other images: of a single one it is 0 whatever is said."""
 STEPS = 600
-"""About as many are enough for a few hundred pictures, and end in minutes for a small model."""
+"""About as many are enough for a few hundred images, and end in minutes for a small model."""
 RATE, ADAPTER_RATE = 1e-4, 2e-4
-SEEN_PER_EVALUATION = 100
+IMAGES_PER_EVALUATION = 100
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What may be said of a fine-tuning; None leaves it to the data and the model.
+class FinetuneOptions:
+    """Options of a fine-tuning; None leaves a value to the data and the model.
 
     Attributes:
         table: CSV, TSV, JSONL, Parquet, tar or folder: images with texts, or with questions and answers.
@@ -52,58 +52,58 @@ class Wishes:
     seed: int = 42
 
 
-def finetuning_recipe(wishes: Wishes) -> Recipe:
+def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     """A stage-2 recipe for one's own pairs, of which it holds a tenth of the images out where there are enough.
 
     Raises:
         OpenBlipError: the table is missing, empty or not understood, or the model has no language model.
     """
-    if wishes.rate is not None and not 0 < wishes.rate < math.inf:
-        raise OptionError(f"the learning rate is {wishes.rate:g}: it must be above 0, and finite")
+    if options.rate is not None and not 0 < options.rate < math.inf:
+        raise OptionError(f"the learning rate is {options.rate:g}: it must be above 0, and finite")
     source = DataSource(
         name="own",
-        table=str(wishes.table.absolute()),
-        images=None if wishes.images is None else str(wishes.images.absolute()),
+        table=str(options.table.absolute()),
+        images=None if options.images is None else str(options.images.absolute()),
         clean=False,
     )
     images = gather(source, Path())
-    asked = sum(bool(image.questions) for image in images)
-    told = sum(bool(image.captions) for image in images)
-    if not asked and not told:
-        raise OptionError(f"{wishes.table} has pictures, but neither texts nor questions with answers")
+    with_questions = sum(bool(image.questions) for image in images)
+    with_captions = sum(bool(image.captions) for image in images)
+    if not with_questions and not with_captions:
+        raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
     if len(images) >= SMALLEST_HELD_OUT:
         source.held_out = _share_held_out(images)
     kept = sum(bool(image.captions or image.questions) for image in gather(source, Path()))
-    batch = wishes.batch_size or max(2, min(16, kept // 4))
+    batch = options.batch_size or max(2, min(16, kept // 4))
     if kept < batch:
-        wanted = f"a smaller batch than {wishes.batch_size}" if wishes.batch_size and kept else f"at least {batch}"
-        raise OptionError(f"{wishes.table} has {kept} pictures to learn from: give {wanted}")
-    epochs = wishes.epochs or max(2, min(20, math.ceil(STEPS / (kept // batch))))
+        wanted = f"a smaller batch than {options.batch_size}" if options.batch_size and kept else f"at least {batch}"
+        raise OptionError(f"{options.table} has {kept} images to learn from: give {wanted}")
+    epochs = options.epochs or max(2, min(20, math.ceil(STEPS / (kept // batch))))
     steps = epochs * (kept // batch)
-    rate = (ADAPTER_RATE if wishes.lora else RATE) if wishes.rate is None else wishes.rate
+    rate = (ADAPTER_RATE if options.lora else RATE) if options.rate is None else options.rate
     held_out = DataSource(**{**vars(source)}) if source.held_out else None
     return Recipe(
         stage=Stage.STAGE2,
-        output=str(wishes.output),
+        output=str(options.output),
         data=[source],
         data_root="",
-        init=wishes.model,
-        cache=str(wishes.output / "features"),
+        init=options.model,
+        cache=str(options.output / "features"),
         epochs=epochs,
         batch_size=batch,
-        seed=wishes.seed,
+        seed=options.seed,
         precision=Precision.BF16 if torch.cuda.is_available() else Precision.FLOAT32,
-        train_decoder=not wishes.lora and _has_small_language_model(wishes.model),
-        # Each text of a picture is learnt from as often, however they are divided.
-        mixture=Mixture(questions=asked / (asked + told)),
+        train_decoder=not options.lora and _has_small_language_model(options.model),
+        # Each text of an image is learnt from as often, however they are divided.
+        mixture=Mixture(questions=with_questions / (with_questions + with_captions)),
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),
         save_every=max(20, steps // 10),
         log_every=max(1, min(20, steps // 20)),
         evaluation=Evaluation(
-            data=held_out, limit=SEEN_PER_EVALUATION, every=max(1, epochs // 5), patience=2 if held_out else 0
+            data=held_out, limit=IMAGES_PER_EVALUATION, every=max(1, epochs // 5), patience=2 if held_out else 0
         ),
-        lora=LoraSection(rank=wishes.rank, alpha=2 * wishes.rank, targets=["language_model", "qformer"])
-        if wishes.lora
+        lora=LoraSection(rank=options.rank, alpha=2 * options.rank, targets=["language_model", "qformer"])
+        if options.lora
         else None,
     )
 

@@ -7,7 +7,7 @@ from openblip.evaluation.metrics.recall import DEPTHS
 CAPTIONS = (*(f"bleu_{order}" for order in range(1, 5)), "rouge_l", "cider")
 """METEOR and SPICE need Java, which takes longer to start than a small evaluation."""
 ANSWERS = ("accuracy", "exact")
-OF_A_KIND = "accuracy ({})"
+ACCURACY_OF_KIND = "accuracy ({})"
 """The accuracy of the questions of one kind."""
 RECALLS = (
     *(
@@ -27,5 +27,5 @@ def is_possible(metric: str, matching: bool) -> bool:
     """
     if matching:
         return metric in RECALLS
-    before, _ = OF_A_KIND.split("{}")
+    before, _ = ACCURACY_OF_KIND.split("{}")
     return metric in (*CAPTIONS, *ANSWERS) or metric.startswith(before)

@@ -18,13 +18,13 @@ from openblip.data.pairs import ImageText, gather
 from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError, OptionError
 from openblip.recipes import alone_in
-from openblip.training.feature_cache.build import Caching, without_bad
-from openblip.training.feature_cache.encoder_stub import AbsentEncoder, drop_encoder
-from openblip.training.feature_cache.speedup import Gain
+from openblip.training.feature_cache.build import FeatureCache, without_unreadable
+from openblip.training.feature_cache.encoder_stub import EncoderStub, drop_encoder
+from openblip.training.feature_cache.speedup import Speedup
 from openblip.training.init.start import start_model, with_weights
 from openblip.training.input.batches import BatchPlan
-from openblip.training.input.loader import CachedFeed, Feed, PictureFeed, TextFeed
-from openblip.training.input.streaming import KnownImages, StreamedTars, StreamFeed, Supply
+from openblip.training.input.loader import BatchLoader, FeatureLoader, ImageLoader, TextLoader
+from openblip.training.input.streaming import InMemoryImages, RowSource, StreamedTars, StreamLoader
 from openblip.training.loop.evaluate import Evaluator
 from openblip.training.loop.precision import Arithmetic
 from openblip.training.loop.run_identity import require_same_start
@@ -42,7 +42,7 @@ from openblip.training.recipe import (
     caches_features,
     problems_of,
 )
-from openblip.training.tasks.stages import LanguageTask, Setting, Stage1Task, Stage2Task, Task
+from openblip.training.tasks.stages import LanguageTask, Runtime, Stage1Task, Stage2Task, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,42 +67,42 @@ def train(recipe: Recipe) -> Path:
     accelerator = make_accelerator(recipe)
     world = World.current()
     check_world(recipe, world)
-    setting = Setting(Arithmetic.of(accelerator.device, recipe.precision, recipe.qformer_precision), world)
+    runtime = Runtime(Arithmetic.of(accelerator.device, recipe.precision, recipe.qformer_precision), world)
     images = [[] if source.stream else gather(source, Path(recipe.data_root)) for source in recipe.data]
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
-    caching = Caching(recipe, usable, setting) if caches_features(recipe) else None
-    # It is not read where nobody will look through it.
-    known = caching is not None and caching.is_complete()
-    looks = recipe.stage is not Stage.LANGUAGE and (recipe.train_vision or not known)
-    parts = start_model(recipe, images, encoder=looks)
+    feature_cache = FeatureCache(recipe, usable, runtime) if caches_features(recipe) else None
+    # The encoder is not loaded where no image has to be encoded.
+    is_cached = feature_cache is not None and feature_cache.is_complete()
+    needs_encoder = recipe.stage is not Stage.LANGUAGE and (recipe.train_vision or not is_cached)
+    parts = start_model(recipe, images, encoder=needs_encoder)
     if next(parts.network.vision.parameters()).is_meta:
         drop_encoder(parts.network)
-    task = _make_task(recipe, parts, [image for group in usable for image in group], setting)
+    task = _make_task(recipe, parts, [image for group in usable for image in group], runtime)
     task.to(accelerator.device)
-    trained = learning_parts(recipe, task)
+    trained = trained_parts(recipe, task)
     _require_floats(recipe, trained)
     freeze_all_but(parts.network, trained)
     if recipe.dropout is not None:
         set_dropout(trained, recipe.dropout)
     parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
-    setting.arithmetic.shrink(frozen_giants(parts))
+    runtime.arithmetic.shrink(frozen_parts(parts))
     output = Path(recipe.output)
     with alone_in(output) if world.rank == 0 else nullcontext():
-        feed = _make_feed(recipe, parts, task, usable, caching, accelerator.wait_for_everyone)
-        gain = None
-        if isinstance(feed, CachedFeed) and caching is not None:
+        loader = _make_loader(recipe, parts, task, usable, feature_cache, accelerator.wait_for_everyone)
+        speedup = None
+        if isinstance(loader, FeatureLoader) and feature_cache is not None:
             if not recipe.train_vision:
                 drop_encoder(parts.network)
-            gain = gain_of(recipe, caching)
-        trainer = Trainer(recipe, task, feed, accelerator.prepare_model, evaluator, gain)
+            speedup = speedup_of(recipe, feature_cache)
+        trainer = Trainer(recipe, task, loader, accelerator.prepare_model, evaluator, speedup)
         learnt, identity = trainer.run(), trainer.state.identity
         # The model that was trained makes room for the one that is saved.
-        del parts, task, feed, trained, trainer
+        del parts, task, loader, trained, trainer
         if world.rank == 0:
             require_same_start(recipe, identity)
             # What is frozen is as it was in the files, whatever it was computed in.
-            save_learnt(recipe, with_weights(start_model(recipe, images, recipe.lora is None), learnt), output)
+            save_trained(recipe, with_weights(start_model(recipe, images, recipe.lora is None), learnt), output)
         accelerator.wait_for_everyone()
     return output
 
@@ -143,7 +143,7 @@ def check_world(recipe: Recipe, world: World) -> None:
         raise OptionError("parallel=fsdp does not go with precision=fp16: use bf16 or float32")
 
 
-def learning_parts(recipe: Recipe, task: Task) -> list[nn.Module | nn.Parameter]:
+def trained_parts(recipe: Recipe, task: Task) -> list[nn.Module | nn.Parameter]:
     """What is to learn: the parts that the stage says, or adapters alone."""
     if recipe.lora is None:
         return task.trained()
@@ -157,7 +157,7 @@ def _require_floats(recipe: Recipe, trained: Sequence[nn.Module | nn.Parameter])
         raise OptionError(f"{recipe.init} is quantised, and such weights cannot learn: start from what it was made of")
 
 
-def save_learnt(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
+def save_trained(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
     """Write the trained model; of one with adapters only these."""
     if recipe.lora is None:
         save_native(parts, folder, recipe.storage.value)
@@ -165,7 +165,7 @@ def save_learnt(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
         save_adapter(parts, folder, recipe.init)
 
 
-def frozen_giants(parts: ModelParts) -> list[nn.Module]:
+def frozen_parts(parts: ModelParts) -> list[nn.Module]:
     """Image encoder and language model, which a recipe may leave frozen."""
     network = parts.network
     if network.external is not None:
@@ -175,13 +175,13 @@ def frozen_giants(parts: ModelParts) -> list[nn.Module]:
     return [network.vision, network.own_language_model]
 
 
-def gain_of(recipe: Recipe, caching: Caching) -> Gain:
-    """What is to be found out about features on disk."""
-    setting = caching.setting
-    stores = {source.name: store for source, store in zip(recipe.data, caching.stores, strict=True)}
-    views = recipe.batch_size * recipe.accumulate // setting.world.size
+def speedup_of(recipe: Recipe, feature_cache: FeatureCache) -> Speedup:
+    """Measures how much faster features on disk make the run."""
+    runtime = feature_cache.runtime
+    stores = {source.name: store for source, store in zip(recipe.data, feature_cache.stores, strict=True)}
+    views = recipe.batch_size * recipe.accumulate // runtime.world.size
     computed = "the blocks below" if recipe.vision_blocks else "the image encoder"
-    return Gain(stores, caching.pace, views, machine_name(setting.device), computed)
+    return Speedup(stores, feature_cache.speed, views, machine_name(runtime.device), computed)
 
 
 def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0) -> Callable[[Tensor], Tensor]:
@@ -195,57 +195,61 @@ def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0)
 
     def encode(pixels: Tensor) -> Tensor:
         pixels = pixels.to(first, memory_format=torch.channels_last)
-        seen: Tensor = encoder.below(pixels, vision_blocks) if vision_blocks else encoder(pixels)
-        return seen.float()
+        features: Tensor = encoder.below(pixels, vision_blocks) if vision_blocks else encoder(pixels)
+        return features.float()
 
     return encode
 
 
-def _make_feed(
+def _make_loader(
     recipe: Recipe,
     parts: ModelParts,
     task: Task,
     images: Sequence[Sequence[ImageText]],
-    caching: Caching | None,
+    feature_cache: FeatureCache | None,
     wait: Callable[[], None],
-) -> Feed:
-    world = task.setting.world
+) -> BatchLoader:
+    world = task.runtime.world
 
     def plan(chosen: Sequence[Sequence[ImageText]]) -> BatchPlan:
         return BatchPlan(recipe.data, chosen, recipe.batch_size, recipe.seed, world)
 
     if not task.needs_views:
-        return TextFeed(plan(images))
+        return TextLoader(plan(images))
     if any(source.stream for source in recipe.data):
         return _make_stream(recipe, parts, images, world)
-    if caching is None or adapts_vision(parts.network):
-        return PictureFeed(plan(images), recipe.data, parts.transform, recipe.bad_pictures is BadPictures.SKIP)
-    if not isinstance(parts.network.vision, AbsentEncoder):
-        caching.complete(parts, lambda: encoder_for(parts, recipe.precision, recipe.vision_blocks), wait)
-    kept, bad = without_bad(recipe, images, caching.stores)
+    if feature_cache is None or adapts_vision(parts.network):
+        return ImageLoader(plan(images), recipe.data, parts.transform, recipe.bad_pictures is BadPictures.SKIP)
+    if not isinstance(parts.network.vision, EncoderStub):
+        feature_cache.complete(parts, lambda: encoder_for(parts, recipe.precision, recipe.vision_blocks), wait)
+    kept, bad = without_unreadable(recipe, images, feature_cache.stores)
     if world.rank == 0:
         write_skipped(Path(recipe.output), bad)
         if bad:
             Console(stderr=True).print(f"{len(bad)} pictures cannot be read and are left out: see skipped.csv")
-    return CachedFeed(plan(kept), caching.stores)
+    return FeatureLoader(plan(kept), feature_cache.stores)
 
 
-def _make_stream(recipe: Recipe, parts: ModelParts, images: Sequence[Sequence[ImageText]], world: World) -> StreamFeed:
+def _make_stream(
+    recipe: Recipe, parts: ModelParts, images: Sequence[Sequence[ImageText]], world: World
+) -> StreamLoader:
     root = Path(recipe.data_root)
-    supplies: list[Supply] = []
+    row_sources: list[RowSource] = []
     for source, group in zip(recipe.data, images, strict=True):
         if not source.stream and not group:
             raise OptionError(f"the data source {source.name!r} has no image that this stage can use: leave it out")
-        supplies.append(StreamedTars(source, tar_paths(source, root)) if source.stream else KnownImages(source, group))
-    return StreamFeed(recipe, supplies, parts.transform, lambda image: _has_text(image, recipe.stage), world)
+        row_sources.append(
+            StreamedTars(source, tar_paths(source, root)) if source.stream else InMemoryImages(source, group)
+        )
+    return StreamLoader(recipe, row_sources, parts.transform, lambda image: _has_text(image, recipe.stage), world)
 
 
-def _make_task(recipe: Recipe, parts: ModelParts, images: Sequence[ImageText], setting: Setting) -> Task:
+def _make_task(recipe: Recipe, parts: ModelParts, images: Sequence[ImageText], runtime: Runtime) -> Task:
     if recipe.stage is Stage.LANGUAGE:
-        return LanguageTask(parts, recipe, setting)
+        return LanguageTask(parts, recipe, runtime)
     if recipe.stage is Stage.STAGE1:
-        return Stage1Task(parts, recipe, setting)
-    return Stage2Task(parts, recipe, images, setting)
+        return Stage1Task(parts, recipe, runtime)
+    return Stage2Task(parts, recipe, images, runtime)
 
 
 def _has_text(image: ImageText, stage: Stage) -> bool:

@@ -15,7 +15,7 @@ from openblip.checkpoints.openblip.folder import load_native, save_native
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.vit import VitConfig
-from openblip.training.init.reinit import at_size, begin_qformer_again
+from openblip.training.init.reinit import at_size, reinit_qformer
 
 LAYER = {
     "attention.self.query": (32, 32),
@@ -61,7 +61,7 @@ def parts(tiny_parts: ModelParts, tmp_path: Path) -> ModelParts:
 def test_a_fresh_qformer_has_berts_weights_and_nothing_of_the_old(parts: ModelParts, tmp_path: Path) -> None:
     state = bert(tmp_path / "bert")
     old = {name: tensor.clone() for name, tensor in parts.network.state_dict().items()}
-    network = begin_qformer_again(parts, tmp_path / "bert", seed=1).network
+    network = reinit_qformer(parts, tmp_path / "bert", seed=1).network
     assert parts.matching is not None
     words = parts.matching.tokenizer
     table = state["bert.embeddings.word_embeddings.weight"]
@@ -80,18 +80,18 @@ def test_a_fresh_qformer_has_berts_weights_and_nothing_of_the_old(parts: ModelPa
         same = torch.equal(tensor, old[name])
         assert same == name.startswith(kept), name
     again = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    begin_qformer_again(parts, tmp_path / "bert", seed=1)
+    reinit_qformer(parts, tmp_path / "bert", seed=1)
     assert all(torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_bert_that_does_not_fit_is_refused(parts: ModelParts, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
-        begin_qformer_again(parts, tmp_path, 1)
+        reinit_qformer(parts, tmp_path, 1)
     bert(tmp_path / "wide", width=48)
     with pytest.raises(CheckpointError, match=r"words\.weight is \[\d+, 48\]"):
-        begin_qformer_again(parts, tmp_path / "wide", 1)
+        reinit_qformer(parts, tmp_path / "wide", 1)
     with pytest.raises(OptionError, match="without a text side"):
-        begin_qformer_again(replace(parts, matching=None), tmp_path, 1)
+        reinit_qformer(replace(parts, matching=None), tmp_path, 1)
 
 
 def test_another_size_gives_what_interpolating_on_the_way_gives(parts: ModelParts, tmp_path: Path) -> None:

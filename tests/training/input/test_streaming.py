@@ -24,7 +24,7 @@ from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError
 from openblip.images.decode import ImageTransform
 from openblip.training.input import loader as feeding
-from openblip.training.input.streaming import KnownImages, StreamedTars, StreamFeed, Supply
+from openblip.training.input.streaming import InMemoryImages, RowSource, StreamedTars, StreamLoader
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE
 from openblip.training.parallel.processes import ALONE, World
 from openblip.training.recipe import BadPictures, NewModel, Recipe, Stage, problems_of
@@ -65,14 +65,14 @@ def recipe_of(folder: Path, **changes: object) -> Recipe:
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
-def feed_of(recipe: Recipe, world: World = ALONE, *more: Supply) -> StreamFeed:
+def feed_of(recipe: Recipe, world: World = ALONE, *more: RowSource) -> StreamLoader:
     streamed = [StreamedTars(source, tar_paths(source, Path(recipe.data_root))) for source in recipe.data]
-    return StreamFeed(recipe, [*streamed, *more], ImageTransform(16), lambda image: bool(image.captions), world)
+    return StreamLoader(recipe, [*streamed, *more], ImageTransform(16), lambda image: bool(image.captions), world)
 
 
-def names(feed: StreamFeed, epoch: int = 0, skip: int = 0, batches: int | None = None) -> list[str]:
-    count = feed.steps - skip if batches is None else batches
-    taken = islice(feed.batches(epoch, skip), count)
+def names(loader: StreamLoader, epoch: int = 0, skip: int = 0, batches: int | None = None) -> list[str]:
+    count = loader.steps - skip if batches is None else batches
+    taken = islice(loader.batches(epoch, skip), count)
     return [drawn.image.image.name for rows, _ in taken for drawn in rows]
 
 
@@ -83,13 +83,13 @@ def test_processes_see_disjoint_rows_that_together_are_an_epoch(tmp_path: Path, 
     recipe.data[0].rows = 24
     size = 2 if len(rows) != 3 else 4  # with fewer tars than processes, rows are shared out
     feeds = [feed_of(recipe, World(rank, size)) for rank in range(size)]
-    assert {feed.steps for feed in feeds} == {6}
-    first, second = ([names(feed, epoch) for feed in feeds] for epoch in (0, 1))
+    assert {loader.steps for loader in feeds} == {6}
+    first, second = ([names(loader, epoch) for loader in feeds] for epoch in (0, 1))
     for epoch in (first, second):
         assert sorted(name for seen in epoch for name in seen) == [f"{number:04}.jpg" for number in range(24)]
     assert first != second and first[0] != sorted(first[0])
     assert first == [names(feed_of(recipe, World(rank, size))) for rank in range(size)]
-    numbers = {drawn.number for feed in feeds for rows, _ in islice(feed.batches(0, 0), 6) for drawn in rows}
+    numbers = {drawn.number for loader in feeds for rows, _ in islice(loader.batches(0, 0), 6) for drawn in rows}
     assert len(numbers) == 24
 
 
@@ -107,7 +107,7 @@ def test_an_epoch_goes_on_from_any_batch_and_opens_no_picture_before_it(
     write_shards(tmp_path, 9, 14, 5)
     (tmp_path / "00002.tar").write_bytes((tmp_path / "00002.tar").read_bytes()[:3000])
     recipe = recipe_of(tmp_path, steps_per_epoch=7)
-    known = KnownImages(DataSource("more"), [ImageText(tmp_path / f"{n}.png", (f"{n}",)) for n in range(5)])
+    known = InMemoryImages(DataSource("more"), [ImageText(tmp_path / f"{n}.png", (f"{n}",)) for n in range(5)])
     for number in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     recipe.data[0].rows = 28
@@ -151,10 +151,10 @@ def test_what_is_wrong_is_left_out_and_listed(tmp_path: Path) -> None:
     (tmp_path / "00003.tar").write_bytes(b"rubbish" * 99)
     recipe = recipe_of(tmp_path, steps_per_epoch=12)
     recipe.data[0].table = "{00000..00004}.tar"
-    feed = feed_of(recipe)
-    seen = set(names(feed))
-    bad = {str(each.picture).rpartition("/")[2]: each.problem for each in feed.take_bad()}
-    assert not feed.take_bad()
+    loader = feed_of(recipe)
+    seen = set(names(loader))
+    bad = {str(each.picture).rpartition("/")[2]: each.problem for each in loader.take_unreadable()}
+    assert not loader.take_unreadable()
     assert bad.keys() == {*(f"{number:04}.jpg" for number in range(100, 105)), *(f"0000{n}.tar" for n in (1, 2, 3, 4))}
     assert bad["00001.tar"] == "has files that are left out: texts without an image of their name (2, 0105.json first)"
     assert "its JSON cannot be read" in bad["0102.jpg"] and "nothing that this stage" in bad["0103.jpg"]

@@ -58,7 +58,7 @@ def test_only_answer_and_stop_token_are_learnt() -> None:
         encode_target(Target("", "a dog runs"), "brown park", tokenizer, stop),
     ]
     ids, mask = pad_ids([row.ids for row in rows], tokenizer.pad_id)
-    labels = mask_labels(ids, mask, [row.given for row in rows])
+    labels = mask_labels(ids, mask, [row.prompt_length for row in rows])
     learnt = [tokenizer.fast.decode([i for i in row.tolist() if i >= 0], skip_special_tokens=False) for row in labels]
     assert learnt == [" dog\n", "a dog runs\n"]
 

@@ -13,7 +13,7 @@ import torch
 
 from openblip.errors import OpenBlipError
 from openblip.training.monitor.curves import Curves
-from openblip.training.monitor.progress import Watch
+from openblip.training.monitor.progress import RunMonitor
 from openblip.training.recipe import Evaluation, Recipe, Stage, Watching
 
 CPU = torch.device("cpu")
@@ -67,10 +67,10 @@ def recipe(folder: Path) -> Recipe:
 
 
 def watched(folder: Path, done: int) -> None:
-    with Watch(recipe(folder), done, 8, ("itc",), CPU) as watch:
+    with RunMonitor(recipe(folder), done, 8, ("itc",), CPU) as monitor:
         for step in range(done + 1, done + 5):
-            watch.step(step, 0, 1e-3, {"itc": float(step)}, 4)
-        watch.report(done + 4, {"evaluation": 0.5})
+            monitor.step(step, 0, 1e-3, {"itc": float(step)}, 4)
+        monitor.report(done + 4, {"evaluation": 0.5})
 
 
 def test_wandb_gets_settings_losses_and_the_same_run_again(runs: list[Run], tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_what_went_wrong_is_told_though_the_curves_cannot_be_written(
     monkeypatch.setattr(Curves, "write", full)
     with (
         pytest.raises(OpenBlipError, match="the loss is not finite"),
-        Watch(recipe(tmp_path), 0, 8, ("itc",), CPU),
+        RunMonitor(recipe(tmp_path), 0, 8, ("itc",), CPU),
     ):
         raise OpenBlipError("the loss is not finite")
-    with pytest.raises(OSError, match="No space left"), Watch(recipe(tmp_path), 0, 8, ("itc",), CPU):
+    with pytest.raises(OSError, match="No space left"), RunMonitor(recipe(tmp_path), 0, 8, ("itc",), CPU):
         pass
 
 

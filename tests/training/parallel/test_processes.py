@@ -87,10 +87,10 @@ from openblip.checkpoints.openblip.folder import load_native
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.captions_to_questions import Question
 from openblip.training.loop.precision import Arithmetic
-from openblip.training.input.batches import Drawn
+from openblip.training.input.batches import BatchRow
 from openblip.training.parallel.processes import World, leave
 from openblip.training.recipe import Mixture, Recipe, Stage
-from openblip.training.tasks.stages import Setting, Stage2Task, Views
+from openblip.training.tasks.stages import Runtime, Stage2Task, Views
 from openblip.training.loop.trainer import freeze_all_but, set_dropout
 
 torch.set_num_threads(1)
@@ -114,7 +114,7 @@ for case in cases:
         else ImageText(Path(f"{n}.jpg"), questions=asked)
         for n, (word, told) in enumerate(zip(colours, case))
     ]
-    task = Stage2Task(parts, recipe, images + others, Setting(Arithmetic(torch.device("cpu")), world))
+    task = Stage2Task(parts, recipe, images + others, Runtime(Arithmetic(torch.device("cpu")), world))
     # Captions of a random model have nothing in common with what people say: all would earn nothing.
     task.critic.reward.score = lambda name, text: float(sum(map(ord, name + text)) % 7)
     freeze_all_but(parts.network, task.trained())
@@ -122,7 +122,7 @@ for case in cases:
     torch.manual_seed(0)
     patches = torch.randn(8, 4, 1288)
     rows = world.rows(8)
-    batch = [Drawn(0, image, 0, random.Random(n), n) for n, image in enumerate(images)][rows]
+    batch = [BatchRow(0, image, 0, random.Random(n), n) for n, image in enumerate(images)][rows]
     torch.manual_seed(world.rank)
     losses = task(batch, Views(patches=patches[rows]), torch.Generator().manual_seed(3))
     sum(losses.values()).backward()

@@ -17,45 +17,45 @@ from openblip.data.image_files import BadPicture, open_picture
 from openblip.data.pairs import ImageText
 from openblip.data.sample import Picture
 from openblip.errors import ImageError, OpenBlipError, printable
-from openblip.training.feature_cache.index import EncoderPace, KnownEncoders
+from openblip.training.feature_cache.index import EncoderIndex, EncoderSpeed
 from openblip.training.monitor.profile import machine_name, size_of
 from openblip.training.recipe import BadPictures, Recipe
-from openblip.training.tasks.stages import Setting
+from openblip.training.tasks.stages import Runtime
 
-MOST = 0.5
+MAX_UNREADABLE = 0.5
 """Share of a source's pictures that cannot be read from which its paths must be wrong."""
 
 
-class Caching:
+class FeatureCache:
     """The features of a run: a store for each of its data sources; sources with the same views share one.
 
     Attributes:
         stores: one a source, as soon as it is known which they are.
-        pace: of the encoder, where this run or one before measured it.
+        speed: of the encoder, where this run or an earlier one measured it.
     """
 
-    def __init__(self, recipe: Recipe, images: Sequence[Sequence[ImageText]], setting: Setting) -> None:
+    def __init__(self, recipe: Recipe, images: Sequence[Sequence[ImageText]], runtime: Runtime) -> None:
         assert recipe.cache is not None
-        self.recipe, self.images, self.setting = recipe, images, setting
+        self.recipe, self.images, self.runtime = recipe, images, runtime
         self.folder = Path(recipe.cache)
-        self.known = KnownEncoders(self.folder, recipe)
+        self.index = EncoderIndex(self.folder, recipe)
         self.plans = [ViewPlan(source.views, source.min_area, source.mirror) for source in recipe.data]
         self.stores: list[FeatureStore] = []
-        self.pace: EncoderPace | None = None
+        self.speed: EncoderSpeed | None = None
         self._opened: dict[str, FeatureStore] = {}
 
     def is_complete(self) -> bool:
-        """Whether all pictures that can be read have features of the model's encoder, told without reading that.
+        """Whether all pictures that can be read have features of the model's encoder, without reading the model.
 
-        All processes have to ask; they get the same answer.
+        Every process has to call this; all get the same answer.
         """
-        marks = [mark for plan in self.plans if (mark := self.known.fingerprint(plan)) is not None]
+        marks = [mark for plan in self.plans if (mark := self.index.fingerprint(plan)) is not None]
         here = len(marks) == len(self.plans)
         if here:
             self._open(marks)
             here = not any(self._lacks(source) for source in range(len(marks)))
-        lacking = torch.tensor(float(not here), device=self.setting.device)
-        return self.setting.world.total(lacking).item() == 0
+        lacking = torch.tensor(float(not here), device=self.runtime.device)
+        return self.runtime.world.total(lacking).item() == 0
 
     def complete(
         self, parts: ModelParts, make_encoder: Callable[[], Callable[[Tensor], Tensor]], wait: Callable[[], None]
@@ -69,10 +69,10 @@ class Caching:
         Raises:
             OpenBlipError: the disk is full.
         """
-        if self.known.origin is None:  # it may just have been downloaded
-            self.known = KnownEncoders(self.folder, self.recipe)
+        if self.index.origin is None:  # it may just have been downloaded
+            self.index = EncoderIndex(self.folder, self.recipe)
         self._open([self._mark(parts, plan) for plan in self.plans])
-        world, encoder = self.setting.world, _Timed(make_encoder, self.setting.device)
+        world, encoder = self.runtime.world, _Timed(make_encoder, self.runtime.device)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -98,14 +98,14 @@ class Caching:
                         highlight=False,
                     )
         if world.rank == 0:
-            self._remember(encoder.pace())
+            self._remember(encoder.speed())
 
     def _open(self, marks: Sequence[str]) -> None:
         for mark in marks:
             if mark not in self._opened:
                 self._opened[mark] = FeatureStore(self.folder / mark)
         self.stores = [self._opened[mark] for mark in marks]
-        self.pace = self.known.pace(marks)
+        self.speed = self.index.speed(marks)
 
     def _lacks(self, source: int) -> bool:
         """Whether a picture has no features, and could have."""
@@ -113,18 +113,18 @@ class Caching:
         return any(_problem(picture) is None for picture in missing)
 
     def _mark(self, parts: ModelParts, plan: ViewPlan) -> str:
-        known = self.known.fingerprint(plan)
-        if known is not None:
-            return known
+        found = self.index.fingerprint(plan)
+        if found is not None:
+            return found
         vision, learning = parts.network.vision, self.recipe.vision_blocks
         return fingerprint(vision, parts.transform, plan, vision.upper(learning) if learning else ())
 
-    def _remember(self, pace: EncoderPace | None) -> None:
+    def _remember(self, speed: EncoderSpeed | None) -> None:
         for plan, store in zip(self.plans, self.stores, strict=True):
-            self.known.remember(plan, store.folder.name)
-            if pace is not None:
-                self.known.remember_pace(store.folder.name, pace)
-        self.pace = pace or self.pace
+            self.index.remember(plan, store.folder.name)
+            if speed is not None:
+                self.index.remember_speed(store.folder.name, speed)
+        self.speed = speed or self.speed
 
 
 class _Timed:
@@ -143,16 +143,16 @@ class _Timed:
         self.taken.append((time.perf_counter() - started, len(pixels)))
         return patches
 
-    def pace(self) -> EncoderPace | None:
+    def speed(self) -> EncoderSpeed | None:
         """None when it has not been needed. The first batch, which finds nothing prepared, counts where it is alone."""
         counted = self.taken[1:] or self.taken
         if not counted:
             return None
         views = sum(count for _, count in counted)
-        return EncoderPace(sum(seconds for seconds, _ in counted) / views, machine_name(self.device))
+        return EncoderSpeed(sum(seconds for seconds, _ in counted) / views, machine_name(self.device))
 
 
-def without_bad(
+def without_unreadable(
     recipe: Recipe, images: Sequence[Sequence[ImageText]], stores: Sequence[FeatureStore]
 ) -> tuple[list[list[ImageText]], list[BadPicture]]:
     """The images that have features, and the pictures that have none since they cannot be read.
@@ -167,7 +167,7 @@ def without_bad(
         wrong = [_bad(image.image) for image in group if image.image not in store]
         if wrong and recipe.bad_pictures is BadPictures.STOP:
             raise ImageError(str(wrong[0].picture), wrong[0].problem)
-        if len(wrong) > MOST * len(group):
+        if len(wrong) > MAX_UNREADABLE * len(group):
             raise OpenBlipError(
                 f"{len(wrong)} of the {len(group)} pictures of {source.name} cannot be read, as {wrong[0].problem}: "
                 "check data_root and the paths in its file"

@@ -8,7 +8,7 @@ from openblip.errors import OpenBlipError
 from openblip.nn.blip2 import Blip2Network
 
 
-class AbsentEncoder(nn.Module):
+class EncoderStub(nn.Module):
     """No weights; it can be moved, frozen and shared among processes as any other module, and not looked through."""
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -21,4 +21,4 @@ class AbsentEncoder(nn.Module):
 
 def drop_encoder(network: Blip2Network) -> None:
     """Make room: the network goes on without its image encoder."""
-    network.add_module("vision", AbsentEncoder())
+    network.add_module("vision", EncoderStub())

@@ -1,6 +1,6 @@
-"""What is known of image encoders without loading them: which features are theirs, and how long they take.
+"""An index of image encoders by their files: which features are theirs, and how long they take.
 
-One file beside the stores of features. Nothing is lost with it: an encoder that it does not know is loaded once.
+One file beside the stores of features. It may be deleted: an encoder that is not in it is loaded once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENCODERS_FILE = "encoders.json"
 
 
 @dataclass(frozen=True)
-class EncoderPace:
+class EncoderSpeed:
     """How fast an encoder was when features were computed.
 
     Attributes:
@@ -35,10 +35,10 @@ class EncoderPace:
     machine: str
 
 
-class KnownEncoders:
-    """What earlier runs with the same cache folder found out. A file that is broken or missing says nothing.
+class EncoderIndex:
+    """What earlier runs with the same cache folder measured. A broken or missing file counts as an empty one.
 
-    Make one before the model is read: what is then learnt of its encoder is remembered of the files as they are now.
+    Make one before the model is read: its entries are of the files as they are at that time.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
@@ -57,17 +57,17 @@ class KnownEncoders:
         if key is not None and self.fingerprint(plan) != fingerprint:
             self._write("fingerprints", key, fingerprint)
 
-    def pace(self, fingerprints: Sequence[str]) -> EncoderPace | None:
+    def speed(self, fingerprints: Sequence[str]) -> EncoderSpeed | None:
         """Of the encoder that made the first of these features of which it is known."""
-        known = self._read("paces")
+        speeds = self._read("speeds")
         for fingerprint in fingerprints:
             with suppress(KeyError, TypeError, ValueError):
-                found = known[fingerprint]
-                return EncoderPace(float(found["seconds"]), str(found["machine"]))
+                found = speeds[fingerprint]
+                return EncoderSpeed(float(found["seconds"]), str(found["machine"]))
         return None
 
-    def remember_pace(self, fingerprint: str, pace: EncoderPace) -> None:
-        self._write("paces", fingerprint, asdict(pace))
+    def remember_speed(self, fingerprint: str, speed: EncoderSpeed) -> None:
+        self._write("speeds", fingerprint, asdict(speed))
 
     def _read(self, section: str) -> dict[str, Any]:
         try:
@@ -77,7 +77,7 @@ class KnownEncoders:
         return found if isinstance(found, dict) else {}
 
     def _write(self, section: str, key: str, value: object) -> None:
-        content = {name: self._read(name) for name in ("fingerprints", "paces")}
+        content = {name: self._read(name) for name in ("fingerprints", "speeds")}
         content[section][key] = value
         draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.draft")
         # Who cannot write here, or has no room, loads the encoder the next time, too.
@@ -91,5 +91,5 @@ class KnownEncoders:
             return None
         # Another version of this program may read the same files otherwise.
         settings = [self.recipe.image_size, self.recipe.precision.value, self.recipe.vision_blocks]
-        told = [__version__, self.origin, *settings, plan.told]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        identity = [__version__, self.origin, *settings, plan.told]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

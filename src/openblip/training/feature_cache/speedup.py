@@ -1,4 +1,4 @@
-"""What features on disk save a run, told once enough of its steps were timed."""
+"""How much faster features on disk make a run, reported once enough of its steps were timed."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ from pathlib import Path
 
 from openblip.data.feature_store import FeatureStore
 from openblip.saving import write_text
-from openblip.training.feature_cache.index import EncoderPace
+from openblip.training.feature_cache.index import EncoderSpeed
 from openblip.training.monitor.profile import size_of
 
-GAIN_FILE = "cache.json"
+SPEEDUP_FILE = "cache.json"
 STEPS = 50
 """Enough for a median; a first epoch that is shorter has to do."""
 
 
 @dataclass
-class Gain:
+class Speedup:
     """Times steps that take features from disk, against steps that would run the encoder.
 
     Attributes:
         stores: of each data source, by its name.
-        pace: of the encoder when it made the features; None when nobody has measured it.
-        views: that this process sees a step.
+        speed: of the encoder when it computed the features; None when it was not measured.
+        views: that this process takes a step.
         machine: what steps run on.
         computed: what of the model the features are of.
     """
 
     stores: Mapping[str, FeatureStore]
-    pace: EncoderPace | None
+    speed: EncoderSpeed | None
     views: int
     machine: str
     computed: str = "the image encoder"
     seconds: list[float] = field(default_factory=list)
-    told: bool = False
+    reported: bool = False
 
     def step(self, seconds: float, is_last: bool) -> str | None:
-        """Count a step; what is to be said, once.
+        """Count a step. Returns the sentence to report, once.
 
         Args:
             is_last: no more steps follow in this epoch.
         """
-        if self.told:
+        if self.reported:
             return None
         self.seconds.append(seconds)
         if len(self.seconds) < STEPS and not is_last:
             return None
-        self.told = True
+        self.reported = True
         return self._sentence()
 
     def write(self, folder: Path) -> None:
-        """Leave the figures in a run's folder: bytes and seconds."""
+        """Write the figures to a run's folder: bytes and seconds."""
         stores = {
             name: {"folder": str(store.folder), "pictures": len(store), "bytes": store.nbytes}
             for name, store in self.stores.items()
         }
         content: dict[str, object] = {"stores": stores, "machine": self.machine, "step seconds": self.with_features}
-        if self.pace is not None:
+        if self.speed is not None:
             content |= {
-                "encoder seconds a view": self.pace.seconds,
-                "encoder measured on": self.pace.machine,
+                "encoder seconds a view": self.speed.seconds,
+                "encoder measured on": self.speed.machine,
                 "step seconds with encoder, about": self.with_encoder,
                 "times as fast, about": self.with_encoder / self.with_features,
             }
-        write_text(folder / GAIN_FILE, json.dumps(content, indent=1) + "\n")
+        write_text(folder / SPEEDUP_FILE, json.dumps(content, indent=1) + "\n")
 
     @property
     def with_features(self) -> float:
@@ -76,14 +76,14 @@ class Gain:
     @property
     def with_encoder(self) -> float:
         """About the seconds of a step that runs the encoder: the measured ones and what the encoder took."""
-        return self.with_features + (0.0 if self.pace is None else self.pace.seconds * self.views)
+        return self.with_features + (0.0 if self.speed is None else self.speed.seconds * self.views)
 
     def _sentence(self) -> str:
         folders = {store.folder: store for store in self.stores.values()}
         size = size_of(sum(store.nbytes for store in folders.values()))
-        said = f"features from disk ({size}): a step takes {self.with_features:.3g} s"
-        if self.pace is None:
-            return said
+        sentence = f"features from disk ({size}): a step takes {self.with_features:.3g} s"
+        if self.speed is None:
+            return sentence
         ratio = self.with_encoder / self.with_features
-        elsewhere = "" if self.pace.machine == self.machine else f" (the encoder was timed on {self.pace.machine})"
-        return f"{said}, with {self.computed} about {self.with_encoder:.3g} s, {ratio:.1f} times as long{elsewhere}"
+        elsewhere = "" if self.speed.machine == self.machine else f" (the encoder was timed on {self.speed.machine})"
+        return f"{sentence}, with {self.computed} about {self.with_encoder:.3g} s, {ratio:.1f} times as long{elsewhere}"

@@ -20,7 +20,7 @@ INIT_STD = 0.02
 TEMPERATURE = 0.07
 
 
-def begin_qformer_again(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
+def reinit_qformer(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
     """The model with all between image encoder and language model as stage 1 begins it, in place.
 
     The text side and self-attention come from BERT, the queries' feed-forward network is a copy of the text's; all the

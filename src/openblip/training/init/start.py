@@ -15,7 +15,7 @@ from openblip.checkpoints.openblip.folder import load_native
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
-from openblip.training.init.reinit import at_size, begin_qformer_again
+from openblip.training.init.reinit import at_size, reinit_qformer
 from openblip.training.init.small_blip2 import assemble
 from openblip.training.lora.adapters import adapter_parameters, add_lora, reaches_vision
 from openblip.training.recipe import Recipe, Stage
@@ -43,7 +43,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.image_size is not None:
         parts = at_size(parts, recipe.image_size)
     if recipe.fresh_qformer is not None:
-        parts = begin_qformer_again(parts, Path(recipe.fresh_qformer), recipe.seed)
+        parts = reinit_qformer(parts, Path(recipe.fresh_qformer), recipe.seed)
     torch.manual_seed(recipe.seed)
     if recipe.language_model is not None:
         parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)

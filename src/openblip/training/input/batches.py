@@ -16,7 +16,7 @@ from openblip.training.parallel.processes import ALONE, World
 
 
 @dataclass(frozen=True)
-class Drawn:
+class BatchRow:
     """An image drawn for a batch.
 
     Attributes:
@@ -31,7 +31,7 @@ class Drawn:
     draw: random.Random
     number: int = 0
 
-    def mirrored(self) -> Drawn:
+    def mirrored(self) -> BatchRow:
         """The same with what is said of the image's mirror image."""
         return replace(self, image=self.image.mirrored())
 
@@ -68,7 +68,7 @@ class BatchPlan:
         drawn = sum(source.repeat * len(group) for source, group in zip(self.sources, self.images, strict=True))
         return drawn // self.batch_size
 
-    def batches(self, epoch: int, skip: int = 0) -> Iterator[list[Drawn]]:
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[list[BatchRow]]:
         """This process' rows of the batches of an epoch from number `skip` on."""
         order = [
             (source, row, time)
@@ -83,11 +83,11 @@ class BatchPlan:
                 self._draw(source, row, f"{self.seed}:{epoch}:{source}:{row}:{time}") for source, row, time in chosen
             ]
 
-    def _draw(self, source: int, row: int, seed: str) -> Drawn:
+    def _draw(self, source: int, row: int, seed: str) -> BatchRow:
         draw = random.Random(seed)
         settings = self.sources[source]
         views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
         number = sum(map(len, self.images[:source])) + row
         view = draw.choice(views)
         image = self.images[source][row].with_fewer_words(settings.word_dropout, draw)
-        return Drawn(source, image, view, draw, number)
+        return BatchRow(source, image, view, draw, number)

@@ -1,4 +1,4 @@
-"""What a step looks at: batches in order, with their pictures read, or their features looked up, ahead of the model."""
+"""Batches in order, with their images decoded, or their features read, ahead of the model."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.decode import ImageTransform, normalise, squash
 from openblip.images.prefetch import anything, read_ahead
-from openblip.training.input.batches import BatchPlan, Drawn
+from openblip.training.input.batches import BatchPlan, BatchRow
 from openblip.training.tasks.stages import Views
 
 PATIENCE = 20
 """Batches in a row without a picture that can be read from which the paths must be wrong."""
 
 Source = TypeVar("Source")
-Batch = tuple[list[Drawn], Views | None]
-Seen = tuple[Drawn, "np.ndarray[Any, Any]"]
-"""A row with its squashed picture [S, S, 3] uint8."""
+Batch = tuple[list[BatchRow], Views | None]
+LoadedRow = tuple[BatchRow, "np.ndarray[Any, Any]"]
+"""A row with its resized image [S, S, 3] uint8."""
 
 
-class Feed(ABC):
-    """Batches with what is seen of them.
+class BatchLoader(ABC):
+    """Batches with their pixels or features.
 
     Attributes:
         steps: batches of an epoch.
         images: those of each data source that are known before the first step.
-        told: what else tells the data from others, for a checkpoint.
+        identity: what else distinguishes the data from others, for a checkpoint.
     """
 
     def __init__(
-        self, steps: int, images: Sequence[Sequence[ImageText]], told: Mapping[str, str] | None = None
+        self, steps: int, images: Sequence[Sequence[ImageText]], identity: Mapping[str, str] | None = None
     ) -> None:
-        self.steps, self.images, self.told = steps, images, told or {}
+        self.steps, self.images, self.identity = steps, images, identity or {}
         self._bad: list[BadPicture] = []
         self._known: set[str] = set()
 
@@ -53,7 +53,7 @@ class Feed(ABC):
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         """This process' rows of the batches of an epoch from number `skip` on; views are on the CPU."""
 
-    def take_bad(self) -> list[BadPicture]:
+    def take_unreadable(self) -> list[BadPicture]:
         """Pictures and tars that could not be read since the last call, each once."""
         bad, self._bad = self._bad, []
         return bad
@@ -64,7 +64,7 @@ class Feed(ABC):
             self._bad.append(bad)
 
 
-class PlannedFeed(Feed):
+class PlannedLoader(BatchLoader):
     """The batches of a plan that knows all images."""
 
     def __init__(self, plan: BatchPlan) -> None:
@@ -72,15 +72,15 @@ class PlannedFeed(Feed):
         self.plan = plan
 
 
-class TextFeed(PlannedFeed):
-    """For a task that sees nothing."""
+class TextLoader(PlannedLoader):
+    """For a task without images."""
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         for batch in self.plan.batches(epoch, skip):
             yield batch, None
 
 
-class CachedFeed(PlannedFeed):
+class FeatureLoader(PlannedLoader):
     """Features from disk, one store a data source."""
 
     def __init__(self, plan: BatchPlan, stores: Sequence[FeatureStore]) -> None:
@@ -91,16 +91,16 @@ class CachedFeed(PlannedFeed):
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         for batch in self.plan.batches(epoch, skip):
             rows = [self.stores[drawn.source].patches([drawn.image.image], [drawn.view]) for drawn in batch]
-            yield [self._as_seen(drawn) for drawn in batch], Views(patches=torch.cat(rows))
+            yield [self._with_texts_of_view(drawn) for drawn in batch], Views(patches=torch.cat(rows))
 
-    def _as_seen(self, drawn: Drawn) -> Drawn:
+    def _with_texts_of_view(self, drawn: BatchRow) -> BatchRow:
         """With the texts of the mirror image, where that is what the features are of."""
         if drawn.view == 0:
             return drawn
         mirrored = drawn.mirrored()
         return mirrored if mirrored.image != drawn.image and self._is_mirrored(drawn) else drawn
 
-    def _is_mirrored(self, drawn: Drawn) -> bool:
+    def _is_mirrored(self, drawn: BatchRow) -> bool:
         """How a crop was drawn depends on the picture's size: only those whose texts name a side are opened."""
         picture, source = drawn.image.image, self.plan.sources[drawn.source]
         if drawn.view < CROPS_FROM or not source.mirror:
@@ -115,7 +115,7 @@ class CachedFeed(PlannedFeed):
         return self._mirrored[place]
 
 
-class PictureFeed(PlannedFeed):
+class ImageLoader(PlannedLoader):
     """Pictures from disk, cropped and mirrored anew each time they are drawn."""
 
     def __init__(
@@ -127,17 +127,20 @@ class PictureFeed(PlannedFeed):
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         own = self.plan.batch_size // self.plan.world.size
         drawn = chain.from_iterable(self.plan.batches(epoch, skip))
-        return look_ahead(drawn, self._look, own, self.transform, self._leave_out)
+        return prefetch_batches(drawn, self._load, own, self.transform, self._skip)
 
-    def _look(self, drawn: Drawn) -> Seen:
-        return look(drawn, self.sources[drawn.source], self.transform.image_size)
+    def _load(self, drawn: BatchRow) -> LoadedRow:
+        return load_row(drawn, self.sources[drawn.source], self.transform.image_size)
 
-    def _leave_out(self, drawn: Drawn, error: ImageError) -> None:
-        leave_out(self._note, drawn.image.image, error, self.skip_bad)
+    def _skip(self, drawn: BatchRow, error: ImageError) -> None:
+        skip_or_raise(self._note, drawn.image.image, error, self.skip_bad)
 
 
-def look(drawn: Drawn, source: DataSource, size: int) -> Seen:
-    """A row's picture, cropped and mirrored by its draw, and the row with texts of what is seen. Raises ImageError."""
+def load_row(drawn: BatchRow, source: DataSource, size: int) -> LoadedRow:
+    """A row with its image, cropped and mirrored by its generator, and with the texts of what the crop shows.
+
+    Raises ImageError.
+    """
     image = open_picture(drawn.image.image)
     if source.augment:
         settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
@@ -147,19 +150,19 @@ def look(drawn: Drawn, source: DataSource, size: int) -> Seen:
     return drawn, squash(image, size)
 
 
-def leave_out(note: Callable[[BadPicture], None], picture: Picture, error: OpenBlipError, skip_bad: bool) -> None:
+def skip_or_raise(note: Callable[[BadPicture], None], picture: Picture, error: OpenBlipError, skip_bad: bool) -> None:
     """By the recipe's policy: note a picture, or stop with what is wrong with it."""
     if not skip_bad:
         raise error
     note(BadPicture(picture, str(error)))
 
 
-def look_ahead(
+def prefetch_batches(
     sources: Iterable[Source],
-    see: Callable[[Source], Seen],
+    load: Callable[[Source], LoadedRow],
     batch_size: int,
     transform: ImageTransform,
-    leave_out: Callable[[Source, ImageError], None],
+    skip_or_raise: Callable[[Source, ImageError], None],
 ) -> Iterator[Batch]:
     """Batches of rows, their pictures read in threads ahead of the model.
 
@@ -172,13 +175,13 @@ def look_ahead(
     Raises:
         OpenBlipError: no picture can be read of many batches, or of all there are.
     """
-    waiting: list[list[Seen | None]] = []
+    waiting: list[list[LoadedRow | None]] = []
     problem = ""
-    for batch in read_ahead(sources, see, batch_size, in_threads=anything):
+    for batch in read_ahead(sources, load, batch_size, in_threads=anything):
         for source, found in batch:
             if isinstance(found, ImageError):
                 problem = problem or str(found)
-                leave_out(source, found)
+                skip_or_raise(source, found)
         waiting.append([None if isinstance(found, ImageError) else found for _, found in batch])
         good = [found for found in waiting[-1] if found is not None]
         if not good and len(waiting) == PATIENCE:
@@ -195,7 +198,7 @@ def look_ahead(
         )
 
 
-def _stand_in(found: Seen, batch: Sequence[Seen | None]) -> Seen:
+def _stand_in(found: LoadedRow, batch: Sequence[LoadedRow | None]) -> LoadedRow:
     """Of another batch, whose texts are to be the same whether or not a row of it has stood in before."""
     drawn, seen = found
     return found if any(each is found for each in batch) else (replace(drawn, draw=copy(drawn.draw)), seen)

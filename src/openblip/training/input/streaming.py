@@ -23,18 +23,18 @@ from openblip.data.sources.stream import Position, Share, TarStream, in_turn
 from openblip.data.sources.tars import TarRow
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.images.decode import ImageTransform
-from openblip.training.input.batches import Drawn
-from openblip.training.input.loader import Batch, Feed, Seen, leave_out, look, look_ahead
+from openblip.training.input.batches import BatchRow
+from openblip.training.input.loader import Batch, BatchLoader, LoadedRow, load_row, prefetch_batches, skip_or_raise
 from openblip.training.parallel.processes import World
 from openblip.training.recipe import BadPictures, Recipe
 
 Row: TypeAlias = "TarRow | ImageText"
-Told = Callable[[Path, str], None]
-"""Gets a tar and what is wrong with it."""
+Report = Callable[[Path, str], None]
+"""Called with a tar and what is wrong with it."""
 
 
-class Supply(ABC):
-    """Rows of one data source without end, each process having its own.
+class RowSource(ABC):
+    """Rows of one data source without end; each process has its own.
 
     Attributes:
         size: rows that an epoch shows; 0 is not known.
@@ -46,18 +46,18 @@ class Supply(ABC):
     images: Sequence[ImageText] = ()
 
     @abstractmethod
-    def rows(self, seed: str, world: World, told: Told, noted: Told) -> Iterator[Row]:
+    def rows(self, seed: str, world: World, report: Report, noted: Report) -> Iterator[Row]:
         """Pass after pass, each in a new order."""
 
 
-class KnownImages(Supply):
+class InMemoryImages(RowSource):
     """Images that are in memory."""
 
     def __init__(self, source: DataSource, images: Sequence[ImageText]) -> None:
         self.source, self.images = source, images
         self.size = len(images) * source.repeat
 
-    def rows(self, seed: str, world: World, told: Told, noted: Told) -> Iterator[Row]:
+    def rows(self, seed: str, world: World, report: Report, noted: Report) -> Iterator[Row]:
         for turn in count():
             order = list(range(len(self.images)))
             random.Random(f"{seed}:{turn}").shuffle(order)
@@ -66,21 +66,21 @@ class KnownImages(Supply):
             yield from (self.images[place] for place in order[first :: world.size])
 
 
-class StreamedTars(Supply):
+class StreamedTars(RowSource):
     """Tars whose headers are read as their turn comes."""
 
     def __init__(self, source: DataSource, paths: Sequence[Path]) -> None:
         self.source, self.paths = source, paths
         self.size = source.rows * source.repeat
 
-    def rows(self, seed: str, world: World, told: Told, noted: Told) -> Iterator[Row]:
+    def rows(self, seed: str, world: World, report: Report, noted: Report) -> Iterator[Row]:
         empty = False
         for turn in count():
             # All rows for a process whose own tars have none: a broken one is no reason to stop.
             shares = [Share()] if empty else self.shares(world)
             place = Position(turn)
             room = max(1, self.source.shuffle // len(shares))
-            streams = [TarStream(self.paths, share, seed, place, room).rows(told, noted) for share in shares]
+            streams = [TarStream(self.paths, share, seed, place, room).rows(report, noted) for share in shares]
             found = False
             for row in in_turn(streams):
                 picture = row.picture
@@ -98,8 +98,8 @@ class StreamedTars(Supply):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A row in its place among those of a process in an epoch."""
+class StreamRow:
+    """A row of a process in an epoch, with the generator of its texts and crop."""
 
     source: int
     row: Row
@@ -113,13 +113,13 @@ class Place:
         return picture
 
 
-class StreamFeed(Feed):
+class StreamLoader(BatchLoader):
     """Pictures of tars as they come, cropped and mirrored anew each time."""
 
     def __init__(
         self,
         recipe: Recipe,
-        supplies: Sequence[Supply],
+        sources: Sequence[RowSource],
         transform: ImageTransform,
         usable: Callable[[ImageText], bool],
         world: World,
@@ -131,45 +131,45 @@ class StreamFeed(Feed):
         Raises:
             OptionError: the rows make no batch, a source has none, or processes cannot share a batch.
         """
-        tars = [[path.name for path in supply.paths] for supply in supplies if isinstance(supply, StreamedTars)]
-        told = {"tars": str(tars), "processes": str(world.size)}
-        super().__init__(batches_of(recipe, supplies), [supply.images for supply in supplies], told)
+        tars = [[path.name for path in source.paths] for source in sources if isinstance(source, StreamedTars)]
+        identity = {"tars": str(tars), "processes": str(world.size)}
+        super().__init__(batches_of(recipe, sources), [source.images for source in sources], identity)
         if recipe.batch_size % world.size:
             raise OptionError(f"make batch_size a multiple of {world.size}, the number of processes")
-        self.supplies, self.transform, self.usable, self.world = supplies, transform, usable, world
+        self.sources, self.transform, self.usable, self.world = sources, transform, usable, world
         self.seed, self.own = recipe.seed, recipe.batch_size // world.size
         self.skip_bad = recipe.bad_pictures is BadPictures.SKIP
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         rows = islice(self.rows(epoch), skip * self.own, None)
-        return look_ahead(rows, self._look, self.own, self.transform, self._leave_out)
+        return prefetch_batches(rows, self._load, self.own, self.transform, self._skip)
 
-    def rows(self, epoch: int) -> Iterator[Place]:
+    def rows(self, epoch: int) -> Iterator[StreamRow]:
         """This process' rows of an epoch, and more, without end; nothing but headers is read."""
         draw = random.Random(f"{self.seed}:{epoch}:{self.world.rank}")
-        sizes = [supply.size for supply in self.supplies]
+        sizes = [source.size for source in self.sources]
         rows = [
-            supply.rows(f"{self.seed}:{epoch}:{number}", self.world, self._leave_out_tar, self._note_tar)
-            for number, supply in enumerate(self.supplies)
+            source.rows(f"{self.seed}:{epoch}:{number}", self.world, self._skip_tar, self._note_tar)
+            for number, source in enumerate(self.sources)
         ]
         for place in count():
             number = draw.choices(range(len(sizes)), sizes)[0] if len(sizes) > 1 else 0
-            yield Place(number, next(rows[number]), random.Random(f"{self.seed}:{epoch}:{self.world.rank}:{place}"))
+            yield StreamRow(number, next(rows[number]), random.Random(f"{self.seed}:{epoch}:{self.world.rank}:{place}"))
 
-    def _look(self, place: Place) -> Seen:
-        source = self.supplies[place.source].source
+    def _load(self, place: StreamRow) -> LoadedRow:
+        source = self.sources[place.source].source
         picture = place.picture
         image = place.row if isinstance(place.row, ImageText) else _read(place.row, source)
         if not self.usable(image):
             raise ImageError(str(picture), "says nothing that this stage learns from")
         image = image.with_fewer_words(source.word_dropout, place.draw)
-        drawn = Drawn(place.source, image, 0, place.draw, _number(picture))
-        return look(drawn, source, self.transform.image_size)
+        drawn = BatchRow(place.source, image, 0, place.draw, _number(picture))
+        return load_row(drawn, source, self.transform.image_size)
 
-    def _leave_out(self, place: Place, error: ImageError) -> None:
-        leave_out(self._note, place.picture, error, self.skip_bad)
+    def _skip(self, place: StreamRow, error: ImageError) -> None:
+        skip_or_raise(self._note, place.picture, error, self.skip_bad)
 
-    def _leave_out_tar(self, path: Path, trouble: str) -> None:
+    def _skip_tar(self, path: Path, trouble: str) -> None:
         if not self.skip_bad:
             raise OpenBlipError(f"{path} {trouble}")
         self._note_tar(path, trouble)
@@ -178,11 +178,11 @@ class StreamFeed(Feed):
         self._note(BadPicture(path, trouble))
 
 
-def batches_of(recipe: Recipe, supplies: Sequence[Supply]) -> int:
+def batches_of(recipe: Recipe, sources: Sequence[RowSource]) -> int:
     """Batches of an epoch: as many as the recipe says, or as the rows make."""
     if recipe.steps_per_epoch:
         return recipe.steps_per_epoch * recipe.accumulate
-    return sum(supply.size for supply in supplies) // recipe.batch_size
+    return sum(source.size for source in sources) // recipe.batch_size
 
 
 def _read(row: TarRow, source: DataSource) -> ImageText:

@@ -112,7 +112,7 @@ class EncodedTarget:
     """Ids with start and stop tokens; `given` of them, from the front, are not to be predicted."""
 
     ids: list[int]
-    given: int
+    prompt_length: int
 
 
 def encode_target(target: Target, context: str, tokenizer: Tokenizer, stop_id: int) -> EncodedTarget:

@@ -1,4 +1,4 @@
-"""What a run has learnt so far, in one file: weights, optimizer, average, and how far it is."""
+"""What a run has learnt so far, in one file: weights, optimizer, EMA, and how far it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from openblip.checkpoints.tensors.files import unpickle, write_pickled
 from openblip.errors import CheckpointError, OpenBlipError
 from openblip.saving import replacing
-from openblip.training.loop.ema import Average
+from openblip.training.loop.ema import Ema
 from openblip.training.loop.run_identity import FILE, Change, changes, differences
 from openblip.training.parallel.fsdp import part_like, whole
 from openblip.training.parallel.processes import World
@@ -70,7 +70,7 @@ class TrainingState:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: Average | None
+    ema: Ema | None
     total_steps: int
     world: World
     identity: Mapping[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class TrainingState:
             "parameters": {name: whole(parameter).cpu() for name, parameter in self.parameters.items()},
             "optimizer": {name: self._moments(parameter) for name, parameter in self.parameters.items()},
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.whole(),
+            "average": None if self.ema is None else self.ema.whole(),
             "position": asdict(self.position),
             "total_steps": self.total_steps,
         }
@@ -110,8 +110,8 @@ class TrainingState:
                     key: value.clone() if key == "step" else part_like(value.clone(), parameter)
                     for key, value in content["optimizer"][name].items()
                 }
-        if self.average is not None and content["average"] is not None:
-            self.average.take(content["average"])
+        if self.ema is not None and content["average"] is not None:
+            self.ema.load(content["average"])
         self.scaler.load_state_dict(content["scaler"])
         self.position = Position(**content["position"])
         return True
@@ -157,7 +157,7 @@ class TrainingState:
             raise OtherRunError(path, ["its steps or what learns"], otherwise)
         whole = (
             _has_moments(content.get("optimizer"), self.parameters)
-            and (self.average is None or _alike(content.get("average"), self.parameters))
+            and (self.ema is None or _alike(content.get("average"), self.parameters))
             and isinstance(content.get("scaler"), dict)
             and _is_position(content.get("position"), self.total_steps)
         )
@@ -166,8 +166,8 @@ class TrainingState:
 
     def learnt(self) -> dict[str, Tensor]:
         """The weights to use, on the CPU: averaged where the run averages. Every process has to call."""
-        if self.average is not None:
-            return self.average.whole()
+        if self.ema is not None:
+            return self.ema.whole()
         return {name: whole(parameter).cpu().clone() for name, parameter in self.parameters.items()}
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from openblip.training.parallel.fsdp import part_like, whole
 
 
-class Average:
+class Ema:
     """Follows the weights at a distance, which is shorter in the first steps: they start far from where they end."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -19,18 +19,18 @@ class Average:
         self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
-    def follow(self, steps_done: int) -> None:
+    def update(self, steps_done: int) -> None:
         """Take in the weights after a step."""
         share = 1 - min(self.decay, (1 + steps_done) / (10 + steps_done))
         for name, value in self.values.items():
             value.lerp_(self.parameters[name].detach(), share)
 
     def whole(self) -> dict[str, Tensor]:
-        """The averages, on the CPU. All processes have to ask."""
+        """The averages, on the CPU. Every process has to call this."""
         return {name: whole(value).cpu().clone() for name, value in self.values.items()}
 
     @torch.no_grad()
-    def take(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from averages that were saved."""
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Continue from averages that were saved."""
         for name, value in self.values.items():
             value.copy_(part_like(values[name], value))

@@ -28,7 +28,7 @@ from openblip.evaluation.settings import (
 from openblip.models.load import model_of
 from openblip.saving import naming
 from openblip.training.init.start import start_model, with_weights
-from openblip.training.metrics import ANSWERS, CAPTIONS, OF_A_KIND, RECALLS
+from openblip.training.metrics import ACCURACY_OF_KIND, ANSWERS, CAPTIONS, RECALLS
 from openblip.training.recipe import Recipe, Stage
 
 SAMPLES_FILE = "samples.jsonl"
@@ -99,7 +99,7 @@ class Evaluator:
         if self.settings.task is Task.CAPTIONS:
             return list(CAPTIONS)
         shares = ANSWERS if self.settings.questions.accuracy is Accuracy.VQA else ANSWERS[:1]
-        return [*shares, *(OF_A_KIND.format(kind) for kind in sorted({row.kind for row in self.samples} - {""}))]
+        return [*shares, *(ACCURACY_OF_KIND.format(kind) for kind in sorted({row.kind for row in self.samples} - {""}))]
 
     def _keep(self, found: Evaluation) -> None:
         path = Path(self.recipe.output) / SAMPLES_FILE

@@ -1,4 +1,4 @@
-"""Where a number that is none came from, when a loss is not finite."""
+"""Which tensor was not finite first, when a loss is not finite."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openblip.saving import naming, write_text
-from openblip.training.input.batches import Drawn
+from openblip.training.input.batches import BatchRow
 from openblip.training.tasks.stages import Views
 
 FOLDER = "bad_batch"
 
 
-def first_bad(network: nn.Module, views: Views | None, again: Callable[[], object]) -> str:
-    """What was not finite first: what came in, a weight, or what a layer gave when the step is computed `again`."""
-    for name, tensor in _seen(views).items():
+def first_nonfinite(network: nn.Module, views: Views | None, again: Callable[[], object]) -> str:
+    """What was not finite first: an input, a weight, or the output of a layer when the step is computed `again`."""
+    for name, tensor in _inputs(views).items():
         if not _finite(tensor):
             return f"the {name} that came in"
     for name, parameter in network.named_parameters():
@@ -45,8 +45,8 @@ def first_bad(network: nn.Module, views: Views | None, again: Callable[[], objec
     return f"what {found[0]} gives" if found else "the loss itself"
 
 
-def save_batch(folder: Path, batch: Sequence[Drawn], views: Views | None, facts: Mapping[str, object]) -> Path:
-    """Keep a batch to look at: its pictures and texts as JSON, what was seen of them as tensors."""
+def save_batch(folder: Path, batch: Sequence[BatchRow], views: Views | None, facts: Mapping[str, object]) -> Path:
+    """Save a batch for inspection: its images and texts as JSON, its pixels or features as tensors."""
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -59,14 +59,14 @@ def save_batch(folder: Path, batch: Sequence[Drawn], views: Views | None, facts:
         for drawn in batch
     ]
     write_text(place / "batch.json", json.dumps({**facts, "rows": rows}, indent=1, ensure_ascii=False))
-    seen = {name: tensor.cpu().contiguous() for name, tensor in _seen(views).items()}
-    if seen:
+    inputs = {name: tensor.cpu().contiguous() for name, tensor in _inputs(views).items()}
+    if inputs:
         with naming(place / "views.safetensors"):
-            save_file(seen, place / "views.safetensors")
+            save_file(inputs, place / "views.safetensors")
     return place
 
 
-def _seen(views: Views | None) -> dict[str, Tensor]:
+def _inputs(views: Views | None) -> dict[str, Tensor]:
     found = {} if views is None else {"patches": views.patches, "pixels": views.pixels}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 

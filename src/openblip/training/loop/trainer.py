@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from openblip.errors import OpenBlipError
-from openblip.training.feature_cache.speedup import Gain
-from openblip.training.input.batches import Drawn
-from openblip.training.input.loader import Feed
+from openblip.training.feature_cache.speedup import Speedup
+from openblip.training.input.batches import BatchRow
+from openblip.training.input.loader import BatchLoader
 from openblip.training.loop.checkpoint import TrainingState
-from openblip.training.loop.ema import Average
-from openblip.training.loop.nonfinite import first_bad, save_batch
+from openblip.training.loop.ema import Ema
+from openblip.training.loop.nonfinite import first_nonfinite, save_batch
 from openblip.training.loop.optim import learning_rate, make_optimizer, set_rate
 from openblip.training.loop.run_identity import identity_of
 from openblip.training.loop.signals import Stop, Stopped
 from openblip.training.lora.adapters import adapter_parameters
-from openblip.training.monitor.progress import Watch
+from openblip.training.monitor.progress import RunMonitor
 from openblip.training.monitor.skipped import write_skipped
 from openblip.training.parallel.fsdp import shard
 from openblip.training.parallel.processes import leave
@@ -37,16 +37,16 @@ Evaluate = Callable[[dict[str, Tensor], Callable[[str], None]], float]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One batch, and what is seen of it on the device.
+class MicroBatch:
+    """One batch, with its pixels or features on the device.
 
     Attributes:
-        chances: where the draws of the rows stand, to make them once more.
+        rng_states: of the generators of the rows, to draw the same texts again.
     """
 
-    rows: list[Drawn]
+    rows: list[BatchRow]
     views: Views | None
-    chances: list[Any]
+    rng_states: list[Any]
 
 
 class Trainer:
@@ -59,22 +59,22 @@ class Trainer:
         self,
         recipe: Recipe,
         task: Task,
-        feed: Feed,
+        loader: BatchLoader,
         wrap: Callable[[Task], nn.Module],
         evaluate: Evaluate | None = None,
-        gain: Gain | None = None,
+        speedup: Speedup | None = None,
     ) -> None:
         """
         Args:
             task: its parts that learn have gradients, and nothing else has.
             wrap: makes the module that shares gradients among processes, where each has all weights.
             evaluate: called after epochs, as the recipe says; in the first process alone.
-            gain: of features on disk, to be told in the first epoch.
+            speedup: by features on disk, to be reported in the first epoch.
         """
-        self.recipe, self.task, self.feed, self.evaluate, self.gain = recipe, task, feed, evaluate, gain
+        self.recipe, self.task, self.loader, self.evaluate, self.speedup = recipe, task, loader, evaluate, speedup
         self.output = Path(recipe.output)
-        self.world, self.device = task.setting.world, task.setting.device
-        self.epoch_steps = feed.steps // recipe.accumulate
+        self.world, self.device = task.runtime.world, task.runtime.device
+        self.epoch_steps = loader.steps // recipe.accumulate
         if not self.epoch_steps:
             raise OpenBlipError(
                 f"the data has fewer images than one step of {recipe.batch_size * recipe.accumulate}: lower batch_size"
@@ -95,10 +95,10 @@ class Trainer:
             parameters,
             make_optimizer(parameters, recipe.optimizer),
             scaler,
-            Average(parameters, recipe.ema) if recipe.ema else None,
+            Ema(parameters, recipe.ema) if recipe.ema else None,
             self.epoch_steps * recipe.epochs,
             self.world,
-            {**identity_of(recipe, feed.images), **feed.told},
+            {**identity_of(recipe, loader.images), **loader.identity},
         )
 
     def run(self) -> dict[str, Tensor]:
@@ -115,36 +115,36 @@ class Trainer:
             self._best()  # another run's is told now, not when this one is over
         position = state.position
         names, shown = self.task.loss_names, self.world.rank == 0
-        watch = Watch(recipe, position.total, state.total_steps, names, self.device, shown)
-        with watch, Stop() as self.stop:
+        monitor = RunMonitor(recipe, position.total, state.total_steps, names, self.device, shown)
+        with monitor, Stop() as self.stop:
             if position.total == 0:
                 # How good the model is that the run starts from: it is kept where nothing better comes of the run.
-                self._after_epoch(watch)
+                self._after_epoch(monitor)
             for epoch in range(position.epoch, recipe.epochs):
                 position.epoch = epoch
-                self._epoch(watch)
+                self._epoch(monitor)
                 position.step, position.epoch = 0, epoch + 1
-                self._after_epoch(watch)
+                self._after_epoch(monitor)
                 self._save()
                 if self._stopped_early():
-                    watch.say(f"stopped: no better for {recipe.evaluation.patience} evaluations")
+                    monitor.say(f"stopped: no better for {recipe.evaluation.patience} evaluations")
                     break
         return self._best()
 
-    def _epoch(self, watch: Watch) -> None:
+    def _epoch(self, monitor: RunMonitor) -> None:
         position, recipe = self.state.position, self.recipe
-        batches = self.feed.batches(position.epoch, position.step * recipe.accumulate)
+        batches = self.loader.batches(position.epoch, position.step * recipe.accumulate)
         for _ in range(position.step, self.epoch_steps):
             started = time.perf_counter()
-            shown = [
-                Shown(rows, self._move(views), [drawn.draw.getstate() for drawn in rows])
+            micro_batches = [
+                MicroBatch(rows, self._move(views), [drawn.draw.getstate() for drawn in rows])
                 for rows, views in _take(batches, recipe.accumulate)
             ]
-            losses, rate = self._step(shown)
+            losses, rate = self._step(micro_batches)
             position.step += 1
             position.total += 1
-            watch.step(position.total, position.epoch, rate, losses, recipe.batch_size * recipe.accumulate)
-            self._tell_gain(watch, time.perf_counter() - started)
+            monitor.step(position.total, position.epoch, rate, losses, recipe.batch_size * recipe.accumulate)
+            self._report_speedup(monitor, time.perf_counter() - started)
             # What comes after an epoch's last step is saved with it.
             is_last = position.step == self.epoch_steps
             if self.stop.wanted(self.world, self.device) and not is_last:
@@ -156,53 +156,54 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.save(self.output)
-        bad = self.world.all_of(self.feed.take_bad())
+        bad = self.world.all_of(self.loader.take_unreadable())
         if self.world.rank == 0:
             write_skipped(self.output, bad)
 
-    def _tell_gain(self, watch: Watch, seconds: float) -> None:
-        if self.gain is None or self.world.rank:
+    def _report_speedup(self, monitor: RunMonitor, seconds: float) -> None:
+        if self.speedup is None or self.world.rank:
             return
-        said = self.gain.step(seconds, self.state.position.step == self.epoch_steps)
+        said = self.speedup.step(seconds, self.state.position.step == self.epoch_steps)
         if said is not None:
-            watch.say(said)
-            self.gain.write(self.output)
+            monitor.say(said)
+            self.speedup.write(self.output)
 
-    def _step(self, shown: Sequence[Shown]) -> tuple[dict[str, float], float]:
+    def _step(self, micro_batches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
         state, section = self.state, self.recipe.optimizer
         rate = learning_rate(state.position.total, state.total_steps, section)
         set_rate(state.optimizer, rate)
         state.optimizer.zero_grad(set_to_none=True)
         means: dict[str, float] = {}
-        for number, batch in enumerate(shown):
-            with self._together(last=number == len(shown) - 1):
+        for number, batch in enumerate(micro_batches):
+            with self._together(last=number == len(micro_batches) - 1):
                 losses = self._losses(batch, number)
                 for name, value in self._checked(batch, number, losses).items():
-                    means[name] = means.get(name, 0.0) + value / len(shown)
-                total = torch.stack(list(losses.values())).sum() / len(shown)
+                    means[name] = means.get(name, 0.0) + value / len(micro_batches)
+                total = torch.stack(list(losses.values())).sum() / len(micro_batches)
                 state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, section.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.average is not None:
-            state.average.follow(state.position.total)
+        if state.ema is not None:
+            state.ema.update(state.position.total)
         return means, rate
 
-    def _losses(self, batch: Shown, number: int) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.model(batch.rows, batch.views, self._start_chance(number))
+    def _losses(self, batch: MicroBatch, number: int) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.model(batch.rows, batch.views, self._seed_generators(number))
         return losses
 
-    def _start_chance(self, number: int) -> torch.Generator:
-        """Chance is a function of recipe, step and process: nothing of it has to be remembered.
+    def _seed_generators(self, number: int) -> torch.Generator:
+        """Seeds are a function of recipe, step and process, so a checkpoint needs no state of generators.
 
-        The generator is the same in all processes.
+        Returns:
+            a generator that is the same in all processes.
         """
         place = f"{self.recipe.seed}:{self.state.position.total}:{number}"
         torch.manual_seed(_seed(f"{place}:{self.world.rank}"))
         return torch.Generator().manual_seed(_seed(place))
 
-    def _checked(self, batch: Shown, number: int, losses: dict[str, Tensor]) -> dict[str, float]:
+    def _checked(self, batch: MicroBatch, number: int, losses: dict[str, Tensor]) -> dict[str, float]:
         """Means over all processes. Raises OpenBlipError in every one when one has a loss that is not finite."""
         values = torch.stack([value.detach().float() for value in losses.values()])
         bad = ~torch.isfinite(values)
@@ -213,7 +214,7 @@ class Trainer:
         if not bad.any():
             raise OpenBlipError(f"a loss of another process is not finite at step {step}")
         wrong = ", ".join(name for name, is_bad in zip(losses, bad.tolist(), strict=True) if is_bad)
-        cause = first_bad(self.task.network, batch.views, lambda: self._again(batch, number))
+        cause = first_nonfinite(self.task.network, batch.views, lambda: self._again(batch, number))
         facts = {"step": step, "losses": wrong, "cause": cause, "seed": self.recipe.seed}
         place = save_batch(self.output, batch.rows, batch.views, facts)
         names = ", ".join(drawn.image.image.name for drawn in batch.rows[:5])
@@ -222,11 +223,11 @@ class Trainer:
             f"The batch is in {place}. Lower the learning rate, or use precision=float32"
         )
 
-    def _again(self, batch: Shown, number: int) -> None:
-        """Compute a batch once more, with the texts that were drawn of it before."""
-        for drawn, chance in zip(batch.rows, batch.chances, strict=True):
-            drawn.draw.setstate(chance)
-        self.task(batch.rows, batch.views, self._start_chance(number))
+    def _again(self, batch: MicroBatch, number: int) -> None:
+        """Compute a batch again, with the same texts."""
+        for drawn, rng_state in zip(batch.rows, batch.rng_states, strict=True):
+            drawn.draw.setstate(rng_state)
+        self.task(batch.rows, batch.views, self._seed_generators(number))
 
     def _together(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are shared among processes once a step."""
@@ -234,19 +235,19 @@ class Trainer:
             return nullcontext()
         return cast("AbstractContextManager[Any]", self.model.no_sync())
 
-    def _after_epoch(self, watch: Watch) -> None:
+    def _after_epoch(self, monitor: RunMonitor) -> None:
         position, section = self.state.position, self.recipe.evaluation
         if section.data is None or position.epoch % section.every:
             return
         learnt = self.state.learnt()
         # One process evaluates, and tells the others.
-        found = self.evaluate(learnt, watch.say) if self.evaluate is not None else 0.0
+        found = self.evaluate(learnt, monitor.say) if self.evaluate is not None else 0.0
         score = float(self.world.total(torch.tensor(found, dtype=torch.float64, device=self.device)))
         if position.best is None or score > position.best:
             position.best, position.best_epoch = score, position.epoch
             if self.world.rank == 0:
                 self.state.save_best(learnt, self.output)
-        watch.report(position.total, {"evaluation": score})
+        monitor.report(position.total, {"evaluation": score})
 
     def _stopped_early(self) -> bool:
         position, section = self.state.position, self.recipe.evaluation

@@ -1,4 +1,4 @@
-"""How fast a run is and how much memory it takes: not what it learns, since another machine has other figures."""
+"""How fast a run is and how much memory it takes: figures of the machine, kept apart from those of curves.csv."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-PACE_FILE = "pace.csv"
+PROFILE_FILE = "profile.csv"
 
 
 def peak_memory(device: torch.device) -> int:

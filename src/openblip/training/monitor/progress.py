@@ -1,4 +1,4 @@
-"""What people see of a run: a progress bar, curves on disk, TensorBoard and Weights & Biases where there are any."""
+"""How a run can be watched: a progress bar, curves on disk, TensorBoard and Weights & Biases where there are any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from openblip.errors import OpenBlipError, printable
 from openblip.saving import write_text
 from openblip.training.monitor.curves import Curves, StepTable
-from openblip.training.monitor.profile import PACE_FILE, peak_memory
+from openblip.training.monitor.profile import PROFILE_FILE, peak_memory
 from openblip.training.recipe import Recipe
 
 WANDB_ID_FILE = "wandb_run.txt"
@@ -33,7 +33,7 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
-class Watch(AbstractContextManager["Watch"]):
+class RunMonitor(AbstractContextManager["RunMonitor"]):
     """Shows and records a run, of which `done` of `total` steps are behind it. Silent where `shown` is False."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Watch(AbstractContextManager["Watch"]):
     ) -> None:
         self.recipe, self.device, self.shown = recipe, device, shown
         self.curves = Curves(Path(recipe.output), done, names)
-        self.pace = StepTable(Path(recipe.output) / PACE_FILE, ("step", "images/s", "peak memory GB"), done)
+        self.profile = StepTable(Path(recipe.output) / PROFILE_FILE, ("step", "images/s", "peak memory GB"), done)
         self.reporters = reporters_of(recipe) if shown else []
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -62,7 +62,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._images, self._since = 0, time.perf_counter()
         self._said = self._since
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunMonitor:
         self.progress.start()
         return self
 
@@ -75,7 +75,7 @@ class Watch(AbstractContextManager["Watch"]):
             if self.shown:
                 self.curves.write()
                 self.curves.plot()
-                self.pace.write()
+                self.profile.write()
             for reporter in self.reporters:
                 reporter.close()
 
@@ -103,10 +103,10 @@ class Watch(AbstractContextManager["Watch"]):
             self._said = time.perf_counter()
             self.say(f"step {total} of {self.total}  epoch {epoch + 1}  {told}  {speed:.1f} images/s")
         self.curves.write()
-        self.pace.add({"step": str(total), "images/s": f"{speed:.2f}", "peak memory GB": f"{peak:.3f}"})
-        self.pace.write()
-        pace = {"images/s": speed, "peak memory GB": peak}
-        self.report(total, {**{f"loss/{name}": value for name, value in means.items()}, "lr": rate, **pace})
+        self.profile.add({"step": str(total), "images/s": f"{speed:.2f}", "peak memory GB": f"{peak:.3f}"})
+        self.profile.write()
+        speed_and_memory = {"images/s": speed, "peak memory GB": peak}
+        self.report(total, {**{f"loss/{name}": value for name, value in means.items()}, "lr": rate, **speed_and_memory})
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         for reporter in self.reporters:

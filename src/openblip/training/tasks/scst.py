@@ -18,7 +18,7 @@ from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
 from openblip.nn.opt import Opt
 from openblip.text import pad_ids, trim_prompt
-from openblip.training.input.batches import Drawn
+from openblip.training.input.batches import BatchRow
 from openblip.training.losses import IGNORED, TextBatch, read_behind, self_critical_loss
 from openblip.training.parallel.processes import ALONE, World
 
@@ -107,7 +107,7 @@ class SelfCritic:
 
     def losses(
         self,
-        batch: Sequence[Drawn],
+        batch: Sequence[BatchRow],
         prompt: Tensor,
         generator: torch.Generator | None = None,
         world: World = ALONE,

@@ -18,7 +18,7 @@ from openblip.nn.blip2 import Blip2Network
 from openblip.nn.opt import Opt
 from openblip.nn.qformer import ImageMemory
 from openblip.text import MatchingText, Tokenizer, pad_ids
-from openblip.training.input.batches import Drawn
+from openblip.training.input.batches import BatchRow
 from openblip.training.input.targets import (
     EncodedTarget,
     Target,
@@ -46,7 +46,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Setting:
+class Runtime:
     """Where and among whom a task computes."""
 
     arithmetic: Arithmetic
@@ -75,9 +75,9 @@ class Task(nn.Module, ABC):
 
     needs_views: bool
 
-    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
+    def __init__(self, parts: ModelParts, recipe: Recipe, runtime: Runtime) -> None:
         super().__init__()
-        self.parts, self.recipe, self.setting = parts, recipe, setting
+        self.parts, self.recipe, self.runtime = parts, recipe, runtime
         self.network = parts.network
         # An external language model is no part of the network, but moves with it, and may have adapters that learn.
         self.external = None if parts.network.external is None else parts.network.external.model
@@ -93,7 +93,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+        self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Scalars by name; their sum is minimised. `generator`, on the CPU, draws hard negatives."""
 
@@ -105,7 +105,7 @@ class Task(nn.Module, ABC):
             return views.patches
         vision = self.network.vision
         learns = any(parameter.requires_grad for parameter in vision.parameters())
-        with torch.set_grad_enabled(learns), self.setting.arithmetic.quickly() if learns else nullcontext():
+        with torch.set_grad_enabled(learns), self.runtime.arithmetic.quickly() if learns else nullcontext():
             if views.pixels is None:
                 assert views.patches is not None
                 seen = vision.above(views.patches, self.recipe.vision_blocks)
@@ -131,8 +131,8 @@ class LanguageTask(Task):
     needs_views = False
     loss_names = ("lm",)
 
-    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
-        super().__init__(parts, recipe, setting)
+    def __init__(self, parts: ModelParts, recipe: Recipe, runtime: Runtime) -> None:
+        super().__init__(parts, recipe, runtime)
         self.mixture, self.texts_per_image = recipe.mixture, recipe.texts_per_image
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
@@ -141,19 +141,19 @@ class LanguageTask(Task):
         return [self.network.own_language_model]
 
     def forward(
-        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+        self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         documents = sorted(
             (document for drawn in batch for document in self._documents(drawn)), key=lambda row: len(row.ids)
         )
         # Documents of like length go together, so that little of a chunk is padding.
         chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
-        counts = [sum(len(row.ids) - row.given for row in chunk) for chunk in chunks]
-        with self.setting.arithmetic.quickly():
+        counts = [sum(len(row.ids) - row.prompt_length for row in chunk) for chunk in chunks]
+        with self.runtime.arithmetic.quickly():
             losses = [self._loss(chunk) * count for chunk, count in zip(chunks, counts, strict=True)]
-        return {"lm": self.setting.world.mean(torch.stack(losses).sum(), sum(counts))}
+        return {"lm": self.runtime.world.mean(torch.stack(losses).sum(), sum(counts))}
 
-    def _documents(self, drawn: Drawn) -> list[EncodedTarget]:
+    def _documents(self, drawn: BatchRow) -> list[EncodedTarget]:
         targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
         rows = []
         for target in targets:
@@ -161,14 +161,14 @@ class LanguageTask(Task):
             row = encode_target(target, context, self.tokenizer, self.stop_id)
             if target.question is not None:
                 # The words of questions are learnt, too, but not whether one is asked: that is up to the user.
-                row = replace(row, given=row.ids.index(self.tokenizer.start_id) + 2)
+                row = replace(row, prompt_length=row.ids.index(self.tokenizer.start_id) + 2)
             rows.append(row)
         return rows
 
     def _loss(self, documents: Sequence[EncodedTarget]) -> Tensor:
         ids, mask = pad_ids([row.ids for row in documents], self.tokenizer.pad_id)
-        labels = mask_labels(ids, mask, [row.given for row in documents])
-        device = self.setting.device
+        labels = mask_labels(ids, mask, [row.prompt_length for row in documents])
+        device = self.runtime.device
         return language_loss(
             cast(Opt, self.network.own_language_model), TextBatch(ids, mask).to(device), labels.to(device)
         )
@@ -180,27 +180,27 @@ class Stage1Task(Task):
     needs_views = True
     loss_names = ("itc", "itm", "itg")
 
-    def __init__(self, parts: ModelParts, recipe: Recipe, setting: Setting) -> None:
-        super().__init__(parts, recipe, setting)
+    def __init__(self, parts: ModelParts, recipe: Recipe, runtime: Runtime) -> None:
+        super().__init__(parts, recipe, runtime)
         self.matching = matching_text(parts, recipe.text_tokens)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         return [*self.seen_parts(), *stage1_parts(self.network)]
 
     def forward(
-        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+        self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in batch]
-        text = TextBatch(*self.matching.batch(texts)).to(self.setting.device)
+        text = TextBatch(*self.matching.batch(texts)).to(self.runtime.device)
         clamp_temperature(self.network)
         patches = keep_patches(self.patches(views), self.recipe.patch_share)
-        with self.setting.arithmetic.carefully():
+        with self.runtime.arithmetic.carefully():
             loss = stage1_loss(
                 self.network,
                 self.network.normalise(patches),
                 text,
                 self.matching.decoder_start_id,
-                pairing_of(batch, self.recipe, self.setting, generator),
+                pairing_of(batch, self.recipe, self.runtime, generator),
             )
         return {"itc": loss.itc, "itm": loss.itm, "itg": loss.itg}
 
@@ -210,8 +210,8 @@ class Stage2Task(Task):
 
     needs_views = True
 
-    def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], setting: Setting) -> None:
-        super().__init__(parts, recipe, setting)
+    def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], runtime: Runtime) -> None:
+        super().__init__(parts, recipe, runtime)
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
         self.matching = matching_text(parts, recipe.text_tokens) if recipe.keep_matching else None
@@ -232,25 +232,25 @@ class Stage2Task(Task):
         return [*parts, network.own_language_model] if self.recipe.train_decoder else parts
 
     def forward(
-        self, batch: Sequence[Drawn], views: Views | None, generator: torch.Generator | None = None
+        self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         network = self.network
         patches = keep_patches(self.patches(views), self.recipe.patch_share)
-        with self.setting.arithmetic.carefully():
+        with self.runtime.arithmetic.carefully():
             features = network.normalise(patches)
             memory = network.qformer.remember(features)
             queries = network.qformer.image(memory)
             prompt = network.prompt_projection(queries)
-        with self.setting.arithmetic.quickly():
+        with self.runtime.arithmetic.quickly():
             losses = self._imitate(batch, prompt)
             if self.critic is not None:
-                losses |= self.critic.losses(batch, prompt, generator, self.setting.world)
+                losses |= self.critic.losses(batch, prompt, generator, self.runtime.world)
         if self.matching is not None:
-            with self.setting.arithmetic.carefully():
+            with self.runtime.arithmetic.carefully():
                 losses |= self._match(batch, features, memory, queries, generator)
         return losses
 
-    def _imitate(self, batch: Sequence[Drawn], prompt: Tensor) -> dict[str, Tensor]:
+    def _imitate(self, batch: Sequence[BatchRow], prompt: Tensor) -> dict[str, Tensor]:
         targets: list[Target] = []
         owners = []
         for owner, drawn in enumerate(batch):
@@ -261,7 +261,7 @@ class Stage2Task(Task):
                     targets.append(target)
                     owners.append(owner)
         # Processes agree on whether there is a loss; one that has nothing to say to it takes part with no rows.
-        if self.critic is not None and not self.setting.world.total(torch.tensor(len(targets), device=prompt.device)):
+        if self.critic is not None and not self.runtime.world.total(torch.tensor(len(targets), device=prompt.device)):
             return {}
         return {"lm": self._answer_loss(prompt[torch.tensor(owners, dtype=torch.int64, device=prompt.device)], targets)}
 
@@ -271,15 +271,15 @@ class Stage2Task(Task):
         # Behind a prompt, the space before an answer is part of its first word.
         answers = [target.answer.strip() if model.config.encodes_prompts else target.answer for target in targets]
         ids, mask = pad_ids([[*words.encode(answer), self.stop_id] for answer in answers], words.pad_id)
-        device = self.setting.device
+        device = self.runtime.device
         labels = ids.masked_fill(~mask, IGNORED).to(device)
         # A language model that is kept in a half type reads a visual prompt in it.
         visual = visual.to(model.embed(labels.new_zeros(1)).dtype)
-        return answer_loss(model, visual, prompt.to(device), labels, self.setting.world)
+        return answer_loss(model, visual, prompt.to(device), labels, self.runtime.world)
 
     def _match(
         self,
-        batch: Sequence[Drawn],
+        batch: Sequence[BatchRow],
         features: Tensor,
         memory: ImageMemory,
         queries: Tensor,
@@ -288,26 +288,26 @@ class Stage2Task(Task):
         """ITC and ITM on the images of the batch that are described."""
         assert self.matching is not None
         described = [row for row, drawn in enumerate(batch) if drawn.image.descriptions]
-        world = self.setting.world.uneven(len(described), self.setting.device)
+        world = self.runtime.world.uneven(len(described), self.runtime.device)
         if world.joined(len(described)) < 2:
             return self._unmatched()
         chosen = [batch[row] for row in described]
         texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in chosen]
         clamp_temperature(self.network)
-        rows = torch.tensor(described, dtype=torch.int64, device=self.setting.device)
+        rows = torch.tensor(described, dtype=torch.int64, device=self.runtime.device)
         loss = pair_losses(
             self.network,
             features[rows],
             memory.take(rows),
             queries[rows],
-            TextBatch(*self.matching.batch(texts)).to(self.setting.device),
-            replace(pairing_of(chosen, self.recipe, self.setting, generator), world=world),
+            TextBatch(*self.matching.batch(texts)).to(self.runtime.device),
+            replace(pairing_of(chosen, self.recipe, self.runtime, generator), world=world),
         )
         return {"itc": loss.itc * self.recipe.keep_matching, "itm": loss.itm * self.recipe.keep_matching}
 
     def _unmatched(self) -> dict[str, Tensor]:
         """Nothing to match in any process. Where there are several, each has to have a gradient of what learns."""
-        if self.setting.world.size == 1:
+        if self.runtime.world.size == 1:
             return {}
         learns = [
             weight for part in matching_parts(self.network) for weight in _parameters(part) if weight.requires_grad
@@ -320,20 +320,22 @@ def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
     return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
 
-def pairing_of(batch: Sequence[Drawn], recipe: Recipe, setting: Setting, generator: torch.Generator | None) -> Pairing:
+def pairing_of(
+    batch: Sequence[BatchRow], recipe: Recipe, runtime: Runtime, generator: torch.Generator | None
+) -> Pairing:
     """An image that a batch shows twice is no stranger to its other caption."""
     return Pairing(
-        image_ids=torch.tensor([drawn.number for drawn in batch], dtype=torch.int64, device=setting.device),
+        image_ids=torch.tensor([drawn.number for drawn in batch], dtype=torch.int64, device=runtime.device),
         generator=generator,
         itm_share=recipe.itm_share,
         learn_candidates=recipe.learn_candidates,
-        world=setting.world,
+        world=runtime.world,
     )
 
 
-def mask_labels(ids: Tensor, mask: Tensor, given: Sequence[int]) -> Tensor:
+def mask_labels(ids: Tensor, mask: Tensor, prompt_length: Sequence[int]) -> Tensor:
     """Ids with padding and the first `given` of each row ignored: [B, L]."""
-    before = torch.arange(ids.shape[1])[None] < torch.tensor(given)[:, None]
+    before = torch.arange(ids.shape[1])[None] < torch.tensor(prompt_length)[:, None]
     return ids.masked_fill(before | ~mask, IGNORED)
 
 
