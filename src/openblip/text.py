@@ -229,6 +229,19 @@ def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
     return whole
 
 
+def check_prompts(prompts: PromptTemplates, path: Path) -> None:
+    """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
+    try:
+        asked = prompts.ask("<asked>")
+        talk = prompts.chat([("<before>", "<answered>")], "<asked>")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
+    if "<asked>" not in asked:
+        raise CheckpointError(f"{path}: the prompt question is {prompts.question!r}, which lacks {{question}}")
+    if not all(text in talk for text in ("<before>", "<answered>", "<asked>")):
+        raise CheckpointError(f"{path}: the prompt turn is {prompts.turn!r}, which lacks {{question}} or {{answer}}")
+
+
 def check_ids(tokenizer: Tokenizer, rows: int, path: Path) -> None:
     """Raises CheckpointError when the words of the file at `path` are more than a table has rows."""
     if max(tokenizer.fast.get_vocab().values(), default=0) >= max(rows, tokenizer.vocab_size):

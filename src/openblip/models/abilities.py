@@ -11,7 +11,8 @@ from openblip.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openblip.images.encoded_image import CachedEncoder
+    from openblip.checkpoints.model_parts import ModelParts
+    from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
     from openblip.matching.matcher import Matcher
     from openblip.models.writer import Writer
     from openblip.results import Answered, Captioned, Embedded, Matched
@@ -55,7 +56,12 @@ class HasAbilities(Protocol):
 
 
 class Composed(HasAbilities, Protocol):
+    """What the methods of `openblip.Model` ask of it."""
+
+    parts: ModelParts
     components: Components
+
+    def encode_image(self, image: ImageInput) -> EncodedImage: ...
 
 
 class Captioner(Protocol):

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -15,35 +15,32 @@ from openblip.images.encoded_image import ImageInput, image_list, is_one
 from openblip.matching import ranking
 from openblip.matching.matcher import TEMPLATES
 from openblip.matching.ranking import RERANK, TOP, Search
-from openblip.models.abilities import matcher_of
+from openblip.models.abilities import Composed, matcher_of
 from openblip.models.signatures import BATCH_SIZE, Images, Texts, collect
 from openblip.results import Classified, Embedded, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import text_list
 
-if TYPE_CHECKING:
-    from openblip.models.model import Model
-
 
 @overload
-def match(self: Model, images: ImageInput, texts: str, *, batch_size: int = BATCH_SIZE) -> Match: ...
+def match(self: Composed, images: ImageInput, texts: str, *, batch_size: int = BATCH_SIZE) -> Match: ...
 @overload
-def match(self: Model, images: ImageInput, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[Match]: ...
+def match(self: Composed, images: ImageInput, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[Match]: ...
 @overload
-def match(self: Model, images: Images, texts: str, *, batch_size: int = BATCH_SIZE) -> list[Match]: ...
+def match(self: Composed, images: Images, texts: str, *, batch_size: int = BATCH_SIZE) -> list[Match]: ...
 @overload
-def match(self: Model, images: Images, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[list[Match]]: ...
-def match(self: Model, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE) -> Any:
+def match(self: Composed, images: Images, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[list[Match]]: ...
+def match(self: Composed, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE) -> Any:
     """How well a text fits an image: ITM probability and ITC cosine. Several give lists, in the order given."""
     one_text = isinstance(texts, str)
 
     def pick(matched: Matched) -> Any:
         return matched.matches[0] if one_text else list(matched.matches)
 
-    return collect(self.match_many(images, texts, batch_size=batch_size), pick, is_one(images))
+    return collect(match_many(self, images, texts, batch_size=batch_size), pick, is_one(images))
 
 
 def match_many(
-    self: Model, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE
+    self: Composed, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE
 ) -> Iterator[Matched]:
     """How well each text fits each of any number of images: one result for each image, as batches are done.
 
@@ -53,7 +50,7 @@ def match_many(
 
 
 def scores(
-    self: Model, images: ImageInput | Images, texts: str | Texts, *, itm: bool = False, batch_size: int = BATCH_SIZE
+    self: Composed, images: ImageInput | Images, texts: str | Texts, *, itm: bool = False, batch_size: int = BATCH_SIZE
 ) -> Scores:
     """Compare every image with every text: cosines [N, M] and, with `itm`, ITM probabilities [N, M].
 
@@ -64,7 +61,7 @@ def scores(
 
 @overload
 def classify(
-    self: Model,
+    self: Composed,
     images: ImageInput,
     labels: str | Texts,
     *,
@@ -73,7 +70,7 @@ def classify(
 ) -> list[Classified]: ...
 @overload
 def classify(
-    self: Model,
+    self: Composed,
     images: Images,
     labels: str | Texts,
     *,
@@ -81,7 +78,7 @@ def classify(
     batch_size: int = BATCH_SIZE,
 ) -> list[list[Classified]]: ...
 def classify(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     labels: str | Texts,
     *,
@@ -110,7 +107,7 @@ def classify(
 
 @overload
 def rank_images(
-    self: Model,
+    self: Composed,
     query: str,
     images: ImageInput | Images,
     *,
@@ -120,7 +117,7 @@ def rank_images(
 ) -> list[Ranked]: ...
 @overload
 def rank_images(
-    self: Model,
+    self: Composed,
     query: Texts,
     images: ImageInput | Images,
     *,
@@ -129,7 +126,7 @@ def rank_images(
     batch_size: int = BATCH_SIZE,
 ) -> list[list[Ranked]]: ...
 def rank_images(
-    self: Model,
+    self: Composed,
     query: str | Texts,
     images: ImageInput | Images,
     *,
@@ -151,7 +148,7 @@ def rank_images(
 
 @overload
 def rank_texts(
-    self: Model,
+    self: Composed,
     query: ImageInput,
     texts: str | Texts,
     *,
@@ -161,7 +158,7 @@ def rank_texts(
 ) -> list[Ranked]: ...
 @overload
 def rank_texts(
-    self: Model,
+    self: Composed,
     query: Images,
     texts: str | Texts,
     *,
@@ -170,7 +167,7 @@ def rank_texts(
     batch_size: int = BATCH_SIZE,
 ) -> list[list[Ranked]]: ...
 def rank_texts(
-    self: Model,
+    self: Composed,
     query: ImageInput | Images,
     texts: str | Texts,
     *,
@@ -184,7 +181,7 @@ def rank_texts(
 
 
 def rank_both(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     texts: str | Texts,
     *,
@@ -196,7 +193,7 @@ def rank_both(
     return ranking.rank_both(matcher_of(self, "match"), image_list(images), texts, Search(top, rerank, batch_size))
 
 
-def embed_images(self: Model, images: ImageInput | Images, *, batch_size: int = BATCH_SIZE) -> Tensor:
+def embed_images(self: Composed, images: ImageInput | Images, *, batch_size: int = BATCH_SIZE) -> Tensor:
     """Unit vectors [N, Q, shared width] of images, float32 on the CPU; of one image [Q, shared width].
 
     The similarity of an image and a text is the largest of the Q dot products with the text's vector, see
@@ -206,7 +203,9 @@ def embed_images(self: Model, images: ImageInput | Images, *, batch_size: int = 
     return found[0] if is_one(images) else found
 
 
-def embed_images_many(self: Model, images: ImageInput | Images, *, batch_size: int = BATCH_SIZE) -> Iterator[Embedded]:
+def embed_images_many(
+    self: Composed, images: ImageInput | Images, *, batch_size: int = BATCH_SIZE
+) -> Iterator[Embedded]:
     """As `embed_images` for any number of images: one result for each, in order, as batches are done.
 
     An image that cannot be read gives a result with its error.
@@ -214,7 +213,7 @@ def embed_images_many(self: Model, images: ImageInput | Images, *, batch_size: i
     return matcher_of(self, "embed").embed_many(images, batch_size)
 
 
-def embed_texts(self: Model, texts: str | Texts, *, batch_size: int = 64) -> Tensor:
+def embed_texts(self: Composed, texts: str | Texts, *, batch_size: int = 64) -> Tensor:
     """Unit vectors [N, shared width] of texts, float32 on the CPU; of one text [shared width]."""
     found = matcher_of(self, "embed").embed_texts(texts, batch_size)
     return found[0] if isinstance(texts, str) else found

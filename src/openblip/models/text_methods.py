@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from openblip.generation.options import TextOptions
-    from openblip.models.model import Model
+    from openblip.models.abilities import Composed
     from openblip.models.signatures import (
         AskOptions,
         CaptionOptions,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @overload
 def caption(
-    self: Model,
+    self: Composed,
     images: ImageInput,
     *,
     num_captions: None = None,
@@ -45,36 +45,38 @@ def caption(
 ) -> str: ...
 @overload
 def caption(
-    self: Model, images: ImageInput, *, num_captions: int, details: No = False, **options: Unpack[CaptionOptions]
+    self: Composed, images: ImageInput, *, num_captions: int, details: No = False, **options: Unpack[CaptionOptions]
 ) -> list[str]: ...
 @overload
 def caption(
-    self: Model, images: ImageInput, *, num_captions: None = None, details: Yes, **options: Unpack[CaptionOptions]
+    self: Composed, images: ImageInput, *, num_captions: None = None, details: Yes, **options: Unpack[CaptionOptions]
 ) -> GeneratedText: ...
 @overload
 def caption(
-    self: Model, images: ImageInput, *, num_captions: int, details: Yes, **options: Unpack[CaptionOptions]
+    self: Composed, images: ImageInput, *, num_captions: int, details: Yes, **options: Unpack[CaptionOptions]
 ) -> list[GeneratedText]: ...
 @overload
-def caption(self: Model, images: ImageInput, *, stream: Yes, **options: Unpack[StreamedCaptionOptions]) -> Pieces: ...
+def caption(
+    self: Composed, images: ImageInput, *, stream: Yes, **options: Unpack[StreamedCaptionOptions]
+) -> Pieces: ...
 @overload
 def caption(
-    self: Model, images: Images, *, num_captions: None = None, details: No = False, **options: Unpack[CaptionOptions]
+    self: Composed, images: Images, *, num_captions: None = None, details: No = False, **options: Unpack[CaptionOptions]
 ) -> list[str]: ...
 @overload
 def caption(
-    self: Model, images: Images, *, num_captions: int, details: No = False, **options: Unpack[CaptionOptions]
+    self: Composed, images: Images, *, num_captions: int, details: No = False, **options: Unpack[CaptionOptions]
 ) -> list[list[str]]: ...
 @overload
 def caption(
-    self: Model, images: Images, *, num_captions: None = None, details: Yes, **options: Unpack[CaptionOptions]
+    self: Composed, images: Images, *, num_captions: None = None, details: Yes, **options: Unpack[CaptionOptions]
 ) -> list[GeneratedText]: ...
 @overload
 def caption(
-    self: Model, images: Images, *, num_captions: int, details: Yes, **options: Unpack[CaptionOptions]
+    self: Composed, images: Images, *, num_captions: int, details: Yes, **options: Unpack[CaptionOptions]
 ) -> list[list[GeneratedText]]: ...
 def caption(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     *,
     prompt: str | None = None,
@@ -101,7 +103,7 @@ def caption(
     """
     one, count = is_one(images), 1 if num_captions is None else num_captions
     writer = writer_of(self, "caption")
-    chosen = caption_options(self.parts, options, count, stream=stream, method=self.caption)
+    chosen = caption_options(self.parts, options, count, stream=stream, method=caption)
     text = _caption_prompt(self, prompt)
     if stream:
         if not one or num_captions is not None or details:
@@ -118,7 +120,7 @@ def caption(
 
 
 def caption_many(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     *,
     prompt: str | None = None,
@@ -132,52 +134,52 @@ def caption_many(
     from the iterable and read in threads, a few batches ahead of the model.
     """
     writer = writer_of(self, "caption")
-    chosen = caption_options(self.parts, options, num_captions, method=self.caption_many)
+    chosen = caption_options(self.parts, options, num_captions, method=caption_many)
     return writer.caption_many(image_list(images), _caption_prompt(self, prompt), chosen, batch_size)
 
 
-def _caption_prompt(self: Model, prompt: str | None) -> str:
+def _caption_prompt(self: Composed, prompt: str | None) -> str:
     return self.parts.prompts.caption if prompt is None else prompt
 
 
 @overload
 def ask(
-    self: Model, images: ImageInput, questions: str, *, details: No = False, **options: Unpack[AskOptions]
+    self: Composed, images: ImageInput, questions: str, *, details: No = False, **options: Unpack[AskOptions]
 ) -> str: ...
 @overload
 def ask(
-    self: Model, images: ImageInput, questions: Texts, *, details: No = False, **options: Unpack[AskOptions]
+    self: Composed, images: ImageInput, questions: Texts, *, details: No = False, **options: Unpack[AskOptions]
 ) -> list[str]: ...
 @overload
 def ask(
-    self: Model, images: ImageInput, questions: str, *, details: Yes, **options: Unpack[AskOptions]
+    self: Composed, images: ImageInput, questions: str, *, details: Yes, **options: Unpack[AskOptions]
 ) -> GeneratedText: ...
 @overload
 def ask(
-    self: Model, images: ImageInput, questions: Texts, *, details: Yes, **options: Unpack[AskOptions]
+    self: Composed, images: ImageInput, questions: Texts, *, details: Yes, **options: Unpack[AskOptions]
 ) -> list[GeneratedText]: ...
 @overload
 def ask(
-    self: Model, images: ImageInput, questions: str, *, stream: Yes, **options: Unpack[StreamedAskOptions]
+    self: Composed, images: ImageInput, questions: str, *, stream: Yes, **options: Unpack[StreamedAskOptions]
 ) -> Pieces: ...
 @overload
 def ask(
-    self: Model, images: Images, questions: str, *, details: No = False, **options: Unpack[AskOptions]
+    self: Composed, images: Images, questions: str, *, details: No = False, **options: Unpack[AskOptions]
 ) -> list[str]: ...
 @overload
 def ask(
-    self: Model, images: Images, questions: Texts, *, details: No = False, **options: Unpack[AskOptions]
+    self: Composed, images: Images, questions: Texts, *, details: No = False, **options: Unpack[AskOptions]
 ) -> list[list[str]]: ...
 @overload
 def ask(
-    self: Model, images: Images, questions: str, *, details: Yes, **options: Unpack[AskOptions]
+    self: Composed, images: Images, questions: str, *, details: Yes, **options: Unpack[AskOptions]
 ) -> list[GeneratedText]: ...
 @overload
 def ask(
-    self: Model, images: Images, questions: Texts, *, details: Yes, **options: Unpack[AskOptions]
+    self: Composed, images: Images, questions: Texts, *, details: Yes, **options: Unpack[AskOptions]
 ) -> list[list[GeneratedText]]: ...
 def ask(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     questions: str | Texts,
     *,
@@ -202,14 +204,14 @@ def ask(
         OptionError: a question is empty, or an option is unknown or out of range.
     """
     prompt_of = partial(writer_of(self, "ask").question, template=template)
-    chosen = answer_options(self.parts, options, stream=stream, method=self.ask)
+    chosen = answer_options(self.parts, options, stream=stream, method=ask)
     if stream:
         return _stream(self, images, questions, details, prompt_of, chosen)
     return _texts(self, images, questions, details, prompt_of, chosen, batch_size)
 
 
 def ask_many(
-    self: Model,
+    self: Composed,
     asked: Iterable[tuple[ImageInput, str | Texts]],
     *,
     template: str | None = None,
@@ -230,48 +232,48 @@ def ask_many(
         OptionError: a question is empty, or an option is unknown or out of range.
     """
     writer = writer_of(self, "ask")
-    chosen = answer_options(self.parts, options, method=self.ask_many)
+    chosen = answer_options(self.parts, options, method=ask_many)
     return writer.answer_many(asked, partial(writer.question, template=template), chosen, batch_size)
 
 
 @overload
 def generate(
-    self: Model, images: ImageInput, prompts: str, *, details: No = False, **options: Unpack[GenerateOptions]
+    self: Composed, images: ImageInput, prompts: str, *, details: No = False, **options: Unpack[GenerateOptions]
 ) -> str: ...
 @overload
 def generate(
-    self: Model, images: ImageInput, prompts: Texts, *, details: No = False, **options: Unpack[GenerateOptions]
+    self: Composed, images: ImageInput, prompts: Texts, *, details: No = False, **options: Unpack[GenerateOptions]
 ) -> list[str]: ...
 @overload
 def generate(
-    self: Model, images: ImageInput, prompts: str, *, details: Yes, **options: Unpack[GenerateOptions]
+    self: Composed, images: ImageInput, prompts: str, *, details: Yes, **options: Unpack[GenerateOptions]
 ) -> GeneratedText: ...
 @overload
 def generate(
-    self: Model, images: ImageInput, prompts: Texts, *, details: Yes, **options: Unpack[GenerateOptions]
+    self: Composed, images: ImageInput, prompts: Texts, *, details: Yes, **options: Unpack[GenerateOptions]
 ) -> list[GeneratedText]: ...
 @overload
 def generate(
-    self: Model, images: ImageInput, prompts: str, *, stream: Yes, **options: Unpack[StreamedGenerateOptions]
+    self: Composed, images: ImageInput, prompts: str, *, stream: Yes, **options: Unpack[StreamedGenerateOptions]
 ) -> Pieces: ...
 @overload
 def generate(
-    self: Model, images: Images, prompts: str, *, details: No = False, **options: Unpack[GenerateOptions]
+    self: Composed, images: Images, prompts: str, *, details: No = False, **options: Unpack[GenerateOptions]
 ) -> list[str]: ...
 @overload
 def generate(
-    self: Model, images: Images, prompts: Texts, *, details: No = False, **options: Unpack[GenerateOptions]
+    self: Composed, images: Images, prompts: Texts, *, details: No = False, **options: Unpack[GenerateOptions]
 ) -> list[list[str]]: ...
 @overload
 def generate(
-    self: Model, images: Images, prompts: str, *, details: Yes, **options: Unpack[GenerateOptions]
+    self: Composed, images: Images, prompts: str, *, details: Yes, **options: Unpack[GenerateOptions]
 ) -> list[GeneratedText]: ...
 @overload
 def generate(
-    self: Model, images: Images, prompts: Texts, *, details: Yes, **options: Unpack[GenerateOptions]
+    self: Composed, images: Images, prompts: Texts, *, details: Yes, **options: Unpack[GenerateOptions]
 ) -> list[list[GeneratedText]]: ...
 def generate(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     prompts: str | Texts,
     *,
@@ -296,14 +298,14 @@ def generate(
         OptionError: an option is unknown or out of range.
     """
     writer_of(self, "ask")
-    chosen = answer_options(self.parts, options, stream=stream, method=self.generate)
+    chosen = answer_options(self.parts, options, stream=stream, method=generate)
     if stream:
         return _stream(self, images, prompts, details, str, chosen)
     return _texts(self, images, prompts, details, str, chosen, batch_size)
 
 
 def _stream(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     texts: str | Texts,
     details: bool,
@@ -317,7 +319,7 @@ def _stream(
 
 
 def _texts(
-    self: Model,
+    self: Composed,
     images: ImageInput | Images,
     texts: str | Texts,
     details: bool,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,24 @@ from torch import Tensor, nn
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.quant.linear import Linear
 
-if TYPE_CHECKING:
-    from openblip.nn.t5 import T5Config
+
+class AttentionSizes(Protocol):
+    """What attention needs of a T5's sizes; see `openblip.nn.t5.T5Config`."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def relative_buckets(self) -> int: ...
+    @property
+    def relative_reach(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class EncoderMemory:
 class RelativeBias(nn.Module):
     """What a head adds to its scores for how far key and query are apart (section 2.1)."""
 
-    def __init__(self, config: T5Config, bidirectional: bool) -> None:
+    def __init__(self, config: AttentionSizes, bidirectional: bool) -> None:
         super().__init__()
         self.bidirectional = bidirectional
         self.reach = config.relative_reach
@@ -105,7 +121,7 @@ class RelativeBias(nn.Module):
 class SelfAttention(nn.Module):
     """Pre-norm self-attention with its residual."""
 
-    def __init__(self, config: T5Config) -> None:
+    def __init__(self, config: AttentionSizes) -> None:
         super().__init__()
         self.num_heads, self.dropout = config.num_heads, config.dropout
         inner = config.num_heads * config.head_width
@@ -128,7 +144,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Pre-norm attention to the encoded prompt with its residual; it knows no distances."""
 
-    def __init__(self, config: T5Config) -> None:
+    def __init__(self, config: AttentionSizes) -> None:
         super().__init__()
         self.num_heads, self.dropout = config.num_heads, config.dropout
         inner = config.num_heads * config.head_width

@@ -34,7 +34,7 @@ from openblip.nn.hf_language_model import ExternalLanguageModel
 from openblip.nn.quant.int4 import Int4Linear, dequantise_groups
 from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide
 from openblip.nn.quant.swap import BITS, quantised_layers
-from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids
+from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids, check_prompts
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, FORMAT_VERSION)
@@ -210,19 +210,6 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
         except CheckpointError as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: stop_token {error}") from error
     check_prompts(parts.prompts, folder / CONFIG_FILE)
-
-
-def check_prompts(prompts: PromptTemplates, path: Path) -> None:
-    """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
-    try:
-        asked = prompts.ask("<asked>")
-        talk = prompts.chat([("<before>", "<answered>")], "<asked>")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
-    if "<asked>" not in asked:
-        raise CheckpointError(f"{path}: the prompt question is {prompts.question!r}, which lacks {{question}}")
-    if not all(text in talk for text in ("<before>", "<answered>", "<asked>")):
-        raise CheckpointError(f"{path}: the prompt turn is {prompts.turn!r}, which lacks {{question}} or {{answer}}")
 
 
 def stored_state(network: Blip2Network) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.checkpoints.tensors.files import save_pickled, write_together
-from openblip.checkpoints.transformers.config import Task
+from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import OptionError
 from openblip.nn.vit import VitConfig

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
 from openblip.checkpoints.model_parts import GenerationDefaults, read_defaults
 from openblip.checkpoints.names.languages import LANGUAGES
-from openblip.checkpoints.openblip.folder import check_prompts
+from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.errors import CheckpointError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config, OwnLanguageConfig
@@ -24,7 +24,7 @@ from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
-from openblip.text import SHORT_QUESTION, PromptTemplates
+from openblip.text import SHORT_QUESTION, PromptTemplates, check_prompts
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -33,9 +33,6 @@ PROCESSOR_FILE = "processor_config.json"
 MODEL_TYPE = "blip-2"
 OWN_SETTINGS = "openblip"
 """Key in config.json, which transformers keeps, for what it has no settings of its own for."""
-
-Task: TypeAlias = Literal["write", "match"]
-"""Which half of BLIP-2 a folder holds: captions and answers, or matching and embedding."""
 
 ARCHITECTURES: dict[str, Task] = {
     "Blip2ForConditionalGeneration": "write",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from openblip.checkpoints.json_files import read_json_if_there, to_json
 from openblip.checkpoints.openblip.file_names import DECODER_FILE, MATCHING_FILE
@@ -16,7 +16,6 @@ from openblip.text import MatchingText, Tokenizer, check_ids, check_tokenizer, t
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
-    from openblip.checkpoints.transformers.config import Task
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -41,6 +40,9 @@ IMAGE_TOKEN = "<image>"
 OPT_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DECODE_TOKEN = "[DEC]"
+
+Task: TypeAlias = Literal["write", "match"]
+"""Which half of BLIP-2 a folder holds: captions and answers, or matching and embedding."""
 
 
 def no_vocabulary(folder: Path, task: Task) -> str:

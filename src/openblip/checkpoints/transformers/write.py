@@ -32,10 +32,9 @@ from openblip.checkpoints.transformers.config import (
     T5,
     VISION,
     Fields,
-    Task,
     WordIds,
 )
-from openblip.checkpoints.transformers.tokenizers import decoder_files, encoder_files, matching_files
+from openblip.checkpoints.transformers.tokenizers import Task, decoder_files, encoder_files, matching_files
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.decode import ImageTransform
 from openblip.nn.blip2 import Blip2Config

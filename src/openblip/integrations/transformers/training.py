@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor, nn
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.checkpoints.transformers.config import Task, WordIds
+from openblip.checkpoints.transformers.config import WordIds
+from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import OptionError
 from openblip.integrations.transformers.names import TranslatedModule
