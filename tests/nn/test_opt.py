@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openblip.checkpoints.names.opt import decoder_from_lavis, decoder_from_transformers
+from openblip.checkpoints.names.opt import decoder_from_lavis
 from openblip.errors import CheckpointError
 from tests.pairs.gaps import difference
+from tests.pairs.names import from_blip2, opt_names
 from tests.pairs.opt import BATCHES, LENGTH, PADDINGS, VARIANTS, build, gaps, padding_mask, random_ids
 
 TOLERANCE = 1e-5
@@ -140,13 +141,13 @@ def test_names_of_all_layouts() -> None:
     theirs_state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
     expected = ours.state_dict()
     beside = {"qformer.layernorm.weight": torch.ones(2), "Qformer.bert.x": torch.ones(2)}
-    tied = "lm_head.weight"
+    tied, words = "lm_head.weight", "model.decoder.embed_tokens.weight"
     layouts = [
         decoder_from_lavis({f"opt_model.{k}": v for k, v in theirs_state.items()} | beside),
-        decoder_from_transformers({f"language_model.{k}": v for k, v in theirs_state.items()} | beside),
+        from_blip2({f"language_model.{k}": v for k, v in theirs_state.items()} | beside, expected, "decoder."),
         # facebook's first OPT folders, without the tied output table
-        decoder_from_transformers({k.removeprefix("model."): v for k, v in theirs_state.items() if k != tied}),
-        decoder_from_transformers({k: v for k, v in theirs_state.items() if k != "model.decoder.embed_tokens.weight"}),
+        decoder_from_lavis(opt_names({k.removeprefix("model."): v for k, v in theirs_state.items() if k != tied})),
+        decoder_from_lavis(opt_names({k: v for k, v in theirs_state.items() if k != words})),
     ]
     for state in layouts:
         assert state.keys() == expected.keys()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Blip2ForImageTextRetrieval
 
-from openblip.checkpoints.names.qformer import qformer_from_lavis, qformer_from_transformers
+from openblip.checkpoints.names.qformer import qformer_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.qformer import QFormer, QFormerConfig
@@ -138,6 +138,6 @@ def test_names_that_do_not_fit_are_refused() -> None:
     for name in ("Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.decoder.bias"):
         with pytest.raises(CheckpointError, match=f"{name} and .* differ"):
             qformer_from_lavis({**state, name: state[name] + 1e-3})
-    strangers = {f"qformer.encoder.layer.{index}.gate.weight": words for index in range(5)}
+    strangers = {f"Qformer.bert.encoder.layer.{index}.gate.weight": words for index in range(5)}
     with pytest.raises(CheckpointError, match=r"layer\.0\.gate\.weight, .*layer\.2\.gate\.weight and 2 more"):
-        qformer_from_transformers(strangers)
+        qformer_from_lavis(strangers)

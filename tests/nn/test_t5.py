@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from openblip.checkpoints.names.t5 import t5_from_lavis, t5_from_transformers, t5_to_transformers
+from openblip.checkpoints.names.t5 import t5_from_lavis, t5_to_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.hf_language_model import ExternalConfig
@@ -20,6 +20,7 @@ from openblip.nn.vit import VitConfig
 from openblip.training.losses import IGNORED, TextBatch, stage2_t5_loss
 from tests.pairs.gaps import difference
 from tests.pairs.lavis import load_t5, recorded, t5_gaps
+from tests.pairs.names import from_blip2, t5_names
 from tests.pairs.t5 import BATCHES, SMALL, VARIANTS, build, detached, gaps, padding_mask, random_ids
 
 TOLERANCE = 1e-5
@@ -143,11 +144,11 @@ def test_names_go_there_and_back(variant: str) -> None:
     once = {k: v for k, v in bare.items() if not (config.tied_head and k == "lm_head.weight")}
     layouts = [
         t5_from_lavis({f"t5_model.{k}": v for k, v in {**bare, **strays}.items()} | beside, config),
-        t5_from_transformers({f"language_model.{k}": v for k, v in bare.items()} | beside, config),
-        t5_from_transformers({**bare, **strays}, config),
-        t5_from_transformers(once, config),
+        from_blip2({f"language_model.{k}": v for k, v in bare.items()} | beside, expected, "t5."),
+        t5_from_lavis(t5_names({**bare, **strays}), config),
+        t5_from_lavis(t5_names(once), config),
         # LAVIS' official files have these two of the three alone
-        t5_from_transformers({k: v for k, v in {**once, **strays}.items() if k != "shared.weight"}, config),
+        t5_from_lavis(t5_names({k: v for k, v in {**once, **strays}.items() if k != "shared.weight"}), config),
     ]
     for layout in layouts:
         assert layout.keys() == expected.keys()
@@ -160,12 +161,12 @@ def test_names_go_there_and_back(variant: str) -> None:
 def test_an_own_head_is_never_tied() -> None:
     ours, theirs = build("flan-t5")
     state = {name: tensor for name, tensor in detached(theirs).items() if name != "lm_head.weight"}
-    headless = t5_from_transformers(state, SMALL)
+    headless = t5_from_lavis(t5_names(state), SMALL)
     assert "head.weight" not in headless
     with pytest.raises(RuntimeError, match=r"head\.weight"):
         ours.load_state_dict(headless)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight and shared\.weight differ"):
-        t5_from_transformers(detached(theirs), replace(SMALL, tied_head=True))
+        t5_from_lavis(t5_names(detached(theirs)), replace(SMALL, tied_head=True))
 
 
 def test_names_that_do_not_fit_are_refused() -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints.names.vit import vit_from_lavis, vit_from_transformers
+from openblip.checkpoints.names.vit import vit_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.vit import (
     CLIP_VIT_L,
@@ -153,24 +153,6 @@ def test_presets_have_the_official_files_sizes(config: VitConfig, parameters: in
     assert model.num_patches == model.positions.shape[1] and model.width == model.class_token.shape[2]
 
 
-def test_dinov2_names_of_hub_files() -> None:
-    """Files on the hub and models in memory name DINOv2's attention differently."""
-    tensors = {letter: torch.randn(WIDTH, WIDTH) for letter in "qkvo"}
-    file, memory = "encoder.layer.1.attention.attention", "encoder.layer.1.attention"
-    from_file = vit_from_transformers(
-        {
-            f"{file}.query.weight": tensors["q"],
-            f"{file}.key.weight": tensors["k"],
-            f"{file}.value.weight": tensors["v"],
-            "encoder.layer.1.attention.output.dense.weight": tensors["o"],
-        },
-        "dinov2",
-    )
-    from_memory = vit_from_transformers({f"{memory}.{k}_proj.weight": t for k, t in tensors.items()}, "dinov2")
-    assert from_file.keys() == {"blocks.1.attention.qkv.weight", "blocks.1.attention.out.weight"}
-    assert all(torch.equal(from_file[name], from_memory[name]) for name in from_file)
-
-
 @pytest.mark.parametrize(
     ("state", "complaint"),
     [
@@ -185,12 +167,6 @@ def test_dinov2_names_of_hub_files() -> None:
 def test_unknown_weights_are_named(state: dict[str, Tensor], complaint: str) -> None:
     with pytest.raises(CheckpointError, match=complaint):
         vit_from_lavis(state)
-
-
-def test_incomplete_attention_is_named() -> None:
-    state = {f"vision_model.encoder.layers.0.self_attn.{part}_proj.bias": torch.zeros(2) for part in "qv"}
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.attention\.k\.bias"):
-        vit_from_transformers(state, "clip")
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 42, 41), (2, 3, 43, 42), (2, 1, 42, 42), (3, 42, 42), (2, 3, 0, 42)])

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.vit import vit_from_transformers
 from openblip.nn.vit import VisionTransformer, VitConfig
+from tests.pairs.names import vit_from_transformers
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_real_weights_equal_onnxruntime(graph: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the reference output needs onnxruntime")
     with torch.device("meta"):
         model = VisionTransformer(CONFIG)
-    state = vit_from_transformers(weights_under_transformers_names(graph), "dinov2")
+    state = vit_from_transformers(weights_under_transformers_names(graph), "dinov2", model.state_dict())
     model.load_state_dict(state, strict=True, assign=True)
     model.eval()
 

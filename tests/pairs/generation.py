@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, T5ForConditionalGeneration
 from transformers import T5Config as TheirT5Config
 
-from openblip.checkpoints.names.opt import decoder_from_transformers
-from openblip.checkpoints.names.t5 import t5_from_transformers
+from openblip.checkpoints.names.opt import decoder_from_lavis
+from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.t5 import T5, T5Config
+from tests.pairs.names import opt_names, t5_names
 
 VOCABULARY, WIDTH = 61, 32
 STOPS = ((5,), (5, 9), tuple(range(5, 15)))
@@ -48,7 +49,7 @@ def opts(seed: int) -> tuple[OPTForCausalLM, Opt]:
     )
     theirs = OPTForCausalLM(config).eval()
     ours = Opt(OptConfig(VOCABULARY, WIDTH, 2, 4, 64, max_positions=96)).eval()
-    ours.load_state_dict(decoder_from_transformers(theirs.state_dict()))
+    ours.load_state_dict(decoder_from_lavis(opt_names(theirs.state_dict())))
     return theirs, ours
 
 
@@ -81,7 +82,7 @@ def t5s(seed: int) -> tuple[T5ForConditionalGeneration, T5]:
             torch.nn.init.normal_(parameter, std=0.25)
     sizes = T5Config(VOCABULARY, WIDTH, 3, 2, 3, 8, 64, relative_buckets=8, relative_reach=12)
     ours = T5(sizes).eval()
-    ours.load_state_dict(t5_from_transformers(theirs.state_dict(), sizes))
+    ours.load_state_dict(t5_from_lavis(t5_names(theirs.state_dict()), sizes))
     return theirs, ours
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
-from openblip.checkpoints.names.opt import decoder_from_transformers
+from openblip.checkpoints.names.opt import decoder_from_lavis
 from openblip.nn.opt import Opt, OptConfig
 from tests.pairs.gaps import difference, random
+from tests.pairs.names import opt_names
 
 LENGTH = 23
 SMALL = OptConfig(vocab_size=61, width=36, depth=3, num_heads=3, ffn_width=50, max_positions=LENGTH)
@@ -55,7 +56,7 @@ def build(variant: str) -> tuple[Opt, OPTForCausalLM]:
     with torch.device("meta"):
         ours = Opt(config)
     state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
-    ours.load_state_dict(decoder_from_transformers(state), assign=True)
+    ours.load_state_dict(decoder_from_lavis(opt_names(state)), assign=True)
     return ours.eval().requires_grad_(True), theirs
 
 
@@ -83,7 +84,7 @@ def gaps(variant: str, batch: int, length: int, padding: str | None) -> tuple[fl
     (logits * weights).sum().backward()
     (expected * weights).sum().backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    renamed = decoder_from_transformers({k: v for k, v in gradients.items() if v is not None})
+    renamed = decoder_from_lavis(opt_names({k: v for k, v in gradients.items() if v is not None}))
     named = dict(ours.named_parameters())
     assert renamed.keys() == named.keys()
     if length > 1:

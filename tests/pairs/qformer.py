@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2QFormerModel
 
-from openblip.checkpoints.names.qformer import qformer_from_transformers
-from openblip.checkpoints.names.vit import vit_from_transformers
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
 from openblip.nn.qformer import QFormer, QFormerConfig
 from openblip.nn.vit import VitConfig
 from tests.pairs.gaps import difference, random, right_padded
+from tests.pairs.names import from_blip2
 
 EPS = 1e-5
 VIT = VitConfig(28, 14, width=20, depth=1, num_heads=2, mlp_width=28, layer_norm_eps=EPS, attention_bias="qv")
@@ -30,12 +29,6 @@ TEXTS = QFormerConfig(
     max_positions=13,
 )
 SHARED = 14
-OUTER = {
-    "vision_model.post_layernorm": "vision_norm",
-    "vision_projection": "image_projection",
-    "text_projection": "text_projection",
-    "itm_head": "itm_head",
-}
 HEAD = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}
 IMAGE_PASSES = [(1, 1, 1, 1, False), (3, 17, 5, 2, False), (2, 10, 7, 3, True), (3, 257, 32, 2, True)]
 """Images, patches, queries, how often there is cross-attention, and whether patches are masked."""
@@ -103,16 +96,9 @@ def retrieval_pair() -> tuple[Blip2Network, Blip2ForImageTextRetrieval]:
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What transformers' retrieval model holds (or its gradients), under our names."""
-    parts = {
-        "vision.": vit_from_transformers(state, "blip2"),
-        "qformer.": qformer_from_transformers(state),
-    }
-    found = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-    for name, tensor in state.items():
-        module, _, leaf = name.rpartition(".")
-        if module in OUTER:
-            found[f"{OUTER[module]}.{leaf}"] = tensor
-    return found
+    with torch.device("meta"):
+        names = Blip2Network(Blip2Config(VIT, TEXTS, shared_width=SHARED, vision_norm_eps=EPS)).state_dict()
+    return from_blip2(state, names)
 
 
 def random_ids(batch: int, length: int) -> Tensor:
@@ -128,7 +114,7 @@ def image_gaps(batch: int, patches: int, queries: int, cross_every: int, masked:
     tokens = (random(1, queries, config.width, seed=3) / 4).requires_grad_(True)
     state = {f"qformer.{name}": tensor for name, tensor in theirs.state_dict().items()}
     ours = QFormer(config).eval()
-    ours.load_state_dict(qformer_from_transformers({**state, "query_tokens": tokens.detach()}))
+    ours.load_state_dict(from_blip2({**state, "query_tokens": tokens.detach()}, ours.state_dict(), "qformer."))
     features = random(batch, patches, config.image_width)
     mask = right_padded(batch, patches) if masked else None
     output = ours.image(ours.remember(features, mask))
@@ -144,7 +130,10 @@ def image_gaps(batch: int, patches: int, queries: int, cross_every: int, masked:
     gradients = {f"qformer.{name}": tensor for name, tensor in _weigh(expected, theirs).items()}
     assert tokens.grad is not None
     return forward, _gradient_gap(
-        ours, output, qformer_from_transformers({**gradients, "query_tokens": tokens.grad}), ("key.bias",)
+        ours,
+        output,
+        from_blip2({**gradients, "query_tokens": tokens.grad}, ours.state_dict(), "qformer."),
+        ("key.bias",),
     )
 
 
@@ -161,7 +150,7 @@ def text_gaps(batch: int, length: int, masked: bool) -> tuple[float, float]:
     forward = difference(hidden, expected)
     if length == 1:
         return forward, 0.0
-    gradients = qformer_from_transformers(_weigh(expected, theirs))
+    gradients = from_blip2(_weigh(expected, theirs), ours.qformer.state_dict(), "qformer.")
     return forward, _gradient_gap(ours.qformer, hidden, gradients, ("key.bias",))
 
 

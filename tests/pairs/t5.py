@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import T5Config as TheirConfig
 from transformers import T5ForConditionalGeneration
 
-from openblip.checkpoints.names.t5 import t5_from_transformers
+from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.nn.t5 import T5, T5Config
 from openblip.training.losses import IGNORED
 from tests.pairs.gaps import difference, random
+from tests.pairs.names import t5_names
 
 SMALL = T5Config(vocab_size=61, width=36, depth=3, decoder_depth=2, num_heads=3, head_width=8, ffn_width=50, start_id=0)
 VARIANTS = {
@@ -68,7 +69,7 @@ def build(variant: str) -> tuple[T5, T5ForConditionalGeneration]:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     with torch.device("meta"):
         ours = T5(config)
-    ours.load_state_dict(t5_from_transformers(detached(theirs), config), assign=True)
+    ours.load_state_dict(t5_from_lavis(t5_names(detached(theirs)), config), assign=True)
     return ours.eval().requires_grad_(True), theirs
 
 
@@ -111,7 +112,7 @@ def gaps(variant: str, batch: int, length: int, answer: int, padding: str | None
     loss.backward()
     expected.loss.backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    renamed = t5_from_transformers({k: v for k, v in gradients.items() if v is not None}, ours.config)
+    renamed = t5_from_lavis(t5_names({k: v for k, v in gradients.items() if v is not None}), ours.config)
     named = dict(ours.named_parameters())
     assert renamed.keys() == named.keys()
     if length > 1:

@@ -17,9 +17,9 @@ from transformers import (
     Dinov2Model,
 )
 
-from openblip.checkpoints.names.vit import vit_from_transformers
 from openblip.nn.vit import CLIP_VIT_L, VisionTransformer, VitConfig
 from tests.pairs.gaps import difference, random
+from tests.pairs.names import vit_from_transformers
 
 PATCH = 14
 WIDTH, HEADS, DEPTH, MLP_WIDTH = 36, 3, 3, 50
@@ -56,7 +56,7 @@ def blip2() -> Pair:
             )
         )
     )
-    ours = loaded(config, vit_from_transformers(_tensors(theirs), "blip2"))
+    ours = read(config, theirs, "blip2")
     return Pair(ours, theirs, lambda pixels: _hidden_states(theirs, pixels)[-1])
 
 
@@ -65,14 +65,14 @@ def clip() -> Pair:
     theirs = shaken(
         CLIPVisionModel(CLIPVisionConfig(**SIZES, intermediate_size=MLP_WIDTH, num_hidden_layers=DEPTH + 1))
     )
-    ours = loaded(small_clip(), vit_from_transformers(_tensors(theirs), "clip", DEPTH))
+    ours = read(small_clip(), theirs, "clip")
     return Pair(ours, theirs, lambda pixels: _hidden_states(theirs, pixels)[-2])
 
 
 def dinov2() -> Pair:
     theirs = shaken(Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2, num_hidden_layers=DEPTH)))
     config = replace(SMALL, mlp_width=2 * WIDTH, layer_scale=True, final_norm=True)
-    ours = loaded(config, vit_from_transformers(_tensors(theirs), "dinov2"))
+    ours = read(config, theirs, "dinov2")
     return Pair(ours, theirs, lambda pixels: theirs(pixels).last_hidden_state)
 
 
@@ -88,7 +88,9 @@ def gaps(kind: str, size: tuple[int, int]) -> tuple[float, float]:
     backward(output)
     backward(hidden)
     gradients = {name: p.grad for name, p in pair.theirs.named_parameters() if p.grad is not None}
-    return difference(output, hidden), worst_gradient(pair.ours, vit_from_transformers(gradients, kind))
+    return difference(output, hidden), worst_gradient(
+        pair.ours, vit_from_transformers(gradients, kind, pair.ours.state_dict(), DEPTH)
+    )
 
 
 def _hidden_states(theirs: nn.Module, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -108,6 +110,13 @@ def small_clip() -> VitConfig:
         num_heads=HEADS,
         mlp_width=MLP_WIDTH,
     )
+
+
+def read(config: VitConfig, theirs: nn.Module, kind: str) -> VisionTransformer:
+    """Ours with the weights of theirs, of which CLIP has a block more."""
+    with torch.device("meta"):
+        names = VisionTransformer(config).state_dict()
+    return loaded(config, vit_from_transformers(_tensors(theirs), kind, names, config.depth))
 
 
 def loaded(config: VitConfig, state: Mapping[str, Tensor]) -> VisionTransformer:

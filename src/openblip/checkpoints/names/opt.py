@@ -32,9 +32,6 @@ OPT = {
 }
 
 LAVIS_PREFIX = "opt_model."
-TRANSFORMERS_PREFIXES = ("language_model.", "model.decoder.", "decoder.", "lm_head.")
-"""Inside a BLIP-2 folder, in an OPT folder, in the oldest OPT folders on the hub."""
-
 TIED = {"lm_head.weight": "embed_tokens.weight"}
 WHAT = "language model OPT"
 
@@ -49,16 +46,6 @@ def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     part = select(state, (LAVIS_PREFIX,), WHAT)
     return _decoder({name.removeprefix(LAVIS_PREFIX): tensor for name, tensor in part.items()})
-
-
-def decoder_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `Opt` state from a transformers checkpoint: BLIP-2 with OPT, or OPT alone.
-
-    Raises:
-        CheckpointError: no OPT in it, a name that belongs to none, or an untied output table.
-    """
-    part = select(state, TRANSFORMERS_PREFIXES, WHAT)
-    return _decoder({name.removeprefix("language_model."): tensor for name, tensor in part.items()})
 
 
 def opt_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -57,7 +57,6 @@ TRANSFORMERS_QFORMER = {
 }
 
 LAVIS_PREFIXES = ("query_tokens", "Qformer.")
-TRANSFORMERS_PREFIXES = ("query_tokens", "qformer.", "embeddings.")
 
 LAVIS_TIED = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
@@ -80,15 +79,3 @@ def qformer_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     part = select(state, LAVIS_PREFIXES, "Q-Former")
     drop_tied(part, LAVIS_TIED)
     return rename({k: v for k, v in part.items() if k not in POSITION_NUMBERS}, LAVIS_QFORMER, "Q-Former")
-
-
-def qformer_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `QFormer` state from a transformers BLIP-2 checkpoint, of which other parts are passed over.
-
-    No transformers folder has the head for ITG, `head.*`; those without `embeddings.*` have no text side.
-
-    Raises:
-        CheckpointError: no Q-Former in it, or a name that belongs to none.
-    """
-    part = select(state, TRANSFORMERS_PREFIXES, "Q-Former")
-    return rename({k: v for k, v in part.items() if k not in POSITION_NUMBERS}, TRANSFORMERS_QFORMER, "Q-Former")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, drop_tied, rename, select
+from openblip.checkpoints.names.engine import drop_tied, rename, select
 from openblip.errors import CheckpointError
 from openblip.nn.t5 import T5Config
 
@@ -62,9 +62,6 @@ THEIRS = {ours: theirs if ".N." in ours else theirs.replace(".N.", ".0.") for th
 """Our name to theirs; what we have joined goes by the names of its parts."""
 
 LAVIS_PREFIX = "t5_model."
-TRANSFORMERS_PREFIXES = (BLIP2_LANGUAGE, "shared.", "encoder.", "decoder.", "lm_head.")
-"""Inside a BLIP-2 folder; in a T5 folder."""
-
 TIED = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
 TIED_HEAD = {"lm_head.weight": "shared.weight"}
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -83,16 +80,6 @@ def t5_from_lavis(state: Mapping[str, Tensor], config: T5Config) -> dict[str, Te
     """
     part = select(state, (LAVIS_PREFIX,), WHAT)
     return _ours({name.removeprefix(LAVIS_PREFIX): tensor for name, tensor in part.items()}, config)
-
-
-def t5_from_transformers(state: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
-    """A `T5` state from a transformers checkpoint: BLIP-2 with FLAN-T5, or T5 alone.
-
-    Raises:
-        CheckpointError: no T5 in it, a name that belongs to none, or tables that differ where `config` ties them.
-    """
-    part = select(state, TRANSFORMERS_PREFIXES, WHAT)
-    return _ours({name.removeprefix(BLIP2_LANGUAGE): tensor for name, tensor in part.items()}, config)
 
 
 def t5_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
