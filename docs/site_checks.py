@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 PACKAGE = "openblip"
 
-SHORT_NAMES = {"Tensor": "torch.Tensor", "Image": "PIL.Image", "Unpack": "typing_extensions.Unpack"}
+SHORT_NAMES = {
+    "Tensor": "torch.Tensor",
+    "Image": "PIL.Image",
+    "Path": "pathlib.Path",
+    "Unpack": "typing_extensions.Unpack",
+    "Ability": "openblip.models.abilities.Ability",
+    "Matcher": "openblip.matching.matcher.Matcher",
+    "Writer": "openblip.models.writer.Writer",
+}
 """What the first word of a name stands for in annotations whose imports only type checkers see."""
 
 OUTSIDE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)

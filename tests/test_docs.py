@@ -19,6 +19,7 @@ from openblip.evaluation.recipe import load_evaluation
 from openblip.integrations import lavis
 from openblip.models.model import Model
 from openblip.text import PromptTemplates
+from tests.checkpoints.theirs import t5_words
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHAPE = re.compile(r"(\w+) = .*  # \[([\dL, ]+)\]")
@@ -60,6 +61,18 @@ def test_features(
                     assert size == "L" or real == sizes.get(size, int(size)), line
                 checked += 1
     assert checked == 10
+
+
+@pytest.mark.parametrize("page", ["api.md", "families.md"])
+def test_examples_run(page: str, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, photo in zip(("a.jpg", "b.jpg", "photo.jpg"), photos, strict=False):
+        shutil.copy(photo, tmp_path / name)
+    t5_words().save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(compile(block, page, "exec", dont_inherit=True), known)
+    assert isinstance(known["model"], Model)
 
 
 def test_prompts() -> None:

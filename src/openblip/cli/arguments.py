@@ -77,7 +77,7 @@ Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include imag
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Number of images to process at once.")]
 
 Model = Annotated[str, _about_model("NAME", "A name from `openblip models`, or a model folder.", "--model", "-m")]
-Device = Annotated[str | None, _about_model("NAME", "cpu, cuda or cuda:1. Default: CUDA if there is one.")]
+Device = Annotated[str | None, _about_model("NAME", "cpu, cuda, cuda:1 or mps. Default: CUDA if there is one.")]
 Dtype = Annotated[
     str | None, _about_model("NAME", "float32, bfloat16, float16, int8 or int4. Default: what the device runs fast.")
 ]

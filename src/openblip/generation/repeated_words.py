@@ -15,7 +15,7 @@ FUNCTION_WORDS = frozenset(
     is are was were be been being has have having do does it he she they him them there
     """.split()
 )
-"""Words that texts may repeat: articles, conjunctions, prepositions and the nouns in them, pronouns, auxiliaries."""
+"""Articles, conjunctions, prepositions and the nouns in them, pronouns, auxiliaries; texts may repeat these."""
 
 BYTE_SPACE, PIECE_SPACE = "\u0120", "\u2581"
 """The space in front of a word in the tokens of byte-level BPE and of SentencePiece."""

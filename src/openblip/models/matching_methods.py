@@ -30,7 +30,11 @@ def match(self: Composed, images: Images, texts: str, *, batch_size: int = BATCH
 @overload
 def match(self: Composed, images: Images, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[list[Match]]: ...
 def match(self: Composed, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE) -> Any:
-    """How well a text fits an image: ITM probability and ITC cosine. Several give lists, in the order given."""
+    """How well a text fits an image: ITM probability and ITC cosine.
+
+    Returns:
+        A `Match`; a list for several texts or several images, in the order given; a list for each image for both.
+    """
     one_text = isinstance(texts, str)
 
     def pick(matched: Matched) -> Any:
@@ -94,6 +98,9 @@ def classify(
         templates: texts with {} in them, where a label stands. A label's cosines in several templates are averaged.
         batch_size: images that are encoded together.
 
+    Returns:
+        A list of `Classified`; a list for each of several images.
+
     Raises:
         ImageError: an image cannot be read.
         OptionError: there are no labels or no templates, or a template has no {} in it.
@@ -141,6 +148,9 @@ def rank_images(
         rerank: how many of the best results by ITC are ordered anew by ITM, for each query; 0 for ITC alone. By
             default 128, as in BLIP-2's evaluation.
         batch_size: images that are encoded together.
+
+    Returns:
+        A list of `Ranked`, best first; a list for each of several queries.
     """
     found = ranking.rank_images(matcher_of(self, "match"), image_list(images), query, Search(top, rerank, batch_size))
     return found[0] if isinstance(query, str) else found

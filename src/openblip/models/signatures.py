@@ -11,9 +11,9 @@ from openblip.results import Answered, Captioned, Matched
 
 BATCH_SIZE = 8
 Images: TypeAlias = Iterable[ImageInput]
-"""Several images: a list, a tuple, a generator or anything else that can be iterated over."""
+"""A list, a tuple, a generator or any other iterable of images."""
 Texts: TypeAlias = Iterable[str]
-"""Several texts, likewise."""
+"""Likewise of texts."""
 Yes: TypeAlias = Literal[True]
 No: TypeAlias = Literal[False]
 Result = TypeVar("Result", Captioned, Answered, Matched)

@@ -97,6 +97,9 @@ def caption(
         details: return a `GeneratedText` with scores and tokens instead of each str.
         options: see `openblip.GenerationOptions`.
 
+    Returns:
+        A str; a list of str with `num_captions` or of several images; a list of lists with both.
+
     Raises:
         ImageError: an image cannot be read.
         OptionError: an option is unknown or out of range.
@@ -199,6 +202,9 @@ def ask(
         details: return a `GeneratedText` with scores and tokens instead of each str.
         options: see `openblip.GenerationOptions`.
 
+    Returns:
+        A str; a list of str for several questions or several images; a list for each image for both.
+
     Raises:
         ImageError: an image cannot be read.
         OptionError: a question is empty, or an option is unknown or out of range.
@@ -292,6 +298,9 @@ def generate(
         batch_size: images that are encoded together.
         details: return a `GeneratedText` with scores and tokens instead of each str.
         options: see `openblip.GenerationOptions`.
+
+    Returns:
+        A str; a list of str for several prompts or several images; a list for each image for both.
 
     Raises:
         ImageError: an image cannot be read.
