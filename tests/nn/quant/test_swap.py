@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.nn import threads
 from openblip.nn.quant import int4, int4_wide, int8, int8_packing
 from openblip.nn.quant.int4 import (
     GROUP,
@@ -405,8 +406,9 @@ def test_quantised_in_pieces_or_by_the_definition(
     weight[rows // 2] = 0
     weight = weight.to(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (int4, int8):
-            patch.setattr(module, "CHUNK_ELEMENTS", at_a_time)
+        patch.setattr(int4, "CHUNK_ELEMENTS", at_a_time)
+        patch.setattr(threads, "PART_ELEMENTS", at_a_time)
+        patch.setattr(torch, "get_num_threads", lambda: 2)
         codes, scales = quantise_weight(*weight.chunk(pieces))
         groups, centres = quantise_groups(*weight.chunk(pieces))
     values = weight.float()
@@ -549,3 +551,25 @@ def test_a_quantised_network_is_near_the_one_it_was(tiny_parts: ModelParts, bits
     with torch.inference_mode():
         after = decoder(embeds)
     assert 0 <= (after - before).norm() / before.norm() < (0.05 if bits == 8 else 0.3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_bad_weight_is_found_on_any_thread(dtype: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "PART_ELEMENTS", 64)
+    for row in (0, 31, 63):
+        weight = torch.ones(64, 64, dtype=dtype)
+        quantise_weight(weight)
+        weight[row, -1] = value
+        with pytest.raises(ValueError, match="infinite or no number"):
+            quantise_weight(weight)
+
+
+@torch.inference_mode()
+def test_threads_write_what_inference_mode_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "PART_ELEMENTS", 64)
+    codes, scales = quantise_weight(torch.full((64, 64), -2.0))
+    assert torch.equal(codes, torch.full((64, 64), -LEVELS, dtype=torch.int8))
+    assert torch.equal(scales, torch.full((64,), 2 / LEVELS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,11 @@ from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.memory import give_back
 from openblip.nn.quant.swap import BITS, Quantised, quantised_layers, swap_layers
+from openblip.nn.threads import PART_ELEMENTS, on_threads
 
 WEIGHT = "weight"
 VARIANCE = "running_var"
 NOT_FINITE = "holds numbers that are infinite or none (NaN): get the file again, or the checkpoint of before"
-PART_ELEMENTS = 2**18
-"""Numbers copied and summed up at a time: few enough to be in the processor's cache in between."""
 VISION = "vision."
 """Names of the image encoder's tensors begin so."""
 
@@ -153,13 +152,14 @@ def copied(pieces: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
         tensor = _joined(pieces).to(device, dtype, copy=True).contiguous()
         return tensor, float(tensor.sum())
     tensor = torch.empty(sum(map(len, pieces)), *first.shape[1:], dtype=dtype)
-    room, start, total = tensor.view(-1), 0, 0.0
-    for piece in pieces:
-        for part in torch.split(piece.reshape(-1), PART_ELEMENTS):
-            filled = room[start : start + len(part)]
-            total += float(filled.copy_(part).sum())
-            start += len(part)
-    return tensor, total
+
+    def work(taken: Iterator[tuple[Tensor, Tensor]]) -> float:
+        sums = [filled.copy_(part).sum() for filled, part in taken]
+        return float(torch.stack(sums).float().sum()) if sums else 0.0
+
+    sources = [part for piece in pieces for part in torch.split(piece.reshape(-1), PART_ELEMENTS)]
+    places = torch.split(tensor.view(-1), [len(part) for part in sources])
+    return tensor, sum(on_threads(work, list(zip(places, sources, strict=True)), device))
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:

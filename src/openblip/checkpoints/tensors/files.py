@@ -82,13 +82,16 @@ class SafetensorsFile:
 
         Nobody may have written into one.
         """
-        _let_go(self.path, self._spans)
+        if self._mapped is None:
+            self._mapped = _mapped(self.path)
+        _let_go(self._mapped, self._spans)
         self._spans.clear()
 
     def _open(self) -> None:
         self._file = cast(Any, safe_open(self.path, framework="pt"))  # its methods have no types
         self._read = 0
         self._spans: list[tuple[int, int]] = []
+        self._mapped: list[tuple[int, int]] | None = None
 
 
 class PickledFile:
@@ -122,7 +125,7 @@ class PickledFile:
     def let_go(self) -> None:
         """As `SafetensorsFile.let_go`."""
         if self._mapped:
-            _let_go(self.path, [_span(tensor) for tensor in self._tensors.values()])
+            _let_go(_mapped(self.path), [_span(tensor) for tensor in self._tensors.values()])
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -131,18 +134,30 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
-def _let_go(path: Path, spans: Sequence[tuple[int, int]]) -> None:
-    """Take pages from this process that lie in these spans of its memory and mirror a file."""
+def _mapped(path: Path) -> list[tuple[int, int]]:
+    """Where this process' memory mirrors a file."""
     if sys.platform != "linux":
-        return
-    place, page = os.fsencode(path.resolve()), mmap.PAGESIZE
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        return []
+    place, found = os.fsencode(path.resolve()), []
     for line in Path("/proc/self/maps").read_bytes().splitlines():
         addresses, *_, name = line.split(maxsplit=5)
-        if name != place:
-            continue
-        first, last = (int(address, 16) for address in addresses.split(b"-"))
+        if name == place:
+            first, last = (int(address, 16) for address in addresses.split(b"-"))
+            found.append((first, last))
+    return found
+
+
+def _let_go(mapped: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> None:
+    """Take pages from this process that lie in these spans of its memory, as far as they mirror a file.
+
+    Args:
+        spans: of tensors that live, so that nothing else has come to lie there.
+    """
+    page = mmap.PAGESIZE
+    libc = ctypes.CDLL(None)
+    if mapped:
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for first, last in mapped:
         for begin, end in spans:
             # Neighbours lie on the first and on the last page, too.
             start, stop = max(first, begin // page * page), min(last, -(-end // page) * page)

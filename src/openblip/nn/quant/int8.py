@@ -7,7 +7,7 @@ exact, so the error of a layer is that of rounding its weights and its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.quant.int8_packing import LEVELS, Ordered, input_levels, put_in_order
-from openblip.nn.quant.linear import linear
+from openblip.nn.quant.linear import HALF_TYPES, linear
+from openblip.nn.threads import on_threads, row_parts
 
 PACKING = Lock()
-CHUNK_ELEMENTS = 1_000_000
-"""Weights quantised at a time: few enough to stay in the processor's cache between the steps."""
 TINY = 1e-30
+TO_WHOLE = 1.5 * 2**23
+"""Numbers of this size in float32 are whole: what is added to it is rounded, half to even, and its last byte is 0."""
 PACK_AFTER = 512
 """What a layer has to have lost before it is packed: about what packing costs. A program that makes one caption never
 packs, one that makes many does so while it makes the first few."""
@@ -49,20 +50,40 @@ def quantise_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
     height, width, device = sum(map(len, pieces)), pieces[0].shape[1], pieces[0].device
     codes = torch.empty(height, width, dtype=torch.int8, device=device)
     scales = torch.empty(height, dtype=torch.float32, device=device)
-    rows = max(1, CHUNK_ELEMENTS // max(1, width))
-    # One place for all parts: memory that is new each time costs more than the arithmetic.
-    room = torch.empty(min(rows, max(map(len, pieces))), width, device=device)
-    start = 0
-    for part in (part for piece in pieces for part in torch.split(piece, rows)):
-        end = start + len(part)
-        values = room[: len(part)].copy_(part)
-        scale = scales[start:end]
-        scale.copy_(torch.maximum(values.amax(dim=1), values.amin(dim=1).neg_()).div_(LEVELS).clamp_(min=TINY))
-        codes[start:end] = values.div_(scale[:, None]).round_()
-        start = end
+    parts = row_parts(pieces)
+    most = max((len(part) for _, part in parts), default=0)
+
+    def work(taken: Iterator[tuple[int, Tensor]]) -> None:
+        # One place for all parts: memory that is new each time costs more than the arithmetic.
+        room = torch.empty(most, width, device=device)
+        bits = torch.empty(most, width, dtype=torch.int32, device=device)
+        for start, part in taken:
+            end = start + len(part)
+            values = room[: len(part)].copy_(part)
+            scale = scales[start:end]
+            scale.copy_(largest(part if part.dtype in HALF_TYPES else values, bits)).div_(LEVELS).clamp_(min=TINY)
+            # The sum's last byte is the whole number.
+            codes[start:end] = values.div_(scale[:, None]).add_(TO_WHOLE).view(torch.int32)
+
+    on_threads(work, parts, device)
     if not scales.isfinite().all():
         raise ValueError("a weight is infinite or no number")
     return codes, scales
+
+
+def largest(rows: Tensor, room: Tensor) -> Tensor:
+    """The largest magnitude in each of the rows [N, in] of float32 or a half type; NaN or infinite if a number is.
+
+    The bits of floating-point numbers without their signs, read as whole numbers, are in the order of the numbers.
+    Whole numbers are compared faster, on CPUs without AVX several times so.
+
+    Args:
+        room: int32, for at least as many elements; is overwritten.
+    """
+    kind = torch.int32 if rows.dtype == torch.float32 else torch.int16
+    bits = room.view(-1).view(kind)[: rows.numel()].view(rows.shape)
+    torch.bitwise_and(rows.view(kind), torch.iinfo(kind).max, out=bits)
+    return bits.amax(dim=1).view(rows.dtype)
 
 
 def quantise_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
