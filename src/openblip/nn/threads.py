@@ -14,23 +14,32 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 PART_ELEMENTS = 2**15 - 1
 """PyTorch shares an operation on more numbers than these; of float32 they fill a tenth of a core's own cache."""
-LARGE_PART_ELEMENTS = 2**20
-"""On a GPU, where each operation has a price of its own."""
+ALONE_ELEMENTS = 2**17
+"""In a part where there is one thread: starting operations costs less then, and parts still fit in the cache."""
+GPU_ELEMENTS = 2**20
+"""In a part on a GPU, where starting an operation costs most."""
 MOST_THREADS = 4
 """Python starts operations one after the other: more threads wait for each other."""
 PARTS_A_THREAD = 8
 """Fewer are done before a thread has started."""
 
 
+def part_elements(device: torch.device) -> int:
+    """Numbers of a part of a tensor on this device."""
+    if device.type != "cpu":
+        return GPU_ELEMENTS
+    return PART_ELEMENTS if torch.get_num_threads() > 1 else ALONE_ELEMENTS
+
+
 def row_parts(pieces: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
     """Matrices below each other, all [rows, width], in parts of a row or more: each with its first row's number."""
     parts, start = [], 0
     for piece in pieces:
-        most = PART_ELEMENTS if piece.device.type == "cpu" else LARGE_PART_ELEMENTS
-        for part in torch.split(piece, max(1, most // max(1, piece[:1].numel()))):
+        for part in torch.split(piece, max(1, part_elements(piece.device) // max(1, piece[:1].numel()))):
             parts.append((start, part))
             start += len(part)
     return parts

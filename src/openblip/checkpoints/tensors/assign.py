@@ -15,7 +15,7 @@ from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.memory import give_back
 from openblip.nn.quant.swap import BITS, Quantised, quantised_layers, swap_layers
-from openblip.nn.threads import PART_ELEMENTS, on_threads
+from openblip.nn.threads import on_threads, part_elements
 
 WEIGHT = "weight"
 VARIANCE = "running_var"
@@ -147,8 +147,8 @@ def copied(pieces: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
     The sum is finite only if they all are. It is taken of what has just been written, while it is in the processor's
     cache: memory is not gone through twice.
     """
-    first = pieces[0]
-    if device.type != "cpu" or (len(pieces) == 1 and first.numel() <= PART_ELEMENTS):
+    first, most = pieces[0], part_elements(device)
+    if device.type != "cpu" or (len(pieces) == 1 and first.numel() <= most):
         tensor = _joined(pieces).to(device, dtype, copy=True).contiguous()
         return tensor, float(tensor.sum())
     tensor = torch.empty(sum(map(len, pieces)), *first.shape[1:], dtype=dtype)
@@ -157,7 +157,7 @@ def copied(pieces: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
         sums = [filled.copy_(part).sum() for filled, part in taken]
         return float(torch.stack(sums).float().sum()) if sums else 0.0
 
-    sources = [part for piece in pieces for part in torch.split(piece.reshape(-1), PART_ELEMENTS)]
+    sources = [part for piece in pieces for part in torch.split(piece.reshape(-1), most)]
     places = torch.split(tensor.view(-1), [len(part) for part in sources])
     return tensor, sum(on_threads(work, list(zip(places, sources, strict=True)), device))
 

@@ -64,6 +64,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.shapes = {name: entry.shape for name, entry in read_header(path).items()}
+        self._mirrors: list[tuple[int, int]] = []
         with readable(path):
             self._open()
 
@@ -82,16 +83,16 @@ class SafetensorsFile:
 
         Nobody may have written into one.
         """
-        if self._mapped is None:
-            self._mapped = _mapped(self.path)
-        _let_go(self._mapped, self._spans)
+        if not self._mirrors:
+            self._mirrors = _mirrors(self.path)
+        _let_go(self._mirrors, self._spans)
         self._spans.clear()
 
     def _open(self) -> None:
         self._file = cast(Any, safe_open(self.path, framework="pt"))  # its methods have no types
         self._read = 0
         self._spans: list[tuple[int, int]] = []
-        self._mapped: list[tuple[int, int]] | None = None
+        self._mirrors = []
 
 
 class PickledFile:
@@ -125,7 +126,7 @@ class PickledFile:
     def let_go(self) -> None:
         """As `SafetensorsFile.let_go`."""
         if self._mapped:
-            _let_go(_mapped(self.path), [_span(tensor) for tensor in self._tensors.values()])
+            _let_go(_mirrors(self.path), [_span(tensor) for tensor in self._tensors.values()])
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -134,7 +135,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
-def _mapped(path: Path) -> list[tuple[int, int]]:
+def _mirrors(path: Path) -> list[tuple[int, int]]:
     """Where this process' memory mirrors a file."""
     if sys.platform != "linux":
         return []
@@ -147,17 +148,18 @@ def _mapped(path: Path) -> list[tuple[int, int]]:
     return found
 
 
-def _let_go(mapped: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> None:
+def _let_go(mirrors: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> None:
     """Take pages from this process that lie in these spans of its memory, as far as they mirror a file.
 
     Args:
         spans: of tensors that live, so that nothing else has come to lie there.
     """
+    if not mirrors:
+        return
     page = mmap.PAGESIZE
     libc = ctypes.CDLL(None)
-    if mapped:
-        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for first, last in mapped:
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for first, last in mirrors:
         for begin, end in spans:
             # Neighbours lie on the first and on the last page, too.
             start, stop = max(first, begin // page * page), min(last, -(-end // page) * page)
