@@ -1,8 +1,8 @@
-"""How long loading takes when the files lie in memory already: ours, as stored and quantised, against transformers in float16.
+"""How long loading takes when the files lie in memory already: ours, float and quantised, against transformers.
 
     python benchmarks/real_size.py opt blip2-random/
     openblip quantize blip2-random/ blip2-random-int8/ --bits 8
-    python benchmarks/load_time.py blip2-random/ [--folders blip2-random-int8/] [--dtypes float16 int8 int4] [--rounds 3]
+    python benchmarks/load_time.py blip2-random/ [--folders blip2-random-int8/] [--dtypes float16 int8 int4]
 
 Each load is a process of its own; they take turns. Folders that `openblip quantize` wrote are loaded as they are. The
 files are read before each, so that the system keeps them in memory, and how fast that goes is told. Imports do not
