@@ -33,7 +33,8 @@ DRAWN = 2**22 - 3
 """Numbers that are drawn. A prime, or rows would repeat exactly, and beams that say different words score the same."""
 
 
-def config_of(size: str) -> Blip2Config:
+def config_of(size: str, depth: int | None = None) -> Blip2Config:
+    """The sizes of a model; `depth` layers of each part instead of all, if it is given."""
     opt = {"model_type": "opt", "vocab_size": 50304, "eos_token_id": OPT_STOP, "dropout": 0.0}
     t5 = {
         "model_type": "t5",
@@ -58,18 +59,22 @@ def config_of(size: str) -> Blip2Config:
         "t5": {**t5, "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
         "small-t5": {**t5, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
     }[size]
-    real, depth = size in ("opt", "t5"), 2 if size == "tiny" else 12
+    real, layers = size in ("opt", "t5"), 2 if size == "tiny" else 12
     vision = {
         "hidden_size": 768,
         "intermediate_size": 3072,
-        "num_hidden_layers": depth,
+        "num_hidden_layers": layers,
         "patch_size": 16,
         "num_attention_heads": 12,
         "image_size": 224,
     }
-    qformer = {"vocab_size": 30523, "num_hidden_layers": depth}
+    qformer = {"vocab_size": 30523, "num_hidden_layers": layers}
+    vision = {} if real else vision
+    if depth is not None:
+        for part in (vision, qformer, language):
+            part["num_layers" if part.get("model_type") == "t5" else "num_hidden_layers"] = depth
     return Blip2Config(
-        vision_config={} if real else vision,
+        vision_config=vision,
         qformer_config={**qformer, "encoder_hidden_size": 1408 if real else 768},
         text_config=language,
         num_query_tokens=32,
@@ -78,9 +83,9 @@ def config_of(size: str) -> Blip2Config:
 
 
 @torch.no_grad()
-def build(size: str, dtype: torch.dtype = torch.float16) -> Blip2ForConditionalGeneration:
+def build(size: str, dtype: torch.dtype = torch.float16, depth: int | None = None) -> Blip2ForConditionalGeneration:
     """Random weights, drawn once and repeated: drawing billions takes minutes."""
-    config = config_of(size)
+    config = config_of(size, depth)
     with torch.device("meta"):
         model = Blip2ForConditionalGeneration._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     model = model.to_empty(device="cpu")
@@ -121,10 +126,10 @@ def vocabulary(size: str) -> Tokenizer:
     return made
 
 
-def write(size: str, folder: Path) -> None:
+def write(size: str, folder: Path, depth: int | None = None) -> None:
     if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
         return
-    build(size).save_pretrained(folder, max_shard_size="20GB")
+    build(size, depth=depth).save_pretrained(folder, max_shard_size="20GB")
     fast = vocabulary(size)
     words = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=fast,

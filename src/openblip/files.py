@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,7 +61,7 @@ def refuse(path: str | os.PathLike[str], found: os.stat_result) -> None:
     for is_kind, kind in KINDS:
         if is_kind(found.st_mode):
             raise NotAFileError(path, kind)
-    if found.st_dev in _kernel_devices():
+    if found.st_dev in _kernel_devices(KERNEL_FOLDERS):
         raise NotAFileError(path, "a file of the kernel")
 
 
@@ -81,9 +82,10 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", errors: str
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _kernel_devices() -> set[int]:
+@cache
+def _kernel_devices(folders: tuple[str, ...]) -> set[int]:
     found = set()
-    for folder in KERNEL_FOLDERS:
+    for folder in folders:
         try:
             found.add(Path(folder).stat().st_dev)
         except OSError:

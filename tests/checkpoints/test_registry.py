@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import openblip
-from openblip.checkpoints import registry
+from openblip.checkpoints import DEFAULT_MODEL, registry
 from openblip.checkpoints.blip2_models import BERT, MINI, MODELS, OFFICIAL
 from openblip.checkpoints.families import Family, find_family
 from openblip.checkpoints.hub.download import LAVIS_ARCHITECTURE, find_files
 from openblip.checkpoints.hub.sources import WebFile
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.registry import DEFAULT_MODEL, did_you_mean, find_model, folder_of, list_models
+from openblip.checkpoints.registry import did_you_mean, find_model, folder_of, list_models
 from openblip.errors import CheckpointError, DownloadError, OptionError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -136,7 +137,7 @@ class ModelParts(Generic[Network]):
             raise CheckpointError(f"the model {self.name} has no language model: it can match and embed only")
         return self.tokenizer
 
-    @property
+    @cached_property
     def stop_id(self) -> int:
         """Ends a text of the language model. Raises CheckpointError when there is none."""
         return self.require_words().only_id(self.defaults.stop_token)

@@ -13,7 +13,6 @@ from openblip.checkpoints.json_files import read_json
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.errors import CheckpointError, OptionError
 
-DEFAULT_MODEL = MINI.name
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
 _MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS}

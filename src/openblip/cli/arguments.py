@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import os
@@ -122,8 +121,23 @@ Output = Annotated[
 def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a flag for every option of generation; its parameter `options` gets those that were given."""
     signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = {name: given.pop(name) for name in USER_OPTIONS}
+        command(**given, options={name: value for name, value in options.items() if value is not None})
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        parameters += _text_flags() if name == "options" else [parameter]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+@functools.cache
+def _text_flags() -> list[inspect.Parameter]:
     kinds = get_type_hints(GenerationOptions)
-    flags = [
+    return [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -133,22 +147,13 @@ def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, about in USER_OPTIONS.items()
     ]
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        options = {name: given.pop(name) for name in USER_OPTIONS}
-        command(**given, options={name: value for name, value in options.items() if value is not None})
-
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in signature.parameters.items():
-        parameters += flags if name == "options" else [parameter]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return run
-
 
 def command_of(context: typer.Context, images: Sequence[Image]) -> Command | None:
     """What decides the content of the command's --output, if there is one: options, images, and the model's files."""
     if context.params.get("output") is None:
         return None
+    import hashlib
+
     from openblip.checkpoints.origin import origin_of
 
     settings: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openblip.checkpoints.registry import DEFAULT_MODEL
+from openblip.checkpoints import DEFAULT_MODEL
 from openblip.cli import arguments as args
 from openblip.cli.inputs import Image, find_inputs, name_of
 from openblip.cli.report import attempt, open_report, print_line, print_pieces, with_progress

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from openblip.checkpoints.registry import DEFAULT_MODEL
+from openblip.checkpoints import DEFAULT_MODEL
 from openblip.cli import arguments as args
 from openblip.cli.report import complain, print_line, print_pieces
 from openblip.errors import OpenBlipError

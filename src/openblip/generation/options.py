@@ -107,7 +107,7 @@ class GenerationOptions:
             raise OptionError(f"min_new_tokens is {shortest}: it must be at most max_new_tokens, which is {longest}")
         if beams is None:
             return
-        if self.samples and beams > 1:
+        if beams > 1 and self.samples:
             raise OptionError(
                 f"num_beams={beams} searches, but top_p, top_k and temperature sample: give one or the other"
             )
@@ -128,6 +128,9 @@ class GenerationOptions:
         Defaults give way where they would contradict: a beam search to sampling and sampling to a beam search, the
         shortest text to the longest, and a search is as wide as there are texts wanted.
         """
+        return replace(self, **self._filled(defaults))
+
+    def _filled(self, defaults: GenerationOptions) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if value is not None}
         usual = vars(defaults).copy()
         if self.samples:
@@ -139,7 +142,7 @@ class GenerationOptions:
             usual["num_beams"] = max(usual["num_beams"], self.num_return_sequences or 1)
         if self.max_new_tokens is not None and usual["min_new_tokens"] is not None:
             usual["min_new_tokens"] = min(usual["min_new_tokens"], self.max_new_tokens)
-        return replace(self, **(usual | own))
+        return usual | own
 
     def resolved(self) -> ResolvedOptions:
         """Every option set: greedy search, without penalties, where nothing is said.
@@ -151,7 +154,7 @@ class GenerationOptions:
             raise OptionError("a seed is for sampling: give top_p, top_k or temperature with it")
         if self.no_repeat_words and self.vocabulary is None:
             raise OptionError("no_repeat_words needs the vocabulary of the language model")
-        return ResolvedOptions(**vars(self.merged(PLAIN)))
+        return ResolvedOptions(**self._filled(PLAIN))
 
 
 class ResolvedOptions(GenerationOptions):
@@ -174,6 +177,9 @@ class ResolvedOptions(GenerationOptions):
     do_sample: bool
     num_return_sequences: int
     stop_ids: tuple[int, ...]
+
+    def resolved(self) -> ResolvedOptions:
+        return self
 
     def check_streaming(self) -> None:
         """Raises OptionError where texts cannot be given token by token."""
@@ -233,10 +239,15 @@ def read_options(values: Mapping[str, Any], method: Callable[..., Any] | None = 
     Raises:
         OptionError: an unknown name, a value out of range, or options that exclude each other.
     """
+    check_names(values, method)
+    return GenerationOptions(**values)
+
+
+def check_names(values: Mapping[str, Any], method: Callable[..., Any] | None = None) -> None:
+    """Raises OptionError, as `read_options`, for a name that is not of an option of users."""
     for name in values:
         if name not in USER_OPTIONS:
             raise OptionError(f"unknown option {name}: {_suggestion(name, method)}")
-    return GenerationOptions(**values)
 
 
 def user_options(options: GenerationOptions) -> dict[str, Any]:

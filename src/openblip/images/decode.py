@@ -91,13 +91,18 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
         OptionError: `max_pixels` or OPENBLIP_MAX_PIXELS is not a positive whole number.
     """
     with _BUDGET.lease() as lease:
-        return _load(source, _pixel_limit(max_pixels), allow_urls, lease)
+        return _load(source, describe_source(source), _pixel_limit(max_pixels), allow_urls, lease)
 
 
-def load_squashed(source: ImageSource, size: int) -> np.ndarray[Any, Any]:
-    """`load_image`, then `squash`: uint8 [S,S,3]. Many threads at it wait for one another rather than for memory."""
+def load_squashed(source: ImageSource, size: int, name: str | None = None) -> np.ndarray[Any, Any]:
+    """`load_image`, then `squash`: uint8 [S,S,3]. Many threads at it wait for one another rather than for memory.
+
+    Args:
+        name: of the image in errors; by default what `describe_source` says.
+    """
+    name = describe_source(source) if name is None else name
     with _BUDGET.lease() as lease:
-        return squash(_load(source, _pixel_limit(None), None, lease), size)
+        return squash(_load(source, name, _pixel_limit(None), None, lease), size)
 
 
 def silence_decoders() -> None:
@@ -129,10 +134,9 @@ def _silence_libtiff() -> None:
         pass  # built into Pillow, and not to be reached
 
 
-def _load(source: ImageSource, limit: int, allow_urls: bool | None, lease: Lease) -> Image.Image:
+def _load(source: ImageSource, name: str, limit: int, allow_urls: bool | None, lease: Lease) -> Image.Image:
     from PIL import Image
 
-    name = describe_source(source)
     try:
         if isinstance(source, Image.Image):
             _check_size(source, name, limit)

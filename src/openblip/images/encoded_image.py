@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openblip.errors import ImageError, OptionError
 from openblip.images.decode import ImageTransform, load_squashed, normalise
-from openblip.images.prefetch import is_settled, read_ahead, source_list
+from openblip.images.prefetch import is_settled, read_ahead
 from openblip.images.sources import ImageSource, describe_source, is_one_image
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ class EncodedBatch:
     """Images that were encoded together.
 
     Attributes:
-        sources: as they were given.
+        names: path, address or description of each source.
         errors: for each source what is wrong with it, or None.
         images: of the sources without an error.
     """
 
-    sources: list[ImageInput]
+    names: list[str]
     errors: list[ImageError | None]
     images: list[EncodedImage]
 
@@ -79,18 +79,22 @@ class EncodedBatch:
     def join(self, results: Iterable[Result]) -> Iterator[tuple[str, Result | ImageError]]:
         """The name of each source with its result, of which there is one an image, or with its error."""
         given = iter(results)
-        for source, error in zip(self.sources, self.errors, strict=True):
-            yield name_of(source), next(given) if error is None else error
+        for name, error in zip(self.names, self.errors, strict=True):
+            yield name, next(given) if error is None else error
 
 
-def name_of(source: ImageInput) -> str:
-    """The path, address or description of an image."""
-    return source.source if isinstance(source, EncodedImage) else describe_source(source)
+@dataclass(frozen=True, eq=False)
+class _ReadImage:
+    """An image before it is encoded: its pixels as the encoder takes them, uint8 [S, S, 3], and their key."""
+
+    pixels: np.ndarray[Any, Any]
+    key: bytes
+    source: str
 
 
 def image_list(given: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
     """Images to go through; a lone one is one, not its letters, lines or rows."""
-    return [given] if isinstance(given, EncodedImage) else source_list(cast("Iterable[Any]", given))
+    return [cast("ImageInput", given)] if is_one(given) else cast("Iterable[Any]", given)
 
 
 def is_one(images: object) -> bool:
@@ -177,7 +181,7 @@ class CachedEncoder:
 
     def encode_all(self, sources: Sequence[ImageInput]) -> list[EncodedImage]:
         """Images that are encoded together; the first that cannot be read raises its error."""
-        return self._encode([self._read(source) for source in sources], sources)
+        return self._encode([self._read(source) for source in sources])
 
     def batches(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Iterator[EncodedBatch]:
         """Images in order, `batch_size` at a time, the next ones being read while the caller computes.
@@ -185,11 +189,10 @@ class CachedEncoder:
         Sources are taken, in the caller's thread, as far ahead as `openblip.images.prefetch.read_ahead` says.
         """
         for batch in read_ahead(image_list(sources), self._read, batch_size, _may_wait):
-            good = [(source, found) for source, found in batch if not isinstance(found, ImageError)]
             yield EncodedBatch(
-                [source for source, _ in batch],
+                [describe_source(source) if isinstance(found, ImageError) else found.source for source, found in batch],
                 [found if isinstance(found, ImageError) else None for _, found in batch],
-                self._encode([found for _, found in good], [source for source, _ in good]),
+                self._encode([found for _, found in batch if not isinstance(found, ImageError)]),
             )
 
     def derive(
@@ -209,43 +212,36 @@ class CachedEncoder:
                 self.cache.keep(images[place])
         return [cast(Derived, image.derived[name]) for image in images]
 
-    def _read(self, source: ImageInput) -> EncodedImage | np.ndarray[Any, Any]:
+    def _read(self, source: ImageInput) -> EncodedImage | _ReadImage:
         if isinstance(source, EncodedImage):
             if source.encoder is not self:
                 raise OptionError(f"another model has encoded {source.source}: use encode_image of this one")
             return source
-        return load_squashed(source, self.transform.image_size)
+        name = describe_source(source)
+        pixels = load_squashed(source, self.transform.image_size, name)
+        # Of the pixels as the encoder takes them: what differs in the file alone is the same image, and a large photo
+        # costs no more to tell apart than a small one.
+        key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+        return _ReadImage(pixels, key, name)
 
-    def _encode(
-        self,
-        found: Sequence[EncodedImage | np.ndarray[Any, Any]],
-        sources: Sequence[ImageInput],
-    ) -> list[EncodedImage]:
-        # Pixels as the encoder takes them: what differs in the file alone is the same image, and a large photo costs
-        # no more to tell apart than a small one.
-        keys = [one.key if isinstance(one, EncodedImage) else _content_key(one) for one in found]
+    def _encode(self, found: Sequence[EncodedImage | _ReadImage]) -> list[EncodedImage]:
         known: dict[bytes, EncodedImage] = {}
-        missing: dict[bytes, int] = {}
-        for place, (key, one) in enumerate(zip(keys, found, strict=True)):
-            kept = one if isinstance(one, EncodedImage) else self.cache.find(key)
+        missing: dict[bytes, _ReadImage] = {}
+        for one in found:
+            kept = one if isinstance(one, EncodedImage) else self.cache.find(one.key)
             if kept is not None:
-                known[key] = kept
-            elif key not in known:
-                missing[key] = place
+                known[one.key] = kept
+            elif isinstance(one, _ReadImage):
+                missing.setdefault(one.key, one)
         if missing:
-            new = [cast("np.ndarray[Any, Any]", found[place]) for place in missing.values()]
             with torch.inference_mode():
-                features = self.encode_pixels(normalise(new, self.transform))
-                for (key, place), row in zip(missing.items(), features, strict=True):
+                features = self.encode_pixels(normalise([one.pixels for one in missing.values()], self.transform))
+                for (key, one), row in zip(missing.items(), features, strict=True):
                     # Cloned: a row of the batch would keep the memory of all of it.
-                    known[key] = EncodedImage(key, row.clone(), name_of(sources[place]), self)
+                    known[key] = EncodedImage(key, row.clone(), one.source, self)
                     self.cache.keep(known[key])
-        return [known[key] for key in keys]
+        return [known[one.key] for one in found]
 
 
 def _may_wait(source: object) -> bool:
     return isinstance(source, EncodedImage) or is_settled(source)
-
-
-def _content_key(squashed: np.ndarray[Any, Any]) -> bytes:
-    return hashlib.blake2b(squashed.tobytes(), digest_size=16).digest()

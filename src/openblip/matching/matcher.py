@@ -32,17 +32,17 @@ Item = TypeVar("Item")
 
 
 class QueriedImages:
-    """A batch of encoded images as the Q-Former's queries see them, which is kept with each image.
-
-    Attributes:
-        features: [I, N, image width], as the Q-Former reads them.
-    """
+    """A batch of encoded images as the Q-Former's queries see them, which is kept with each image."""
 
     def __init__(self, network: Blip2Network, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> None:
         self.network = network
         self.encoder = encoder
         self.images = images
-        self.features = torch.stack([image.features for image in images])
+
+    @cached_property
+    def features(self) -> Tensor:
+        """[I, N, image width], as the Q-Former reads them; of images that were queried before, nobody asks for it."""
+        return torch.stack([image.features for image in self.images])
 
     @cached_property
     def memory(self) -> ImageMemory:

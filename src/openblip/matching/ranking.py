@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openblip.errors import OptionError
-from openblip.images.encoded_image import ImageInput, name_of
+from openblip.images.encoded_image import ImageInput
 from openblip.matching.matcher import Matcher, QueriedImages, ReadTexts, batches
 from openblip.results import Ranked, Rankings
 from openblip.text import text_list
@@ -122,7 +122,7 @@ def _walk(
         images = matcher.queried(batch.whole())
         cosines = matcher.compare(images, told)
         for way in ways:
-            way.add(images, cosines, [name_of(source) for source in batch.sources])
+            way.add(images, cosines, batch.names)
 
 
 def _best_first(scores: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openblip.checkpoints import DEFAULT_MODEL
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.registry import DEFAULT_MODEL
 from openblip.devices import Placement, choose_placement, tell_substitution
 from openblip.images.encoded_image import DEFAULT_BYTES, ImageCache
 from openblip.models.families import composer_of

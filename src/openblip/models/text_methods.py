@@ -119,7 +119,7 @@ def caption(
         row = [text if details else text.text for text in captioned.captions]
         return row[0] if num_captions is None else row
 
-    return collect(writer.caption_many(image_list(images), text, chosen, batch_size), pick, one)
+    return collect(writer.caption_many(images, text, chosen, batch_size), pick, one)
 
 
 def caption_many(
@@ -138,7 +138,7 @@ def caption_many(
     """
     writer = writer_of(self, "caption")
     chosen = caption_options(self.parts, options, num_captions, method=caption_many)
-    return writer.caption_many(image_list(images), _caption_prompt(self, prompt), chosen, batch_size)
+    return writer.caption_many(images, _caption_prompt(self, prompt), chosen, batch_size)
 
 
 def _caption_prompt(self: Composed, prompt: str | None) -> str:

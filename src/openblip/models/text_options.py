@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, read_options
+from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, check_names
 from openblip.generation.repeated_words import Vocabulary
 from openblip.results import GeneratedText
 from openblip.text import Tokenizer, clean_generated
@@ -49,13 +49,19 @@ def _merged(
     stream: bool,
     method: Callable[..., Any] | None,
 ) -> ResolvedOptions:
-    given = replace(read_options(options, method), num_return_sequences=texts, stop_ids=(parts.stop_id,))
+    check_names(options, method)
+    no_repeat_words = options.get("no_repeat_words")
+    if no_repeat_words is None:
+        no_repeat_words = defaults.no_repeat_words
+    given = GenerationOptions(
+        **options,
+        num_return_sequences=texts,
+        stop_ids=(parts.stop_id,),
+        vocabulary=_vocabulary(parts.require_words()) if no_repeat_words else None,
+    )
     if stream and given.num_beams is None and not given.samples and not defaults.samples:
         given = replace(given, num_beams=1)
-    merged = given.merged(defaults)
-    if merged.no_repeat_words:
-        merged = replace(merged, vocabulary=_vocabulary(parts.require_words()))
-    resolved = merged.resolved()
+    resolved = given.merged(defaults).resolved()
     if stream:
         resolved.check_streaming()
     return resolved

@@ -49,7 +49,7 @@ class Writer:
         self.visual_prompts = visual_prompts
 
     def caption_many(
-        self, images: Iterable[ImageInput], prompt: str, options: ResolvedOptions, batch_size: int
+        self, images: ImageInput | Iterable[ImageInput], prompt: str, options: ResolvedOptions, batch_size: int
     ) -> Iterator[Captioned]:
         """Captions of images, or what is wrong with them, in order, as batches are done."""
         for batch in self.encoder.batches(images, batch_size):
@@ -81,7 +81,7 @@ class Writer:
                 yield image
 
         for batch in self.encoder.batches(images(), batch_size):
-            questions = [waiting.popleft() for _ in batch.sources]
+            questions = [waiting.popleft() for _ in batch.names]
             good = [prompts for (_, prompts), error in zip(questions, batch.errors, strict=True) if error is None]
             found = self.texts_of_many(batch.images, good, options) if batch.images else []
             for (own, _), (source, answers) in zip(questions, batch.join(found), strict=True):

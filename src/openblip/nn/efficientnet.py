@@ -98,20 +98,22 @@ class ConvNorm(nn.Module):
         self.active = active
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.norm, nn.Identity) and self.active and _may_fuse(x):
+        if isinstance(self.norm, nn.Identity) and self.active and (wanted := _fused_type(x)) is not None:
             padded, padding = self.conv.pad(x)
-            wanted, bias = computed_type(x), self.conv.bias
+            weight, bias = self.conv.weight, self.conv.bias
+            if wanted != x.dtype:
+                padded, weight, bias = padded.to(wanted), weight.to(wanted), None if bias is None else bias.to(wanted)
             one: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                padded.to(wanted),
-                self.conv.weight.to(wanted),
-                None if bias is None else bias.to(wanted),
+                padded,
+                weight,
+                bias,
                 [padding, padding],
                 self.conv.stride,
                 self.conv.dilation,
                 self.conv.groups,
                 *RELU6,
             )
-            return one.to(x.dtype)
+            return one.to(x.dtype) if wanted != x.dtype else one
         x = self.norm(self.conv(x))
         return F.relu6(x, inplace=True) if self.active else x
 
@@ -134,10 +136,12 @@ class ConvNorm(nn.Module):
         self.norm = nn.Identity()
 
 
-def _may_fuse(x: Tensor) -> bool:
-    """Whether oneDNN's convolution takes it: outside of training, which it sends no gradients back for."""
-    known = x.device.type == "cpu" and computed_type(x) in (torch.float32, torch.bfloat16)
-    return known and torch.is_inference_mode_enabled() and has_onednn()
+def _fused_type(x: Tensor) -> torch.dtype | None:
+    """What oneDNN's convolution computes in, if it takes `x`: outside of training, which it sends no gradients for."""
+    if x.device.type != "cpu" or not torch.is_inference_mode_enabled() or not has_onednn():
+        return None
+    wanted = computed_type(x)
+    return wanted if wanted in (torch.float32, torch.bfloat16) else None
 
 
 class InvertedBottleneck(nn.Module):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -70,7 +69,7 @@ class SafetensorsFile:
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored, perhaps still on disk until its elements are looked at."""
-        with readable(self.path):
+        with naming_faults(self.path):
             if self._read > REOPEN_BYTES:
                 self._open()
             tensor: Tensor = self._file.get_tensor(name)
@@ -242,8 +241,15 @@ def open_weights(path: Path) -> WeightFile:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns what the libraries raise about a file into a CheckpointError that names it."""
+    """As `naming_faults`, for a file that is opened now: what stands in for it is refused first."""
     refuse_stand_ins(path)
+    with naming_faults(path):
+        yield
+
+
+@contextmanager
+def naming_faults(path: Path) -> Iterator[None]:
+    """Turns what the libraries raise about a file into a CheckpointError that names it."""
     try:
         yield
     except CheckpointError:
@@ -343,6 +349,8 @@ def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str,
 
     Raises CheckpointError when they cannot be written; what was there before is kept.
     """
+    from filelock import FileLock
+
     drafts = {name: folder / f"{name}.draft" for name in (*weights, *texts)}
     try:
         folder.mkdir(parents=True, exist_ok=True)

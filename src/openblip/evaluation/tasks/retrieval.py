@@ -94,8 +94,8 @@ class _Looks:
         given = sources((self.pictures[number] for number in numbers), problems)
         done = 0
         for batch in self.matcher.encoder.batches(given, self.batch_size):
-            yield list(numbers[done : done + len(batch.sources)]), batch, problems
-            done += len(batch.sources)
+            yield list(numbers[done : done + len(batch.names)]), batch, problems
+            done += len(batch.names)
 
 
 def _embed_all(

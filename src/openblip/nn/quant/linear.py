@@ -105,10 +105,10 @@ class Conv2d(nn.Conv2d):
     def convolve(self, x: Tensor, padding: str | int | tuple[int, ...]) -> Tensor:
         """Images [B, C, H, W], to be padded so."""
         wanted, weight, bias = computed_type(x), self.weight, self.bias
-        if wanted != x.dtype:
-            weight, bias = weight.to(wanted), None if bias is None else bias.to(wanted)
-        y = F.conv2d(x.to(wanted), weight, bias, self.stride, padding, self.dilation, self.groups)
-        return y.to(x.dtype) if wanted != x.dtype else y
+        if wanted == x.dtype:
+            return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        weight, bias = weight.to(wanted), None if bias is None else bias.to(wanted)
+        return F.conv2d(x.to(wanted), weight, bias, self.stride, padding, self.dilation, self.groups).to(x.dtype)
 
 
 class WordTable(nn.Embedding):
