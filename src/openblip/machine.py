@@ -251,7 +251,7 @@ def _reason(placement: Placement, speeds: Sequence[Speed]) -> str:
         return "the official models were made for half precision, and this GPU has it"
     floats, codes = speeds[0], speeds[1]
     tokens = (codes.row / codes.weight_bytes) / (floats.row / floats.weight_bytes)
-    gain = f"int8 sees an image {codes.many / floats.many:.1f} and writes {tokens:.1f} times as fast"
+    gain = f"int8 encodes images {codes.many / floats.many:.1f} times and generates text {tokens:.1f} times as fast"
     return f"exact everywhere; {gain}: --dtype int8 when speed or memory counts"
 
 

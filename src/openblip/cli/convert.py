@@ -12,6 +12,7 @@ from openblip.cli.report import print_line
 EXAMPLES = """[bold]Examples[/bold]
   openblip convert Salesforce/blip2-opt-2.7b blip2/ --to openblip --storage float16
   openblip convert my-model/ for-transformers/ --to transformers
+  openblip convert both/ for-transformers/ --to transformers --task write
   openblip convert blip2_opt/pretrain_opt2.7b mine/ --checkpoint checkpoint_best.pth --to transformers"""
 
 
@@ -43,8 +44,9 @@ def convert(
 ) -> None:
     """Convert a model to the layout of OpenBLIP, transformers or LAVIS; the weights stay the same, bit for bit.
 
-    LAVIS keeps the parts that were frozen in training in files of their own, and so does this command. For transformers
-    and LAVIS, quantised weights become floating-point numbers again.
+    LAVIS keeps the parts that were frozen in training in files of their own, and so does this command.
+
+    For transformers and LAVIS, quantised weights become floating-point numbers again.
     """
     from openblip.checkpoints.tools import convert as converting
 

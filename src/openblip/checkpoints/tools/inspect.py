@@ -139,7 +139,9 @@ def inspect(path: Path) -> Contents:
     path = path.expanduser()
     if not path.is_file() and not path.is_dir():
         problem = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {problem}: give a model folder or a file of weights")
+        raise CheckpointError(
+            f"{path} {problem}: give a model folder or a file of weights (for a name, use `openblip plan`)"
+        )
     from openblip.checkpoints.tensors.wrappers import ALL_ROOTS, peel
 
     config = _config(path)

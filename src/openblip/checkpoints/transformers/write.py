@@ -76,6 +76,7 @@ def save_transformers(
         OptionError: no task for a model of both, or one that the model cannot do.
         CheckpointError: transformers' BLIP-2 cannot be such a model, or its weights are quantised.
     """
+    _require_vision(parts)
     task = _choose_task(parts, task)
     if quantised_layers(parts.network):
         raise CheckpointError(
@@ -140,6 +141,15 @@ def task_config(config: Blip2Config, task: Task) -> Blip2Config:
     return replace(config, qformer=replace(config.qformer, vocab_size=0))
 
 
+def _require_vision(parts: ModelParts) -> VitConfig:
+    vision = parts.network.config.vision
+    if not isinstance(vision, VitConfig) or not vision.patch_bias:
+        raise CheckpointError(
+            f"transformers' BLIP-2 has EVA's plain ViT: the image encoder of {parts.name} cannot be written for it"
+        )
+    return vision
+
+
 def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     able: list[Task] = []
     if parts.network.config.own_language is not None:
@@ -147,7 +157,10 @@ def _choose_task(parts: ModelParts, task: Task | None) -> Task:
     if parts.matching is not None:
         able.append("match")
     if task is None and len(able) == 2:
-        raise OptionError("transformers has a folder for each half of BLIP-2: give the task, write or match")
+        raise OptionError(
+            "transformers has a folder for each half of BLIP-2: "
+            "give the task, write or match (--task of `openblip convert`)"
+        )
     if not able or task not in (None, *able):
         raise OptionError(f"the model {parts.name} cannot {task or 'write or match'}: there is nothing to be written")
     return task or able[0]
@@ -162,9 +175,7 @@ def _word_ids(parts: ModelParts, words: Tokenizer) -> WordIds:
 
 
 def _config(parts: ModelParts, config: Blip2Config, task: Task, ids: WordIds | None) -> dict[str, Any]:
-    vision = config.vision
-    if not isinstance(vision, VitConfig) or not vision.patch_bias:
-        raise CheckpointError("transformers' BLIP-2 has EVA's plain ViT: this image encoder cannot be written for it")
+    vision = _require_vision(parts)
     qformer = config.qformer
     content: dict[str, Any] = {
         "architectures": [next(name for name, kind in ARCHITECTURES.items() if kind == task)],

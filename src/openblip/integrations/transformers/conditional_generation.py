@@ -235,8 +235,8 @@ class Blip2ForConditionalGeneration(Writer):
         if options.get("output_scores"):
             if chosen.num_beams == 1:
                 raise OptionError(
-                    "output_scores goes with num_beams here: "
-                    "openblip.load(...).answer tells the log-probability of every token"
+                    "output_scores goes with num_beams here: for the log-probability of every token, "
+                    "use openblip.load(...).caption or .ask with details=True"
                 )
             scores = torch.tensor([text.score for text in texts], device=ids.device)
         return GenerateOutput(sequences=ids, sequences_scores=scores)
