@@ -30,7 +30,9 @@ SHORT_NAMES = {
     "Path": "pathlib.Path",
     "Unpack": "typing_extensions.Unpack",
     "Ability": "openblip.models.abilities.Ability",
+    "GenerationDefaults": "openblip.checkpoints.model_parts.GenerationDefaults",
     "Matcher": "openblip.matching.matcher.Matcher",
+    "PromptTemplates": "openblip.text.PromptTemplates",
     "Writer": "openblip.models.writer.Writer",
 }
 """What the first word of a name stands for in annotations whose imports only type checkers see."""

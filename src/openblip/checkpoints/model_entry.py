@@ -118,6 +118,7 @@ class ModelEntry:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The name and the aliases."""
         return (self.name, *self.aliases)
 
     @property
@@ -127,7 +128,7 @@ class ModelEntry:
 
     @property
     def size(self) -> int:
-        """Bytes of its files: to about one percent where they are downloaded."""
+        """Size of its files in bytes; to about one percent where they are downloaded."""
         if self.folder is None:
             return sum(file.size for file in self.files)
         return sum(file.stat().st_size for file in self.folder.glob("*") if file.is_file())
