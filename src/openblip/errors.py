@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from numbers import Integral
 
 MOST_SHOWN = 200
 """Characters of one name or value of outside."""
@@ -66,7 +67,7 @@ class ImageError(OpenBlipError):
     """
 
     def __init__(self, source: str, problem: str) -> None:
-        super().__init__(f"{source}: {problem}")
+        super().__init__(f"{source if source.strip() else repr(source)}: {problem}")
         self.source = source
         self.problem = problem
 
@@ -84,3 +85,20 @@ class DownloadError(OpenBlipError):
 
 class OptionError(OpenBlipError, ValueError):
     """An argument outside its allowed range, or arguments that exclude each other."""
+
+
+def whole_number(called: str, value: object, least: int, wanted: str = "") -> int:
+    """A number that a user gave, checked.
+
+    Args:
+        called: what an error calls it.
+        wanted: what an error says of one that is too small; by default "at least ...".
+
+    Raises:
+        OptionError: it is no whole number, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{called} is {value!r}: it must be a whole number")
+    if value < least:
+        raise OptionError(f"{called} is {value}: it must be {wanted or f'at least {least}'}")
+    return int(value)

@@ -93,6 +93,13 @@ def text_list(given: str | Iterable[str], what: str = "the texts") -> list[str]:
     return texts
 
 
+def one_text(given: str, what: str) -> str:
+    """Raises OptionError, which calls it `what`, for anything but a str."""
+    if not isinstance(given, str):
+        raise OptionError(f"{what} is {str(given)[:100]} ({type(given).__name__}): give one text")
+    return given
+
+
 def trim_prompt(prompt: str) -> str:
     """A prompt without the blanks at its end.
 

@@ -450,11 +450,94 @@ def test_every_method_that_generates_suggests_its_own_keywords(tiny_model: Model
             tiny_model.caption(photos[0], num_captions=wrong_count)
 
 
-def test_wrong_batch_sizes_of_features_are_refused(tiny_model: Model, photos: list[Path]) -> None:
-    with pytest.raises(OptionError, match="batch_size"):
-        tiny_model.embed_images(photos, batch_size=0)
-    with pytest.raises(OptionError, match="batch_size"):
-        tiny_model.embed_texts(["a dog"], batch_size=-1)
+CALLS: dict[str, Callable[..., Any]] = {
+    "caption": lambda model, photo, **options: model.caption(photo, **options),
+    "ask": lambda model, photo, **options: model.ask(photo, "why?", **options),
+    "match": lambda model, photo, **options: model.match(photo, "a dog", **options),
+    "scores": lambda model, photo, **options: model.scores(photo, "a dog", **options),
+    "rank_images": lambda model, photo, **options: model.rank_images("a dog", [photo], **options),
+    "rank_texts": lambda model, photo, **options: model.rank_texts(photo, ["a dog"], **options),
+    "rank_both": lambda model, photo, **options: model.rank_both([photo], ["a dog"], **options),
+    "embed_images": lambda model, photo, **options: model.embed_images(photo, **options),
+    "embed_images_many": lambda model, photo, **options: list(model.embed_images_many(photo, **options)),
+    "embed_texts": lambda model, photo, **options: model.embed_texts("a dog", **options),
+}
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, None, "4", True])
+@pytest.mark.parametrize("call", CALLS)
+def test_wrong_batch_sizes_are_refused(tiny_model: Model, photos: list[Path], call: str, size: Any) -> None:
+    with pytest.raises(OptionError, match=f"batch_size is {size!r}: it must be"):
+        CALLS[call](tiny_model, photos[0], batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"top": 0}, "top is 0: it must be at least 1, or None for all"),
+        ({"top": "3"}, "top is '3': it must be a whole number"),
+        ({"top": 1.5}, "top is 1.5"),
+        ({"rerank": -1}, r"rerank is -1: it must be 0 \(ITC alone\) or more"),
+        ({"rerank": None}, "rerank is None"),
+    ],
+)
+@pytest.mark.parametrize("call", ["rank_images", "rank_texts", "rank_both"])
+def test_wrong_options_of_a_search_are_named(
+    tiny_model: Model, photos: list[Path], call: str, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named):
+        CALLS[call](tiny_model, photos[0], **options)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", True])
+def test_wrong_numbers_of_captions_are_refused(tiny_model: Model, photos: list[Path], number: Any) -> None:
+    with pytest.raises(OptionError, match=f"the number of texts is {number!r}"):
+        tiny_model.caption(photos[0], num_captions=number)
+
+
+@pytest.mark.parametrize("wrong", [3, b"a photo of", ["a photo of"], {"text": "a photo of"}])
+def test_what_is_no_text_where_one_belongs_is_named(tiny_model: Model, photos: list[Path], wrong: Any) -> None:
+    for call in (
+        lambda: tiny_model.caption(photos[0], prompt=wrong),
+        lambda: tiny_model.caption(photos[0], prompt=wrong, stream=True),
+        lambda: list(tiny_model.caption_many(photos, prompt=wrong)),
+        lambda: tiny_model.ask(photos[0], "why?", template=wrong),
+        lambda: tiny_model.chat(photos[0]).ask(wrong),
+    ):
+        with pytest.raises(OptionError, match="give one text"):
+            call()
+
+
+@pytest.mark.parametrize("asked", [["photo.png"], [3], [None], ["ab"], [("photo.png", "why?", "who?")]])
+def test_what_is_no_image_with_its_questions_is_named(tiny_model: Model, asked: Any) -> None:
+    with pytest.raises(OptionError, match="give pairs of an image and the question or questions"):
+        list(tiny_model.ask_many(asked))
+
+
+@pytest.mark.parametrize("wrong", ["a dog", None, 3, [[1.0, 0.0]], np.zeros((1, 16))])
+def test_what_are_no_vectors_is_named(tiny_model: Model, wrong: Any) -> None:
+    vectors = tiny_model.embed_texts(["a dog"])
+    for pair in ((vectors, wrong), (wrong, vectors)):
+        with pytest.raises(OptionError, match="give tensors"):
+            openblip.similarity(*pair)
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_shows_in_the_error(tiny_model: Model, path: str) -> None:
+    with pytest.raises(ImageError, match=f"^{path!r}: "):
+        tiny_model.caption(path)
+
+
+@pytest.mark.parametrize("adapter", ["", " ", 3, b"folder"])
+def test_what_names_no_adapter_is_named(tiny_model_folder: Path, adapter: Any) -> None:
+    with pytest.raises(OptionError, match="the adapter is "):
+        openblip.load(tiny_model_folder, device="cpu", adapter=adapter)
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, None, "100", True])
+def test_wrong_limits_of_the_cache_are_refused(tiny_model_folder: Path, limit: Any) -> None:
+    with pytest.raises(OptionError, match=f"image_cache is {limit!r}: it must be"):
+        openblip.load(tiny_model_folder, device="cpu", image_cache=limit)
 
 
 # Loading

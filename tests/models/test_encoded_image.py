@@ -233,7 +233,7 @@ def test_the_bound_is_an_option_of_load(tiny_model_folder: Path, photos: list[Pa
     off = openblip.load(tiny_model_folder, device="cpu", image_cache=0)
     off.ask(photos[0], QUESTIONS)
     assert len(off.image_cache) == 0
-    with pytest.raises(OptionError, match="image_cache is -1 bytes"):
+    with pytest.raises(OptionError, match="image_cache is -1: it must be a number of bytes, 0 or more"):
         openblip.load(tiny_model_folder, device="cpu", image_cache=-1)
 
 
@@ -301,3 +301,19 @@ def test_threads_share_it(tiny_model_folder: Path, photos: list[Path]) -> None:
         list(pool.map(work, range(4)))
     kept = [image.nbytes for image, _ in model.image_cache._kept.values()]
     assert model.image_cache.nbytes == sum(kept) <= model.image_cache.limit
+
+
+def test_its_size_is_taken_while_another_thread_derives_something(model: Model, photos: list[Path]) -> None:
+    image = model.encode_image(photos[0])
+
+    class Derived:
+        """Another thread's turn comes as its size is asked for."""
+
+        @property
+        def nbytes(self) -> int:
+            image.derived["of the other thread"] = torch.zeros(1)
+            return 1
+
+    before = image.nbytes
+    image.derived["of this thread"] = Derived()
+    assert image.nbytes == before + 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
-from openblip.errors import ImageError, OptionError
+from openblip.errors import ImageError, OptionError, whole_number
 from openblip.images.decode import ImageTransform, load_squashed, normalise
 from openblip.images.prefetch import is_settled, read_ahead
 from openblip.images.sources import ImageSource, describe_source, is_one_image
@@ -52,7 +52,8 @@ class EncodedImage:
     @property
     def nbytes(self) -> int:
         """Memory of the features and of what was derived from them by now."""
-        return self.features.nbytes + int(sum(value.nbytes for value in self.derived.values()))
+        # A list, which is made in one step: another thread may derive something meanwhile.
+        return self.features.nbytes + int(sum(value.nbytes for value in list(self.derived.values())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +110,11 @@ class ImageCache:
         limit: bytes of features, keys and values, on the model's device; 0 keeps nothing.
 
     Raises:
-        OptionError: a limit below 0.
+        OptionError: a limit that is no whole number, or below 0.
     """
 
     def __init__(self, limit: int = DEFAULT_BYTES) -> None:
-        if limit < 0:
-            raise OptionError(f"image_cache is {limit} bytes: give 0 or more")
-        self.limit = limit
+        self.limit = whole_number("image_cache", limit, 0, "a number of bytes, 0 or more")
         self._lock = Lock()
         self._kept: OrderedDict[bytes, tuple[EncodedImage, int]] = OrderedDict()
         self._nbytes = 0

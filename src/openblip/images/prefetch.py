@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
-from openblip.errors import ImageError, OptionError
+from openblip.errors import ImageError, whole_number
 from openblip.images.decode import ImageTransform, load_squashed, normalise
 from openblip.images.sources import ImageSource, is_one_image
 
@@ -108,10 +108,9 @@ def read_ahead(
         in_threads: what `work` may do to a source later, in a thread, rather than as it is taken.
 
     Raises:
-        OptionError: `batch_size` is below 1.
+        OptionError: `batch_size` is no whole number, or below 1.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+    batch_size = whole_number("batch_size", batch_size, 1)
     threads = count_threads()
     ahead = _Ahead(sources, work, threads, in_threads)
     try:

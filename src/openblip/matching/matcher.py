@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from openblip.errors import ImageError, OptionError
+from openblip.errors import ImageError, OptionError, whole_number
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.qformer import ImageMemory
@@ -189,7 +189,7 @@ class Matcher:
     def embed_texts(self, texts: str | Iterable[str], batch_size: int) -> Tensor:
         """Unit vectors [M, shared width], float32 on the CPU."""
         # Computed in inference mode, they could not be learnt from; a copy made outside can.
-        return self.read(texts, _checked(batch_size)).embeds.cpu().clone()
+        return self.read(texts, whole_number("batch_size", batch_size, 1)).embeds.cpu().clone()
 
     def score(
         self, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], *, itm: bool, batch_size: int
@@ -276,15 +276,9 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Items in order, `size` at a time.
 
     Raises:
-        OptionError: when the first batch is asked for and `size` is below 1.
+        OptionError: when the first batch is asked for and `size` is no whole number, or below 1.
     """
-    _checked(size)
+    size = whole_number("batch_size", size, 1)
     waiting = iter(items)
     while batch := list(islice(waiting, size)):
         yield batch
-
-
-def _checked(batch_size: int) -> int:
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
-    return batch_size

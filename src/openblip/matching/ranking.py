@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openblip.errors import OptionError
+from openblip.errors import whole_number
 from openblip.images.encoded_image import ImageInput
 from openblip.matching.matcher import Matcher, QueriedImages, ReadTexts, batches
 from openblip.results import Ranked, Rankings
@@ -42,10 +42,9 @@ class Search:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if self.top is not None and self.top < 1:
-            raise OptionError(f"top is {self.top}: it must be at least 1, or None for all")
-        if self.rerank < 0:
-            raise OptionError(f"rerank is {self.rerank}: it must be 0 (ITC alone) or more")
+        if self.top is not None:
+            whole_number("top", self.top, 1, "at least 1, or None for all")
+        whole_number("rerank", self.rerank, 0, "0 (ITC alone) or more")
 
 
 def rank_images(

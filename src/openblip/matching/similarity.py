@@ -16,9 +16,11 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         b: likewise, M of them.
 
     Raises:
-        OptionError: vectors of another shape, or of different widths.
+        OptionError: no tensors, vectors of another shape, or of different widths.
     """
     for name, vectors in (("a", a), ("b", b)):
+        if not isinstance(vectors, Tensor):
+            raise OptionError(f"{name} is of the type {type(vectors).__name__}: give tensors, as embed_texts returns")
         if vectors.ndim not in (2, 3):
             raise OptionError(
                 f"{name} has the shape {list(vectors.shape)}: give vectors [N, D] or [N, Q, D], of one thing in a batch"

@@ -17,7 +17,7 @@ from openblip.models.abilities import writer_of
 from openblip.models.signatures import BATCH_SIZE, Images, No, Texts, Yes, collect
 from openblip.models.text_options import answer_options, caption_options
 from openblip.results import Answered, Captioned, GeneratedText
-from openblip.text import Pieces, text_list
+from openblip.text import Pieces, one_text, text_list
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -142,7 +142,7 @@ def caption_many(
 
 
 def _caption_prompt(self: Composed, prompt: str | None) -> str:
-    return self.parts.prompts.caption if prompt is None else prompt
+    return self.parts.prompts.caption if prompt is None else one_text(prompt, "the prompt")
 
 
 @overload

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInpu
 from openblip.models.text_options import read_text
 from openblip.nn.language_model import LanguageModel
 from openblip.results import Answered, Captioned, GeneratedText
-from openblip.text import Pieces, clean_question, text_list, text_pieces
+from openblip.text import Pieces, clean_question, one_text, text_list, text_pieces
 
 SHARED_FROM = 3
 """Questions about one image from which reading its visual prompt once saves more than a larger batch does: the prompt
@@ -75,7 +76,11 @@ class Writer:
         waiting: deque[tuple[list[str], list[str]]] = deque()
 
         def images() -> Iterator[ImageInput]:
-            for image, given in asked:
+            for pair in cast("Iterable[Any]", asked):
+                if not isinstance(pair, tuple | list) or len(pair) != 2:
+                    wanted = "give pairs of an image and the question or questions about it"
+                    raise OptionError(f"{str(pair)[:100]} was asked: {wanted}")
+                image, given = pair
                 own = text_list(given, "the questions")
                 waiting.append((own, [prompt_of(question) for question in own]))  # checked before its image is read
                 yield image
@@ -151,12 +156,12 @@ class Writer:
         Raises:
             OptionError: nothing is asked, or the template has no place for the question.
         """
-        asked = clean_question(question)
+        asked = clean_question(one_text(question, "the question"))
         if asked == "?":
             raise OptionError("the question is empty: ask something about the image")
         if template is None:
             return self.parts.prompts.ask(asked)
-        if "{question}" not in template:
+        if "{question}" not in one_text(template, "the template"):
             raise OptionError(f"the template {template!r} has no {{question}} in it: say where the question stands")
         return template.replace("{question}", asked)
 

@@ -17,7 +17,7 @@ from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
 from openblip.checkpoints.names.transformers import is_theirs, sources
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 
 WEIGHT = ".weight"
 TABLES = (".tokens.weight", ".words.weight", ".positions.weight", ".table.weight")
@@ -147,8 +147,11 @@ def find_adapter(place: str | Path) -> Adapter:
 
     Raises:
         CheckpointError: neither, or its files are broken.
+        OptionError: an empty name, or no name.
         DownloadError: its files cannot be had.
     """
+    if not isinstance(place, str | Path) or not str(place).strip():
+        raise OptionError(f"the adapter is {place!r}: give a folder, or the name of a repository on the hub")
     folder = Path(place).expanduser()
     if not folder.is_dir():
         if not REPOSITORY_NAME.fullmatch(str(place)):
