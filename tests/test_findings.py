@@ -26,7 +26,7 @@ def faults(script: Path, text: str, readme: str) -> list[str]:
         "installs a package without an exact version": all("==" in word for word in wanted),
         "does not name package==version in its header": re.search(r"[\w-]+==[\d.]+", header) is not None,
         "does not work in a temporary folder": "mktemp -d" in text,
-        "cannot fail": "exit 1" in text,
+        "cannot fail": "exit 1" in text or 'sys.exit("' in text,
         "has no row in findings/README.md": len(re.findall(rf"^\| \[{script.name}\]", readme, re.MULTILINE)) == 1,
         "uses OpenBLIP": not re.search(r"^\s*(import|from) openblip|install[^\n]*openblip", text, re.MULTILINE),
     }

@@ -261,10 +261,12 @@ def test_a_claim_of_sixty_thousand_pixels_square_is_refused_from_the_header(
         pytest.fail("pixels were decoded before the size was checked")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
-    with pytest.raises(ImageError, match=r"bomb\.png: has more pixels than Pillow opens; make it smaller"):
+    with pytest.raises(
+        ImageError, match=r"bomb\.png: has 60000 x 60000 pixels, more than the limit of 178956970; make"
+    ):
         load_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as applications do that trust their files
-    with pytest.raises(ImageError, match=r"60000 x 60000 pixels, more than the limit of 178956970; make"):
+    with pytest.raises(ImageError, match=r"60000 x 60000 pixels, more than the limit of 178956970"):
         load_image(path)
     with pytest.raises(ImageError, match="more than the limit of 850"):
         load_image(FILES["gif"], max_pixels=850)

@@ -109,7 +109,7 @@ def test_what_is_wrong_is_said_at_once(tiny_model: Model, photos: list[Path], tm
             "a beam search chooses its text at",
         ),
         (lambda: model.caption(photos[0], stream=True, num_beams=5), OptionError, "give num_beams=1, or sample"),
-        (lambda: model.ask(photos[0], [QUESTION], stream=True), OptionError, "one answer at a time"),
+        (lambda: model.ask(photos[0], [QUESTION], stream=True), OptionError, "one text about one image"),
         (lambda: model.caption(photos[:1], stream=True), OptionError, "one caption of one image"),
         (lambda: model.caption(photos[0], stream=True, num_captions=2), OptionError, "one caption of one image"),
         (lambda: model.ask(photos[0], "?", stream=True), OptionError, "the question is empty"),

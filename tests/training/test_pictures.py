@@ -84,7 +84,7 @@ def test_a_run_that_reads_pictures_resumes_to_the_same_weights(recipe: Path, tmp
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "from openblip.errors import OpenBlipError\n"
-        "from openblip.training import state\n"
+        "from openblip.training.loop import checkpoint as state\n"
         "from openblip.training.recipe import load_recipe\n"
         "from openblip.training.run import train\n"
         "write, calls = state.write_whole, []\n"

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.errors import OptionError
-from openblip.nn import vit
+from openblip.nn import recompute
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.vit import VisionTransformer, VitConfig
 from openblip.training import run
@@ -157,7 +157,7 @@ def test_blocks_that_learn_are_computed_again_where_memory_is_short(
         calls += 1
         return checkpoint(*args, **kwargs)
 
-    monkeypatch.setattr(vit, "checkpoint", counted)
+    monkeypatch.setattr(recompute, "checkpoint", counted)
     less = weights(train(load_recipe(recipe, [*again, "gradient_checkpointing=true"])))
     steps, learning = 2 * 5, 10 if "vision_blocks=0" in settings else UPPER
     assert calls == steps * learning

@@ -106,13 +106,13 @@ def caption(
     """
     one, count = is_one(images), 1 if num_captions is None else num_captions
     writer = writer_of(self, "caption")
+    if stream and (not one or num_captions is not None or details):
+        raise OptionError(
+            "one caption of one image can be streamed: leave out num_captions and details, give one image"
+        )
     chosen = caption_options(self.parts, options, count, stream=stream, method=caption)
     text = _caption_prompt(self, prompt)
     if stream:
-        if not one or num_captions is not None or details:
-            raise OptionError(
-                "one caption of one image can be streamed: leave out num_captions and details, give one image"
-            )
         return writer.stream(self.encode_image(cast(ImageInput, images)), text, chosen, caption=True)
 
     def pick(captioned: Captioned) -> Any:
