@@ -22,6 +22,7 @@ from openblip.checkpoints.loading import load_parts, with_language_model
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import load_native, save_native
 from openblip.checkpoints.tools.convert import convert
+from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.write import save_transformers
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
@@ -30,6 +31,7 @@ from openblip.models.load import model_of
 from openblip.nn.blip2 import Blip2Network
 
 from ..language_models import IDS, START, STOP, WIDTH, write_language_model
+from .theirs import write_matcher
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +184,10 @@ def test_other_layouts_have_no_place_for_it(tiny_parts: ModelParts, llama: Path,
     with pytest.raises(CheckpointError, match="has an external language model"):
         Blip2OPT(load_native(tmp_path / "model"))
     writer = replace(load_native(tmp_path / "model"), matching=None)
+    write_matcher(tmp_path / "matcher")
+    plain = with_language_model(load_transformers(tmp_path / "matcher"), llama)
     with pytest.raises(OptionError, match="cannot write or match"):
-        save_transformers(writer, tmp_path / "theirs")
+        save_transformers(replace(plain, matching=None), tmp_path / "theirs")
     convert(tmp_path / "model", tmp_path / "small", "openblip", storage="int8")
     assert load_parts(tmp_path / "small").external == writer.external
 
