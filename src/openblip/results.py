@@ -66,12 +66,13 @@ class Match:
     """How well a text fits an image.
 
     Attributes:
-        itm: image-text matching: the probability, from 0 to 1, that image and text belong together.
+        itm: image-text matching: the probability, from 0 to 1, that image and text belong together; None from a model
+            that compares by contrast alone.
         itc: image-text contrast: the cosine, from -1 to 1, of their embeddings.
     """
 
     text: str
-    itm: float
+    itm: float | None
     itc: float
 
 
@@ -135,7 +136,7 @@ class Ranked:
         index: its position in the list that was searched.
         source: the path, URL or description of the image, or the text.
         itc: cosine from -1 to 1.
-        itm: probability from 0 to 1; None if the ITC rank was too low for ITM to be computed.
+        itm: probability from 0 to 1; None if the ITC rank was too low for ITM to be computed, or the model has no ITM.
         score: cosine plus ITM logit, by which results with `itm` are ordered.
     """
 

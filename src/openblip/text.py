@@ -283,6 +283,10 @@ class MatchingText:
         """Begins a text that is generated (ITG). Raises CheckpointError when the vocabulary has no [DEC]."""
         return self.tokenizer.token_id("[DEC]")
 
+    def clean(self, text: str) -> str:
+        """As captions were in training."""
+        return clean_caption(text)
+
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer.encode(text)[: self.max_tokens - 2]
         return [self.tokenizer.start_id, *ids, self.end_id]

@@ -73,8 +73,9 @@ class PublishedMatch:
 
     def run(self, model: Model, image: ImageSource) -> Outcome:
         found = model.match(image, self.text)
-        pairs = [(self.itc, found.itc)] + ([] if self.itm is None else [(self.itm, found.itm)])
-        near = all(abs(expected - value) <= TOLERANCE for expected, value in pairs)
+        near = abs(self.itc - found.itc) <= TOLERANCE
+        if self.itm is not None:
+            near = near and found.itm is not None and abs(self.itm - found.itm) <= TOLERANCE
         itm = None if self.itm is None else found.itm
         return Outcome(self.task, _shown(self.itm, self.itc), _shown(itm, found.itc), near)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import openblip
 from openblip.errors import ImageError, OptionError
 from openblip.matching.matcher import Matcher
+from openblip.models.blip2 import Blip2Comparison
 from openblip.models.model import Model
 from tests.checkpoints.theirs import Theirs, write_matcher
 from tests.pairs.folders import their_scores
@@ -38,7 +39,7 @@ def model(theirs: Theirs) -> Model:
 
 def matcher_of(model: Model, pairs: int) -> Matcher:
     assert model.parts.matching is not None
-    return Matcher(model.network, model.parts.matching, model.components.encoder, pairs)
+    return Matcher(Blip2Comparison(model.network), model.parts.matching, model.components.encoder, pairs)
 
 
 def counted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, size: Callable[..., int]) -> list[int]:

@@ -49,7 +49,8 @@ def match(
     """Score how well texts fit one or more images; the best pair comes first.
 
     Each image and each text is encoded once.
-    itm: the probability that text and image belong together. itc: the cosine of their embeddings.
+    itm: the probability that text and image belong together; a model that compares by contrast alone has none.
+    itc: the cosine of their embeddings.
     """
     import openblip
     from openblip.images.sources import describe_source
@@ -71,13 +72,15 @@ def match(
                 report.note(image=name_of(path), text=one.text, itm=one.itm, itc=one.itc)
         notes = report.notes()
         pairs = [note for note in notes if "error" not in note]
-        pairs.sort(key=lambda pair: pair["itm"], reverse=True)
+        by = "itc" if any(pair["itm"] is None for pair in pairs) else "itm"
+        pairs.sort(key=lambda pair: pair[by], reverse=True)
         if as_json:
             for fields in [*(note for note in notes if "error" in note), *pairs]:
                 report.record(**fields)
             return
         if pairs:
-            report.line("  itm     itc  text")
+            report.line("  itm     itc  text" if by == "itm" else "   itc  text")
         for pair in pairs:
             name = f"{describe_source(pair['image'])}: " if len(images) > 1 else ""
-            report.line(f"{pair['itm']:.3f}  {pair['itc']:6.3f}  {name}{pair['text']}")
+            itm = "" if by == "itc" else f"{pair['itm']:.3f}  "
+            report.line(f"{itm}{pair['itc']:6.3f}  {name}{pair['text']}")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from openblip.errors import whole_number
 from openblip.images.encoded_image import ImageInput
-from openblip.matching.matcher import Matcher, QueriedImages, ReadTexts, batches
+from openblip.matching.comparison import ImageBatch
+from openblip.matching.matcher import Matcher, ReadTexts, batches
 from openblip.results import Ranked, Rankings
 from openblip.text import text_list
 
@@ -30,7 +31,8 @@ class Search:
 
     Attributes:
         top: results for each query; None for all.
-        rerank: the best candidates by contrast (ITC) that matching (ITM) orders anew, for each query; 0 for ITC alone.
+        rerank: the best candidates by contrast (ITC) that matching (ITM) orders anew, for each query; 0 for ITC alone,
+            which a model without ITM ranks by whatever is said here.
         batch_size: images that are encoded together.
 
     Raises:
@@ -46,11 +48,16 @@ class Search:
             whole_number("top", self.top, 1, "at least 1, or None for all")
         whole_number("rerank", self.rerank, 0, "0 (ITC alone) or more")
 
+    def by(self, matcher: Matcher) -> Search:
+        """As this matcher can do it."""
+        return self if matcher.reads_pairs else replace(self, rerank=0)
+
 
 def rank_images(
     matcher: Matcher, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], search: Search
 ) -> list[list[Ranked]]:
     """Images for each text. Every image is encoded once, and dropped when it is no text's candidate any more."""
+    search = search.by(matcher)
     texts = text_list(texts)
     told = matcher.read(texts)
     found = _ImagesForTexts(matcher, told, search)
@@ -62,6 +69,7 @@ def rank_texts(
     matcher: Matcher, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], search: Search
 ) -> list[list[Ranked]]:
     """Texts for each image."""
+    search = search.by(matcher)
     texts = text_list(texts)
     told = matcher.read(texts)
     found = _TextsForImages(matcher, told, texts, search)
@@ -73,6 +81,7 @@ def rank_both(
     matcher: Matcher, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], search: Search
 ) -> Rankings:
     """Both from one look at each image."""
+    search = search.by(matcher)
     texts = text_list(texts)
     told = matcher.read(texts)
     images, others = _ImagesForTexts(matcher, told, search), _TextsForImages(matcher, told, texts, search)
@@ -118,7 +127,7 @@ def _walk(
 ) -> None:
     """Look at each image once, for one way of searching or both."""
     for batch in matcher.encoder.batches(sources, batch_size):
-        images = matcher.queried(batch.whole())
+        images = matcher.batch(batch.whole())
         cosines = matcher.compare(images, told)
         for way in ways:
             way.add(images, cosines, batch.names)
@@ -139,7 +148,7 @@ class _TextsForImages:
         self.search = search
         self.ranked: list[list[Ranked]] = []
 
-    def add(self, images: QueriedImages, cosines: Tensor, names: Sequence[str]) -> None:
+    def add(self, images: ImageBatch, cosines: Tensor, names: Sequence[str]) -> None:
         self.ranked += rank(
             cosines, self.texts, self.search, lambda chosen: self.matcher.match(images.memory, self.told, chosen)
         )
@@ -158,7 +167,7 @@ class _ImagesForTexts:
         self._best = torch.empty(len(told.ids), 0)
         self._best_images = torch.empty(len(told.ids), 0, dtype=torch.int64)
 
-    def add(self, images: QueriedImages, cosines: Tensor, names: Sequence[str]) -> None:
+    def add(self, images: ImageBatch, cosines: Tensor, names: Sequence[str]) -> None:
         first = len(self.names)
         self.names += names
         self.cosines.append(cosines)

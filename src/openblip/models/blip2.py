@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,10 +12,91 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.devices import Placement
 from openblip.generation.cuda_graphs import Graphs
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache
-from openblip.matching.matcher import Matcher, QueriedImages
+from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
+from openblip.nn.blip2 import Blip2Network
 from openblip.nn.language_model import LanguageModel
+from openblip.nn.qformer import ImageMemory
+
+QUERIES = "queries"
+"""What is kept of an encoded image: the Q-Former's outputs [Q, width]."""
+
+
+class QueriedImages:
+    """A batch of encoded images as the Q-Former's queries see them, which is kept with each image."""
+
+    def __init__(self, network: Blip2Network, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> None:
+        self.network = network
+        self.encoder = encoder
+        self.images = images
+
+    @cached_property
+    def features(self) -> Tensor:
+        """[I, N, image width], as the Q-Former reads them; of images that were queried before, nobody asks for it."""
+        return torch.stack([image.features for image in self.images])
+
+    @cached_property
+    def memory(self) -> ImageMemory:
+        """Keys and values of the Q-Former's cross-attention."""
+        return self.network.qformer.remember(self.features)
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """Outputs of the queries [I, Q, width]."""
+        return torch.stack(self.encoder.derive(self.images, QUERIES, self._queries))
+
+    @cached_property
+    def embeds(self) -> Tensor:
+        """Unit vectors [I, Q, shared width], float32."""
+        return self.network.project_queries(self.queries).float()
+
+    def _queries(self, places: list[int]) -> list[Tensor]:
+        rows = torch.tensor(places, device=self.features.device)
+        memory = self.memory if len(places) == len(self.images) else self.memory.take(rows)
+        # Cloned: a row of the batch would keep the memory of all of it.
+        return [row.clone() for row in self.network.qformer.image(memory)]
+
+
+class Blip2Comparison:
+    """How a BLIP-2 with a text side compares images and texts, see `openblip.matching.comparison`."""
+
+    averages_texts = False
+
+    def __init__(self, network: Blip2Network) -> None:
+        self.network = network
+
+    @property
+    def vectors(self) -> int:
+        return self.network.config.qformer.num_queries
+
+    @property
+    def shared_width(self) -> int:
+        return self.network.config.shared_width
+
+    @property
+    def pairs(self) -> Blip2Comparison:
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.vision_norm.weight.device
+
+    @property
+    def temperature(self) -> Tensor:
+        return self.network.temperature
+
+    def batch(self, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> QueriedImages:
+        return QueriedImages(self.network, encoder, images)
+
+    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.network.project_text(self.network.qformer.text(ids, mask)).float()
+
+    def remember(self, features: Tensor) -> ImageMemory:
+        return self.network.qformer.remember(features)
+
+    def itm_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory) -> Tensor:
+        return self.network.itm_logits(ids, mask, memory)
 
 
 class Blip2Images:
@@ -48,7 +130,7 @@ def compose_blip2(parts: ModelParts, placement: Placement, cache: ImageCache) ->
         writer = Writer(parts, _fast_language_model(parts, placement.device), images.encoder, images.visual_prompts)
         abilities += ["caption", "ask", "chat"]
     if parts.matching is not None:
-        matcher = Matcher(parts.network, parts.matching, images.encoder)
+        matcher = Matcher(Blip2Comparison(parts.network), parts.matching, images.encoder)
         abilities += ["match", "embed", "classify"]
     return Components(images.encoder, writer, matcher, tuple(abilities))
 

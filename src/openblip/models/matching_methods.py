@@ -30,7 +30,7 @@ def match(self: Composed, images: Images, texts: str, *, batch_size: int = BATCH
 @overload
 def match(self: Composed, images: Images, texts: Texts, *, batch_size: int = BATCH_SIZE) -> list[list[Match]]: ...
 def match(self: Composed, images: ImageInput | Images, texts: str | Texts, *, batch_size: int = BATCH_SIZE) -> Any:
-    """How well a text fits an image: ITM probability and ITC cosine.
+    """How well a text fits an image: ITM probability, from models that have one, and ITC cosine.
 
     Returns:
         A `Match`; a list for several texts or several images, in the order given; a list for each image for both.
@@ -58,7 +58,10 @@ def scores(
 ) -> Scores:
     """Compare every image with every text: cosines [N, M] and, with `itm`, ITM probabilities [N, M].
 
-    Cosines cost one pass for each image and each text, probabilities a pass of the Q-Former for every pair.
+    Cosines cost one pass for each image and each text, probabilities a pass for every pair.
+
+    Raises:
+        OptionError: `itm` of a model that compares by contrast alone.
     """
     return matcher_of(self, "match").scores(image_list(images), text_list(texts), itm=itm, batch_size=batch_size)
 
@@ -95,7 +98,8 @@ def classify(
     the temperature that the model learned.
 
     Args:
-        templates: texts with {} in them, where a label stands. A label's cosines in several templates are averaged.
+        templates: texts with {} in them, where a label stands. A label's cosines in several templates are averaged; of
+            CLIP its texts' vectors, as its paper does.
         batch_size: images that are encoded together.
 
     Returns:
@@ -146,7 +150,7 @@ def rank_images(
     Args:
         top: how many results each query gets; None for all.
         rerank: how many of the best results by ITC are ordered anew by ITM, for each query; 0 for ITC alone. By
-            default 128, as in BLIP-2's evaluation.
+            default 128, as in BLIP-2's evaluation. A model without ITM ranks by ITC alone.
         batch_size: images that are encoded together.
 
     Returns:

@@ -58,7 +58,8 @@ def evaluate_retrieval(
     owners = [image for image, own in enumerate(captions) for _ in own]
     told = matcher.read(texts)
     cosines = itc_similarity(embeds[good], told.embeds.cpu())
-    search = Search(top=max(DEPTHS), rerank=settings.retrieval.rerank, batch_size=settings.batch_size)
+    wanted = Search(top=max(DEPTHS), rerank=settings.retrieval.rerank, batch_size=settings.batch_size)
+    search = wanted.by(matcher)
     logits = torch.zeros_like(cosines)
     if search.rerank:
         chosen = _candidates(cosines, search.rerank)
@@ -102,10 +103,8 @@ def _embed_all(
     look: _Looks, settings: Settings, journal: Journal, progress: Callable[[int], None]
 ) -> tuple[Tensor, dict[int, Excluded]]:
     """ITC embeddings [N, Q, width] of all pictures, and those that cannot be read, whose rows stay zero."""
-    config = look.matcher.network.config
-    embeds = _table_on_disk(
-        journal.beside("embeddings.npy"), (len(look.pictures), config.qformer.num_queries, config.shared_width)
-    )
+    shape = len(look.pictures), *look.matcher.embeds_shape
+    embeds = _table_on_disk(journal.beside("embeddings.npy"), shape)
     lost = {}
     left = [number for number, empty in enumerate((embeds == 0).all(axis=(1, 2))) if empty]
     done = len(look.pictures) - len(left)
