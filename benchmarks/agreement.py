@@ -3,7 +3,7 @@
     python benchmarks/real_size.py opt blip2-random/
     python benchmarks/agreement.py blip2-random/ [--dtypes int8 int4] [--images 8] [--tokens 20] [--threads 2]
 
-Every model looks at the same pictures for itself and reads the same texts behind them, so that no choice changes what
+Every model looks at the same images for itself and reads the same texts behind them, so that no choice changes what
 is read later: float32's own greedy text, and one of random tokens. The model may be "mini" or any other, too. One is
 in memory at a time, float32 first. KL is of float32's distribution from the other's, in nats a token.
 """
@@ -29,13 +29,13 @@ WAYS = ("its greedy text", "random text")
 
 @dataclass
 class Text:
-    """What is read behind a picture, and float32's log-probabilities [L, vocabulary] of each of its tokens."""
+    """What is read behind an image, and float32's log-probabilities [L, vocabulary] of each of its tokens."""
 
     ids: Tensor
     expected: Tensor
 
 
-def pictures(count: int) -> list[Image.Image]:
+def noise_images(count: int) -> list[Image.Image]:
     return [Image.effect_noise((320, 240), 40 + 10 * number).convert("RGB") for number in range(count)]
 
 
@@ -55,7 +55,7 @@ def log_probs(model: Model, prompt: Tensor, ids: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def texts_of(model: Model, images: list[Image.Image], tokens: int) -> list[dict[str, Text]]:
-    """For each picture the texts to be read, with float32's opinion of them."""
+    """For each image the texts to be read, with float32's opinion of them."""
     generator = torch.Generator().manual_seed(0)
     options = GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens, stop_ids=(model.parts.stop_id,))
     found = []
@@ -91,12 +91,12 @@ def main() -> None:
     add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images = pictures(options.images)
+    images = noise_images(options.images)
     model = openblip.load(options.model, device="cpu", dtype="float32")
     texts = texts_of(model, images, options.tokens)
     del model
     rows = []
-    print(f"{options.images} pictures, {options.tokens} tokens each, torch {torch.__version__}\n")
+    print(f"{options.images} images, {options.tokens} tokens each, torch {torch.__version__}\n")
     print("| weights | along | the same next token | mean KL, nats |\n|---|---|---|---|")
     for dtype in options.dtypes:
         gc.collect()
@@ -107,7 +107,7 @@ def main() -> None:
             rows.append(Row(f"{dtype}, along {way}", 100 * same, "% the same next token"))
             rows.append(Row(f"KL of {dtype}, along {way}", divergence, "nats", less_is_better=True))
         del model
-    finish(rows, options.json, f"{options.images} pictures, {options.tokens} tokens")
+    finish(rows, options.json, f"{options.images} images, {options.tokens} tokens")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 
 Both read one folder of transformers (random weights do). In each round the two take turns over every task; the table
 has medians and how many times faster ours is. In float32 the weights are shared, so that one copy is in memory, and the
-words have to be the same. Each round has a new picture, so no features are kept from the last one; the first round
+words have to be the same. Each round has a new image, so no features are kept from the last one; the first round
 does not count, and layers of 8 bits have packed themselves before. How fast a step of ours reads weights, and how fast
 memory can be read just before and after, is measured in every round, too. With `--theirs none` that is all: beside
 transformers' copy of the weights there may be no huge pages of memory left, which ours is slower without. How long the
@@ -53,12 +53,12 @@ PROBE_NUMBERS = 2**27
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that both do: how each does it with pictures, and the words that come out, if any."""
+    """One thing that both do: how each does it with images, and the words that come out, if any."""
 
     name: str
     theirs: Callable[[list[Image.Image]], list[str]]
     ours: Callable[[list[Image.Image]], list[str]]
-    pictures: int = 1
+    images: int = 1
 
 
 class Theirs:
@@ -206,7 +206,7 @@ def main() -> None:
             said = {}
             for side in ("theirs", "ours"):
                 # Features that the task before has computed would be used again.
-                shown = [image.rotate(0.1 * (tasks.index(task) + one + 1)) for one in range(task.pictures)]
+                shown = [image.rotate(0.1 * (tasks.index(task) + one + 1)) for one in range(task.images)]
                 settled(options.device)
                 start = time.perf_counter()
                 said[side] = getattr(task, side)(shown)

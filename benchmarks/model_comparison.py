@@ -61,7 +61,7 @@ class Measured:
     scores: dict[str, float] = field(default_factory=dict)
 
 
-def measure(name: str, dtype: str | None, device: str | None, images: int) -> Measured:
+def measure(name: str, dtype: str | None, device: str | None, count: int) -> Measured:
     """Load a model and use it. To be run in a process of its own."""
     import torch
     from PIL import Image
@@ -69,7 +69,7 @@ def measure(name: str, dtype: str | None, device: str | None, images: int) -> Me
     import openblip
     from openblip.evaluation.run import number_format
 
-    pictures = [Image.effect_noise((640, 480), 40 + number).convert("RGB") for number in range(images)]
+    images = [Image.effect_noise((640, 480), 40 + number).convert("RGB") for number in range(count)]
     start = time.perf_counter()
     model = openblip.load(name, device=device, dtype=dtype, image_cache=0)
     row = Measured(
@@ -85,15 +85,15 @@ def measure(name: str, dtype: str | None, device: str | None, images: int) -> Me
         load=time.perf_counter() - start,
     )
     if model.parts.tokenizer is not None:
-        model.caption(pictures[0])  # the first one warms up
-        row.caption = median_seconds(lambda picture: model.caption(picture), pictures)
-        row.answer = median_seconds(lambda picture: model.ask(picture, list(QUESTIONS)), pictures) / len(QUESTIONS)
+        model.caption(images[0])  # the first one warms up
+        row.caption = median_seconds(lambda image: model.caption(image), images)
+        row.answer = median_seconds(lambda image: model.ask(image, list(QUESTIONS)), images) / len(QUESTIONS)
         start = time.perf_counter()
-        for _ in model.caption_many(pictures, batch_size=8):
+        for _ in model.caption_many(images, batch_size=8):
             pass
-        row.batched = len(pictures) / (time.perf_counter() - start)
+        row.batched = len(images) / (time.perf_counter() - start)
     else:
-        model.match(pictures[0], ["a dog", "a cat"])
+        model.match(images[0], ["a dog", "a cat"])
     if model.placement.device.type == "cuda":
         row.peak = torch.cuda.max_memory_allocated() / 1e6
     else:
@@ -113,11 +113,11 @@ def count_weights(model: Any) -> int:
         return sum(parameter.numel() for parameter in Blip2Network(model.network.config).parameters())
 
 
-def median_seconds(action: Any, pictures: Sequence[Any]) -> float:
+def median_seconds(action: Any, images: Sequence[Any]) -> float:
     seconds = []
-    for picture in pictures:
+    for image in images:
         start = time.perf_counter()
-        action(picture)
+        action(image)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
@@ -201,9 +201,9 @@ def main() -> None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
 
 
-def measure_apart(name: str, dtype: str | None, device: str | None, images: int) -> Measured:
+def measure_apart(name: str, dtype: str | None, device: str | None, count: int) -> Measured:
     """`measure` in a new process. Raises SystemExit with its last words when it fails."""
-    command = [sys.executable, "-m", "benchmarks.model_comparison", name, "--images", str(images), "--measure-one"]
+    command = [sys.executable, "-m", "benchmarks.model_comparison", name, "--images", str(count), "--measure-one"]
     command += ["--dtypes", dtype] if dtype else []
     command += ["--device", device] if device else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)

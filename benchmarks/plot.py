@@ -1,4 +1,4 @@
-"""A picture of what `run.py` found: how many times as fast as the peer, and how near to what was to be reached.
+"""A chart of what `run.py` found: how many times as fast as the peer, and how near to what was to be reached.
 
     python benchmarks/plot.py runs/bench/full [--output runs/bench/full/bench.png]
 
@@ -26,7 +26,7 @@ BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
 
 @dataclass(frozen=True)
 class Drawn:
-    """One bar of the picture: its length, those of its marks, and what is written beside it."""
+    """One bar of the chart: its length, those of its marks, and what is written beside it."""
 
     name: str
     length: float

@@ -202,7 +202,7 @@ def memory_apart(way: str, arguments: list[str]) -> Memory:
 def measure(stage: Stage, sizes: Sizes, rounds: int, arguments: list[str]) -> list[Row]:
     memory = {way: memory_apart(way, arguments) for way in (stage.theirs, stage.ours)}
     seconds = take_turns(stage.build(sizes, None), rounds)
-    print(f"\n{stage.name}, a batch of {sizes.batch}, pictures of {sizes.vision.image_size} px, forward and backward\n")
+    print(f"\n{stage.name}, a batch of {sizes.batch}, images of {sizes.vision.image_size} px, forward and backward\n")
     print(f"| {'way':24} | s | peak memory, GB | of it in steps, GB |\n|---|---|---|---|")
     for way, found in memory.items():
         added = (found.peak - found.built) / 1e9

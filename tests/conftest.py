@@ -1,4 +1,4 @@
-"""A random model small enough to be built anew in every test run, and pictures to show it."""
+"""A random model small enough to be built anew in every test run, and images to show it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def tiny_model(tiny_model_folder: Path) -> Model:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five different pictures of different shapes, `photo1.png` to `photo5.png`, in one folder."""
+    """Five different images of different shapes, `photo1.png` to `photo5.png`, in one folder."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(3)
     paths = []

@@ -36,7 +36,7 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"openblip", "model", "photo", "image", "samples"}
-"""Names in snippets that a reader has: the package, a model, a picture and rows to try it on."""
+"""Names in snippets that a reader has: the package, a model, an image and rows to try it on."""
 PLACEHOLDERS = {"RECIPE.yaml", "recipe.yaml", "own.yaml", "smollm2.yaml"}
 """Recipes that a reader makes first."""
 

@@ -109,11 +109,11 @@ def exif_tag(kind: int, count: int, value: bytes) -> bytes:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_broken_metadata_do_not_cost_the_picture(payload: bytes) -> None:
+def test_broken_metadata_do_not_cost_the_image(payload: bytes) -> None:
     assert np.array_equal(loaded(jpeg_with_exif(payload)), loaded(FILES["jpeg"]))
 
 
-def test_a_broken_text_profile_does_not_cost_the_picture() -> None:
+def test_a_broken_text_profile_does_not_cost_the_image() -> None:
     profile = png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nno hexadecimal digits")
     assert np.array_equal(loaded(FILES["png"][:33] + profile + FILES["png"][33:]), PHOTO)
 
@@ -129,7 +129,7 @@ def test_a_broken_text_profile_does_not_cost_the_picture() -> None:
 def test_any_metadata_leave_the_pixels_at_most_turned(payload: bytes) -> None:
     plain, result = loaded(FILES["jpeg"]), loaded(jpeg_with_exif(payload))
     turned = [np.rot90(side, turns) for side in (plain, plain[:, ::-1]) for turns in range(4)]
-    assert any(np.array_equal(result, picture) for picture in turned)
+    assert any(np.array_equal(result, image) for image in turned)
 
 
 # ---- damaged files
@@ -292,8 +292,8 @@ def test_the_limit_comes_from_argument_then_environment_then_default(monkeypatch
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_icon_that_lies_about_its_size() -> None:
-    picture = encode(noise(64, 64), "PNG")
-    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+    image = encode(noise(64, 64), "PNG")
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(image), 22) + image
     assert load_image(icon).size == (64, 64)
     with pytest.raises(ImageError, match="64 x 64 pixels, more than the limit of 1000"):
         load_image(icon, max_pixels=1000)

@@ -1,4 +1,4 @@
-"""Running all benchmarks: what is asked of each, what is written of it, and the picture."""
+"""Running all benchmarks: what is asked of each, what is written of it, and the chart."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_step_is_a_script_that_takes_what_it_is_given(script: Callable[[st
     assert asked == {"opt", "t5"} <= set(sizes)
 
 
-def test_marks_stand_beside_their_rows_and_in_the_picture(
+def test_marks_stand_beside_their_rows_and_in_the_chart(
     script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, plot = script("run"), script("plot")
@@ -80,8 +80,8 @@ def test_marks_stand_beside_their_rows_and_in_the_picture(
     assert (peak.length, peak.goal) == (pytest.approx(1.2), pytest.approx(1.2))
     monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path)])
     plot.main()
-    with Image.open(tmp_path / "bench.png") as picture:
-        assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(2**24) or ()) > 10
+    with Image.open(tmp_path / "bench.png") as image:
+        assert min(image.size) > 200 and len(image.convert("RGB").getcolors(2**24) or ()) > 10
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.setattr(sys, "argv", ["plot.py", str(empty)])

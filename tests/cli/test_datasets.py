@@ -12,7 +12,7 @@ from openblip.data.zoo import data_sets as zoo
 from openblip.data.zoo.data_sets import ZOO, dataset_names, find_entry
 from openblip.data.zoo.entries import AnnotationFile
 from tests.checkpoints.web import Page, serve
-from tests.data.pictures import put
+from tests.data.tiny_images import put
 
 from .conftest import Run
 
@@ -39,7 +39,14 @@ def test_the_page_of_one(run: Run, home: Path) -> None:
     for entry in ZOO:
         page = run("datasets", entry.name)
         assert page.code == 0
-        for shown in (entry.title, entry.citation, entry.licence, entry.page, entry.pictures, str(home / entry.media)):
+        for shown in (
+            entry.title,
+            entry.citation,
+            entry.licence,
+            entry.page,
+            entry.media_source,
+            str(home / entry.media),
+        ):
             assert shown in page.out
         for layout in entry.layouts:
             for files in layout.splits.values():
@@ -47,7 +54,7 @@ def test_the_page_of_one(run: Run, home: Path) -> None:
         assert ("openblip datasets download" in page.out) == bool(entry.public_files)
 
 
-def test_rows_and_missing_pictures_are_counted(run: Run, home: Path) -> None:
+def test_rows_and_missing_images_are_counted(run: Run, home: Path) -> None:
     rows = [{"image": f"{name}.jpg", "caption": [name]} for name in "abb"]
     path = home / "coco/annotations/coco_karpathy_val.json"
     path.parent.mkdir(parents=True)
@@ -55,7 +62,7 @@ def test_rows_and_missing_pictures_are_counted(run: Run, home: Path) -> None:
     put(home / "coco/images/a.jpg")
     page = run("datasets", "coco_caption", "--check")
     missing = home / "coco/images/b.jpg"
-    assert page.lines[-1] == f"val: 3 rows, 2 pictures, of which 1 are missing, {missing} first"
+    assert page.lines[-1] == f"val: 3 rows, 2 images, of which 1 are missing, {missing} first"
     (record,) = run("datasets", "coco_caption", "--check", "--json").records
     assert record["counted"] == {"val": {"rows": 3, "files": 2, "missing": 1}}
     (record,) = run("datasets", "coco_caption", "--root", home / "elsewhere", "--json").records
@@ -70,7 +77,7 @@ def test_download(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None
         local = replace(entry, layouts=(replace(entry.layouts[0], splits={"train": (file,)}),))
         monkeypatch.setattr(zoo, "ZOO", (local,))
         done = run("datasets", "download", "vg_caption", "--to", home / "there")
-        assert done.lines == [str(home / "there" / file.path), f"pictures: {entry.pictures}"]
+        assert done.lines == [str(home / "there" / file.path), f"images: {entry.media_source}"]
         assert run("datasets", "download", "vg_caption", "--to", home / "there", "--json").records == [
             {"path": str(home / "there" / file.path)}
         ]

@@ -39,7 +39,7 @@ def test_a_table_a_page_and_what_was_left_out(
     run: Run, tiny_model_folder: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     rows = [f'{{"image": "{path.as_posix()}", "captions": ["a dog"]}}' for path in (photos[0], broken, photos[1])]
     (tmp_path / "photos.jsonl").write_text("\n".join(rows), encoding="utf-8")
     path = tmp_path / "recipe.yaml"
@@ -94,14 +94,14 @@ def test_ctrl_c_says_that_the_run_goes_on(run: Run, recipe: Path, monkeypatch: p
 
 def test_logs_get_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    lines = _Lines("pictures", lambda: now[0])
+    lines = _Lines("images", lambda: now[0])
     lines(100, 400)  # of an earlier run
     for done in range(101, 301):
         now[0] += EVERY_SECONDS / 48
         lines(done, 400)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 4
-    assert told[-1] == "292 of 400 pictures, 0.80 a second, 2 minutes left"
+    assert told[-1] == "292 of 400 images, 0.80 a second, 2 minutes left"
 
 
 def test_terminals_get_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_terminals_get_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with watch("pictures") as progress:
+    with watch("images") as progress:
         for done in range(4):
             progress(done, 3)
     assert "3/3" in terminal.getvalue()

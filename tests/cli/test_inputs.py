@@ -149,7 +149,7 @@ def test_lists_of_nothing_are_told_in_a_sentence(run: Run, here: Path, monkeypat
         "binary.txt": ("\x01\x02\x03", "binary.txt names no image that is there"),
         "empty.csv": ("image\n", "empty.csv has no rows"),
         "other.csv": ("name,size\na,1\n", "has no column of images: name one image or image_path; it has name, size"),
-        "hole.csv": ("image,x\na.png,1\n,2\n", "hole.csv, line 3, names no picture"),
+        "hole.csv": ("image,x\na.png,1\n,2\n", "hole.csv, line 3, names no image"),
         "broken.jsonl": ('{"image": "a.png"}\n{"ima', "broken.jsonl, line 2, is not JSON"),
         "list.json": ('["a.png"]', "list.json"),
         "broken.parquet": ("no table", "broken.parquet"),

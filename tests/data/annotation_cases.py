@@ -9,7 +9,7 @@ from typing import Any
 
 from openblip.data.zoo.data_sets import load_dataset
 from openblip.data.zoo.entries import Dataset
-from tests.data.pictures import jpeg
+from tests.data.tiny_images import jpeg
 
 TEN = ["net"] * 7 + ["racket", "yes", "net"]
 
@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         files: a list becomes JSON, a tuple JSON lines, text stays text.
-        rows: expected (pictures below the media folder or the film, then fields of the sample).
+        rows: expected (images below the media folder or the film, then fields of the sample).
     """
 
     name: str

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.data.pictures import jpeg
+from tests.data.tiny_images import jpeg
 
 DEEP = b"[" * 50_000 + b"]" * 50_000
 PIECES = (b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b"\r", b"\n\n", b"[", b"{", DEEP)
@@ -146,7 +146,7 @@ def odd_columns(length: int) -> list[Any]:
     far = pa.array([2**62] * length, pa.int64())
     words = pa.array(["a dog"] * length)
     moment = pa.array([datetime.datetime(2020, 1, 1)] * length, pa.timestamp("us"))
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     return [
         pa.array([2**45] * length, pa.int64()).cast(pa.timestamp("s")),
         far.cast(pa.timestamp("ns", "Nowhere/Atlantis")),
@@ -165,7 +165,7 @@ def odd_columns(length: int) -> list[Any]:
         pa.array([float("nan")] * length),
         pa.array([[["a"]]] * length),
         pa.array([[{"raw": "a dog"}]] * length),
-        pa.array([{"bytes": None, "path": "a.jpg"}] * length, picture),
+        pa.array([{"bytes": None, "path": "a.jpg"}] * length, image),
         pa.array([{"bytes": b"x", "path": 7}] * length),
         pa.array([{"bytes": "x"}] * length),
         pa.array([[("k", "v")]] * length, pa.map_(pa.string(), pa.string())),

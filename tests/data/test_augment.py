@@ -1,4 +1,4 @@
-"""The random crop of a training picture."""
+"""The random crop of a training image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_crop_lies_inside_and_keeps_its_share(width: int, height: int, seed: i
         assert 0.48 <= share <= 1 and 0.73 < (right - left) / (bottom - top) < 1.37
 
 
-def test_equal_draws_give_equal_pictures_and_half_are_mirrored() -> None:
+def test_equal_draws_give_equal_images_and_half_are_mirrored() -> None:
     draws = [augment(GRADIENT, random.Random(seed)).tobytes() for seed in range(50)]
     assert draws == [augment(GRADIENT, random.Random(seed)).tobytes() for seed in range(50)]
     assert len(set(draws)) > 45

@@ -11,7 +11,7 @@ import pytest
 
 from openblip.data.zoo.data_sets import find_entry
 from tests.data.annotation_cases import CASES, write
-from tests.data.pictures import jpeg, put, write_tar
+from tests.data.tiny_images import jpeg, put, write_tar
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 

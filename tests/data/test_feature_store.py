@@ -64,7 +64,7 @@ def build(photos: list[Path], folder: Path, stop_at: int | None = None) -> tuple
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three batches each: [2 pictures, 3 views, 4 patches, 6 channels] float16."""
+    """Of three batches each: [2 images, 3 views, 4 patches, 6 channels] float16."""
     monkeypatch.setattr(features, "SHARD_BYTES", 3 * 2 * 3 * 4 * 6 * 2)
 
 
@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_features(photos: list[Path], tmp_path:
         build(photos, tmp_path / "killed", stop_at=18)
     assert len(list((tmp_path / "killed").glob("*.npy"))) == 5
     resumed, batches = build(photos, tmp_path / "killed")
-    assert batches == 5  # 30 of 40 pictures were kept
+    assert batches == 5  # 30 of 40 images were kept
     views = [number % 3 for number in range(40)]
     assert torch.equal(whole.patches(photos, views), resumed.patches(photos, views))
 
@@ -108,7 +108,7 @@ def test_shards_that_were_cut_short_are_computed_again(photos: list[Path], tmp_p
 
 
 def test_features_are_of_a_file_as_it_is(photos: list[Path], tmp_path: Path) -> None:
-    """A picture that was changed, or another one of its name, is none that is known."""
+    """An image that was changed, or another one of its name, is none that is known."""
     store, _ = build(photos, tmp_path / "cache")
     other = tmp_path / "other" / photos[0].name
     other.parent.mkdir()
@@ -122,18 +122,18 @@ def test_features_are_of_a_file_as_it_is(photos: list[Path], tmp_path: Path) -> 
     assert not torch.equal(differing[0], differing[1])
 
 
-def test_a_broken_picture_is_named_and_the_others_are_kept(photos: list[Path], tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_the_others_are_kept(photos: list[Path], tmp_path: Path) -> None:
     photos[3].write_bytes(b"not an image")
     store = FeatureStore(tmp_path / "cache")
     bad = fill(store, photos, encode, TRANSFORM, PLAN, batch_size=2)
-    assert [each.picture for each in bad] == [photos[3]] and "03.png" in bad[0].problem
+    assert [each.image for each in bad] == [photos[3]] and "03.png" in bad[0].problem
     assert [photo for photo in photos if photo not in store] == [photos[3]]
     with pytest.raises(OpenBlipError, match=r"has no features of .*03\.png"):
         store.patches([photos[2], photos[3]], [0, 0])
     assert len(store) == 39 and store.nbytes == 39 * 3 * 4 * 6 * 2
 
 
-def test_a_picture_in_a_tar_has_the_features_of_its_file(photos: list[Path], tmp_path: Path) -> None:
+def test_an_image_in_a_tar_has_the_features_of_its_file(photos: list[Path], tmp_path: Path) -> None:
     archive = tmp_path / "shard.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(photos[5], "deep/05.png")
@@ -254,7 +254,7 @@ assert all(photo in FeatureStore(folder) for photo in photos), "another run has 
 
 
 def test_two_runs_fill_one_store_at_once(photos: list[Path], tmp_path: Path) -> None:
-    """As two commands would: neither loses a row of the other's, and each picture is kept once."""
+    """As two commands would: neither loses a row of the other's, and each image is kept once."""
     whole, _ = build(photos, tmp_path / "whole")
     folder = tmp_path / "shared"
     # A shard that was cut short, which both find and want to put right.
@@ -302,7 +302,7 @@ def test_a_shard_that_is_being_replaced_is_not_deleted(
     assert not found.broken and all(photo in found for photo in photos[:6])
 
 
-def test_features_of_a_picture_never_change(photos: list[Path], tmp_path: Path) -> None:
+def test_features_of_an_image_never_change(photos: list[Path], tmp_path: Path) -> None:
     """What a run has learnt from, it has to find again, whoever computes it a second time."""
     first, _ = build(photos, tmp_path / "cache")
     other = FeatureStore(tmp_path / "elsewhere")

@@ -35,7 +35,7 @@ def test_what_several_captions_agree_on() -> None:
     assert "number" not in found
 
 
-def test_what_a_single_caption_says_is_not_what_the_picture_shows() -> None:
+def test_what_a_single_caption_says_is_not_what_the_image_shows() -> None:
     assert "thing" not in asked(("a helmet is hanging on a bike", "two men ride", "people on the street"))
     assert "animal" not in asked(("a dog runs", "a man runs", "somebody runs in the street"))
 

@@ -1,4 +1,4 @@
-"""A few samples about the pictures of the tests."""
+"""A few samples about the images of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAID = ["a dog runs on the beach", "two children play with a red ball", "the bal
 
 @pytest.fixture(scope="session")
 def captioned(photos: list[Path]) -> list[Sample]:
-    """Five pictures of two captions each."""
+    """Five images of two captions each."""
     return [
         Sample((photo,), photo.stem, captions=(said, f"{said} today")) for photo, said in zip(photos, SAID, strict=True)
     ]
@@ -22,7 +22,7 @@ def captioned(photos: list[Path]) -> list[Sample]:
 
 @pytest.fixture(scope="session")
 def questioned(photos: list[Path]) -> list[Sample]:
-    """Ten questions about five pictures, by ten people each."""
+    """Ten questions about five images, by ten people each."""
     return [
         Sample(
             (photo,),
@@ -39,10 +39,10 @@ def questioned(photos: list[Path]) -> list[Sample]:
 
 @pytest.fixture
 def recipe(photos: list[Path], tiny_model_folder: Path, tmp_path: Path) -> Path:
-    """A caption recipe over six pictures, the third of which is broken."""
+    """A caption recipe over six images, the third of which is broken."""
     (tmp_path / "data").mkdir()
     names = [*photos[:2], tmp_path / "data/broken.jpg", *photos[2:]]
-    names[2].write_bytes(b"no picture at all")
+    names[2].write_bytes(b"no image at all")
     lines = [{"image": str(name), "captions": [said]} for name, said in zip(names, [*SAID, "a"], strict=True)]
     (tmp_path / "data/captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     path = tmp_path / "recipe.yaml"
@@ -51,7 +51,7 @@ def recipe(photos: list[Path], tiny_model_folder: Path, tmp_path: Path) -> Path:
         f"model: {json.dumps(str(tiny_model_folder))}\n"
         f"device: cpu\n"
         f"data_root: {json.dumps(str(tmp_path / 'data'))}\n"
-        "data: {name: pictures, captions: captions.jsonl}\n"
+        "data: {name: images, captions: captions.jsonl}\n"
         f"output: {json.dumps(str(tmp_path / 'out'))}\n"
         "batch_size: 2\n"
         "captions: {tokenizer: never, meteor: never, spice: never}\n",

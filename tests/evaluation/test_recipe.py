@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from openblip.checkpoints.registry import all_models
+from openblip.data.image_files import OnBadImage
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.report import NAMES
-from openblip.evaluation.settings import BadImage, Task, Wish
+from openblip.evaluation.settings import Task, Wish
 from openblip.recipes import write_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes/evaluate"
@@ -42,7 +43,7 @@ def test_overrides(tmp_path: Path) -> None:
         ["text.prompt=a photo of", "captions.spice=required", "on_bad_image=stop", "data.split=val", "limit=5"],
     )
     assert (recipe.text["num_beams"], recipe.prompt, recipe.data.split) == (3, "a photo of", "val")
-    assert (recipe.task, recipe.captions.spice, recipe.on_bad_image) == (Task.CAPTIONS, Wish.REQUIRED, BadImage.STOP)
+    assert (recipe.task, recipe.captions.spice, recipe.on_bad_image) == (Task.CAPTIONS, Wish.REQUIRED, OnBadImage.STOP)
     assert recipe.text_options() == {"num_beams": 3}
     for frame in ("Question: {question} Answer:", "{question} Answer:", "Q: {question}"):
         asked = load_evaluation(tmp_path / "r.yaml", ["task=questions", f"text.prompt={frame}"])

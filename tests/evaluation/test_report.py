@@ -19,18 +19,18 @@ from openblip.evaluation.report import bars, chosen_rows, measured, render_repor
 from openblip.evaluation.settings import Task
 
 EVIL = '"><script>document.title="owned"</script><img src=x onerror=alert(1)> {{ 7 * 7 }} \u202e'
-ABOUT = {"openblip": "0.1.0", "model": "tiny", "data": "pictures"}
+ABOUT = {"openblip": "0.1.0", "model": "tiny", "data": "images"}
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def make_recipe(task: Task = Task.CAPTIONS, **fields: object) -> EvaluationRecipe:
-    source = DataSource("pictures", captions="a.jsonl")
+    source = DataSource("images", captions="a.jsonl")
     return EvaluationRecipe(task=task, data=source, output="out", **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def found(photos: list[Path], tmp_path: Path) -> Evaluation:
-    """Thirty captions, some hostile, about pictures of which one is gone."""
+    """Thirty captions, some hostile, about images of which one is gone."""
     rows = [
         Row(
             image=f"{EVIL}{number}" if number % 3 == 0 else f"photo {number}",
@@ -38,7 +38,7 @@ def found(photos: list[Path], tmp_path: Path) -> Evaluation:
             references=(EVIL, "two dogs"),
             score=number / 10,
             scores={"cider": number / 10},
-            picture=tmp_path / "gone.png" if number == 29 else photos[number % 5],
+            image_file=tmp_path / "gone.png" if number == 29 else photos[number % 5],
         )
         for number in range(30)
     ]
@@ -76,12 +76,12 @@ def test_the_page_is_whole_and_safe(found: Evaluation) -> None:
     assert {value[1:] for value in addresses if value is not None and value.startswith("#")} <= ids
 
 
-def test_who_cannot_see_the_pictures_is_told(found: Evaluation) -> None:
+def test_who_cannot_see_the_images_is_told(found: Evaluation) -> None:
     page = Page(render_report(make_recipe(), found, ABOUT))
-    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 3 * 8 - 1, "eight of the best, middle and worst, one of them gone"
-    assert all(attributes.get("alt") for attributes in pictures)
-    assert "no picture" in page.words
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3 * 8 - 1, "eight of the best, middle and worst, one of them gone"
+    assert all(attributes.get("alt") for attributes in images)
+    assert "no image" in page.words
     assert all(attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg")
     assert ("html", {"lang": "en"}) in page.tags
     scrolling = [attributes for _, attributes in page.tags if attributes.get("class") == "scroll"]
@@ -153,7 +153,7 @@ def test_every_task_has_a_page(found: Evaluation) -> None:
     )
     assert "Charts" not in Page(render_report(make_recipe(Task.CLASSIFICATION), classes, ABOUT)).words
     zero = replace(found, rows=[replace(row, score=0.0) for row in found.rows[:1]])
-    assert "CIDEr of each picture" in render_report(make_recipe(), zero, ABOUT)
+    assert "CIDEr of each image" in render_report(make_recipe(), zero, ABOUT)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

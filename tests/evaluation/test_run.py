@@ -42,7 +42,7 @@ def test_files(recipe: Path, tiny_model: Model, photos: list[Path], tmp_path: Pa
     metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     assert metrics["metrics"] == run.found.metrics
     assert metrics["rows"] == 5
-    assert [picture["image"] for picture in metrics["excluded"]] == [str(tmp_path / "data/broken.jpg")]
+    assert [image["image"] for image in metrics["excluded"]] == [str(tmp_path / "data/broken.jpg")]
     assert metrics["about"]["number format"] == "float32"
     assert metrics["about"]["seconds"] >= 0
     assert metrics["recipe"]["batch_size"] == 2

@@ -1,4 +1,4 @@
-"""A model on each task: the same as asking it by hand, unreadable pictures left out, resumed without repeating."""
+"""A model on each task: the same as asking it by hand, unreadable images left out, resumed without repeating."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.data.image_files import OnBadImage
 from openblip.data.sample import PackedFile, Sample
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.evaluation.journal import Journal
@@ -21,7 +22,6 @@ from openblip.evaluation.metrics.vqa import exact_accuracy, vqa_accuracy
 from openblip.evaluation.score import score_model
 from openblip.evaluation.settings import (
     Accuracy,
-    BadImage,
     CaptionSettings,
     ClassificationSettings,
     Decision,
@@ -61,7 +61,7 @@ def test_captions_are_the_models(tiny_model: Model, captioned: list[Sample]) -> 
     assert seen == [(done, 5) for done in range(6)]
 
 
-def test_rows_of_one_picture_are_its_references(tiny_model: Model, captioned: list[Sample]) -> None:
+def test_rows_of_one_image_are_its_references(tiny_model: Model, captioned: list[Sample]) -> None:
     apart = [replace(sample, captions=(text,)) for sample in captioned for text in sample.captions]
     together, spread = (score_model(tiny_model, rows, captions()) for rows in (captioned, apart))
     assert spread.metrics == together.metrics
@@ -89,10 +89,10 @@ def test_answers_are_the_models(tiny_model: Model, questioned: list[Sample]) -> 
     )
 
 
-def test_questions_of_several_pictures_are_answered_together(
+def test_questions_of_several_images_are_answered_together(
     tiny_model: Model, questioned: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     broken = replace(questioned[0], images=(tmp_path / "broken.png",))
     # Of three questions and more the visual prompt is shared, of fewer it is not: their answers are the same.
     more = [replace(questioned[9], question=question) for question in ("where is it?", "what is the dog doing?")]
@@ -107,7 +107,7 @@ def test_questions_of_several_pictures_are_answered_together(
 
     monkeypatch.setattr(Model, "ask_many", watched)
     found = score_model(tiny_model, rows, Settings(Task.QUESTIONS, batch_size=4))
-    # The questions of a picture stay together; a broken one takes its place in a batch, and is not asked about.
+    # The questions of an image stay together; a broken one takes its place in a batch, and is not asked about.
     assert batches == [[2, 2], [2, 2], [4]]
     said = [row.prediction for row in found.rows]
     assert said == [tiny_model.ask(row.image, row.question) for row in [*questioned, *more]]
@@ -179,26 +179,26 @@ def test_given_labels_need_no_model(tmp_path: Path) -> None:
 
 
 def broken(samples: list[Sample], tmp_path: Path) -> list[Sample]:
-    """The same, but the second picture is a file of text, and the fourth lies in an archive that is gone."""
-    pictures = {samples[0].image: samples[0].image}
+    """The same, but the second image is a file of text, and the fourth lies in an archive that is gone."""
+    images = {samples[0].image: samples[0].image}
     text = tmp_path / "text.jpg"
-    text.write_text("no picture", encoding="utf-8")
+    text.write_text("no image", encoding="utf-8")
     others = list(dict.fromkeys(sample.image for sample in samples))
-    pictures = dict(zip(others, others, strict=True))
-    pictures[others[1]] = text
-    pictures[others[3]] = PackedFile(tmp_path / "gone.tar", 0, 10, "packed.jpg")
-    return [replace(sample, images=(pictures[sample.image],)) for sample in samples]
+    images = dict(zip(others, others, strict=True))
+    images[others[1]] = text
+    images[others[3]] = PackedFile(tmp_path / "gone.tar", 0, 10, "packed.jpg")
+    return [replace(sample, images=(images[sample.image],)) for sample in samples]
 
 
 @pytest.mark.parametrize("task", [Task.CAPTIONS, Task.QUESTIONS, Task.RETRIEVAL, Task.CLASSIFICATION])
-def test_unreadable_pictures_are_left_out_or_end_the_run(
+def test_unreadable_images_are_left_out_or_end_the_run(
     task: Task, tiny_model: Model, captioned: list[Sample], questioned: list[Sample], tmp_path: Path
 ) -> None:
     samples = [replace(sample, label="dog") for sample in (questioned if task is Task.QUESTIONS else captioned)]
     settings = Settings(task, captions=PLAIN, batch_size=2)
     damaged = broken(samples, tmp_path)
     found = score_model(tiny_model, damaged, settings)
-    assert [picture.image for picture in found.excluded] == [
+    assert [image.image for image in found.excluded] == [
         str(tmp_path / "text.jpg"),
         str(tmp_path / "gone.tar/packed.jpg"),
     ]
@@ -208,7 +208,7 @@ def test_unreadable_pictures_are_left_out_or_end_the_run(
     assert found.metrics == alone.metrics
     assert found.rows == alone.rows
     with pytest.raises(ImageError, match="on_bad_image=skip"):
-        score_model(tiny_model, damaged, replace(settings, on_bad_image=BadImage.STOP))
+        score_model(tiny_model, damaged, replace(settings, on_bad_image=OnBadImage.STOP))
     with pytest.raises(OptionError, match="none of the"):
         score_model(tiny_model, [row for row in damaged if row not in good], settings)
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_evaluated_is_told_first(
     wrong: list[tuple[list[Sample], Settings, str]] = [
         ([], captions(), "nothing to evaluate"),
         (blank, captions(), "has no caption"),
-        (pair, captions(), "2 pictures"),
+        (pair, captions(), "2 images"),
         (blank, Settings(Task.RETRIEVAL), "has no caption"),
         (captioned, Settings(Task.QUESTIONS), "no question"),
         ([replace(questioned[0], answers=("red",))], Settings(Task.QUESTIONS), "accuracy=exact"),

@@ -1,4 +1,4 @@
-"""COCO captions as LAVIS keeps them, with other pictures."""
+"""COCO captions as LAVIS keeps them, with other images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ TEXTS = ["A woman wearing a net on her head cutting a cake. ", "Two dogs play.",
 
 
 def write_coco(home: Path, photos: Sequence[Path]) -> Path:
-    """Four captions to train on and a picture each to validate and test on; returns the folder of pictures."""
-    pictures = home / "coco/images"
+    """Four captions to train on and an image each to validate and test on; returns the folder of images."""
+    images = home / "coco/images"
     annotations = home / "coco/annotations"
-    (pictures / "val2014").mkdir(parents=True)
+    (images / "val2014").mkdir(parents=True)
     annotations.mkdir(parents=True)
     names = []
     for number, photo in enumerate(photos):
         names.append(f"val2014/COCO_val2014_{number:012}.png")
-        shutil.copy(photo, pictures / names[-1])
+        shutil.copy(photo, images / names[-1])
     rows = [
         {"caption": text, "image": name, "image_id": f"coco_{number}"}
         for number, (text, name) in enumerate(zip(TEXTS, names, strict=False))
@@ -28,4 +28,4 @@ def write_coco(home: Path, photos: Sequence[Path]) -> Path:
     for split in ("val", "test"):
         held_out = [{"image": names[-1], "caption": ["One.", "Two."]}]
         (annotations / f"coco_karpathy_{split}.json").write_text(json.dumps(held_out), encoding="utf-8")
-    return pictures
+    return images

@@ -1,4 +1,4 @@
-"""Small models of transformers, and pictures to show them."""
+"""Small models of transformers, and images to show them."""
 
 from __future__ import annotations
 

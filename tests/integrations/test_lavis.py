@@ -208,9 +208,9 @@ def test_evaluation_pixels_are_transformers(photos: list[Path]) -> None:
     reference = BlipImageProcessor(size={"height": 224, "width": 224})
     for photo in photos:
         with Image.open(photo) as opened:
-            picture = opened.convert("RGB")
-        expected = reference(picture, return_tensors="pt")["pixel_values"][0]
-        assert torch.allclose(images["eval"](picture), expected, atol=1e-6)
+            image = opened.convert("RGB")
+        expected = reference(image, return_tensors="pt")["pixel_values"][0]
+        assert torch.allclose(images["eval"](image), expected, atol=1e-6)
     assert texts["eval"]("A Dog, running.\tFast!  (really)\n") == "a photo of a dog, running fast really"
 
 

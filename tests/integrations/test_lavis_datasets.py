@@ -20,7 +20,7 @@ from openblip.images.decode import ImageTransform
 from openblip.integrations.lavis import dataset_zoo, load_dataset
 from openblip.integrations.lavis.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor
 from tests.data.annotation_cases import CASES, COCO, TEN, Case, write
-from tests.data.pictures import jpeg, put, write_tar
+from tests.data.tiny_images import jpeg, put, write_tar
 
 KEYS = {
     ("coco_caption", "train"): "image text_input image_id instance_id",
@@ -69,7 +69,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prepared(home: Path, case: Case) -> Any:
-    """The split of a case with all its pictures on the disk."""
+    """The split of a case with all its images on the disk."""
     write(home, case.files)
     for folder in case.folders:
         (home / folder).mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def test_vqa_weights_answers_as_lavis(home: Path) -> None:
     assert len(batch["weight"]) == 6
 
 
-def test_training_pictures_follow_the_seeds_of_pytorch() -> None:
+def test_training_images_follow_the_seeds_of_pytorch() -> None:
     photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     processor = Blip2ImageTrainProcessor(ImageTransform(16))
 
@@ -188,7 +188,7 @@ def test_films_are_shown_once_in_evaluation(home: Path) -> None:
     assert splits["test"][0]["video"] == str(home / "films/a.mp4")
 
 
-def test_a_picture_that_is_gone_is_left_out_of_training_and_told_in_evaluation(home: Path) -> None:
+def test_an_image_that_is_gone_is_left_out_of_training_and_told_in_evaluation(home: Path) -> None:
     write(
         home,
         {

@@ -486,12 +486,12 @@ def test_lavis_common_lines(writer: Theirs, photos: list[Path]) -> None:
 def test_lavis_data_sets(tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "'coco_caption', 'coco_retrieval'" in run(["LAVIS: names of data sets"], {}).said
     monkeypatch.setenv("OPENBLIP_DATA", str(tmp_path))
-    pictures = write_coco(tmp_path, photos)
+    images = write_coco(tmp_path, photos)
     lines = run(["LAVIS: a data set"], {}).said.splitlines()
     assert lines[:2] == ["dict_keys(['train', 'val', 'test'])", str(len(TEXTS))]
     assert lines[2].startswith("{'image': <PIL.Image.Image image mode=RGB size=70x90")
     assert lines[2].endswith(f"'text_input': '{TEXTS[0]}', 'image_id': 0, 'instance_id': '0'}}")
-    elsewhere = pictures.rename(tmp_path / "pictures")
+    elsewhere = images.rename(tmp_path / "images")
     scripts = ["LAVIS: a data set", "LAVIS: a data set from elsewhere"]
     with pytest.raises(ImageError, match="COCO_val2014"):
         run(scripts[:1], {}).names["coco_dataset"]["val"][0]

@@ -24,14 +24,14 @@ from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.results import Ranked
 from tests.checkpoints.theirs import write_matcher
-from tests.pairs.folders import TEXTS, lavis_ranks, pictures, their_scores
+from tests.pairs.folders import TEXTS, lavis_ranks, noise_images, their_scores
 
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
-    return pictures(11)
+    return noise_images(11)
 
 
 def count_looks(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:

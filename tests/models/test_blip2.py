@@ -33,13 +33,13 @@ from tests.pairs.prompts import visual_prompt
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     path = tmp_path / "broken.jpg"
-    path.write_bytes(b"not a picture")
+    path.write_bytes(b"not an image")
     return path
 
 
 @pytest.fixture
 def server(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A web server on this machine that serves the pictures."""
+    """A web server on this machine that serves the images."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -175,13 +175,13 @@ def test_every_kind_of_source_gives_the_same_caption(tiny_model: Model, photos: 
     photo = photos[1]
     expected = tiny_model.caption(photo)
     with Image.open(photo) as opened, photo.open("rb") as file:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
         sources = [
             str(photo),
             photo.read_bytes(),
             file,
-            picture,
-            np.asarray(picture),
+            image,
+            np.asarray(image),
             f"{server}/{photo.name}",
         ]
         assert tiny_model.caption(sources) == [expected] * len(sources)
@@ -281,8 +281,8 @@ def test_every_method_is_among_these() -> None:
 def test_any_image_alone_and_any_iterable_of_images(tiny_model: Model, photos: list[Path], name: str) -> None:
     def kinds(photo: Path) -> Iterator[Any]:
         with Image.open(photo) as opened:
-            picture = opened.convert("RGB")
-        yield from (photo, str(photo), photo.read_bytes(), io.BytesIO(photo.read_bytes()), picture, np.asarray(picture))
+            image = opened.convert("RGB")
+        yield from (photo, str(photo), photo.read_bytes(), io.BytesIO(photo.read_bytes()), image, np.asarray(image))
         yield tiny_model.encode_image(photo)
 
     call = ABOUT_IMAGES[name]

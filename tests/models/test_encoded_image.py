@@ -123,8 +123,8 @@ def test_pixels_tell_images_apart_not_names(model: Model, photos: list[Path], lo
     place = tmp_path / "photo.png"
     place.write_bytes(photos[0].read_bytes())
     first = visual_prompt(model, place)
-    with Image.open(photos[0]) as picture:
-        again = [photos[0].read_bytes(), picture.convert("RGB"), np.asarray(picture.convert("RGB"))]
+    with Image.open(photos[0]) as image:
+        again = [photos[0].read_bytes(), image.convert("RGB"), np.asarray(image.convert("RGB"))]
     for source in again:
         assert torch.equal(visual_prompt(model, source), first)
     assert looks == [1]

@@ -1,4 +1,4 @@
-"""Whole BLIP-2 models: small folders that transformers wrote, loaded by it and by us, and shown the same pictures."""
+"""Whole BLIP-2 models: small folders that transformers wrote, loaded by it and by us, and shown the same images."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Matched:
     unequal: int
 
 
-def pictures(count: int, seed: int = 5) -> list[Image.Image]:
+def noise_images(count: int, seed: int = 5) -> list[Image.Image]:
     draw = np.random.default_rng(seed)
     return [Image.fromarray(draw.integers(0, 256, (9 + row, 7, 3), dtype=np.uint8)) for row in range(count)]
 
 
 def pixel_gap(size: int) -> float:
     """Of the evaluation transform, which is transformers' to the bit."""
-    images = [*pictures(3), Image.fromarray(np.full((300, 200, 3), 255, dtype=np.uint8))]
+    images = [*noise_images(3), Image.fromarray(np.full((300, 200, 3), 255, dtype=np.uint8))]
     processor = BlipImageProcessorPil(size={"height": size, "width": size})
     return difference(to_pixels(images, ImageTransform(size)), processor(images, return_tensors="pt")["pixel_values"])
 
@@ -74,7 +74,7 @@ def written_by(kind: str, folder: Path) -> Written:
     """Compare a model with "opt", with "flan" (T5 with a head of its own) or with "t5" (one table for all)."""
     text_config = {"flan": {**FLAN, "dense_act_fn": "gelu"}, "t5": T5}
     theirs = write_writer(folder) if kind == "opt" else write_t5_writer(folder, text_config[kind])
-    ours, images = openblip.load(folder, device="cpu"), pictures(4)
+    ours, images = openblip.load(folder, device="cpu"), noise_images(4)
     pixels = theirs.processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         features = image_features(ours, images)
@@ -117,9 +117,9 @@ def _ids(ours: Model, theirs: Theirs, image: Image.Image, text: str, beams: int)
 
 @torch.no_grad()
 def matched(folder: Path) -> Matched:
-    """Compare all pairs of some pictures and texts, and searches both ways."""
+    """Compare all pairs of some images and texts, and searches both ways."""
     theirs = write_matcher(folder)
-    ours, images = openblip.load(folder, device="cpu"), pictures(11)
+    ours, images = openblip.load(folder, device="cpu"), noise_images(11)
     cosines, logits = their_scores(theirs, images, TEXTS)
     scores = ours.scores(images, TEXTS, itm=True)
     assert scores.itm is not None

@@ -14,7 +14,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twenty plain pictures, each with captions and a question about its colour."""
+    """Twenty plain images, each with captions and a question about its colour."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     captions, questions = [], []

@@ -10,7 +10,7 @@ EVALUATED = ["epochs=1", "evaluation.data={name: balls, captions: captions.jsonl
 
 
 def write_small_recipe(folder: Path, root: Path, model: Path, **changes: Any) -> Path:
-    """A recipe on the pictures of the fixture `data`, with its features and its output in `folder`."""
+    """A recipe on the images of the fixture `data`, with its features and its output in `folder`."""
     content: dict[str, Any] = {
         "init": model.as_posix(),
         "data_root": root.as_posix(),

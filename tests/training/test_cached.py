@@ -161,10 +161,10 @@ def test_a_store_that_lacks_some_is_completed(recipe: Path, tmp_path: Path, read
         assert same(first, again)
 
 
-def test_pictures_that_nobody_can_read_need_no_encoder(
+def test_images_that_nobody_can_read_need_no_encoder(
     recipe: Path, data: Path, tmp_path: Path, reads: list[str]
 ) -> None:
-    (data / "images/03.png").write_bytes(b"no picture")
+    (data / "images/03.png").write_bytes(b"no image")
     for output, expected in (("run", True), ("again", False)):
         folder = train(load_recipe(recipe, [f"output={tmp_path / output}"]))
         assert (seen(reads)[0] > 0) is expected
@@ -246,7 +246,7 @@ def test_adapters_of_the_encoder_need_it(recipe: Path, tmp_path: Path) -> None:
     assert isinstance(outline, VisionTransformer) and outline.positions.shape[1] == 17 and outline.positions.is_meta
 
 
-def test_processes_divide_the_pictures_whichever_is_ahead(recipe: Path, tiny_parts: ModelParts, tmp_path: Path) -> None:
+def test_processes_divide_the_images_whichever_is_ahead(recipe: Path, tiny_parts: ModelParts, tmp_path: Path) -> None:
     """The second finds what the first has done already, and does no more and no less than its part."""
     asked = load_recipe(recipe)
     images = [gather(source, Path(asked.data_root)) for source in asked.data]
@@ -286,7 +286,7 @@ def test_what_features_on_disk_gain_is_said_and_written(
         assert "with the image encoder about" in told and "times as long" in told
         found = json.loads((folder / SPEEDUP_FILE).read_text())
         store = found["stores"]["balls"]
-        assert store["pictures"] == 20
+        assert store["images"] == 20
         assert store["bytes"] == sum(load.stat().st_size - 128 for load in Path(store["folder"]).glob("*.npy"))
         assert found["times as fast, about"] > 1
         assert found["encoder measured on"] == found["machine"] == "the CPU with 1 thread"

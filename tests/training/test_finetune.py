@@ -25,7 +25,7 @@ COLOURS = {"red": (220, 30, 30), "blue": (40, 60, 220)}
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Forty pictures in two colours, with a text each and a question."""
+    """Forty images in two colours, with a text each and a question."""
     (tmp_path / "photos").mkdir()
     with (tmp_path / "pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -63,7 +63,7 @@ def test_a_table_is_all_there_is_to_say(table: Path, tiny_model_folder: Path, tm
 
 
 def test_enough_is_held_out_to_tell_better_from_worse(table: Path, tiny_model_folder: Path) -> None:
-    """However the hashes of names fall: CIDEr of a single picture is 0, so that nothing learnt would ever be kept."""
+    """However the hashes of names fall: CIDEr of a single image is 0, so that nothing learnt would ever be kept."""
     rows = table.read_text().splitlines()
     unlucky = [row for row in rows[1:] if not is_held_out(Path(row.partition(",")[0]), 10)]
     assert len(unlucky) >= 30
@@ -91,11 +91,11 @@ def test_captions_change_and_the_best_weights_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("openblip.training.monitor.progress.EVERY_SECONDS", 0.0)
-    picture = tmp_path / "photos/00.png"
-    before = openblip.load(tiny_model_folder, device="cpu").caption(picture)
+    image = tmp_path / "photos/00.png"
+    before = openblip.load(tiny_model_folder, device="cpu").caption(image)
     wishes = FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", epochs=15, batch_size=6, rate=5e-3)
     folder = train(finetuning_recipe(wishes))
-    after = openblip.load(folder, device="cpu").caption(picture)
+    after = openblip.load(folder, device="cpu").caption(image)
     # Texts are learnt as they were written, but for their spaces.
     assert after == "A red ball." != before
     shown = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -152,7 +152,7 @@ def test_adapters_are_all_that_a_run_with_lora_learns_and_leaves(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image\nphotos/00.png\n", "says nothing about its pictures"),
+        ("image\nphotos/00.png\n", "says nothing about its images"),
         ("image,caption\nphotos/00.png,a ball\n", "1 image|has 1 images to learn from"),
         ("picture,words\nphotos/00.png,a ball\n", "column"),
         ("image,caption\nphotos/00.png,\nphotos/01.png,a\nphotos/02.png,  \n", "has 1 images to learn from"),

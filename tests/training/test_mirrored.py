@@ -22,7 +22,7 @@ from openblip.training.input.loader import BatchLoader, FeatureLoader, ImageLoad
 from openblip.training.input.streaming import StreamedTars, StreamLoader
 from openblip.training.parallel.processes import ALONE
 from openblip.training.recipe import Recipe, Stage
-from tests.data.pictures import write_tar
+from tests.data.tiny_images import write_tar
 
 TRANSFORM = ImageTransform(16)
 CAPTION = "it is brighter on the right side"
@@ -30,7 +30,7 @@ OTHER = "it is brighter on the left side"
 Make = Callable[[list[ImageText], DataSource], BatchLoader]
 
 
-def picture(number: int) -> bytes:
+def png(number: int) -> bytes:
     """Brighter towards the right; of several shapes, on which the draws of a crop depend."""
     width, height = 40 + 7 * (number % 5), 50 - 6 * (number % 4)
     row = np.linspace(0, 255, width).astype(np.uint8)
@@ -42,7 +42,7 @@ def picture(number: int) -> bytes:
 @pytest.fixture
 def images(tmp_path: Path) -> list[ImageText]:
     for number in range(20):
-        (tmp_path / f"{number:02}.png").write_bytes(picture(number))
+        (tmp_path / f"{number:02}.png").write_bytes(png(number))
     return [ImageText(path, (CAPTION,)) for path in sorted(tmp_path.glob("*.png"))]
 
 
@@ -88,7 +88,7 @@ def streamed(images: list[ImageText], source: DataSource) -> BatchLoader:
 
 
 @pytest.mark.parametrize("make", [cached, fresh, streamed])
-def test_a_mirrored_picture_is_described_as_it_is_seen(images: list[ImageText], make: Make) -> None:
+def test_a_mirrored_image_is_described_as_it_is_seen(images: list[ImageText], make: Make) -> None:
     found = seen(make(images, DataSource("a", views=8)))
     assert set(found) == {(True, CAPTION), (False, OTHER)}
     assert min(found.values()) > 40  # of 160
@@ -96,7 +96,7 @@ def test_a_mirrored_picture_is_described_as_it_is_seen(images: list[ImageText], 
     assert upright == {(True, CAPTION): 160}
 
 
-def test_a_run_whose_features_are_on_disk_outlives_its_pictures(images: list[ImageText]) -> None:
+def test_a_run_whose_features_are_on_disk_outlives_its_images(images: list[ImageText]) -> None:
     loader = cached(images, DataSource("a", views=8))
     assert sum(seen(loader, epochs=1).values()) == 20
     for each in images:

@@ -91,7 +91,7 @@ def test_statistics_stay_those_of_pretraining_while_weights_learn() -> None:
 
 @pytest.mark.parametrize("settings", [[], ["stage=stage2", "train_decoder=true"]], ids=["stage1", "stage2"])
 def test_what_is_below_comes_from_disk_to_the_same_end(recipe: Path, tmp_path: Path, settings: list[str]) -> None:
-    """The same numbers as with pictures at every step, but for the float16 of what is on disk."""
+    """The same numbers as with images at every step, but for the float16 of what is on disk."""
     cached = weights(train(load_recipe(recipe, settings)))
     read = weights(train(load_recipe(recipe, [*settings, "cache=null", f"output={tmp_path / 'read'}"])))
     start = weights(Path(str(load_recipe(recipe).init)))

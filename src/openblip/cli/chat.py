@@ -42,10 +42,10 @@ def chat(
     import openblip
     from openblip.images.decode import load_image
 
-    picture = load_image(image)
+    opened = load_image(image)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     streams = interactive and options.get("num_beams", 1) == 1
-    conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer).chat(picture)
+    conversation = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer).chat(opened)
     for line in _typed() if interactive else sys.stdin:
         question = line.strip()
         if not question:

@@ -22,7 +22,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip datasets download coco_caption --to data/
   openblip datasets nocaps --root data/ --check
 
-Annotations are downloaded, pictures are not: the page of a data set says how to get them. Data sets lie in
+Annotations are downloaded, images are not: the page of a data set says how to get them. Data sets lie in
 $OPENBLIP_DATA, by default in ~/.cache/lavis, where LAVIS puts them."""
 
 DOWNLOAD = "download"
@@ -65,7 +65,7 @@ def datasets(
                 for path in paths:
                     report.record(path=str(path)) if as_json else report.line(str(path))
                 if not as_json:
-                    report.line(f"pictures: {find_entry(name).pictures}")
+                    report.line(f"images: {find_entry(name).media_source}")
             case _:
                 raise OptionError("give nothing, the name of a data set, or download and a name")
 
@@ -93,7 +93,7 @@ def _record(status: Status) -> dict[str, object]:
         "size": entry.size,
         "licence": entry.licence,
         "page": entry.page,
-        "how": entry.pictures,
+        "how": entry.media_source,
         "needs_form": entry.needs_form,
         "citation": entry.citation,
     }
@@ -142,7 +142,7 @@ def _tell_one(report: Report, status: Status, root: Path | None, check: bool) ->
         }
         report.record(**_record(status), **({"counted": numbers} if check else {}))
         return
-    what = "films" if entry.is_video else "pictures"
+    what = "films" if entry.is_video else "images"
     lines = [f"{entry.name}: {entry.title}", ""]
     facts = {
         "rows are": entry.kind,
@@ -164,7 +164,11 @@ def _tell_one(report: Report, status: Status, root: Path | None, check: bool) ->
             path = place.file(file)
             origin = "is here" if path.is_file() else file.url or "by its page"
             lines.append(f"  {split:<6} {path}  {origin}")
-    lines += ["", f"{what} in {status.media} {'are here' if status.has_media else '(not here)'}", f"  {entry.pictures}"]
+    lines += [
+        "",
+        f"{what} in {status.media} {'are here' if status.has_media else '(not here)'}",
+        f"  {entry.media_source}",
+    ]
     split = (status.splits or entry.splits)[0]
     lines += [
         "",

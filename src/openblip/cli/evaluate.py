@@ -36,15 +36,15 @@ def evaluate(
     from openblip.evaluation import run
     from openblip.evaluation.report import measured
 
-    with stoppable(), watch("pictures") as progress:
+    with stoppable(), watch("images") as progress:
         done = run.evaluate(resolved, progress)
     for line in measured(done.found, resolved):
         beside = f"   published {line.published} ({line.difference}), {line.source}" if line.published else ""
         print_line(f"{line.name:<28}{line.value:>7}{beside}")
     for note in done.found.notes:
         print_line(note)
-    for picture in done.found.excluded:
-        print_line(f"left out: {picture.image}: {picture.problem}")
+    for image in done.found.excluded:
+        print_line(f"left out: {image.image}: {image.problem}")
     print_line(str(done.output / "report.html"))
     if done.found.excluded:
         raise typer.Exit(SOME_FAILED)

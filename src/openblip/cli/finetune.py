@@ -1,4 +1,4 @@
-"""`openblip finetune`: a model that has seen one's own pictures."""
+"""`openblip finetune`: a model that has seen one's own images."""
 
 from __future__ import annotations
 

@@ -136,10 +136,10 @@ def _listed(lines: Sequence[str], place: str, folder: Path | None) -> Iterator[s
 
 def _in_table(path: Path) -> Iterator[Image]:
     from openblip.data.sources.cells import shown_columns
-    from openblip.data.sources.records import COLUMNS, PictureFinder
+    from openblip.data.sources.records import COLUMNS, ImageFinder
     from openblip.data.sources.tables import read_rows
 
-    finder = PictureFinder(path.parent)
+    finder = ImageFinder(path.parent)
     empty = True
     for place, row in read_rows(path):
         empty = False
@@ -154,8 +154,8 @@ def _in_table(path: Path) -> Iterator[Image]:
         if isinstance(value, str) and is_address(value):
             yield value
             continue
-        picture, _ = finder.find(value, place)
-        yield str(picture) if isinstance(picture, Path) else packed_image(str(picture), picture.read_bytes)
+        image, _ = finder.find(value, place)
+        yield str(image) if isinstance(image, Path) else packed_image(str(image), image.read_bytes)
     if empty:
         raise OpenBlipError(f"{path} has no rows: check that it is the right file")
 
@@ -169,5 +169,5 @@ def _in_tar(path: Path) -> Iterator[Image]:
     if shard.trouble:
         say(shard.trouble)
     for row in shard.rows:
-        if row.picture is not None:
-            yield packed_image(str(row.picture), row.picture.read_bytes)
+        if row.image is not None:
+            yield packed_image(str(row.image), row.image.read_bytes)

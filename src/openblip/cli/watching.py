@@ -107,7 +107,7 @@ class _Lines:
         since, before = self._last
         if now - since < EVERY_SECONDS or done == before:
             return
-        speed = (done - before) / (now - since)  # of late: a second pass over the pictures is slower than the first
+        speed = (done - before) / (now - since)  # of late: a second pass over the images is slower than the first
         self._last = now, done
         left = (total - done) / speed / 60
         print(

@@ -1,4 +1,4 @@
-"""What a training picture goes through: a random crop, mirrored half of the time. BLIP-2 uses no RandAugment."""
+"""What a training image goes through: a random crop, mirrored half of the time. BLIP-2 uses no RandAugment."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training picture may be from the original; the defaults are BLIP-2's.
+    """How far a training image may be from the original; the defaults are BLIP-2's.
 
     Attributes:
-        min_area, max_area: share of the picture's area that a crop keeps.
+        min_area, max_area: share of the image's area that a crop keeps.
         min_ratio, max_ratio: width by height of a crop.
         mirror: probability of the mirror image.
     """
@@ -34,7 +34,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= self.max_area <= 1:
             raise OptionError(
-                f"a crop keeps {self.min_area} to {self.max_area} of a picture: give shares above 0, the smaller first"
+                f"a crop keeps {self.min_area} to {self.max_area} of an image: give shares above 0, the smaller first"
             )
         if not 0 < self.min_ratio <= self.max_ratio:
             raise OptionError(f"the ratios {self.min_ratio} to {self.max_ratio} must be above 0, the smaller first")
@@ -45,7 +45,7 @@ BLIP2 = Augmentation()
 
 @dataclass(frozen=True)
 class Part:
-    """What was drawn of a picture: left, top, right and bottom of the crop, and whether it is mirrored then."""
+    """What was drawn of an image: left, top, right and bottom of the crop, and whether it is mirrored then."""
 
     box: tuple[int, int, int, int]
     mirrored: bool
@@ -58,12 +58,12 @@ class Part:
 
 
 def augment(image: Image, draw: random.Random, settings: Augmentation = BLIP2) -> Image:
-    """A random part of a picture, perhaps mirrored; equal draws give equal parts. It is yet to be squashed."""
+    """A random part of an image, perhaps mirrored; equal draws give equal parts. It is yet to be squashed."""
     return draw_part(image.size, draw, settings).of(image)
 
 
 def draw_part(size: tuple[int, int], draw: random.Random, settings: Augmentation = BLIP2) -> Part:
-    """Which part of a picture of this width and height `augment` takes."""
+    """Which part of an image of this width and height `augment` takes."""
     return Part(crop_box(size, draw, settings), draw.random() < settings.mirror)
 
 
@@ -73,7 +73,7 @@ def crop_box(size: tuple[int, int], draw: random.Random, settings: Augmentation 
     Ten tries at an area and, evenly in its logarithm, a ratio; else the middle at the nearest ratio allowed.
 
     Args:
-        size: width and height of the picture.
+        size: width and height of the image.
     """
     width, height = size
     logarithms = math.log(settings.min_ratio), math.log(settings.max_ratio)

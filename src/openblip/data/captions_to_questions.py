@@ -131,5 +131,5 @@ def _asks_for_object(words: list[str]) -> bool:
 
 
 def is_thing(word: str) -> bool:
-    """Whether a word may be the name of a thing: no function word, no side or part of a picture."""
+    """Whether a word may be the name of a thing: no function word, no side or part of an image."""
     return word.isalpha() and len(word) > 2 and word not in NOT_THINGS and word not in CLAUSE_ENDS

@@ -1,8 +1,8 @@
 """Features of a frozen image encoder, computed once and kept on disk.
 
 A folder for each encoder, transform and set of views, whose name is their fingerprint, so that features of another
-encoder are never mistaken for these. In it shards: a float16 array [pictures, views, patches, channels] and a list of
-the pictures that its rows are of. A shard is there whole or not at all, so a killed run goes on with what it had, and
+encoder are never mistaken for these. In it shards: a float16 array [images, views, patches, channels] and a list of
+the images that its rows are of. A shard is there whole or not at all, so a killed run goes on with what it had, and
 several processes, or several runs, add to one folder, one at a time.
 """
 
@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.image_files import BadPicture, open_picture, picture_key
-from openblip.data.sample import Picture
+from openblip.data.image_files import BadImage, image_key, open_image
+from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, make_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.decode import ImageTransform, normalise, squash
@@ -66,7 +66,7 @@ class FeatureStore:
         self.broken: list[Path] = []
         self._shards: dict[Path, Rows] = {}
         self._places: dict[str, tuple[Path, int]] = {}
-        self._keys: dict[Picture, str] = {}
+        self._keys: dict[ImageFile, str] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,38 +86,38 @@ class FeatureStore:
                         path.with_suffix(LIST).unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        """Pictures."""
+        """Images."""
         return len(self._places)
 
-    def __contains__(self, picture: Picture) -> bool:
-        return self._key(picture) in self._places
+    def __contains__(self, image: ImageFile) -> bool:
+        return self._key(image) in self._places
 
     @property
     def nbytes(self) -> int:
         """What its features take on disk."""
         return sum(rows.nbytes for rows in self._shards.values())
 
-    def patches(self, pictures: Sequence[Picture], views: Sequence[int]) -> Tensor:
-        """One view each of some pictures: float32 [B, N, C]. Raises OpenBlipError for one that is not there.
+    def patches(self, images: Sequence[ImageFile], views: Sequence[int]) -> Tensor:
+        """One view each of some images: float32 [B, N, C]. Raises OpenBlipError for one that is not there.
 
         Shards that were found once stay readable when the folder is deleted.
         """
         places = []
-        for picture in pictures:
-            if picture not in self:
+        for image in images:
+            if image not in self:
                 raise OpenBlipError(
-                    f"{self.folder} has no features of {picture}: start the run again, which computes what is missing"
+                    f"{self.folder} has no features of {image}: start the run again, which computes what is missing"
                 )
-            places.append(self._places[self._key(picture)])
+            places.append(self._places[self._key(image)])
         stacked = np.stack([self._shards[path][row, view] for (path, row), view in zip(places, views, strict=True)])
         return torch.from_numpy(stacked.astype(np.float32))
 
-    def add(self, pictures: Sequence[Picture], rows: Rows) -> None:
-        """Keep the features [pictures, views, patches, channels] of some pictures as a shard.
+    def add(self, images: Sequence[ImageFile], rows: Rows) -> None:
+        """Keep the features [images, views, patches, channels] of some images as a shard.
 
         Raises OpenBlipError when the disk is full; nothing that was there is lost.
         """
-        keys = [self._key(picture) for picture in pictures]
+        keys = [self._key(image) for image in images]
         try:
             with self._alone():
                 self._add_new(keys, rows)
@@ -125,7 +125,7 @@ class FeatureStore:
             raise OpenBlipError(self._no_room(error, rows.nbytes)) from error
 
     def _add_new(self, keys: Sequence[str], rows: Rows) -> None:
-        """Write what is not there yet: each picture is in one shard, so that its features never change."""
+        """Write what is not there yet: each image is in one shard, so that its features never change."""
         for path in self._unknown():
             self._open(path)
         new = [row for row, key in enumerate(keys) if key not in self._places]
@@ -183,7 +183,7 @@ class FeatureStore:
         if free < needed:
             raise OpenBlipError(
                 f"features in {self.folder} need {needed / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB left: "
-                "make room, choose another folder with cache=, or have pictures encoded at every step with cache=null"
+                "make room, choose another folder with cache=, or have images encoded at every step with cache=null"
             )
 
     def _no_room(self, error: OSError, size: int) -> str:
@@ -191,17 +191,17 @@ class FeatureStore:
         if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return (
                 f"the disk is full: features in {self.folder} need {size / 1e6:.0f} MB and more. Make room and start "
-                "again, what was computed is kept; or have pictures encoded at every step with cache=null"
+                "again, what was computed is kept; or have images encoded at every step with cache=null"
             )
         return (
             f"features cannot be written to {self.folder} ({error.strerror or error}): choose another folder with "
-            "cache=, or have pictures encoded at every step with cache=null"
+            "cache=, or have images encoded at every step with cache=null"
         )
 
-    def _key(self, picture: Picture) -> str:
-        if picture not in self._keys:
-            self._keys[picture] = picture_key(picture)
-        return self._keys[picture]
+    def _key(self, image: ImageFile) -> str:
+        if image not in self._keys:
+            self._keys[image] = image_key(image)
+        return self._keys[image]
 
 
 def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewPlan, upper: Sequence[str] = ()) -> str:
@@ -223,58 +223,58 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
     return digest.hexdigest()[:16]
 
 
-def _require_half(picture: Picture, patches: np.ndarray[Any, Any]) -> None:
+def _require_half(image: ImageFile, patches: np.ndarray[Any, Any]) -> None:
     """Raises OpenBlipError for features that are no numbers in float16, which a store keeps."""
     largest = float(np.abs(patches).max(initial=0.0))
     if largest > LARGEST_HALF:
         raise OpenBlipError(
-            f"features of {picture} reach {largest:.3g}, and float16, in which they are kept, ends at "
-            f"{LARGEST_HALF:.3g}: have pictures encoded at every step with cache=null"
+            f"features of {image} reach {largest:.3g}, and float16, in which they are kept, ends at "
+            f"{LARGEST_HALF:.3g}: have images encoded at every step with cache=null"
         )
     if math.isnan(largest):
-        raise OpenBlipError(f"the image encoder gives no numbers (NaN) for {picture}: its weights are broken")
+        raise OpenBlipError(f"the image encoder gives no numbers (NaN) for {image}: its weights are broken")
 
 
 @torch.inference_mode()
 def fill(
     store: FeatureStore,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageFile],
     encode: Callable[[Tensor], Tensor],
     transform: ImageTransform,
     plan: ViewPlan,
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
-) -> list[BadPicture]:
-    """Compute the features of pictures that have none yet; returns those that cannot be read.
+) -> list[BadImage]:
+    """Compute the features of images that have none yet; returns those that cannot be read.
 
     Args:
         encode: pixels [B, 3, S, S] to patches [B, N, C].
-        progress: called with the number of pictures that are done.
+        progress: called with the number of images that are done.
 
     Raises:
         OpenBlipError: the disk is full, or features are no numbers in float16.
     """
-    missing = [picture for picture in dict.fromkeys(pictures) if picture not in store]
-    bad: list[BadPicture] = []
-    done: list[Picture] = []
+    missing = [image for image in dict.fromkeys(images) if image not in store]
+    bad: list[BadImage] = []
+    done: list[ImageFile] = []
     rows: list[Rows] = []
 
-    def views_of(picture: Picture) -> list[np.ndarray[Any, Any]]:
-        image = open_picture(picture)
-        views = [make_view(image, picture.name, view, plan.min_area, plan.mirror) for view in range(plan.count)]
+    def views_of(image: ImageFile) -> list[np.ndarray[Any, Any]]:
+        opened = open_image(image)
+        views = [make_view(opened, image.name, view, plan.min_area, plan.mirror) for view in range(plan.count)]
         return [squash(view, transform.image_size) for view in views]
 
     for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=anything)):
-        good = [(picture, found) for picture, found in batch if not isinstance(found, ImageError)]
-        bad += [BadPicture(picture, str(found)) for picture, found in batch if isinstance(found, ImageError)]
+        good = [(image, found) for image, found in batch if not isinstance(found, ImageError)]
+        bad += [BadImage(image, str(found)) for image, found in batch if isinstance(found, ImageError)]
         if good:
             pixels = normalise([view for _, views in good for view in views], transform)
             patches = encode(pixels).cpu().numpy()
             patches = patches.reshape(len(good), plan.count, *patches.shape[1:])
-            for (picture, _), found in zip(good, patches, strict=True):
-                _require_half(picture, found)
+            for (image, _), found in zip(good, patches, strict=True):
+                _require_half(image, found)
             rows.append(patches.astype(np.float16))
-            done += [picture for picture, _ in good]
+            done += [image for image, _ in good]
             if count == 0:
                 store.check_room(rows[0][0].nbytes * len(missing))
         if sum(row.nbytes for row in rows) >= SHARD_BYTES:

@@ -1,12 +1,13 @@
-"""Opening the pictures of a data set, and telling them apart."""
+"""Opening the images of a data set, and telling them apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openblip.data.sample import Picture
+from openblip.data.sample import ImageFile
 from openblip.errors import ImageError
 from openblip.images.decode import load_image
 
@@ -14,32 +15,39 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
-class BadPicture:
-    """A picture that cannot be read, and why."""
+class OnBadImage(Enum):
+    """What to do about an image that cannot be read: list it and go on without it, or stop."""
 
-    picture: Picture
+    SKIP = "skip"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be read, and why."""
+
+    image: ImageFile
     problem: str
 
 
-def open_picture(picture: Picture) -> Image:
-    """The picture as RGB. Raises ImageError, which names it, when it cannot be read."""
-    if isinstance(picture, Path):
-        return load_image(picture)
-    content = picture.read_bytes()
+def open_image(image: ImageFile) -> Image:
+    """The image as RGB. Raises ImageError, which names it, when it cannot be read."""
+    if isinstance(image, Path):
+        return load_image(image)
+    content = image.read_bytes()
     try:
         return load_image(content)
     except ImageError as error:
-        raise ImageError(str(picture), str(error).partition(": ")[2] or str(error)) from error
+        raise ImageError(str(image), str(error).partition(": ")[2] or str(error)) from error
 
 
-def picture_key(picture: Picture) -> str:
-    """What tells a picture from all others on this machine, and from what its file held before."""
-    file = picture if isinstance(picture, Path) else picture.archive
+def image_key(image: ImageFile) -> str:
+    """What tells an image from all others on this machine, and from what its file held before."""
+    file = image if isinstance(image, Path) else image.archive
     try:
         state = file.stat()
     except (OSError, ValueError):
         # It will be found missing when it is opened; until then it is known by its name.
-        return f"{picture}:missing"
-    place = "" if isinstance(picture, Path) else f":{picture.place}"
+        return f"{image}:missing"
+    place = "" if isinstance(image, Path) else f":{image.place}"
     return f"{file.resolve()}{place}:{state.st_size}:{state.st_mtime_ns}"

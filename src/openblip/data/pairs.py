@@ -11,7 +11,7 @@ from sys import intern
 from openblip.data.captions_to_questions import Question, questions_from_caption, statement_from_question
 from openblip.data.mirrored_text import swap_sides
 from openblip.data.plain_questions import plain_questions
-from openblip.data.sample import PackedFile, Picture, Sample
+from openblip.data.sample import ImageFile, PackedFile, Sample
 from openblip.data.sources.open import DataSource, keep_training_part, read_source
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
@@ -33,7 +33,7 @@ class ImageText:
         questions: as given, and made from captions.
     """
 
-    image: Picture
+    image: ImageFile
     captions: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -83,7 +83,7 @@ class _Gathered:
         if row.question:
             _add_question(self, row, source.statements)
 
-    def tell(self, image: Picture, source: DataSource) -> ImageText:
+    def tell(self, image: ImageFile, source: DataSource) -> ImageText:
         made: list[Question] = []
         if source.make_questions:
             made += [question for caption in self.captions for question in questions_from_caption(caption)]
@@ -107,7 +107,7 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
         OptionError: the source names no data, or data that are no descriptions of single images.
         OpenBlipError: an annotation file is missing or malformed.
     """
-    found: dict[Picture, _Gathered] = {}
+    found: dict[ImageFile, _Gathered] = {}
     for row in keep_training_part(read_source(source, data_root, skipped), source.held_out):
         _check(row, source)
         found.setdefault(row.image, _Gathered()).add(row, source)
@@ -115,7 +115,7 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
 
 
 def tell(row: Sample, source: DataSource) -> ImageText:
-    """What one row says about its picture. Raises OptionError when it is no description of a single one."""
+    """What one row says about its image. Raises OptionError when it is no description of a single one."""
     _check(row, source)
     entry = _Gathered()
     entry.add(row, source)
@@ -129,7 +129,7 @@ def _in_order(text: str) -> str:
 def _check(row: Sample, source: DataSource) -> None:
     if len(row.images) != 1:
         raise OptionError(
-            f"the data source {source.name!r} has rows of {len(row.images)} pictures: training needs one in each"
+            f"the data source {source.name!r} has rows of {len(row.images)} images: training needs one in each"
         )
     if row.label in JUDGEMENTS and row.captions:
         raise OptionError(
@@ -151,9 +151,9 @@ def _add_question(entry: _Gathered, row: Sample, statements: bool) -> None:
             entry.statements.append(clean_caption(statement))
 
 
-def _order(picture: Picture) -> tuple[tuple[str, ...], tuple[int, ...], str]:
-    if isinstance(picture, Path):
-        return picture.parts, (), ""
-    if isinstance(picture, PackedFile):
-        return picture.archive.parts, (picture.offset,), picture.name
-    return picture.archive.parts, (picture.row_group, picture.row), picture.name
+def _order(image: ImageFile) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+    if isinstance(image, Path):
+        return image.parts, (), ""
+    if isinstance(image, PackedFile):
+        return image.archive.parts, (image.offset,), image.name
+    return image.archive.parts, (image.row_group, image.row), image.name

@@ -1,4 +1,4 @@
-"""The one shape in which every data set comes: a row about a picture, or about several, or about a video."""
+"""The one shape in which every data set comes: a row about an image, or about several, or about a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openblip.data.sources.parquet import ParquetCell
 from openblip.errors import ImageError
 
 LARGEST_FILE = 2**28
-"""Bytes of a packed file that are read into memory at once; pictures have a thousandth of it."""
+"""Bytes of a packed file that are read into memory at once; images have a thousandth of it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PackedFile:
         return f"{self.offset}:{self.size}"
 
     def read_bytes(self) -> bytes:
-        """Raises ImageError when the archive is gone or shorter than it was, or the file is larger than any picture."""
+        """Raises ImageError when the archive is gone or shorter than it was, or the file is larger than any image."""
         if self.size > LARGEST_FILE:
             raise ImageError(str(self), f"has {self.size} bytes: no more than {LARGEST_FILE} are read")
         try:
@@ -52,31 +52,31 @@ class PackedFile:
         return content
 
 
-Picture: TypeAlias = "Path | PackedFile | ParquetCell"
-"""Where a picture is. All kinds have a `name` and `read_bytes()`."""
+ImageFile: TypeAlias = "Path | PackedFile | ParquetCell"
+"""Where an image is. All kinds have a `name` and `read_bytes()`."""
 
 
-def picture_names(pictures: Sequence[Picture]) -> list[str]:
-    """A name for each picture that no other one of them has: its path below the folder that holds them all.
+def image_names(images: Sequence[ImageFile]) -> list[str]:
+    """A name for each image that no other one of them has: its path below the folder that holds them all.
 
-    Pictures of one folder are called by their file names; `a/1.jpg` and `b/1.jpg` stay apart. The names do not
+    Images of one folder are called by their file names; `a/1.jpg` and `b/1.jpg` stay apart. The names do not
     change when the whole folder moves.
     """
-    folders = {str(_container(picture).parent) for picture in pictures}
+    folders = {str(_container(image).parent) for image in images}
     common = os.path.commonpath([os.path.abspath(folder) for folder in folders]) if folders else ""
     below = {folder: os.path.relpath(os.path.abspath(folder), common).replace(os.sep, "/") for folder in folders}
 
-    def name_of(picture: Picture) -> str:
-        container = _container(picture)
+    def name_of(image: ImageFile) -> str:
+        container = _container(image)
         folder = below[str(container.parent)]
         path = container.name if folder == "." else f"{folder}/{container.name}"
-        return path if isinstance(picture, Path) else f"{path}/{picture.name}"
+        return path if isinstance(image, Path) else f"{path}/{image.name}"
 
-    return [name_of(picture) for picture in pictures]
+    return [name_of(image) for image in images]
 
 
-def _container(picture: Picture) -> Path:
-    return picture if isinstance(picture, Path) else picture.archive
+def _container(image: ImageFile) -> Path:
+    return image if isinstance(image, Path) else image.archive
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class Sample:
     What a kind of data set does not have stays empty.
 
     Attributes:
-        images: what the row is about: mostly one picture, two for NLVR2, none for a video.
-        image_id: names the picture (or the video) within its set; rows about one picture share it.
+        images: what the row is about: mostly one image, two for NLVR2, none for a video.
+        image_id: names the image (or the video) within its set; rows about one image share it.
         sample_id: names the row within its set: a question's id, say.
-        captions: what people wrote about the picture; for pairs of text and label (NLVR2, SNLI-VE) the one sentence.
+        captions: what people wrote about the image; for pairs of text and label (NLVR2, SNLI-VE) the one sentence.
         question: what is asked about it.
         answers: what each of the people asked answered, repeats and all (VQA: ten).
         label: the class (ImageNet), "entailment" and its like (SNLI-VE), "True" or "False" (NLVR2).
@@ -98,7 +98,7 @@ class Sample:
         video: the film file.
     """
 
-    images: tuple[Picture, ...] = ()
+    images: tuple[ImageFile, ...] = ()
     image_id: str = ""
     sample_id: str = ""
     captions: tuple[str, ...] = ()
@@ -110,8 +110,8 @@ class Sample:
     video: Path | None = None
 
     @property
-    def image(self) -> Picture:
-        """The only picture. Raises ImageError when the row has none or several."""
+    def image(self) -> ImageFile:
+        """The only image. Raises ImageError when the row has none or several."""
         if len(self.images) != 1:
-            raise ImageError(f"row {self.sample_id or self.image_id}", f"it has {len(self.images)} pictures, not one")
+            raise ImageError(f"row {self.sample_id or self.image_id}", f"it has {len(self.images)} images, not one")
         return self.images[0]

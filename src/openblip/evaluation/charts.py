@@ -26,7 +26,7 @@ class Chart:
     """Bars side by side.
 
     Attributes:
-        unit: of the values: "pictures", "%".
+        unit: of the values: "images", "%".
         axis: what the categories are.
     """
 
@@ -56,17 +56,17 @@ def charts_of(found: Evaluation) -> list[Chart]:
 
 
 def _spread(rows: Sequence[Row], name: str) -> Chart:
-    """How many pictures have which score."""
+    """How many images have which score."""
     top = max(row.score for row in rows) or 1.0
     width = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10) if top / step <= BARS)
     counts = Counter(int(row.score / width) for row in rows)
     last = max(counts)
     return Chart(
-        title=f"{name} of each picture",
-        unit="pictures",
+        title=f"{name} of each image",
+        unit="images",
         axis=f"{name} x 100, from",
         categories=tuple(f"{100 * width * place:.0f}" for place in range(last + 1)),
-        series=(Series("pictures", tuple(float(counts[place]) for place in range(last + 1))),),
+        series=(Series("images", tuple(float(counts[place]) for place in range(last + 1))),),
     )
 
 
@@ -93,7 +93,7 @@ def _lengths(rows: Sequence[Row]) -> Chart:
 
 
 def _places(rows: Sequence[Row]) -> Chart:
-    """At which place the right one was found, for texts of pictures and pictures of texts."""
+    """At which place the right one was found, for texts of images and images of texts."""
     names = ("1", "2", "3", "4", "5", "6 to 10", "later")
 
     def shares(wanted: Callable[[Row], bool]) -> tuple[float, ...]:

@@ -17,8 +17,8 @@ class Journal:
         path: the file, which is read first if it exists; None keeps predictions in memory only.
 
     Attributes:
-        done: under each row's number its fields. Rows whose picture could not be read are not among them when a
-            file is opened: the picture may have been mended.
+        done: under each row's number its fields. Rows whose image could not be read are not among them when a
+            file is opened: the image may have been mended.
     """
 
     def __init__(self, path: Path | None = None) -> None:

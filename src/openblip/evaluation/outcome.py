@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from openblip.data.sample import Picture
+from openblip.data.sample import ImageFile
 from openblip.evaluation.settings import Task
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -19,10 +19,10 @@ def silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture, or one question about it, with what the model said and what it is worth.
+    """One image, or one question about it, with what the model said and what it is worth.
 
     Attributes:
-        image: the picture's name, as shown.
+        image: the image's name, as shown; image_file: where it is, for the report.
         references: captions of people, right answers, or the right label.
         score: by which rows are ordered from best to worst.
         scores: all scores of this row.
@@ -36,12 +36,12 @@ class Row:
     image_id: str = ""
     sample_id: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
-    picture: Picture | None = field(default=None, repr=False, compare=False)
+    image_file: ImageFile | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A picture that could not be read, and so counts in no score."""
+    """An image that could not be read, and so counts in no score."""
 
     image: str
     problem: str
@@ -55,7 +55,7 @@ class Evaluation:
         metrics: names and values, shares from 0 to 1 but for CIDEr, which can be larger.
         rows: in the order of the data.
         ordered_by: name of the score that `Row.score` is.
-        excluded: pictures left out.
+        excluded: images left out.
         notes: what a reader of the metrics must know, a sentence each.
     """
 

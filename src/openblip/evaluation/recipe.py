@@ -38,7 +38,7 @@ class EvaluationRecipe(Settings):
         model: a name of `openblip models`, or a model folder.
         checkpoint: a `.pth` that LAVIS saved, in place of the official one.
         limit: only the first so many rows of the data.
-        examples: pictures in the report of the best, of the middle and of the worst.
+        examples: images in the report of the best, of the middle and of the worst.
         published: figures that the report shows beside ours.
     """
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openblip.data.sample import Picture
+from openblip.data.sample import ImageFile
 from openblip.errors import ImageError, OpenBlipError
 from openblip.evaluation.charts import Chart, charts_of
 from openblip.evaluation.outcome import Evaluation, Row
@@ -22,7 +22,7 @@ from openblip.recipes import write_recipe
 from openblip.saving import replacing
 
 THUMBNAIL = 320
-"""Longest side of a picture in the page, in pixels."""
+"""Longest side of an image in the page, in pixels."""
 BASE, HEIGHT = 170.0, 150.0
 """Where the bars of a drawing stand, and how high the highest may be."""
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -59,11 +59,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of the contact sheet.
+    """One image of the contact sheet.
 
     Attributes:
-        image: a JPEG as a data address, or nothing when the picture cannot be read.
-        alt: what the picture shows, in a person's words where there are any.
+        image: a JPEG as a data address, or nothing when the image cannot be read.
+        alt: what the image shows, in a person's words where there are any.
         references: each text once, with how many people gave it where several did.
     """
 
@@ -150,8 +150,8 @@ def show(row: Row, found: Evaluation) -> Shown:
     caption = row.references[0] if found.task is Task.CAPTIONS and row.references else ""
     return Shown(
         row=row,
-        image="" if row.picture is None else thumbnail(row.picture),
-        alt=caption or f"the picture {Path(row.image).name}",
+        image="" if row.image_file is None else thumbnail(row.image_file),
+        alt=caption or f"the image {Path(row.image).name}",
         score=f"{100 * row.score:.0f}",
         references=tuple(
             text if count == 1 else f"{text} ({count} people)" for text, count in Counter(row.references).most_common()
@@ -159,15 +159,15 @@ def show(row: Row, found: Evaluation) -> Shown:
     )
 
 
-def thumbnail(picture: Picture) -> str:
-    """A small JPEG of the picture as a data address, without its metadata; empty when it cannot be read."""
+def thumbnail(image: ImageFile) -> str:
+    """A small JPEG of the image as a data address, without its metadata; empty when it cannot be read."""
     try:
-        image = load_image(picture if isinstance(picture, Path) else picture.read_bytes())
+        small = load_image(image if isinstance(image, Path) else image.read_bytes())
     except ImageError:
         return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=72, optimize=True)
+    small.save(buffer, "JPEG", quality=72, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -135,7 +135,7 @@ def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
 def _mark_of_samples(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        told = [[picture.name for picture in sample.images], sample.question, sample.captions, sample.label]
+        told = [[image.name for image in sample.images], sample.question, sample.captions, sample.label]
         digest.update(json.dumps(told).encode())
     return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
 
@@ -189,7 +189,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "published": [asdict(figure) for figure in run.recipe.published],
         "notes": list(run.found.notes),
         "rows": len(run.found.rows),
-        "excluded": [asdict(picture) for picture in run.found.excluded],
+        "excluded": [asdict(image) for image in run.found.excluded],
         "about": run.about,
         "recipe": _plain(asdict(run.recipe)),
     }

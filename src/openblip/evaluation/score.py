@@ -45,12 +45,12 @@ def score_model(
     Args:
         model: as `openblip.load` gives it, or `Model` around a copy of what is being trained: it prepares its network
             for use, which ends learning.
-        progress: called with (pictures done, pictures in all).
+        progress: called with (images done, images in all).
         journal: where predictions are kept as they come; those that are in it already are not made again.
 
     Raises:
         OpenBlipError: the samples or settings do not fit the task, or packages are missing.
-        ImageError: a picture cannot be read, and `on_bad_image` is to stop.
+        ImageError: an image cannot be read, and `on_bad_image` is to stop.
     """
     check(samples, settings)
     journal = Journal() if journal is None else journal

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
+from openblip.data.image_files import OnBadImage
 from openblip.errors import OptionError
 from openblip.generation.options import TextOptions, read_options, user_options
 
 
 class Task(Enum):
-    """What the model does with the pictures."""
+    """What the model does with the images."""
 
     CAPTIONS = "captions"
     QUESTIONS = "questions"
@@ -29,13 +30,6 @@ class Wish(Enum):
     @property
     def choice(self) -> bool | None:
         return {Wish.AUTO: None, Wish.REQUIRED: True, Wish.NEVER: False}[self]
-
-
-class BadImage(Enum):
-    """What happens at a picture that cannot be read."""
-
-    SKIP = "skip"
-    STOP = "stop"
 
 
 class Accuracy(Enum):
@@ -63,7 +57,7 @@ class CaptionSettings:
     Attributes:
         tokenizer: Java's PTB tokeniser, as for published numbers; never: the package's own, unofficial one.
         meteor: METEOR, in Java.
-        spice: SPICE, in Java; takes a minute for 1,000 pictures and 8 GB of memory.
+        spice: SPICE, in Java; takes a minute for 1,000 images and 8 GB of memory.
     """
 
     tokenizer: Wish = Wish.AUTO
@@ -84,7 +78,7 @@ class QuestionSettings:
 
 @dataclass
 class RetrievalSettings:
-    """How pictures and texts find one another.
+    """How images and texts find one another.
 
     Attributes:
         rerank: candidates of contrast (ITC) a query that matching (ITM) orders; 0 is contrast alone.
@@ -98,7 +92,7 @@ class ClassificationSettings:
     """How classes are chosen and named.
 
     Attributes:
-        by: contrast and match compare the picture with a text for each label; ask asks a question about it and
+        by: contrast and match compare the image with a text for each label; ask asks a question about it and
             looks the answer up in `answers`; given reads labels from `predictions`.
         text: for contrast and match, with {label} in it.
         labels: the classes; by default all that the data have.
@@ -122,8 +116,8 @@ class Settings:
     Attributes:
         text: options of generation by their names, where the model's own are not meant, and `prompt`: how captions
             begin, or the frame of a question: "Question: {question} Short answer:".
-        batch_size: pictures looked at together.
-        on_bad_image: skip leaves a picture that cannot be read out of all scores, and lists it; stop ends the run.
+        batch_size: images looked at together.
+        on_bad_image: skip leaves an image that cannot be read out of all scores, and lists it; stop ends the run.
     """
 
     task: Task
@@ -133,7 +127,7 @@ class Settings:
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     classification: ClassificationSettings = field(default_factory=ClassificationSettings)
     batch_size: int = 16
-    on_bad_image: BadImage = BadImage.SKIP
+    on_bad_image: OnBadImage = OnBadImage.SKIP
 
     @property
     def prompt(self) -> str | None:

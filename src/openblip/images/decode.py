@@ -323,7 +323,7 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
     try:
         return transpositions.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
-        return None  # the parser meets arbitrary bytes; the picture itself is good
+        return None  # the parser meets arbitrary bytes; the image itself is good
 
 
 def _is_array(source: object) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from openblip.data.image_files import OnBadImage
 from openblip.data.pairs import DataSource
 from openblip.errors import OptionError
 from openblip.recipes import read_recipe
@@ -40,13 +41,6 @@ class Parallel(Enum):
 
     DDP = "ddp"
     FSDP = "fsdp"
-
-
-class BadPictures(Enum):
-    """What to do about a picture that cannot be read: list it and go on without it, or stop."""
-
-    SKIP = "skip"
-    STOP = "stop"
 
 
 class Storage(Enum):
@@ -183,7 +177,7 @@ class Recipe:
             is kept on disk as the features of a frozen encoder are.
         gradient_checkpointing: compute what an image encoder that learns gives once more on the way back, rather than
             keep it: less memory, a third more time.
-        cache: folder for the features of an encoder, or of blocks, that are frozen; null: pictures are cropped and
+        cache: folder for the features of an encoder, or of blocks, that are frozen; null: images are cropped and
             encoded anew at every step, as in the paper.
         epochs: passes over the images.
         steps_per_epoch: steps of an epoch, where a data source is streamed that does not say how many rows it has.
@@ -209,7 +203,7 @@ class Recipe:
         save_every: steps between checkpoints to resume from.
         lora: low-rank adapters that learn instead of the stage's own parts; `output` then holds them alone, in peft's
             layout, and `openblip merge` makes a model of them.
-        bad_pictures: what to do about pictures that cannot be read.
+        on_bad_image: what to do about images that cannot be read.
     """
 
     stage: Stage
@@ -252,7 +246,7 @@ class Recipe:
     self_critical: int = 0
     log_every: int = 20
     save_every: int = 200
-    bad_pictures: BadPictures = BadPictures.SKIP
+    on_bad_image: OnBadImage = OnBadImage.SKIP
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     mixture: Mixture = field(default_factory=Mixture)
     watching: Watching = field(default_factory=Watching)
@@ -340,7 +334,7 @@ def _about_streams(recipe: Recipe) -> Iterator[str]:
     if recipe.stage is Stage.LANGUAGE or recipe.new is not None or recipe.self_critical:
         yield "stage language, new and self_critical need all texts before the first step: leave stream out"
     if caches_features(recipe):
-        yield "features on disk are computed before the first step, and a stream's pictures come later: give cache=null"
+        yield "features on disk are computed before the first step, and a stream's images come later: give cache=null"
 
 
 def _out_of_range(recipe: Recipe) -> Iterator[str]:

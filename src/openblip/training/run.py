@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.openblip.new_folder import require_writable
+from openblip.data.image_files import OnBadImage
 from openblip.data.pairs import ImageText, gather
 from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError, OptionError
@@ -34,7 +35,6 @@ from openblip.training.monitor.profile import machine_name
 from openblip.training.monitor.skipped import write_skipped
 from openblip.training.parallel.processes import World
 from openblip.training.recipe import (
-    BadPictures,
     Parallel,
     Precision,
     Recipe,
@@ -219,14 +219,14 @@ def _make_loader(
     if any(source.stream for source in recipe.data):
         return _make_stream(recipe, parts, images, world)
     if feature_cache is None or adapts_vision(parts.network):
-        return ImageLoader(plan(images), recipe.data, parts.transform, recipe.bad_pictures is BadPictures.SKIP)
+        return ImageLoader(plan(images), recipe.data, parts.transform, recipe.on_bad_image is OnBadImage.SKIP)
     if not isinstance(parts.network.vision, EncoderStub):
         feature_cache.complete(parts, lambda: encoder_for(parts, recipe.precision, recipe.vision_blocks), wait)
     kept, bad = without_unreadable(recipe, images, feature_cache.stores)
     if world.rank == 0:
         write_skipped(Path(recipe.output), bad)
         if bad:
-            Console(stderr=True).print(f"{len(bad)} pictures cannot be read and are left out: see skipped.csv")
+            Console(stderr=True).print(f"{len(bad)} images cannot be read and are left out: see skipped.csv")
     return FeatureLoader(plan(kept), feature_cache.stores)
 
 

@@ -62,8 +62,8 @@ def test_lone_texts_lists_and_objects(tmp_path: Path) -> None:
     for field, value, words in (
         ("captions", {"boxes": 1}, "has an object of boxes for captions"),
         ("captions", [["x"]], "has lists in a list for captions"),
-        ("image", {"path": "a.jpg"}, "has dict for a picture"),
-        ("image", None, "names no picture"),
+        ("image", {"path": "a.jpg"}, "has dict for an image"),
+        ("image", None, "names no image"),
         ("question", ["What?", "Why?"], "has 2 texts for question"),
     ):
         write_lines(path, [rows[0], {**rows[0], field: value}])

@@ -22,7 +22,7 @@ from openblip.data.sources.cells import to_text, to_texts
 from openblip.data.sources.open import DataSource, read_source
 from openblip.data.zoo.layouts import read_lavis, read_vqa
 from openblip.errors import OpenBlipError
-from tests.data.pictures import jpeg, put, write_tar
+from tests.data.tiny_images import jpeg, put, write_tar
 
 LISTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1, max_size=6)
 

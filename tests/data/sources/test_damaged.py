@@ -17,7 +17,7 @@ from openblip.data.zoo.data_sets import load_dataset
 from openblip.errors import ImageError, OpenBlipError
 from tests.data import damage
 from tests.data.annotation_cases import CASES, Case, write
-from tests.data.pictures import put
+from tests.data.tiny_images import put
 
 
 def check(read: Callable[[], Sequence[Sample]], name: str) -> bool:
@@ -31,10 +31,10 @@ def check(read: Callable[[], Sequence[Sample]], name: str) -> bool:
     for row in rows:
         for text in (*row.captions, *row.answers, row.question, row.label, row.image_id, row.sample_id, row.kind):
             text.encode()
-        for picture in row.images:
-            if not isinstance(picture, Path):
+        for image in row.images:
+            if not isinstance(image, Path):
                 try:
-                    picture.read_bytes()
+                    image.read_bytes()
                 except ImageError as error:
                     assert "\n" not in str(error)
     find_missing(rows)

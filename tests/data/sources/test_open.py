@@ -14,11 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from openblip.data.pairs import DataSource, gather
-from openblip.data.sample import PackedFile, Sample, picture_names
+from openblip.data.sample import PackedFile, Sample, image_names
 from openblip.data.sources.open import find_missing, keep_held_out_part, keep_training_part, read_source
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.images.decode import load_image
-from tests.data.pictures import jpeg, put, write_tar
+from tests.data.tiny_images import jpeg, put, write_tar
 
 
 def read(root: Path, table: str, **settings: Any) -> list[Sample]:
@@ -92,10 +92,10 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "a,b\n1,2\n", "a.csv has no column of pictures: name one image or image_path; it has a, b"),
-        ("a.csv", "image,score\nx.jpg,2\n", "says nothing about its pictures.* it has image, score"),
+        ("a.csv", "a,b\n1,2\n", "a.csv has no column of images: name one image or image_path; it has a, b"),
+        ("a.csv", "image,score\nx.jpg,2\n", "says nothing about its images.* it has image, score"),
         ("a.csv", "image,caption\na.jpg,one, two\n", "line 2, has more cells than the header"),
-        ("a.csv", "image,caption\n,one\n", "line 2, names no picture"),
+        ("a.csv", "image,caption\n,one\n", "line 2, names no image"),
         ("a.csv", "image,caption\nhttp://x.org/a.jpg,one\n", "line 2, has a web address"),
         ("a.csv", "image,caption\n", "has no rows"),
         (
@@ -105,14 +105,14 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
         ),
         ("a.csv", b"image,caption\na.jpg,caf\xe9\n", "not UTF-8"),
         ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b.j', "line 2, is not JSON"),
-        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"caption": "y"}\n', "line 2, has no column of pictures"),
-        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b.jpg"}\n', "line 2, says nothing about its pict"),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"caption": "y"}\n', "line 2, has no column of images"),
+        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b.jpg"}\n', "line 2, says nothing about its im"),
         ("a.jsonl", "[1]\n", "entry 1, is no JSON object"),
         ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n[1]\n', "line 2, is no JSON object"),
         ("a.json", "3", "line 1, is no JSON object"),
         ("a.json", '[{"image": "a.jpg"}, ', "not JSON, or cut short"),
-        ("a.json", '{"image": "a.jpg"}', r"a.json says nothing about its pictures"),
-        ("a.json", '{"images": [],\n "annotations": []}', "a.json has no column of pictures.* it has images, annot"),
+        ("a.json", '{"image": "a.jpg"}', r"a.json says nothing about its images"),
+        ("a.json", '{"images": [],\n "annotations": []}', "a.json has no column of images.* it has images, annot"),
         ("a.parquet", "PAR1 but not really", "no Parquet table, or damaged"),
         ("a.xlsx", "", "is no table"),
     ],
@@ -124,7 +124,7 @@ def test_a_wrong_table_gets_one_sentence(tmp_path: Path, name: str, content: str
 
 
 def test_tables_of_all_hands(tmp_path: Path) -> None:
-    """As spreadsheets and editors of all systems write them: each says the same of two pictures."""
+    """As spreadsheets and editors of all systems write them: each says the same of two images."""
     expected = [("a b.png", "a ball, red"), ("ü 猫.png", "two")]
     quoted = 'image,caption\na b.png,"a ball, red"\nü 猫.png,two\n'
     for number, content in enumerate(
@@ -165,7 +165,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         read_source(DataSource("mine", table="a.csv", captions="b.jsonl"), tmp_path)
 
 
-def test_parquet_names_pictures_or_holds_them(tmp_path: Path) -> None:
+def test_parquet_names_images_or_holds_them(tmp_path: Path) -> None:
     paths = pa.table({"image_path": ["a.jpg", "b.jpg"], "caption": ["one", "two"]})
     pq.write_table(paths, tmp_path / "paths.parquet")
     assert [row.image for row in read(tmp_path, "paths.parquet")] == [tmp_path / "a.jpg", tmp_path / "b.jpg"]
@@ -215,7 +215,7 @@ def test_folders_with_captions_classes_or_a_table(tmp_path: Path) -> None:
         ("dog/a.jpg", "dog"),
     ]
     assert [row.image_id for row in read(tmp_path, ".", split="classes")] == ["cat/a.jpg", "dog/a.jpg"]
-    with pytest.raises(OpenBlipError, match="nothing says anything about the pictures"):
+    with pytest.raises(OpenBlipError, match="nothing says anything about the images"):
         read(tmp_path, "bare")
     with pytest.raises(OptionError, match="has no folder val"):
         read(tmp_path, "classes", split="val")
@@ -230,7 +230,7 @@ def test_folders_with_captions_classes_or_a_table(tmp_path: Path) -> None:
     "name",
     ["IMG.1.txt", "IMG.1.caption", "IMG.1.TXT", "IMG.1.jpg.txt", "IMG.1.JPG.Caption", "IMG.1.json", "IMG.1.jpg.JSON"],
 )
-def test_texts_beside_pictures_are_never_taken_for_classes(tmp_path: Path, name: str) -> None:
+def test_texts_beside_images_are_never_taken_for_classes(tmp_path: Path, name: str) -> None:
     put(tmp_path / "photos/cat/IMG.1.jpg")
     put(tmp_path / "photos/dog/IMG.2.jpg")
     content = '["A dog.", "The dog"]' if name.lower().endswith("json") else "A dog.\nThe dog\n"
@@ -247,7 +247,7 @@ def test_texts_beside_pictures_are_never_taken_for_classes(tmp_path: Path, name:
     ]
 
 
-def test_a_picture_whose_texts_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+def test_an_image_whose_texts_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         put(tmp_path / f"photos/x/{name}.jpg")
     (tmp_path / "photos/x/a.json").write_text('{"caption": "half')
@@ -267,7 +267,7 @@ def test_a_picture_whose_texts_cannot_be_read_is_left_out(tmp_path: Path) -> Non
 
 
 def test_parquet_reads_the_columns_it_knows(tmp_path: Path) -> None:
-    """Others may hold whatever Python has not; texts may be bytes, as old writers keep them; pictures alone are not."""
+    """Others may hold whatever Python has not; texts may be bytes, as old writers keep them; images alone are not."""
     far = pa.array([2**62] * 2, pa.int64()).cast(pa.timestamp("us", "Mars/Olympus"))
     columns = {
         "image": ["a.jpg", "b.jpg"],
@@ -281,7 +281,7 @@ def test_parquet_reads_the_columns_it_knows(tmp_path: Path) -> None:
     for name, column, words in (
         ("question_id", far, "has values in its column question_id that Python has not"),
         ("caption", pa.array([b"\xff"] * 2), "row 1, has 1 bytes that are not UTF-8 for caption"),
-        ("image", pa.array([["a.jpg"]] * 2), "row 1, has list for a picture"),
+        ("image", pa.array([["a.jpg"]] * 2), "row 1, has list for an image"),
     ):
         pq.write_table(pa.table({**columns, name: column}), path)
         with pytest.raises(OpenBlipError, match=rf"t.parquet.*{words}"):
@@ -313,15 +313,15 @@ def test_broken_tars_are_listed_and_the_rest_is_used(tmp_path: Path, caplog: pyt
         read(tmp_path, ".")
 
 
-def test_gather_keeps_pictures_of_one_name_apart(tmp_path: Path) -> None:
+def test_gather_keeps_images_of_one_name_apart(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\nx/1.jpg,one\ny/1.jpg,two\nx/1.jpg,three\n")
     images = gather(DataSource("mine", table="a.csv"), tmp_path)
     assert [image.captions for image in images] == [("one", "three"), ("two",)]
-    assert picture_names([image.image for image in images]) == ["x/1.jpg", "y/1.jpg"]
+    assert image_names([image.image for image in images]) == ["x/1.jpg", "y/1.jpg"]
     packed = [PackedFile(tmp_path / name, 512, 9, "1.jpg") for name in ("t/0.tar", "t/1.tar")]
-    assert picture_names(packed) == ["0.tar/1.jpg", "1.tar/1.jpg"]
-    assert picture_names([tmp_path / "x/1.jpg", tmp_path / "x/2.jpg"]) == ["1.jpg", "2.jpg"]
-    assert picture_names([]) == []
+    assert image_names(packed) == ["0.tar/1.jpg", "1.tar/1.jpg"]
+    assert image_names([tmp_path / "x/1.jpg", tmp_path / "x/2.jpg"]) == ["1.jpg", "2.jpg"]
+    assert image_names([]) == []
 
 
 def test_gather_refuses_what_is_no_description(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_known_data_set_is_a_source(tmp_path: Path, monkeypatch: pytest.Monkey
         read_source(DataSource("vg", dataset="vg_caption", split="val"), recipe_root)
 
 
-def test_missing_pictures_are_counted_once(tmp_path: Path) -> None:
+def test_missing_images_are_counted_once(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg")
     (tmp_path / "a.csv").write_text("image,caption\na.jpg,one\nb.jpg,two\nb.jpg,three\nc.jpg,four\n")
     found = find_missing(read(tmp_path, "a.csv"), shown=1)
@@ -375,7 +375,7 @@ def test_old_recipes_and_new_fields_are_one_schema() -> None:
     assert (new.table, new.images, new.views) == ("a.csv", "photos", 2)
 
 
-def test_a_picture_whose_archive_is_gone_is_an_image_error(tmp_path: Path) -> None:
+def test_an_image_whose_archive_is_gone_is_an_image_error(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"1.jpg": jpeg(), "1.txt": b"one"})
     (row,) = read(tmp_path, "a.tar")
     assert row.image.read_bytes() == jpeg() and row.captions == ("one",)

@@ -11,7 +11,7 @@ from openblip.data.sources.paths import MOST_FILES, expand_pattern
 from openblip.data.sources.tables import read_table
 from openblip.errors import OpenBlipError
 from openblip.images.sources import find_images
-from tests.data.pictures import put
+from tests.data.tiny_images import put
 
 
 def names(paths: list[Path]) -> list[str]:

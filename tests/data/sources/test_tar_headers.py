@@ -15,7 +15,7 @@ from openblip.data.sources.beside import LONGEST_TEXT
 from openblip.data.sources.tar_headers import BrokenTarError, Member, read_members
 from openblip.data.sources.tars import index_shard, read_tars, stream_rows
 from openblip.errors import ImageError
-from tests.data.pictures import jpeg, write_tar
+from tests.data.tiny_images import jpeg, write_tar
 
 
 def header(name: str, size: int, kind: bytes = b"0", content: bytes = b"") -> bytes:
@@ -85,9 +85,9 @@ def test_names_lead_nowhere(tmp_path: Path) -> None:
     names = ["../escape.jpg", "/etc/escape.jpg", "a/../../../escape.jpg", "..\\escape.jpg", "b\n\x1b[31m.jpg"]
     path = write_tar(inside / "a.tar", {name: jpeg(shade) for shade, name in enumerate(names)})
     shard = index_shard(path)
-    found = [each.picture for each in shard.rows if each.picture]
-    assert [picture.read_bytes() for picture in found] == [jpeg(shade) for shade in (0, 1, 2, 4)]
-    assert all(str(picture).isprintable() for picture in found) and found[-1].name == r"b\n\x1b[31m.jpg"
+    found = [each.image for each in shard.rows if each.image]
+    assert [image.read_bytes() for image in found] == [jpeg(shade) for shade in (0, 1, 2, 4)]
+    assert all(str(image).isprintable() for image in found) and found[-1].name == r"b\n\x1b[31m.jpg"
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.tar", "inside"]
 
 

@@ -23,13 +23,13 @@ from openblip.data.sources.stream import Position, Share, TarStream, shuffled
 from openblip.data.sources.tars import TarRow, index_shard, read_tars
 from openblip.errors import OpenBlipError, OptionError
 from openblip.images.decode import load_image
-from tests.data.pictures import jpeg, write_tar
+from tests.data.tiny_images import jpeg, write_tar
 
 ANY_FOLDER = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def shard(path: Path, rows: int, first: int = 0) -> Path:
-    """A tar of rows called 000000, 000001, ..., each with a picture, a text and a JSON object."""
+    """A tar of rows called 000000, 000001, ..., each with an image, a text and a JSON object."""
     members: dict[str, bytes] = {}
     for number in range(first, first + rows):
         members[f"{number:06}.jpg"] = jpeg(number)
@@ -59,7 +59,7 @@ def test_what_a_writer_packs_comes_back(tmp_path: Path, form: int) -> None:
         "b.cls": b"7\n",
         "b.jpeg": jpeg(3),
         "b.seg.jpg": jpeg(4),
-        "alone.txt": b"without a picture",
+        "alone.txt": b"without an image",
         "._a.jpg": b"macOS",
         "__MACOSX/.a.jpg": b"macOS",
     }
@@ -92,7 +92,7 @@ def test_a_tar_cut_anywhere_gives_the_whole_rows_before_the_cut(tmp_path: Path, 
     end = int(share * (len(whole) - 1))
     cut.write_bytes(whole[:end])
     found, expected = index_shard(cut), index_shard(path)
-    assert found.rows == tuple(row for row in found.rows if row.picture is not None)
+    assert found.rows == tuple(row for row in found.rows if row.image is not None)
     assert [row.key for row in found.rows] == [row.key for row in expected.rows][: len(found.rows)]
     for row in found.rows:
         sample = row.sample()
@@ -183,8 +183,8 @@ def test_names_go_up_to_the_ending_not_to_the_first_dot(tmp_path: Path, caplog: 
 
 @ANY_FOLDER
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "2", "x.y"]), min_size=1, max_size=3), max_size=6), st.data())
-def test_no_picture_vanishes_untold(tmp_path: Path, stems: list[list[str]], data: st.DataObject) -> None:
-    """Each picture of a tar is a row's, or counted among those that are left out; streams see the same."""
+def test_no_image_vanishes_untold(tmp_path: Path, stems: list[list[str]], data: st.DataObject) -> None:
+    """Each image of a tar is a row's, or counted among those that are left out; streams see the same."""
     endings = st.lists(st.sampled_from(["jpg", "PNG", "txt", "json", "cls", "jpg.txt"]), min_size=1, unique=True)
     names = sorted({f"{'.'.join(stem)}.{ending}" for stem in stems for ending in data.draw(endings)})
     path = write_tar(
@@ -192,9 +192,9 @@ def test_no_picture_vanishes_untold(tmp_path: Path, stems: list[list[str]], data
     )
     skipped: list[str] = []
     rows = read_tars([path], skipped)
-    pictures = [name for name in names if name.lower()[-3:] in ("jpg", "png")]
+    images = [name for name in names if name.lower()[-3:] in ("jpg", "png")]
     found = [int(number) for number in re.findall(r"of their row \((\d+),", " ".join(skipped))]
-    assert len(rows) + sum(found) == len(pictures)
+    assert len(rows) + sum(found) == len(images)
     stream = TarStream([path])
     assert sorted(keys(list(stream))) == sorted(keys(rows))
 

@@ -19,7 +19,7 @@ from openblip.data.zoo.downloads import download_annotations, list_status, statu
 from openblip.data.zoo.entries import AnnotationFile
 from openblip.errors import DownloadError, OptionError
 from tests.checkpoints.web import Page, Web, serve
-from tests.data.pictures import put
+from tests.data.tiny_images import put
 
 ROWS = [{"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["Shoes."]}]
 
@@ -121,6 +121,6 @@ def test_status_tells_what_is_here(web: Web, tmp_path: Path) -> None:
     put(tmp_path / "coco/images/val2014/COCO_val2014_000000000042.jpg")
     status = status_of(find_entry("coco_caption"), tmp_path)
     assert (status.layout, status.splits, status.has_media) == ("LAVIS", ("train", "val"), True)
-    assert status.here == "train, val; pictures"
+    assert status.here == "train, val; images"
     put(tmp_path / "imagenet/val/n01440764/a.JPEG")
     assert status_of(find_entry("imagenet"), tmp_path).splits == ("val",)

@@ -12,7 +12,7 @@ from openblip.data.sample import Sample
 from openblip.data.zoo.data_sets import ZOO, dataset_names, find_entry, load_dataset
 from openblip.errors import OpenBlipError, OptionError
 from tests.data.annotation_cases import CASES, COCO, COCO_OWN, Case, load, write
-from tests.data.pictures import jpeg, put, write_tar
+from tests.data.tiny_images import jpeg, put, write_tar
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -95,7 +95,7 @@ def test_splits_of_different_makers_are_never_mixed(tmp_path: Path) -> None:
     assert {dataset.layout.title for dataset in load_dataset("coco_caption", root=tmp_path).values()} == {"LAVIS"}
 
 
-def test_pictures_of_coco_2017_serve_names_of_2014(tmp_path: Path) -> None:
+def test_images_of_coco_2017_serve_names_of_2014(tmp_path: Path) -> None:
     rows = [{"image": f"val2014/COCO_val2014_{number:012}.jpg", "caption": "x"} for number in (1, 2)]
     write(tmp_path, {"coco/annotations/coco_karpathy_train.json": rows})
     for name in ("train2017/000000000001.jpg", "val2017/000000000002.jpg"):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from openblip.data.image_files import OnBadImage
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError
@@ -27,16 +28,16 @@ from openblip.training.input import loader as feeding
 from openblip.training.input.streaming import InMemoryImages, RowSource, StreamedTars, StreamLoader
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE
 from openblip.training.parallel.processes import ALONE, World
-from openblip.training.recipe import BadPictures, NewModel, Recipe, Stage, problems_of
+from openblip.training.recipe import NewModel, Recipe, Stage, problems_of
 from openblip.training.run import train
-from tests.data.pictures import write_tar
+from tests.data.tiny_images import write_tar
 from tests.training.conftest import COLOURS
 from tests.training.parallel.test_processes import together
 
 RED = list(COLOURS)
 
 
-def picture(number: int) -> bytes:
+def jpeg(number: int) -> bytes:
     buffer = io.BytesIO()
     colour = list(COLOURS.values())[number % 4]
     Image.new("RGB", (24, 20), tuple(max(0, part - number % 7) for part in colour)).save(buffer, "JPEG")
@@ -46,7 +47,7 @@ def picture(number: int) -> bytes:
 def members(numbers: range) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for number in numbers:
-        found[f"{number:04}.jpg"] = picture(number)
+        found[f"{number:04}.jpg"] = jpeg(number)
         found[f"{number:04}.json"] = json.dumps({"url": "x"}).encode()
         found[f"{number:04}.txt"] = f"a {RED[number % 4]} ball".encode()
     return found
@@ -101,7 +102,7 @@ def test_a_process_with_fewer_rows_begins_anew_and_takes_as_many_steps(tmp_path:
     assert not set(seen[0][:3]) & set(seen[1][:3])
 
 
-def test_an_epoch_goes_on_from_any_batch_and_opens_no_picture_before_it(
+def test_an_epoch_goes_on_from_any_batch_and_opens_no_image_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path, 9, 14, 5)
@@ -127,8 +128,8 @@ def test_an_epoch_goes_on_from_any_batch_and_opens_no_picture_before_it(
     kinds = Counter(name[-3:] for batch in whole for name, _, _ in batch)
     assert len(kinds) == 2, "both sources have their share"
     opened: list[str] = []
-    look = feeding.open_picture
-    monkeypatch.setattr(feeding, "open_picture", lambda each: opened.append(each.name) or look(each))
+    look = feeding.open_image
+    monkeypatch.setattr(feeding, "open_image", lambda each: opened.append(each.name) or look(each))
     for skip in range(7):
         assert shown(skip, 7 - skip) == whole[skip:]
     opened.clear()
@@ -139,12 +140,12 @@ def test_an_epoch_goes_on_from_any_batch_and_opens_no_picture_before_it(
 def test_what_is_wrong_is_left_out_and_listed(tmp_path: Path) -> None:
     write_shards(tmp_path, 8)
     odd = members(range(100, 108))
-    odd["0100.jpg"] = b"no picture"
+    odd["0100.jpg"] = b"no image"
     odd["0101.jpg"] = odd["0101.jpg"][: len(odd["0101.jpg"]) // 2]
     odd["0102.json"] = b'{"half": '
     del odd["0103.txt"]
     odd["0104.txt"] = b" \n"
-    odd = {name: content for name, content in odd.items() if name != "0105.jpg"}  # a row without a picture is none
+    odd = {name: content for name, content in odd.items() if name != "0105.jpg"}  # a row without an image is none
     write_tar(tmp_path / "00001.tar", odd)
     cut = write_tar(tmp_path / "00002.tar", members(range(200, 208)))
     cut.write_bytes(cut.read_bytes()[:9000])
@@ -153,7 +154,7 @@ def test_what_is_wrong_is_left_out_and_listed(tmp_path: Path) -> None:
     recipe.data[0].table = "{00000..00004}.tar"
     loader = feed_of(recipe)
     seen = set(names(loader))
-    bad = {str(each.picture).rpartition("/")[2]: each.problem for each in loader.take_unreadable()}
+    bad = {str(each.image).rpartition("/")[2]: each.problem for each in loader.take_unreadable()}
     assert not loader.take_unreadable()
     assert bad.keys() == {*(f"{number:04}.jpg" for number in range(100, 105)), *(f"0000{n}.tar" for n in (1, 2, 3, 4))}
     assert bad["00001.tar"] == "has files that are left out: texts without an image of their name (2, 0105.json first)"
@@ -161,7 +162,7 @@ def test_what_is_wrong_is_left_out_and_listed(tmp_path: Path) -> None:
     assert "is cut short" in bad["00002.tar"] and "is no tar" in bad["00003.tar"] and "No such" in bad["00004.tar"]
     assert seen >= {"0000.jpg", "0107.jpg", "0200.jpg"} and not seen & bad.keys()
     with pytest.raises(OpenBlipError, match=r"cannot be read|cut short|no tar|nothing that|no image"):
-        names(feed_of(replace(recipe, bad_pictures=BadPictures.STOP)))
+        names(feed_of(replace(recipe, on_bad_image=OnBadImage.STOP)))
 
 
 def test_a_batch_that_is_all_bad_waits_for_the_next(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_batch_that_is_all_bad_waits_for_the_next(tmp_path: Path) -> None:
     for skip in range(6):
         assert names(feed_of(recipe), skip=skip) == whole[2 * skip :]
     write_tar(tmp_path / "a.tar", {f"{n:04}.jpg": b"bad" for n in range(5)})
-    with pytest.raises(OpenBlipError, match="none of 40 pictures in a row can be read"):
+    with pytest.raises(OpenBlipError, match="none of 40 images in a row can be read"):
         names(feed_of(recipe))
 
 

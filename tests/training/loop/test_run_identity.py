@@ -27,7 +27,7 @@ OTHER = "89abcdef0123456789abcdef0123456789abcdef"
 
 @pytest.fixture
 def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
-    """Stage 1 on pictures."""
+    """Stage 1 on images."""
     return write_small_recipe(
         tmp_path, data, tiny_model_folder, stage="stage1", cache=None, epochs=6, batch_size=5, save_every=1000
     )

@@ -43,7 +43,7 @@ main(sys.argv[1:])
 
 @pytest.fixture
 def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
-    """Stage 1 on pictures, six epochs of four steps."""
+    """Stage 1 on images, six epochs of four steps."""
     path = tmp_path / "recipe.yaml"
     path.write_text(
         f"stage: stage1\ninit: {tiny_model_folder.as_posix()}\ndata_root: {data.as_posix()}\ncache: null\n"

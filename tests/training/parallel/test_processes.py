@@ -268,7 +268,7 @@ def write_recipe(folder: Path, data: Path, model: Path, stage: str) -> Path:
         ("stage1", ["train_vision=true", "vision_blocks=2"]),
         ("stage2", ["train_vision=true", "vision_blocks=2", "parallel=fsdp"]),
     ],
-    ids=["pictures", "accumulate", "fsdp", "rewards", "fsdp-matching", "blocks", "fsdp-blocks"],
+    ids=["images", "accumulate", "fsdp", "rewards", "fsdp-matching", "blocks", "fsdp-blocks"],
 )
 def test_two_processes_train_the_model_that_one_trains(
     tmp_path: Path, data: Path, tiny_model_folder: Path, stage: str, extras: list[str]

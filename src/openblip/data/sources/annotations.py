@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openblip.data.sample import Picture
+from openblip.data.sample import ImageFile
 from openblip.data.sources.cells import to_text, to_texts
 from openblip.data.sources.json_rows import read_values
-from openblip.data.sources.records import PictureFinder
+from openblip.data.sources.records import ImageFinder
 from openblip.errors import OpenBlipError
 
 
@@ -43,7 +43,7 @@ def read_captions(path: Path, split: str | None = None, images: Path | None = No
     Raises:
         OpenBlipError: the file is missing, a line is not JSON, lacks a field or has something else in it; it is named.
     """
-    finder = PictureFinder(images or path.parent)
+    finder = ImageFinder(images or path.parent)
     return [
         Captioned(finder.path(row["image"], place), to_texts(row["captions"], place, "captions"))
         for place, row in _rows(path, ("image", "captions"))
@@ -57,7 +57,7 @@ def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
     Raises:
         OpenBlipError: the file is missing, a line is not JSON, lacks a field or has something else in it; it is named.
     """
-    finder = PictureFinder(images or path.parent)
+    finder = ImageFinder(images or path.parent)
     return [
         Questioned(
             finder.path(row["image"], place),
@@ -69,7 +69,7 @@ def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
     ]
 
 
-def is_held_out(image: Picture, one_in: int) -> bool:
+def is_held_out(image: ImageFile, one_in: int) -> bool:
     """Whether an image belongs to the held-out `1 / one_in` of a set that has no official split.
 
     Decided by a hash of the file's stem, so it holds on any machine, in any order, for any subset, and

@@ -1,6 +1,6 @@
-"""What stands beside a picture, in a folder or a tar: files of its name with captions, a class or a JSON object.
+"""What stands beside an image, in a folder or a tar: files of its name with captions, a class or a JSON object.
 
-`IMG.2020.txt` and `IMG.2020.jpg.txt` belong to `IMG.2020.jpg`: a name goes up to the ending of a picture or of a text,
+`IMG.2020.txt` and `IMG.2020.jpg.txt` belong to `IMG.2020.jpg`: a name goes up to the ending of an image or of a text,
 not up to its first dot.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from openblip.data.sample import Picture, Sample
+from openblip.data.sample import ImageFile, Sample
 from openblip.data.sources.cells import to_texts
 from openblip.data.sources.records import Columns
 from openblip.errors import OpenBlipError
@@ -21,11 +21,11 @@ from openblip.images.sources import IMAGE_SUFFIXES
 CAPTIONS = ("txt", "text", "caption", "captions")
 TEXTS = (*CAPTIONS, "json", "cls")
 LONGEST_TEXT = 2**20
-"""Bytes of captions or of JSON beside a picture; what is longer is none."""
+"""Bytes of captions or of JSON beside an image; what is longer is none."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """What pictures and their texts have in common, and the ending in small letters; ("", "") for all other files.
+    """What images and their texts have in common, and the ending in small letters; ("", "") for all other files.
 
     >>> split_name("a/IMG.2020.PNG"), split_name("a/IMG.2020.txt"), split_name("IMG.jpg.json")
     (('a/IMG.2020', 'png'), ('a/IMG.2020', 'txt'), ('IMG', 'json'))
@@ -42,23 +42,23 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_image(ending: str) -> bool:
-    """Whether files with such an ending, without its dot, are pictures."""
+    """Whether files with such an ending, without its dot, are images."""
     return f".{ending.lower()}" in IMAGE_SUFFIXES
 
 
-def sample_of(picture: Picture, name: str, texts: Mapping[str, str]) -> Sample:
-    """The picture with what stands beside it.
+def sample_of(image: ImageFile, name: str, texts: Mapping[str, str]) -> Sample:
+    """The image with what stands beside it.
 
     Args:
-        name: of the picture within its set, where its JSON says none.
+        name: of the image within its set, where its JSON says none.
         texts: what the files beside it hold, by their endings.
 
     Raises:
         OpenBlipError: a text cannot be read, or holds something else than texts.
     """
-    sample = Sample((picture,), image_id=name)
+    sample = Sample((image,), image_id=name)
     if "json" in texts:
-        sample = _from_json(texts["json"], picture, name)
+        sample = _from_json(texts["json"], image, name)
     ending = next((ending for ending in CAPTIONS if ending in texts), "")
     captions = tuple(
         text
@@ -75,7 +75,7 @@ def caption_lines(text: str) -> tuple[str, ...]:
 
 
 def text_of(name: str, size: int, read: Callable[[], bytes]) -> str:
-    """A file beside a picture as text. Raises OpenBlipError when it is longer than any caption, or cannot be read."""
+    """A file beside an image as text. Raises OpenBlipError when it is longer than any caption, or cannot be read."""
     if size > LONGEST_TEXT:
         raise OpenBlipError(f"{name} has {size} bytes, which no caption has")
     try:
@@ -84,7 +84,7 @@ def text_of(name: str, size: int, read: Callable[[], bytes]) -> str:
         raise OpenBlipError(f"{name} cannot be read ({error.strerror or error})") from error
 
 
-def _from_json(text: str, picture: Picture, name: str) -> Sample:
+def _from_json(text: str, image: ImageFile, name: str) -> Sample:
     place = "its JSON"
     try:
         content: Any = json.loads(text)
@@ -93,12 +93,12 @@ def _from_json(text: str, picture: Picture, name: str) -> Sample:
     except ValueError as error:
         raise OpenBlipError(f"{place} cannot be read ({error})") from error
     if isinstance(content, list | str):  # LAION as BLIP filtered it: nothing but captions
-        return Sample((picture,), image_id=name, captions=to_texts(content, place, "captions"))
+        return Sample((image,), image_id=name, captions=to_texts(content, place, "captions"))
     if not isinstance(content, dict):
         raise OpenBlipError(f"{place} is neither an object nor a list")
     try:
         columns = Columns(content, name, needs_image=False)
     except OpenBlipError:
         # Its text stands beside it, or nowhere.
-        return Sample((picture,), image_id=name, captions=to_texts(content.get("raw"), place, "raw"))
-    return columns.sample(content, (picture,), name, place)
+        return Sample((image,), image_id=name, captions=to_texts(content.get("raw"), place, "raw"))
+    return columns.sample(content, (image,), name, place)

@@ -1,4 +1,4 @@
-"""Folders of pictures: captions in files beside them, or the names of classes as subfolders."""
+"""Folders of images: captions in files beside them, or the names of classes as subfolders."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from openblip.images.sources import find_images
 
 
 def read_folder(folder: Path, skipped: list[str] | None = None) -> list[Sample]:
-    """A sample for each picture in a folder and its subfolders, `img2` before `img10`.
+    """A sample for each image in a folder and its subfolders, `img2` before `img10`.
 
     `dog.jpg` has what stands beside it in `dog.txt`, `dog.caption`, `dog.jpg.txt` or `dog.json`, in capitals or not.
-    Where no picture has such a file, those in subfolders have the first subfolder's name as their class.
+    Where no image has such a file, those in subfolders have the first subfolder's name as their class.
 
     Args:
-        skipped: gets a sentence for each picture whose texts cannot be read, and about texts that belong to none;
+        skipped: gets a sentence for each image whose texts cannot be read, and about texts that belong to none;
             by default they are logged.
 
     Raises:
-        OpenBlipError: there is no such folder, no picture in it, or nothing says anything about them.
+        OpenBlipError: there is no such folder, no image in it, or nothing says anything about them.
     """
     if not folder.is_dir():
         raise OpenBlipError(f"there is no folder {folder}: check the path")
@@ -53,7 +53,7 @@ def read_folder(folder: Path, skipped: list[str] | None = None) -> list[Sample]:
 
 
 def _texts_beside(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
-    """Files with texts by what they have in common with their picture, and by their ending."""
+    """Files with texts by what they have in common with their image, and by their ending."""
     found: dict[str, dict[str, Path]] = {}
     for folder in sorted(folders):
         with reading(folder / "*"):
@@ -65,10 +65,10 @@ def _texts_beside(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
     return found
 
 
-def _sample(picture: Path, name: str, paths: Mapping[str, Path]) -> Sample:
+def _sample(image: Path, name: str, paths: Mapping[str, Path]) -> Sample:
     texts = {ending: text_of(path.name, path.stat().st_size, path.read_bytes) for ending, path in paths.items()}
     # A file's name may be of bytes that are no text; an id is written to files.
-    return sample_of(picture, name.encode("utf-8", "backslashreplace").decode(), texts)
+    return sample_of(image, name.encode("utf-8", "backslashreplace").decode(), texts)
 
 
 def _with_classes(folder: Path, paths: Sequence[Path], samples: Sequence[Sample]) -> list[Sample]:
@@ -76,7 +76,7 @@ def _with_classes(folder: Path, paths: Sequence[Path], samples: Sequence[Sample]
     labels = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
     if not any(labels):
         raise OpenBlipError(
-            f"nothing says anything about the pictures in {folder}: put a text file with captions beside each, "
-            "or pictures of one class into one subfolder"
+            f"nothing says anything about the images in {folder}: put a text file with captions beside each, "
+            "or images of one class into one subfolder"
         )
     return [replace(sample, label=label) for sample, label in zip(samples, labels, strict=True)]

@@ -21,7 +21,7 @@ from openblip.data.zoo.entries import Place, data_home, find_layout, open_datase
 from openblip.errors import OpenBlipError, OptionError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables that Hugging Face's `datasets` looks for in a folder of pictures."""
+"""Tables that Hugging Face's `datasets` looks for in a folder of images."""
 
 SHOWN_REASONS = 5
 
@@ -34,10 +34,10 @@ class DataSource:
     Attributes:
         captions, questions: JSON lines of image and captions, of image, question and answers; either may be absent.
         split: the part to use; None for all. Of a dataset: one of its splits, by default "train".
-        table: a CSV, TSV, JSONL or Parquet file, a folder of pictures, a tar, or a pattern of several
+        table: a CSV, TSV, JSONL or Parquet file, a folder of images, a tar, or a pattern of several
             (`shards/{00000..00017}.tar`, `part-*.parquet`).
         dataset: a name of `openblip datasets`.
-        images: the folder that pictures are looked for in, where it is not the usual one.
+        images: the folder that images are looked for in, where it is not the usual one.
         annotations: the folder that a dataset's annotation files lie in, where it is not the usual one.
         held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
         clean: lower-case captions and leave out their punctuation, as the paper's data were; otherwise only their
@@ -48,7 +48,7 @@ class DataSource:
         mirror: whether mirror images may stand for the image; left and right change places in what is said of them.
         word_dropout: share of the words of its own questions that are left out, others each time: a small model learns
             the questions of a small set by heart otherwise. Those made of captions stay whole.
-        augment: whether pictures are cropped and mirrored at random where their features are not cached.
+        augment: whether images are cropped and mirrored at random where their features are not cached.
         repeat: how often an epoch shows each image, with other texts and views each time.
         stream: read the tars of `table` as training goes, instead of all their headers and texts before: for more of
             them than fit in memory. Every process reads tars of its own.
@@ -120,10 +120,10 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
 
 @dataclass(frozen=True)
 class Missing:
-    """Pictures of a data set that are not on this machine.
+    """Images of a data set that are not on this machine.
 
     Attributes:
-        checked: pictures that were looked for, each once; missing: how many are not there; first: a few of these.
+        checked: images that were looked for, each once; missing: how many are not there; first: a few of these.
     """
 
     checked: int
@@ -132,11 +132,11 @@ class Missing:
 
 
 def find_missing(samples: Iterable[Sample], shown: int = 5) -> Missing:
-    """Which picture and film files, or the archives that hold them, are not there; none is opened."""
+    """Which image and film files, or the archives that hold them, are not there; none is opened."""
     files: dict[Path, None] = {}
     for sample in samples:
-        for picture in sample.images:
-            files[picture if isinstance(picture, Path) else picture.archive] = None
+        for image in sample.images:
+            files[image if isinstance(image, Path) else image.archive] = None
         if sample.video is not None:
             files[sample.video] = None
     gone = [path for path in files if not os.path.isfile(path)]  # False, too, for names that no system takes
@@ -144,12 +144,12 @@ def find_missing(samples: Iterable[Sample], shown: int = 5) -> Missing:
 
 
 def keep_training_part(samples: Iterable[Sample], one_in: int) -> list[Sample]:
-    """Rows none of whose pictures is held out for evaluation (see `is_held_out`); all where `one_in` is 0."""
+    """Rows none of whose images is held out for evaluation (see `is_held_out`); all where `one_in` is 0."""
     return [row for row in samples if not (one_in and any(is_held_out(image, one_in) for image in row.images))]
 
 
 def keep_held_out_part(samples: Iterable[Sample], one_in: int) -> list[Sample]:
-    """The other rows: those with a picture that is held out."""
+    """The other rows: those with an image that is held out."""
     return [row for row in samples if any(is_held_out(image, one_in) for image in row.images)]
 
 
@@ -210,7 +210,7 @@ def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
 
 
 def _from_folder(folder: Path, images: Path | None, split: str | None, skipped: list[str]) -> list[Sample]:
-    """A folder of tars, of tables, or of pictures; where it has a subfolder of the split's name, that is meant."""
+    """A folder of tars, of tables, or of images; where it has a subfolder of the split's name, that is meant."""
     if split is not None and (folder / split).is_dir():
         folder, split = folder / split, None
     for name in METADATA:

@@ -1,4 +1,4 @@
-"""Parquet tables, whose cells may hold pictures themselves; read with pyarrow, an extra."""
+"""Parquet tables, whose cells may hold images themselves; read with pyarrow, an extra."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from openblip.errors import ImageError, OpenBlipError
 
 BYTES = "bytes"
 PATH = "path"
-"""Fields of a picture as Hugging Face's `datasets` keeps it."""
+"""Fields of an image as Hugging Face's `datasets` keeps it."""
 LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
 class ParquetCell:
-    """A picture inside a Parquet table. Pages are compressed: a cell costs the reading of its row group's column.
+    """An image inside a Parquet table. Pages are compressed: a cell costs the reading of its row group's column.
 
     Attributes:
         archive: the table; row_group, row: where in it, the row counted from the beginning of its group.
-        name: what the picture is called: its place and, where the table says one, its file's name.
+        name: what the image is called: its place and, where the table says one, its file's name.
     """
 
     archive: Path
@@ -41,7 +41,7 @@ class ParquetCell:
         return f"{self.column}:{self.row_group}:{self.row}"
 
     def read_bytes(self) -> bytes:
-        """Raises ImageError when the table is gone, damaged or has no picture there."""
+        """Raises ImageError when the table is gone, damaged or has no image there."""
         try:
             cell = _column(self.archive, self.row_group, self.column)[self.row].as_py()
         except OpenBlipError as error:

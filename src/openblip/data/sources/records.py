@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openblip.data.sample import Picture, Sample
+from openblip.data.sample import ImageFile, Sample
 from openblip.data.sources.cells import encodable, is_empty, shown_columns, to_id, to_text, to_texts
 from openblip.data.sources.parquet import ParquetCell
 from openblip.data.sources.paths import local_path
@@ -61,16 +61,16 @@ class Columns:
     """
 
     def __init__(self, found: Iterable[str], place: str, *, needs_image: bool = True) -> None:
-        """Raises OpenBlipError when no column names a picture, or none says anything about it."""
+        """Raises OpenBlipError when no column names an image, or none says anything about it."""
         columns = [str(name) for name in found]
         self.names = known_columns(columns)
         if needs_image and "image" not in self.names:
             raise OpenBlipError(
-                f"{place} has no column of pictures: name one image or image_path; it has {shown_columns(columns)}"
+                f"{place} has no column of images: name one image or image_path; it has {shown_columns(columns)}"
             )
         if not SAYS & self.names.keys():
             raise OpenBlipError(
-                f"{place} says nothing about its pictures: name a column caption, or question and answer; "
+                f"{place} says nothing about its images: name a column caption, or question and answer; "
                 f"it has {shown_columns(columns)}"
             )
 
@@ -92,18 +92,18 @@ class Columns:
         value = self.value(row, field)
         return "" if value is None else to_id(value, place, self.names[field].strip())
 
-    def sample(self, row: Mapping[str, Any], pictures: tuple[Picture, ...], name: str, place: str) -> Sample:
+    def sample(self, row: Mapping[str, Any], images: tuple[ImageFile, ...], name: str, place: str) -> Sample:
         """The row as a sample.
 
         Args:
-            name: of the picture, which stands in for an image_id.
+            name: of the image, which stands in for an image_id.
             place: where the row is, for messages.
 
         Raises:
             OpenBlipError: a cell holds something else than texts.
         """
         return Sample(
-            images=pictures,
+            images=images,
             image_id=self.id(row, "image_id", place) or name,
             sample_id=self.id(row, "sample_id", place),
             captions=self.texts(row, "captions", place),
@@ -114,15 +114,15 @@ class Columns:
         )
 
 
-class PictureFinder:
-    """The pictures that a table names, relative to a folder; rows about one picture share its path."""
+class ImageFinder:
+    """The images that a table names, relative to a folder; rows about one image share its path."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._found: dict[str, Path] = {}
 
-    def find(self, value: object, place: str) -> tuple[Picture, str]:
-        """The picture and what the table calls it.
+    def find(self, value: object, place: str) -> tuple[ImageFile, str]:
+        """The image and what the table calls it.
 
         Raises:
             OpenBlipError: the cell at `place` is empty, an address or something else.
@@ -132,13 +132,13 @@ class PictureFinder:
         return self.path(value, place), encodable(str(value).strip())
 
     def path(self, value: object, place: str) -> Path:
-        """The picture's path. Raises OpenBlipError as `find`."""
+        """The image's path. Raises OpenBlipError as `find`."""
         if is_empty(value):
-            raise OpenBlipError(f"{place} names no picture: fill it in or leave the row out")
+            raise OpenBlipError(f"{place} names no image: fill it in or leave the row out")
         if not isinstance(value, str):
-            raise OpenBlipError(f"{place} has {type(value).__name__} for a picture: a path is needed")
+            raise OpenBlipError(f"{place} has {type(value).__name__} for an image: a path is needed")
         if value not in self._found:
             if is_address(value.strip()):
-                raise OpenBlipError(f"{place} has a web address for a picture: download it and name the file")
+                raise OpenBlipError(f"{place} has a web address for an image: download it and name the file")
             self._found[value] = local_path(value.strip(), self.folder, place)
         return self._found[value]

@@ -116,7 +116,7 @@ class TarStream:
             try:
                 sample = row.sample()
             except OpenBlipError as error:
-                archive = row.picture.archive if row.picture is not None else ""
+                archive = row.image.archive if row.image is not None else ""
                 self.skipped.append(f"{archive}: row {row.key} is left out: {error}")
                 continue
             yield sample

@@ -1,4 +1,4 @@
-"""CSV, JSON lines and Parquet: one row a picture with what is said about it."""
+"""CSV, JSON lines and Parquet: one row an image with what is said about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from openblip.data.sample import Sample
 from openblip.data.sources.json_rows import read_values, reading
 from openblip.data.sources.parquet import read_parquet
-from openblip.data.sources.records import SAYS, Columns, PictureFinder, known_columns, tell_skipped
+from openblip.data.sources.records import SAYS, Columns, ImageFinder, known_columns, tell_skipped
 from openblip.errors import OpenBlipError
 
 CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
@@ -19,26 +19,26 @@ JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 TABLE_SUFFIXES = CSV_SUFFIXES | JSON_SUFFIXES | {".parquet"}
 DELIMITERS = ",;\t|"
 FAILED = "error"
-"""What `openblip caption --json` says of a picture that it could not use, in place of captions."""
+"""What `openblip caption --json` says of an image that it could not use, in place of captions."""
 LONGEST_CELL = 20
 """Lines that a row of a CSV may take; beyond, a quote was left open."""
 
 
 def read_table(
-    path: Path, pictures: Path | None = None, split: str | None = None, skipped: list[str] | None = None
+    path: Path, image_root: Path | None = None, split: str | None = None, skipped: list[str] | None = None
 ) -> list[Sample]:
     """The rows of a table, whose columns are found by their usual names (see `records.COLUMNS`).
 
     Args:
-        pictures: the folder that paths in the table are relative to; by default the table's own.
+        image_root: the folder that paths in the table are relative to; by default the table's own.
         split: only rows that say so in a column of that name.
-        skipped: gets a sentence about rows in which our own commands say that a picture could not be used; by
+        skipped: gets a sentence about rows in which our own commands say that an image could not be used; by
             default it is logged.
 
     Raises:
         OpenBlipError: no such table, a row that cannot be read, or columns that tell too little.
     """
-    finder = PictureFinder(pictures or path.parent)
+    finder = ImageFinder(image_root or path.parent)
     # The lines of a JSONL need not be alike: captions and questions may be mixed.
     known: dict[tuple[str, ...], Columns] = {}
     samples: list[Sample] = []
@@ -54,8 +54,8 @@ def read_table(
         has_splits = has_splits or "split" in columns.names
         if split is not None and columns.text(row, "split", place) != split:
             continue
-        picture, name = finder.find(columns.value(row, "image"), place)
-        samples.append(columns.sample(row, (picture,), name, place))
+        image, name = finder.find(columns.value(row, "image"), place)
+        samples.append(columns.sample(row, (image,), name, place))
     if failed:
         tell_skipped([f"{path}: {failed} rows are left out, for they say that the image could not be used"], skipped)
     if split is not None and not has_splits and not empty:

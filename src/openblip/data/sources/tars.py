@@ -1,6 +1,6 @@
-"""Tar files of pictures with their texts beside them, as webdataset and img2dataset write them.
+"""Tar files of images with their texts beside them, as webdataset and img2dataset write them.
 
-`000123.jpg`, `000123.txt` and `000123.json` of a tar are one row. Headers are read once, pictures where they lie: any
+`000123.jpg`, `000123.txt` and `000123.json` of a tar are one row. Headers are read once, images where they lie: any
 row can be had at any time, and nothing is unpacked. A tar that is broken gives the rows before the break.
 """
 
@@ -31,31 +31,31 @@ class TarRow:
     """The files of one row.
 
     Attributes:
-        key: their common name; members: pictures and texts by what follows it, in small letters.
+        key: their common name; members: images and texts by what follows it, in small letters.
     """
 
     key: str
     members: Members
 
     @property
-    def picture(self) -> PackedFile | None:
+    def image(self) -> PackedFile | None:
         return next((file for ending, file in self.members.items() if is_image(ending)), None)
 
     def sample(self) -> Sample:
         """The row, its texts read now.
 
         Raises:
-            OpenBlipError: there is no picture, or its texts cannot be read.
+            OpenBlipError: there is no image, or its texts cannot be read.
         """
-        picture = self.picture
-        if picture is None:
-            raise OpenBlipError(f"{self.key} has no picture")
+        image = self.image
+        if image is None:
+            raise OpenBlipError(f"{self.key} has no image")
         texts = {
             ending: text_of(file.name, file.size, file.read_bytes)
             for ending, file in self.members.items()
             if ending in TEXTS
         }
-        sample = sample_of(picture, self.key, texts)
+        sample = sample_of(image, self.key, texts)
         return replace(sample, sample_id=sample.sample_id or self.key)
 
 
@@ -64,7 +64,7 @@ class Shard:
     """One tar and what is in it.
 
     Attributes:
-        rows: in the tar's order, each with a picture.
+        rows: in the tar's order, each with an image.
         trouble: what is wrong with the tar, one sentence; empty when nothing is.
         note: which files of it belong to no row, one sentence; empty when all do.
     """
@@ -154,20 +154,20 @@ class _PassedOver:
 
 
 def _rows(grouped: dict[str, Members], passed: _PassedOver) -> Iterator[TarRow]:
-    """A row for each picture, but for those that are beside another one and have no text of their own.
+    """A row for each image, but for those that are beside another one and have no text of their own.
 
-    webdataset has `a.seg.png` as a part of the row of `a.jpg`; `IMG.2020.jpg` is the picture of `IMG.2020.txt`.
+    webdataset has `a.seg.png` as a part of the row of `a.jpg`; `IMG.2020.jpg` is the image of `IMG.2020.txt`.
     """
-    with_picture = {key for key, members in grouped.items() if any(map(is_image, members))}
+    with_image = {key for key, members in grouped.items() if any(map(is_image, members))}
     for key, members in grouped.items():
         texts = [file.name for ending, file in members.items() if ending in TEXTS]
-        pictures = [file.name for ending, file in members.items() if ending not in TEXTS]
-        if not pictures:
+        images = [file.name for ending, file in members.items() if ending not in TEXTS]
+        if not images:
             passed.add(ALONE, texts)
-        elif not texts and not with_picture.isdisjoint(_shorter(key)):
-            passed.add(FURTHER, pictures)
+        elif not texts and not with_image.isdisjoint(_shorter(key)):
+            passed.add(FURTHER, images)
         else:
-            passed.add(FURTHER, pictures[1:])
+            passed.add(FURTHER, images[1:])
             yield TarRow(key, members)
 
 
@@ -193,7 +193,7 @@ def _row_files(path: Path) -> Iterator[tuple[str, str, PackedFile]]:
 
 
 def _told(trouble: str, rows: int) -> str:
-    return f"{trouble or 'has no pictures'}: {rows} rows of it are used"
+    return f"{trouble or 'has no images'}: {rows} rows of it are used"
 
 
 def read_tars(paths: Path | Iterable[Path], skipped: list[str] | None = None) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""The data-set zoo: the 23 names of LAVIS, what each is and how its pictures are had; `zoo_files` has the annotations.
+"""The data-set zoo: the 23 names of LAVIS, what each is and how its images are had; `zoo_files` has the annotations.
 
 Sizes and licences are what the makers of a set say, as far as they say it.
 """
@@ -12,22 +12,22 @@ from pathlib import Path
 from openblip.data.zoo.entries import Dataset, DatasetEntry, Place, data_home, open_dataset, unknown_name
 from openblip.data.zoo.files import EXTRAS, LAYOUTS
 
-COCO_PICTURES = (
+COCO_IMAGES = (
     "train2014.zip, val2014.zip, test2014.zip and test2015.zip from http://images.cocodataset.org/zips/, unpacked "
     "side by side: coco/images/train2014, val2014, ...; those of 2017 do as well"
 )
-COCO_LICENCE = "annotations CC BY 4.0; pictures: Flickr's terms"
-FLICKR_PICTURES = (
+COCO_LICENCE = "annotations CC BY 4.0; images: Flickr's terms"
+FLICKR_IMAGES = (
     "by the form at https://shannon.cs.illinois.edu/DenotationGraph/, or with a Kaggle account from "
     "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset, into flickr30k/images/flickr30k-images"
 )
-MSRVTT_PICTURES = (
+MSRVTT_IMAGES = (
     "train_val_videos.zip (https://www.mediafire.com/file/x3rrbe4hwp04e6w/train_val_videos.zip/file) and "
     "test_videos.zip "
     "(https://www.mediafire.com/file/czh8sezbo9s4692/test_videos.zip/file), the films of both into one folder"
 )
-MSVD_PICTURES = "https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar, unpacked into msvd/videos"
-CC_LICENCE = "free for any purpose, as is; pictures: their owners'"
+MSVD_IMAGES = "https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar, unpacked into msvd/videos"
+CC_LICENCE = "free for any purpose, as is; images: their owners'"
 ASK_PAGE = "see its page"
 
 COCO_CITATION = "Chen et al. 2015, Microsoft COCO Captions: Data Collection and Evaluation Server, arXiv:1504.00325"
@@ -48,8 +48,8 @@ _ENTRIES = (
         size="about 25,000 questions with four choices and ten free answers; no answers to test",
         licence=ASK_PAGE,
         page="https://github.com/allenai/aokvqa",
-        pictures=COCO_PICTURES
-        + ". The makers' own files name the pictures of 2017 instead: train2017, val2017, test2017",
+        media_source=COCO_IMAGES
+        + ". The makers' own files name the images of 2017 instead: train2017, val2017, test2017",
         citation="Schwenk et al. 2022, A-OKVQA: A Benchmark for VQA using World Knowledge, ECCV, arXiv:2206.01718",
     ),
     DatasetEntry(
@@ -57,23 +57,23 @@ _ENTRIES = (
         title="COCO captions, Karpathy's splits",
         kind="captions",
         media="coco/images",
-        size="566,747 captions to train on, 5,000 pictures each for val and test",
+        size="566,747 captions to train on, 5,000 images each for val and test",
         licence=COCO_LICENCE,
         page="https://cocodataset.org",
-        pictures=COCO_PICTURES,
+        media_source=COCO_IMAGES,
         citation=COCO_CITATION,
         note="COCO's own captions_train2014.json and captions_val2014.json are read as well: another split of the "
-        "pictures.",
+        "images.",
     ),
     DatasetEntry(
         name="coco_retrieval",
         title="COCO retrieval, Karpathy's splits",
         kind="captions, for retrieval",
         media="coco/images",
-        size="566,747 captions to train on, 5,000 pictures each for val and test",
+        size="566,747 captions to train on, 5,000 images each for val and test",
         licence=COCO_LICENCE,
         page="https://cocodataset.org",
-        pictures=COCO_PICTURES,
+        media_source=COCO_IMAGES,
         citation=COCO_CITATION,
     ),
     DatasetEntry(
@@ -84,7 +84,7 @@ _ENTRIES = (
         size="443,757 questions train, 214,354 val, with ten answers each; no answers to test",
         licence=COCO_LICENCE,
         page="https://visualqa.org",
-        pictures=COCO_PICTURES,
+        media_source=COCO_IMAGES,
         citation="Goyal et al. 2017, Making the V in VQA Matter, CVPR, arXiv:1612.00837",
         note="LAVIS trains on train and val together (vqa_train.json and vqa_val.json), and so does its split train "
         "here.",
@@ -97,7 +97,7 @@ _ENTRIES = (
         size="about 12 million captions with addresses (2.5 GB), of which some are gone",
         licence=CC_LICENCE,
         page="https://github.com/google-research-datasets/conceptual-12m",
-        pictures="from the addresses in cc12m.tsv, with LAVIS' download_data_cc12m.py, or with img2dataset into "
+        media_source="from the addresses in cc12m.tsv, with LAVIS' download_data_cc12m.py, or with img2dataset into "
         "tars (`table`)",
         citation="Changpinyo et al. 2021, Conceptual 12M, CVPR, arXiv:2102.08981",
     ),
@@ -109,7 +109,7 @@ _ENTRIES = (
         size="3,318,333 captions with addresses, of which some are gone",
         licence=CC_LICENCE,
         page="https://ai.google.com/research/ConceptualCaptions/download",
-        pictures="from the addresses in the TSV, with LAVIS' download_data_cc3m.py, or with img2dataset into tars "
+        media_source="from the addresses in the TSV, with LAVIS' download_data_cc3m.py, or with img2dataset into tars "
         "(`table`)",
         citation="Sharma et al. 2018, Conceptual Captions: A Cleaned, Hypernymed, Image Alt-text Dataset, ACL",
     ),
@@ -121,7 +121,7 @@ _ENTRIES = (
         size="over 10,000 films with over 40,000 descriptions of moments",
         licence="code BSD-2-Clause; films: Creative Commons, each its own",
         page="https://github.com/LisaAnne/LocalizingMoments",
-        pictures="https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets/didemo/"
+        media_source="https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets/didemo/"
         "didemo_videos.tar.gz, its folder videos into didemo/videos",
         citation="Hendricks et al. 2017, Localizing Moments in Video with Natural Language, ICCV, arXiv:1708.01641",
     ),
@@ -130,10 +130,10 @@ _ENTRIES = (
         title="Flickr30k retrieval, Karpathy's splits",
         kind="captions, for retrieval",
         media="flickr30k/images",
-        size="over 31,000 pictures with five captions each",
-        licence="research and education; pictures: Flickr's terms",
+        size="over 31,000 images with five captions each",
+        licence="research and education; images: Flickr's terms",
         page="https://shannon.cs.illinois.edu/DenotationGraph/",
-        pictures=FLICKR_PICTURES,
+        media_source=FLICKR_IMAGES,
         citation="Young et al. 2014, From Image Descriptions to Visual Denotations, TACL 2",
         needs_form=True,
     ),
@@ -142,10 +142,10 @@ _ENTRIES = (
         title="ImageNet (ILSVRC 2012)",
         kind="classes",
         media="imagenet",
-        size="1,281,167 pictures train, 50,000 val, in 1,000 classes",
+        size="1,281,167 images train, 50,000 val, in 1,000 classes",
         licence="non-commercial research and education, by agreement",
         page="https://image-net.org/download.php",
-        pictures="by an account at https://image-net.org; one folder a class below imagenet/train and imagenet/val",
+        media_source="by an account at https://image-net.org; one folder a class below imagenet/train and imagenet/val",
         citation="Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge, IJCV 115, "
         "arXiv:1409.0575",
         needs_form=True,
@@ -156,9 +156,9 @@ _ENTRIES = (
         kind="captions",
         media="laion2B-multi",
         size="about 2.2 billion captions with addresses, of which many are gone",
-        licence="addresses and captions CC BY 4.0; pictures: their owners'",
+        licence="addresses and captions CC BY 4.0; images: their owners'",
         page="https://laion.ai/blog/laion-5b/",
-        pictures="from the addresses, with img2dataset into tars of NAME.jpg, NAME.txt and NAME.json; give their "
+        media_source="from the addresses, with img2dataset into tars of NAME.jpg, NAME.txt and NAME.json; give their "
         "folder or "
         "pattern (part-00000/{00000..01743}.tar)",
         citation="Schuhmann et al. 2022, LAION-5B, NeurIPS, arXiv:2210.08402",
@@ -172,7 +172,7 @@ _ENTRIES = (
         licence=ASK_PAGE,
         page="https://www.microsoft.com/en-us/research/publication/"
         "msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/",
-        pictures=MSRVTT_PICTURES,
+        media_source=MSRVTT_IMAGES,
         citation=MSRVTT_CITATION,
     ),
     DatasetEntry(
@@ -183,7 +183,7 @@ _ENTRIES = (
         size="10,000 films with 243,000 questions",
         licence=ASK_PAGE,
         page="https://github.com/xudejing/video-question-answering",
-        pictures=MSRVTT_PICTURES,
+        media_source=MSRVTT_IMAGES,
         citation=VIDEO_QA_CITATION,
     ),
     DatasetEntry(
@@ -195,7 +195,7 @@ _ENTRIES = (
         licence=ASK_PAGE,
         page="https://www.microsoft.com/en-us/research/publication/"
         "msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/",
-        pictures=MSRVTT_PICTURES,
+        media_source=MSRVTT_IMAGES,
         citation=MSRVTT_CITATION,
     ),
     DatasetEntry(
@@ -206,7 +206,7 @@ _ENTRIES = (
         size="1,970 films",
         licence=ASK_PAGE,
         page="https://www.cs.utexas.edu/users/ml/clamp/videoDescription/",
-        pictures=MSVD_PICTURES,
+        media_source=MSVD_IMAGES,
         citation=MSVD_CITATION,
     ),
     DatasetEntry(
@@ -217,19 +217,19 @@ _ENTRIES = (
         size="1,970 films with 50,505 questions",
         licence=ASK_PAGE,
         page="https://github.com/xudejing/video-question-answering",
-        pictures=MSVD_PICTURES,
+        media_source=MSVD_IMAGES,
         citation=VIDEO_QA_CITATION,
     ),
     DatasetEntry(
         name="nlvr",
         title="NLVR2",
-        kind="pairs of pictures to judge a sentence by",
+        kind="pairs of images to judge a sentence by",
         media="nlvr",
-        size="107,292 sentences, each with two pictures",
-        licence="annotations: see its page; pictures for research only",
+        size="107,292 sentences, each with two images",
+        licence="annotations: see its page; images for research only",
         page="https://lil.nlp.cornell.edu/nlvr/",
-        pictures="by the form at https://lil.nlp.cornell.edu/nlvr/; the folders images/train/0 to 99, dev and test1 "
-        "into nlvr",
+        media_source="by the form at https://lil.nlp.cornell.edu/nlvr/; the folders images/train/0 to 99, dev and "
+        "test1 into nlvr",
         citation="Suhr et al. 2019, A Corpus for Reasoning About Natural Language Grounded in Photographs, ACL, "
         "arXiv:1811.00491",
         needs_form=True,
@@ -240,10 +240,10 @@ _ENTRIES = (
         title="NoCaps",
         kind="captions",
         media="nocaps/images",
-        size="4,500 pictures val, 10,600 test, ten captions each; those of test are private",
+        size="4,500 images val, 10,600 test, ten captions each; those of test are private",
         licence=ASK_PAGE,
         page="https://nocaps.org",
-        pictures="from Open Images, with LAVIS' download_nocaps.py, into nocaps/images/val and nocaps/images/test",
+        media_source="from Open Images, with LAVIS' download_nocaps.py, into nocaps/images/val and nocaps/images/test",
         citation="Agrawal et al. 2019, nocaps: Novel Object Captioning at Scale, ICCV, arXiv:1812.08658",
     ),
     DatasetEntry(
@@ -254,7 +254,7 @@ _ENTRIES = (
         size="14,055 questions with ten answers each",
         licence=ASK_PAGE,
         page="https://okvqa.allenai.org",
-        pictures=COCO_PICTURES,
+        media_source=COCO_IMAGES,
         citation="Marino et al. 2019, OK-VQA: A Visual Question Answering Benchmark Requiring External Knowledge, "
         "CVPR, "
         "arXiv:1906.00067",
@@ -265,21 +265,22 @@ _ENTRIES = (
         kind="captions",
         media="sbu_captions/images",
         size="1 million captions with addresses, of which some are gone",
-        licence="pictures: Flickr's terms",
+        licence="images: Flickr's terms",
         page="https://www.cs.rice.edu/~vo9/sbucaptions/",
-        pictures="from the addresses in sbu.json, with LAVIS' download_sbu.py, or with img2dataset into tars (`table`)",
+        media_source="from the addresses in sbu.json, with LAVIS' download_sbu.py, or with img2dataset into "
+        "tars (`table`)",
         citation="Ordonez, Kulkarni and Berg 2011, Im2Text: Describing Images Using 1 Million Captioned "
         "Photographs, NIPS",
     ),
     DatasetEntry(
         name="snli_ve",
         title="SNLI-VE",
-        kind="pictures to judge a sentence by",
+        kind="images to judge a sentence by",
         media="flickr30k/images/flickr30k-images",
         size="529,527 sentences train, 17,858 val, 17,901 test",
         licence=ASK_PAGE,
         page="https://github.com/necla-ml/SNLI-VE",
-        pictures="those of Flickr30k, " + FLICKR_PICTURES,
+        media_source="those of Flickr30k, " + FLICKR_IMAGES,
         citation="Xie et al. 2019, Visual Entailment: A Novel Task for Fine-Grained Image Understanding, "
         "arXiv:1901.06706",
         needs_form=True,
@@ -292,7 +293,7 @@ _ENTRIES = (
         size="over 41,250 films with 825,000 captions, half of them Chinese",
         licence=ASK_PAGE,
         page="https://eric-xw.github.io/vatex-website/",
-        pictures="clips of YouTube films, as its page says, into vatex/videos",
+        media_source="clips of YouTube films, as its page says, into vatex/videos",
         citation="Wang et al. 2019, VATEX: A Large-Scale, High-Quality Multilingual Dataset for Video-and-Language "
         "Research, ICCV, arXiv:1904.03493",
         needs_form=True,
@@ -302,11 +303,11 @@ _ENTRIES = (
         title="Visual Genome regions",
         kind="captions",
         media="vg/images",
-        size="108,077 pictures with 5.4 million descriptions of regions",
+        size="108,077 images with 5.4 million descriptions of regions",
         licence="CC BY 4.0",
         page="https://homes.cs.washington.edu/~ranjay/visualgenome/",
-        pictures="https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip and images2.zip, unpacked side by side: "
-        "vg/images/VG_100K and VG_100K_2",
+        media_source="https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip and images2.zip, unpacked side by "
+        "side: vg/images/VG_100K and VG_100K_2",
         citation=VG_CITATION,
     ),
     DatasetEntry(
@@ -314,11 +315,11 @@ _ENTRIES = (
         title="Visual Genome questions",
         kind="questions",
         media="vg/images",
-        size="108,077 pictures with 1.7 million questions",
+        size="108,077 images with 1.7 million questions",
         licence="CC BY 4.0",
         page="https://homes.cs.washington.edu/~ranjay/visualgenome/",
-        pictures="https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip and images2.zip, unpacked side by side: "
-        "vg/images/VG_100K and VG_100K_2",
+        media_source="https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip and images2.zip, unpacked side by "
+        "side: vg/images/VG_100K and VG_100K_2",
         citation=VG_CITATION,
     ),
 )
@@ -349,7 +350,7 @@ def load_dataset(
     >>> load_dataset("coco_caption", vis_path="photos/coco")["val"][0].captions  # doctest: +SKIP
 
     Args:
-        vis_path: its folder of pictures or films (of tars: a pattern, too), where that is not the usual one.
+        vis_path: its folder of images or films (of tars: a pattern, too), where that is not the usual one.
         ann_path: the folder of its annotation files, where that is not the usual one.
         root: of all data sets, by default `data_home()`.
 

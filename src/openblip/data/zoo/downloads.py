@@ -18,7 +18,7 @@ class Status:
     Attributes:
         layout: whose annotations; None where there are none.
         splits: those whose annotations are there.
-        media: the folder of pictures or films; has_media: whether it is there and not empty.
+        media: the folder of images or films; has_media: whether it is there and not empty.
     """
 
     entry: DatasetEntry
@@ -30,7 +30,7 @@ class Status:
     @property
     def here(self) -> str:
         """In a few words."""
-        what = "films" if self.entry.is_video else "pictures"
+        what = "films" if self.entry.is_video else "images"
         parts = ([", ".join(self.splits)] if self.splits else []) + ([what] if self.has_media else [])
         return "; ".join(parts) or "no"
 
@@ -39,7 +39,7 @@ class Status:
         """How it is got, in a few words."""
         if not self.entry.public_files:
             return "by its form" if self.entry.needs_form else "see its page"
-        return "download; pictures by form" if self.entry.needs_form else "download"
+        return "download; images by form" if self.entry.needs_form else "download"
 
 
 def status_of(entry: DatasetEntry, root: Path | None = None) -> Status:

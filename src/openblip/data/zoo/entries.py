@@ -60,10 +60,10 @@ class DatasetEntry:
     """One line of the zoo.
 
     Attributes:
-        kind: what its rows are: captions, questions, pairs to judge, or classes; of pictures or videos.
-        media: the folder of pictures or films below the root of all data sets.
-        size: how much there is, as its makers say; licence: of annotations and pictures.
-        pictures: how to get the pictures or films.
+        kind: what its rows are: captions, questions, pairs to judge, or classes; of images or videos.
+        media: the folder of images or films below the root of all data sets.
+        size: how much there is, as its makers say; licence: of annotations and images.
+        media_source: how to get the images or films.
         needs_form: whether someone has to be asked for them.
         note: what is odd about it.
         layouts: the likeliest first.
@@ -77,7 +77,7 @@ class DatasetEntry:
     size: str
     licence: str
     page: str
-    pictures: str
+    media_source: str
     citation: str
     needs_form: bool = False
     note: str = ""
@@ -100,11 +100,11 @@ class DatasetEntry:
 
 
 class Dataset(Sequence[Sample]):
-    """The rows of one split. Annotations are read when the first row is asked for, pictures never.
+    """The rows of one split. Annotations are read when the first row is asked for, images never.
 
     Attributes:
         files: the annotation files.
-        media: the folder of pictures or films.
+        media: the folder of images or films.
     """
 
     def __init__(self, name: str, split: str, layout: Layout, files: Sequence[Path], media: Path) -> None:
@@ -158,7 +158,7 @@ class Dataset(Sequence[Sample]):
         return self.rows[index]
 
     def __repr__(self) -> str:
-        return f"<{self.name}, split {self.split}, {self.layout.title}'s annotations, pictures in {self.media}>"
+        return f"<{self.name}, split {self.split}, {self.layout.title}'s annotations, images in {self.media}>"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Place:
 def find_layout(entry: DatasetEntry, place: Place) -> Layout | None:
     """The first layout of which a split is there.
 
-    Splits of different layouts are never mixed: Karpathy's training pictures are in COCO's own validation set.
+    Splits of different layouts are never mixed: Karpathy's training images are in COCO's own validation set.
     """
 
     def is_there(layout: Layout) -> bool:
@@ -227,7 +227,7 @@ def open_dataset(entry: DatasetEntry, place: Place) -> dict[str, Dataset]:
 
 
 def split_has_media(media: Path, split: str, splits: int) -> bool:
-    """Whether a split that has no annotation file has pictures: in a folder of its name, where there are several."""
+    """Whether a split that has no annotation file has images: in a folder of its name, where there are several."""
     return splits == 1 or (media / split).is_dir()
 
 

@@ -1,7 +1,7 @@
 """Annotation files of the public image data sets, as LAVIS keeps them and as their makers publish them, to samples.
 
-Every reader here takes the files of one split, the folder of pictures and the split's name. Nothing is looked up in the
-folder but where stated: a picture that is not there is found missing when it is opened.
+Every reader here takes the files of one split, the folder of images and the split's name. Nothing is looked up in the
+folder but where stated: an image that is not there is found missing when it is opened.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from openblip.data.zoo.annotation_files import Entry, read_entries, read_object
 from openblip.errors import OpenBlipError
 
 Reader: TypeAlias = Callable[[Sequence[Path], Path, str], list[Sample]]
-"""(files, folder of pictures or films, split) to samples. Raises OpenBlipError for files that are not of the layout."""
+"""(files, folder of images or films, split) to samples. Raises OpenBlipError for files that are not of the layout."""
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
 class Shared:
-    """Paths below a folder, one object a path: five captions of a picture share it."""
+    """Paths below a folder, one object a path: five captions of an image share it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,8 +38,8 @@ class Shared:
         return self._paths[name]
 
 
-class CocoPictures(Shared):
-    """COCO's pictures. Where only those of 2017 are there, names of 2014 find them: they are the same pictures."""
+class CocoImages(Shared):
+    """COCO's images. Where only those of 2017 are there, names of 2014 find them: they are the same images."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -56,8 +56,8 @@ class CocoPictures(Shared):
         return super().__call__(f"{'val' if found.group(1) in self._in_val else 'train'}2017/{found.group(1)}")
 
 
-def picture_id(name: str) -> str:
-    """COCO's number of a picture where it is one of COCO's, else the file's name without its ending."""
+def image_id_from_name(name: str) -> str:
+    """COCO's number of an image where it is one of COCO's, else the file's name without its ending."""
     file = PurePosixPath(name).name
     found = COCO_NAME.fullmatch(file)
     return str(int(found.group(1))) if found else encodable(PurePosixPath(file).stem)
@@ -66,9 +66,9 @@ def picture_id(name: str) -> str:
 # LAVIS' own lists: a JSON list of rows, all data sets alike but for the names of some keys.
 
 
-def read_lavis(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_lavis(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """Rows with `image` and a `caption` (a list in evaluation splits), a `question` with `answer`, or a sentence."""
-    shared = CocoPictures(pictures)
+    shared = CocoImages(image_root)
     return [_lavis_row(row, row.file_name("image"), shared) for path in files for row in read_entries(path, "image")]
 
 
@@ -76,7 +76,7 @@ def _lavis_row(row: Entry, name: str, shared: Shared) -> Sample:
     choices = row.texts("choices")
     return Sample(
         (shared(name),),
-        image_id=picture_id(name),
+        image_id=image_id_from_name(name),
         sample_id=row.id("question_id", "img_id"),
         captions=row.texts("caption"),
         question=row.text("question"),
@@ -94,13 +94,13 @@ def _choice(index: object, choices: tuple[str, ...]) -> str:
 # Captions.
 
 
-def read_karpathy(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
-    """Karpathy's `dataset_coco.json` and `dataset_flickr30k.json`: one row a caption in training, else one a picture.
+def read_karpathy(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
+    """Karpathy's `dataset_coco.json` and `dataset_flickr30k.json`: one row a caption in training, else one an image.
 
     COCO's "restval" is part of the training set, as everyone has it since Karpathy and Fei-Fei (2015).
     """
     wanted = {"train", "restval"} if split == "train" else {split}
-    shared = CocoPictures(_subfolder(pictures, ["flickr30k-images"]))
+    shared = CocoImages(_subfolder(image_root, ["flickr30k-images"]))
     samples = []
     for path in files:
         for entry in read_object(path, "images").entries("images"):
@@ -109,17 +109,17 @@ def read_karpathy(files: Sequence[Path], pictures: Path, split: str) -> list[Sam
             entry.need("sentences")
             name = entry.file_name("filename")
             folder = entry.file_name("filepath") if entry.fields.get("filepath") else ""
-            picture = shared(f"{folder}/{name}" if folder else name)
+            image = shared(f"{folder}/{name}" if folder else name)
             captions = entry.texts("sentences")
             told = [(caption,) for caption in captions] if split == "train" else [captions]
-            samples += [Sample((picture,), picture_id(name), captions=each) for each in told]
+            samples += [Sample((image,), image_id_from_name(name), captions=each) for each in told]
     return samples
 
 
-def read_coco_captions(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
-    """COCO's `captions_train2014.json` and their like, NoCaps' too: `images` and `annotations`, one row a picture.
+def read_coco_captions(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
+    """COCO's `captions_train2014.json` and their like, NoCaps' too: `images` and `annotations`, one row an image.
 
-    Pictures lie in a subfolder that is called as in the file's name (`train2014`), where there is one.
+    Images lie in a subfolder that is called as in the file's name (`train2014`), where there is one.
     """
     samples = []
     for path in files:
@@ -129,12 +129,14 @@ def read_coco_captions(files: Sequence[Path], pictures: Path, split: str) -> lis
             annotation.need("image_id", "caption")
             told.setdefault(annotation.id("image_id"), []).append(annotation.text("caption"))
         found = re.search(r"(train|val|test)20\d\d", path.name)
-        folder = _subfolder(pictures, [found.group() if found else "", split])
+        folder = _subfolder(image_root, [found.group() if found else "", split])
         for entry in content.entries("images"):
             entry.need("id")
             name, number = entry.file_name("file_name"), entry.id("id")
             captions = tuple(told.get(number, ()))
-            samples.append(Sample((folder / name,), picture_id(name), number, captions, kind=entry.text("domain")))
+            samples.append(
+                Sample((folder / name,), image_id_from_name(name), number, captions, kind=entry.text("domain"))
+            )
     return samples
 
 
@@ -145,7 +147,7 @@ def _subfolder(folder: Path, names: Iterable[str]) -> Path:
 # Questions.
 
 
-def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """Pairs of VQA's (v1, v2) and OK-VQA's files: questions, and the annotations with what ten people answered.
 
     A test set has questions alone.
@@ -157,16 +159,16 @@ def read_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
         answered |= _given_answers(content)
         part = check_path(content.text("data_subtype"), content.place)
         asked += [(part, row) for row in (content.entries("questions") if "questions" in content else ())]
-    shared = CocoPictures(pictures)
+    shared = CocoImages(image_root)
     samples = []
     for part, row in asked:
         row.need("question_id", "question")
-        # Questions of test-dev are about pictures of the test set.
+        # Questions of test-dev are about images of the test set.
         folder = {"test-dev2015": "test2015"}.get(part, part)
         number, asks = row.number("image_id"), row.id("question_id")
         people, kind = answered.get(asks, ((), ""))
-        picture = shared(f"{folder}/COCO_{folder}_{number:012d}.jpg")
-        samples.append(Sample((picture,), str(number), asks, question=row.text("question"), answers=people, kind=kind))
+        image = shared(f"{folder}/COCO_{folder}_{number:012d}.jpg")
+        samples.append(Sample((image,), str(number), asks, question=row.text("question"), answers=people, kind=kind))
     if not samples:
         raise OpenBlipError(f"{', '.join(map(str, files))}: no file has a list of questions, which one has to")
     return samples
@@ -181,7 +183,7 @@ def _given_answers(content: Entry) -> dict[str, tuple[tuple[str, ...], str]]:
     return given
 
 
-def read_lavis_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_lavis_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """LAVIS' lists of questions; for evaluation its list names no answers, the annotations beside it do."""
     lists = [path for path in files if not path.name.endswith("annotations.json")]
     answered: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -189,17 +191,17 @@ def read_lavis_vqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sa
         if path not in lists:
             answered |= _given_answers(read_object(path, "annotations"))
     if not answered:
-        return read_lavis(lists, pictures, split)
+        return read_lavis(lists, image_root, split)
     samples = []
-    for sample in read_lavis(lists, pictures, split):
+    for sample in read_lavis(lists, image_root, split):
         people, kind = answered.get(sample.sample_id, (sample.answers, ""))
         samples.append(replace(sample, answers=people, kind=kind))
     return samples
 
 
-def read_aokvqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
-    """A-OKVQA's own files, whose pictures are COCO's of 2017; LAVIS' copy names those of 2014 in `image`."""
-    shared = CocoPictures(pictures)
+def read_aokvqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
+    """A-OKVQA's own files, whose images are COCO's of 2017; LAVIS' copy names those of 2014 in `image`."""
+    shared = CocoImages(image_root)
     samples = []
     for path in files:
         for row in read_entries(path, "question_id", "question"):
@@ -209,9 +211,9 @@ def read_aokvqa(files: Sequence[Path], pictures: Path, split: str) -> list[Sampl
     return samples
 
 
-def read_vg_regions(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
-    """Visual Genome's `region_descriptions.json`: a caption for each region, of which the whole picture is taken."""
-    folders = VisualGenomeFolders(pictures)
+def read_vg_regions(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
+    """Visual Genome's `region_descriptions.json`: a caption for each region, of which the whole image is taken."""
+    folders = VisualGenomeFolders(image_root)
     samples = []
     for path in files:
         for entry in read_entries(path, "id", "regions"):
@@ -223,9 +225,9 @@ def read_vg_regions(files: Sequence[Path], pictures: Path, split: str) -> list[S
     return samples
 
 
-def read_vg_questions(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_vg_questions(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """Visual Genome's `question_answers.json`."""
-    folders = VisualGenomeFolders(pictures)
+    folders = VisualGenomeFolders(image_root)
     samples = []
     for path in files:
         for entry in read_entries(path, "id", "qas"):
@@ -239,11 +241,11 @@ def read_vg_questions(files: Sequence[Path], pictures: Path, split: str) -> list
 
 
 class VisualGenomeFolders:
-    """Which of its two folders a picture of Visual Genome lies in: the annotations do not say, the disk does."""
+    """Which of its two folders an image of Visual Genome lies in: the annotations do not say, the disk does."""
 
-    def __init__(self, pictures: Path) -> None:
-        second = pictures / "VG_100K_2"
-        self._shared = Shared(pictures)
+    def __init__(self, image_root: Path) -> None:
+        second = image_root / "VG_100K_2"
+        self._shared = Shared(image_root)
         self._in_second = {path.name for path in second.iterdir()} if second.is_dir() else set()
 
     def __call__(self, number: int) -> Path:
@@ -254,14 +256,14 @@ class VisualGenomeFolders:
 # Sentences to be judged.
 
 
-def read_nlvr(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
-    """NLVR2: two pictures and a sentence that is true of them, or not.
+def read_nlvr(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
+    """NLVR2: two images and a sentence that is true of them, or not.
 
-    LAVIS' rows name the pictures; the originals number them ("dev-850-0-1" is about dev-850-0-img0.png and ...img1.png)
+    LAVIS' rows name the images; the originals number them ("dev-850-0-1" is about dev-850-0-img0.png and ...img1.png)
     and keep those of the training set in numbered folders.
     """
     samples = []
-    shared = Shared(pictures)
+    shared = Shared(image_root)
     for path in files:
         for row in read_entries(path, "sentence", "label"):
             names = row.file_names("images") if row.fields.get("images") else _nlvr_names(row)
@@ -287,12 +289,12 @@ def _nlvr_names(row: Entry) -> list[str]:
     return [f"{folder}/{pair}-img{side}.png" for side in (0, 1)]
 
 
-def read_snli_ve(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
-    """SNLI-VE: a picture of Flickr30k and a sentence; LAVIS' lists, or the original JSON lines.
+def read_snli_ve(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
+    """SNLI-VE: an image of Flickr30k and a sentence; LAVIS' lists, or the original JSON lines.
 
     Rows on which the annotators did not agree (gold_label "-") are left out, as in the original's statistics.
     """
-    shared = Shared(pictures)
+    shared = Shared(image_root)
     samples = []
     for path in files:
         for row in read_entries(path):
@@ -303,6 +305,6 @@ def read_snli_ve(files: Sequence[Path], pictures: Path, split: str) -> list[Samp
             if label == "-":
                 continue
             name = number if number.endswith(".jpg") else f"{number}.jpg"
-            picture, stem = shared(name), encodable(PurePosixPath(name).stem)
-            samples.append(Sample((picture,), stem, row.id("pairID"), captions=(sentence,), label=intern(label)))
+            image, stem = shared(name), encodable(PurePosixPath(name).stem)
+            samples.append(Sample((image,), stem, row.id("pairID"), captions=(sentence,), label=intern(label)))
     return samples

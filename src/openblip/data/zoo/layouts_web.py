@@ -1,4 +1,4 @@
-"""Layouts of pictures from the web: tables of addresses, folders of classes, tars."""
+"""Layouts of images from the web: tables of addresses, folders of classes, tars."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from openblip.errors import OpenBlipError
 from openblip.images.sources import is_address
 
 
-def read_conceptual(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_conceptual(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """Google's TSV of captions and addresses (CC3M) or addresses and captions (CC12M), without a header.
 
-    Pictures are called as LAVIS' script calls them: the row's number and the CRC-32 of its address.
+    Images are called as LAVIS' script calls them: the row's number and the CRC-32 of its address.
     """
-    shared = Shared(pictures)
+    shared = Shared(image_root)
     samples = []
     for path in files:
         with reading(path), path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -40,10 +40,10 @@ def read_conceptual(files: Sequence[Path], pictures: Path, split: str) -> list[S
     return samples
 
 
-def read_sbu(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_sbu(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """SBU's `sbu-captions-all.json` (two lists side by side), or its two text files of addresses and captions.
 
-    Pictures are called as at their addresses.
+    Images are called as at their addresses.
     """
     if len(files) == 1:
         content = read_object(files[0], "image_urls", "captions")
@@ -56,19 +56,19 @@ def read_sbu(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
         raise OpenBlipError(f"{files[0]} has {len(addresses)} addresses for {len(captions)} captions: get it again")
     names = [PurePosixPath(urlsplit(address).path).name for address in addresses]
     return [
-        Sample((pictures / name,), encodable(PurePosixPath(name).stem), captions=(encodable(caption.strip()),))
+        Sample((image_root / name,), encodable(PurePosixPath(name).stem), captions=(encodable(caption.strip()),))
         for name, caption in zip(names, captions, strict=True)
     ]
 
 
-def read_classes(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_classes(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """ImageNet: `<split>/<class>/*.JPEG`; the label is the class's folder."""
-    return read_folder(pictures / split if (pictures / split).is_dir() else pictures)
+    return read_folder(image_root / split if (image_root / split).is_dir() else image_root)
 
 
-def read_laion(files: Sequence[Path], pictures: Path, split: str) -> list[Sample]:
+def read_laion(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
     """LAION: a tar, a folder of tars, or a pattern of them. Millions of rows are better streamed (`stream`)."""
-    return read_tars(tars_of(pictures))
+    return read_tars(tars_of(image_root))
 
 
 def tars_of(place: Path) -> list[Path]:

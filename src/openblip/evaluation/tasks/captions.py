@@ -1,4 +1,4 @@
-"""Captions of pictures, and what they are worth."""
+"""Captions of images, and what they are worth."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from openblip.models.model import Model
 
 
 def check_captioned(samples: Sequence[Sample]) -> None:
-    """For captions and retrieval. Raises OptionError for a sample without a picture, and a picture without caption."""
-    for picture, rows in grouped(samples, "captions and retrieval").items():
+    """For captions and retrieval. Raises OptionError for a sample without an image, and an image without caption."""
+    for image, rows in grouped(samples, "captions and retrieval").items():
         if not any(samples[row].captions for row in rows):
-            raise OptionError(f"{name_of(picture)} has no caption: leave it out, or choose another split")
+            raise OptionError(f"{name_of(image)} has no caption: leave it out, or choose another split")
 
 
 def evaluate_captions(
     model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """One caption a picture, scored against all that the samples say of it.
+    """One caption an image, scored against all that the samples say of it.
 
     Raises:
-        OptionError: no picture can be read.
-        ImageError: a picture cannot be read, and the policy is to stop.
+        OptionError: no image can be read.
+        ImageError: an image cannot be read, and the policy is to stop.
     """
-    pictures = grouped(samples, "captions")
-    references = [tuple(text for number in rows for text in samples[number].captions) for rows in pictures.values()]
-    names = [name_of(picture) for picture in pictures]
+    images = grouped(samples, "captions")
+    references = [tuple(text for number in rows for text in samples[number].captions) for rows in images.values()]
+    names = [name_of(image) for image in images]
     left = [number for number in range(len(names)) if number not in journal.done]
     problems: dict[str, ImageError] = {}
-    listed = list(pictures)
+    listed = list(images)
     found = model.caption_many(
         sources((listed[number] for number in left), problems),
         prompt=settings.prompt,
@@ -54,7 +54,7 @@ def evaluate_captions(
         progress(done, len(names))
     said = {number: fields["prediction"] for number, fields in sorted(journal.done.items()) if "prediction" in fields}
     if not said:
-        raise OptionError(f"none of the {len(names)} pictures could be read: {lost[0].image}: {lost[0].problem}")
+        raise OptionError(f"none of the {len(names)} images could be read: {lost[0].image}: {lost[0].problem}")
     chosen = settings.captions
     scores = score_captions(
         {str(number): text for number, text in said.items()},
@@ -69,9 +69,9 @@ def evaluate_captions(
             prediction=text,
             references=references[number],
             score=scores.each["cider"][place],
-            image_id=samples[pictures[listed[number]][0]].image_id,
+            image_id=samples[images[listed[number]][0]].image_id,
             scores={name: values[place] for name, values in scores.each.items()},
-            picture=listed[number],
+            image_file=listed[number],
         )
         for place, (number, text) in enumerate(said.items())
     ]

@@ -1,4 +1,4 @@
-"""Classes of pictures, chosen by contrast, by matching or by a question, or read from a file."""
+"""Classes of images, chosen by contrast, by matching or by a question, or read from a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from openblip.data.sample import Picture, Sample
+from openblip.data.sample import ImageFile, Sample
 from openblip.data.sources.cells import to_id, to_text
 from openblip.data.sources.json_rows import read_values
 from openblip.errors import ImageError, OpenBlipError, OptionError
@@ -25,7 +25,7 @@ NO_LABEL = "(none)"
 
 
 def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
-    """Raises OptionError for a sample without a label, and but for given labels for one without exactly one picture."""
+    """Raises OptionError for a sample without a label, and but for given labels for one without exactly one image."""
     if by is not Decision.GIVEN or not samples:
         grouped(samples, "classes")
     bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
@@ -39,9 +39,9 @@ def evaluate_labels(
     """One label a sample.
 
     Raises:
-        OptionError: no picture can be read.
+        OptionError: no image can be read.
         OpenBlipError: the file of given labels is missing, malformed or incomplete.
-        ImageError: a picture cannot be read, and the policy is to stop.
+        ImageError: an image cannot be read, and the policy is to stop.
     """
     chosen = settings.classification
     lost: list[Excluded] = []
@@ -53,22 +53,22 @@ def evaluate_labels(
     elif model is None:
         raise OptionError(f"classification by {chosen.by.value} needs a model")
     else:
-        pictures = grouped(samples, "classes")
-        left = {picture: [row for row in rows if row not in journal.done] for picture, rows in pictures.items()}
-        left = {picture: rows for picture, rows in left.items() if rows}
+        images = grouped(samples, "classes")
+        left = {image: [row for row in rows if row not in journal.done] for image, rows in images.items()}
+        left = {image: rows for image, rows in left.items() if rows}
         decide = _by_question if chosen.by is Decision.ASK else _by_text
-        progress(len(pictures) - len(left), len(pictures))
+        progress(len(images) - len(left), len(images))
         found = decide(model, left, samples, settings)
-        for done, (picture, labels) in enumerate(found, start=len(pictures) - len(left) + 1):
+        for done, (image, labels) in enumerate(found, start=len(images) - len(left) + 1):
             if isinstance(labels, ImageError):
-                lost.append(excluded(name_of(picture), labels, settings.on_bad_image))
-                labels = [{"error": labels.problem}] * len(left[picture])
-            for row, fields in zip(left[picture], labels, strict=True):
-                journal.add(row, image=name_of(picture), **fields)
-            progress(done, len(pictures))
+                lost.append(excluded(name_of(image), labels, settings.on_bad_image))
+                labels = [{"error": labels.problem}] * len(left[image])
+            for row, fields in zip(left[image], labels, strict=True):
+                journal.add(row, image=name_of(image), **fields)
+            progress(done, len(images))
     rows = [_row(samples[number], fields) for number, fields in sorted(journal.done.items()) if "prediction" in fields]
     if not rows:
-        raise OptionError(f"none of the pictures could be read: {lost[0].image}: {lost[0].problem}")
+        raise OptionError(f"none of the images could be read: {lost[0].image}: {lost[0].problem}")
     metrics = label_accuracy([row.prediction for row in rows], [row.references[0] for row in rows])
     if chosen.by is Decision.ASK:
         metrics["without label"] = sum(row.prediction == NO_LABEL for row in rows) / len(rows)
@@ -100,45 +100,45 @@ Labels = list[dict[str, Any]]
 
 
 def _by_text(
-    model: Model, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
-) -> Iterator[tuple[Picture, Labels | ImageError]]:
-    """The label whose text is nearest to the picture."""
+    model: Model, images: dict[ImageFile, list[int]], samples: Sequence[Sample], settings: Settings
+) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
+    """The label whose text is nearest to the image."""
     chosen = settings.classification
     labels = chosen.labels or sorted({sample.label for sample in samples})
     texts = [chosen.text.replace("{label}", label) for label in labels]
     problems: dict[str, ImageError] = {}
-    given = sources(pictures, problems)
+    given = sources(images, problems)
     match = chosen.by is Decision.MATCH
     scored = matcher_of(model, "match").score(given, texts, itm=match, batch_size=settings.batch_size)
-    for picture, found in zip(pictures, scored, strict=True):
+    for image, found in zip(images, scored, strict=True):
         likeness = found.itm if match else found.itc
         if likeness is None:
-            yield picture, problems.get(name_of(picture), cast(ImageError, found.error))
+            yield image, problems.get(name_of(image), cast(ImageError, found.error))
         else:
             best = int(likeness.argmax())
             fields = {"prediction": labels[best], "likeness": float(likeness[best])}
-            yield picture, [fields] * len(pictures[picture])
+            yield image, [fields] * len(images[image])
 
 
 def _by_question(
-    model: Model, pictures: dict[Picture, list[int]], samples: Sequence[Sample], settings: Settings
-) -> Iterator[tuple[Picture, Labels | ImageError]]:
+    model: Model, images: dict[ImageFile, list[int]], samples: Sequence[Sample], settings: Settings
+) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
     """The label that the answer stands for."""
     chosen = settings.classification
     meant = {normalise(answer): label for answer, label in chosen.answers.items()}
     asked = {
-        picture: [str(chosen.question).replace("{text}", _sentence(samples[row])) for row in rows]
-        for picture, rows in pictures.items()
+        image: [str(chosen.question).replace("{text}", _sentence(samples[row])) for row in rows]
+        for image, rows in images.items()
     }
-    for picture, found in ask_about(model, asked, settings):
+    for image, found in ask_about(model, asked, settings):
         if isinstance(found, ImageError):
-            yield picture, found
+            yield image, found
         else:
             yield (
-                picture,
+                image,
                 [
                     {"prediction": meant.get(normalise(one.text), NO_LABEL), "answer": one.text, "question": question}
-                    for one, question in zip(found, asked[picture], strict=True)
+                    for one, question in zip(found, asked[image], strict=True)
                 ],
             )
 
@@ -150,7 +150,7 @@ def _sentence(sample: Sample) -> str:
 def _row(sample: Sample, fields: dict[str, Any]) -> Row:
     said = str(fields["prediction"])
     right = float(said.strip().casefold() == sample.label.strip().casefold())
-    names = ", ".join(name_of(picture) for picture in sample.images)
+    names = ", ".join(name_of(image) for image in sample.images)
     return Row(
         image=names,
         prediction=said,
@@ -160,5 +160,5 @@ def _row(sample: Sample, fields: dict[str, Any]) -> Row:
         image_id=sample.image_id,
         sample_id=sample.sample_id,
         scores={"accuracy": right},
-        picture=sample.images[0] if sample.images else None,
+        image_file=sample.images[0] if sample.images else None,
     )

@@ -1,4 +1,4 @@
-"""Pictures of samples on their way to the model."""
+"""Images of samples on their way to the model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openblip.data.sample import Picture, Sample
+from openblip.data.image_files import OnBadImage
+from openblip.data.sample import ImageFile, Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.outcome import Excluded
-from openblip.evaluation.settings import BadImage
 from openblip.images.decode import load_image
 from openblip.images.prefetch import read_ahead
 from openblip.images.sources import ImageSource, describe_source
@@ -18,50 +18,50 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def name_of(picture: Picture) -> str:
-    return describe_source(picture if isinstance(picture, Path) else str(picture))
+def name_of(image: ImageFile) -> str:
+    return describe_source(image if isinstance(image, Path) else str(image))
 
 
-def sources(pictures: Iterable[Picture], problems: dict[str, ImageError]) -> Iterator[ImageSource]:
-    """What the model reads; a packed picture that cannot be had gives an empty file, and its error in `problems`."""
-    for picture in pictures:
-        if isinstance(picture, Path):
-            yield picture
+def sources(images: Iterable[ImageFile], problems: dict[str, ImageError]) -> Iterator[ImageSource]:
+    """What the model reads; a packed image that cannot be had gives an empty file, and its error in `problems`."""
+    for image in images:
+        if isinstance(image, Path):
+            yield image
             continue
         try:
-            yield picture.read_bytes()
+            yield image.read_bytes()
         except ImageError as error:
-            problems[name_of(picture)] = error
+            problems[name_of(image)] = error
             yield b""
 
 
-def load_pictures(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Image | ImageError]]:
-    """Each picture, or what is wrong with it; the next ones are read while the caller works."""
+def load_images(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image | ImageError]]:
+    """Each image, or what is wrong with it; the next ones are read while the caller works."""
     problems: dict[str, ImageError] = {}
-    batches = read_ahead(sources(pictures, problems), load_image, batch_size=1)
-    for picture, ((_, found),) in zip(pictures, batches, strict=True):
-        yield picture, problems.get(name_of(picture), found) if isinstance(found, ImageError) else found
+    batches = read_ahead(sources(images, problems), load_image, batch_size=1)
+    for image, ((_, found),) in zip(images, batches, strict=True):
+        yield image, problems.get(name_of(image), found) if isinstance(found, ImageError) else found
 
 
-def grouped(samples: Sequence[Sample], what: str) -> dict[Picture, list[int]]:
-    """Each picture with the numbers of its samples, in the order of their first appearance.
+def grouped(samples: Sequence[Sample], what: str) -> dict[ImageFile, list[int]]:
+    """Each image with the numbers of its samples, in the order of their first appearance.
 
     Raises:
-        OptionError: there are no samples, or one does not have exactly one picture.
+        OptionError: there are no samples, or one does not have exactly one image.
     """
     if not samples:
         raise OptionError("there is nothing to evaluate: check the annotation file, the split and the limit")
-    found: dict[Picture, list[int]] = {}
+    found: dict[ImageFile, list[int]] = {}
     for number, sample in enumerate(samples):
         if len(sample.images) != 1:
             name = sample.sample_id or sample.image_id or str(number)
-            raise OptionError(f"row {name} has {len(sample.images)} pictures: {what} need exactly one")
+            raise OptionError(f"row {name} has {len(sample.images)} images: {what} need exactly one")
         found.setdefault(sample.images[0], []).append(number)
     return found
 
 
-def excluded(name: str, error: ImageError, policy: BadImage) -> Excluded:
-    """A note of a picture that is left out. Raises the error where the policy is to stop."""
-    if policy is BadImage.STOP:
+def excluded(name: str, error: ImageError, policy: OnBadImage) -> Excluded:
+    """A note of an image that is left out. Raises the error where the policy is to stop."""
+    if policy is OnBadImage.STOP:
         raise ImageError(name, f"{error.problem} (on_bad_image=skip goes on without it)")
     return Excluded(name, error.problem)

@@ -1,4 +1,4 @@
-"""Answers to questions about pictures, and how many are right."""
+"""Answers to questions about images, and how many are right."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from openblip.data.sample import Picture, Sample
+from openblip.data.sample import ImageFile, Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.vqa import exact_accuracy, lemma_accuracy, simple_accuracy, vqa_accuracy
 from openblip.evaluation.outcome import Evaluation, Progress, Row
 from openblip.evaluation.settings import Accuracy, Settings, Task
-from openblip.evaluation.tasks.images import excluded, grouped, load_pictures, name_of
+from openblip.evaluation.tasks.images import excluded, grouped, load_images, name_of
 from openblip.models.model import Model
 from openblip.results import GeneratedText
 
@@ -28,7 +28,7 @@ RULES = {
 
 
 def check_questioned(samples: Sequence[Sample], accuracy: Accuracy) -> None:
-    """Raises OptionError for a sample without a picture or question, or with too few answers for the accuracy."""
+    """Raises OptionError for a sample without an image or question, or with too few answers for the accuracy."""
     grouped(samples, "questions")
     for number, sample in enumerate(samples):
         if not sample.question.strip() or not sample.answers:
@@ -39,20 +39,20 @@ def check_questioned(samples: Sequence[Sample], accuracy: Accuracy) -> None:
 def evaluate_answers(
     model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """One answer a sample; each picture is looked at once for all questions about it.
+    """One answer a sample; each image is looked at once for all questions about it.
 
     Beside the chosen accuracy the plain share of answers equal to one of the right ones is given, and the chosen one
     for each kind of question.
 
     Raises:
-        OptionError: no picture can be read.
-        ImageError: a picture cannot be read, and the policy is to stop.
+        OptionError: no image can be read.
+        ImageError: an image cannot be read, and the policy is to stop.
     """
-    pictures = grouped(samples, "questions")
+    images = grouped(samples, "questions")
     rule = RULES[settings.questions.accuracy]
     lost = [
-        excluded(name_of(picture), error, settings.on_bad_image)
-        for picture, error in _ask_all(model, pictures, samples, settings, journal, progress)
+        excluded(name_of(image), error, settings.on_bad_image)
+        for image, error in _ask_all(model, images, samples, settings, journal, progress)
     ]
     rows = []
     by_kind: defaultdict[str, list[float]] = defaultdict(list)
@@ -71,13 +71,13 @@ def evaluate_answers(
                 image_id=sample.image_id,
                 sample_id=sample.sample_id,
                 scores=scores,
-                picture=sample.image,
+                image_file=sample.image,
             )
         )
         if sample.kind:
             by_kind[sample.kind].append(scores["accuracy"])
     if not rows:
-        raise OptionError(f"none of the {len(pictures)} pictures could be read: {lost[0].image}: {lost[0].problem}")
+        raise OptionError(f"none of the {len(images)} images could be read: {lost[0].image}: {lost[0].problem}")
     metrics = {"accuracy": _mean([row.score for row in rows])}
     if settings.questions.accuracy is not Accuracy.EXACT:
         metrics["exact"] = _mean([row.scores["exact"] for row in rows])
@@ -94,59 +94,59 @@ NOTES = {
 
 
 def ask_about(
-    model: Model, pictures: dict[Picture, list[str]], settings: Settings
-) -> Iterator[tuple[Picture, list[GeneratedText] | ImageError]]:
-    """Each picture with the answers to the questions about it, or what is wrong with it; pictures are read ahead."""
-    batch: list[tuple[Picture, Image | ImageError]] = []
+    model: Model, images: dict[ImageFile, list[str]], settings: Settings
+) -> Iterator[tuple[ImageFile, list[GeneratedText] | ImageError]]:
+    """Each image with the answers to the questions about it, or what is wrong with it; images are read ahead."""
+    batch: list[tuple[ImageFile, Image | ImageError]] = []
     size = 0
-    for picture, image in load_pictures(list(pictures)):
-        batch.append((picture, image))
-        size += len(pictures[picture])
+    for image, opened in load_images(list(images)):
+        batch.append((image, opened))
+        size += len(images[image])
         if size >= settings.batch_size:
-            yield from _answered(model, batch, pictures, settings)
+            yield from _answered(model, batch, images, settings)
             batch, size = [], 0
     if batch:
-        yield from _answered(model, batch, pictures, settings)
+        yield from _answered(model, batch, images, settings)
 
 
 def _answered(
     model: Model,
-    batch: Sequence[tuple[Picture, Image | ImageError]],
-    pictures: Mapping[Picture, list[str]],
+    batch: Sequence[tuple[ImageFile, Image | ImageError]],
+    images: Mapping[ImageFile, list[str]],
     settings: Settings,
-) -> Iterator[tuple[Picture, list[GeneratedText] | ImageError]]:
-    asked = [(image, pictures[picture]) for picture, image in batch if not isinstance(image, ImageError)]
+) -> Iterator[tuple[ImageFile, list[GeneratedText] | ImageError]]:
+    asked = [(opened, images[image]) for image, opened in batch if not isinstance(opened, ImageError)]
     found = model.ask_many(asked, template=settings.prompt, batch_size=max(1, len(asked)), **settings.text_options())
-    for picture, image in batch:
-        yield picture, image if isinstance(image, ImageError) else list(next(found).answers)
+    for image, opened in batch:
+        yield image, opened if isinstance(opened, ImageError) else list(next(found).answers)
 
 
 def _ask_all(
     model: Model,
-    pictures: dict[Picture, list[int]],
+    images: dict[ImageFile, list[int]],
     samples: Sequence[Sample],
     settings: Settings,
     journal: Journal,
     progress: Progress,
-) -> Iterator[tuple[Picture, ImageError]]:
-    """Fill the journal; gives the pictures that cannot be read."""
-    left = {picture: [row for row in rows if row not in journal.done] for picture, rows in pictures.items()}
-    left = {picture: rows for picture, rows in left.items() if rows}
-    asked = {picture: [samples[row].question for row in rows] for picture, rows in left.items()}
-    done = len(pictures) - len(left)
-    progress(done, len(pictures))
-    for picture, found in ask_about(model, asked, settings):
-        for place, row in enumerate(left[picture]):
-            about = {"image": name_of(picture), "question": samples[row].question}
+) -> Iterator[tuple[ImageFile, ImageError]]:
+    """Fill the journal; gives the images that cannot be read."""
+    left = {image: [row for row in rows if row not in journal.done] for image, rows in images.items()}
+    left = {image: rows for image, rows in left.items() if rows}
+    asked = {image: [samples[row].question for row in rows] for image, rows in left.items()}
+    done = len(images) - len(left)
+    progress(done, len(images))
+    for image, found in ask_about(model, asked, settings):
+        for place, row in enumerate(left[image]):
+            about = {"image": name_of(image), "question": samples[row].question}
             if isinstance(found, ImageError):
                 journal.add(row, **about, error=found.problem)
             else:
                 answer = found[place]
                 journal.add(row, **about, prediction=answer.text, log_probability=answer.score)
         if isinstance(found, ImageError):
-            yield picture, found
+            yield image, found
         done += 1
-        progress(done, len(pictures))
+        progress(done, len(images))
 
 
 def _mean(values: Sequence[float]) -> float:

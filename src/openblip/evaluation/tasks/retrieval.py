@@ -1,6 +1,6 @@
-"""Pictures found for texts and texts for pictures, and how often the right ones are among the first.
+"""Images found for texts and texts for images, and how often the right ones are among the first.
 
-Two looks at each picture: one to compare it with all texts (ITC), and one to match it (ITM) with the texts that chose
+Two looks at each image: one to compare it with all texts (ITC), and one to match it (ITM) with the texts that chose
 it and those that it chose. Both are kept on disk as they come, so that a run which was killed goes on.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.sample import Picture, Sample
+from openblip.data.sample import ImageFile, Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.recall import DEPTHS, score_retrieval
@@ -34,14 +34,14 @@ from openblip.results import Ranked, Rankings
 def evaluate_retrieval(
     model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """Recall both ways between the samples' pictures and all their captions.
+    """Recall both ways between the samples' images and all their captions.
 
-    A picture that cannot be read is left out with its captions.
+    An image that cannot be read is left out with its captions.
 
     Raises:
         CheckpointError: the model has no text side.
-        OptionError: no picture can be read.
-        ImageError: a picture cannot be read, and the policy is to stop.
+        OptionError: no image can be read.
+        ImageError: an image cannot be read, and the policy is to stop.
     """
     groups = grouped(samples, "retrieval")
     matcher = matcher_of(model, "match")
@@ -51,11 +51,11 @@ def evaluate_retrieval(
     good = [number for number in range(len(groups)) if number not in lost]
     if not good:
         first = next(iter(lost.values()))
-        raise OptionError(f"none of the {len(groups)} pictures could be read: {first.image}: {first.problem}")
-    pictures = [look.pictures[number] for number in good]
-    captions = [[text for row in groups[picture] for text in samples[row].captions] for picture in pictures]
+        raise OptionError(f"none of the {len(groups)} images could be read: {first.image}: {first.problem}")
+    images = [look.images[number] for number in good]
+    captions = [[text for row in groups[image] for text in samples[row].captions] for image in images]
     texts = [text for own in captions for text in own]
-    owners = [image for image, own in enumerate(captions) for _ in own]
+    owners = [number for number, own in enumerate(captions) for _ in own]
     told = matcher.read(texts)
     cosines = itc_similarity(embeds[good], told.embeds.cpu())
     wanted = Search(top=max(DEPTHS), rerank=settings.retrieval.rerank, batch_size=settings.batch_size)
@@ -67,32 +67,32 @@ def evaluate_retrieval(
             look, told, good, chosen, journal, lambda done: progress(len(groups) + done, 2 * len(groups))
         )
     progress(2 * len(groups), 2 * len(groups))
-    names = [name_of(picture) for picture in pictures]
+    names = [name_of(image) for image in images]
     rankings = Rankings(
         rank(cosines.T, names, search, lambda found: _two(logits.T.gather(1, found))),
         rank(cosines, texts, search, lambda found: _two(logits.gather(1, found))),
     )
     scores = score_retrieval(rankings, owners)
-    rows = _rows_of_images(rankings.texts, pictures, captions, owners) + _rows_of_texts(
-        rankings.images, pictures, texts, owners
+    rows = _rows_of_images(rankings.texts, images, captions, owners) + _rows_of_texts(
+        rankings.images, images, texts, owners
     )
-    note = f"{len(names)} pictures, {len(texts)} texts; contrast (ITC) for all"
+    note = f"{len(names)} images, {len(texts)} texts; contrast (ITC) for all"
     note += f", matching (ITM) for the best {search.rerank} of each query." if search.rerank else " and nothing else."
     return Evaluation(Task.RETRIEVAL, scores.table, rows, "reciprocal rank", list(lost.values()), (note,))
 
 
 class _Looks:
-    """Pictures, some at a time."""
+    """Images, some at a time."""
 
-    def __init__(self, matcher: Matcher, pictures: Sequence[Picture], batch_size: int) -> None:
+    def __init__(self, matcher: Matcher, images: Sequence[ImageFile], batch_size: int) -> None:
         self.matcher = matcher
-        self.pictures = pictures
+        self.images = images
         self.batch_size = batch_size
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], EncodedBatch, dict[str, ImageError]]]:
-        """Numbers of pictures, encoded, and the errors of packed ones by name."""
+        """Numbers of images, encoded, and the errors of packed ones by name."""
         problems: dict[str, ImageError] = {}
-        given = sources((self.pictures[number] for number in numbers), problems)
+        given = sources((self.images[number] for number in numbers), problems)
         done = 0
         for batch in self.matcher.encoder.batches(given, self.batch_size):
             yield list(numbers[done : done + len(batch.names)]), batch, problems
@@ -102,12 +102,12 @@ class _Looks:
 def _embed_all(
     look: _Looks, settings: Settings, journal: Journal, progress: Callable[[int], None]
 ) -> tuple[Tensor, dict[int, Excluded]]:
-    """ITC embeddings [N, Q, width] of all pictures, and those that cannot be read, whose rows stay zero."""
-    shape = len(look.pictures), *look.matcher.embeds_shape
+    """ITC embeddings [N, Q, width] of all images, and those that cannot be read, whose rows stay zero."""
+    shape = len(look.images), *look.matcher.embeds_shape
     embeds = _table_on_disk(journal.beside("embeddings.npy"), shape)
     lost = {}
     left = [number for number, empty in enumerate((embeds == 0).all(axis=(1, 2))) if empty]
-    done = len(look.pictures) - len(left)
+    done = len(look.images) - len(left)
     progress(done)
     for numbers, batch, problems in look.batches(left):
         found = iter(look.matcher.embed_batch(batch.images))
@@ -115,7 +115,7 @@ def _embed_all(
             if error is None:
                 embeds[number] = next(found).numpy()
             else:
-                name = name_of(look.pictures[number])
+                name = name_of(look.images[number])
                 lost[number] = excluded(name, problems.get(name, error), settings.on_bad_image)
         done += len(numbers)
         progress(done)
@@ -147,7 +147,7 @@ def _match_all(
     logits = torch.zeros(chosen.shape)
     places = {number: place for place, number in enumerate(good)}
     left = [number for number in good if number not in journal.done]
-    done = len(look.pictures) - len(left)
+    done = len(look.images) - len(left)
     progress(done)
     for numbers, batch, _ in look.batches(left):
         memory = look.matcher.memory(batch.whole())
@@ -155,7 +155,7 @@ def _match_all(
             texts = chosen[places[number]].nonzero().flatten()
             one = memory.take(torch.tensor([row], device=look.matcher.device))
             found = look.matcher.match(one, told, texts[None])[0, :, 1]
-            journal.add(number, image=name_of(look.pictures[number]), texts=texts.tolist(), logits=found.tolist())
+            journal.add(number, image=name_of(look.images[number]), texts=texts.tolist(), logits=found.tolist())
         done += len(numbers)
         progress(done)
     for number in good:
@@ -164,7 +164,7 @@ def _match_all(
 
 
 def _candidates(cosines: Tensor, rerank: int) -> Tensor:
-    """Pairs [N, M] that contrast puts among the first of the picture's texts, or of the text's pictures."""
+    """Pairs [N, M] that contrast puts among the first of the image's texts, or of the text's images."""
     chosen = torch.zeros(cosines.shape, dtype=torch.bool)
     chosen.scatter_(1, cosines.argsort(dim=1, descending=True, stable=True)[:, :rerank], True)
     chosen.T.scatter_(1, cosines.T.argsort(dim=1, descending=True, stable=True)[:, :rerank], True)
@@ -178,36 +178,36 @@ def _two(yes: Tensor) -> Tensor:
 
 def _rows_of_images(
     rankings: Sequence[Sequence[Ranked]],
-    pictures: Sequence[Picture],
+    images: Sequence[ImageFile],
     captions: Sequence[Sequence[str]],
     owners: Sequence[int],
 ) -> list[Row]:
     return [
         Row(
-            image=name_of(picture),
+            image=name_of(image),
             prediction=ranked[0].source,
             references=tuple(own),
             score=score,
             scores={"reciprocal rank": score},
-            picture=picture,
+            image_file=image,
         )
-        for number, (ranked, picture, own) in enumerate(zip(rankings, pictures, captions, strict=True))
+        for number, (ranked, image, own) in enumerate(zip(rankings, images, captions, strict=True))
         for score in (_reciprocal_rank([owners[one.index] for one in ranked], number),)
     ]
 
 
 def _rows_of_texts(
-    rankings: Sequence[Sequence[Ranked]], pictures: Sequence[Picture], texts: Sequence[str], owners: Sequence[int]
+    rankings: Sequence[Sequence[Ranked]], images: Sequence[ImageFile], texts: Sequence[str], owners: Sequence[int]
 ) -> list[Row]:
     return [
         Row(
             image=ranked[0].source,
             prediction=ranked[0].source,
-            references=(name_of(pictures[owner]),),
+            references=(name_of(images[owner]),),
             score=score,
             question=text,
             scores={"reciprocal rank": score},
-            picture=pictures[ranked[0].index],
+            image_file=images[ranked[0].index],
         )
         for ranked, text, owner in zip(rankings, texts, owners, strict=True)
         for score in (_reciprocal_rank([one.index for one in ranked], owner),)

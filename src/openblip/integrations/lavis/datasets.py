@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from openblip.data.image_files import open_picture
-from openblip.data.sample import Picture, Sample
+from openblip.data.image_files import open_image
+from openblip.data.sample import ImageFile, Sample
 from openblip.data.sources.json_rows import load_json
 from openblip.data.zoo.data_sets import ZOO, find_entry
 from openblip.data.zoo.downloads import download_annotations
@@ -43,11 +43,11 @@ def load_dataset(
 ) -> dict[str, LavisDataset]:
     """The splits of a data set, whose rows are dictionaries as LAVIS' are.
 
-    As in LAVIS, annotations that are nowhere on this machine are downloaded where they are public; pictures are not.
+    As in LAVIS, annotations that are nowhere on this machine are downloaded where they are public; images are not.
 
     Args:
         name: one of `dataset_zoo.get_names()`.
-        vis_path: the folder of pictures or films, where it is not the usual one below `data_home()`.
+        vis_path: the folder of images or films, where it is not the usual one below `data_home()`.
         ann_path: the folder of annotation files, likewise.
 
     Raises:
@@ -71,14 +71,14 @@ def load_dataset(
 
 
 class LavisDataset(torch.utils.data.Dataset[Row | None]):
-    """Rows as LAVIS has them. Pictures are opened as rows are asked for; films are given by their paths.
+    """Rows as LAVIS has them. Images are opened as rows are asked for; films are given by their paths.
 
     Attributes:
         samples: OpenBLIP's rows.
-        vis_processor, text_processor: what pictures (or paths of films) and texts go through; nothing at first.
+        vis_processor, text_processor: what images (or paths of films) and texts go through; nothing at first.
         text, image, txt2img, img2txt: of evaluation splits for retrieval, as LAVIS' evaluation reads them.
         classnames: of classification.
-        unreadable: rows that are None because their picture cannot be read, with what is wrong.
+        unreadable: rows that are None because their image cannot be read, with what is wrong.
     """
 
     def __init__(self, entry: DatasetEntry, split: str, samples: Sequence[Sample]) -> None:
@@ -97,7 +97,7 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
         return len(self._places) if self._places is not None else len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        """A row; None where LAVIS gives None: a picture of a training set of captions that cannot be read."""
+        """A row; None where LAVIS gives None: an image of a training set of captions that cannot be read."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.entry.name} has {len(self)} rows of {self.split}, there is no row {index}")
         index %= len(self)
@@ -134,15 +134,15 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
 
     # What row makers ask for.
 
-    def look(self, picture: Picture) -> Any:
-        """The picture as RGB, through the processor."""
-        return self.vis_processor(open_picture(picture))
+    def look(self, image: ImageFile) -> Any:
+        """The image as RGB, through the processor."""
+        return self.vis_processor(open_image(image))
 
     def film(self, sample: Sample) -> Any:
         return self.vis_processor(str(sample.video))
 
     def number(self, sample: Sample) -> int:
-        """Pictures are numbered as they first occur."""
+        """Images are numbered as they first occur."""
         return self._numbers[sample.image_id]
 
     def answer_label(self, sample: Sample) -> int:
@@ -274,7 +274,7 @@ def _question_eval(data: LavisDataset, sample: Sample, index: int) -> Row:
 
 def _nlvr(data: LavisDataset, sample: Sample, index: int) -> Row:
     row = _nlvr_eval(data, sample, index)
-    # As LAVIS: the pictures change places half of the time, and "left" and "right" of the sentence with them.
+    # As LAVIS: the images change places half of the time, and "left" and "right" of the sentence with them.
     if random.random() < 0.5:
         row["image0"], row["image1"] = row["image1"], row["image0"]
         sentence = str(row["text_input"])
@@ -284,7 +284,7 @@ def _nlvr(data: LavisDataset, sample: Sample, index: int) -> Row:
 
 
 def _nlvr_eval(data: LavisDataset, sample: Sample, index: int) -> Row:
-    left, right = (data.look(picture) for picture in sample.images)
+    left, right = (data.look(image) for image in sample.images)
     sentence = data.text_processor(sample.captions[0])
     label = NLVR_LABELS[sample.label]
     return {"image0": left, "image1": right, "text_input": sentence, "label": label, "instance_id": str(index)}
@@ -325,8 +325,8 @@ MAKERS: dict[str, tuple[RowMaker, RowMaker]] = {
     "captions": (_caption, _caption_eval),
     "captions, for retrieval": (_caption, _retrieval_eval),
     "questions": (_question, _question_eval),
-    "pairs of pictures to judge a sentence by": (_nlvr, _nlvr_eval),
-    "pictures to judge a sentence by": (_entailment, _entailment),
+    "pairs of images to judge a sentence by": (_nlvr, _nlvr_eval),
+    "images to judge a sentence by": (_entailment, _entailment),
     "classes": (_class, _class),
     "video captions": (_video_caption, _video_eval),
     "video captions, for retrieval": (_video_caption, _video_retrieval_eval),

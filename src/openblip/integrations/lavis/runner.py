@@ -213,7 +213,7 @@ class RunnerBase:
         """Train to the end.
 
         Raises:
-            OptionError: nothing of the model learns, or what LAVIS freezes does; or pictures went through no processor.
+            OptionError: nothing of the model learns, or what LAVIS freezes does; or images went through no processor.
             OpenBlipError: a loss is not finite.
         """
         settings, model = self.settings, self.model
@@ -269,7 +269,7 @@ class RunnerBase:
                 sums[name] = sums.get(name, 0.0) + value.item()
             count += 1
         if not count:
-            raise OpenBlipError("none of the pictures to train on can be read: check where the data sets look for them")
+            raise OpenBlipError("none of the images to train on can be read: check where the data sets look for them")
         means = {f"train_{name}": f"{value / count:.3f}" for name, value in sums.items()}
         self._log({"epoch": epoch, "train_lr": f"{rate:.3g}", **means})
 
@@ -294,7 +294,7 @@ class RunnerBase:
             collate_fn=sets[0].collater,
         )
         for batch in loader:
-            if batch:  # else none of its pictures can be read
+            if batch:  # else none of its images can be read
                 yield _on_device(batch, self.model.device)
 
     def _save(self, epoch: int) -> None:
@@ -310,7 +310,7 @@ class RunnerBase:
 
 def _on_device(batch: Row, device: torch.device) -> Samples:
     if not isinstance(batch.get("image"), Tensor):
-        raise OptionError("the data sets give pictures as they are: tell them how, dataset.set_processors(image, text)")
+        raise OptionError("the data sets give images as they are: tell them how, dataset.set_processors(image, text)")
     if "image_id" in batch:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(batch["image_id"]))}
         batch = {**batch, "image_id": torch.tensor([numbers[name] for name in batch["image_id"]])}

@@ -1,4 +1,4 @@
-"""Features of a recipe's pictures, computed by all processes before the first step."""
+"""Features of a recipe's images, computed by all processes before the first step."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.feature_store import FeatureStore, ViewPlan, fill, fingerprint
-from openblip.data.image_files import BadPicture, open_picture
+from openblip.data.image_files import BadImage, OnBadImage, open_image
 from openblip.data.pairs import ImageText
-from openblip.data.sample import Picture
+from openblip.data.sample import ImageFile
 from openblip.errors import ImageError, OpenBlipError, printable
 from openblip.training.feature_cache.index import EncoderIndex, EncoderSpeed
 from openblip.training.monitor.profile import machine_name, size_of
-from openblip.training.recipe import BadPictures, Recipe
+from openblip.training.recipe import Recipe
 from openblip.training.tasks.stages import Runtime
 
 MAX_UNREADABLE = 0.5
-"""Share of a source's pictures that cannot be read from which its paths must be wrong."""
+"""Share of a source's images that cannot be read from which its paths must be wrong."""
 
 
 class FeatureCache:
@@ -45,7 +45,7 @@ class FeatureCache:
         self._opened: dict[str, FeatureStore] = {}
 
     def is_complete(self) -> bool:
-        """Whether all pictures that can be read have features of the model's encoder, without reading the model.
+        """Whether all images that can be read have features of the model's encoder, without reading the model.
 
         Every process has to call this; all get the same answer.
         """
@@ -108,9 +108,9 @@ class FeatureCache:
         self.speed = self.index.speed(marks)
 
     def _lacks(self, source: int) -> bool:
-        """Whether a picture has no features, and could have."""
-        missing = (image.image for image in self.images[source] if image.image not in self.stores[source])
-        return any(_problem(picture) is None for picture in missing)
+        """Whether an image has no features, and could have."""
+        missing = (pair.image for pair in self.images[source] if pair.image not in self.stores[source])
+        return any(_problem(image) is None for image in missing)
 
     def _mark(self, parts: ModelParts, plan: ViewPlan) -> str:
         found = self.index.fingerprint(plan)
@@ -154,22 +154,22 @@ class _Timed:
 
 def without_unreadable(
     recipe: Recipe, images: Sequence[Sequence[ImageText]], stores: Sequence[FeatureStore]
-) -> tuple[list[list[ImageText]], list[BadPicture]]:
-    """The images that have features, and the pictures that have none since they cannot be read.
+) -> tuple[list[list[ImageText]], list[BadImage]]:
+    """The images that have features, and those that have none, because they cannot be read.
 
     Raises:
         ImageError: one cannot be read, and the recipe says to stop then.
         OpenBlipError: most of a source cannot be read.
     """
     kept: list[list[ImageText]] = []
-    bad: list[BadPicture] = []
+    bad: list[BadImage] = []
     for source, group, store in zip(recipe.data, images, stores, strict=True):
         wrong = [_bad(image.image) for image in group if image.image not in store]
-        if wrong and recipe.bad_pictures is BadPictures.STOP:
-            raise ImageError(str(wrong[0].picture), wrong[0].problem)
+        if wrong and recipe.on_bad_image is OnBadImage.STOP:
+            raise ImageError(str(wrong[0].image), wrong[0].problem)
         if len(wrong) > MAX_UNREADABLE * len(group):
             raise OpenBlipError(
-                f"{len(wrong)} of the {len(group)} pictures of {source.name} cannot be read, as {wrong[0].problem}: "
+                f"{len(wrong)} of the {len(group)} images of {source.name} cannot be read, as {wrong[0].problem}: "
                 "check data_root and the paths in its file"
             )
         bad += wrong
@@ -181,14 +181,14 @@ def _advance(progress: Progress, bar: TaskID, processes: int, done: int) -> None
     progress.update(bar, advance=done * processes)
 
 
-def _bad(picture: Picture) -> BadPicture:
-    return BadPicture(picture, _problem(picture) or "it could not be read when features were computed")
+def _bad(image: ImageFile) -> BadImage:
+    return BadImage(image, _problem(image) or "it could not be read when features were computed")
 
 
-def _problem(picture: Picture) -> str | None:
-    """Why a picture cannot be read; None for one that can."""
+def _problem(image: ImageFile) -> str | None:
+    """Why an image cannot be read; None for one that can."""
     try:
-        open_picture(picture)
+        open_image(image)
     except ImageError as error:
         return str(error)
     return None

@@ -14,7 +14,7 @@ class EncoderStub(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Raises OpenBlipError."""
         raise OpenBlipError(
-            "the image encoder is not loaded, since features of all pictures are on disk, and yet a picture is to be "
+            "the image encoder is not loaded, since features of all images are on disk, and yet an image is to be "
             "looked at: please report this, and train with cache=null meanwhile"
         )
 

@@ -55,7 +55,7 @@ class Speedup:
     def write(self, folder: Path) -> None:
         """Write the figures to a run's folder: bytes and seconds."""
         stores = {
-            name: {"folder": str(store.folder), "pictures": len(store), "bytes": store.nbytes}
+            name: {"folder": str(store.folder), "images": len(store), "bytes": store.nbytes}
             for name, store in self.stores.items()
         }
         content: dict[str, object] = {"stores": stores, "machine": self.machine, "step seconds": self.with_features}

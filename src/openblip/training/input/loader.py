@@ -14,9 +14,9 @@ import torch
 
 from openblip.data.augment import BLIP2, Augmentation, draw_part
 from openblip.data.feature_store import FeatureStore
-from openblip.data.image_files import BadPicture, open_picture
+from openblip.data.image_files import BadImage, open_image
 from openblip.data.pairs import DataSource, ImageText
-from openblip.data.sample import Picture
+from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.decode import ImageTransform, normalise, squash
@@ -25,7 +25,7 @@ from openblip.training.input.batches import BatchPlan, BatchRow
 from openblip.training.tasks.stages import Views
 
 PATIENCE = 20
-"""Batches in a row without a picture that can be read from which the paths must be wrong."""
+"""Batches in a row without an image that can be read from which the paths must be wrong."""
 
 Source = TypeVar("Source")
 Batch = tuple[list[BatchRow], Views | None]
@@ -46,21 +46,21 @@ class BatchLoader(ABC):
         self, steps: int, images: Sequence[Sequence[ImageText]], identity: Mapping[str, str] | None = None
     ) -> None:
         self.steps, self.images, self.identity = steps, images, identity or {}
-        self._bad: list[BadPicture] = []
+        self._bad: list[BadImage] = []
         self._known: set[str] = set()
 
     @abstractmethod
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         """This process' rows of the batches of an epoch from number `skip` on; views are on the CPU."""
 
-    def take_unreadable(self) -> list[BadPicture]:
-        """Pictures and tars that could not be read since the last call, each once."""
+    def take_unreadable(self) -> list[BadImage]:
+        """Images and tars that could not be read since the last call, each once."""
         bad, self._bad = self._bad, []
         return bad
 
-    def _note(self, bad: BadPicture) -> None:
-        if str(bad.picture) not in self._known:
-            self._known.add(str(bad.picture))
+    def _note(self, bad: BadImage) -> None:
+        if str(bad.image) not in self._known:
+            self._known.add(str(bad.image))
             self._bad.append(bad)
 
 
@@ -86,7 +86,7 @@ class FeatureLoader(PlannedLoader):
     def __init__(self, plan: BatchPlan, stores: Sequence[FeatureStore]) -> None:
         super().__init__(plan)
         self.stores = stores
-        self._mirrored: dict[tuple[int, Picture, int], bool] = {}
+        self._mirrored: dict[tuple[int, ImageFile, int], bool] = {}
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         for batch in self.plan.batches(epoch, skip):
@@ -101,22 +101,22 @@ class FeatureLoader(PlannedLoader):
         return mirrored if mirrored.image != drawn.image and self._is_mirrored(drawn) else drawn
 
     def _is_mirrored(self, drawn: BatchRow) -> bool:
-        """How a crop was drawn depends on the picture's size: only those whose texts name a side are opened."""
-        picture, source = drawn.image.image, self.plan.sources[drawn.source]
+        """How a crop was drawn depends on the image's size: only those whose texts name a side are opened."""
+        image, source = drawn.image.image, self.plan.sources[drawn.source]
         if drawn.view < CROPS_FROM or not source.mirror:
             return drawn.view == MIRRORED_VIEW
-        place = drawn.source, picture, drawn.view
+        place = drawn.source, image, drawn.view
         if place not in self._mirrored:
             try:
-                size = open_picture(picture).size
+                size = open_image(image).size
             except ImageError:  # gone since its features were computed: no reason to lose the run
                 return False
-            self._mirrored[place] = draw_view(size, picture.name, drawn.view, source.min_area).mirrored
+            self._mirrored[place] = draw_view(size, image.name, drawn.view, source.min_area).mirrored
         return self._mirrored[place]
 
 
 class ImageLoader(PlannedLoader):
-    """Pictures from disk, cropped and mirrored anew each time they are drawn."""
+    """Images from disk, cropped and mirrored anew each time they are drawn."""
 
     def __init__(
         self, plan: BatchPlan, sources: Sequence[DataSource], transform: ImageTransform, skip_bad: bool = True
@@ -141,7 +141,7 @@ def load_row(drawn: BatchRow, source: DataSource, size: int) -> LoadedRow:
 
     Raises ImageError.
     """
-    image = open_picture(drawn.image.image)
+    image = open_image(drawn.image.image)
     if source.augment:
         settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
         part = draw_part(image.size, drawn.draw, settings)
@@ -150,11 +150,11 @@ def load_row(drawn: BatchRow, source: DataSource, size: int) -> LoadedRow:
     return drawn, squash(image, size)
 
 
-def skip_or_raise(note: Callable[[BadPicture], None], picture: Picture, error: OpenBlipError, skip_bad: bool) -> None:
-    """By the recipe's policy: note a picture, or stop with what is wrong with it."""
+def skip_or_raise(note: Callable[[BadImage], None], image: ImageFile, error: OpenBlipError, skip_bad: bool) -> None:
+    """By the recipe's policy: note an image, or stop with what is wrong with it."""
     if not skip_bad:
         raise error
-    note(BadPicture(picture, str(error)))
+    note(BadImage(image, str(error)))
 
 
 def prefetch_batches(
@@ -164,16 +164,16 @@ def prefetch_batches(
     transform: ImageTransform,
     skip_or_raise: Callable[[Source, ImageError], None],
 ) -> Iterator[Batch]:
-    """Batches of rows, their pictures read in threads ahead of the model.
+    """Batches of rows, their images read in threads ahead of the model.
 
-    For a picture that cannot be read another one of its batch stands in, or of the next batch that has any: a batch
+    For an image that cannot be read another one of its batch stands in, or of the next batch that has any: a batch
     stays as large as those of other processes, and the same when the step is done again.
 
     Args:
         leave_out: gets what could not be read, before the batch that it is missing from is given out.
 
     Raises:
-        OpenBlipError: no picture can be read of many batches, or of all there are.
+        OpenBlipError: no image can be read of many batches, or of all there are.
     """
     waiting: list[list[LoadedRow | None]] = []
     problem = ""
@@ -193,7 +193,7 @@ def prefetch_batches(
             waiting, problem = [], ""
     if waiting:
         raise OpenBlipError(
-            f"none of {len(waiting) * batch_size} pictures in a row can be read ({problem}): "
+            f"none of {len(waiting) * batch_size} images in a row can be read ({problem}): "
             "check the data source's paths"
         )
 

@@ -1,7 +1,7 @@
 """Batches of tars that are read as training goes, alone or mixed with sources whose images are known.
 
 What a process sees of an epoch is a function of the recipe, the epoch, its rank and how many there are: a run that is
-resumed reads the headers of what it saw of its epoch once more, and no picture and no text of it.
+resumed reads the headers of what it saw of its epoch once more, and no image and no text of it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TypeAlias
 
-from openblip.data.image_files import BadPicture
+from openblip.data.image_files import BadImage, OnBadImage
 from openblip.data.pairs import DataSource, ImageText, tell
-from openblip.data.sample import PackedFile, Picture
+from openblip.data.sample import ImageFile, PackedFile
 from openblip.data.sources.annotations import is_held_out
 from openblip.data.sources.stream import Position, Share, TarStream, in_turn
 from openblip.data.sources.tars import TarRow
@@ -26,7 +26,7 @@ from openblip.images.decode import ImageTransform
 from openblip.training.input.batches import BatchRow
 from openblip.training.input.loader import Batch, BatchLoader, LoadedRow, load_row, prefetch_batches, skip_or_raise
 from openblip.training.parallel.processes import World
-from openblip.training.recipe import BadPictures, Recipe
+from openblip.training.recipe import Recipe
 
 Row: TypeAlias = "TarRow | ImageText"
 Report = Callable[[Path, str], None]
@@ -83,8 +83,8 @@ class StreamedTars(RowSource):
             streams = [TarStream(self.paths, share, seed, place, room).rows(report, noted) for share in shares]
             found = False
             for row in in_turn(streams):
-                picture = row.picture
-                if picture is not None and not (self.source.held_out and is_held_out(picture, self.source.held_out)):
+                image = row.image
+                if image is not None and not (self.source.held_out and is_held_out(image, self.source.held_out)):
                     found = True
                     yield row
             if empty and not found:
@@ -106,15 +106,15 @@ class StreamRow:
     draw: random.Random
 
     @property
-    def picture(self) -> Picture:
-        picture = self.row.picture if isinstance(self.row, TarRow) else self.row.image
-        if picture is None:
-            raise ImageError(str(self.row), "it has no picture")
-        return picture
+    def image(self) -> ImageFile:
+        image = self.row.image
+        if image is None:
+            raise ImageError(str(self.row), "it has no image")
+        return image
 
 
 class StreamLoader(BatchLoader):
-    """Pictures of tars as they come, cropped and mirrored anew each time."""
+    """Images of tars as they come, cropped and mirrored anew each time."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class StreamLoader(BatchLoader):
             raise OptionError(f"make batch_size a multiple of {world.size}, the number of processes")
         self.sources, self.transform, self.usable, self.world = sources, transform, usable, world
         self.seed, self.own = recipe.seed, recipe.batch_size // world.size
-        self.skip_bad = recipe.bad_pictures is BadPictures.SKIP
+        self.skip_bad = recipe.on_bad_image is OnBadImage.SKIP
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         rows = islice(self.rows(epoch), skip * self.own, None)
@@ -158,16 +158,16 @@ class StreamLoader(BatchLoader):
 
     def _load(self, place: StreamRow) -> LoadedRow:
         source = self.sources[place.source].source
-        picture = place.picture
-        image = place.row if isinstance(place.row, ImageText) else _read(place.row, source)
-        if not self.usable(image):
-            raise ImageError(str(picture), "says nothing that this stage learns from")
-        image = image.with_fewer_words(source.word_dropout, place.draw)
-        drawn = BatchRow(place.source, image, 0, place.draw, _number(picture))
+        image = place.image
+        pair = place.row if isinstance(place.row, ImageText) else _read(place.row, source)
+        if not self.usable(pair):
+            raise ImageError(str(image), "says nothing that this stage learns from")
+        pair = pair.with_fewer_words(source.word_dropout, place.draw)
+        drawn = BatchRow(place.source, pair, 0, place.draw, _number(image))
         return load_row(drawn, source, self.transform.image_size)
 
     def _skip(self, place: StreamRow, error: ImageError) -> None:
-        skip_or_raise(self._note, place.picture, error, self.skip_bad)
+        skip_or_raise(self._note, place.image, error, self.skip_bad)
 
     def _skip_tar(self, path: Path, trouble: str) -> None:
         if not self.skip_bad:
@@ -175,7 +175,7 @@ class StreamLoader(BatchLoader):
         self._note_tar(path, trouble)
 
     def _note_tar(self, path: Path, trouble: str) -> None:
-        self._note(BadPicture(path, trouble))
+        self._note(BadImage(path, trouble))
 
 
 def batches_of(recipe: Recipe, sources: Sequence[RowSource]) -> int:
@@ -186,16 +186,16 @@ def batches_of(recipe: Recipe, sources: Sequence[RowSource]) -> int:
 
 
 def _read(row: TarRow, source: DataSource) -> ImageText:
-    """What a row says; whatever is wrong with it is wrong with its picture."""
+    """What a row says; whatever is wrong with it is wrong with its image."""
     try:
         return tell(row.sample(), source)
     except ImageError:
         raise
     except OpenBlipError as error:
-        raise ImageError(str(row.picture), str(error)) from error
+        raise ImageError(str(row.image), str(error)) from error
 
 
-def _number(picture: Picture) -> int:
-    """The same for the same picture in all processes, and no other's."""
-    place = f"{picture}:{picture.place}" if isinstance(picture, PackedFile) else str(picture)
+def _number(image: ImageFile) -> int:
+    """The same for the same image in all processes, and no other's."""
+    place = f"{image}:{image.place}" if isinstance(image, PackedFile) else str(image)
     return int.from_bytes(hashlib.sha256(place.encode("utf-8", "backslashreplace")).digest()[:8], "big") >> 1

@@ -23,7 +23,7 @@ from openblip.training.recipe import Recipe
 
 FREE = (
     "output name storage data_root device parallel threads cache gradient_checkpointing log_every save_every watching "
-    "bad_pictures evaluation"
+    "on_bad_image evaluation"
 ).split()
 """Keys that may change while a run is stopped: where it computes and what it shows, not what it learns."""
 STARTING = ("init", "decoder", "fresh_qformer", "language_model")
@@ -55,7 +55,7 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
             said = (image.captions, image.statements, image.questions, image.made_questions)
             digest.update(repr((image.image.name, said)).encode("utf-8", "backslashreplace"))
         digest.update(b"|")
-    # Whether features are cached changes what is seen of a picture; where they are kept does not.
+    # Whether features are cached changes what is seen of an image; where they are kept does not.
     told |= {CACHED: str(recipe.cache is not None), ROWS: digest.hexdigest()}
     return told | _evaluated(recipe) | digests_of(files)
 

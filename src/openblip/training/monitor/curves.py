@@ -1,4 +1,4 @@
-"""Loss curves: a CSV that a resumed run continues, and a picture of it."""
+"""Loss curves: a CSV that a resumed run continues, and a chart of it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Curves:
     def __init__(self, folder: Path, steps_done: int, names: Sequence[str]) -> None:
         self.names = names
         self.table = StepTable(folder / "curves.csv", ["step", "epoch", "lr", *names], steps_done)
-        self.picture = folder / "curves.png"
+        self.chart = folder / "curves.png"
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
 
     def add(self, step: int, epoch: int, rate: float, losses: dict[str, float]) -> None:
@@ -98,8 +98,8 @@ class Curves:
         axes.grid(alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        with naming(self.picture):
-            figure.savefig(self.picture, dpi=120)
+        with naming(self.chart):
+            figure.savefig(self.chart, dpi=120)
         pyplot.close(figure)
 
 

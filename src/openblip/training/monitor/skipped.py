@@ -1,4 +1,4 @@
-"""Pictures, and tars, that a run did without."""
+"""Images, and tars, that a run did without."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from openblip.data.image_files import BadPicture
+from openblip.data.image_files import BadImage
 from openblip.saving import replacing
 
 SKIPPED_FILE = "skipped.csv"
 
 
-def write_skipped(folder: Path, bad: Sequence[BadPicture]) -> None:
+def write_skipped(folder: Path, bad: Sequence[BadImage]) -> None:
     """List them in the folder, after those that are listed there; nothing is written when there are none."""
     if not bad:
         return
@@ -20,8 +20,8 @@ def write_skipped(folder: Path, bad: Sequence[BadPicture]) -> None:
     path = folder / SKIPPED_FILE
     told = _listed(path)
     for each in bad:
-        # What is told in a sentence begins with the picture, which has a column of its own here.
-        told.setdefault(str(each.picture), each.problem.removeprefix(f"{each.picture}: "))
+        # What is told in a sentence begins with the image, which has a column of its own here.
+        told.setdefault(str(each.image), each.problem.removeprefix(f"{each.image}: "))
     # A name of a file may be of bytes that are no text.
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Runs that read their pictures as they go, or whose pictures, disk or numbers are bad."""
+"""Runs that read their images as they go, or whose images, disk or numbers are bad."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def skipped(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("cache", ["null", "features"])
-def test_pictures_that_cannot_be_read_are_listed_and_left_out(
+def test_images_that_cannot_be_read_are_listed_and_left_out(
     recipe: Path, data: Path, tmp_path: Path, cache: str
 ) -> None:
-    (data / "images/03.png").write_bytes(b"no picture")
+    (data / "images/03.png").write_bytes(b"no image")
     (data / "images/11.png").unlink()
     whole = (data / "images/07.png").read_bytes()
     (data / "images/07.png").write_bytes(whole[: len(whole) // 2])
@@ -52,19 +52,19 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out(
     folder = train(load_recipe(recipe, [f"cache={place}"]))
     assert sorted(skipped(folder)) == ["03.png", "07.png", "11.png"]
     with pytest.raises(ImageError, match=r"(03|07|11)\.png"):
-        train(load_recipe(recipe, [f"cache={place}", "bad_pictures=stop", f"output={tmp_path / 'stopped'}"]))
+        train(load_recipe(recipe, [f"cache={place}", "on_bad_image=stop", f"output={tmp_path / 'stopped'}"]))
 
 
 def test_paths_that_lead_nowhere_stop_the_run(recipe: Path, data: Path) -> None:
     for path in (data / "images").iterdir():
         path.unlink()
-    with pytest.raises(OpenBlipError, match="20 of the 20 pictures of balls cannot be read"):
+    with pytest.raises(OpenBlipError, match="20 of the 20 images of balls cannot be read"):
         train(load_recipe(recipe))
-    with pytest.raises(OpenBlipError, match="none of 20 pictures in a row can be read"):
+    with pytest.raises(OpenBlipError, match="none of 20 images in a row can be read"):
         train(load_recipe(recipe, ["cache=null"]))
 
 
-def test_uncropped_pictures_train_as_their_features_do(recipe: Path, tmp_path: Path) -> None:
+def test_uncropped_images_train_as_their_features_do(recipe: Path, tmp_path: Path) -> None:
     """The same numbers but for the float16 of the features."""
     single = json.dumps([{"name": "balls", "captions": "captions.jsonl", "views": 1, "augment": False}])
     runs = [
@@ -76,7 +76,7 @@ def test_uncropped_pictures_train_as_their_features_do(recipe: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("extra", ["ema=0.9", "accumulate=2", "precision=bf16", "precision=fp16"])
-def test_a_run_that_reads_pictures_resumes_to_the_same_weights(recipe: Path, tmp_path: Path, extra: str) -> None:
+def test_a_run_that_reads_images_resumes_to_the_same_weights(recipe: Path, tmp_path: Path, extra: str) -> None:
     """Stopped by its disk, which is full (a limit on the size of files) from the second checkpoint on."""
     settings = ["cache=null", "train_vision=true", "dropout=0.2", "epochs=3", extra]
     whole = train(load_recipe(recipe, [*settings, f"output={tmp_path / 'whole'}"]))

@@ -1,4 +1,4 @@
-"""Tiny pictures, and the files that hold them."""
+"""Tiny images, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def jpeg(shade: int = 0, size: tuple[int, int] = (6, 4)) -> bytes:
 
 
 def put(path: Path, shade: int = 0) -> Path:
-    """A picture at a path, its folders made."""
+    """An image at a path, its folders made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(jpeg(shade))
     return path
