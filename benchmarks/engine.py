@@ -35,6 +35,7 @@ from torch import Tensor
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.names.transformers import fresh, is_theirs, sources
 from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.devices import choose_placement
 from openblip.images.decode import to_pixels
 from openblip.models.load import model_of
@@ -97,7 +98,7 @@ class Ours:
         placement = choose_placement(device, dtype)
         bits = placement.bits or 0
         shared = theirs is not None and placement.dtype == theirs.model.dtype == torch.float32 and not bits
-        parts = load_parts(folder, dtype=placement.dtype, device=device, bits=8 if shared else bits)
+        parts = load_parts(folder, ReadOptions(placement.dtype, placement.device, 8 if shared else bits))
         if shared and theirs is not None:
             network = empty_network(parts.network.config, folder)
             network.load_state_dict(shared_weights(network, theirs.model.state_dict()), assign=True)

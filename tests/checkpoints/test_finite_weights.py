@@ -15,6 +15,7 @@ from openblip.checkpoints.lavis.read import read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import copied
 from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.errors import CheckpointError
@@ -109,11 +110,11 @@ def test_a_number_that_a_smaller_type_has_no_room_for(tiny_parts: ModelParts, tm
     save_native(tiny_parts, tmp_path)
     spoil(tmp_path / "model.safetensors", "qformer.queries", 1e5)
     load_parts(tmp_path)
-    load_parts(tmp_path, dtype=torch.bfloat16)
+    load_parts(tmp_path, ReadOptions(dtype=torch.bfloat16))
     with pytest.raises(
         CheckpointError, match=r"qformer\.queries holds numbers up to 1e\+05, which float16 has no room"
     ):
-        load_parts(tmp_path, dtype=torch.float16)
+        load_parts(tmp_path, ReadOptions(dtype=torch.float16))
 
 
 def test_variances_below_zero_are_none(tiny_parts: ModelParts, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from openblip.checkpoints.lavis.read import read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.lora.files import write_adapter
 from openblip.checkpoints.origin import origin_of
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.checkpoints.tensors.files import SafetensorsFile
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
@@ -83,23 +84,23 @@ def test_a_part_that_is_left_out_is_not_read(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bits: int | None
 ) -> None:
     folder = tiny_model_folder if kind == "ours" else write_writer(tmp_path / "theirs").folder
-    expected = load_parts(folder, bits=bits).network.state_dict()
+    expected = load_parts(folder, ReadOptions(bits=bits)).network.state_dict()
     names: list[str] = []
     read = SafetensorsFile.read
     monkeypatch.setattr(SafetensorsFile, "read", lambda file, name: names.append(name) or read(file, name))
-    assert only_lacks_vision(load_parts(folder, bits=bits, left_out=(VISION,)).network, expected)
+    assert only_lacks_vision(load_parts(folder, ReadOptions(bits=bits, left_out=(VISION,))).network, expected)
     of_encoder = [name for name in names if name.startswith((VISION, "vision_model."))]
     # transformers counts the norm behind the encoder to it.
     assert names and all(name.startswith("vision_model.post_layernorm.") for name in of_encoder)
     names.clear()
-    outline = load_parts(folder, left_out=("",)).network
+    outline = load_parts(folder, ReadOptions(left_out=("",))).network
     assert not names and all(parameter.is_meta for parameter in outline.parameters())
 
 
 def test_lavis_files_without_the_encoder(tmp_path: Path) -> None:
     config, files = recorded_config(1), lay_out(tmp_path, recorded_weights(1))
     expected = read_lavis(config, files).state_dict()
-    assert only_lacks_vision(read_lavis(config, files, left_out=(VISION,)), expected)
+    assert only_lacks_vision(read_lavis(config, files, ReadOptions(left_out=(VISION,))), expected)
 
 
 def test_the_files_behind_a_name(tiny_model_folder: Path, tmp_path: Path) -> None:

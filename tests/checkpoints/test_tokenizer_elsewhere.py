@@ -11,7 +11,8 @@ import torch
 
 import openblip
 import openblip.integrations.transformers as ours
-from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.loading import find_tokenizer, load_parts
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tools.convert import convert
 from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.cli import main
@@ -50,8 +51,8 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         yield running
 
 
-def vocabularies(place: str | Path, **options: str | Path) -> list[str]:
-    parts = load_parts(place, **options)  # type: ignore[arg-type]
+def vocabularies(place: str | Path, tokenizer: str | Path | None = None) -> list[str]:
+    parts = load_parts(place, ReadOptions(tokenizer=None if tokenizer is None else find_tokenizer(tokenizer)))
     words = [parts.tokenizer, None if parts.matching is None else parts.matching.tokenizer]
     return [one.fast.to_str() for one in words if one is not None]
 
@@ -77,7 +78,7 @@ def test_words_come_from_the_hub_without_weights(theirs: Theirs, bare: Path, web
     web.asked.clear()
     assert vocabularies(bare, tokenizer="someone/model") == expected and web.asked == []
     with pytest.raises(DownloadError, match="someone/else is not on the Hugging Face hub"):
-        load_parts(bare, tokenizer="someone/else")
+        load_parts(bare, ReadOptions(tokenizer=find_tokenizer("someone/else")))
 
 
 def test_a_subfolder_of_a_private_repository(theirs: Theirs, web: Web) -> None:
@@ -110,7 +111,7 @@ def test_what_does_not_go_together(theirs: Theirs, bare: Path, tiny_model_folder
     ]
     for place, tokenizer, kind, words in faults:
         with pytest.raises(kind, match=words):
-            load_parts(place, tokenizer=tokenizer)
+            load_parts(place, ReadOptions(tokenizer=find_tokenizer(tokenizer)))
     other = write_writer if theirs.processor.num_query_tokens is None else write_matcher
     with pytest.raises(CheckpointError):  # another model's words
         openblip.load(bare, tokenizer=other(tmp_path / "other").folder)

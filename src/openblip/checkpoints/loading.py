@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from openblip.checkpoints.hub.download import REPOSITORY_NAME, download, download_words
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lavis.read import files_of, load_lavis
-from openblip.checkpoints.lora.files import Adapter, read_adapter
-from openblip.checkpoints.lora.fit import base_of, find_adapter
+from openblip.checkpoints.lora.files import read_adapter
+from openblip.checkpoints.lora.fit import base_of
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
+from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.registry import did_you_mean, find_model, folder_kind, folder_of
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.errors import CheckpointError, DownloadError, OptionError
 
 
-def load_parts(
-    name: str | Path,
-    *,
-    checkpoint: Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    bits: int | None = None,
-    adapter: str | Path | None = None,
-    left_out: tuple[str, ...] = (),
-    tokenizer: str | Path | None = None,
-) -> ModelParts:
+def load_parts(name: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
     """Read a model; what is missing of an official one is downloaded first.
 
     Args:
         name: "mini", a folder, a name of `openblip models`, or a repository of the hub. A folder of that name wins.
             Where there is an adapter instead of a model, the model that it was trained on is read, with the adapter.
-        checkpoint: a `.pth` that LAVIS saved, for a model of LAVIS' to read instead of the official one.
-        bits: 8 or 4 to quantise large matrices as they are read; 0 to leave them in `dtype`; None: as stored.
-        adapter: a folder or repository of the hub with low-rank adapters in peft's layout, which are merged into the
-            weights before these are cast or quantised.
-        left_out: beginnings of names of the network's tensors that are not read, such as `placing.VISION`: they are on
-            the meta device then. "" leaves out all.
-        tokenizer: a folder, or a model by its name, whose vocabulary is read instead of the folder's own: checkpoints
-            of a transformers Trainer have none.
+        options: by default weights are float32 on the CPU, or quantized as they are stored.
 
     Raises:
-        CheckpointError: no such model or adapter, or a file is missing, broken or does not fit.
+        CheckpointError: no such model, or a file is missing, broken or does not fit.
         DownloadError: files cannot be had.
         OptionError: a checkpoint for a model that is not LAVIS', an adapter for an adapter, or a tokenizer for a model
             that transformers did not write.
@@ -57,76 +40,22 @@ def load_parts(
         raise OptionError(f"the model is {name!r}: give its name, or its folder as a path")
     if not str(name).strip():
         raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
-    if checkpoint is not None:
-        checkpoint = checkpoint.expanduser()
-    merged = None if adapter is None else find_adapter(adapter)
-    words = None if tokenizer is None else _find_words(tokenizer)
-    reading = _Reading(checkpoint, dtype, device, bits, merged, left_out, words)
-    parts = _find_and_read(name, reading)
-    if reading.adapter is not None:
-        parts = replace(parts, name=f"{parts.name} + {reading.adapter.name}")
+    parts = _find_and_read(name, options)
+    if options.adapter is not None:
+        parts = replace(parts, name=f"{parts.name} + {options.adapter.name}")
     return parts
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How a model is read, wherever it lies; see `load_parts`."""
-
-    checkpoint: Path | None
-    dtype: torch.dtype
-    device: torch.device | str
-    bits: int | None
-    adapter: Adapter | None
-    left_out: tuple[str, ...]
-    words: Path | None = None
-
-    def folder(self, folder: Path) -> ModelParts:
-        if is_adapter(folder):
-            return self.with_adapter(folder)
-        if folder_kind(folder) == "transformers":
-            return load_transformers(
-                folder,
-                self.dtype,
-                self.device,
-                bits=self.bits or 0,
-                adapter=self.adapter,
-                left_out=self.left_out,
-                words=self.words,
-            )
-        self.refuse_words(str(folder))
-        return load_native(folder, self.dtype, self.device, self.bits, self.adapter, self.left_out)
-
-    def with_adapter(self, folder: Path) -> ModelParts:
-        if self.adapter is not None:
-            raise OptionError(f"{folder} holds an adapter itself: merge it with `openblip merge` to put another on it")
-        adapter = read_adapter(folder)
-        base = base_of(adapter)
-        try:
-            parts = _find_and_read(base, replace(self, adapter=adapter))
-        except (CheckpointError, DownloadError) as error:
-            raise type(error)(f"the model under the adapter {folder} cannot be read: {error}") from error
-        return replace(parts, name=f"{parts.name} + {adapter.name}")
-
-    def refuse_words(self, name: str) -> None:
-        if self.words is not None:
-            raise OptionError(f"{name} has its own words: a tokenizer goes with a folder that transformers wrote")
-
-    def refuse_checkpoint(self, name: str) -> None:
-        if self.checkpoint is not None:
-            raise OptionError(
-                f"{name} is a whole model: a checkpoint goes with a LAVIS name, as blip2_opt/pretrain_opt2.7b"
-            )
-
-
-def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
+def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
     folder = folder_of(name)
     if folder is not None:
-        reading.refuse_checkpoint(str(name))
+        _refuse_checkpoint(str(name), options)
         if not folder.is_dir():
             raise CheckpointError(f"the model {name} belongs in {folder}, which is not there: install it again")
-        return reading.folder(folder)
-    if reading.checkpoint is not None and not reading.checkpoint.is_file():
-        raise CheckpointError(f"{reading.checkpoint} is no file: give the path of a .pth that LAVIS saved")
+        return _read_folder(folder, options)
+    checkpoint = None if options.checkpoint is None else options.checkpoint.expanduser()
+    if checkpoint is not None and not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint} is no file: give the path of a .pth that LAVIS saved")
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -137,26 +66,65 @@ def _find_and_read(name: str | Path, reading: _Reading) -> ModelParts:
             f"{path} is a file: give a model's folder, or a LAVIS model's name with checkpoint={str(path)!r}"
         )
     if is_folder:
-        reading.refuse_checkpoint(str(path))
-        return reading.folder(path)
+        _refuse_checkpoint(str(path), options)
+        return _read_folder(path, options)
     model = find_model(str(name))
     if isinstance(name, Path) or (model is None and not REPOSITORY_NAME.fullmatch(name)):
         raise CheckpointError(f"{name} is neither a model folder nor a known model: {did_you_mean(str(name))}")
     if model is None or model.origin == "transformers":
-        reading.refuse_checkpoint(name)
+        _refuse_checkpoint(name, options)
     with download_progress() as progress:
         found = download(name, progress=progress)
     if model is not None and model.origin == "lavis":
-        reading.refuse_words(name)
-        files = files_of(found, reading.checkpoint)
-        return load_lavis(
-            model, files, reading.dtype, reading.device, reading.bits or 0, reading.adapter, reading.left_out
+        _refuse_tokenizer(name, options)
+        return load_lavis(model, files_of(found, checkpoint), options)
+    return _read_folder(found[0].path, options)
+
+
+def _read_folder(folder: Path, options: ReadOptions) -> ModelParts:
+    if is_adapter(folder):
+        return _read_with_adapter(folder, options)
+    if folder_kind(folder) == "transformers":
+        return load_transformers(folder, options)
+    _refuse_tokenizer(str(folder), options)
+    return load_native(folder, options)
+
+
+def _read_with_adapter(folder: Path, options: ReadOptions) -> ModelParts:
+    """The model that an adapter was trained on, with the adapter."""
+    if options.adapter is not None:
+        raise OptionError(f"{folder} holds an adapter itself: merge it with `openblip merge` to put another on it")
+    adapter = read_adapter(folder)
+    base = base_of(adapter)
+    try:
+        parts = _find_and_read(base, replace(options, adapter=adapter))
+    except (CheckpointError, DownloadError) as error:
+        raise type(error)(f"the model under the adapter {folder} cannot be read: {error}") from error
+    return replace(parts, name=f"{parts.name} + {adapter.name}")
+
+
+def _refuse_tokenizer(name: str, options: ReadOptions) -> None:
+    if options.tokenizer is not None:
+        raise OptionError(f"{name} has its own words: a tokenizer goes with a folder that transformers wrote")
+
+
+def _refuse_checkpoint(name: str, options: ReadOptions) -> None:
+    if options.checkpoint is not None:
+        raise OptionError(
+            f"{name} is a whole model: a checkpoint goes with a LAVIS name, as blip2_opt/pretrain_opt2.7b"
         )
-    return reading.folder(found[0].path)
 
 
-def _find_words(place: str | Path) -> Path:
-    """The folder that a vocabulary is read from, which is downloaded if it is not there."""
+def find_tokenizer(place: str | Path) -> Path:
+    """The folder that a vocabulary is read from, for `ReadOptions`; a repository of the hub is downloaded first.
+
+    Args:
+        place: a folder, a file in it, or a model by its name.
+
+    Raises:
+        CheckpointError: an empty name, or neither is there.
+        DownloadError: its files cannot be had.
+    """
     if (own := folder_of(place)) is not None:
         return own
     if not str(place).strip():

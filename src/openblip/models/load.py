@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openblip.checkpoints import DEFAULT_MODEL
-from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.loading import find_tokenizer, load_parts
+from openblip.checkpoints.lora.fit import find_adapter
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.devices import Placement, choose_placement, tell_substitution
 from openblip.images.encoded_image import DEFAULT_BYTES, ImageCache
 from openblip.models.families import composer_of
@@ -53,16 +55,15 @@ def load(
         OptionError: an unknown device or type, or a negative number of bytes.
     """
     placement = choose_placement(device, dtype)
-    parts = load_parts(
-        name,
+    options = ReadOptions(
+        placement.dtype,
+        placement.device,
+        placement.bits,
+        adapter=None if adapter is None else find_adapter(adapter),
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        dtype=placement.dtype,
-        device=placement.device,
-        bits=placement.bits,
-        adapter=adapter,
-        tokenizer=tokenizer,
+        tokenizer=None if tokenizer is None else find_tokenizer(tokenizer),
     )
-    return model_of(parts, placement, image_cache)
+    return model_of(load_parts(name, options), placement, image_cache)
 
 
 def model_of(parts: ModelParts, placement: Placement, image_cache: int = DEFAULT_BYTES) -> Model:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.data.pairs import DataSource, ImageText, gather
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OptionError
@@ -117,7 +118,7 @@ def _share_held_out(images: Sequence[ImageText]) -> int:
 
 def _has_small_language_model(name: str) -> bool:
     # Sizes are all that is asked for.
-    network = load_parts(name, left_out=("",)).network
+    network = load_parts(name, ReadOptions(left_out=("",))).network
     if network.config.own_language is None:
         if network.external is None:
             raise OptionError(

@@ -16,6 +16,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from openblip.checkpoints.lavis.read import LavisFiles, load_lavis, read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.names.lavis import blip2_from_lavis
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.t5 import T5Config
 from tests.checkpoints.official import official
@@ -72,7 +73,7 @@ def test_stage_1_from_two_files(tmp_path: Path) -> None:
     network = read_lavis(config, files)
     assert equal(network, blip2_from_lavis(state, config))
     assert not network.training
-    halves = read_lavis(config, files, dtype=torch.bfloat16)
+    halves = read_lavis(config, files, ReadOptions(dtype=torch.bfloat16))
     assert {tensor.dtype for tensor in halves.state_dict().values()} == {torch.bfloat16}
 
 
@@ -161,7 +162,7 @@ def test_a_checkpoint_goes_with_a_lavis_name_alone(tmp_path: Path) -> None:
     file.touch()
     for name in ("mini", "Salesforce/blip2-opt-2.7b", str(tmp_path)):
         with pytest.raises(OptionError, match="LAVIS name"):
-            load_parts(name, checkpoint=file)
+            load_parts(name, ReadOptions(checkpoint=file))
     with pytest.raises(CheckpointError, match="checkpoint="):
         load_parts(file)
     with pytest.raises(CheckpointError, match="neither a model folder"):

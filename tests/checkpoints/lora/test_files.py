@@ -16,6 +16,9 @@ from torch import Tensor
 import openblip
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter, write_adapter
+from openblip.checkpoints.lora.fit import find_adapter
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tools.merge import merge_adapter
 from openblip.errors import CheckpointError, DownloadError, OpenBlipError, OptionError
 from tests.checkpoints.web import Web, add_repository, serve
@@ -45,6 +48,10 @@ def folder(tmp_path: Path, tiny_model_folder: Path) -> Path:
     return made
 
 
+def with_adapter(model: Path, adapter: str | Path) -> ModelParts:
+    return load_parts(model, ReadOptions(adapter=find_adapter(adapter)))
+
+
 def edit(folder: Path, **settings: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
@@ -66,7 +73,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 def test_merging_changes_what_it_should(folder: Path, tiny_model_folder: Path) -> None:
     before = load_parts(tiny_model_folder).network.state_dict()
-    after = load_parts(tiny_model_folder, adapter=folder).network.state_dict()
+    after = with_adapter(tiny_model_folder, folder).network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {
         "decoder.layers.0.qkv.weight",
@@ -82,7 +89,7 @@ def test_merging_changes_what_it_should(folder: Path, tiny_model_folder: Path) -
 def test_lengths_of_rows_are_those_that_were_learnt(folder: Path, tiny_model_folder: Path) -> None:
     lengths = torch.rand(WIDTH) + 0.5
     write_adapter(Adapter(folder, None, {QUERY: low_rank(magnitude=lengths)}), folder)
-    merged = load_parts(tiny_model_folder, adapter=folder).network.decoder.layers[0].qkv.weight
+    merged = with_adapter(tiny_model_folder, folder).network.decoder.layers[0].qkv.weight
     assert torch.allclose(merged[:WIDTH].norm(dim=1), lengths, atol=1e-6)
 
 
@@ -107,15 +114,15 @@ def test_a_folder_with_an_adapter_alone_is_a_model(
 
 
 def test_pickled_tensors_are_read_and_nothing_else(folder: Path, tiny_model_folder: Path) -> None:
-    expected = load_parts(tiny_model_folder, adapter=folder).network.state_dict()
+    expected = with_adapter(tiny_model_folder, folder).network.state_dict()
     weights = folder / "adapter_model.safetensors"
     torch.save(load_file(weights), folder / "adapter_model.bin")
     weights.unlink()
-    found = load_parts(tiny_model_folder, adapter=folder).network.state_dict()
+    found = with_adapter(tiny_model_folder, folder).network.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"x": Evil()}))
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin is broken"):
-        load_parts(tiny_model_folder, adapter=folder)
+        with_adapter(tiny_model_folder, folder)
 
 
 class Evil:
@@ -143,7 +150,7 @@ class Evil:
 def test_adapters_of_another_kind(folder: Path, tiny_model_folder: Path, settings: dict[str, Any], said: str) -> None:
     edit(folder, **settings)
     with pytest.raises(CheckpointError, match=said):
-        load_parts(tiny_model_folder, adapter=folder)
+        with_adapter(tiny_model_folder, folder)
 
 
 def key(layer: str, factor: str) -> str:
@@ -188,7 +195,7 @@ def test_tensors_that_do_not_fit_are_named(
 ) -> None:
     change(folder, do)
     with pytest.raises(CheckpointError, match=said):
-        load_parts(tiny_model_folder, adapter=folder)
+        with_adapter(tiny_model_folder, folder)
 
 
 def test_broken_folders(folder: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -196,17 +203,17 @@ def test_broken_folders(folder: Path, tiny_model_folder: Path, tmp_path: Path) -
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="is broken"):
-        load_parts(tiny_model_folder, adapter=folder)
+        with_adapter(tiny_model_folder, folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is missing"):
-        load_parts(tiny_model_folder, adapter=folder)
+        with_adapter(tiny_model_folder, folder)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="holds no JSON object"):
-        load_parts(tiny_model_folder, adapter=folder)
+        with_adapter(tiny_model_folder, folder)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is missing"):
-        load_parts(tiny_model_folder, adapter=tiny_model_folder)
+        with_adapter(tiny_model_folder, tiny_model_folder)
     with pytest.raises(CheckpointError, match="the adapter nowhere is not there"):
-        load_parts(tiny_model_folder, adapter="nowhere")
+        with_adapter(tiny_model_folder, "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +261,7 @@ def test_adapters_on_the_hub(web: Web, folder: Path, tiny_model_folder: Path) ->
         # By its own name, and for a model; the second time nothing is asked for.
         for parts in (
             load_parts("someone/an-adapter"),
-            load_parts(tiny_model_folder, adapter="someone/an-adapter"),
+            with_adapter(tiny_model_folder, "someone/an-adapter"),
         ):
             assert parts.name == "tiny + an-adapter"
             found = parts.network.state_dict()

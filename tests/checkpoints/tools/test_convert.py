@@ -15,6 +15,7 @@ from openblip.checkpoints.lavis.read import LavisFiles, read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors import files as weight_files
 from openblip.checkpoints.tools.convert import convert
 from openblip.checkpoints.tools.quantize import quantise_model
@@ -83,7 +84,7 @@ def test_quantised_weights_become_the_floats_they_stand_for(
     source = write_writer(tmp_path / "source").folder
     quantise_model(source, tmp_path / "small", bits)
     assert quantised.quantised_layers(load_parts(tmp_path / "small").network)
-    expected = load_parts(tmp_path / "small", bits=0).network.state_dict()
+    expected = load_parts(tmp_path / "small", ReadOptions(bits=0)).network.state_dict()
     convert(tmp_path / "small", tmp_path / "theirs", "transformers")
     assert same(tensors(tmp_path / "theirs"), expected)
     convert(tmp_path / "small", tmp_path / "lavis", "lavis")
@@ -102,7 +103,7 @@ def test_quantised_models_are_never_written_without_their_scales(
     from openblip.checkpoints.transformers.write import save_transformers
 
     monkeypatch.setattr(quantised, "MIN_ELEMENTS", 256)
-    parts = load_parts(write_writer(tmp_path / "source").folder, bits=8)
+    parts = load_parts(write_writer(tmp_path / "source").folder, ReadOptions(bits=8))
     with pytest.raises(CheckpointError, match="are quantised, which transformers cannot read"):
         save_transformers(parts, tmp_path / "theirs")
     with pytest.raises(CheckpointError, match="quantised"):

@@ -13,6 +13,7 @@ import openblip
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import _read_into, empty_network, pack, save_native, stored_state
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors import mmap as mapped
 from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tools.quantize import quantise_model
@@ -46,10 +47,10 @@ def test_quantised_as_it_is_read_or_afterwards(
     afterwards = load_parts(folder)
     quantised.quantise(afterwards.network, 8)
     assert any(isinstance(module, Int8Linear) for module in afterwards.network.modules())
-    assert same(load_parts(folder, bits=8), afterwards)
+    assert same(load_parts(folder, ReadOptions(bits=8)), afterwards)
     # Our own folder of floats, and one of what is quantised already.
     save_native(load_parts(folder), tmp_path / "floats")
-    assert same(load_parts(tmp_path / "floats", bits=8), afterwards)
+    assert same(load_parts(tmp_path / "floats", ReadOptions(bits=8)), afterwards)
     save_native(afterwards, tmp_path / "codes")
     assert same(load_parts(tmp_path / "codes"), afterwards)
 
@@ -63,13 +64,13 @@ def test_the_command_keeps_what_a_load_makes(
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(str(folder / "model.safetensors"))
     stored = load_parts(folder)
-    assert same(stored, load_parts("mini", bits=bits))
+    assert same(stored, load_parts("mini", ReadOptions(bits=bits)))
     assert any(isinstance(module, kind) for module in stored.network.modules())
     # Asked for by name, so that the rest is in the same type, which on some CPUs is bfloat16.
     kept, made = (openblip.load(place, dtype=f"int{bits}") for place in (folder, "mini"))
     assert kept.caption(photos[:3]) == made.caption(photos[:3])
     # Asked for floats, a folder of codes gives floats.
-    floats = load_parts(folder, bits=0).network
+    floats = load_parts(folder, ReadOptions(bits=0)).network
     assert not quantised.quantised_layers(floats)
     assert all(tensor.is_floating_point() for tensor in floats.parameters())
 
@@ -108,7 +109,7 @@ def test_codes_stay_in_their_file(bits: int, tmp_path: Path, monkeypatch: pytest
     empty = empty_network(config, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "copy_", None)  # quantising and packing would
-        loaded = _read_into(Placer(empty, tmp_path, bits=bits), tmp_path)
+        loaded = _read_into(Placer(empty, tmp_path, ReadOptions(bits=bits)), tmp_path)
     content = path.read_bytes()
     assert {name for name, tensor in stored_state(loaded).items() if not torch.equal(tensor, before[name])} == set()
     quantised.prepare_layers(loaded)
@@ -154,4 +155,4 @@ def test_a_weight_that_is_no_number_names_itself(tmp_path: Path, monkeypatch: py
     tensors[broken][0, 0] = float("inf")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"decoder\.layers\.1\.fc1\.weight cannot be quantised"):
-        load_parts(folder, bits=8)
+        load_parts(folder, ReadOptions(bits=8))

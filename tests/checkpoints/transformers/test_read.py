@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 
 import openblip
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.errors import CheckpointError
 from openblip.generation.engine import generate
@@ -176,7 +177,10 @@ def test_safetensors_come_before_pickles(folder: Path, our_writer: Model) -> Non
 def test_half_precision_is_cast_on_the_way(folder: Path, our_writer: Model, dtype: torch.dtype) -> None:
     path = folder / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
-    found, expected = load_transformers(folder, dtype).network.state_dict(), our_writer.network.state_dict()
+    found, expected = (
+        load_transformers(folder, ReadOptions(dtype)).network.state_dict(),
+        our_writer.network.state_dict(),
+    )
     assert {tensor.dtype for tensor in found.values()} == {dtype}
     assert all(torch.equal(found[name], expected[name].half().to(dtype)) for name in expected)
 

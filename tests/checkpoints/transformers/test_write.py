@@ -23,6 +23,7 @@ import openblip
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.names.transformers import to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.transformers.config import read_config
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.write import save_transformers, task_config
@@ -121,7 +122,7 @@ def test_a_matcher_goes_there_and_back(matcher: Theirs, photos: list[Path], tmp_
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tensors_keep_their_type(writer: Theirs, tmp_path: Path, dtype: torch.dtype) -> None:
-    save_transformers(load_transformers(writer.folder, dtype), tmp_path)
+    save_transformers(load_transformers(writer.folder, ReadOptions(dtype)), tmp_path)
     stored, before = load_file(tmp_path / "model.safetensors"), load_file(writer.folder / "model.safetensors")
     assert stored.keys() == before.keys()
     assert all(torch.equal(stored[name], before[name].to(dtype)) for name in before)

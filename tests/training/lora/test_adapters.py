@@ -18,8 +18,10 @@ from torch import Tensor
 import openblip
 from openblip.checkpoints.loading import load_parts, with_language_model
 from openblip.checkpoints.lora.files import LowRank
+from openblip.checkpoints.lora.fit import find_adapter
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tools.merge import merge_adapter
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
@@ -234,7 +236,7 @@ def test_what_peft_saved_of_transformers_runs_here(kind: str, models: Callable[[
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         expected = case.of(model)
-        merged = load_parts(case.theirs.folder, adapter=tmp_path).network
+        merged = load_parts(case.theirs.folder, ReadOptions(adapter=find_adapter(tmp_path))).network
         assert apart(case.ours(merged), expected) <= TOLERANCE < apart(case.of(case.theirs.model), expected)
         if "modules_to_save" in settings:
             with pytest.raises(CheckpointError, match=r"holds whole layers, too \((language_projection|itm_head)"):
@@ -408,7 +410,7 @@ def test_a_quantised_model_has_the_adapter_in_its_weights(tmp_path: Path, photos
 
 
 def test_adapters_over_half_precision_learn_in_float32(tiny_model_folder: Path) -> None:
-    parts = load_parts(tiny_model_folder, dtype=torch.bfloat16)
+    parts = load_parts(tiny_model_folder, ReadOptions(dtype=torch.bfloat16))
     added = add_lora(parts, LoraSection(rank=2, dropout=0.0, targets=["language_model", "qformer"]))
     assert {parameter.dtype for parameter in added.parameters.values()} == {torch.float32}
     network = parts.network

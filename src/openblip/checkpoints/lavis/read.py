@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from openblip.checkpoints.hub.sources import LocalFile, WebFile
-from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.model_entry import LANGUAGE, VISION, ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import VISION_PREFIX, blip2_from_lavis
 from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, open_weights, refuse_misfits
 from openblip.checkpoints.tensors.wrappers import ENCODER_ROOTS, LANGUAGE_ROOTS, LAVIS_ROOTS, Peeled
@@ -47,22 +46,14 @@ class LavisFiles:
     words: Path | None = None
 
 
-def load_lavis(
-    model: ModelEntry,
-    files: LavisFiles,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    bits: int = 0,
-    adapter: Adapter | None = None,
-    left_out: tuple[str, ...] = (),
-) -> ModelParts:
+def load_lavis(model: ModelEntry, files: LavisFiles, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
     """An official model from its files, or from a checkpoint that was trained from it.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; it is named, with the tensors.
     """
     config: Blip2Config = model.config()
-    network = read_lavis(config, files, dtype, device, bits, adapter, left_out)
+    network = read_lavis(config, files, options)
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None
     if config.qformer.vocab_size:
@@ -91,21 +82,10 @@ def files_of(found: Sequence[LocalFile], checkpoint: Path | None = None) -> Lavi
     )
 
 
-def read_lavis(
-    config: Blip2Config,
-    files: LavisFiles,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    bits: int = 0,
-    adapter: Adapter | None = None,
-    left_out: tuple[str, ...] = (),
-) -> Blip2Network:
+def read_lavis(config: Blip2Config, files: LavisFiles, options: ReadOptions = DEFAULT_OPTIONS) -> Blip2Network:
     """The network alone, in evaluation mode. Tensors stay on disk until each is cast or quantised into its place.
 
-    Args:
-        bits: of large matrices, see `Placer`.
-        adapter: merged into the weights.
-        left_out: see `Placer`; what is left out stays on disk.
+    What the options leave out stays on disk.
 
     Raises:
         CheckpointError: see `load_lavis`.
@@ -131,12 +111,7 @@ def read_lavis(
         places = " with ".join(str(path) for path in (files.checkpoint, files.vision, files.language) if path)
         raise CheckpointError(f"{places}: {error}") from error
     network = empty_network(config, files.checkpoint)
-    placer = Placer(
-        *(network, files.checkpoint, dtype, device, bits),
-        adapter=adapter,
-        left_out=left_out,
-        told=lambda name: f"{_supplier(name, files)}: {name}",
-    )
+    placer = Placer(network, files.checkpoint, options, lambda name: f"{_supplier(name, files)}: {name}")
     _check_fit(placer.wanted, renamed, files)
     read = 0
     for name in placer.to_put:

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from openblip.checkpoints.families import BLIP2, Family, find_family
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.lora.fit import merge_external
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts, read_defaults
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
+from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import NOT_FINITE, Placer
 from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
 from openblip.checkpoints.tensors.mmap import MappedFile
@@ -87,21 +87,8 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     write_together(folder, texts, {WEIGHTS_FILE: weights})
 
 
-def load_native(
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    bits: int | None = None,
-    adapter: Adapter | None = None,
-    left_out: tuple[str, ...] = (),
-) -> ModelParts:
+def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
     """Read a model folder; the network is in evaluation mode.
-
-    Args:
-        bits: of large matrices in memory, see `Placer`: 0 to leave them in `dtype`; None for what `openblip quantize`
-            made of the model.
-        adapter: merged into the weights.
-        left_out: see `Placer`.
 
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named.
@@ -113,7 +100,7 @@ def load_native(
         family = find_family(content.get("family", BLIP2.name), path)  # older folders do not say
         external = content.get("external", content.get("borrowed"))  # its first name
         source = None if external is None else build(LanguageSource, external, path)
-        language = None if source is None else load_language_model(source, dtype, device, beside=folder)
+        language = None if source is None else load_language_model(source, options.dtype, options.device, beside=folder)
         config = family.read_config(content, path)
         if language is not None:
             if config.language is not None:
@@ -136,15 +123,11 @@ def load_native(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     network = empty_network(config, path, None if language is None else language.model, family)
-    if adapter is not None and language is not None:
-        adapter = merge_external(adapter, language.model.model)
-    chosen_bits = stored_bits if bits is None else bits
-    placer = Placer(
-        *(network, folder, dtype, device, chosen_bits),
-        adapter=adapter,
-        left_out=left_out,
-        told=lambda name: f"{folder / WEIGHTS_FILE}: {name}",
-    )
+    if options.bits is None:
+        options = replace(options, bits=stored_bits)
+    if options.adapter is not None and language is not None:
+        options = replace(options, adapter=merge_external(options.adapter, language.model.model))
+    placer = Placer(network, folder, options, lambda name: f"{folder / WEIGHTS_FILE}: {name}")
     network = _read_into(placer, folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):

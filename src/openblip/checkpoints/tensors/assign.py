@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.lora.fit import AdapterFit
+from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.memory import give_back
-from openblip.nn.quant.swap import BITS, Quantised, quantised_layers, swap_layers
+from openblip.nn.quant.swap import Quantised, quantised_layers, swap_layers
 from openblip.nn.threads import on_threads, part_elements
 
 WEIGHT = "weight"
@@ -38,43 +38,29 @@ class Placer:
         self,
         network: Blip2Network,
         source: Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        bits: int = 0,
-        in_float32: tuple[str, ...] = (),
-        adapter: Adapter | None = None,
-        left_out: tuple[str, ...] = (),
+        options: ReadOptions = DEFAULT_OPTIONS,
         told: Callable[[str], str] | None = None,
     ) -> None:
         """
         Args:
             source: the file or folder that errors name.
-            bits: 8 or 4 to quantise large matrices, 0 for none.
-            in_float32: beginnings of names of tensors that are not cast to `dtype`.
-            adapter: merged into the weights before they are cast or quantised.
-            left_out: beginnings of names of tensors that are not put: they stay without memory.
+            options: `bits` None is 0 here: how tensors are stored is known to their reader.
             told: what errors call a tensor of `wanted`: its file and its name there.
 
         Raises CheckpointError when the adapter does not fit.
         """
-        if bits and bits not in BITS:
-            raise ValueError(f"weights are quantised to {' or '.join(map(str, BITS))} bits, not {bits}")
-        self.network, self.source, self.dtype, self.device = network, source, dtype, torch.device(device)
-        self.in_float32 = in_float32
+        self.network, self.source, self.options = network, source, options
+        self.device = options.device
         self.told = told or (lambda name: f"{source}: {name}")
         empty = network.state_dict()
         self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
-        self.left_out = left_out
-        self.to_put = {name: shape for name, shape in self.wanted.items() if not self.leaves_out(name)}
+        self.to_put = {name: shape for name, shape in self.wanted.items() if not options.leaves_out(name)}
         self._counted = {name for name, tensor in empty.items() if not tensor.is_floating_point()}
-        self._adapter = None if adapter is None else AdapterFit(adapter, self.wanted)
-        if bits:
-            swap_layers(network, bits)
+        self._adapter = None if options.adapter is None else AdapterFit(options.adapter, self.wanted)
+        if options.bits:
+            swap_layers(network, options.bits)
         self._layers = quantised_layers(network)
         self._state: dict[str, Tensor] = {}
-
-    def leaves_out(self, name: str) -> bool:
-        return bool(self.left_out) and name.startswith(self.left_out)
 
     def layer(self, name: str) -> Quantised | None:
         """The quantised layer whose weight this is."""
@@ -108,7 +94,7 @@ class Placer:
         if name in self._counted:
             self._state[name] = _joined(pieces).to(self.device, copy=True).contiguous()
             return
-        dtype = torch.float32 if name.startswith(self.in_float32) and self.in_float32 else self.dtype
+        dtype = self.options.dtype_of(name)
         tensor, total = copied(pieces, dtype, self.device)
         if not math.isfinite(total) and not tensor.isfinite().all():
             self._refuse(name, pieces, dtype)
@@ -135,7 +121,7 @@ class Placer:
         """The network with all its tensors but those left out, in evaluation mode."""
         self.network.load_state_dict(self._state, assign=True, strict=False)
         for name, tensor in self.network.state_dict().items():
-            if tensor.is_meta and not self.leaves_out(name):
+            if tensor.is_meta and not self.options.leaves_out(name):
                 raise CheckpointError(f"{self.source} lacks {name}: get the file again")
         give_back()
         return self.network.eval()

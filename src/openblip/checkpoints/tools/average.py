@@ -19,6 +19,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.errors import CheckpointError, OptionError
 
 
@@ -51,14 +52,14 @@ def average_models(shares: Mapping[str, float], folder: Path, *, storage: str = 
 
 def _mean_of(shares: Mapping[str, float], total: float) -> ModelParts:
     first, *others = shares
-    parts = load_parts(first, bits=0)
+    parts = load_parts(first, ReadOptions(bits=0))
     mean: dict[str, Tensor] = parts.network.state_dict()
     with torch.no_grad():
         for tensor in mean.values():
             if tensor.is_floating_point():
                 tensor.mul_(shares[first] / total)
         for name in others:
-            added = load_parts(name, bits=0).network.state_dict()
+            added = load_parts(name, ReadOptions(bits=0)).network.state_dict()
             wrong = [key for key in mean if key not in added or added[key].shape != mean[key].shape]
             if wrong or len(added) != len(mean):
                 what = wrong[0] if wrong else next(key for key in added if key not in mean)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from openblip.checkpoints.lavis.write import to_lavis
-from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.loading import find_tokenizer, load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.files import save_pickled, write_together
 from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.checkpoints.transformers.write import save_transformers
@@ -57,9 +58,13 @@ def convert(
     if task not in (None, *TASKS) or (task is not None and to != "transformers"):
         raise OptionError(f"task {task!r} does not go with {to}: use {' or '.join(TASKS)}, with transformers alone")
     folder = folder.expanduser()
-    bits = None if to == "openblip" else 0
+    options = ReadOptions(
+        bits=None if to == "openblip" else 0,
+        checkpoint=checkpoint,
+        tokenizer=None if tokenizer is None else find_tokenizer(tokenizer),
+    )
     with new_folder(folder) as place:
-        parts = load_parts(source, checkpoint=checkpoint, bits=bits, tokenizer=tokenizer)
+        parts = load_parts(source, options)
         if to == "openblip":
             save_native(parts, place, storage)
         elif to == "transformers":

@@ -11,6 +11,7 @@ from openblip.checkpoints.names.engine import BLIP2_LANGUAGE
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.errors import CheckpointError, OptionError
 
 
@@ -40,9 +41,9 @@ def merge_adapter(
     if storage not in STORAGES:
         raise OptionError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
     found = find_adapter(adapter)
-    own = None if checkpoint is None else Path(checkpoint)
+    options = ReadOptions(checkpoint=None if checkpoint is None else Path(checkpoint), adapter=found)
     with new_folder(folder) as place:
-        parts = load_parts(base_of(found) if base is None else base, checkpoint=own, adapter=found.place)
+        parts = load_parts(base_of(found) if base is None else base, options)
         if parts.external is not None and any(name.startswith(BLIP2_LANGUAGE) for name in found.layers):
             raise CheckpointError(
                 f"{found.place} changes the language model {parts.external.place}, which {parts.name} only uses: "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.loading import find_tokenizer, load_parts
 from openblip.checkpoints.openblip.file_names import WEIGHTS_FILE
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.errors import OptionError
 from openblip.nn.quant.swap import BITS
 
@@ -39,7 +40,11 @@ def quantise_model(
     if bits not in BITS:
         raise OptionError(f"bits is {bits}: give {' or '.join(map(str, BITS))}")
     folder = folder.expanduser()
-    own = None if checkpoint is None else Path(checkpoint)
+    options = ReadOptions(
+        bits=bits,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        tokenizer=None if tokenizer is None else find_tokenizer(tokenizer),
+    )
     with new_folder(folder) as place:
-        save_native(load_parts(source, checkpoint=own, bits=bits, tokenizer=tokenizer), place)
+        save_native(load_parts(source, options), place)
     return folder / WEIGHTS_FILE

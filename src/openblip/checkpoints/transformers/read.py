@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.lora.files import Adapter
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.transformers import HEAD, Rows, fresh, is_theirs, sources, tied
 from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import VISION, Placer
 from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, refuse_misfits
 from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS
@@ -34,39 +34,21 @@ STRAYS = ("position_ids", *(name for files in LANGUAGES.values() for name in fil
 """Ends of names that some versions wrote and nothing reads: buffers that only count, T5's first files."""
 
 
-def load_transformers(
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    in_float32: tuple[str, ...] = (),
-    bits: int = 0,
-    adapter: Adapter | None = None,
-    left_out: tuple[str, ...] = (),
-    words: Path | None = None,
-    needs_words: bool = True,
-) -> ModelParts:
+def load_transformers(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
     """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
 
     Each tensor is cast or quantised and put on the device as it is read, so that memory holds the model once.
     Such folders lack what stage 1 alone needs: a model that matches starts with a fresh head for ITG and LAVIS'
     first temperature. For what their configs mean see `transformers_config.read_config`.
 
-    Args:
-        in_float32: beginnings of names of tensors that are not cast to `dtype`.
-        bits: of large matrices, see `Placer`; 0 to leave them in `dtype`.
-        adapter: merged into the weights.
-        left_out: see `Placer`.
-        words: another folder, whose vocabulary is read instead of the folder's own.
-        needs_words: False for a model without a tokenizer where the folder has no vocabulary.
-
     Raises:
         CheckpointError: a file is missing, broken or does not fit; the first misfits are named, each with the
             file that should supply it.
     """
     config = read_config(folder)
-    vocabulary: Path | None = folder if words is None else words
-    if words is None and not has_vocabulary(folder):
-        if needs_words:
+    vocabulary: Path | None = options.tokenizer or folder
+    if options.tokenizer is None and not has_vocabulary(folder):
+        if options.needs_tokenizer:
             raise CheckpointError(no_vocabulary(folder, "match" if config.words is None else "write"))
         vocabulary = None
     weights = WeightFolder(folder, BLIP2_ROOTS)
@@ -77,7 +59,7 @@ def load_transformers(
         aliases[HEAD] = aliases.get(table, table)
     # What biases an encoder has is seen by their numbers.
     sizes = config.network
-    if not (left_out and VISION.startswith(left_out)):
+    if not options.leaves_out(VISION):
         sizes = _with_key_biases(sizes, weights)
     network = empty_network(sizes, folder / CONFIG_FILE)
 
@@ -86,7 +68,7 @@ def load_transformers(
         broken = next((one for one in theirs if not weights.read(one).isfinite().all()), theirs[0])
         return f"{folder / weights.file_of(broken)}: {broken}"
 
-    placer = Placer(network, folder, dtype, device, bits, in_float32, adapter, left_out, told)
+    placer = Placer(network, folder, options, told)
     _check_fit(placer.wanted, weights, aliases, second_names, folder)
     read = 0
     for name, shape in placer.to_put.items():

@@ -10,6 +10,7 @@ import torch
 
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.registry import all_models
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
@@ -73,7 +74,7 @@ def load_model(
     folder = Path(model_type)
     source: str | Path = folder if folder.is_dir() else f"{name}/{model_type}"
     own = None if checkpoint is None else Path(checkpoint)
-    parts = load_parts(source, checkpoint=own, dtype=placement.dtype, device=placement.device)
+    parts = load_parts(source, ReadOptions(placement.dtype, placement.device, checkpoint=own))
     model = kind(parts)
     model.to(device=placement.device, dtype=placement.dtype)
     return model.train(not is_eval)

@@ -16,6 +16,7 @@ from openblip.checkpoints.json_files import build, read_json, read_json_if_there
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
 from openblip.checkpoints.openblip.folder import load_native
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.registry import find_model, folder_kind
 from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.config import PROCESSOR_FILE, image_token_index, read_config, read_transform
@@ -138,10 +139,10 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
         if bits:
             kind = choose_placement(str(device)).dtype
         kept = KEPT_IN_FLOAT32 if kind == torch.float16 else ()
-        parts = load_transformers(folder, kind, device, kept, bits, needs_words=False)
+        parts = load_transformers(folder, ReadOptions(kind, device, bits, in_float32=kept, needs_tokenizer=False))
     else:
         content = {"model_type": "blip-2"}
-        parts = load_native(folder, bits=bits or None)
+        parts = load_native(folder, ReadOptions(bits=bits or None))
         kind = torch.float32 if dtype == "auto" or bits else named_dtype(dtype)
         parts.network.to(device=device, dtype=kind)
         if kind == torch.float16:

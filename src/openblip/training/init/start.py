@@ -12,6 +12,7 @@ from torch import Tensor
 from openblip.checkpoints.loading import load_parts, with_language_model
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import load_native
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
@@ -34,7 +35,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.new is not None:
         parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:
-        parts = load_parts(str(recipe.init), left_out=() if encoder else (VISION,))
+        parts = load_parts(str(recipe.init), ReadOptions(left_out=() if encoder else (VISION,)))
         if not encoder and recipe.lora is not None and reaches_vision(parts.network, recipe.lora):
             parts = load_parts(str(recipe.init))
         parts = replace(parts, name=name)
