@@ -35,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mini_speed import photo
+from mini_speed import synthetic_jpeg
 
 ROOT = Path(__file__).parents[1]
 BAR = 1.03
@@ -73,23 +73,23 @@ class Worker:
         return work
 
     def caption(self, number: int, beams: int) -> Callable[[], object]:
-        image, options = photo(seed=number), self.options(beams, TOKENS)
+        image, options = synthetic_jpeg(seed=number), self.options(beams, TOKENS)
         return lambda: self.model.caption(image, **options)
 
     def caption_as_usual(self, number: int) -> Callable[[], object]:
-        image = photo(seed=number)
+        image = synthetic_jpeg(seed=number)
         return lambda: self.model.caption(image)
 
     def ask(self, number: int) -> Callable[[], object]:
-        image, options = photo(seed=number), self.options(1, ANSWER_TOKENS)
+        image, options = synthetic_jpeg(seed=number), self.options(1, ANSWER_TOKENS)
         return lambda: self.model.ask(image, ASKED, **options)
 
     def match(self, number: int) -> Callable[[], object]:
-        image = photo(seed=number)
+        image = synthetic_jpeg(seed=number)
         return lambda: self.model.match(image, MATCHED)
 
     def embed(self, number: int) -> Callable[[], object]:
-        images = [photo(seed=EMBEDDED * number + place) for place in range(EMBEDDED)]
+        images = [synthetic_jpeg(seed=EMBEDDED * number + place) for place in range(EMBEDDED)]
         return lambda: self.model.embed_images(images)
 
     def options(self, beams: int, tokens: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from against_build import ROOT, Worker, checked_out, environment
-from mini_speed import photo
+from mini_speed import synthetic_jpeg
 
 READ = "read"
 """What `generation` calls of the language model for the first logits."""
@@ -67,7 +67,7 @@ def trace() -> Trace:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2):
             path = Path(folder) / f"{number}.jpg"
-            path.write_bytes(photo(seed=number))
+            path.write_bytes(synthetic_jpeg(seed=number))
             found = Trace(Path(openblip.__file__).parent)
             options = worker.options(5, 12)
             sys.setprofile(found)

@@ -20,7 +20,7 @@ from pathlib import Path
 import PIL
 import torch
 import transformers
-from mini_speed import photo
+from mini_speed import synthetic_jpeg
 from PIL import Image
 from results import Row, add_json_option, finish
 from torch import Tensor
@@ -61,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
             path = Path(folder) / f"{width}.jpg"
-            path.write_bytes(photo(width, height))
+            path.write_bytes(synthetic_jpeg(width, height))
 
             def ours(path: Path = path) -> Tensor:
                 return to_pixels([load_image(path)], transform)

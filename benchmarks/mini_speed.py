@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 
-def photo(width: int = 640, height: int = 480, seed: int = 0) -> bytes:
+def synthetic_jpeg(width: int = 640, height: int = 480, seed: int = 0) -> bytes:
     """A JPEG with as much detail as a photo has."""
     draw = np.random.default_rng(seed)
     coarse = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(
@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     openblip.load(options.model)  # the modules it imports are read from disk here
     rows.append(("`openblip.load()`, later", seconds(lambda: openblip.load(options.model), options.runs)))
-    model, image = openblip.load(options.model), photo()
+    model, image = openblip.load(options.model), synthetic_jpeg()
     rows.append(("first caption", seconds(lambda: model.caption(image), 1)))
     rows.append(("caption of a 640x480 JPEG", seconds(lambda: model.caption(image), options.runs)))
     rows.append(("answer", seconds(lambda: model.ask(image, "what is it?"), options.runs)))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mini_speed import photo
+from mini_speed import synthetic_jpeg
 from results import Row, add_json_option, finish
 
 import openblip
@@ -97,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(options.images)]
         for number, path in enumerate(paths):
-            path.write_bytes(photo(seed=number))
+            path.write_bytes(synthetic_jpeg(seed=number))
         for turn in range(options.rounds + 1):
             start = time.perf_counter()
             for path in paths:

@@ -108,7 +108,7 @@ def tiny_model(tiny_model_folder: Path) -> Model:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def image_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five different images of different shapes, `photo1.png` to `photo5.png`, in one folder."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(3)

@@ -28,12 +28,12 @@ SHAPE = re.compile(r"(\w+) = .*  # \[([\dL, ]+)\]")
 def test_features(
     tiny_model: Model,
     tiny_model_folder: Path,
-    photos: list[Path],
+    image_paths: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, photo in zip(("a.jpg", "b.jpg"), photos, strict=False):
-        shutil.copy(photo, tmp_path / name)
+    for name, image_path in zip(("a.jpg", "b.jpg"), image_paths, strict=False):
+        shutil.copy(image_path, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(openblip, "load", lambda **options: tiny_model, raising=False)
     load = lavis.load_model_and_preprocess
@@ -64,9 +64,9 @@ def test_features(
 
 
 @pytest.mark.parametrize("page", ["api.md", "families.md"])
-def test_examples_run(page: str, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, photo in zip(("a.jpg", "b.jpg", "photo.jpg"), photos, strict=False):
-        shutil.copy(photo, tmp_path / name)
+def test_examples_run(page: str, image_paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, image_path in zip(("a.jpg", "b.jpg", "photo.jpg"), image_paths, strict=False):
+        shutil.copy(image_path, tmp_path / name)
     t5_words().save(str(tmp_path / "tokenizer.json"))
     monkeypatch.chdir(tmp_path)
     known: dict[str, object] = {}

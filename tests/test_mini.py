@@ -56,37 +56,37 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("photo", sorted(SEEN))
-def test_captions_name_what_is_there(mini: Model, photo: str) -> None:
-    caption = mini.caption(EXAMPLES / photo)
-    assert SEEN[photo] & set(caption.split()), caption
+@pytest.mark.parametrize("image_name", sorted(SEEN))
+def test_captions_name_what_is_there(mini: Model, image_name: str) -> None:
+    caption = mini.caption(EXAMPLES / image_name)
+    assert SEEN[image_name] & set(caption.split()), caption
 
 
 def test_a_caption_repeats_no_content_word_of_its_prompt(mini: Model) -> None:
     repeated = 0
-    for photo in sorted(SEEN):
-        word = mini.caption(EXAMPLES / photo).split()[-1]
+    for image_name in sorted(SEEN):
+        word = mini.caption(EXAMPLES / image_name).split()[-1]
         prompt = f"a {word} and a"
-        assert word not in mini.caption(EXAMPLES / photo, prompt=prompt).split()
-        assert word not in "".join(mini.caption(EXAMPLES / photo, prompt=prompt, stream=True)).split()
-        repeated += word in mini.caption(EXAMPLES / photo, prompt=prompt, no_repeat_words=False).split()
+        assert word not in mini.caption(EXAMPLES / image_name, prompt=prompt).split()
+        assert word not in "".join(mini.caption(EXAMPLES / image_name, prompt=prompt, stream=True)).split()
+        repeated += word in mini.caption(EXAMPLES / image_name, prompt=prompt, no_repeat_words=False).split()
     assert repeated, "nothing is repeated without the default, either"
 
 
 def test_matching_tells_the_photos_apart(mini: Model) -> None:
-    for photo, text in SAID.items():
-        best = max(mini.match(EXAMPLES / photo, list(SAID.values())), key=lambda match: match.itm)
+    for image_name, text in SAID.items():
+        best = max(mini.match(EXAMPLES / image_name, list(SAID.values())), key=lambda match: match.itm)
         assert best.text == text
-    scores = mini.scores([EXAMPLES / photo for photo in SAID], list(SAID.values()))
+    scores = mini.scores([EXAMPLES / image_name for image_name in SAID], list(SAID.values()))
     assert scores.itc.argmax(dim=0).tolist() == list(range(len(SAID)))
 
 
 def test_answers_are_about_the_photo(mini: Model) -> None:
-    for photo, question, answer in (
+    for image_name, question, answer in (
         ("000000405279.jpg", "what is in the sky?", "kite"),
         ("000000551780.jpg", "what is on the building?", "clock"),
     ):
-        assert mini.ask(EXAMPLES / photo, question) == answer
+        assert mini.ask(EXAMPLES / image_name, question) == answer
     assert mini.ask(EXAMPLES / "000000214753.jpg", ["how many horses are there?", "what are the people riding?"]) == [
         "two",
         "horses",
@@ -94,17 +94,17 @@ def test_answers_are_about_the_photo(mini: Model) -> None:
 
 
 def test_questions_that_people_ask_of_any_photo(mini: Model) -> None:
-    for photo, animal in {"000000358083.jpg": "cat", "000000377575.jpg": "dog"}.items():
+    for image_name, animal in {"000000358083.jpg": "cat", "000000377575.jpg": "dog"}.items():
         asked = ["what is this?", "what animal is this?", "what is in the picture?"]
-        assert mini.ask(EXAMPLES / photo, asked) == [animal] * 3
+        assert mini.ask(EXAMPLES / image_name, asked) == [animal] * 3
     asked = ["what animal is this?", "is there a horse?", "is there a cat?"]
     assert mini.ask(EXAMPLES / "000000214753.jpg", asked) == ["horse", "yes", "no"]
-    with_dog = [photo for photo in SEEN if mini.ask(EXAMPLES / photo, "is there a dog?") == "yes"]
+    with_dog = [image_name for image_name in SEEN if mini.ask(EXAMPLES / image_name, "is there a dog?") == "yes"]
     assert with_dog == ["000000377575.jpg"]
 
 
 def test_vectors_of_image_and_text_agree_with_match(mini: Model) -> None:
-    photo = sorted(EXAMPLES.glob("*.jpg"))[0]
-    cosine = (mini.embed_images([photo])[0] @ mini.embed_texts(["a dog"])[0]).max()
-    assert mini.match(photo, "a dog").itc == pytest.approx(cosine.item(), abs=1e-5)
-    assert torch.allclose(mini.embed_images([photo]).norm(dim=-1), torch.ones(1, 16), atol=1e-5)
+    image_name = sorted(EXAMPLES.glob("*.jpg"))[0]
+    cosine = (mini.embed_images([image_name])[0] @ mini.embed_texts(["a dog"])[0]).max()
+    assert mini.match(image_name, "a dog").itc == pytest.approx(cosine.item(), abs=1e-5)
+    assert torch.allclose(mini.embed_images([image_name]).norm(dim=-1), torch.ones(1, 16), atol=1e-5)

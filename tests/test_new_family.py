@@ -115,47 +115,47 @@ def doodle() -> openblip.ModelEntry:
     return entry
 
 
-def test_it_captions_and_answers_as_its_network_does(toy: Model, photos: list[Path]) -> None:
-    found = toy.caption(photos, details=True, **PLAIN)
+def test_it_captions_and_answers_as_its_network_does(toy: Model, image_paths: list[Path]) -> None:
+    found = toy.caption(image_paths, details=True, **PLAIN)
     assert len({caption.text for caption in found}) > 1 and toy.abilities == ("caption", "ask")
-    for photo, caption in zip(photos, found, strict=True):
-        encoded = toy.encode_image(photo)
+    for image_path, caption in zip(image_paths, found, strict=True):
+        encoded = toy.encode_image(image_path)
         prompt = torch.cat([toy.network.projection(encoded.features), toy.network.t5.embed(torch.tensor([1]))])
         expected = generate(
             toy.network.t5, [prompt], GenerationOptions(**PLAIN, min_new_tokens=0, stop_ids=(1,)).resolved()
         )
         assert list(caption.log_probs) == pytest.approx(list(expected[0][0].log_probs), abs=1e-5)
-    assert toy.ask(photos[0], ["what is it?", "is it red?"], **PLAIN) == [
-        toy.ask(photos[0], question, **PLAIN) for question in ("what is it?", "is it red?")
+    assert toy.ask(image_paths[0], ["what is it?", "is it red?"], **PLAIN) == [
+        toy.ask(image_paths[0], question, **PLAIN) for question in ("what is it?", "is it red?")
     ]
 
 
-def test_what_it_cannot_do_is_said(toy: Model, photos: list[Path]) -> None:
+def test_what_it_cannot_do_is_said(toy: Model, image_paths: list[Path]) -> None:
     with pytest.raises(openblip.CheckpointError, match="doodle has no text side to match with: it can caption, ask"):
-        toy.match(photos[0], "a dog")
+        toy.match(image_paths[0], "a dog")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
-def test_it_is_saved_loaded_and_quantised(toy: Model, photos: list[Path], tmp_path: Path, dtype: str) -> None:
+def test_it_is_saved_loaded_and_quantised(toy: Model, image_paths: list[Path], tmp_path: Path, dtype: str) -> None:
     folder = toy.save(tmp_path / "toy")
     again = openblip.load(folder, device="cpu", dtype=dtype)
     assert (again.family, again.name, again.network.config) == ("toy", "doodle", toy.network.config)
     assert (len(quantised_layers(again.network)) > 0) == (dtype != "float32")
     if dtype == "float32":
-        assert again.caption(photos, **PLAIN) == toy.caption(photos, **PLAIN)
+        assert again.caption(image_paths, **PLAIN) == toy.caption(image_paths, **PLAIN)
     else:
-        before, after = (one.caption(photos[0], details=True, **PLAIN) for one in (toy, again))
+        before, after = (one.caption(image_paths[0], details=True, **PLAIN) for one in (toy, again))
         assert after.log_probs[0] == pytest.approx(before.log_probs[0], abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["doodle", "sketch/doodle"])
-def test_it_is_listed_and_loaded_by_name(toy: Model, name: str, photos: list[Path], tmp_path: Path) -> None:
+def test_it_is_listed_and_loaded_by_name(toy: Model, name: str, image_paths: list[Path], tmp_path: Path) -> None:
     entry = doodle()
     assert openblip.list_models("doodle") == openblip.list_models(name) == [entry]
     assert entry in openblip.list_models(ability="caption", cached=True)
     assert entry not in openblip.list_models(ability="match") and entry not in openblip.list_models(family="blip2")
     again = openblip.load(name, device="cpu", dtype="float32")
-    assert again.caption(photos, **PLAIN) == toy.caption(photos, **PLAIN)
+    assert again.caption(image_paths, **PLAIN) == toy.caption(image_paths, **PLAIN)
     assert (again.name, again.family, again.abilities) == (entry.name, entry.family, entry.abilities)
     assert {path.parent for path in model_files(name) or []} == {entry.folder}
     quantise_model(name, tmp_path / "smaller", 8)
@@ -183,12 +183,12 @@ def test_a_folder_that_went_away_is_told(toy: Model, tmp_path: Path) -> None:
         kept.rename(folder)
 
 
-def test_it_is_evaluated(toy: Model, photos: list[Path]) -> None:
-    samples = [Sample(images=(photo,), captions=("a red ball",)) for photo in photos]
+def test_it_is_evaluated(toy: Model, image_paths: list[Path]) -> None:
+    samples = [Sample(images=(image_path,), captions=("a red ball",)) for image_path in image_paths]
     found = score_model(
         toy, samples, Settings(Task.CAPTIONS, captions=CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER))
     )
-    assert [row.prediction for row in found.rows] == toy.caption(photos)
+    assert [row.prediction for row in found.rows] == toy.caption(image_paths)
 
 
 def test_a_name_is_taken_once(toy: Model) -> None:

@@ -125,10 +125,10 @@ def test_licences_of_bundled_weights_are_listed() -> None:
 
 
 def test_every_example_photo_is_credited() -> None:
-    photos = {path.name for path in (ROOT / "examples").glob("*.jpg")}
+    image_paths = {path.name for path in (ROOT / "examples").glob("*.jpg")}
     credits_page = (ROOT / "examples" / "CREDITS.md").read_text(encoding="utf-8")
-    assert photos == set(re.findall(r"\d{12}\.jpg", credits_page))
-    assert len(photos) == 10
+    assert image_paths == set(re.findall(r"\d{12}\.jpg", credits_page))
+    assert len(image_paths) == 10
 
 
 # The checks on files that are at fault.

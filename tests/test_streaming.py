@@ -46,17 +46,20 @@ def drained(pieces: Pieces) -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
-def test_pieces_join_to_the_text(tiny_model: Model, photos: list[Path], options: dict[str, Any]) -> None:
+def test_pieces_join_to_the_text(tiny_model: Model, image_paths: list[Path], options: dict[str, Any]) -> None:
     several = 0
-    for photo in photos[:3]:
-        chat, other = tiny_model.chat(photo), tiny_model.chat(photo)
+    for image_path in image_paths[:3]:
+        chat, other = tiny_model.chat(image_path), tiny_model.chat(image_path)
         whole = whole_way(options)
         for streamed, expected in [
-            (tiny_model.ask(photo, QUESTION, stream=True, **options), tiny_model.ask(photo, QUESTION, **whole)),
-            (tiny_model.caption(photo, stream=True, **options), tiny_model.caption(photo, **whole)),
             (
-                tiny_model.caption(photo, prompt="two children", stream=True, **options),
-                tiny_model.caption(photo, prompt="two children", **whole),
+                tiny_model.ask(image_path, QUESTION, stream=True, **options),
+                tiny_model.ask(image_path, QUESTION, **whole),
+            ),
+            (tiny_model.caption(image_path, stream=True, **options), tiny_model.caption(image_path, **whole)),
+            (
+                tiny_model.caption(image_path, prompt="two children", stream=True, **options),
+                tiny_model.caption(image_path, prompt="two children", **whole),
             ),
             (chat.ask(QUESTION, stream=True, **options), other.ask(QUESTION, **whole)),
         ]:
@@ -87,10 +90,10 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> lis
 
 
 def test_pieces_come_as_tokens_are_chosen(
-    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = steps_of(monkeypatch)
-    pieces = tiny_model.ask(photos[0], QUESTION, stream=True, max_new_tokens=40, min_new_tokens=40)
+    pieces = tiny_model.ask(image_paths[0], QUESTION, stream=True, max_new_tokens=40, min_new_tokens=40)
     assert steps == []
     seen = []
     for _ in pieces:
@@ -99,22 +102,22 @@ def test_pieces_come_as_tokens_are_chosen(
     assert seen[0] < 8 and len(steps) == 39
 
 
-def test_what_is_wrong_is_said_at_once(tiny_model: Model, photos: list[Path], tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_at_once(tiny_model: Model, image_paths: list[Path], tmp_path: Path) -> None:
     model: Any = tiny_model  # as a caller who minds no types
     looks = len(model.image_cache)
     for call, error, words in [
         (
-            lambda: model.ask(photos[0], QUESTION, stream=True, num_beams=2),
+            lambda: model.ask(image_paths[0], QUESTION, stream=True, num_beams=2),
             OptionError,
             "a beam search chooses its text at",
         ),
-        (lambda: model.caption(photos[0], stream=True, num_beams=5), OptionError, "give num_beams=1, or sample"),
-        (lambda: model.ask(photos[0], [QUESTION], stream=True), OptionError, "one text about one image"),
-        (lambda: model.caption(photos[:1], stream=True), OptionError, "one caption of one image"),
-        (lambda: model.caption(photos[0], stream=True, num_captions=2), OptionError, "one caption of one image"),
-        (lambda: model.ask(photos[0], "?", stream=True), OptionError, "the question is empty"),
-        (lambda: model.ask(photos[0], QUESTION, stream=True, colour=2), OptionError, "unknown option colour"),
-        (lambda: model.ask(photos[0], QUESTION, stream=True, max_new_tokens=999), OptionError, "positions"),
+        (lambda: model.caption(image_paths[0], stream=True, num_beams=5), OptionError, "give num_beams=1, or sample"),
+        (lambda: model.ask(image_paths[0], [QUESTION], stream=True), OptionError, "one text about one image"),
+        (lambda: model.caption(image_paths[:1], stream=True), OptionError, "one caption of one image"),
+        (lambda: model.caption(image_paths[0], stream=True, num_captions=2), OptionError, "one caption of one image"),
+        (lambda: model.ask(image_paths[0], "?", stream=True), OptionError, "the question is empty"),
+        (lambda: model.ask(image_paths[0], QUESTION, stream=True, colour=2), OptionError, "unknown option colour"),
+        (lambda: model.ask(image_paths[0], QUESTION, stream=True, max_new_tokens=999), OptionError, "positions"),
         (lambda: model.caption(tmp_path / "none.jpg", stream=True), ImageError, "none.jpg"),
     ]:
         with pytest.raises(error, match=words):
@@ -176,17 +179,17 @@ def throw(pieces: Pieces) -> None:
 @pytest.mark.parametrize("front", ["ask", "caption", "chat"])
 def test_whoever_stops_listening_leaves_nothing(
     tiny_model: Model,
-    photos: list[Path],
+    image_paths: list[Path],
     left: Callable[[], tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
     stop: Callable[[Pieces], None],
     front: str,
 ) -> None:
     long: dict[str, Any] = {"max_new_tokens": 40, "min_new_tokens": 40}
-    chat = tiny_model.chat(photos[1])
+    chat = tiny_model.chat(image_paths[1])
     begin: dict[str, Callable[[], Pieces]] = {
-        "ask": lambda: tiny_model.ask(photos[1], QUESTION, stream=True, **long),
-        "caption": lambda: tiny_model.caption(photos[1], stream=True, **long),
+        "ask": lambda: tiny_model.ask(image_paths[1], QUESTION, stream=True, **long),
+        "caption": lambda: tiny_model.caption(image_paths[1], stream=True, **long),
         "chat": lambda: chat.ask(QUESTION, stream=True, **long),
     }
     for _ in range(3):  # from the second on, the image's prefix is there
@@ -215,9 +218,9 @@ def test_whoever_stops_listening_leaves_nothing(
 
 
 def test_a_failure_halfway_leaves_nothing(
-    tiny_model: Model, photos: list[Path], left: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, image_paths: list[Path], left: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat = tiny_model.chat(photos[2])
+    chat = tiny_model.chat(image_paths[2])
     for _ in range(3):
         expected = "".join(chat.ask(QUESTION, stream=True, max_new_tokens=30, min_new_tokens=30))
         chat.turns.clear()

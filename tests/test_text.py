@@ -58,23 +58,23 @@ def test_only_the_end_is_trimmed(text: str) -> None:
 
 
 @pytest.mark.parametrize("blank", [" ", "\u00a0\n"])
-def test_a_blank_changes_no_answer(tiny_model: Model, photos: list[Path], blank: str) -> None:
-    photo = photos[0]
-    caption = tiny_model.caption(photo, prompt="a dog")
-    assert tiny_model.caption(photo, prompt="a dog" + blank) == caption
-    assert "".join(tiny_model.caption(photo, prompt="a dog" + blank, stream=True)) == "".join(
-        tiny_model.caption(photo, prompt="a dog", stream=True)
+def test_a_blank_changes_no_answer(tiny_model: Model, image_paths: list[Path], blank: str) -> None:
+    image_path = image_paths[0]
+    caption = tiny_model.caption(image_path, prompt="a dog")
+    assert tiny_model.caption(image_path, prompt="a dog" + blank) == caption
+    assert "".join(tiny_model.caption(image_path, prompt="a dog" + blank, stream=True)) == "".join(
+        tiny_model.caption(image_path, prompt="a dog", stream=True)
     )
-    completed = [tiny_model.generate(photo, prompt) for prompt in ("a dog", "a dog" + blank)]
+    completed = [tiny_model.generate(image_path, prompt) for prompt in ("a dog", "a dog" + blank)]
     assert completed[0] == completed[1]
     templates = ("Question: {question} Answer:", "Question: {question} Answer:" + blank)
-    answers = [tiny_model.ask(photo, "who runs?", template=template) for template in templates]
+    answers = [tiny_model.ask(image_path, "who runs?", template=template) for template in templates]
     assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
 def test_templates_of_a_folder_may_end_in_blanks(
-    tiny_parts: ModelParts, tmp_path: Path, photos: list[Path], blank: str
+    tiny_parts: ModelParts, tmp_path: Path, image_paths: list[Path], blank: str
 ) -> None:
     save_native(tiny_parts, tmp_path)
     path = tmp_path / "config.json"
@@ -83,7 +83,7 @@ def test_templates_of_a_folder_may_end_in_blanks(
     content["prompts"] = {"caption": "a dog" + blank, "question": plain.question + blank, "turn": plain.turn + blank}
     path.write_text(json.dumps(content))
     model, usual = openblip.load(tmp_path, device="cpu"), openblip.load(tmp_path, device="cpu")
-    assert model.caption(photos[1]) == usual.caption(photos[1], prompt="a dog")
+    assert model.caption(image_paths[1]) == usual.caption(image_paths[1], prompt="a dog")
     assert model.parts.prompt_ids(model.parts.prompts.ask("who?")) == model.parts.prompt_ids(plain.ask("who?"))
 
 

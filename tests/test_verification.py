@@ -40,26 +40,39 @@ def test_the_table_is_of_official_models_and_known_photos() -> None:
 
 @pytest.fixture
 def verify(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model_folder: Path, photos: list[Path]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path,
+    image_paths: list[Path],
 ) -> Verify:
     """`openblip verify` of the tiny model on a local photo, as if the given outputs had been published."""
 
     def run(*published: Published, arguments: tuple[str, ...] = ()) -> tuple[int, list[str]]:
         monkeypatch.setattr(verification, "PUBLISHED", {NAME: published})
         with pytest.raises(SystemExit) as left:
-            main(["verify", NAME, "--weights", str(tiny_model_folder), "--images", str(photos[0].parent), *arguments])
+            main(
+                [
+                    "verify",
+                    NAME,
+                    "--weights",
+                    str(tiny_model_folder),
+                    "--images",
+                    str(image_paths[0].parent),
+                    *arguments,
+                ]
+            )
         return left.value.code, capsys.readouterr().out.splitlines()  # type: ignore[return-value]
 
     return run
 
 
-def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Model, photos: list[Path]) -> None:
+def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Model, image_paths: list[Path]) -> None:
     prompt = "Question: what is it? Answer:"
     told = [
-        tiny_model.caption(photos[0], prompt=asked, num_beams=5, min_new_tokens=1, max_new_tokens=30)
+        tiny_model.caption(image_paths[0], prompt=asked, num_beams=5, min_new_tokens=1, max_new_tokens=30)
         for asked in ("", prompt)
     ]
-    match = tiny_model.match(photos[0], "a dog")
+    match = tiny_model.match(image_paths[0], "a dog")
     code, lines = verify(
         PublishedText("photo1.png", told[0]),
         PublishedText("photo1.png", told[1], prompt),
@@ -71,8 +84,8 @@ def test_same_outputs_pass(verify: Verify, tiny_model: openblip.Model, photos: l
     assert lines[1] == f"same       photo1.png, {prompt}: {told[1]}"
 
 
-def test_any_other_output_fails(verify: Verify, tiny_model: openblip.Model, photos: list[Path]) -> None:
-    match = tiny_model.match(photos[0], "a dog")
+def test_any_other_output_fails(verify: Verify, tiny_model: openblip.Model, image_paths: list[Path]) -> None:
+    match = tiny_model.match(image_paths[0], "a dog")
     wrong = (
         PublishedText("photo1.png", "a merlion"),
         PublishedMatch("photo1.png", "a dog", match.itm, match.itc + 0.006),

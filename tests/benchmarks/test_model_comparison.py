@@ -29,12 +29,15 @@ def test_a_table(
     model_comparison: ModuleType,
     tiny_model: Model,
     tiny_model_folder: Path,
-    photos: list[Path],
+    image_paths: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = [json.dumps({"image": str(photo), "question": "what is it?", "answers": ["dog"]}) for photo in photos]
+    lines = [
+        json.dumps({"image": str(image_path), "question": "what is it?", "answers": ["dog"]})
+        for image_path in image_paths
+    ]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
     recipe = tmp_path / "dogs.yaml"
     recipe.write_text(

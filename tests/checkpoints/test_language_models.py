@@ -82,7 +82,7 @@ def test_all_but_the_language_side_is_kept(tiny_parts: ModelParts, llama: Path) 
 
 @pytest.mark.parametrize("kind", ["llama", "bart"])
 def test_saved_without_the_language_model_and_loaded_with_it(
-    tiny_parts: ModelParts, kind: str, request: pytest.FixtureRequest, tmp_path: Path, photos: list[Path]
+    tiny_parts: ModelParts, kind: str, request: pytest.FixtureRequest, tmp_path: Path, image_paths: list[Path]
 ) -> None:
     torch.manual_seed(3)
     parts = with_language_model(tiny_parts, request.getfixturevalue(kind))
@@ -95,13 +95,13 @@ def test_saved_without_the_language_model_and_loaded_with_it(
     model = openblip.load(tmp_path, device="cpu")
     first = model_of(parts, model.placement)
     for options in ({"num_beams": 1}, {"num_beams": 3, "num_captions": 2}, {"top_p": 0.9, "seed": 1}):
-        assert model.caption(list(photos), **options) == first.caption(list(photos), **options)
-    assert len(set(model.caption(list(photos)))) > 1, "captions depend on the image"
+        assert model.caption(list(image_paths), **options) == first.caption(list(image_paths), **options)
+    assert len(set(model.caption(list(image_paths)))) > 1, "captions depend on the image"
     questions = ["what is it?", "how many children are there?"]
-    assert model.ask(photos[0], questions) == first.ask(photos[0], questions)
-    chat = model.chat(photos[1])
+    assert model.ask(image_paths[0], questions) == first.ask(image_paths[0], questions)
+    chat = model.chat(image_paths[1])
     assert [isinstance(chat.ask("what is this?"), str) for _ in range(8)] == [True] * 8
-    assert model.match(photos[0], "a dog").itc == first.match(photos[0], "a dog").itc
+    assert model.match(image_paths[0], "a dog").itc == first.match(image_paths[0], "a dog").itc
 
 
 def test_what_the_language_model_reads(tiny_parts: ModelParts, llama: Path, bart: Path) -> None:
@@ -125,14 +125,14 @@ def test_casts_and_optimisers_do_not_reach_it(tiny_parts: ModelParts, llama: Pat
 
 
 def test_half_precision_is_loaded_as_such(
-    tiny_parts: ModelParts, llama: Path, tmp_path: Path, photos: list[Path]
+    tiny_parts: ModelParts, llama: Path, tmp_path: Path, image_paths: list[Path]
 ) -> None:
     save_native(with_language_model(tiny_parts, llama), tmp_path)
     model = openblip.load(tmp_path, device="cpu", dtype="bfloat16")
     theirs = model.network.external.model  # type: ignore[union-attr]
     assert {parameter.dtype for parameter in theirs.parameters()} == {torch.bfloat16}
     assert theirs.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert isinstance(model.caption(photos[0]), str)
+    assert isinstance(model.caption(image_paths[0]), str)
 
 
 def test_a_path_may_be_relative_to_the_model(tiny_parts: ModelParts, llama: Path, tmp_path: Path) -> None:

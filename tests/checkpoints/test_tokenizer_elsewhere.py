@@ -118,10 +118,12 @@ def test_what_does_not_go_together(theirs: Theirs, bare: Path, tiny_model_folder
 
 
 def test_commands_take_a_tokenizer(
-    theirs: Theirs, bare: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    theirs: Theirs, bare: Path, image_paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb = (
-        ["match", str(photos[0]), "a dog"] if theirs.processor.num_query_tokens is None else ["caption", str(photos[0])]
+        ["match", str(image_paths[0]), "a dog"]
+        if theirs.processor.num_query_tokens is None
+        else ["caption", str(image_paths[0])]
     )
 
     def run(*arguments: str) -> int:

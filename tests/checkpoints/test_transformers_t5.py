@@ -73,11 +73,11 @@ def same_state(first: ModelParts, second: ModelParts) -> bool:
 
 
 @torch.no_grad()
-def test_logits_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
+def test_logits_are_theirs(writer: Theirs, our_writer: Model, image_paths: list[Path]) -> None:
     config, t5 = our_writer.network.config.language, our_writer.network.t5
     assert config is not None
     labels = torch.tensor([[5, 9, 30, 41, 1]])
-    for path in photos[:2]:
+    for path in image_paths[:2]:
         inputs = inputs_of(writer, path, PROMPT)
         words = our_writer.parts.tokenizer
         assert words is not None
@@ -92,11 +92,13 @@ def test_logits_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("prompt", [None, "a dog", PROMPT])
 def test_ids_are_those_of_their_generate(
-    writer: Theirs, our_writer: Model, photos: list[Path], beams: int, prompt: str | None
+    writer: Theirs, our_writer: Model, image_paths: list[Path], beams: int, prompt: str | None
 ) -> None:
-    found = our_writer.caption_many(photos, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=2)
+    found = our_writer.caption_many(
+        image_paths, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=2
+    )
     said = set()
-    for path, captioned in zip(photos, found, strict=True):
+    for path, captioned in zip(image_paths, found, strict=True):
         inputs = inputs_of(writer, path, prompt)
         ids = writer.model.generate(**inputs, num_beams=beams, max_new_tokens=9, min_new_tokens=2)[0].tolist()
         assert ids.pop(0) == 0  # what T5's texts begin with
@@ -110,26 +112,26 @@ def test_ids_are_those_of_their_generate(
     assert len(said) > 1  # it depends on what is seen
 
 
-def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
+def test_answers_are_theirs_and_a_chat_goes_on(writer: Theirs, our_writer: Model, image_paths: list[Path]) -> None:
     def theirs(prompt: str) -> str:
-        ids = writer.model.generate(**inputs_of(writer, photos[0], prompt), max_new_tokens=7, do_sample=False)[0]
+        ids = writer.model.generate(**inputs_of(writer, image_paths[0], prompt), max_new_tokens=7, do_sample=False)[0]
         return " ".join(writer.processor.tokenizer.decode(ids, skip_special_tokens=True).split())
 
     questions = ["What is it?", "is the dog red"]
     asked = [theirs(f"Question: {question.lower().rstrip('?')}? Short answer:") for question in questions]
-    assert our_writer.ask(photos[0], questions, num_beams=1, max_new_tokens=7, min_new_tokens=0) == asked
-    chat = our_writer.chat(photos[0])
+    assert our_writer.ask(image_paths[0], questions, num_beams=1, max_new_tokens=7, min_new_tokens=0) == asked
+    chat = our_writer.chat(image_paths[0])
     first = theirs(f"Question: {questions[0].lower()} Answer:")
     assert chat.ask(questions[0], num_beams=1, max_new_tokens=7, min_new_tokens=0) == first
     told = f"{PROMPT} {first}. Question: is the dog red? Answer:"
     assert chat.ask(questions[1], num_beams=1, max_new_tokens=7, min_new_tokens=0) == theirs(told)
     # No positions: nothing that was said is ever left out.
     assert our_writer.components.writer is not None
-    assert our_writer.components.writer.fits(our_writer.encode_image(photos[0]), "a red dog " * 500, 10)
+    assert our_writer.components.writer.fits(our_writer.encode_image(image_paths[0]), "a red dog " * 500, 10)
 
 
 @torch.no_grad()
-def test_a_folder_goes_there_and_back(writer: Theirs, photos: list[Path], tmp_path: Path) -> None:
+def test_a_folder_goes_there_and_back(writer: Theirs, image_paths: list[Path], tmp_path: Path) -> None:
     parts = load_transformers(writer.folder)
     save_transformers(parts, tmp_path)
     found, processor = load_theirs(tmp_path), AutoProcessor.from_pretrained(tmp_path)
@@ -137,7 +139,7 @@ def test_a_folder_goes_there_and_back(writer: Theirs, photos: list[Path], tmp_pa
     assert ours.keys() == before.keys() and all(torch.equal(ours[name], before[name]) for name in before)
     stored, old = load_file(tmp_path / "model.safetensors"), load_file(writer.folder / "model.safetensors")
     assert stored.keys() == old.keys() and all(torch.equal(stored[name], old[name]) for name in old)
-    images = [Image.open(path).convert("RGB") for path in photos[:2]]
+    images = [Image.open(path).convert("RGB") for path in image_paths[:2]]
     labels = torch.tensor([[5, 9, 30, 41, 1]] * 2)
     for text in (PROMPT, "a dog\n runs </s> on"):
         inputs = writer.processor(images=images, text=[text] * 2, return_tensors="pt")
@@ -154,7 +156,7 @@ def test_a_folder_goes_there_and_back(writer: Theirs, photos: list[Path], tmp_pa
 
 @torch.no_grad()
 def test_a_full_word_table_grows_by_a_row_that_is_never_chosen(
-    writer: Theirs, photos: list[Path], tmp_path: Path
+    writer: Theirs, image_paths: list[Path], tmp_path: Path
 ) -> None:
     parts = load_transformers(writer.folder)
     assert isinstance(parts.network.config.language, T5Config) and parts.tokenizer is not None
@@ -170,17 +172,17 @@ def test_a_full_word_table_grows_by_a_row_that_is_never_chosen(
     save_transformers(replace(parts, network=network.eval()), tmp_path)
     theirs = load_theirs(tmp_path)
     inputs = AutoProcessor.from_pretrained(tmp_path)(
-        images=Image.open(photos[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
+        images=Image.open(image_paths[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
     )
     assert inputs["input_ids"].max() == rows
     logits = theirs(**inputs, labels=torch.tensor([[5, 9]])).logits
     assert logits.shape[-1] == rows + 1 and (logits[..., rows] - logits[..., 0]).abs().max() <= TOLERANCE
     labels = torch.tensor([[5, 9]])
-    expected = writer.model(**inputs_of(writer, photos[0], PROMPT), labels=labels).logits[..., :rows]
+    expected = writer.model(**inputs_of(writer, image_paths[0], PROMPT), labels=labels).logits[..., :rows]
     assert (logits[..., :rows] - expected).abs().max() <= TOLERANCE
 
 
-def test_our_own_folder_holds_it(writer: Theirs, our_writer: Model, photos: list[Path], tmp_path: Path) -> None:
+def test_our_own_folder_holds_it(writer: Theirs, our_writer: Model, image_paths: list[Path], tmp_path: Path) -> None:
     parts = load_transformers(writer.folder)
     save_native(parts, tmp_path)
     found = load_native(tmp_path)
@@ -189,10 +191,10 @@ def test_our_own_folder_holds_it(writer: Theirs, our_writer: Model, photos: list
     assert found.tokenizer is not None and (found.tokenizer.start_id, found.tokenizer.pad_id) == (1, 0)
     assert found.defaults == parts.defaults and found.defaults.stop_token == "</s>"
     ours = openblip.load(tmp_path, device="cpu")
-    assert ours.caption(photos, num_beams=2, max_new_tokens=6) == our_writer.caption(
-        photos, num_beams=2, max_new_tokens=6
+    assert ours.caption(image_paths, num_beams=2, max_new_tokens=6) == our_writer.caption(
+        image_paths, num_beams=2, max_new_tokens=6
     )
-    assert ours.ask(photos[1], "What is it?") == our_writer.ask(photos[1], "What is it?")
+    assert ours.ask(image_paths[1], "What is it?") == our_writer.ask(image_paths[1], "What is it?")
 
 
 CHANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [

@@ -105,15 +105,17 @@ UNUSED = "language_model.decoder.block.0.layer.1.EncDecAttention.relative_attent
 
 
 @torch.no_grad()
-def test_a_head_that_is_not_stored_is_the_word_table_where_transformers_ties(folder: Path, photos: list[Path]) -> None:
+def test_a_head_that_is_not_stored_is_the_word_table_where_transformers_ties(
+    folder: Path, image_paths: list[Path]
+) -> None:
     edit_weights(folder, lambda s: s.pop(HEAD))
     theirs, ours = load_theirs(folder), openblip.load(folder, device="cpu")
     assert isinstance(ours.network.config.language, T5Config) and not ours.network.config.language.tied_head
     inputs = AutoProcessor.from_pretrained(folder)(
-        images=Image.open(photos[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
+        images=Image.open(image_paths[0]).convert("RGB"), text=PROMPT, return_tensors="pt"
     )
     labels, t5 = torch.tensor([[5, 9]]), ours.network.t5
-    prompt = prompt_row(ours, photos[0], PROMPT)[None]
+    prompt = prompt_row(ours, image_paths[0], PROMPT)[None]
     logits = t5.logits(t5.hidden_before(prompt, None, labels))
     assert (logits - theirs(**inputs, labels=labels).logits).abs().max() <= TOLERANCE * logits.abs().max()
 

@@ -49,11 +49,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def mixed_folder(photos: list[Path], tmp_path: Path) -> Path:
+def mixed_folder(image_paths: list[Path], tmp_path: Path) -> Path:
     """A good image, a broken one, and another good one, in this order; a fourth lies in a subfolder."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
-    for name, photo in [("a.png", photos[0]), ("c.png", photos[1]), ("more/d.png", photos[2])]:
-        (folder / name).write_bytes(photo.read_bytes())
+    for name, image_path in [("a.png", image_paths[0]), ("c.png", image_paths[1]), ("more/d.png", image_paths[2])]:
+        (folder / name).write_bytes(image_path.read_bytes())
     (folder / "b.jpg").write_bytes(b"no image at all")
     return folder

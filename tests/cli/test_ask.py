@@ -14,20 +14,22 @@ from .conftest import Run
 QUESTIONS = ["what color is the ball?", "how many children?"]
 
 
-def test_one_answer_stands_alone(run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
-    ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder)
+def test_one_answer_stands_alone(run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path]) -> None:
+    ran = run("ask", image_paths[0], QUESTIONS[0], "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out == tiny_model.ask(photos[0], QUESTIONS[0]) + "\n"
+    assert ran.out == tiny_model.ask(image_paths[0], QUESTIONS[0]) + "\n"
 
 
 def test_several_answers_are_told_apart(
-    run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]
+    run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path]
 ) -> None:
-    answers = tiny_model.ask(photos[0], QUESTIONS)
-    ran = run("ask", photos[0], *QUESTIONS, "-m", tiny_model_folder)
+    answers = tiny_model.ask(image_paths[0], QUESTIONS)
+    ran = run("ask", image_paths[0], *QUESTIONS, "-m", tiny_model_folder)
     assert ran.lines == [f"{question} {printable(answer)}" for question, answer in zip(QUESTIONS, answers, strict=True)]
-    ran = run("ask", photos[0].parent, QUESTIONS[0], "-m", tiny_model_folder)
-    assert ran.lines == [f"{photo}: {printable(tiny_model.ask(photo, QUESTIONS[0]))}" for photo in photos]
+    ran = run("ask", image_paths[0].parent, QUESTIONS[0], "-m", tiny_model_folder)
+    assert ran.lines == [
+        f"{image_path}: {printable(tiny_model.ask(image_path, QUESTIONS[0]))}" for image_path in image_paths
+    ]
 
 
 def test_json_has_an_object_for_every_answer(
@@ -50,19 +52,19 @@ def test_json_has_an_object_for_every_answer(
     assert "b.jpg" in ran.err
 
 
-def test_an_unquoted_pattern_is_noticed(run: Run, photos: list[Path]) -> None:
+def test_an_unquoted_pattern_is_noticed(run: Run, image_paths: list[Path]) -> None:
     for command in ("ask", "match"):
-        ran = run(command, *photos, "what is it?")
+        ran = run(command, *image_paths, "what is it?")
         assert ran.code == 2
-        assert f"{photos[1]} is an image, not words" in ran.err
+        assert f"{image_paths[1]} is an image, not words" in ran.err
 
 
 def test_streamed_answers_are_the_greedy_ones(
-    run: Run, tiny_model: Model, tiny_model_folder: Path, mixed_folder: Path, photos: list[Path]
+    run: Run, tiny_model: Model, tiny_model_folder: Path, mixed_folder: Path, image_paths: list[Path]
 ) -> None:
-    ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream")
+    ran = run("ask", image_paths[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out == printable(tiny_model.ask(photos[0], QUESTIONS[0], num_beams=1)) + "\n"
+    assert ran.out == printable(tiny_model.ask(image_paths[0], QUESTIONS[0], num_beams=1)) + "\n"
     ran = run("ask", mixed_folder, *QUESTIONS, "-m", tiny_model_folder, "--stream")
     good = [mixed_folder / name for name in ("a.png", "c.png")]
     assert ran.lines == [
@@ -70,5 +72,5 @@ def test_streamed_answers_are_the_greedy_ones(
     ]
     assert ran.code == 1 and "b.jpg" in ran.err
     for options, told in ((["--json"], "leave out --json"), (["--num-beams", "2"], "a beam search chooses its text")):
-        ran = run("ask", photos[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream", *options)
+        ran = run("ask", image_paths[0], QUESTIONS[0], "-m", tiny_model_folder, "--stream", *options)
         assert (ran.code, ran.out) == (2, "") and told in ran.err

@@ -19,26 +19,26 @@ from .conftest import Run
 
 
 def test_piped_questions_get_one_answer_a_line(
-    run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = ["what color is the ball?", "how many children?"]
-    chat = tiny_model.chat(photos[0])
+    chat = tiny_model.chat(image_paths[0])
     expected = [chat.ask(question) for question in questions]
     chat.turns.clear()
     expected.append(chat.ask(questions[1]))
     assert expected[2] != expected[1], "the test model must mind what was said before"
     typed = "\n".join([*questions, "/reset", questions[1], "", "never asked"])
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    ran = run("chat", photos[0], "-m", tiny_model_folder)
+    ran = run("chat", image_paths[0], "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
     assert ran.lines == expected
 
 
 def test_a_wrong_question_ends_a_piped_conversation(
-    run: Run, tiny_model_folder: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    run: Run, tiny_model_folder: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("?\nwhat color is the ball?\n"))
-    ran = run("chat", photos[0], "-m", tiny_model_folder)
+    ran = run("chat", image_paths[0], "-m", tiny_model_folder)
     assert (ran.code, ran.out) == (2, "")
     assert "the question is empty" in ran.err
 
@@ -55,7 +55,7 @@ def test_a_person_is_prompted_and_may_err(
     run: Run,
     tiny_model: Model,
     tiny_model_folder: Path,
-    photos: list[Path],
+    image_paths: list[Path],
     monkeypatch: pytest.MonkeyPatch,
     given: list[str],
     options: Any,
@@ -82,8 +82,8 @@ def test_a_person_is_prompted_and_may_err(
     monkeypatch.setattr(builtins, "input", read)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    ran = run("chat", photos[0], "-m", tiny_model_folder, *given)
+    ran = run("chat", image_paths[0], "-m", tiny_model_folder, *given)
     assert ran.code == 0
     assert "the question is empty" in ran.err
-    assert ran.lines == [printable(tiny_model.ask(photos[0], "what color is the ball?", **options)), ""]
+    assert ran.lines == [printable(tiny_model.ask(image_paths[0], "what color is the ball?", **options)), ""]
     assert streamed == ([True] if greedy else [])

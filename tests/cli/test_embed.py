@@ -67,13 +67,13 @@ def test_texts_alone(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
         assert (file["image_embeds"].shape, file["text_embeds"].shape) == ((0, 4, 16), (1, 16))
 
 
-def test_missing_and_clashing_arguments_are_explained(run: Run, photos: list[Path], tmp_path: Path) -> None:
+def test_missing_and_clashing_arguments_are_explained(run: Run, image_paths: list[Path], tmp_path: Path) -> None:
     wrong: list[tuple[list[str | Path], str]] = [
         (["--json"], "nothing to embed"),
-        ([photos[0]], "say where the vectors go"),
-        ([photos[0], "--json", "-o", tmp_path / "x.npz"], "say where the vectors go"),
-        ([photos[0], "-o", tmp_path / "x.csv"], "use .npz or .safetensors"),
-        ([photos[0], "-o", tmp_path / "no" / "x.npz"], "cannot be written"),
+        ([image_paths[0]], "say where the vectors go"),
+        ([image_paths[0], "--json", "-o", tmp_path / "x.npz"], "say where the vectors go"),
+        ([image_paths[0], "-o", tmp_path / "x.csv"], "use .npz or .safetensors"),
+        ([image_paths[0], "-o", tmp_path / "no" / "x.npz"], "cannot be written"),
     ]
     for arguments, message in wrong:
         ran = run("embed", *arguments)

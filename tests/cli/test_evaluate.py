@@ -36,11 +36,13 @@ def test_a_dry_run_prints_a_recipe_that_can_be_run(run: Run, recipe: Path, tmp_p
 
 
 def test_a_table_a_page_and_what_was_left_out(
-    run: Run, tiny_model_folder: Path, photos: list[Path], tmp_path: Path
+    run: Run, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
-    rows = [f'{{"image": "{path.as_posix()}", "captions": ["a dog"]}}' for path in (photos[0], broken, photos[1])]
+    rows = [
+        f'{{"image": "{path.as_posix()}", "captions": ["a dog"]}}' for path in (image_paths[0], broken, image_paths[1])
+    ]
     (tmp_path / "photos.jsonl").write_text("\n".join(rows), encoding="utf-8")
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + "published: [{metric: cider, value: 1.458, source: a paper}]\n", encoding="utf-8")

@@ -20,15 +20,15 @@ pytestmark = pytest.mark.usefixtures("captions")
 
 
 @pytest.fixture
-def captions(tiny_model: Model, photos: list[Path]) -> list[str]:
-    return tiny_model.caption(photos[:2])
+def captions(tiny_model: Model, image_paths: list[Path]) -> list[str]:
+    return tiny_model.caption(image_paths[:2])
 
 
 @pytest.fixture
-def here(photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(image_paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two images, in which commands run."""
-    for name, photo in (("a.png", photos[0]), ("b ü.png", photos[1])):
-        (tmp_path / name).write_bytes(photo.read_bytes())
+    for name, image_path in (("a.png", image_paths[0]), ("b ü.png", image_paths[1])):
+        (tmp_path / name).write_bytes(image_path.read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -27,12 +27,12 @@ COPIES = 12
 
 
 @pytest.fixture
-def folder(photos: list[Path], tmp_path: Path) -> Path:
+def folder(image_paths: list[Path], tmp_path: Path) -> Path:
     """Sixty images, and one that is none."""
     place = tmp_path / "photos"
     place.mkdir()
-    for number in range(COPIES * len(photos)):
-        (place / f"{number}.png").write_bytes(photos[number % len(photos)].read_bytes())
+    for number in range(COPIES * len(image_paths)):
+        (place / f"{number}.png").write_bytes(image_paths[number % len(image_paths)].read_bytes())
     (place / "3.jpg").write_bytes(b"no image at all")
     return place
 

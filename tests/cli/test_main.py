@@ -131,7 +131,7 @@ def test_the_examples_run(
     run: Run,
     tiny_model: Model,
     tiny_model_folder: Path,
-    photos: list[Path],
+    image_paths: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     official_folder: Path,
@@ -139,7 +139,7 @@ def test_the_examples_run(
 ) -> None:
     (tmp_path / "photos" / "more").mkdir(parents=True)
     for name in ("photo.jpg", "photos/one.jpg", "photos/more/two.jpg", "photos/merlion.png", "photos/demo.jpg"):
-        shutil.copy(photos[0], tmp_path / name)
+        shutil.copy(image_paths[0], tmp_path / name)
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     shutil.copytree(tiny_model_folder, tmp_path / "weights")
     torch.save({"model": {"opt_proj.weight": torch.ones(4, 8)}}, tmp_path / "blip2_pretrained_opt2.7b.pth")
@@ -201,15 +201,17 @@ def pretend_to_download(name: str, **options: Any) -> tuple[LocalFile, ...]:
     return tuple(LocalFile(source, Path(source.name)) for source in official(name).files)
 
 
-def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos: list[Path], tmp_path: Path) -> None:
-    photo, empty = photos[0], tmp_path
+def test_a_failure_before_any_image_is_code_2_and_one_sentence(
+    run: Run, image_paths: list[Path], tmp_path: Path
+) -> None:
+    image_path, empty = image_paths[0], tmp_path
     wrong: list[tuple[list[str | Path], str]] = [
         (["caption", "nowhere.png"], "nowhere.png: there is no such file or folder; check the path"),
         (["caption", empty], f"{empty}: there is no image in this folder"),
-        (["caption", photo, "--model", "blip3"], "blip3 is neither a model folder nor a known model"),
-        (["ask", photo, "why?", "--model", empty], f"{empty / 'config.json'} is missing"),
-        (["match", photo, "a dog", "--dtype", "int3"], "dtype 'int3' is not one of"),
-        (["chat", photo, "--device", "toaster"], "device 'toaster'"),
+        (["caption", image_path, "--model", "blip3"], "blip3 is neither a model folder nor a known model"),
+        (["ask", image_path, "why?", "--model", empty], f"{empty / 'config.json'} is missing"),
+        (["match", image_path, "a dog", "--dtype", "int3"], "dtype 'int3' is not one of"),
+        (["chat", image_path, "--device", "toaster"], "device 'toaster'"),
         (["chat", empty / "x.png"], "there is no such file"),
     ]
     for arguments, message in wrong:
@@ -221,12 +223,12 @@ def test_a_failure_before_any_image_is_code_2_and_one_sentence(run: Run, photos:
         assert ran.err.count("\n") == 1
 
 
-def test_ctrl_c_is_code_130(run: Run, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_code_130(run: Run, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> Model:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(openblip, "load", interrupted)
-    assert run("caption", photos[0]).code == 130
+    assert run("caption", image_paths[0]).code == 130
 
 
 def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tiny_model_folder: Path) -> None:
@@ -253,10 +255,10 @@ def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tin
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break in another way on Windows")
-def test_a_reader_that_is_gone_ends_the_process_quietly(photos: list[Path], tiny_model_folder: Path) -> None:
+def test_a_reader_that_is_gone_ends_the_process_quietly(image_paths: list[Path], tiny_model_folder: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = start("caption", photos[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer)
+    process = start("caption", image_paths[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer)
     os.close(writer)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (141, "")

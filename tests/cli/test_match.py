@@ -14,13 +14,15 @@ from .conftest import Run
 TEXTS = ["a dog", "two children play with a red ball", "the beach"]
 
 
-def test_the_best_text_comes_first(run: Run, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
-    ran = run("match", photos[0], *TEXTS, "-m", tiny_model_folder)
+def test_the_best_text_comes_first(
+    run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path]
+) -> None:
+    ran = run("match", image_paths[0], *TEXTS, "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
     assert ran.lines[0].split() == ["itm", "itc", "text"]
-    expected = sorted(tiny_model.match(photos[0], TEXTS), key=lambda match: -match.itm)
+    expected = sorted(tiny_model.match(image_paths[0], TEXTS), key=lambda match: -match.itm)
     assert ran.lines[1:] == [f"{match.itm:.3f}  {match.itc:6.3f}  {match.text}" for match in expected]
-    records = run("match", photos[0], *TEXTS, "-m", tiny_model_folder, "--json").records
+    records = run("match", image_paths[0], *TEXTS, "-m", tiny_model_folder, "--json").records
     assert [record["text"] for record in records] == [match.text for match in expected]
     assert [record["itm"] for record in records] == pytest.approx([match.itm for match in expected])
     assert [record["itc"] for record in records] == pytest.approx([match.itc for match in expected], abs=1e-5)
@@ -43,7 +45,7 @@ def test_images_of_a_list_are_each_looked_at_once(
     run: Run,
     tiny_model: Model,
     tiny_model_folder: Path,
-    photos: list[Path],
+    image_paths: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -54,12 +56,16 @@ def test_images_of_a_list_are_each_looked_at_once(
     monkeypatch.setattr(
         Blip2Network, "image_features", lambda self, pixels: looks.append(len(pixels)) or encode(self, pixels)
     )
-    listed = [photos[0], "-i", broken, "--image", photos[1], "-i", photos[2]]
+    listed = [image_paths[0], "-i", broken, "--image", image_paths[1], "-i", image_paths[2]]
     ran = run("match", *listed, *TEXTS, "-m", tiny_model_folder, "--batch-size", "2", "--json")
     assert ran.code == 1 and "broken.jpg" in ran.err
     assert looks == [1, 2]  # the broken one is in the first batch
     bad, *records = ran.records
     assert bad["image"] == str(broken) and "error" in bad
-    expected = {(str(photo), match.text): match.itm for photo in photos[:3] for match in tiny_model.match(photo, TEXTS)}
+    expected = {
+        (str(image_path), match.text): match.itm
+        for image_path in image_paths[:3]
+        for match in tiny_model.match(image_path, TEXTS)
+    }
     assert {(record["image"], record["text"]): record["itm"] for record in records} == pytest.approx(expected, abs=1e-5)
     assert [record["itm"] for record in records] == sorted((record["itm"] for record in records), reverse=True)

@@ -19,12 +19,12 @@ def adapter(tmp_path: Path, tiny_model_folder: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_a_folder_of_its_own(run: Run, adapter: Path, tmp_path: Path, photos: list[Path]) -> None:
+def test_a_folder_of_its_own(run: Run, adapter: Path, tmp_path: Path, image_paths: list[Path]) -> None:
     ran = run("merge", adapter, tmp_path / "merged", "--storage", "float16")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(f"{tmp_path / 'merged' / 'model.safetensors'} (")
-    expected = openblip.load(adapter, device="cpu").caption(photos[0])
-    assert run("caption", photos[0], "-m", tmp_path / "merged").out == f"{photos[0]}: {expected}\n"
+    expected = openblip.load(adapter, device="cpu").caption(image_paths[0])
+    assert run("caption", image_paths[0], "-m", tmp_path / "merged").out == f"{image_paths[0]}: {expected}\n"
 
 
 def test_what_cannot_be_merged(run: Run, adapter: Path, tmp_path: Path) -> None:
@@ -36,9 +36,9 @@ def test_what_cannot_be_merged(run: Run, adapter: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["caption", "{}"], ["ask", "{}", "what is it?"], ["match", "{}", "a dog", "a cat"]])
 def test_adapters_of_a_model_that_is_loaded(
-    run: Run, adapter: Path, tiny_model_folder: Path, photos: list[Path], words: list[str]
+    run: Run, adapter: Path, tiny_model_folder: Path, image_paths: list[Path], words: list[str]
 ) -> None:
-    words = [word.format(photos[0]) for word in words]
+    words = [word.format(image_paths[0]) for word in words]
     plain = run(*words, "-m", tiny_model_folder)
     adapted = run(*words, "-m", tiny_model_folder, "--adapter", adapter)
     assert adapted.code == 0

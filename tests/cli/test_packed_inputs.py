@@ -17,9 +17,9 @@ from openblip.models.model import Model
 from .conftest import Run
 
 
-def in_tar(photo: Path, folder: Path) -> str:
+def in_tar(image_path: Path, folder: Path) -> str:
     with tarfile.open(folder / "images.tar", "w") as tar:
-        tar.add(photo, "one.png")
+        tar.add(image_path, "one.png")
         text = b"a caption"
         entry = tarfile.TarInfo("one.txt")
         entry.size = len(text)
@@ -27,12 +27,12 @@ def in_tar(photo: Path, folder: Path) -> str:
     return str(folder / "images.tar")
 
 
-def in_parquet(photo: Path, folder: Path) -> str:
-    pyarrow.parquet.write_table(pyarrow.table({"image": [photo.read_bytes()]}), folder / "images.parquet")
+def in_parquet(image_path: Path, folder: Path) -> str:
+    pyarrow.parquet.write_table(pyarrow.table({"image": [image_path.read_bytes()]}), folder / "images.parquet")
     return str(folder / "images.parquet")
 
 
-def on_standard_input(photo: Path, folder: Path) -> str:
+def on_standard_input(image_path: Path, folder: Path) -> str:
     return "-"
 
 
@@ -42,11 +42,11 @@ def test_a_packed_image_is_captioned(
     run: Run,
     tiny_model: Model,
     tiny_model_folder: Path,
-    photos: list[Path],
+    image_paths: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photos[0].read_bytes())))
-    ran = run("caption", pack(photos[0], tmp_path), "-m", tiny_model_folder)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(image_paths[0].read_bytes())))
+    ran = run("caption", pack(image_paths[0], tmp_path), "-m", tiny_model_folder)
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.endswith(f": {tiny_model.caption(photos[0])}\n")
+    assert ran.out.endswith(f": {tiny_model.caption(image_paths[0])}\n")

@@ -110,10 +110,10 @@ def test_what_no_path_can_hold_is_told_in_a_sentence(run: Run, arguments: list[s
 
 
 def test_a_changed_fine_tuning_is_told_by_its_options(
-    run: Run, photos: list[Path], tmp_path: Path, tiny_model_folder: Path
+    run: Run, image_paths: list[Path], tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     table = tmp_path / "pairs.csv"
-    table.write_text("image,caption\n" + "".join(f"{photo},a red ball\n" for photo in photos))
+    table.write_text("image,caption\n" + "".join(f"{image_path},a red ball\n" for image_path in image_paths))
     command = ["finetune", "--data", table, "--model", tiny_model_folder, "--output", tmp_path / "new", "--epochs", "1"]
     assert run(*command, "--lr", "0.001").code == 0
     checkpoint = tmp_path / "new/checkpoint.pt"

@@ -40,8 +40,8 @@ def refused(ran: Ran, *words: str) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path, photos: list[Path]) -> Path:
-    lines = [{"image": str(photo), "captions": ["a red ball"]} for photo in photos]
+def data(tmp_path: Path, image_paths: list[Path]) -> Path:
+    lines = [{"image": str(image_path), "captions": ["a red ball"]} for image_path in image_paths]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
@@ -145,9 +145,9 @@ def test_merging_and_averaging_on_a_full_disk(run: Run, data: Path, tiny_model_f
 )
 @pytest.mark.parametrize("size", [0, 100, 1000, 2500])
 def test_output_files_on_a_full_disk(
-    run: Run, photos: list[Path], tmp_path: Path, tiny_model_folder: Path, command: list[str], name: str, size: int
+    run: Run, image_paths: list[Path], tmp_path: Path, tiny_model_folder: Path, command: list[str], name: str, size: int
 ) -> None:
-    folder = photos[0].parent
+    folder = image_paths[0].parent
     words = ["a dog"] if command[0] in ("ask", "match") else []
     program = [command[0], folder, *words, *command[1:], "-m", tiny_model_folder]
     program += [] if command[0] == "ask" else ["--batch-size", "1"]
@@ -194,11 +194,11 @@ def test_quantising_on_a_full_disk(run: Run, tmp_path: Path, tiny_model_folder: 
 @pytest.mark.parametrize(
     "words",
     [
-        ["caption", "{photo}", "-m", "{model}"],
-        ["ask", "{photo}", "what?", "-m", "{model}", "--stream"],
-        ["match", "{photo}", "a dog", "-m", "{model}", "--json"],
+        ["caption", "{image_path}", "-m", "{model}"],
+        ["ask", "{image_path}", "what?", "-m", "{model}", "--stream"],
+        ["match", "{image_path}", "a dog", "-m", "{model}", "--json"],
         ["embed", "--text", "a dog", "-m", "{model}", "--json"],
-        ["caption", "{photo}", "-m", "{model}", "--output", "/dev/full"],
+        ["caption", "{image_path}", "-m", "{model}", "--output", "/dev/full"],
         ["models"],
         ["inspect", "{model}"],
         ["caption", "--help"],
@@ -208,9 +208,9 @@ def test_quantising_on_a_full_disk(run: Run, tmp_path: Path, tiny_model_folder: 
     ids=lambda words: " ".join(words[:2]),
 )
 def test_standard_output_on_a_full_disk(
-    training: Path, photos: list[Path], tiny_model_folder: Path, words: list[str]
+    training: Path, image_paths: list[Path], tiny_model_folder: Path, words: list[str]
 ) -> None:
-    filled = [word.format(photo=photos[0], model=tiny_model_folder, recipe=training) for word in words]
+    filled = [word.format(image_path=image_paths[0], model=tiny_model_folder, recipe=training) for word in words]
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
             [sys.executable, "-m", "openblip", *filled], stdout=full, stderr=subprocess.PIPE, text=True, check=False

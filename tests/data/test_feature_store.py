@@ -36,7 +36,7 @@ def encode(pixels: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
+def image_paths(tmp_path: Path) -> list[Path]:
     draw = np.random.default_rng(0)
     paths = []
     for number in range(40):
@@ -46,7 +46,7 @@ def photos(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def build(photos: list[Path], folder: Path, stop_at: int | None = None) -> tuple[FeatureStore, int]:
+def build(image_paths: list[Path], folder: Path, stop_at: int | None = None) -> tuple[FeatureStore, int]:
     """The store and how many batches were encoded for it; with `stop_at`, killed at that batch."""
     calls = 0
 
@@ -58,7 +58,7 @@ def build(photos: list[Path], folder: Path, stop_at: int | None = None) -> tuple
         return encode(pixels)
 
     store = FeatureStore(folder)
-    assert not fill(store, photos, counted, TRANSFORM, PLAN, batch_size=2)
+    assert not fill(store, image_paths, counted, TRANSFORM, PLAN, batch_size=2)
     return store, calls
 
 
@@ -68,9 +68,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SHARD_BYTES", 3 * 2 * 3 * 4 * 6 * 2)
 
 
-def test_cached_views_equal_direct_ones(photos: list[Path], tmp_path: Path) -> None:
-    store, _ = build(photos, tmp_path / "cache")
-    chosen = [photos[7], photos[31], photos[7]]
+def test_cached_views_equal_direct_ones(image_paths: list[Path], tmp_path: Path) -> None:
+    store, _ = build(image_paths, tmp_path / "cache")
+    chosen = [image_paths[7], image_paths[31], image_paths[7]]
     found = store.patches(chosen, [0, 2, 1])
     views = [
         make_view(load_image(path), path.name, view, PLAN.min_area)
@@ -80,73 +80,73 @@ def test_cached_views_equal_direct_ones(photos: list[Path], tmp_path: Path) -> N
     assert found.dtype == torch.float32
 
 
-def test_a_killed_run_goes_on_to_the_same_features(photos: list[Path], tmp_path: Path) -> None:
-    whole, _ = build(photos, tmp_path / "whole")
+def test_a_killed_run_goes_on_to_the_same_features(image_paths: list[Path], tmp_path: Path) -> None:
+    whole, _ = build(image_paths, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        build(photos, tmp_path / "killed", stop_at=18)
+        build(image_paths, tmp_path / "killed", stop_at=18)
     assert len(list((tmp_path / "killed").glob("*.npy"))) == 5
-    resumed, batches = build(photos, tmp_path / "killed")
+    resumed, batches = build(image_paths, tmp_path / "killed")
     assert batches == 5  # 30 of 40 images were kept
     views = [number % 3 for number in range(40)]
-    assert torch.equal(whole.patches(photos, views), resumed.patches(photos, views))
+    assert torch.equal(whole.patches(image_paths, views), resumed.patches(image_paths, views))
 
 
 @pytest.mark.parametrize("index", ["[", "[" * 99_999, "3", '{"a": 1}', "[[1], 2, 3, 4, 5, 6]"], ids=range(5))
-def test_shards_that_were_cut_short_are_computed_again(photos: list[Path], tmp_path: Path, index: str) -> None:
+def test_shards_that_were_cut_short_are_computed_again(image_paths: list[Path], tmp_path: Path, index: str) -> None:
     folder = tmp_path / "cache"
-    whole, _ = build(photos, folder)
-    expected = whole.patches(photos, [1] * 40)
+    whole, _ = build(image_paths, folder)
+    expected = whole.patches(image_paths, [1] * 40)
     shards = sorted(path for path in folder.glob("*.npy") if len(np.load(path)) == 6)
     shards[0].write_bytes(shards[0].read_bytes()[:-2])
     shards[1].unlink()
     shards[2].with_suffix(".json").write_text(index)
     store = FeatureStore(folder)
     assert sorted(store.broken) == shards[:3]
-    assert sum(photo in store for photo in photos) == 40 - 18
-    again, batches = build(photos, folder)
-    assert batches == 9 and torch.equal(again.patches(photos, [1] * 40), expected)
+    assert sum(image_path in store for image_path in image_paths) == 40 - 18
+    again, batches = build(image_paths, folder)
+    assert batches == 9 and torch.equal(again.patches(image_paths, [1] * 40), expected)
 
 
-def test_features_are_of_a_file_as_it_is(photos: list[Path], tmp_path: Path) -> None:
+def test_features_are_of_a_file_as_it_is(image_paths: list[Path], tmp_path: Path) -> None:
     """An image that was changed, or another one of its name, is none that is known."""
-    store, _ = build(photos, tmp_path / "cache")
-    other = tmp_path / "other" / photos[0].name
+    store, _ = build(image_paths, tmp_path / "cache")
+    other = tmp_path / "other" / image_paths[0].name
     other.parent.mkdir()
     Image.new("RGB", (40, 40), (9, 200, 30)).save(other)
-    Image.new("RGB", (40, 40), (200, 9, 30)).save(photos[1])
+    Image.new("RGB", (40, 40), (200, 9, 30)).save(image_paths[1])
     fresh = FeatureStore(store.folder)
-    assert photos[0] in fresh and other not in fresh and photos[1] not in fresh
-    added, batches = build([other, *photos], store.folder)
+    assert image_paths[0] in fresh and other not in fresh and image_paths[1] not in fresh
+    added, batches = build([other, *image_paths], store.folder)
     assert batches == 1
-    differing = added.patches([other, photos[0]], [0, 0])
+    differing = added.patches([other, image_paths[0]], [0, 0])
     assert not torch.equal(differing[0], differing[1])
 
 
-def test_a_broken_image_is_named_and_the_others_are_kept(photos: list[Path], tmp_path: Path) -> None:
-    photos[3].write_bytes(b"not an image")
+def test_a_broken_image_is_named_and_the_others_are_kept(image_paths: list[Path], tmp_path: Path) -> None:
+    image_paths[3].write_bytes(b"not an image")
     store = FeatureStore(tmp_path / "cache")
-    bad = fill(store, photos, encode, TRANSFORM, PLAN, batch_size=2)
-    assert [each.image for each in bad] == [photos[3]] and "03.png" in bad[0].problem
-    assert [photo for photo in photos if photo not in store] == [photos[3]]
+    bad = fill(store, image_paths, encode, TRANSFORM, PLAN, batch_size=2)
+    assert [each.image for each in bad] == [image_paths[3]] and "03.png" in bad[0].problem
+    assert [image_path for image_path in image_paths if image_path not in store] == [image_paths[3]]
     with pytest.raises(OpenBlipError, match=r"has no features of .*03\.png"):
-        store.patches([photos[2], photos[3]], [0, 0])
+        store.patches([image_paths[2], image_paths[3]], [0, 0])
     assert len(store) == 39 and store.nbytes == 39 * 3 * 4 * 6 * 2
 
 
-def test_an_image_in_a_tar_has_the_features_of_its_file(photos: list[Path], tmp_path: Path) -> None:
+def test_an_image_in_a_tar_has_the_features_of_its_file(image_paths: list[Path], tmp_path: Path) -> None:
     archive = tmp_path / "shard.tar"
     with tarfile.open(archive, "w") as tar:
-        tar.add(photos[5], "deep/05.png")
+        tar.add(image_paths[5], "deep/05.png")
     with tarfile.open(archive) as tar:
         place = tar.getmember("deep/05.png")
     packed = PackedFile(archive, place.offset_data, place.size, "05.png")
     store = FeatureStore(tmp_path / "cache")
-    assert not fill(store, [photos[5], packed], encode, TRANSFORM, PLAN)
-    found = store.patches([photos[5], packed], [2, 2])
+    assert not fill(store, [image_paths[5], packed], encode, TRANSFORM, PLAN)
+    found = store.patches([image_paths[5], packed], [2, 2])
     assert torch.equal(found[0], found[1])
 
 
-def test_too_small_a_disk_is_told_before_it_is_full(photos: list[Path], tmp_path: Path) -> None:
+def test_too_small_a_disk_is_told_before_it_is_full(image_paths: list[Path], tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "cache")
     with pytest.raises(OpenBlipError, match=r"need 1000000000\.0 GB more, the disk has .* cache=null"):
         store.check_room(10**18)
@@ -195,7 +195,7 @@ def test_fingerprint_changes_with_settings_that_no_weight_tells() -> None:
     [(1e5, r"reach 1e\+05.*float16.*cache=null"), (float("nan"), "no numbers"), (float("inf"), "reach inf")],
 )
 def test_features_that_float16_cannot_keep_are_refused(
-    photos: list[Path], tmp_path: Path, worst: float, sentence: str
+    image_paths: list[Path], tmp_path: Path, worst: float, sentence: str
 ) -> None:
     def encode_one_badly(pixels: Tensor) -> Tensor:
         found = encode(pixels)
@@ -204,7 +204,7 @@ def test_features_that_float16_cannot_keep_are_refused(
 
     store = FeatureStore(tmp_path / "store")
     with pytest.raises(OpenBlipError, match=rf"01\.png.*{sentence}|{sentence}.*01\.png"):
-        fill(store, photos[:2], encode_one_badly, TRANSFORM, PLAN, batch_size=2)
+        fill(store, image_paths[:2], encode_one_badly, TRANSFORM, PLAN, batch_size=2)
     assert not list((tmp_path / "store").glob("*.npy"))
 
 
@@ -253,16 +253,16 @@ assert all(photo in FeatureStore(folder) for photo in photos), "another run has 
 """
 
 
-def test_two_runs_fill_one_store_at_once(photos: list[Path], tmp_path: Path) -> None:
+def test_two_runs_fill_one_store_at_once(image_paths: list[Path], tmp_path: Path) -> None:
     """As two commands would: neither loses a row of the other's, and each image is kept once."""
-    whole, _ = build(photos, tmp_path / "whole")
+    whole, _ = build(image_paths, tmp_path / "whole")
     folder = tmp_path / "shared"
     # A shard that was cut short, which both find and want to put right.
-    build(photos[:6], folder)
+    build(image_paths[:6], folder)
     (broken,) = folder.glob("*.npy")
     broken.write_bytes(broken.read_bytes()[:-2])
     (folder / "0123456789abcdef.npy.draft").write_bytes(b"left by a kill")
-    orders = (photos, photos[6:] + photos[:6])
+    orders = (image_paths, image_paths[6:] + image_paths[:6])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     running = [
         subprocess.Popen(
@@ -277,17 +277,17 @@ def test_two_runs_fill_one_store_at_once(photos: list[Path], tmp_path: Path) -> 
         _, told = process.communicate(timeout=100)
         assert process.returncode == 0, told
     keys = [key for path in folder.glob("*.json") for key in json.loads(path.read_text())]
-    assert len(keys) == len(set(keys)) == len(photos)
+    assert len(keys) == len(set(keys)) == len(image_paths)
     assert not list(folder.glob("*.draft"))
     views = [number % 3 for number in range(40)]
-    assert torch.equal(FeatureStore(folder).patches(photos, views), whole.patches(photos, views))
+    assert torch.equal(FeatureStore(folder).patches(image_paths, views), whole.patches(image_paths, views))
 
 
 def test_a_shard_that_is_being_replaced_is_not_deleted(
-    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was broken when it was looked at may be whole by the time that it could be deleted."""
-    store, _ = build(photos[:6], tmp_path / "cache")
+    store, _ = build(image_paths[:6], tmp_path / "cache")
     (path,) = store.folder.glob("*.npy")
     good = path.read_bytes()
     path.write_bytes(good[:-2])
@@ -299,21 +299,21 @@ def test_a_shard_that_is_being_replaced_is_not_deleted(
 
     monkeypatch.setattr(FeatureStore, "_alone", replaced_first)
     found = FeatureStore(store.folder)
-    assert not found.broken and all(photo in found for photo in photos[:6])
+    assert not found.broken and all(image_path in found for image_path in image_paths[:6])
 
 
-def test_features_of_an_image_never_change(photos: list[Path], tmp_path: Path) -> None:
+def test_features_of_an_image_never_change(image_paths: list[Path], tmp_path: Path) -> None:
     """What a run has learnt from, it has to find again, whoever computes it a second time."""
-    first, _ = build(photos, tmp_path / "cache")
+    first, _ = build(image_paths, tmp_path / "cache")
     other = FeatureStore(tmp_path / "elsewhere")
     other.folder = first.folder
-    fill(other, photos[3:9], lambda pixels: encode(pixels) + 1, TRANSFORM, PLAN, batch_size=4)
+    fill(other, image_paths[3:9], lambda pixels: encode(pixels) + 1, TRANSFORM, PLAN, batch_size=4)
     views = [0] * 40
-    assert torch.equal(FeatureStore(first.folder).patches(photos, views), first.patches(photos, views))
-    assert torch.equal(other.patches(photos[3:9], [0] * 6), first.patches(photos[3:9], [0] * 6))
+    assert torch.equal(FeatureStore(first.folder).patches(image_paths, views), first.patches(image_paths, views))
+    assert torch.equal(other.patches(image_paths[3:9], [0] * 6), first.patches(image_paths[3:9], [0] * 6))
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(photos: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_sentence(image_paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OpenBlipError, match=r"features cannot be written to .*file.* with cache=null$"):
         FeatureStore(tmp_path / "file/cache")

@@ -13,35 +13,36 @@ SAID = ["a dog runs on the beach", "two children play with a red ball", "the bal
 
 
 @pytest.fixture(scope="session")
-def captioned(photos: list[Path]) -> list[Sample]:
+def captioned(image_paths: list[Path]) -> list[Sample]:
     """Five images of two captions each."""
     return [
-        Sample((photo,), photo.stem, captions=(said, f"{said} today")) for photo, said in zip(photos, SAID, strict=True)
+        Sample((image_path,), image_path.stem, captions=(said, f"{said} today"))
+        for image_path, said in zip(image_paths, SAID, strict=True)
     ]
 
 
 @pytest.fixture(scope="session")
-def questioned(photos: list[Path]) -> list[Sample]:
+def questioned(image_paths: list[Path]) -> list[Sample]:
     """Ten questions about five images, by ten people each."""
     return [
         Sample(
-            (photo,),
-            photo.stem,
-            f"{photo.stem}-{place}",
+            (image_path,),
+            image_path.stem,
+            f"{image_path.stem}-{place}",
             question=question,
             answers=("red",) * 5 + ("two",) * 5,
             kind=("color", "number")[place],
         )
-        for photo in photos
+        for image_path in image_paths
         for place, question in enumerate(["what color is the ball", "how many children are there?"])
     ]
 
 
 @pytest.fixture
-def recipe(photos: list[Path], tiny_model_folder: Path, tmp_path: Path) -> Path:
+def recipe(image_paths: list[Path], tiny_model_folder: Path, tmp_path: Path) -> Path:
     """A caption recipe over six images, the third of which is broken."""
     (tmp_path / "data").mkdir()
-    names = [*photos[:2], tmp_path / "data/broken.jpg", *photos[2:]]
+    names = [*image_paths[:2], tmp_path / "data/broken.jpg", *image_paths[2:]]
     names[2].write_bytes(b"no image at all")
     lines = [{"image": str(name), "captions": [said]} for name, said in zip(names, [*SAID, "a"], strict=True)]
     (tmp_path / "data/captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

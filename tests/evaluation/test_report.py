@@ -29,7 +29,7 @@ def make_recipe(task: Task = Task.CAPTIONS, **fields: object) -> EvaluationRecip
 
 
 @pytest.fixture
-def found(photos: list[Path], tmp_path: Path) -> Evaluation:
+def found(image_paths: list[Path], tmp_path: Path) -> Evaluation:
     """Thirty captions, some hostile, about images of which one is gone."""
     rows = [
         Row(
@@ -38,7 +38,7 @@ def found(photos: list[Path], tmp_path: Path) -> Evaluation:
             references=(EVIL, "two dogs"),
             score=number / 10,
             scores={"cider": number / 10},
-            image_file=tmp_path / "gone.png" if number == 29 else photos[number % 5],
+            image_file=tmp_path / "gone.png" if number == 29 else image_paths[number % 5],
         )
         for number in range(30)
     ]

@@ -28,14 +28,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_files(recipe: Path, tiny_model: Model, photos: list[Path], tmp_path: Path) -> None:
+def test_files(recipe: Path, tiny_model: Model, image_paths: list[Path], tmp_path: Path) -> None:
     run = evaluate(load_evaluation(recipe))
-    said = tiny_model.caption(list(photos))
+    said = tiny_model.caption(list(image_paths))
     rows = lines(tmp_path / "out/predictions.jsonl")
     assert [row["row"] for row in rows] == [0, 1, 2, 3, 4, 5]
     assert [row.get("prediction") for row in rows] == [*said[:2], None, *said[2:]]
     assert "is not an image" in rows[2]["error"]
-    assert rows[0]["image"] == str(photos[0])
+    assert rows[0]["image"] == str(image_paths[0])
     assert rows[0]["references"] == ["a dog runs on the beach"]
     assert rows[0]["scores"]["cider"] == run.found.rows[0].score
     assert rows[0]["log_probability"] < 0
@@ -50,13 +50,13 @@ def test_files(recipe: Path, tiny_model: Model, photos: list[Path], tmp_path: Pa
     assert (tmp_path / "out/report.html").is_file()
 
 
-def test_answers_as_the_hub_keeps_them(recipe: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_answers_as_the_hub_keeps_them(recipe: Path, image_paths: list[Path], tmp_path: Path) -> None:
     """Objects of ten people are ten answers, in a CSV of pandas, too; a question may hold any character."""
     given = [
         {"answer": text, "answer_confidence": "yes", "answer_id": at} for at, text in enumerate(["red"] * 9 + ["two"])
     ]
     question = "what\u2028color?"
-    row = {"image": str(photos[0]), "question": question, "answers": given}
+    row = {"image": str(image_paths[0]), "question": question, "answers": given}
     (tmp_path / "data/vqa.jsonl").write_text(json.dumps(row), encoding="utf-8")
     with (tmp_path / "data/vqa.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*row])

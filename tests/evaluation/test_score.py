@@ -72,9 +72,10 @@ def test_answers_are_the_models(tiny_model: Model, questioned: list[Sample]) -> 
     found = score_model(tiny_model, questioned, Settings(Task.QUESTIONS))
     said = [
         answer
-        for photo in range(5)
+        for image_path in range(5)
         for answer in tiny_model.ask(
-            questioned[2 * photo].image, [sample.question for sample in questioned[2 * photo : 2 * photo + 2]]
+            questioned[2 * image_path].image,
+            [sample.question for sample in questioned[2 * image_path : 2 * image_path + 2]],
         )
     ]
     assert [row.prediction for row in found.rows] == said

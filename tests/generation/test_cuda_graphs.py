@@ -301,17 +301,19 @@ def test_limits_are_those_of_the_model() -> None:
             cache.hold(KeyValueCache(1, 3, 1, 4, 2, torch.float32, torch.device("cpu")))
 
 
-def test_a_whole_model_says_the_same(tiny_model: Model, photos: list[Path]) -> None:
+def test_a_whole_model_says_the_same(tiny_model: Model, image_paths: list[Path]) -> None:
     captured = copy.copy(tiny_model)
     captured.components = compose_blip2(tiny_model.parts, tiny_model.placement, ImageCache())
     assert captured.components.writer is not None and tiny_model.components.writer is not None
     graphs = captured.components.writer.language_model = Graphs(tiny_model.network.own_language_model, taped)
     questions = ["what color is the ball?", "how many children?"]
     for options in ({}, {"num_beams": 1}, {"top_p": 0.9, "seed": 1}):
-        assert captured.caption(photos, **options) == tiny_model.caption(photos, **options)
+        assert captured.caption(image_paths, **options) == tiny_model.caption(image_paths, **options)
         for _ in range(2):
-            assert captured.ask(photos[0], questions, **options) == tiny_model.ask(photos[0], questions, **options)
-    chat, other = captured.chat(photos[1]), tiny_model.chat(photos[1])
+            assert captured.ask(image_paths[0], questions, **options) == tiny_model.ask(
+                image_paths[0], questions, **options
+            )
+    chat, other = captured.chat(image_paths[1]), tiny_model.chat(image_paths[1])
     for question in questions:
         assert "".join(chat.ask(question, stream=True)) == other.ask(question, num_beams=1)
     assert graphs.idle and tiny_model.components.writer.language_model is tiny_model.network.language_model

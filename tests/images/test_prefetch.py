@@ -192,9 +192,9 @@ def test_a_lone_image_needs_no_thread() -> None:
     assert where == [threading.current_thread()] and not ours()
 
 
-def test_what_its_owner_may_close_is_read_before_the_next_is_asked_for(threads: int, photos: list[Path]) -> None:
+def test_what_its_owner_may_close_is_read_before_the_next_is_asked_for(threads: int, image_paths: list[Path]) -> None:
     def opened() -> Iterator[Image.Image]:
-        for path in photos:
+        for path in image_paths:
             with Image.open(path) as image:
                 yield image
 
@@ -204,9 +204,9 @@ def test_what_its_owner_may_close_is_read_before_the_next_is_asked_for(threads: 
             buffer[:] = level
             yield buffer
 
-    expected = to_pixels([load_image(path) for path in photos], TRANSFORM)
+    expected = to_pixels([load_image(path) for path in image_paths], TRANSFORM)
     assert torch.equal(pixels_of(opened(), 2), expected)
-    same = Image.open(photos[0])
+    same = Image.open(image_paths[0])
     assert torch.equal(pixels_of([same] * 9, 3), expected[:1].expand(9, -1, -1, -1))
     levels = pixels_of(one_buffer(), 3)
     assert torch.equal(levels, to_pixels([Image.new("RGB", (8, 8), (n, n, n)) for n in range(5)], TRANSFORM))
@@ -283,8 +283,8 @@ def test_an_interrupt_reaches_the_caller_from_the_source_and_from_the_work(threa
         next(read_ahead([Held("0"), Held("1")], work, 2))  # type: ignore[list-item]
 
 
-def test_captions_and_matches_leave_no_thread(tiny_model: Model, photos: list[Path]) -> None:
-    many = photos * 4
+def test_captions_and_matches_leave_no_thread(tiny_model: Model, image_paths: list[Path]) -> None:
+    many = image_paths * 4
     captions = tiny_model.caption_many(iter(many), batch_size=2, num_beams=1, max_new_tokens=2)
     matches = tiny_model.match_many(iter(many), ["a dog"], batch_size=2)
     for found in (captions, matches):
@@ -361,8 +361,8 @@ def test_pixels_of_odd_images_are_the_same_bits(threads: int, tmp_path: Path) ->
     assert torch.equal(to_pixels([load_image(path) for path in paths], TRANSFORM), expected)
 
 
-def test_results_stand_beside_their_sources(photos: list[Path]) -> None:
-    sources = ["gone.png", photos[0], b"", photos[1]]
+def test_results_stand_beside_their_sources(image_paths: list[Path]) -> None:
+    sources = ["gone.png", image_paths[0], b"", image_paths[1]]
     (batch,) = pixel_batches(sources, TRANSFORM, 8)
     assert batch.sources == sources and batch.pixels.shape == (2, 3, 32, 32)
     joined = [result if isinstance(result, str) else type(result) for _, result in batch.join(["a", "b"])]

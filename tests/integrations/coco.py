@@ -10,16 +10,16 @@ from pathlib import Path
 TEXTS = ["A woman wearing a net on her head cutting a cake. ", "Two dogs play.", "A red ball!", "A dog runs, and runs."]
 
 
-def write_coco(home: Path, photos: Sequence[Path]) -> Path:
+def write_coco(home: Path, image_paths: Sequence[Path]) -> Path:
     """Four captions to train on and an image each to validate and test on; returns the folder of images."""
     images = home / "coco/images"
     annotations = home / "coco/annotations"
     (images / "val2014").mkdir(parents=True)
     annotations.mkdir(parents=True)
     names = []
-    for number, photo in enumerate(photos):
+    for number, image_path in enumerate(image_paths):
         names.append(f"val2014/COCO_val2014_{number:012}.png")
-        shutil.copy(photo, images / names[-1])
+        shutil.copy(image_path, images / names[-1])
     rows = [
         {"caption": text, "image": name, "image_id": f"coco_{number}"}
         for number, (text, name) in enumerate(zip(TEXTS, names, strict=False))

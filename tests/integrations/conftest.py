@@ -39,5 +39,5 @@ def folder(opt: Theirs, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(photos: list[Path]) -> list[Image.Image]:
-    return [Image.open(photo).convert("RGB") for photo in photos]
+def images(image_paths: list[Path]) -> list[Image.Image]:
+    return [Image.open(image_path).convert("RGB") for image_path in image_paths]

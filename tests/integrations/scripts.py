@@ -130,10 +130,10 @@ def module(name: str, **contents: Any) -> ModuleType:
     return made
 
 
-def stand_ins(photo: Path) -> dict[str, ModuleType]:
-    """Libraries around the model, by name; every address on the web answers with `photo`."""
+def stand_ins(image_path: Path) -> dict[str, ModuleType]:
+    """Libraries around the model, by name; every address on the web answers with `image_path`."""
     return {
-        "requests": module("requests", get=lambda url, stream: SimpleNamespace(raw=photo.open("rb"))),
+        "requests": module("requests", get=lambda url, stream: SimpleNamespace(raw=image_path.open("rb"))),
         "gradio": module("gradio", Interface=Interface, Image=SimpleNamespace, Textbox=SimpleNamespace),
         "fastapi": module("fastapi", FastAPI=FastAPI, UploadFile=UploadFile, File=lambda default: None),
         "langchain": module("langchain"),
@@ -206,8 +206,8 @@ def read_table(path: Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def write_table(path: Path, photos: Sequence[Path]) -> Path:
-    path.write_text("image\n" + "".join(f"{photo}\n" for photo in photos), encoding="utf-8")
+def write_table(path: Path, image_paths: Sequence[Path]) -> Path:
+    path.write_text("image\n" + "".join(f"{image_path}\n" for image_path in image_paths), encoding="utf-8")
     return path
 
 

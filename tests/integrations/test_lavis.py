@@ -198,7 +198,7 @@ def test_t5_captions_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> N
 # -- processors
 
 
-def test_evaluation_pixels_are_transformers(photos: list[Path]) -> None:
+def test_evaluation_pixels_are_transformers(image_paths: list[Path]) -> None:
     images, texts = load_preprocess(
         {
             "vis_processor": {"eval": {"name": "blip_image_eval", "image_size": 224}},
@@ -206,17 +206,17 @@ def test_evaluation_pixels_are_transformers(photos: list[Path]) -> None:
         }
     )
     reference = BlipImageProcessor(size={"height": 224, "width": 224})
-    for photo in photos:
-        with Image.open(photo) as opened:
+    for image_path in image_paths:
+        with Image.open(image_path) as opened:
             image = opened.convert("RGB")
         expected = reference(image, return_tensors="pt")["pixel_values"][0]
         assert torch.allclose(images["eval"](image), expected, atol=1e-6)
     assert texts["eval"]("A Dog, running.\tFast!  (really)\n") == "a photo of a dog, running fast really"
 
 
-def test_training_images_are_crops(photos: list[Path]) -> None:
+def test_training_images_are_crops(image_paths: list[Path]) -> None:
     train = load_preprocess({"vis_processor": {"train": {"name": "blip2_image_train", "image_size": 32}}})[0]["train"]
-    views = torch.stack([train(photos[0]) for _ in range(6)])
+    views = torch.stack([train(image_paths[0]) for _ in range(6)])
     assert views.shape == (6, 3, 32, 32)
     assert len({view.sum().item() for view in views}) == 6
 
@@ -276,9 +276,9 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
     return write_writer(tmp_path_factory.mktemp("writer"))
 
 
-def test_a_captioning_script(writer: Theirs, photos: list[Path]) -> None:
+def test_a_captioning_script(writer: Theirs, image_paths: list[Path]) -> None:
     device = "cpu"
-    raw_image = Image.open(photos[0]).convert("RGB")
+    raw_image = Image.open(image_paths[0]).convert("RGB")
     model, vis_processors, _ = load_model_and_preprocess(
         name="blip2_opt", model_type=writer.folder, is_eval=True, device=device
     )
@@ -294,12 +294,12 @@ def test_a_captioning_script(writer: Theirs, photos: list[Path]) -> None:
     )
 
 
-def test_a_feature_script(photos: list[Path], tmp_path: Path) -> None:
+def test_a_feature_script(image_paths: list[Path], tmp_path: Path) -> None:
     theirs = write_matcher(tmp_path)
     model, vis_processors, txt_processors = load_model_and_preprocess(
         name="blip2_feature_extractor", model_type=str(theirs.folder), is_eval=True
     )
-    image = vis_processors["eval"](Image.open(photos[0])).unsqueeze(0)
+    image = vis_processors["eval"](Image.open(image_paths[0])).unsqueeze(0)
     sample = {"image": image, "text_input": [txt_processors["eval"]("A red ball.")]}
     image_features = model.extract_features(sample, mode="image")
     text_features = model.extract_features(sample, mode="text")

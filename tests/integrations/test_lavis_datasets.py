@@ -138,17 +138,17 @@ def test_vqa_weights_answers_as_lavis(home: Path) -> None:
 
 
 def test_training_images_follow_the_seeds_of_pytorch() -> None:
-    photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    image_path = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     processor = Blip2ImageTrainProcessor(ImageTransform(16))
 
     def seen(seed: int) -> list[Tensor]:
         torch.manual_seed(seed)
-        return [processor(photo) for _ in range(4)]
+        return [processor(image_path) for _ in range(4)]
 
     first = seen(1)
     assert all(map(torch.equal, first, seen(1)))
     assert not torch.equal(first[0], seen(2)[0]) and not torch.equal(first[0], first[1])
-    own = [Blip2ImageTrainProcessor(ImageTransform(16), draw=random.Random(3))(photo) for _ in range(2)]
+    own = [Blip2ImageTrainProcessor(ImageTransform(16), draw=random.Random(3))(image_path) for _ in range(2)]
     assert torch.equal(*own), "a source of one's own is not PyTorch's"
 
 

@@ -45,9 +45,9 @@ RUN: dict[str, Any] = {
 
 
 @pytest.fixture
-def coco(tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, LavisDataset]:
+def coco(tmp_path: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, LavisDataset]:
     monkeypatch.setenv("OPENBLIP_DATA", str(tmp_path / "home"))
-    write_coco(tmp_path / "home", photos)
+    write_coco(tmp_path / "home", image_paths)
     return load_dataset("coco_caption")
 
 

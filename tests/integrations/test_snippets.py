@@ -108,25 +108,25 @@ def matcher(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
 
 @pytest.fixture
 def granted(
-    writer: Theirs, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: Theirs, image_paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[bool], dict[str, Any]]:
     """What scripts take for granted, with OpenBLIP's or with transformers' model where they do not load one."""
-    for name, stand_in in stand_ins(photos[0]).items():
+    for name, stand_in in stand_ins(image_paths[0]).items():
         monkeypatch.setitem(sys.modules, name, stand_in)
     monkeypatch.chdir(tmp_path)
-    table = write_table(tmp_path / "photos.csv", photos[:2])
+    table = write_table(tmp_path / "photos.csv", image_paths[:2])
 
     def names(reference: bool) -> dict[str, Any]:
         library: Any = transformers if reference else ours
         return {
             "FOLDER": str(writer.folder),
-            "PHOTO": photos[0],
+            "PHOTO": image_paths[0],
             "TABLE": table,
             "DEVICE": "cpu",
             "Image": Image,
             "torch": torch,
             "DataLoader": DataLoader,
-            "raw_image": opened(photos[0]),
+            "raw_image": opened(image_paths[0]),
             "AutoProcessor": library.AutoProcessor,
             "Blip2ForConditionalGeneration": library.Blip2ForConditionalGeneration,
             "processor": library.Blip2Processor.from_pretrained(writer.folder),
@@ -194,7 +194,7 @@ def test_random_draws_are_the_same_ones(granted: Callable[[bool], dict[str, Any]
     check_same(*drawn)
 
 
-def test_functions_of_scripts(granted: Callable[[bool], dict[str, Any]], photos: list[Path]) -> None:
+def test_functions_of_scripts(granted: Callable[[bool], dict[str, Any]], image_paths: list[Path]) -> None:
     told = {"check_colors_and_textures": len, "pd": module("pandas", read_csv=read_table)}
     results = []
     for reference in (False, True):
@@ -205,16 +205,16 @@ def test_functions_of_scripts(granted: Callable[[bool], dict[str, Any]], photos:
         results.append(
             [
                 [table["generate_text"](row) for row in table["data"]],
-                asked["analyze_medical_image"](photos[1]),
-                demo.fn(opened(photos[2])),
-                demo.fn(opened(photos[2]), "What colors are in this image?"),
+                asked["analyze_medical_image"](image_paths[1]),
+                demo.fn(opened(image_paths[2])),
+                demo.fn(opened(image_paths[2]), "What colors are in this image?"),
             ]
         )
     assert results[0] == results[1]
     assert len({text for text, _ in results[0][0]}) == 2
 
 
-def test_a_server_and_an_agent(granted: Callable[[bool], dict[str, Any]], photos: list[Path]) -> None:
+def test_a_server_and_an_agent(granted: Callable[[bool], dict[str, Any]], image_paths: list[Path]) -> None:
     results = []
     for reference in (False, True):
         app = run(["fastapi"], granted(reference), reference=reference).names["app"]
@@ -222,11 +222,11 @@ def test_a_server_and_an_agent(granted: Callable[[bool], dict[str, Any]], photos
         agent = run(["langchain"], {**granted(reference), "llm": None}, reference=reference).names["agent"]
         results.append(
             [
-                asyncio.run(app.called["/caption"](UploadFile(photos[0]))),
-                asyncio.run(app.called["/caption"](UploadFile(photos[0]), "What is it?")),
-                asyncio.run(app.called["/batch_caption"]([UploadFile(photo) for photo in photos[:3]])),
-                agent["image_caption"]._run(str(photos[1])),
-                agent["visual_qa"]._run(f"{photos[1]} | Is it red?"),
+                asyncio.run(app.called["/caption"](UploadFile(image_paths[0]))),
+                asyncio.run(app.called["/caption"](UploadFile(image_paths[0]), "What is it?")),
+                asyncio.run(app.called["/batch_caption"]([UploadFile(image_path) for image_path in image_paths[:3]])),
+                agent["image_caption"]._run(str(image_paths[1])),
+                agent["visual_qa"]._run(f"{image_paths[1]} | Is it red?"),
             ]
         )
     assert results[0] == results[1]
@@ -237,9 +237,9 @@ def test_a_server_and_an_agent(granted: Callable[[bool], dict[str, Any]], photos
 
 
 @pytest.fixture
-def pairs(photos: list[Path]) -> list[dict[str, Any]]:
+def pairs(image_paths: list[Path]) -> list[dict[str, Any]]:
     captions = ["a dog runs on the beach", "two children play", "a red ball", "a dog", "Question: what is it?"]
-    return [{"image_path": photo, "caption": text} for photo, text in zip(photos, captions, strict=True)]
+    return [{"image_path": image_path, "caption": text} for image_path, text in zip(image_paths, captions, strict=True)]
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def sets(granted: Callable[[bool], dict[str, Any]], pairs: list[dict[str, Any]])
     ]
 
 
-def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], photos: list[Path], tmp_path: Path) -> None:
+def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], image_paths: list[Path], tmp_path: Path) -> None:
     for key, value in sets[1]["dataset"][1].items():
         check_same(sets[0]["dataset"][1][key], value)
     done = []
@@ -267,7 +267,7 @@ def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], photos: l
     # What was saved is a folder of transformers, and the model that transformers trained.
     saved = [tmp_path / number / "blip2-finetuned" for number in ("0", "1")]
     inputs = [
-        AutoProcessor.from_pretrained(folder)(opened(photos[0]), "a dog", return_tensors="pt") for folder in saved
+        AutoProcessor.from_pretrained(folder)(opened(image_paths[0]), "a dog", return_tensors="pt") for folder in saved
     ]
     assert inputs[0].keys() == inputs[1].keys()
     models = [Blip2ForConditionalGeneration.from_pretrained(folder) for folder in saved]
@@ -278,7 +278,7 @@ def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], photos: l
 
 
 def test_low_rank_adapters_learn_the_same(
-    granted: Callable[[bool], dict[str, Any]], pairs: list[dict[str, Any]], photos: list[Path], tmp_path: Path
+    granted: Callable[[bool], dict[str, Any]], pairs: list[dict[str, Any]], image_paths: list[Path], tmp_path: Path
 ) -> None:
     done = [run(["low-rank adapters"], granted(bool(reference)), reference=bool(reference)) for reference in (0, 1)]
     assert done[0].said.partition(" ||")[0] == done[1].said.partition(" ||")[0] == "trainable params: 8,192"
@@ -308,14 +308,16 @@ def test_low_rank_adapters_learn_the_same(
         assert ((trained[0][name] - expected).abs() > 0.01 * expected.abs().max()).float().mean() < 0.01, name
     # Each library takes what was trained in the other.
     base = granted(True)["FOLDER"]
-    inputs = granted(True)["processor"](opened(photos[0]), "a dog", return_tensors="pt")
+    inputs = granted(True)["processor"](opened(image_paths[0]), "a dog", return_tensors="pt")
     said = []
     for library, folder in [(transformers, folders[0]), (ours, folders[1])]:
         bare = library.Blip2ForConditionalGeneration.from_pretrained(base)
         said.append(peft.PeftModel.from_pretrained(bare, folder).generate(**inputs, max_new_tokens=9))
     check_same(*said)
     # So does the rest of OpenBLIP.
-    assert openblip.load(folders[0]).caption(photos[0]) == openblip.load(base, adapter=folders[1]).caption(photos[0])
+    assert openblip.load(folders[0]).caption(image_paths[0]) == openblip.load(base, adapter=folders[1]).caption(
+        image_paths[0]
+    )
 
 
 def test_only_the_qformer_is_trained(granted: Callable[[bool], dict[str, Any]]) -> None:
@@ -330,9 +332,9 @@ def test_only_the_qformer_is_trained(granted: Callable[[bool], dict[str, Any]]) 
     assert ours_trained == {"qformer"}
 
 
-def test_data_parallel(granted: Callable[[bool], dict[str, Any]], photos: list[Path]) -> None:
+def test_data_parallel(granted: Callable[[bool], dict[str, Any]], image_paths: list[Path]) -> None:
     found, expected = both(granted, "DataParallel")
-    inputs = granted(True)["processor"](opened(photos[0]), "a dog", return_tensors="pt")
+    inputs = granted(True)["processor"](opened(image_paths[0]), "a dog", return_tensors="pt")
     logits = [torch.nn.DataParallel(one.names["model"])(**inputs).logits.float() for one in (found, expected)]
     assert (logits[0] - logits[1]).abs().max() <= TOLERANCE * logits[1].abs().max()
 
@@ -414,9 +416,9 @@ def test_accuracy_of_answers() -> None:
 # LAVIS
 
 
-def write(theirs: Theirs, photo: Path, prompt: str | None, **options: Any) -> str:
+def write(theirs: Theirs, image_path: Path, prompt: str | None, **options: Any) -> str:
     """What transformers writes with LAVIS' own settings."""
-    inputs = theirs.processor(opened(photo), prompt, return_tensors="pt")
+    inputs = theirs.processor(opened(image_path), prompt, return_tensors="pt")
     ids = theirs.model.generate(**inputs, num_beams=5, **options)[0].tolist()
     text_config = theirs.model.config.text_config
     if text_config.model_type == "opt":
@@ -426,9 +428,9 @@ def write(theirs: Theirs, photo: Path, prompt: str | None, **options: Any) -> st
     return str(theirs.processor.decode(told, skip_special_tokens=True)).strip()
 
 
-def test_lavis_conversation(t5_writer: Theirs, photos: list[Path]) -> None:
+def test_lavis_conversation(t5_writer: Theirs, image_paths: list[Path]) -> None:
     scripts = ["open an image", "load", "ask", "ask why", "chat"]
-    found = run([f"LAVIS: {name}" for name in scripts], {"FOLDER": str(t5_writer.folder), "PHOTO": photos[0]})
+    found = run([f"LAVIS: {name}" for name in scripts], {"FOLDER": str(t5_writer.folder), "PHOTO": image_paths[0]})
     prompts = [
         "Question: which city is this? Answer:",
         "Question: which city is this? Answer: singapore. Question: why?",
@@ -437,27 +439,27 @@ def test_lavis_conversation(t5_writer: Theirs, photos: list[Path]) -> None:
     assert prompts[2].endswith("Question: where is the name merlion coming from? Answer:")
     assert found.shown == [
         (596, 437),
-        *([write(t5_writer, photos[0], prompt, max_new_tokens=30)] for prompt in prompts),
+        *([write(t5_writer, image_paths[0], prompt, max_new_tokens=30)] for prompt in prompts),
     ]
 
 
-def test_lavis_captions_and_answers(writer: Theirs, photos: list[Path]) -> None:
-    names = {"FOLDER": str(writer.folder), "PHOTO": photos[0]}
+def test_lavis_captions_and_answers(writer: Theirs, image_paths: list[Path]) -> None:
+    names = {"FOLDER": str(writer.folder), "PHOTO": image_paths[0]}
     captioned, answered = run(["LAVIS: caption"], names), run(["LAVIS: answer"], names)
-    assert captioned.said == f"{[write(writer, photos[0], None, max_new_tokens=29)]}\n"
+    assert captioned.said == f"{[write(writer, image_paths[0], None, max_new_tokens=29)]}\n"
     question = "which university is this photo taken at ?"
     assert answered.names["question"] == question
-    answer = write(writer, photos[0], question, max_new_tokens=10, length_penalty=0.0)
+    answer = write(writer, image_paths[0], question, max_new_tokens=10, length_penalty=0.0)
     assert answered.said == f"{[answer]}\n"
 
 
 @torch.no_grad()
-def test_lavis_features_and_matching(matcher: Theirs, photos: list[Path]) -> None:
-    names = {"FOLDER": str(matcher.folder), "PHOTO": photos[0]}
+def test_lavis_features_and_matching(matcher: Theirs, image_paths: list[Path]) -> None:
+    names = {"FOLDER": str(matcher.folder), "PHOTO": image_paths[0]}
     features = run(["LAVIS: features"], names)
     assert isinstance(matcher.model, Blip2ForImageTextRetrieval)
     text = "a large fountain spewing water into the air"
-    inputs = matcher.processor(opened(photos[0]), text, return_tensors="pt")
+    inputs = matcher.processor(opened(image_paths[0]), text, return_tensors="pt")
     expected = matcher.model(**inputs)
     check_same(features.names["features_image"].image_embeds_proj, expected.image_embeds)
     check_same(features.names["features_text"].text_embeds_proj[:, 0], expected.text_embeds)
@@ -466,27 +468,27 @@ def test_lavis_features_and_matching(matcher: Theirs, photos: list[Path]) -> Non
     assert features.said.startswith(f"torch.Size([1, {QUERIES}, 24])\ntorch.Size([1, {QUERIES}, 24])\n")
     assert f"torch.Size([1, {length}, 16])" in features.said
     matched = run(["LAVIS: load for matching", "LAVIS: match", "LAVIS: scores"], names)
-    inputs = matcher.processor(opened(photos[0]), "merlion in singapore", return_tensors="pt")
+    inputs = matcher.processor(opened(image_paths[0]), "merlion in singapore", return_tensors="pt")
     itm = matcher.model(**inputs, use_image_text_matching_head=True).logits_per_image
     check_same(matched.names["itm_output"], itm)
     assert f"with a probability of {itm.softmax(dim=1)[0, 1].item():.3%}" in matched.said
     assert f"has a cosine similarity of {matcher.model(**inputs).logits_per_image.item():.4f}" in matched.said
 
 
-def test_lavis_common_lines(writer: Theirs, photos: list[Path]) -> None:
-    names = {"FOLDER": str(writer.folder), "PHOTO": photos[0], "question": "Which city is this?"}
+def test_lavis_common_lines(writer: Theirs, image_paths: list[Path]) -> None:
+    names = {"FOLDER": str(writer.folder), "PHOTO": image_paths[0], "question": "Which city is this?"}
     found = run(["LAVIS: common lines"], names)
     assert found.shown == [
-        [write(writer, photos[0], None, max_new_tokens=29)],
-        [write(writer, photos[0], "which city is this?", max_new_tokens=10, length_penalty=0.0)],
-        [write(writer, photos[0], "Question: which city is this? Answer:", max_new_tokens=29)],
+        [write(writer, image_paths[0], None, max_new_tokens=29)],
+        [write(writer, image_paths[0], "which city is this?", max_new_tokens=10, length_penalty=0.0)],
+        [write(writer, image_paths[0], "Question: which city is this? Answer:", max_new_tokens=29)],
     ]
 
 
-def test_lavis_data_sets(tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lavis_data_sets(tmp_path: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "'coco_caption', 'coco_retrieval'" in run(["LAVIS: names of data sets"], {}).said
     monkeypatch.setenv("OPENBLIP_DATA", str(tmp_path))
-    images = write_coco(tmp_path, photos)
+    images = write_coco(tmp_path, image_paths)
     lines = run(["LAVIS: a data set"], {}).said.splitlines()
     assert lines[:2] == ["dict_keys(['train', 'val', 'test'])", str(len(TEXTS))]
     assert lines[2].startswith("{'image': <PIL.Image.Image image mode=RGB size=70x90")
@@ -499,9 +501,11 @@ def test_lavis_data_sets(tmp_path: Path, photos: list[Path], monkeypatch: pytest
     assert found["train"][1]["text_input"] == TEXTS[1] and found["val"][0]["image"].size == (110, 90)
 
 
-def test_lavis_training(writer: Theirs, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lavis_training(
+    writer: Theirs, tmp_path: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENBLIP_DATA", str(tmp_path))
-    write_coco(tmp_path, photos)
+    write_coco(tmp_path, image_paths)
     loaded = run(["LAVIS: load for training"], {"FOLDER": str(writer.folder)}).names
     # The document leaves it to its readers to say what cfg, task and datasets are.
     loaded["dataset"]["train"].set_processors(loaded["vis_processors"]["eval"], loaded["txt_processors"]["eval"])

@@ -163,7 +163,7 @@ def scores(model: Any, row: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("saved_by", ["ours", "theirs"])
 def test_folders_of_a_trainer_load_everywhere(
-    calm: Theirs, rows: list[dict[str, Tensor]], photos: list[Path], saved_by: str, tmp_path: Path
+    calm: Theirs, rows: list[dict[str, Tensor]], image_paths: list[Path], saved_by: str, tmp_path: Path
 ) -> None:
     library = ours if saved_by == "ours" else transformers
     trainer, _ = train(load(library, calm.folder), rows, tmp_path)
@@ -177,7 +177,7 @@ def test_folders_of_a_trainer_load_everywhere(
         has_words = {path.name for path in folder.iterdir()} >= WORDS
         assert has_words == (saved_by == "ours")  # ours knows its words
         words = None if has_words else calm.folder
-        caption.add(openblip.load(folder, tokenizer=words).caption(photos[0]))
+        caption.add(openblip.load(folder, tokenizer=words).caption(image_paths[0]))
         if not has_words:
             with pytest.raises(CheckpointError, match=r"has no vocabulary: .* with tokenizer=\.\.\. \(--tokenizer\)"):
                 openblip.load(folder)
@@ -334,7 +334,7 @@ def test_a_state_that_is_given_is_what_is_saved(calm: Theirs, rows: list[dict[st
 
 @pytest.mark.parametrize("library", [ours, transformers], ids=["ours", "theirs"])
 def test_a_processor_is_saved_beside_the_model(
-    calm: Theirs, rows: list[dict[str, Tensor]], photos: list[Path], library: Any, tmp_path: Path
+    calm: Theirs, rows: list[dict[str, Tensor]], image_paths: list[Path], library: Any, tmp_path: Path
 ) -> None:
     processor = library.Blip2Processor.from_pretrained(calm.folder)
     model = load(ours, calm.folder)
@@ -348,8 +348,8 @@ def test_a_processor_is_saved_beside_the_model(
     trainer.save_model(str(tmp_path / "last"))
     # The Trainer has set end tokens by the tokenizer's, which no text of transformers' BLIP-2 ends with, either.
     assert torch.equal(model.eval().generate(**asked, max_new_tokens=12), expected)
-    found = openblip.load(tmp_path / "last").caption(photos[0])
-    assert found == openblip.load(calm.folder).caption(photos[0])
+    found = openblip.load(tmp_path / "last").caption(image_paths[0])
+    assert found == openblip.load(calm.folder).caption(image_paths[0])
     assert library.Blip2Processor.from_pretrained(tmp_path / "last").num_query_tokens == 4
 
 

@@ -275,16 +275,18 @@ def test_the_config_has_what_scripts_ask_for(writer: Theirs) -> None:
     assert config.to_dict()["model_type"] == "blip-2" and config.get("nothing") is None
 
 
-def test_a_folder_of_ours(tiny_model: Model, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_a_folder_of_ours(tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path]) -> None:
     model = ours.Blip2ForConditionalGeneration.from_pretrained(tiny_model_folder)
     processor = ours.Blip2Processor.from_pretrained(tiny_model_folder)
     for prompt in ("", "a dog"):
         inputs = processor(
-            [openblip.images.decode.load_image(photo) for photo in photos], [prompt] * 5, return_tensors="pt"
+            [openblip.images.decode.load_image(image_path) for image_path in image_paths],
+            [prompt] * 5,
+            return_tensors="pt",
         )
         ids = model.generate(**inputs, num_beams=3, max_new_tokens=8, repetition_penalty=1.0)
         new = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        expected = tiny_model.caption(photos, prompt=prompt, num_beams=3, max_new_tokens=8, min_new_tokens=0)
+        expected = tiny_model.caption(image_paths, prompt=prompt, num_beams=3, max_new_tokens=8, min_new_tokens=0)
         assert [" ".join(text.split()) for text in new] == expected
     assert model.generate(**inputs, repetition_penalty=1.5).shape[0] == 5
     with pytest.raises(OpenBlipError, match="also writes"):
@@ -294,8 +296,8 @@ def test_a_folder_of_ours(tiny_model: Model, tiny_model_folder: Path, photos: li
 @pytest.mark.parametrize("options", [{"load_in_8bit": True}, {"load_in_4bit": True, "device_map": "cpu"}])
 def test_fewer_bits(options: dict[str, Any]) -> None:
     processor = ours.Blip2Processor.from_pretrained("mini")
-    photo = Image.open(EXAMPLES / "000000551780.jpg")
-    inputs = processor(photo, return_tensors="pt").to("cpu", torch.float16)
+    image_path = Image.open(EXAMPLES / "000000551780.jpg")
+    inputs = processor(image_path, return_tensors="pt").to("cpu", torch.float16)
     floats = ours.Blip2ForConditionalGeneration.from_pretrained("mini")
     small = ours.Blip2ForConditionalGeneration.from_pretrained("mini", torch_dtype=torch.float16, **options)
     kinds = {type(module) for module in small.modules()}

@@ -39,12 +39,12 @@ def test_inputs(writer: Theirs, images: list[Image.Image], asked: dict[str, Any]
             assert processor.decode(found.input_ids[0], skip_special_tokens=skipped) == texts[0]
 
 
-def test_images_of_every_kind(opt: Theirs, images: list[Image.Image], photos: list[Path]) -> None:
+def test_images_of_every_kind(opt: Theirs, images: list[Image.Image], image_paths: list[Path]) -> None:
     processor = ours.BlipImageProcessor(ours.AutoProcessor.from_pretrained(opt.folder).image_processor.transform)
     expected = opt.processor(images=images[:2], return_tensors="pt").pixel_values
     arrays = [np.asarray(image) for image in images[:2]]
     tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
-    for told in (images[:2], arrays, tensors, [str(photos[0]), photos[1]], [[images[0]], [images[1]]]):
+    for told in (images[:2], arrays, tensors, [str(image_paths[0]), image_paths[1]], [[images[0]], [images[1]]]):
         assert processor(told, return_tensors="pt").pixel_values.equal(expected)
     assert processor(tensors[0][None], return_tensors="pt").pixel_values.equal(expected[:1])
     clear = images[0].copy()

@@ -76,35 +76,35 @@ def same(found: list[Ranked], expected: list[Ranked]) -> bool:
     )
 
 
-def test_results_are_typed_and_agree_with_match(tiny_model: Model, photos: list[Path]) -> None:
-    found = tiny_model.rank_images("a dog", photos, top=None, rerank=3)
+def test_results_are_typed_and_agree_with_match(tiny_model: Model, image_paths: list[Path]) -> None:
+    found = tiny_model.rank_images("a dog", image_paths, top=None, rerank=3)
     assert sorted(one.index for one in found) == [0, 1, 2, 3, 4]
     for one in found[:3]:
-        match = tiny_model.match(photos[one.index], "a dog")
-        assert one.source == str(photos[one.index])
+        match = tiny_model.match(image_paths[one.index], "a dog")
+        assert one.source == str(image_paths[one.index])
         assert (one.itc, one.itm) == pytest.approx((match.itc, match.itm), abs=TOLERANCE)
     assert [one.score for one in found[:3]] == sorted((one.score for one in found[:3]), reverse=True)
     assert [one.itc for one in found[3:]] == sorted((one.itc for one in found[3:]), reverse=True)
     assert min(one.itc for one in found[:3]) >= found[3].itc
-    texts = tiny_model.rank_texts(photos[0], TEXTS)
+    texts = tiny_model.rank_texts(image_paths[0], TEXTS)
     assert {one.source for one in texts} == set(TEXTS)
     assert all(TEXTS[one.index] == one.source for one in texts)
 
 
 def test_one_look_serves_both_ways_and_all_queries(
-    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = tiny_model.rank_images(TEXTS, photos, rerank=2)
-    texts = tiny_model.rank_texts(photos, TEXTS, rerank=2)
+    found = tiny_model.rank_images(TEXTS, image_paths, rerank=2)
+    texts = tiny_model.rank_texts(image_paths, TEXTS, rerank=2)
     looks = count_looks(tiny_model, monkeypatch)
-    both = tiny_model.rank_both(iter(photos), TEXTS, rerank=2, batch_size=2)
+    both = tiny_model.rank_both(iter(image_paths), TEXTS, rerank=2, batch_size=2)
     assert looks == [2, 2, 1]
-    assert len(both.images) == len(TEXTS) and len(both.texts) == len(photos)
+    assert len(both.images) == len(TEXTS) and len(both.texts) == len(image_paths)
     assert all(same(ranked, expected) for ranked, expected in zip(both.images, found, strict=True))
     assert all(same(ranked, expected) for ranked, expected in zip(both.texts, texts, strict=True))
-    assert same(tiny_model.rank_images(TEXTS[1], photos, rerank=2), found[1])
-    assert same(tiny_model.rank_texts(photos[1], TEXTS, rerank=2), texts[1])
-    assert same(tiny_model.rank_images(TEXTS[1], photos, rerank=2, top=1), found[1][:1])
+    assert same(tiny_model.rank_images(TEXTS[1], image_paths, rerank=2), found[1])
+    assert same(tiny_model.rank_texts(image_paths[1], TEXTS, rerank=2), texts[1])
+    assert same(tiny_model.rank_images(TEXTS[1], image_paths, rerank=2, top=1), found[1][:1])
 
 
 def test_only_candidates_are_kept(
@@ -165,31 +165,31 @@ def logits_of(yes: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda chosen: torch.stack([torch.zeros(chosen.shape), yes.gather(1, chosen)], dim=-1)
 
 
-def test_nothing_finds_nothing_and_wrong_options_are_named(tiny_model: Model, photos: list[Path]) -> None:
-    assert tiny_model.rank_images([], photos) == []
+def test_nothing_finds_nothing_and_wrong_options_are_named(tiny_model: Model, image_paths: list[Path]) -> None:
+    assert tiny_model.rank_images([], image_paths) == []
     assert tiny_model.rank_images(["a dog", "a cat"], []) == [[], []]
     assert tiny_model.rank_images("a dog", []) == []
     assert tiny_model.rank_texts([], TEXTS) == []
-    assert tiny_model.rank_texts(photos[:2], []) == [[], []]
+    assert tiny_model.rank_texts(image_paths[:2], []) == [[], []]
     both = tiny_model.rank_both([], [])
     assert (both.images, both.texts) == ([], [])
-    (only,) = tiny_model.rank_images("a dog", str(photos[0]))
+    (only,) = tiny_model.rank_images("a dog", str(image_paths[0]))
     assert only.index == 0 and only.itm is not None
     for options, named in (({"top": 0}, "top is 0"), ({"rerank": -1}, "rerank is -1"), ({"batch_size": 0}, "batch")):
         with pytest.raises(OptionError, match=named):
-            tiny_model.rank_texts(photos, TEXTS, **options)
+            tiny_model.rank_texts(image_paths, TEXTS, **options)
     with pytest.raises(ImageError, match=r"gone\.png"):
-        tiny_model.rank_images("a dog", [photos[0], "gone.png"])
+        tiny_model.rank_images("a dog", [image_paths[0], "gone.png"])
 
 
-def test_a_model_without_text_side_cannot_search(tiny_model: Model, photos: list[Path]) -> None:
+def test_a_model_without_text_side_cannot_search(tiny_model: Model, image_paths: list[Path]) -> None:
     model = model_of(replace(tiny_model.parts, matching=None), tiny_model.placement)
     for call in (
-        lambda: model.scores(photos, TEXTS),
-        lambda: next(model.match_many(photos, TEXTS)),
-        lambda: model.rank_images("a dog", photos),
-        lambda: model.rank_texts(photos, TEXTS),
-        lambda: model.rank_both(photos, TEXTS),
+        lambda: model.scores(image_paths, TEXTS),
+        lambda: next(model.match_many(image_paths, TEXTS)),
+        lambda: model.rank_images("a dog", image_paths),
+        lambda: model.rank_texts(image_paths, TEXTS),
+        lambda: model.rank_both(image_paths, TEXTS),
     ):
         with pytest.raises(openblip.CheckpointError, match="has no text side"):
             call()

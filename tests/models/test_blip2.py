@@ -38,7 +38,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(image_paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A web server on this machine that serves the images."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -46,7 +46,7 @@ def server(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos[0].parent))) as running:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(image_paths[0].parent))) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
@@ -81,11 +81,11 @@ def ascii_of(text: str) -> str:
 # Captions
 
 
-def test_caption_gives_back_what_it_was_given(tiny_model: Model, photos: list[Path]) -> None:
-    one = tiny_model.caption(photos[0])
-    three = tiny_model.caption(photos[0], num_captions=3)
-    many = tiny_model.caption(photos)
-    many_of_two = tiny_model.caption(photos[:2], num_captions=2)
+def test_caption_gives_back_what_it_was_given(tiny_model: Model, image_paths: list[Path]) -> None:
+    one = tiny_model.caption(image_paths[0])
+    three = tiny_model.caption(image_paths[0], num_captions=3)
+    many = tiny_model.caption(image_paths)
+    many_of_two = tiny_model.caption(image_paths[:2], num_captions=2)
     assert isinstance(one, str)
     assert one
     assert isinstance(three, list)
@@ -94,21 +94,21 @@ def test_caption_gives_back_what_it_was_given(tiny_model: Model, photos: list[Pa
     assert all(isinstance(caption, str) for caption in many)
     assert [len(captions) for captions in many_of_two] == [2, 2]
     assert three[0] == one == many[0] == many_of_two[0][0]
-    assert tiny_model.caption(photos[0], num_captions=1) == [one]
+    assert tiny_model.caption(image_paths[0], num_captions=1) == [one]
     assert tiny_model.caption([]) == []
 
 
-def test_a_batch_says_what_single_images_say(tiny_model: Model, photos: list[Path]) -> None:
-    singles = [tiny_model.caption(photo) for photo in photos]
+def test_a_batch_says_what_single_images_say(tiny_model: Model, image_paths: list[Path]) -> None:
+    singles = [tiny_model.caption(image_path) for image_path in image_paths]
     assert len(set(singles)) > 1, "the test model must tell images apart"
-    assert tiny_model.caption(photos) == singles
-    found = list(tiny_model.caption_many(photos, batch_size=2))
+    assert tiny_model.caption(image_paths) == singles
+    found = list(tiny_model.caption_many(image_paths, batch_size=2))
     assert [captioned.text for captioned in found] == singles
-    assert [captioned.source for captioned in found] == [str(photo) for photo in photos]
+    assert [captioned.source for captioned in found] == [str(image_path) for image_path in image_paths]
 
 
-def test_captions_come_best_first_with_scores_and_tokens(tiny_model: Model, photos: list[Path]) -> None:
-    (captioned,) = tiny_model.caption_many(photos[:1], num_captions=3)
+def test_captions_come_best_first_with_scores_and_tokens(tiny_model: Model, image_paths: list[Path]) -> None:
+    (captioned,) = tiny_model.caption_many(image_paths[:1], num_captions=3)
     scores = [caption.score for caption in captioned.captions]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] < 0
@@ -119,17 +119,17 @@ def test_captions_come_best_first_with_scores_and_tokens(tiny_model: Model, phot
         assert ascii_of("".join(caption.tokens)) == ascii_of(caption.text) != ""
 
 
-def test_length_penalty_counts(tiny_model: Model, photos: list[Path]) -> None:
+def test_length_penalty_counts(tiny_model: Model, image_paths: list[Path]) -> None:
     def score(**options: Any) -> float:
-        (captioned,) = tiny_model.caption_many(photos[:1], **options)
+        (captioned,) = tiny_model.caption_many(image_paths[:1], **options)
         return captioned.captions[0].score
 
     assert score(length_penalty=0.0) < score() == score(length_penalty=1.0) < score(length_penalty=2.0) < 0
 
 
-def test_caption_many_is_lazy(tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caption_many_is_lazy(tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     looks = count_looks(tiny_model, monkeypatch)
-    found = tiny_model.caption_many(iter(photos), batch_size=2)
+    found = tiny_model.caption_many(iter(image_paths), batch_size=2)
     assert looks == []
     next(found)
     assert looks == [2]
@@ -137,27 +137,27 @@ def test_caption_many_is_lazy(tiny_model: Model, photos: list[Path], monkeypatch
     assert looks == [2, 2, 1]
 
 
-def test_the_prompt_leads_and_is_not_repeated(tiny_model: Model, photos: list[Path]) -> None:
-    plain = tiny_model.caption(photos[0])
-    prompted = tiny_model.caption(photos[0], prompt="two children play with")
+def test_the_prompt_leads_and_is_not_repeated(tiny_model: Model, image_paths: list[Path]) -> None:
+    plain = tiny_model.caption(image_paths[0])
+    prompted = tiny_model.caption(image_paths[0], prompt="two children play with")
     assert prompted != plain
     assert not prompted.startswith("two children")
     prompts = replace(tiny_model.parts.prompts, caption="two children play with")
     other = model_of(replace(tiny_model.parts, prompts=prompts), tiny_model.placement)
-    assert other.caption(photos[0]) == prompted
+    assert other.caption(image_paths[0]) == prompted
 
 
-def test_token_limits_count_new_tokens_alone(tiny_model: Model, photos: list[Path]) -> None:
+def test_token_limits_count_new_tokens_alone(tiny_model: Model, image_paths: list[Path]) -> None:
     long_prompt = "a dog runs on the beach and two children play with a red ball"
     for limits in ({"max_new_tokens": 3}, {"min_new_tokens": 20, "max_new_tokens": 20}):
-        (found,) = tiny_model.caption_many(photos[:1], prompt=long_prompt, **limits)
+        (found,) = tiny_model.caption_many(image_paths[:1], prompt=long_prompt, **limits)
         length = len(found.captions[0].tokens)
         assert limits.get("min_new_tokens", 0) <= length <= limits["max_new_tokens"]
 
 
-def test_draws_repeat_with_a_seed(tiny_model: Model, photos: list[Path]) -> None:
+def test_draws_repeat_with_a_seed(tiny_model: Model, image_paths: list[Path]) -> None:
     def draw(**seed: Any) -> list[str]:
-        return tiny_model.caption(photos, temperature=1.5, **seed)
+        return tiny_model.caption(image_paths, temperature=1.5, **seed)
 
     first = draw(seed=1)
     torch.rand(3)
@@ -165,29 +165,29 @@ def test_draws_repeat_with_a_seed(tiny_model: Model, photos: list[Path]) -> None
     assert draw(seed=2) != first
     assert len({tuple(draw()) for _ in range(4)}) > 1
     with pytest.raises(OptionError, match="give top_p, top_k or temperature"):
-        tiny_model.caption(photos, seed=1)
+        tiny_model.caption(image_paths, seed=1)
 
 
 # Images
 
 
-def test_every_kind_of_source_gives_the_same_caption(tiny_model: Model, photos: list[Path], server: str) -> None:
-    photo = photos[1]
-    expected = tiny_model.caption(photo)
-    with Image.open(photo) as opened, photo.open("rb") as file:
+def test_every_kind_of_source_gives_the_same_caption(tiny_model: Model, image_paths: list[Path], server: str) -> None:
+    image_path = image_paths[1]
+    expected = tiny_model.caption(image_path)
+    with Image.open(image_path) as opened, image_path.open("rb") as file:
         image = opened.convert("RGB")
         sources = [
-            str(photo),
-            photo.read_bytes(),
+            str(image_path),
+            image_path.read_bytes(),
             file,
             image,
             np.asarray(image),
-            f"{server}/{photo.name}",
+            f"{server}/{image_path.name}",
         ]
         assert tiny_model.caption(sources) == [expected] * len(sources)
 
 
-def test_a_bad_image_is_named(tiny_model: Model, photos: list[Path], broken: Path, server: str) -> None:
+def test_a_bad_image_is_named(tiny_model: Model, image_paths: list[Path], broken: Path, server: str) -> None:
     bad: list[tuple[Any, str]] = [
         (broken, str(broken)),
         ("nowhere.png", "nowhere.png"),
@@ -200,34 +200,36 @@ def test_a_bad_image_is_named(tiny_model: Model, photos: list[Path], broken: Pat
                 call(source)
             assert str(caught.value).startswith(shown)
     with pytest.raises(ImageError, match=r"broken\.jpg"):
-        tiny_model.caption([photos[0], broken, photos[1]])
+        tiny_model.caption([image_paths[0], broken, image_paths[1]])
     with pytest.raises(ImageError, match=r"broken\.jpg"):
-        tiny_model.embed_images([photos[0], broken])
+        tiny_model.embed_images([image_paths[0], broken])
 
 
-def test_caption_many_keeps_errors_in_place(tiny_model: Model, photos: list[Path], broken: Path) -> None:
-    sources: list[Path | str] = [broken, photos[0], broken, "nowhere.png", photos[1], broken]
+def test_caption_many_keeps_errors_in_place(tiny_model: Model, image_paths: list[Path], broken: Path) -> None:
+    sources: list[Path | str] = [broken, image_paths[0], broken, "nowhere.png", image_paths[1], broken]
     found = list(tiny_model.caption_many(sources, batch_size=3))
     assert [captioned.error is None for captioned in found] == [False, True, False, False, True, False]
-    assert [found[1].text, found[4].text] == [tiny_model.caption(photos[0]), tiny_model.caption(photos[1])]
+    assert [found[1].text, found[4].text] == [tiny_model.caption(image_paths[0]), tiny_model.caption(image_paths[1])]
     assert found[3].source == "nowhere.png"
     assert found[3].captions == ()
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         _ = found[3].text
 
 
-def test_a_lone_string_is_one_thing(tiny_model: Model, photos: list[Path]) -> None:
-    photo = str(photos[0])
-    assert [found.source for found in tiny_model.caption_many(photo)] == [photo]
-    assert torch.equal(tiny_model.embed_images(photo), tiny_model.embed_images([photo])[0])
+def test_a_lone_string_is_one_thing(tiny_model: Model, image_paths: list[Path]) -> None:
+    image_path = str(image_paths[0])
+    assert [found.source for found in tiny_model.caption_many(image_path)] == [image_path]
+    assert torch.equal(tiny_model.embed_images(image_path), tiny_model.embed_images([image_path])[0])
     assert torch.equal(tiny_model.embed_texts("a dog"), tiny_model.embed_texts(["a dog"])[0])
-    assert isinstance(tiny_model.ask(photo, "how many dogs?", details=True), GeneratedText)
-    assert isinstance(tiny_model.generate(photo, "a photo of"), str)
-    assert [found.answers for found in tiny_model.ask_many([(photo, "how many dogs?")])] == [
-        (tiny_model.ask(photo, "how many dogs?", details=True),)
+    assert isinstance(tiny_model.ask(image_path, "how many dogs?", details=True), GeneratedText)
+    assert isinstance(tiny_model.generate(image_path, "a photo of"), str)
+    assert [found.answers for found in tiny_model.ask_many([(image_path, "how many dogs?")])] == [
+        (tiny_model.ask(image_path, "how many dogs?", details=True),)
     ]
-    assert tiny_model.scores(photo, "a dog").itc.shape == (1, 1)
-    assert len(tiny_model.rank_texts(photo, "a dog")) == 1 and len(tiny_model.rank_images("a dog", photo)) == 1
+    assert tiny_model.scores(image_path, "a dog").itc.shape == (1, 1)
+    assert (
+        len(tiny_model.rank_texts(image_path, "a dog")) == 1 and len(tiny_model.rank_images("a dog", image_path)) == 1
+    )
 
 
 ABOUT_IMAGES: dict[str, Callable[[Model, Any], Any]] = {
@@ -278,54 +280,63 @@ def test_every_method_is_among_these() -> None:
 
 
 @pytest.mark.parametrize("name", ABOUT_IMAGES)
-def test_any_image_alone_and_any_iterable_of_images(tiny_model: Model, photos: list[Path], name: str) -> None:
-    def kinds(photo: Path) -> Iterator[Any]:
-        with Image.open(photo) as opened:
+def test_any_image_alone_and_any_iterable_of_images(tiny_model: Model, image_paths: list[Path], name: str) -> None:
+    def kinds(image_path: Path) -> Iterator[Any]:
+        with Image.open(image_path) as opened:
             image = opened.convert("RGB")
-        yield from (photo, str(photo), photo.read_bytes(), io.BytesIO(photo.read_bytes()), image, np.asarray(image))
-        yield tiny_model.encode_image(photo)
+        yield from (
+            image_path,
+            str(image_path),
+            image_path.read_bytes(),
+            io.BytesIO(image_path.read_bytes()),
+            image,
+            np.asarray(image),
+        )
+        yield tiny_model.encode_image(image_path)
 
     call = ABOUT_IMAGES[name]
-    alone = call(tiny_model, photos[0])
-    for image in kinds(photos[0]):
+    alone = call(tiny_model, image_paths[0])
+    for image in kinds(image_paths[0]):
         assert alike(call(tiny_model, image), alone)
-        assert tiny_model.chat(image).ask("why?") == tiny_model.ask(photos[0], "why?")
-    sources = [image for photo in photos[:2] for image in kinds(photo)]
-    expected = call(tiny_model, [photo for photo in photos[:2] for _ in kinds(photo)])
+        assert tiny_model.chat(image).ask("why?") == tiny_model.ask(image_paths[0], "why?")
+    sources = [image for image_path in image_paths[:2] for image in kinds(image_path)]
+    expected = call(tiny_model, [image_path for image_path in image_paths[:2] for _ in kinds(image_path)])
     if name in RESULTS_OF_ONE:
-        assert alike(expected, [alone] * 7 + [call(tiny_model, photos[1])] * 7)
+        assert alike(expected, [alone] * 7 + [call(tiny_model, image_paths[1])] * 7)
     for several in (list, tuple, iter, deque, lambda given: (one for one in given)):
         assert alike(call(tiny_model, several(sources)), expected)
-    keys = dict.fromkeys(photos[:2]).keys()
-    assert alike(call(tiny_model, keys), call(tiny_model, photos[:2]))
+    keys = dict.fromkeys(image_paths[:2]).keys()
+    assert alike(call(tiny_model, keys), call(tiny_model, image_paths[:2]))
 
 
 @pytest.mark.parametrize("several", [list, tuple, iter, set, deque, lambda given: (one for one in given)])
-def test_any_iterable_of_texts_is_several(tiny_model: Model, photos: list[Path], several: Any) -> None:
+def test_any_iterable_of_texts_is_several(tiny_model: Model, image_paths: list[Path], several: Any) -> None:
     texts = ["a dog"] if several is set else ["a dog", "a ball"]  # a set has its own order
-    assert tiny_model.ask(photos[0], several(texts)) == [tiny_model.ask(photos[0], text) for text in texts]
-    assert tiny_model.generate(photos[0], several(texts)) == [tiny_model.generate(photos[0], text) for text in texts]
+    assert tiny_model.ask(image_paths[0], several(texts)) == [tiny_model.ask(image_paths[0], text) for text in texts]
+    assert tiny_model.generate(image_paths[0], several(texts)) == [
+        tiny_model.generate(image_paths[0], text) for text in texts
+    ]
     for call in (
-        lambda given: tiny_model.ask(photos[0], given),
-        lambda given: tiny_model.generate(photos[:2], given),
-        lambda given: tiny_model.match(photos[0], given),
-        lambda given: tiny_model.scores(photos, given),
-        lambda given: tiny_model.classify(photos[0], given, templates=several(["the {}"])),
-        lambda given: tiny_model.rank_texts(photos[0], given),
-        lambda given: tiny_model.rank_images(given, photos),
+        lambda given: tiny_model.ask(image_paths[0], given),
+        lambda given: tiny_model.generate(image_paths[:2], given),
+        lambda given: tiny_model.match(image_paths[0], given),
+        lambda given: tiny_model.scores(image_paths, given),
+        lambda given: tiny_model.classify(image_paths[0], given, templates=several(["the {}"])),
+        lambda given: tiny_model.rank_texts(image_paths[0], given),
+        lambda given: tiny_model.rank_images(given, image_paths),
         lambda given: tiny_model.embed_texts(given),
-        lambda given: [found.questions for found in tiny_model.ask_many([(photos[0], given)])],
+        lambda given: [found.questions for found in tiny_model.ask_many([(image_paths[0], given)])],
     ):
         assert alike(call(several(texts)), call(texts))
 
 
-def test_what_is_neither_one_nor_several_is_named(tiny_model: Model, photos: list[Path]) -> None:
+def test_what_is_neither_one_nor_several_is_named(tiny_model: Model, image_paths: list[Path]) -> None:
     with pytest.raises(ImageError, match="an object of type int is no image"):
         tiny_model.caption(3)  # type: ignore[call-overload]
     for wrong in (
         lambda: tiny_model.embed_texts(3),  # type: ignore[arg-type]
-        lambda: tiny_model.ask(photos[0], ["why?", 3]),  # type: ignore[list-item]
-        lambda: tiny_model.match(photos[0], None),  # type: ignore[call-overload]
+        lambda: tiny_model.ask(image_paths[0], ["why?", 3]),  # type: ignore[list-item]
+        lambda: tiny_model.match(image_paths[0], None),  # type: ignore[call-overload]
     ):
         with pytest.raises(OptionError, match=r"give a text, or several|give texts alone"):
             wrong()
@@ -335,42 +346,42 @@ def test_what_is_neither_one_nor_several_is_named(tiny_model: Model, photos: lis
 
 
 def test_several_questions_are_answered_as_one_by_one(
-    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = ["what color is the ball?", "How many children are there", "why?"]
-    singles = [tiny_model.ask(photos[0], question) for question in questions]
+    singles = [tiny_model.ask(image_paths[0], question) for question in questions]
     looks = count_looks(tiny_model, monkeypatch)
-    assert tiny_model.ask(photos[0], questions) == singles
+    assert tiny_model.ask(image_paths[0], questions) == singles
     assert looks == [1]
-    assert tiny_model.ask(photos[0], []) == []
+    assert tiny_model.ask(image_paths[0], []) == []
 
 
 def test_questions_are_asked_in_the_models_words(
-    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = replace(tiny_model.parts.prompts, question="{question} Short answer:")
     model = model_of(replace(tiny_model.parts, prompts=prompts), tiny_model.placement)
-    expected = tiny_model.generate(photos[0], ["how many dogs? Short answer:"], details=True)
-    assert model.ask(photos[0], ["How many dogs"], details=True) == expected
+    expected = tiny_model.generate(image_paths[0], ["how many dogs? Short answer:"], details=True)
+    assert model.ask(image_paths[0], ["How many dogs"], details=True) == expected
 
 
 @pytest.mark.parametrize("question", ["", "  \n", "?"])
-def test_an_empty_question_is_refused(tiny_model: Model, photos: list[Path], question: str) -> None:
+def test_an_empty_question_is_refused(tiny_model: Model, image_paths: list[Path], question: str) -> None:
     with pytest.raises(OptionError, match="question is empty"):
-        tiny_model.ask(photos[0], question)
+        tiny_model.ask(image_paths[0], question)
     with pytest.raises(OptionError, match="question is empty"):
-        tiny_model.chat(photos[0]).ask(question)
+        tiny_model.chat(image_paths[0]).ask(question)
 
 
 # Matching and features
 
 
-def test_match_is_what_the_network_says(tiny_model: Model, photos: list[Path]) -> None:
+def test_match_is_what_the_network_says(tiny_model: Model, image_paths: list[Path]) -> None:
     texts = ["a dog runs on the beach", "Ball!", "two children, a red ball and the dog on the beach"]
     network, matching = tiny_model.network, tiny_model.parts.matching
     assert matching is not None
-    found = tiny_model.match(photos[0], texts)
-    features = network.image_features(to_pixels([load_image(photos[0])], tiny_model.parts.transform))
+    found = tiny_model.match(image_paths[0], texts)
+    features = network.image_features(to_pixels([load_image(image_paths[0])], tiny_model.parts.transform))
     with torch.no_grad():
         for match, text in zip(found, texts, strict=True):
             ids = torch.tensor([matching.encode(text.lower().replace("!", ""))])
@@ -381,23 +392,23 @@ def test_match_is_what_the_network_says(tiny_model: Model, photos: list[Path]) -
             assert match.itm == pytest.approx(itm.item(), abs=1e-5)
             assert match.itc == pytest.approx(itc.item(), abs=1e-5)
     assert len({round(match.itm, 4) for match in found}) == 3
-    assert tiny_model.match(photos[0], texts[1]).itm == pytest.approx(found[1].itm, abs=1e-5)
-    assert tiny_model.match(photos[0], []) == []
+    assert tiny_model.match(image_paths[0], texts[1]).itm == pytest.approx(found[1].itm, abs=1e-5)
+    assert tiny_model.match(image_paths[0], []) == []
 
 
-def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Model, photos: list[Path]) -> None:
+def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Model, image_paths: list[Path]) -> None:
     texts = ["a dog", "two children play with a red ball", ""]
-    images, words = tiny_model.embed_images(photos, batch_size=2), tiny_model.embed_texts(texts, batch_size=2)
+    images, words = tiny_model.embed_images(image_paths, batch_size=2), tiny_model.embed_texts(texts, batch_size=2)
     assert images.shape == (5, 4, 16)
     assert words.shape == (3, 16)
     assert images.dtype == words.dtype == torch.float32
     assert torch.allclose(images.norm(dim=-1), torch.ones(5, 4), atol=1e-5)
     assert torch.allclose(words.norm(dim=-1), torch.ones(3), atol=1e-5)
-    assert torch.allclose(images, tiny_model.embed_images(photos, batch_size=5), atol=1e-5)
+    assert torch.allclose(images, tiny_model.embed_images(image_paths, batch_size=5), atol=1e-5)
     assert torch.allclose(words, torch.cat([tiny_model.embed_texts([text]) for text in texts]), atol=1e-5)
     scores = (images @ words.T).amax(dim=1)
-    for row, photo in zip(scores, photos, strict=True):
-        assert [match.itc for match in tiny_model.match(photo, texts)] == pytest.approx(row.tolist(), abs=1e-5)
+    for row, image_path in zip(scores, image_paths, strict=True):
+        assert [match.itc for match in tiny_model.match(image_path, texts)] == pytest.approx(row.tolist(), abs=1e-5)
     assert tiny_model.embed_images([]).shape == (0, 4, 16)
     assert tiny_model.embed_texts([]).shape == (0, 16)
 
@@ -428,13 +439,15 @@ def test_features_are_unit_vectors_that_give_the_itc_score(tiny_model: Model, ph
         ({"max_new_tokens": 1000}, "position"),
     ],
 )
-def test_wrong_options_are_named(tiny_model: Model, photos: list[Path], options: dict[str, Any], named: str) -> None:
+def test_wrong_options_are_named(
+    tiny_model: Model, image_paths: list[Path], options: dict[str, Any], named: str
+) -> None:
     with pytest.raises(OptionError, match=named) as caught:
-        list(tiny_model.caption_many(photos[:1], **options))
+        list(tiny_model.caption_many(image_paths[:1], **options))
     assert "\n" not in str(caught.value)
 
 
-def test_every_method_that_generates_suggests_its_own_keywords(tiny_model: Model, photos: list[Path]) -> None:
+def test_every_method_that_generates_suggests_its_own_keywords(tiny_model: Model, image_paths: list[Path]) -> None:
     for call, wrong, right in (
         (tiny_model.caption, "detail", "details"),
         (tiny_model.ask, "templates", "template"),
@@ -442,33 +455,33 @@ def test_every_method_that_generates_suggests_its_own_keywords(tiny_model: Model
     ):
         texts = () if call == tiny_model.caption else ("what is it?",)
         with pytest.raises(OptionError, match=f"unknown option {wrong}: did you mean {right}\\?"):
-            call(photos[0], *texts, **{wrong: True})
+            call(image_paths[0], *texts, **{wrong: True})
     with pytest.raises(OptionError, match=r"unknown option steam: did you mean stream\?"):
-        tiny_model.chat(photos[0]).ask("what is it?", steam=True)  # type: ignore[call-overload]
+        tiny_model.chat(image_paths[0]).ask("what is it?", steam=True)  # type: ignore[call-overload]
     for wrong_count in (0, -1):
         with pytest.raises(OptionError, match=f"the number of texts is {wrong_count}"):
-            tiny_model.caption(photos[0], num_captions=wrong_count)
+            tiny_model.caption(image_paths[0], num_captions=wrong_count)
 
 
 CALLS: dict[str, Callable[..., Any]] = {
-    "caption": lambda model, photo, **options: model.caption(photo, **options),
-    "ask": lambda model, photo, **options: model.ask(photo, "why?", **options),
-    "match": lambda model, photo, **options: model.match(photo, "a dog", **options),
-    "scores": lambda model, photo, **options: model.scores(photo, "a dog", **options),
-    "rank_images": lambda model, photo, **options: model.rank_images("a dog", [photo], **options),
-    "rank_texts": lambda model, photo, **options: model.rank_texts(photo, ["a dog"], **options),
-    "rank_both": lambda model, photo, **options: model.rank_both([photo], ["a dog"], **options),
-    "embed_images": lambda model, photo, **options: model.embed_images(photo, **options),
-    "embed_images_many": lambda model, photo, **options: list(model.embed_images_many(photo, **options)),
-    "embed_texts": lambda model, photo, **options: model.embed_texts("a dog", **options),
+    "caption": lambda model, image_path, **options: model.caption(image_path, **options),
+    "ask": lambda model, image_path, **options: model.ask(image_path, "why?", **options),
+    "match": lambda model, image_path, **options: model.match(image_path, "a dog", **options),
+    "scores": lambda model, image_path, **options: model.scores(image_path, "a dog", **options),
+    "rank_images": lambda model, image_path, **options: model.rank_images("a dog", [image_path], **options),
+    "rank_texts": lambda model, image_path, **options: model.rank_texts(image_path, ["a dog"], **options),
+    "rank_both": lambda model, image_path, **options: model.rank_both([image_path], ["a dog"], **options),
+    "embed_images": lambda model, image_path, **options: model.embed_images(image_path, **options),
+    "embed_images_many": lambda model, image_path, **options: list(model.embed_images_many(image_path, **options)),
+    "embed_texts": lambda model, image_path, **options: model.embed_texts("a dog", **options),
 }
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, None, "4", True])
 @pytest.mark.parametrize("call", CALLS)
-def test_wrong_batch_sizes_are_refused(tiny_model: Model, photos: list[Path], call: str, size: Any) -> None:
+def test_wrong_batch_sizes_are_refused(tiny_model: Model, image_paths: list[Path], call: str, size: Any) -> None:
     with pytest.raises(OptionError, match=f"batch_size is {size!r}: it must be"):
-        CALLS[call](tiny_model, photos[0], batch_size=size)
+        CALLS[call](tiny_model, image_paths[0], batch_size=size)
 
 
 @pytest.mark.parametrize(
@@ -483,26 +496,26 @@ def test_wrong_batch_sizes_are_refused(tiny_model: Model, photos: list[Path], ca
 )
 @pytest.mark.parametrize("call", ["rank_images", "rank_texts", "rank_both"])
 def test_wrong_options_of_a_search_are_named(
-    tiny_model: Model, photos: list[Path], call: str, options: dict[str, Any], named: str
+    tiny_model: Model, image_paths: list[Path], call: str, options: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(OptionError, match=named):
-        CALLS[call](tiny_model, photos[0], **options)
+        CALLS[call](tiny_model, image_paths[0], **options)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "2", True])
-def test_wrong_numbers_of_captions_are_refused(tiny_model: Model, photos: list[Path], number: Any) -> None:
+def test_wrong_numbers_of_captions_are_refused(tiny_model: Model, image_paths: list[Path], number: Any) -> None:
     with pytest.raises(OptionError, match=f"the number of texts is {number!r}"):
-        tiny_model.caption(photos[0], num_captions=number)
+        tiny_model.caption(image_paths[0], num_captions=number)
 
 
 @pytest.mark.parametrize("wrong", [3, b"a photo of", ["a photo of"], {"text": "a photo of"}])
-def test_what_is_no_text_where_one_belongs_is_named(tiny_model: Model, photos: list[Path], wrong: Any) -> None:
+def test_what_is_no_text_where_one_belongs_is_named(tiny_model: Model, image_paths: list[Path], wrong: Any) -> None:
     for call in (
-        lambda: tiny_model.caption(photos[0], prompt=wrong),
-        lambda: tiny_model.caption(photos[0], prompt=wrong, stream=True),
-        lambda: list(tiny_model.caption_many(photos, prompt=wrong)),
-        lambda: tiny_model.ask(photos[0], "why?", template=wrong),
-        lambda: tiny_model.chat(photos[0]).ask(wrong),
+        lambda: tiny_model.caption(image_paths[0], prompt=wrong),
+        lambda: tiny_model.caption(image_paths[0], prompt=wrong, stream=True),
+        lambda: list(tiny_model.caption_many(image_paths, prompt=wrong)),
+        lambda: tiny_model.ask(image_paths[0], "why?", template=wrong),
+        lambda: tiny_model.chat(image_paths[0]).ask(wrong),
     ):
         with pytest.raises(OptionError, match="give one text"):
             call()
@@ -555,39 +568,39 @@ def test_load_explains_what_it_cannot_find(tmp_path: Path) -> None:
 
 
 def test_folded_encoder_and_half_types_see_the_same(
-    tiny_parts: ModelParts, tiny_model: Model, tiny_model_folder: Path, photos: list[Path]
+    tiny_parts: ModelParts, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path]
 ) -> None:
-    pixels = to_pixels([load_image(photos[0])], tiny_parts.transform)
+    pixels = to_pixels([load_image(image_paths[0])], tiny_parts.transform)
     with torch.no_grad():
         expected = tiny_parts.network.visual_prompt(tiny_parts.network.image_features(pixels))[0]
-    seen = visual_prompt(tiny_model, photos[0])
+    seen = visual_prompt(tiny_model, image_paths[0])
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tiny_model.network.modules())
     assert torch.allclose(seen, expected, atol=1e-3 * expected.abs().max().item())
     half = openblip.load(tiny_model_folder, device="cpu", dtype="bfloat16")
-    error = (visual_prompt(half, photos[0]).float() - expected).norm() / expected.norm()
+    error = (visual_prompt(half, image_paths[0]).float() - expected).norm() / expected.norm()
     assert error < 0.1
-    assert isinstance(half.caption(photos[0]), str)
+    assert isinstance(half.caption(image_paths[0]), str)
     assert torch.allclose(half.embed_texts(["a dog"]).norm(dim=-1), torch.ones(1), atol=1e-2)
 
 
-def test_a_stage1_model_matches_but_does_not_speak(tiny_parts: ModelParts, photos: list[Path]) -> None:
+def test_a_stage1_model_matches_but_does_not_speak(tiny_parts: ModelParts, image_paths: list[Path]) -> None:
     network = with_weights_of(tiny_parts, replace(tiny_parts.network.config, language=None))
     model = model_of(replace(tiny_parts, name="stage1", network=network, tokenizer=None), choose_placement("cpu"))
-    assert 0 < model.match(photos[0], "a dog").itm < 1
-    assert model.embed_images(photos[:1]).shape == (1, 4, 16)
+    assert 0 < model.match(image_paths[0], "a dog").itm < 1
+    assert model.embed_images(image_paths[:1]).shape == (1, 4, 16)
     for call in (model.caption, model.chat, lambda image: model.ask(image, "what is it?")):
         with pytest.raises(CheckpointError, match=r"the model stage1 .* it can match, embed"):
-            call(photos[0])
+            call(image_paths[0])
 
 
-def test_a_model_without_text_side_speaks_but_does_not_match(tiny_parts: ModelParts, photos: list[Path]) -> None:
+def test_a_model_without_text_side_speaks_but_does_not_match(tiny_parts: ModelParts, image_paths: list[Path]) -> None:
     config = tiny_parts.network.config
     network = with_weights_of(tiny_parts, replace(config, qformer=replace(config.qformer, vocab_size=0)))
     model = model_of(replace(tiny_parts, name="stage2", network=network, matching=None), choose_placement("cpu"))
-    assert model.caption(photos[0])
+    assert model.caption(image_paths[0])
     for call in (
-        lambda: model.match(photos[0], "a dog"),
-        lambda: model.embed_images(photos),
+        lambda: model.match(image_paths[0], "a dog"),
+        lambda: model.embed_images(image_paths),
         lambda: model.embed_texts(["a dog"]),
     ):
         with pytest.raises(CheckpointError, match=r"stage2 has no text side to .*: it can caption, ask, chat"):

@@ -31,15 +31,17 @@ class Scripted:
         return [GeneratedText(next(self.answers), 0.0) for _ in prompts]
 
 
-def fits(model: Model, photo: Path, prompt: str, max_new_tokens: int | None = None) -> bool:
+def fits(model: Model, image_path: Path, prompt: str, max_new_tokens: int | None = None) -> bool:
     assert model.components.writer is not None
     longest = answer_options(model.parts, {}).max_new_tokens if max_new_tokens is None else max_new_tokens
-    return model.components.writer.fits(model.encode_image(photo), prompt, longest)
+    return model.components.writer.fits(model.encode_image(image_path), prompt, longest)
 
 
-def test_the_template_is_the_papers(tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_template_is_the_papers(
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted = Scripted(tiny_model, monkeypatch, ["singapore", "it has a statue of a merlion", "yes"])
-    chat = tiny_model.chat(photos[0])
+    chat = tiny_model.chat(image_paths[0])
     assert chat.ask("Which city is this?") == "singapore"
     assert chat.ask("why") == "it has a statue of a merlion"
     assert chat.ask("really ?", num_beams=2) == "yes"
@@ -62,21 +64,21 @@ def test_a_dialogue_goes_on_as_its_turns_are_written() -> None:
     assert PromptTemplates(turn="F: {question} A: {answer}\n").chat([("a", "b")], "c") == "F: a A: b\nF: c A:"
 
 
-def test_the_first_question_is_answered_as_ask_does(tiny_model: Model, photos: list[Path]) -> None:
+def test_the_first_question_is_answered_as_ask_does(tiny_model: Model, image_paths: list[Path]) -> None:
     questions = ["what color is the ball?", "how many children are there?"]
-    chat = tiny_model.chat(photos[0])
-    assert chat.ask(questions[0]) == tiny_model.ask(photos[0], questions[0])
+    chat = tiny_model.chat(image_paths[0])
+    assert chat.ask(questions[0]) == tiny_model.ask(image_paths[0], questions[0])
     told = f"Question: {questions[0]} Answer: {chat.turns[0][1]}. Question: {questions[1]} Answer:"
-    expected = tiny_model.generate(photos[0], told)
+    expected = tiny_model.generate(image_paths[0], told)
     assert chat.ask(questions[1]) == expected
 
 
 def test_the_oldest_turns_are_forgotten_and_no_more_than_needed(
-    tiny_model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [f"{'red ' * (number % 4)}ball {number}" for number in range(12)]
     scripted = Scripted(tiny_model, monkeypatch, answers)
-    chat = tiny_model.chat(photos[0])
+    chat = tiny_model.chat(image_paths[0])
     for number in range(12):
         chat.ask(f"what is {number}?")
     assert len(chat.turns) == 12
@@ -85,44 +87,44 @@ def test_the_oldest_turns_are_forgotten_and_no_more_than_needed(
         turns, question = chat.turns[:number], chat.turns[number][0]
         kept = [first for first in range(number + 1) if prompt == chat._prompt(turns[first:], question)]
         assert len(kept) == 1
-        assert fits(tiny_model, photos[0], prompt)
-        assert kept[0] == 0 or not fits(tiny_model, photos[0], chat._prompt(turns[kept[0] - 1 :], question))
+        assert fits(tiny_model, image_paths[0], prompt)
+        assert kept[0] == 0 or not fits(tiny_model, image_paths[0], chat._prompt(turns[kept[0] - 1 :], question))
         forgotten = max(forgotten, kept[0])
     assert forgotten > 1
 
 
-def test_fits_is_what_generation_accepts(tiny_model: Model, photos: list[Path]) -> None:
+def test_fits_is_what_generation_accepts(tiny_model: Model, image_paths: list[Path]) -> None:
     outcomes = set()
     for count in range(140, 160):
         prompt = "~" * count  # the vocabulary has no longer piece of it
         try:
-            tiny_model.generate(photos[0], prompt, num_beams=1)
+            tiny_model.generate(image_paths[0], prompt, num_beams=1)
             accepted = True
         except OptionError:
             accepted = False
-        assert fits(tiny_model, photos[0], prompt) == accepted
-        assert fits(tiny_model, photos[0], prompt, 160 - 5 - count)
-        assert not fits(tiny_model, photos[0], prompt, 160 - 4 - count)
+        assert fits(tiny_model, image_paths[0], prompt) == accepted
+        assert fits(tiny_model, image_paths[0], prompt, 160 - 5 - count)
+        assert not fits(tiny_model, image_paths[0], prompt, 160 - 4 - count)
         outcomes.add(accepted)
     assert outcomes == {True, False}
 
 
-def test_a_long_conversation_stays_within_the_positions(tiny_model: Model, photos: list[Path]) -> None:
-    chat = tiny_model.chat(photos[0])
+def test_a_long_conversation_stays_within_the_positions(tiny_model: Model, image_paths: list[Path]) -> None:
+    chat = tiny_model.chat(image_paths[0])
     for number in range(6):
         assert isinstance(chat.ask("how many children play on the beach?", max_new_tokens=10 + 10 * number), str)
 
 
-def test_a_question_that_cannot_fit_is_refused(tiny_model: Model, photos: list[Path]) -> None:
-    chat = tiny_model.chat(photos[0])
+def test_a_question_that_cannot_fit_is_refused(tiny_model: Model, image_paths: list[Path]) -> None:
+    chat = tiny_model.chat(image_paths[0])
     with pytest.raises(OptionError, match="position"):
         chat.ask("zebra " * 50)
     assert chat.turns == []
 
 
-def test_a_new_chat_knows_nothing_of_the_last(tiny_model: Model, photos: list[Path]) -> None:
-    first = tiny_model.chat(photos[0])
+def test_a_new_chat_knows_nothing_of_the_last(tiny_model: Model, image_paths: list[Path]) -> None:
+    first = tiny_model.chat(image_paths[0])
     answer = first.ask("what color is the ball?")
-    second = tiny_model.chat(photos[0])
+    second = tiny_model.chat(image_paths[0])
     assert second.turns == []
     assert second.ask("what color is the ball?") == answer

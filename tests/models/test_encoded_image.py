@@ -52,32 +52,32 @@ def looks(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield seen
 
 
-def test_whatever_is_asked_of_an_image_encodes_it_once(model: Model, photos: list[Path], looks: list[int]) -> None:
-    model.caption(photos[0])
-    model.ask(photos[0], QUESTIONS)
-    model.chat(photos[0]).ask(QUESTIONS[0])
-    model.generate(model.encode_image(photos[0]), ["a dog"])
-    model.match(photos[0], ["a dog", "a ball"])
-    model.scores([photos[0]], ["a dog"], itm=True)
-    model.embed_images(photos[:1])
-    model.rank_images("a dog", photos[:1])
-    model.rank_texts(photos[0], ["a dog"])
-    model.caption(photos[0], num_captions=2)
+def test_whatever_is_asked_of_an_image_encodes_it_once(model: Model, image_paths: list[Path], looks: list[int]) -> None:
+    model.caption(image_paths[0])
+    model.ask(image_paths[0], QUESTIONS)
+    model.chat(image_paths[0]).ask(QUESTIONS[0])
+    model.generate(model.encode_image(image_paths[0]), ["a dog"])
+    model.match(image_paths[0], ["a dog", "a ball"])
+    model.scores([image_paths[0]], ["a dog"], itm=True)
+    model.embed_images(image_paths[:1])
+    model.rank_images("a dog", image_paths[:1])
+    model.rank_texts(image_paths[0], ["a dog"])
+    model.caption(image_paths[0], num_captions=2)
     assert looks == [1]
-    model.caption([photos[1], photos[0], photos[1], photos[2]])
+    model.caption([image_paths[1], image_paths[0], image_paths[1], image_paths[2]])
     assert looks == [1, 2]
-    assert model.match(photos[:3], "a dog") and looks == [1, 2]
+    assert model.match(image_paths[:3], "a dog") and looks == [1, 2]
     model.image_cache.clear()
     assert (len(model.image_cache), model.image_cache.nbytes) == (0, 0)
-    model.caption(photos[0])
+    model.caption(image_paths[0])
     assert looks == [1, 2, 1]
 
 
 def test_an_encoded_image_is_accepted_wherever_an_image_is(
-    tiny_model_folder: Path, photos: list[Path], looks: list[int], model: Model
+    tiny_model_folder: Path, image_paths: list[Path], looks: list[int], model: Model
 ) -> None:
     other = fresh(tiny_model_folder, 0)
-    encoded = [model.encode_image(photo) for photo in photos[:2]]
+    encoded = [model.encode_image(image_path) for image_path in image_paths[:2]]
     assert looks == [1, 1]
     model.image_cache.clear()
     for call in (
@@ -92,43 +92,45 @@ def test_an_encoded_image_is_accepted_wherever_an_image_is(
         lambda one, images: ["".join(one.caption(image, stream=True)) for image in images],
         lambda one, images: [found.source for found in one.caption_many(images)],
     ):
-        found, expected = call(model, encoded), call(other, [str(photo) for photo in photos[:2]])
+        found, expected = call(model, encoded), call(other, [str(image_path) for image_path in image_paths[:2]])
         assert str(found)[:40] == str(expected)[:40]
     assert looks == [1, 1]
     with pytest.raises(OptionError, match="another model has encoded"):
         other.caption(encoded[0])
 
 
-def test_what_is_said_is_what_a_model_says_that_keeps_nothing(tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_what_is_said_is_what_a_model_says_that_keeps_nothing(tiny_model_folder: Path, image_paths: list[Path]) -> None:
     keeping, forgetting = fresh(tiny_model_folder), fresh(tiny_model_folder, 0)
     for _ in range(3):
-        for photo in photos[:3]:
-            assert keeping.caption(photo) == forgetting.caption(photo)
-            assert keeping.ask(photo, QUESTIONS[0]) == forgetting.ask(photo, QUESTIONS[0])
+        for image_path in image_paths[:3]:
+            assert keeping.caption(image_path) == forgetting.caption(image_path)
+            assert keeping.ask(image_path, QUESTIONS[0]) == forgetting.ask(image_path, QUESTIONS[0])
             found, expected = (
-                keeping.ask(photo, QUESTIONS, details=True),
-                forgetting.ask(photo, QUESTIONS, details=True),
+                keeping.ask(image_path, QUESTIONS, details=True),
+                forgetting.ask(image_path, QUESTIONS, details=True),
             )
             assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
             for answer, twin in zip(found, expected, strict=True):
                 assert answer.score == pytest.approx(twin.score, abs=1e-5)
             drawn = {"temperature": 1.3, "seed": 4}
-            assert keeping.ask(photo, QUESTIONS, **drawn) == forgetting.ask(photo, QUESTIONS, **drawn)
-            talks = [model.chat(photo) for model in (keeping, forgetting)]
+            assert keeping.ask(image_path, QUESTIONS, **drawn) == forgetting.ask(image_path, QUESTIONS, **drawn)
+            talks = [model.chat(image_path) for model in (keeping, forgetting)]
             assert len({tuple(talk.ask(question) for question in QUESTIONS[:3]) for talk in talks}) == 1
     assert len(keeping.image_cache) == 3 and len(forgetting.image_cache) == 0
 
 
-def test_pixels_tell_images_apart_not_names(model: Model, photos: list[Path], looks: list[int], tmp_path: Path) -> None:
+def test_pixels_tell_images_apart_not_names(
+    model: Model, image_paths: list[Path], looks: list[int], tmp_path: Path
+) -> None:
     place = tmp_path / "photo.png"
-    place.write_bytes(photos[0].read_bytes())
+    place.write_bytes(image_paths[0].read_bytes())
     first = visual_prompt(model, place)
-    with Image.open(photos[0]) as image:
-        again = [photos[0].read_bytes(), image.convert("RGB"), np.asarray(image.convert("RGB"))]
+    with Image.open(image_paths[0]) as image:
+        again = [image_paths[0].read_bytes(), image.convert("RGB"), np.asarray(image.convert("RGB"))]
     for source in again:
         assert torch.equal(visual_prompt(model, source), first)
     assert looks == [1]
-    place.write_bytes(photos[1].read_bytes())
+    place.write_bytes(image_paths[1].read_bytes())
     assert not torch.equal(visual_prompt(model, place), first)
     assert looks == [1, 1]
     # What the encoder sees counts: a photo that was shrunk already is the same one, until one value differs by one.
@@ -140,10 +142,10 @@ def test_pixels_tell_images_apart_not_names(model: Model, photos: list[Path], lo
     assert looks == [1, 1, 1]
 
 
-def test_what_is_given_out_may_be_changed(model: Model, photos: list[Path]) -> None:
-    before = model.embed_images(photos[:1])
-    model.embed_images(photos[:1]).zero_()
-    assert torch.equal(model.embed_images(photos[:1]), before)
+def test_what_is_given_out_may_be_changed(model: Model, image_paths: list[Path]) -> None:
+    before = model.embed_images(image_paths[:1])
+    model.embed_images(image_paths[:1]).zero_()
+    assert torch.equal(model.embed_images(image_paths[:1]), before)
 
 
 # The bound
@@ -199,46 +201,46 @@ def test_those_used_last_stay_within_the_bound() -> None:
     assert evictions > 100
 
 
-def test_keys_and_values_count_and_are_let_go(tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_keys_and_values_count_and_are_let_go(tiny_model_folder: Path, image_paths: list[Path]) -> None:
     probe = fresh(tiny_model_folder)
-    encoded = probe.encode_image(photos[0])
+    encoded = probe.encode_image(image_paths[0])
     assert probe.image_cache.nbytes == encoded.features.nbytes
-    probe.ask(photos[0], QUESTIONS[0])
+    probe.ask(image_paths[0], QUESTIONS[0])
     lean = probe.image_cache.nbytes
-    probe.ask(photos[0], QUESTIONS)
+    probe.ask(image_paths[0], QUESTIONS)
     whole = probe.image_cache.nbytes
     # Four queries, and what the language model reads of each: 32 float32 numbers; keys and values of two layers.
     queries = 4 * probe.network.config.qformer.width * 4
     assert lean == encoded.features.nbytes + queries + 4 * 32 * 4
     assert whole == lean + 4 * 32 * 4 * 2 * 2
     model = fresh(tiny_model_folder, 2 * whole)
-    for photo in photos:
-        model.ask(photo, QUESTIONS)
+    for image_path in image_paths:
+        model.ask(image_path, QUESTIONS)
         assert model.image_cache.nbytes <= 2 * whole
     assert len(model.image_cache) == 2
     small = fresh(tiny_model_folder, lean)
-    assert small.ask(photos[0], QUESTIONS) == probe.ask(photos[0], QUESTIONS)
+    assert small.ask(image_paths[0], QUESTIONS) == probe.ask(image_paths[0], QUESTIONS)
     assert small.image_cache.nbytes <= lean
 
 
-def test_a_row_of_a_batch_keeps_its_own_memory_alone(model: Model, photos: list[Path]) -> None:
-    model.caption(photos)
-    for encoded in [model.encode_image(photo) for photo in photos]:
+def test_a_row_of_a_batch_keeps_its_own_memory_alone(model: Model, image_paths: list[Path]) -> None:
+    model.caption(image_paths)
+    for encoded in [model.encode_image(image_path) for image_path in image_paths]:
         held = [encoded.features, encoded.derived["queries"], encoded.derived["prefix"].embeds]
         assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in held)
 
 
-def test_the_bound_is_an_option_of_load(tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_the_bound_is_an_option_of_load(tiny_model_folder: Path, image_paths: list[Path]) -> None:
     assert openblip.load(tiny_model_folder, device="cpu").image_cache.limit == 256 * 2**20
     off = openblip.load(tiny_model_folder, device="cpu", image_cache=0)
-    off.ask(photos[0], QUESTIONS)
+    off.ask(image_paths[0], QUESTIONS)
     assert len(off.image_cache) == 0
     with pytest.raises(OptionError, match="image_cache is -1: it must be a number of bytes, 0 or more"):
         openblip.load(tiny_model_folder, device="cpu", image_cache=-1)
 
 
-def test_a_copy_starts_with_nothing_seen(model: Model, photos: list[Path]) -> None:
-    model.encode_image(photos[0])
+def test_a_copy_starts_with_nothing_seen(model: Model, image_paths: list[Path]) -> None:
+    model.encode_image(image_paths[0])
     copied = pickle.loads(pickle.dumps(model.image_cache))
     assert (len(copied), copied.nbytes, copied.limit) == (0, 0, model.image_cache.limit)
 
@@ -248,9 +250,9 @@ def test_a_copy_starts_with_nothing_seen(model: Model, photos: list[Path]) -> No
 
 @pytest.mark.parametrize("questions", [1, 3])
 def test_a_request_that_fails_leaves_what_fits_the_bound(
-    model: Model, photos: list[Path], questions: int, monkeypatch: pytest.MonkeyPatch
+    model: Model, image_paths: list[Path], questions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = model.ask(photos[0], QUESTIONS)
+    expected = model.ask(image_paths[0], QUESTIONS)
     before = (len(model.image_cache), model.image_cache.nbytes)
 
     def fail(*given: object) -> Tensor:
@@ -259,33 +261,33 @@ def test_a_request_that_fails_leaves_what_fits_the_bound(
     with monkeypatch.context() as patch:
         patch.setattr(Opt, "decode_step", fail)
         with pytest.raises(KeyboardInterrupt):
-            model.ask(photos[0], QUESTIONS[:questions])
+            model.ask(image_paths[0], QUESTIONS[:questions])
         assert (len(model.image_cache), model.image_cache.nbytes) == before
         model.image_cache.clear()
         with pytest.raises(KeyboardInterrupt):
-            model.ask(photos[0], QUESTIONS[:questions])
+            model.ask(image_paths[0], QUESTIONS[:questions])
     (kept,) = [image for image, _ in model.image_cache._kept.values()]
     assert model.image_cache.nbytes == kept.nbytes, "keys and values that were computed are not counted"
-    assert model.ask(photos[0], QUESTIONS) == expected
+    assert model.ask(image_paths[0], QUESTIONS) == expected
 
 
 def test_an_image_that_cannot_be_encoded_is_not_kept(
-    model: Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(pixels: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model.network, "image_features", fail)
     with pytest.raises(KeyboardInterrupt):
-        model.caption(photos[0])
+        model.caption(image_paths[0])
     assert len(model.image_cache) == 0
     assert not model.image_cache._lock.locked()
 
 
-def test_threads_share_it(tiny_model_folder: Path, photos: list[Path]) -> None:
-    alone = [fresh(tiny_model_folder, 0).ask(photo, QUESTIONS) for photo in photos]
+def test_threads_share_it(tiny_model_folder: Path, image_paths: list[Path]) -> None:
+    alone = [fresh(tiny_model_folder, 0).ask(image_path, QUESTIONS) for image_path in image_paths]
     probe = fresh(tiny_model_folder)
-    probe.ask(photos[0], QUESTIONS)
+    probe.ask(image_paths[0], QUESTIONS)
     # Three images with keys and values: threads push out one another's.
     model = fresh(tiny_model_folder, 3 * probe.image_cache.nbytes)
     together = threading.Barrier(4)
@@ -293,8 +295,8 @@ def test_threads_share_it(tiny_model_folder: Path, photos: list[Path]) -> None:
     def work(worker: int) -> None:
         together.wait()
         for turn in range(6):
-            number = (worker + turn) % len(photos)
-            assert model.ask(photos[number], QUESTIONS) == alone[number]
+            number = (worker + turn) % len(image_paths)
+            assert model.ask(image_paths[number], QUESTIONS) == alone[number]
             assert model.image_cache.nbytes <= model.image_cache.limit
 
     with ThreadPoolExecutor(4) as pool:
@@ -303,8 +305,8 @@ def test_threads_share_it(tiny_model_folder: Path, photos: list[Path]) -> None:
     assert model.image_cache.nbytes == sum(kept) <= model.image_cache.limit
 
 
-def test_its_size_is_taken_while_another_thread_derives_something(model: Model, photos: list[Path]) -> None:
-    image = model.encode_image(photos[0])
+def test_its_size_is_taken_while_another_thread_derives_something(model: Model, image_paths: list[Path]) -> None:
+    image = model.encode_image(image_paths[0])
 
     class Derived:
         """Another thread's turn comes as its size is asked for."""

@@ -62,7 +62,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("language", ["llama", "bart", REAL], indirect=True)
 def test_a_recipe_trains_what_lies_before_it(
-    language: Path, tmp_path: Path, data: Path, tiny_model_folder: Path, photos: list[Path]
+    language: Path, tmp_path: Path, data: Path, tiny_model_folder: Path, image_paths: list[Path]
 ) -> None:
     fall = FALLS.get(language.name, REAL_FALL)
     epochs = 10 if language.name in FALLS else 8
@@ -88,9 +88,9 @@ def test_a_recipe_trains_what_lies_before_it(
     model = openblip.load(output, device="cpu")
     again = openblip.load(output, device="cpu")
     for options in ({"num_beams": 1}, {"num_beams": 3}, {"top_p": 0.9, "seed": 2}):
-        captions = model.caption(list(photos), **options)
-        assert captions == again.caption(list(photos), **options)
-    print(captions, model.ask(photos[0], "what color is the ball?"))
+        captions = model.caption(list(image_paths), **options)
+        assert captions == again.caption(list(image_paths), **options)
+    print(captions, model.ask(image_paths[0], "what color is the ball?"))
     assert model.parts.external is not None and model.parts.external.place == str(language.resolve())
     # A trained model goes on being trained.
     train(load_recipe(recipe, [f"init={output}", f"output={tmp_path / 'more'}", "epochs=1"]))
@@ -101,12 +101,12 @@ def test_a_recipe_trains_what_lies_before_it(
 @pytest.mark.parametrize("language", ["llama"], indirect=True)
 @pytest.mark.parametrize("write", [write_matcher, write_writer], ids=["stage1", "stage2"])
 def test_a_folder_of_transformers_can_be_the_start(
-    language: Path, write: Callable[[Path], Theirs], tmp_path: Path, data: Path, photos: list[Path]
+    language: Path, write: Callable[[Path], Theirs], tmp_path: Path, data: Path, image_paths: list[Path]
 ) -> None:
     start = write(tmp_path / "official").folder
     recipe = write_recipe(tmp_path, data, start, "stage2")
     model = openblip.load(train(load_recipe(recipe, [f"language_model={language}", "epochs=1"])), device="cpu")
-    assert isinstance(model.caption(photos[0]), str)
+    assert isinstance(model.caption(image_paths[0]), str)
     before = openblip.load(start, device="cpu").network.vision.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.vision.state_dict().items())
 
@@ -114,7 +114,7 @@ def test_a_folder_of_transformers_can_be_the_start(
 @pytest.mark.parametrize("language", ["llama", REAL], indirect=True)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_is_said_behind_visual_prompts_is_transformers_own(
-    language: Path, beams: int, tiny_parts: ModelParts, photos: list[Path]
+    language: Path, beams: int, tiny_parts: ModelParts, image_paths: list[Path]
 ) -> None:
     model = model_of(with_language_model(tiny_parts, language), choose_placement("cpu"))
     theirs, _ = both(language)
@@ -122,11 +122,11 @@ def test_what_is_said_behind_visual_prompts_is_transformers_own(
     rows = [
         torch.cat(
             [
-                visual_prompt(model, photo),
+                visual_prompt(model, image_path),
                 model.network.language_model.embed(torch.tensor(model.parts.prompt_ids(text))),
             ]
         )
-        for photo, text in zip(photos, prompts, strict=False)
+        for image_path, text in zip(image_paths, prompts, strict=False)
     ]
     longest = max(map(len, rows))
     embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])

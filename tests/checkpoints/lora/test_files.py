@@ -94,20 +94,20 @@ def test_lengths_of_rows_are_those_that_were_learnt(folder: Path, tiny_model_fol
 
 
 def test_a_folder_with_an_adapter_alone_is_a_model(
-    folder: Path, tiny_model_folder: Path, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_model_folder: Path, tmp_path: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = openblip.load(tiny_model_folder, adapter=folder, device="cpu")
     assert expected.name == "tiny + adapter"
-    captions = expected.caption(photos)
-    assert captions != openblip.load(tiny_model_folder, device="cpu").caption(photos)
-    assert openblip.load(folder, device="cpu").caption(photos) == captions
+    captions = expected.caption(image_paths)
+    assert captions != openblip.load(tiny_model_folder, device="cpu").caption(image_paths)
+    assert openblip.load(folder, device="cpu").caption(image_paths) == captions
     # Beside the adapter, too, wherever one is.
     (tmp_path / "base").symlink_to(tiny_model_folder)
     edit(folder, base_model_name_or_path="../base")
     monkeypatch.chdir("/")
-    assert openblip.load(folder, device="cpu").caption(photos) == captions
+    assert openblip.load(folder, device="cpu").caption(image_paths) == captions
     merged = merge_adapter(folder, tmp_path / "merged").parent
-    assert openblip.load(merged, device="cpu").caption(photos) == captions
+    assert openblip.load(merged, device="cpu").caption(image_paths) == captions
     assert openblip.load(merged, device="cpu").name == "merged"
     whole, again = (load_parts(place).network.state_dict() for place in (folder, merged))
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())

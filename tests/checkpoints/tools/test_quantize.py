@@ -57,7 +57,7 @@ def test_quantised_as_it_is_read_or_afterwards(
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, Int8Linear), (4, Int4Linear)])
 def test_the_command_keeps_what_a_load_makes(
-    bits: int, kind: type[Int8Linear | Int4Linear], tmp_path: Path, run: Run, photos: list[Path]
+    bits: int, kind: type[Int8Linear | Int4Linear], tmp_path: Path, run: Run, image_paths: list[Path]
 ) -> None:
     folder = tmp_path / "small"
     ran = run("quantize", "mini", folder, "--bits", str(bits))
@@ -68,20 +68,23 @@ def test_the_command_keeps_what_a_load_makes(
     assert any(isinstance(module, kind) for module in stored.network.modules())
     # Asked for by name, so that the rest is in the same type, which on some CPUs is bfloat16.
     kept, made = (openblip.load(place, dtype=f"int{bits}") for place in (folder, "mini"))
-    assert kept.caption(photos[:3]) == made.caption(photos[:3])
+    assert kept.caption(image_paths[:3]) == made.caption(image_paths[:3])
     # Asked for floats, a folder of codes gives floats.
     floats = load_parts(folder, ReadOptions(bits=0)).network
     assert not quantised.quantised_layers(floats)
     assert all(tensor.is_floating_point() for tensor in floats.parameters())
 
 
-def test_mini_says_the_same_in_8_bits(photos: list[Path]) -> None:
+def test_mini_says_the_same_in_8_bits(image_paths: list[Path]) -> None:
     examples = sorted((Path(__file__).parents[3] / "examples").glob("*.jpg"))
     floats, small = openblip.load("mini", dtype="float32"), openblip.load("mini", dtype="int8")
     texts = [str(path) for path in examples]
     agreed = sum(a == b for a, b in zip(floats.caption(texts), small.caption(texts), strict=True))
     assert agreed >= len(examples) - 2
-    ours, theirs = floats.scores(photos, ["a dog", "a red ball"]), small.scores(photos, ["a dog", "a red ball"])
+    ours, theirs = (
+        floats.scores(image_paths, ["a dog", "a red ball"]),
+        small.scores(image_paths, ["a dog", "a red ball"]),
+    )
     assert (ours.itc - theirs.itc).abs().max() < 0.05
 
 

@@ -65,8 +65,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @torch.no_grad()
-def test_features_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
-    images = [Image.open(path) for path in photos]
+def test_features_are_theirs(writer: Theirs, our_writer: Model, image_paths: list[Path]) -> None:
+    images = [Image.open(path) for path in image_paths]
     pixels = writer.processor(images=images, return_tensors="pt")["pixel_values"]
     features = image_features(our_writer, images)
     assert difference(features, writer.model.vision_model(pixels).last_hidden_state) <= TOLERANCE
@@ -78,11 +78,13 @@ def test_features_are_theirs(writer: Theirs, our_writer: Model, photos: list[Pat
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("prompt", [None, "a dog", "Question: what is it? Answer:"])
 def test_ids_are_those_of_their_generate(
-    writer: Theirs, our_writer: Model, photos: list[Path], beams: int, prompt: str | None
+    writer: Theirs, our_writer: Model, image_paths: list[Path], beams: int, prompt: str | None
 ) -> None:
-    found = our_writer.caption_many(photos, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=0)
+    found = our_writer.caption_many(
+        image_paths, prompt=prompt or "", num_beams=beams, max_new_tokens=9, min_new_tokens=0
+    )
     texts = []
-    for path, captioned in zip(photos, found, strict=True):
+    for path, captioned in zip(image_paths, found, strict=True):
         inputs = writer.processor(images=Image.open(path).convert("RGB"), text=prompt, return_tensors="pt")
         assert "input_ids" not in inputs or inputs["input_ids"].shape[1] > QUERIES + 1
         ids = writer.model.generate(**inputs, num_beams=beams, max_new_tokens=9, do_sample=False)[0].tolist()
@@ -100,21 +102,21 @@ def test_ids_are_those_of_their_generate(
     assert len(set(texts)) > 2  # it depends on what is seen
 
 
-def test_answers_are_theirs(writer: Theirs, our_writer: Model, photos: list[Path]) -> None:
+def test_answers_are_theirs(writer: Theirs, our_writer: Model, image_paths: list[Path]) -> None:
     prompt = "Question: what is it? Answer:"
-    inputs = writer.processor(images=Image.open(photos[0]).convert("RGB"), text=prompt, return_tensors="pt")
+    inputs = writer.processor(images=Image.open(image_paths[0]).convert("RGB"), text=prompt, return_tensors="pt")
     found = writer.model.generate(**inputs, max_new_tokens=7, do_sample=False)[0]
     expected = writer.processor.tokenizer.decode(found[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    answer = our_writer.ask(photos[0], "What is it?", num_beams=1, max_new_tokens=7, min_new_tokens=0)
+    answer = our_writer.ask(image_paths[0], "What is it?", num_beams=1, max_new_tokens=7, min_new_tokens=0)
     assert answer == " ".join(expected.split())
 
 
 @torch.no_grad()
-def test_scores_are_theirs(matcher: Theirs, photos: list[Path]) -> None:
+def test_scores_are_theirs(matcher: Theirs, image_paths: list[Path]) -> None:
     ours = openblip.load(matcher.folder, device="cpu")
-    images = [Image.open(path).convert("RGB") for path in photos]
+    images = [Image.open(path).convert("RGB") for path in image_paths]
     plain = [text.replace(",", "").replace("?", "") for text in TEXTS]  # ours are cleaned as LAVIS' are
-    for path, image in zip(photos, images, strict=True):
+    for path, image in zip(image_paths, images, strict=True):
         found = ours.match(path, plain)
         for text, match in zip(plain, found, strict=True):
             inputs = matcher.processor(images=image, text=text, return_tensors="pt")
@@ -124,7 +126,7 @@ def test_scores_are_theirs(matcher: Theirs, photos: list[Path]) -> None:
     pixels = matcher.processor(images=images, return_tensors="pt")["pixel_values"]
     inputs = matcher.processor(text=plain, padding=True, return_tensors="pt")
     expected = matcher.model(pixel_values=pixels, **inputs)
-    assert difference(ours.embed_images(photos), expected.image_embeds) <= TOLERANCE
+    assert difference(ours.embed_images(image_paths), expected.image_embeds) <= TOLERANCE
     assert difference(ours.embed_texts(plain), expected.text_embeds) <= TOLERANCE
     assert not any(tensor.is_meta for tensor in ours.network.state_dict().values())
 
@@ -185,7 +187,7 @@ def test_half_precision_is_cast_on_the_way(folder: Path, our_writer: Model, dtyp
     assert all(torch.equal(found[name], expected[name].half().to(dtype)) for name in expected)
 
 
-def test_key_biases_that_were_trained_are_kept(folder: Path, writer: Theirs, photos: list[Path]) -> None:
+def test_key_biases_that_were_trained_are_kept(folder: Path, writer: Theirs, image_paths: list[Path]) -> None:
     path = folder / "model.safetensors"
     state = load_file(path)
     name = "vision_model.encoder.layers.1.self_attn.qkv.bias"

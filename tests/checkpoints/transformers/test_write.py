@@ -86,11 +86,13 @@ def equal_tensors(first: PreTrainedModel, second: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize("shard_bytes", [5_000_000_000, 30_000])
-def test_a_writer_goes_there_and_back(writer: Theirs, photos: list[Path], tmp_path: Path, shard_bytes: int) -> None:
+def test_a_writer_goes_there_and_back(
+    writer: Theirs, image_paths: list[Path], tmp_path: Path, shard_bytes: int
+) -> None:
     save_transformers(load_transformers(writer.folder), tmp_path, shard_bytes=shard_bytes)
     found, processor = load_theirs(Blip2ForConditionalGeneration, tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert equal_tensors(found, writer.model)
-    images = [Image.open(path).convert("RGB") for path in photos[:2]]
+    images = [Image.open(path).convert("RGB") for path in image_paths[:2]]
     for text in (PROMPT, "a dog\n runs  </s>"):
         old = writer.processor(images=images, text=[text] * 2, return_tensors="pt")
         new = processor(images=images, text=[text] * 2, return_tensors="pt")
@@ -106,11 +108,11 @@ def test_a_writer_goes_there_and_back(writer: Theirs, photos: list[Path], tmp_pa
 
 
 @torch.no_grad()
-def test_a_matcher_goes_there_and_back(matcher: Theirs, photos: list[Path], tmp_path: Path) -> None:
+def test_a_matcher_goes_there_and_back(matcher: Theirs, image_paths: list[Path], tmp_path: Path) -> None:
     save_transformers(load_transformers(matcher.folder), tmp_path)
     found, processor = load_theirs(Blip2ForImageTextRetrieval, tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert equal_tensors(found, matcher.model)
-    images = [Image.open(path).convert("RGB") for path in photos[:2]]
+    images = [Image.open(path).convert("RGB") for path in image_paths[:2]]
     texts = ["a red dog", "The beach, and nobody?"]
     old = matcher.processor(images=images, text=texts, padding=True, return_tensors="pt")
     new = processor(images=images, text=texts, padding=True, return_tensors="pt")
@@ -147,7 +149,7 @@ def test_a_folder_of_theirs_comes_back_as_the_same_parts(writer: Theirs, matcher
 
 
 @torch.no_grad()
-def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Path], tmp_path: Path) -> None:
+def test_a_writer_of_ours_says_the_same_there(both: ModelParts, image_paths: list[Path], tmp_path: Path) -> None:
     config = both.network.config
     assert config.language is not None and both.tokenizer is not None
     assert both.tokenizer.vocab_size == config.language.vocab_size  # no row is free for transformers' mark
@@ -156,7 +158,7 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
     ours = openblip.load(tmp_path, device="cpu")
     native = both.network
     stop = ours.parts.stop_id
-    for path in photos:
+    for path in image_paths:
         image = Image.open(path).convert("RGB")
         inputs = processor(images=image, text=PROMPT, return_tensors="pt")
         ids = inputs["input_ids"][0, config.qformer.num_queries :].tolist()
@@ -178,7 +180,7 @@ def test_a_writer_of_ours_says_the_same_there(both: ModelParts, photos: list[Pat
 
 
 @torch.no_grad()
-def test_a_matcher_of_ours_says_the_same_there(both: ModelParts, photos: list[Path], tmp_path: Path) -> None:
+def test_a_matcher_of_ours_says_the_same_there(both: ModelParts, image_paths: list[Path], tmp_path: Path) -> None:
     vision = both.network.config.vision
     assert isinstance(vision, VitConfig)
     same_eps = replace(both.network.config, vision_norm_eps=vision.layer_norm_eps)
@@ -187,8 +189,8 @@ def test_a_matcher_of_ours_says_the_same_there(both: ModelParts, photos: list[Pa
     save_transformers(replace(both, network=network), tmp_path, task="match")
     theirs, processor = load_theirs(Blip2ForImageTextRetrieval, tmp_path), AutoProcessor.from_pretrained(tmp_path)
     ours = openblip.load(tmp_path, device="cpu")
-    for match in ours.match(photos[0], ["a dog runs", "two children"]):
-        inputs = processor(images=Image.open(photos[0]).convert("RGB"), text=match.text, return_tensors="pt")
+    for match in ours.match(image_paths[0], ["a dog runs", "two children"]):
+        inputs = processor(images=Image.open(image_paths[0]).convert("RGB"), text=match.text, return_tensors="pt")
         itm = theirs(**inputs, use_image_text_matching_head=True).logits_per_image.softmax(dim=1)[0, 1].item()
         assert abs(match.itm - itm) <= 1e-5
         assert abs(match.itc - theirs(**inputs).logits_per_image[0, 0].item()) <= 1e-5

@@ -169,16 +169,16 @@ def test_parquet_names_images_or_holds_them(tmp_path: Path) -> None:
     paths = pa.table({"image_path": ["a.jpg", "b.jpg"], "caption": ["one", "two"]})
     pq.write_table(paths, tmp_path / "paths.parquet")
     assert [row.image for row in read(tmp_path, "paths.parquet")] == [tmp_path / "a.jpg", tmp_path / "b.jpg"]
-    photos = [jpeg(20 * number) for number in range(5)]
-    structs = [{"bytes": photo, "path": f"{number % 2}/same.jpg"} for number, photo in enumerate(photos)]
+    image_paths = [jpeg(20 * number) for number in range(5)]
+    structs = [{"bytes": image_path, "path": f"{number % 2}/same.jpg"} for number, image_path in enumerate(image_paths)]
     captions = [[f"photo {number}", "again"] for number in range(5)]
     pq.write_table(pa.table({"image": structs, "caption": captions}), tmp_path / "hub.parquet", row_group_size=2)
-    pq.write_table(pa.table({"image": photos, "caption": ["x"] * 5}), tmp_path / "bytes.parquet", row_group_size=3)
-    bare = [{"bytes": photo} for photo in photos]
+    pq.write_table(pa.table({"image": image_paths, "caption": ["x"] * 5}), tmp_path / "bytes.parquet", row_group_size=3)
+    bare = [{"bytes": image_path} for image_path in image_paths]
     pq.write_table(pa.table({"image": bare, "caption": ["x"] * 5}), tmp_path / "bare.parquet")
     for name in ("hub.parquet", "bytes.parquet", "bare.parquet"):
         rows = read(tmp_path, name)
-        assert [rows[at].image.read_bytes() for at in (4, 0, 3, 1, 2)] == [photos[at] for at in (4, 0, 3, 1, 2)]
+        assert [rows[at].image.read_bytes() for at in (4, 0, 3, 1, 2)] == [image_paths[at] for at in (4, 0, 3, 1, 2)]
         assert len({row.image.name for row in rows}) == len({row.image for row in rows}) == 5
         assert load_image(rows[2].image.read_bytes()).size == (6, 4)
     assert read(tmp_path, "hub.parquet")[1].captions == ("photo 1", "again")

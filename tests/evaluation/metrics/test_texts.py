@@ -81,15 +81,15 @@ def test_questions_from_captions(kind: Callable[[Iterable[str]], Iterable[str]])
     assert plain_questions(caption)
 
 
-def test_a_matcher_takes_a_lone_image_and_a_lone_text(tiny_model: Model, photos: list[Path]) -> None:
+def test_a_matcher_takes_a_lone_image_and_a_lone_text(tiny_model: Model, image_paths: list[Path]) -> None:
     matcher = matcher_of(tiny_model, "match")
-    one = matcher.scores(photos[0], "a dog", itm=True, batch_size=2)
-    several = matcher.scores([str(photos[0])], iter(["a dog"]), itm=True, batch_size=2)
+    one = matcher.scores(image_paths[0], "a dog", itm=True, batch_size=2)
+    several = matcher.scores([str(image_paths[0])], iter(["a dog"]), itm=True, batch_size=2)
     assert one.itc.shape == (1, 1)
     assert one.itc.equal(several.itc)
-    assert matcher.embed_images(photos[0].read_bytes(), 2).equal(matcher.embed_images([photos[0]], 2))
+    assert matcher.embed_images(image_paths[0].read_bytes(), 2).equal(matcher.embed_images([image_paths[0]], 2))
     assert matcher.embed_texts("a dog", 2).equal(matcher.embed_texts(("a dog",), 2))
-    found = tiny_model.rank_both(photos[:2], "a dog")
+    found = tiny_model.rank_both(image_paths[:2], "a dog")
     assert score_retrieval(found, 0) == score_retrieval(found, iter([0]))
     with pytest.raises(OptionError, match="image_of_text names image 7"):
         score_retrieval(found, [7])

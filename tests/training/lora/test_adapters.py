@@ -302,7 +302,7 @@ def test_adapters_start_as_nothing_and_alone_learn(tiny_model_folder: Path) -> N
 
 
 def test_captions_answers_and_search_with_unmerged_adapters(
-    tiny_model_folder: Path, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tmp_path: Path, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = learnt(load_parts(tiny_model_folder), LoraSection(rank=2, targets=["language_model", "qformer"]), std=0.2)
     monkeypatch.chdir(tiny_model_folder.parent)
@@ -311,15 +311,15 @@ def test_captions_answers_and_search_with_unmerged_adapters(
     model = model_of(parts, choose_placement("cpu", "float32"))
     merged = openblip.load(tmp_path, device="cpu")
     untrained = openblip.load(tiny_model_folder, device="cpu")
-    assert merged.caption(photos) == model.caption(photos) != untrained.caption(photos)
+    assert merged.caption(image_paths) == model.caption(image_paths) != untrained.caption(image_paths)
     questions = ["what is it?", "what color is the ball?", "how many?"]
     # One prefix, several prompts behind it.
-    assert merged.ask(photos[0], questions, num_beams=3) == model.ask(photos[0], questions, num_beams=3)
-    assert merged.caption(photos[1], num_captions=3, num_beams=4) == model.caption(
-        photos[1], num_captions=3, num_beams=4
+    assert merged.ask(image_paths[0], questions, num_beams=3) == model.ask(image_paths[0], questions, num_beams=3)
+    assert merged.caption(image_paths[1], num_captions=3, num_beams=4) == model.caption(
+        image_paths[1], num_captions=3, num_beams=4
     )
     texts = ["a dog", "a red ball"]
-    found, expected = model.scores(photos, texts, itm=True), merged.scores(photos, texts, itm=True)
+    found, expected = model.scores(image_paths, texts, itm=True), merged.scores(image_paths, texts, itm=True)
     assert apart(found.itc, expected.itc) <= 1e-4
     assert found.itm is not None and expected.itm is not None and apart(found.itm, expected.itm) <= 1e-4
 
@@ -397,7 +397,7 @@ class _Parts:
     network: Blip2Network
 
 
-def test_a_quantised_model_has_the_adapter_in_its_weights(tmp_path: Path, photos: list[Path]) -> None:
+def test_a_quantised_model_has_the_adapter_in_its_weights(tmp_path: Path, image_paths: list[Path]) -> None:
     base = load_parts("mini")
     learnt(base, LoraSection(rank=4, targets=["language_model", "qformer"]), std=0.06)
     save_adapter(base, tmp_path, "mini")
@@ -430,7 +430,7 @@ def test_adapters_over_half_precision_learn_in_float32(tiny_model_folder: Path) 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bart"])
-def test_a_external_language_model(kind: str, tmp_path: Path, tiny_model_folder: Path, photos: list[Path]) -> None:
+def test_a_external_language_model(kind: str, tmp_path: Path, tiny_model_folder: Path, image_paths: list[Path]) -> None:
     language = write_language_model(kind, tmp_path / kind)
     folder = tmp_path / "model"
     parts = with_language_model(load_parts(tiny_model_folder), language)
