@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -105,10 +105,29 @@ CLIP_VIT_L = VitConfig(
 """The encoder of BLIP-2's "vitL" checkpoints: CLIP's 24 blocks without the last."""
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
+class BlockConfig(Protocol):
+    """Sizes and variant of a pre-norm transformer block, see `VitConfig`."""
 
-    def __init__(self, config: VitConfig) -> None:
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def activation(self) -> Literal["gelu", "quick_gelu"]: ...
+    @property
+    def attention_bias(self) -> Literal["qkv", "qv"]: ...
+    @property
+    def layer_scale(self) -> bool: ...
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, or of each token over those up to itself."""
+
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
@@ -121,7 +140,13 @@ class Attention(nn.Module):
             self.q_bias = self.v_bias = None
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False, queries: int | None = None) -> Tensor:
+        """Tokens [B, N, width] to [B, N, width].
+
+        Args:
+            causal: later tokens are not seen.
+            queries: how many tokens' outputs are wanted, from the first; None for all.
+        """
         batch, length, width = x.shape
         qkv = self.qkv(x)
         if self.q_bias is not None and self.v_bias is not None:
@@ -129,15 +154,15 @@ class Attention(nn.Module):
             # Under autocast the projection is in half precision, and a float32 bias would undo that.
             qkv = qkv + bias.to(qkv.dtype)
         query, key, value = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        mixed = F.scaled_dot_product_attention(query[:, :, :queries], key, value, is_causal=causal)
+        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, mixed.shape[2], width))
         return projected
 
 
 class Mlp(nn.Module):
     """The feed-forward network of a block."""
 
-    def __init__(self, config: VitConfig) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.activation = config.activation
         self.fc1 = Linear(config.width, config.mlp_width)
@@ -153,7 +178,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward network, each on normalised input and added to its input."""
 
-    def __init__(self, config: VitConfig, drop_path: float) -> None:
+    def __init__(self, config: BlockConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         width, eps = config.width, config.layer_norm_eps
         self.drop_path = drop_path
@@ -167,8 +192,9 @@ class Block(nn.Module):
         else:
             self.scale1 = self.scale2 = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.weigh(self.attention(self.norm1(x)), self.scale1)
+    def forward(self, x: Tensor, causal: bool = False, queries: int | None = None) -> Tensor:
+        """As `Attention`."""
+        x = x[:, :queries] + self.weigh(self.attention(self.norm1(x), causal, queries), self.scale1)
         return x + self.weigh(self.mlp(self.norm2(x)), self.scale2)
 
     def weigh(self, branch: Tensor, scale: Tensor | None) -> Tensor:
@@ -241,6 +267,18 @@ class VisionTransformer(nn.Module):
             ValueError: not three channels, or H or W is no multiple of the patch size.
         """
         return self.above(self.embed(pixels), len(self.blocks))
+
+    def class_vector(self, pixels: Tensor) -> Tensor:
+        """Pixels, as `forward` takes them, to what `forward` gives of the class token: [B, width].
+
+        The last block computes nothing of the patches but what the class token looks at.
+        """
+        *lower, last = self.blocks
+        x = self.embed(pixels)
+        for block in lower:
+            x = run_layer(block, self.gradient_checkpointing, x)
+        x = last(x, queries=1)[:, 0]
+        return x if self.final_norm is None else self.final_norm(x)
 
     def fold(self) -> None:
         """It has no batch normalisation to fold."""
