@@ -37,7 +37,7 @@ from openblip.checkpoints.names.transformers import fresh, is_theirs, sources
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.devices import choose_placement
-from openblip.images.decode import to_pixels
+from openblip.images.transform import to_pixels
 from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.nn.quant.int8 import Int8Linear

@@ -26,7 +26,8 @@ from results import Row, add_json_option, finish
 from torch import Tensor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from openblip.images.decode import ImageTransform, load_image, to_pixels
+from openblip.images.decode import load_image
+from openblip.images.transform import ImageTransform, to_pixels
 
 SIZES = ((640, 480), (1920, 1080), (4000, 3000))
 

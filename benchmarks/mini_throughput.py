@@ -26,8 +26,9 @@ from results import Row, add_json_option, finish
 
 import openblip
 import openblip.models.blip2
-from openblip.images.decode import load_image, to_pixels
+from openblip.images.decode import load_image
 from openblip.images.prefetch import PixelBatch, count_threads, pixel_batches
+from openblip.images.transform import to_pixels
 from openblip.models.model import Model
 
 STAGES = ("pixels", "vision", "Q-Former")

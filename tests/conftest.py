@@ -16,7 +16,7 @@ from torch import nn
 
 from openblip.checkpoints.model_parts import ANSWERS, CAPTIONS, GenerationDefaults, ModelParts
 from openblip.checkpoints.openblip.folder import save_native
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.opt import OptConfig

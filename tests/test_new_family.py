@@ -25,8 +25,8 @@ from openblip.evaluation.score import score_model
 from openblip.evaluation.settings import CaptionSettings, Settings, Task, Wish
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.images.decode import ImageTransform
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache
+from openblip.images.transform import ImageTransform
 from openblip.models.abilities import Components
 from openblip.models.load import model_of
 from openblip.models.model import Model

@@ -22,7 +22,8 @@ from openblip.data.feature_store import FeatureStore, ViewPlan, fill, fingerprin
 from openblip.data.sample import PackedFile
 from openblip.data.views import make_view
 from openblip.errors import OpenBlipError
-from openblip.images.decode import ImageTransform, load_image, to_pixels
+from openblip.images.decode import load_image
+from openblip.images.transform import ImageTransform, to_pixels
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.vit import VisionTransformer, VitConfig
 

@@ -18,13 +18,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from openblip.errors import ImageError, OptionError
-from openblip.images.decode import (
-    CLIP_TRANSFORM_MEAN,
-    CLIP_TRANSFORM_STD,
-    ImageTransform,
-    load_image,
-    to_pixels,
-)
+from openblip.images.decode import load_image
+from openblip.images.transform import CLIP_TRANSFORM_MEAN, CLIP_TRANSFORM_STD, ImageTransform, to_pixels
 
 Pixels = np.ndarray[Any, Any]
 ORIENTATION = 0x0112

@@ -18,8 +18,9 @@ from PIL import Image
 
 from openblip.errors import ImageError
 from openblip.images import decode, rgb
-from openblip.images.decode import load_image, load_squashed
+from openblip.images.decode import load_image
 from openblip.images.memory import Lease, MemoryBudget
+from openblip.images.transform import load_squashed
 
 SIDE = 3000
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 from openblip.errors import ImageError, OptionError
 from openblip.images import prefetch as pipeline
-from openblip.images.decode import ImageTransform, load_image, to_pixels
+from openblip.images.decode import load_image
 from openblip.images.prefetch import pixel_batches, read_ahead
+from openblip.images.transform import ImageTransform, to_pixels
 from openblip.models.model import Model
 
 TRANSFORM = ImageTransform(32)

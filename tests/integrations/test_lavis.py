@@ -21,7 +21,7 @@ from openblip.checkpoints.names.lavis import blip2_from_lavis
 from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.checkpoints.transformers.tokenizers import read_matching
 from openblip.errors import OpenBlipError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.integrations.lavis import load_model_and_preprocess, load_preprocess, model_zoo, registry
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5
 from openblip.nn.blip2 import Blip2Network

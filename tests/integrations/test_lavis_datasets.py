@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from openblip.data.zoo.data_sets import dataset_names, find_entry
 from openblip.errors import ImageError, OpenBlipError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.integrations.lavis import dataset_zoo, load_dataset
 from openblip.integrations.lavis.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor
 from tests.data.annotation_cases import CASES, COCO, TEN, Case, write

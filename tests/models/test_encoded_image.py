@@ -18,8 +18,8 @@ from torch import Tensor
 
 import openblip
 from openblip.errors import OptionError
-from openblip.images.decode import ImageTransform
 from openblip.images.encoded_image import CachedEncoder, ImageCache
+from openblip.images.transform import ImageTransform
 from openblip.models.model import Model
 from openblip.nn.opt import Opt
 from tests.pairs.prompts import visual_prompt

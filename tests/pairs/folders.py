@@ -14,7 +14,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 import openblip
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.images.decode import ImageTransform, to_pixels
+from openblip.images.transform import ImageTransform, to_pixels
 from openblip.models.model import Model
 from openblip.nn import t5
 from tests.checkpoints.theirs import FLAN, QUERIES, T5, Theirs, write_matcher, write_t5_writer, write_writer

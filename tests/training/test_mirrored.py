@@ -16,7 +16,7 @@ from torch import Tensor
 from openblip.data.feature_store import FeatureStore, ViewPlan, fill
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.sources.open import tar_paths
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.training.input.batches import BatchPlan
 from openblip.training.input.loader import BatchLoader, FeatureLoader, ImageLoader
 from openblip.training.input.streaming import StreamedTars, StreamLoader

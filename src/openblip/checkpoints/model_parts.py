@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.options import GenerationOptions, read_options, user_options
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, trim_prompt
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from openblip.data.image_files import BadImage, image_key, open_image
 from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, make_view
 from openblip.errors import ImageError, OpenBlipError
-from openblip.images.decode import ImageTransform, normalise, squash
 from openblip.images.prefetch import anything, read_ahead
+from openblip.images.transform import ImageTransform, normalise, squash
 
 ROWS, LIST, DRAFT = ".npy", ".json", ".draft"
 LOCK_FILE = ".lock"

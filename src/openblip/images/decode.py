@@ -1,8 +1,7 @@
-"""Any image a user can name -> checked RGB image -> normalised pixels.
+"""Any image a user can name -> checked RGB image.
 
-`load_image` turns every failure of a file or a decoder into one `ImageError`; `to_pixels` is the evaluation
-transform of BLIP-2 (LAVIS' `blip_image_eval`): `squash`, then `normalise`. All leave Pillow's global settings
-alone and may be called from many threads.
+`load_image` turns every failure of a file or a decoder into one `ImageError`. It leaves Pillow's global settings alone
+and may be called from many threads.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -24,31 +23,19 @@ from openblip.images.rgb import to_rgb
 from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from PIL import Image
 
 __all__ = [
-    "CLIP_TRANSFORM_MEAN",
-    "CLIP_TRANSFORM_STD",
     "DEFAULT_MAX_PIXELS",
     "ImageSource",
-    "ImageTransform",
     "describe_source",
     "find_images",
     "load_image",
-    "load_squashed",
-    "normalise",
-    "squash",
-    "to_pixels",
+    "loaded",
 ]
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """Where Pillow itself refuses by default: about 13,400 x 13,400, half a gigabyte as RGB."""
-
-CLIP_TRANSFORM_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_TRANSFORM_STD = (0.26862954, 0.26130258, 0.27577711)
-STD_RANGE = (1e-3, 10)
 
 _BUDGET = MemoryBudget(BYTES_PER_PIXEL * DEFAULT_MAX_PIXELS)
 _SILENT = threading.Event()
@@ -94,15 +81,15 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
         return _load(source, describe_source(source), _pixel_limit(max_pixels), allow_urls, lease)
 
 
-def load_squashed(source: ImageSource, size: int, name: str | None = None) -> np.ndarray[Any, Any]:
-    """`load_image`, then `squash`: uint8 [S,S,3]. Many threads at it wait for one another rather than for memory.
+@contextmanager
+def loaded(source: ImageSource, name: str) -> Iterator[Image.Image]:
+    """`load_image` for a while: many threads at it wait for one another rather than for memory.
 
     Args:
-        name: of the image in errors; by default what `describe_source` says.
+        name: of the image in errors.
     """
-    name = describe_source(source) if name is None else name
     with _BUDGET.lease() as lease:
-        return squash(_load(source, name, _pixel_limit(None), None, lease), size)
+        yield _load(source, name, _pixel_limit(None), None, lease)
 
 
 def silence_decoders() -> None:
@@ -352,71 +339,3 @@ def _from_array(array: Any, name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """How a checkpoint wants its images: side in pixels, mean and deviation of red, green, blue in 0..1."""
-
-    image_size: int
-    mean: tuple[float, float, float] = CLIP_TRANSFORM_MEAN
-    std: tuple[float, float, float] = CLIP_TRANSFORM_STD
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise OptionError(f"image_size must be at least 1, not {self.image_size}.")
-        for name, values, low, high in (("mean", self.mean, 0, 1), ("std", self.std, *STD_RANGE)):
-            if (
-                not isinstance(values, tuple)
-                or len(values) != 3
-                or not all(_is_between(value, low, high) for value in values)
-            ):
-                raise OptionError(
-                    f"{name} is {str(values)[:100]}: it has to hold three numbers from {low} to {high}, "
-                    "of pixels from 0 to 1"
-                )
-
-
-def _is_between(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def to_pixels(images: Sequence[Image.Image], transform: ImageTransform) -> torch.Tensor:
-    """Squashes images to the square the model was trained on and normalises them.
-
-    Bicubic on 8-bit pixels with Pillow, the aspect ratio not kept: LAVIS' evaluation transform, and bit for
-    bit that of transformers' PIL image processor.
-
-    Args:
-        images: PIL images, as `load_image` returns them.
-
-    Returns:
-        float32 [B,3,S,S] on the CPU.
-    """
-    return normalise([squash(image, transform.image_size) for image in images], transform)
-
-
-def squash(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
-    """The first half of `to_pixels`, for one image: uint8 [S,S,3]. Nearly all of its work, and all Pillow's."""
-    import numpy as np
-    from PIL import Image
-
-    if not isinstance(image, Image.Image):
-        raise ImageError(describe_source(image), "is not loaded yet; pass it through load_image first")
-    rgb = image if image.mode == "RGB" else to_rgb(image, describe_source(image))
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def normalise(squashed: Sequence[np.ndarray[Any, Any]], transform: ImageTransform) -> torch.Tensor:
-    """The second half of `to_pixels`: uint8 [S,S,3] each to float32 [B,3,S,S]."""
-    import numpy as np
-    import torch
-
-    size = transform.image_size
-    planes = np.empty((len(squashed), 3, size, size), dtype=np.uint8)
-    for row, image in zip(planes, squashed, strict=True):
-        row[:] = image.transpose(2, 0, 1)
-    pixels = torch.from_numpy(planes).to(torch.float32)
-    mean = torch.tensor(transform.mean, dtype=torch.float32).view(3, 1, 1)
-    std = torch.tensor(transform.std, dtype=torch.float32).view(3, 1, 1)
-    return pixels.div_(255).sub_(mean).div_(std)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from openblip.errors import ImageError, OptionError, whole_number
-from openblip.images.decode import ImageTransform, load_squashed, normalise
 from openblip.images.prefetch import is_settled, read_ahead
 from openblip.images.sources import ImageSource, describe_source, is_one_image
+from openblip.images.transform import ImageTransform, load_squashed, normalise
 
 if TYPE_CHECKING:
     import numpy as np

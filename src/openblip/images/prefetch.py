@@ -14,8 +14,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from openblip.errors import ImageError, whole_number
-from openblip.images.decode import ImageTransform, load_squashed, normalise
 from openblip.images.sources import ImageSource, is_one_image
+from openblip.images.transform import ImageTransform, load_squashed, normalise
 
 if TYPE_CHECKING:
     import numpy as np

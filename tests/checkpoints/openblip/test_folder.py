@@ -26,7 +26,7 @@ from openblip.checkpoints.openblip.folder import load_native, pack, save_native
 from openblip.checkpoints.tensors.files import SafetensorsFile
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.options import GenerationOptions
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig

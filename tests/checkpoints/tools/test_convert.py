@@ -20,7 +20,7 @@ from openblip.checkpoints.tensors import files as weight_files
 from openblip.checkpoints.tools.convert import convert
 from openblip.checkpoints.tools.quantize import quantise_model
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quant import swap as quantised
 from openblip.nn.vit import VitConfig

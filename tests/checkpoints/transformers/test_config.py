@@ -17,7 +17,7 @@ from openblip.checkpoints.model_parts import ANSWERS, GenerationDefaults
 from openblip.checkpoints.transformers.config import FolderConfig, WordIds, read_config
 from openblip.errors import CheckpointError
 from openblip.generation.options import GenerationOptions
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import EVA_VIT_G, VitConfig

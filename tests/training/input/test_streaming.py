@@ -23,7 +23,7 @@ from openblip.data.image_files import OnBadImage
 from openblip.data.pairs import DataSource, ImageText
 from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.training.input import loader as feeding
 from openblip.training.input.streaming import InMemoryImages, RowSource, StreamedTars, StreamLoader
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE

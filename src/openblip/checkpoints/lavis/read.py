@@ -20,7 +20,7 @@ from openblip.checkpoints.tensors.files import LET_GO_BYTES, WeightFolder, open_
 from openblip.checkpoints.tensors.wrappers import ENCODER_ROOTS, LANGUAGE_ROOTS, LAVIS_ROOTS, Peeled
 from openblip.checkpoints.transformers.tokenizers import read_matching, read_words
 from openblip.errors import CheckpointError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.text import MatchingText, Tokenizer
 

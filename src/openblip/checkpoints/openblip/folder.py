@@ -28,7 +28,7 @@ from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write
 from openblip.checkpoints.tensors.mmap import MappedFile
 from openblip.checkpoints.tensors.wrappers import NATIVE_ROOTS, Peeled
 from openblip.errors import CheckpointError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.hf_language_model import ExternalLanguageModel
 from openblip.nn.quant.int4 import Int4Linear, dequantise_groups

@@ -17,7 +17,7 @@ from openblip.checkpoints.model_parts import GenerationDefaults, read_defaults
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.errors import CheckpointError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, OwnLanguageConfig
 from openblip.nn.config_checks import LARGEST_COUNT
 from openblip.nn.opt import OptConfig

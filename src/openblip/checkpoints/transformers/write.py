@@ -36,7 +36,7 @@ from openblip.checkpoints.transformers.config import (
 )
 from openblip.checkpoints.transformers.tokenizers import Task, decoder_files, encoder_files, matching_files
 from openblip.errors import CheckpointError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.opt import OptConfig
 from openblip.nn.quant.swap import quantised_layers

@@ -14,7 +14,7 @@ from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.registry import all_models
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.integrations.lavis.datasets import dataset_zoo
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
 from openblip.integrations.lavis.processors import (

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from openblip.data.augment import Augmentation, augment
-from openblip.images.decode import ImageTransform, load_image, to_pixels
+from openblip.images.decode import load_image
+from openblip.images.transform import ImageTransform, to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,7 +30,7 @@ from openblip.checkpoints.transformers.tokenizers import (
 )
 from openblip.devices import choose_placement, tell_substitution
 from openblip.errors import CheckpointError, DownloadError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.integrations.transformers.options import named_dtype
 from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
 from openblip.nn.quant.swap import prepare_layers

@@ -14,8 +14,9 @@ from openblip.checkpoints.tensors.files import write_together
 from openblip.checkpoints.transformers.config import PROCESSOR_FILE
 from openblip.checkpoints.transformers.write import image_files
 from openblip.errors import OptionError
-from openblip.images.decode import ImageTransform, load_image, to_pixels
+from openblip.images.decode import load_image
 from openblip.images.sources import ImageSource
+from openblip.images.transform import ImageTransform, to_pixels
 from openblip.integrations.transformers.folders import find_folder, read_processor
 from openblip.integrations.transformers.options import refuse_unknown
 from openblip.integrations.transformers.outputs import BatchFeature

@@ -16,7 +16,7 @@ from openblip.checkpoints.names.efficientnet import efficientnet_from_package
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError
 from openblip.files import read_text
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import HEAD_WIDTH, EfficientNetConfig
 from openblip.nn.opt import OptConfig

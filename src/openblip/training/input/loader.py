@@ -19,8 +19,8 @@ from openblip.data.pairs import DataSource, ImageText
 from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
 from openblip.errors import ImageError, OpenBlipError
-from openblip.images.decode import ImageTransform, normalise, squash
 from openblip.images.prefetch import anything, read_ahead
+from openblip.images.transform import ImageTransform, normalise, squash
 from openblip.training.input.batches import BatchPlan, BatchRow
 from openblip.training.tasks.stages import Views
 

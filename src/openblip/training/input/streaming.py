@@ -22,7 +22,7 @@ from openblip.data.sources.annotations import is_held_out
 from openblip.data.sources.stream import Position, Share, TarStream, in_turn
 from openblip.data.sources.tars import TarRow
 from openblip.errors import ImageError, OpenBlipError, OptionError
-from openblip.images.decode import ImageTransform
+from openblip.images.transform import ImageTransform
 from openblip.training.input.batches import BatchRow
 from openblip.training.input.loader import Batch, BatchLoader, LoadedRow, load_row, prefetch_batches, skip_or_raise
 from openblip.training.parallel.processes import World
