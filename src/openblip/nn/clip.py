@@ -171,7 +171,7 @@ class ClipNetwork(nn.Module):
         return pooled if self.image_projection is None else self.image_projection(pooled)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Texts, as `ClipTextTransformer.forward` takes them, to vectors of the shared space [B, shared width], of any length."""
+        """Texts, as the transformer takes them, to vectors of the shared space [B, shared width], of any length."""
         embedded: Tensor = self.text_projection(self.text(ids, mask))
         return embedded
 

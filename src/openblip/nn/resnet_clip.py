@@ -65,7 +65,7 @@ class ClipResNetConfig:
     @property
     def grid_width(self) -> int:
         """Channels of the last grid."""
-        return self.width * EXPANSION * 2 ** (STAGES - 1)
+        return self.width * EXPANSION * 2**3
 
 
 class ConvNorm(nn.Module):

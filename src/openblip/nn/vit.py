@@ -274,7 +274,7 @@ class VisionTransformer(nn.Module):
         The last block computes nothing of the patches but what the class token looks at.
         """
         *lower, last = self.blocks
-        x = self.embed(pixels)
+        x: Tensor = self.embed(pixels)
         for block in lower:
             x = run_layer(block, self.gradient_checkpointing, x)
         x = last(x, queries=1)[:, 0]
