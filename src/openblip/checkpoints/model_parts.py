@@ -152,5 +152,5 @@ class ModelParts(Generic[Network]):
         words, language = self.require_words(), cast(Any, self.network).config.language
         told = words.encode(trim_prompt(prompt))
         if language is not None and language.encodes_prompts:
-            return [*told, self.stop_id]
+            return [*language.prompt_start_ids, *told, self.stop_id]
         return [words.start_id, *told]

@@ -24,9 +24,13 @@ class Beams:
         tokens, log_probs: [P, B, T] of live beams; scores: [P, B].
         done_*: the best finished texts, likewise; done_lengths [P, B], 0 for an empty place.
         open: [P] whether a live beam may still beat a finished text.
+        counted: [P, 1] tokens of the prompt, where they are part of the text; None where they are not.
+
+    A score is divided by the text's length. Where prompts count, that is as transformers 4 had it until 4.37: with the
+    prompt, without the stop token; and at the end of a search live beams are candidates, too.
     """
 
-    def __init__(self, prompts: int, options: ResolvedOptions, device: torch.device) -> None:
+    def __init__(self, prompts: int, options: ResolvedOptions, device: torch.device, counted: Tensor | None) -> None:
         beams, length = options.num_beams, options.max_new_tokens
         self.prompts = torch.arange(prompts, device=device)
         self.tokens = torch.zeros(prompts, beams, length, dtype=torch.int64, device=device)
@@ -39,6 +43,7 @@ class Beams:
         self.done_scores = torch.full((prompts, beams), NEVER, device=device)
         self.done_lengths = torch.zeros(prompts, beams, dtype=torch.int64, device=device)
         self.open = torch.ones(prompts, dtype=torch.bool, device=device)
+        self.counted = None if counted is None else counted[:, None]
 
     def advance(self, logits: Tensor, used: Tensor, length: int, options: ResolvedOptions) -> Tensor:
         """Choose each beam's next token, the `length`-th.
@@ -61,20 +66,26 @@ class Beams:
         tokens, log_probs = _rows(self.tokens, parents), _rows(self.log_probs, parents)
         tokens[:, :, length - 1] = chosen
         log_probs[:, :, length - 1] = raw.view(prompts, -1).gather(1, places)
-        stopping = torch.full_like(chosen, length == options.max_new_tokens, dtype=torch.bool)
+        last = length == options.max_new_tokens
+        stopping = torch.full_like(chosen, last and self.counted is None, dtype=torch.bool)
         for stop_id in options.stop_ids:
             stopping |= chosen == stop_id
-        self._set_aside(tokens, log_probs, best, stopping, length, options)
+        spoken = length if self.counted is None else (self.counted + length - 1).clamp(min=1)
+        self._set_aside(tokens, log_probs, best, stopping, length, spoken, options)
+        likeliest = best[:, :1]
         best = best.masked_fill(stopping, NEVER)
         going = best.topk(beams, dim=1).indices
         self.tokens, self.log_probs = _rows(tokens, going), _rows(log_probs, going)
         self.scores = best.gather(1, going)
-        hoped = self.scores[:, :1] / length**options.length_penalty
+        hoped = (self.scores[:, :1] if self.counted is None else likeliest) / spoken**options.length_penalty
         worst = self.done_scores.min(dim=1, keepdim=True).values
         self.open &= ((self.done_lengths == 0) | (hoped > worst)).any(dim=1)
         if options.early_stopping:
             self.open &= (self.done_lengths == 0).any(dim=1)
         self.open &= ~stopping.all(dim=1)
+        if last and self.counted is not None:
+            live = torch.ones_like(going, dtype=torch.bool)
+            self._set_aside(self.tokens, self.log_probs, self.scores, live, length, spoken + 1, options)
         return parents.gather(1, going)
 
     def _set_aside(
@@ -84,14 +95,19 @@ class Beams:
         totals: Tensor,
         stopping: Tensor,
         length: int,
+        spoken: int | Tensor,
         options: ResolvedOptions,
     ) -> None:
-        """Keep the best B of the finished texts so far and those that finish now among the B best candidates."""
+        """Keep the best B of the finished texts so far and those that finish now among the B best candidates.
+
+        Args:
+            length: tokens that were generated; spoken: those that the score is divided by, one number or [P, 1].
+        """
         beams = self.scores.shape[1]
         finished = stopping.clone()
         finished[:, beams:] = False
         finished &= self.open[:, None]
-        scores = (totals / length**options.length_penalty).masked_fill(~finished, NEVER)
+        scores = (totals / spoken**options.length_penalty).masked_fill(~finished, NEVER)
         all_scores = torch.cat([self.done_scores, scores], dim=1)
         self.done_scores, kept = all_scores.topk(beams, dim=1)
         self.done_tokens = _rows(torch.cat([self.done_tokens, tokens], dim=1), kept)
@@ -121,7 +137,7 @@ class Beams:
         """The searches in `rows` [n] as a state of their own."""
         part = object.__new__(Beams)
         for name, value in vars(self).items():
-            setattr(part, name, value[rows])
+            setattr(part, name, None if value is None else value[rows])
         return part
 
 
@@ -129,7 +145,7 @@ def generate_beams(start: Prefilled, options: ResolvedOptions) -> list[list[Gene
     """The `num_return_sequences` best texts of each prompt."""
     count, beams = start.logits.shape[0], options.num_beams
     device = start.logits.device
-    state = Beams(count, options, device)
+    state = Beams(count, options, device, start.counted)
     logits = start.logits.repeat_interleave(beams, dim=0)
     prompt_ids = start.prompt_ids.repeat_interleave(beams, dim=0)
     found: dict[int, list[Generation]] = {}

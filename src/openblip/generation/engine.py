@@ -21,7 +21,7 @@ def generate(
     prompts: Sequence[Tensor],
     options: GenerationOptions,
     prompt_ids: Sequence[Tensor] | None = None,
-    prefix: Prefix | None = None,
+    prefix: Prefix | Sequence[Prefix] | None = None,
     uniforms: Tensor | None = None,
 ) -> list[list[Generation]]:
     """Generate texts that continue each prompt; they do not depend on what else is in the batch.
@@ -31,7 +31,7 @@ def generate(
         prompt_ids: ids [n_i] of the prompt, which count as repetitions, too; by default only generated tokens do.
             -1 stands for an embedding that is no token of the text.
         prefix: the common beginning of all prompts, which they leave out: it is read once for all of them, and for all
-            calls with the same prefix.
+            calls with the same prefix. Or one of each prompt.
         uniforms: numbers from 0 to 1 [prompts, num_return_sequences, max_new_tokens] that decide what is sampled,
             instead of a seed.
 

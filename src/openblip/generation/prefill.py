@@ -23,11 +23,13 @@ class Prefilled:
         reading: with room for as many texts a prompt as are searched or drawn.
         logits: of the first new token [P, vocabulary], float32.
         prompt_ids: [P, n] ids that stand in the text already, padded in front with -1; n may be 0.
+        counted: [P] how many of them count in a text's length; None where they do not.
     """
 
     reading: Reading
     logits: Tensor
     prompt_ids: Tensor
+    counted: Tensor | None = None
 
 
 def prefill(
@@ -35,37 +37,39 @@ def prefill(
     prompts: Sequence[Tensor],
     options: ResolvedOptions,
     prompt_ids: Sequence[Tensor] | None,
-    prefix: Prefix | None = None,
+    prefix: Prefix | Sequence[Prefix] | None = None,
 ) -> Prefilled:
     """Read each prompt [T_i, token width] once, leaving room for the texts that are to go on from it.
 
     Args:
-        prefix: what the prompts, which are given without it, begin with.
+        prefix: what the prompts, which are given without it, begin with: one for all, or one each.
 
     Raises:
         OptionError: the longest prompt and the new tokens exceed the model's positions.
     """
-    lengths = [prompt.shape[0] + (0 if prefix is None else prefix.embeds.shape[0]) for prompt in prompts]
-    longest, new_tokens = max(lengths), options.max_new_tokens
+    if prefix is None or isinstance(prefix, Prefix):
+        in_front = [0 if prefix is None else prefix.length] * len(prompts)
+    else:
+        in_front = [one.length for one in prefix]
+    longest = max(len(prompt) + before for prompt, before in zip(prompts, in_front, strict=True))
+    new_tokens = options.max_new_tokens
     if not fits(model.config, longest, new_tokens):
         raise OptionError(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {model.config.max_positions} "
             "positions: shorten the prompt or lower max_new_tokens"
         )
     reader: Reader = model
-    if prefix is not None:
-        # Behind an empty prompt, the first scores are those of the prefix itself.
-        shared = prefix.reader(len(prompts)) if all(len(prompt) for prompt in prompts) else None
-        if shared is None:
-            prompts = [torch.cat([prefix.embeds, prompt]) for prompt in prompts]
-        else:
-            reader = shared
+    if isinstance(prefix, Prefix):
+        reader, prompts = prefix.before_all(prompts)
+    elif prefix is not None:
+        reader, prompts = prefix[0].before_each(prefix, prompts)
     embeds, mask = _stack(prompts)
     reading, logits = reader.read(embeds, mask, new_tokens, max(options.num_beams, options.num_return_sequences))
     used = _stack_ids(prompt_ids, len(prompts), embeds.device)
     # What the decoder begins with counts as used, as in transformers.
     start = used.new_tensor(model.config.start_ids).expand(len(prompts), -1)
-    return Prefilled(reading, logits, torch.cat([start, used], dim=1))
+    used = torch.cat([start, used], dim=1)
+    return Prefilled(reading, logits, used, (used >= 0).sum(dim=1) if model.config.prompt_counts else None)
 
 
 def fits(config: LanguageConfig, prompt: int, new_tokens: int) -> bool:

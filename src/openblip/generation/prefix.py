@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from openblip.nn.language_model import LanguageModel, ReadPrefix
+from openblip.nn.language_model import LanguageModel, Reader, ReadPrefix
 
 
 class Prefix:
@@ -25,6 +28,11 @@ class Prefix:
         self._reader: ReadPrefix | None = None
 
     @property
+    def length(self) -> int:
+        """Tokens that it has in front of every prompt."""
+        return self.embeds.shape[0]
+
+    @property
     def nbytes(self) -> int:
         """Memory of what is kept by now."""
         return self.embeds.nbytes + (0 if self._reader is None else self._reader.nbytes)
@@ -40,3 +48,17 @@ class Prefix:
             # Two threads that come here together do the same work, and either's result will do.
             self._reader = self.model.read_prefix(self.embeds)
         return self._reader
+
+    def before_all(self, prompts: Sequence[Tensor]) -> tuple[Reader, Sequence[Tensor]]:
+        """What reads prompts [T_i, token width] that this stands in front of, and what it is given to read."""
+        # Behind an empty prompt, the first scores are those of the prefix itself.
+        shared = self.reader(len(prompts)) if all(len(prompt) for prompt in prompts) else None
+        return (self.model, self._in_front(prompts)) if shared is None else (shared, prompts)
+
+    def before_each(self, prefixes: Sequence[Prefix], prompts: Sequence[Tensor]) -> tuple[Reader, Sequence[Tensor]]:
+        """Likewise of prompts with a prefix each, of which this is the first."""
+        pairs = zip(prefixes, prompts, strict=True)
+        return self.model, [torch.cat([prefix.embeds, prompt]) for prefix, prompt in pairs]
+
+    def _in_front(self, prompts: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([self.embeds, prompt]) for prompt in prompts]

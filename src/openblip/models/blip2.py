@@ -15,9 +15,9 @@ from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCach
 from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
+from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.language_model import LanguageModel
-from openblip.nn.qformer import ImageMemory
 
 QUERIES = "queries"
 """What is kept of an encoded image: the Q-Former's outputs [Q, width]."""

@@ -100,18 +100,19 @@ class Writer:
         self, images: Sequence[EncodedImage], prompt: str, options: ResolvedOptions
     ) -> list[list[GeneratedText]]:
         """The captions of each image, best first."""
-        rows = [torch.cat([prefix.embeds, self._embed(prompt)]) for prefix in self._prefixes(images)]
-        begun = [self._ids(prompt)] * len(rows) if options.no_repeat_words else None
+        begun = self._begun([prompt] * len(images), options.no_repeat_words)
+        rows, prefixes = [self._embed(prompt)] * len(images), self._prefixes(images)
         return [
             [read_text(self.parts, text) for text in texts]
-            for texts in generate(self.language_model, rows, options, begun)
+            for texts in generate(self.language_model, rows, options, begun, prefixes)
         ]
 
     def texts(self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions) -> list[GeneratedText]:
         """What follows each prompt behind one image; what the prompts share is read once."""
         with torch.inference_mode(), self._kept(image):
             (prefix,) = self._prefixes([image])
-            found = generate(self.language_model, [self._embed(prompt) for prompt in prompts], options, prefix=prefix)
+            rows = [self._embed(prompt) for prompt in prompts]
+            found = generate(self.language_model, rows, options, self._begun(prompts), prefix)
         return [read_text(self.parts, texts[0]) for texts in found]
 
     def texts_of_many(
@@ -123,13 +124,15 @@ class Writer:
         """
         few = [len(own) < SHARED_FROM for own in prompts]
         with torch.inference_mode():
-            rows = [
-                torch.cat([prefix.embeds, self._embed(prompt)])
+            behind = [
+                (prefix, prompt)
                 for prefix, own, together in zip(self._prefixes(images), prompts, few, strict=True)
                 for prompt in own
                 if together
             ]
-            found = iter(generate(self.language_model, rows, options))
+            rows = [self._embed(prompt) for _, prompt in behind]
+            begun = self._begun([prompt for _, prompt in behind])
+            found = iter(generate(self.language_model, rows, options, begun, [prefix for prefix, _ in behind]))
         return [
             [read_text(self.parts, next(found)[0]) for _ in own] if together else self.texts(image, own, options)
             for image, own, together in zip(images, prompts, few, strict=True)
@@ -144,10 +147,12 @@ class Writer:
         Args:
             caption: the text goes on from the prompt, whose words count as used.
         """
-        begun = self._ids(prompt) if caption and options.no_repeat_words else None
+        begun = self._begun([prompt], caption and options.no_repeat_words)
         with torch.inference_mode(), self._kept(image):
             (prefix,) = self._prefixes([image])
-            tokens = stream(self.language_model, self._embed(prompt), options, prefix, prompt_ids=begun)
+            tokens = stream(
+                self.language_model, self._embed(prompt), options, prefix, None if begun is None else begun[0]
+            )
         return text_pieces(self.parts.require_words(), tokens)
 
     def question(self, question: str, template: str | None = None) -> str:
@@ -168,7 +173,7 @@ class Writer:
     def fits(self, image: EncodedImage, prompt: str, max_new_tokens: int) -> bool:
         """Whether an image, a prompt and a text behind them fit the language model's positions."""
         (prefix,) = self._prefixes([image])
-        read = len(prefix.embeds) + len(self.parts.prompt_ids(prompt))
+        read = prefix.length + len(self.parts.prompt_ids(prompt))
         return fits(self.language_model.config, read, max_new_tokens)
 
     @torch.inference_mode()
@@ -178,6 +183,12 @@ class Writer:
                 yield Prefix(self.language_model, row)
 
         return self.encoder.derive(images, PREFIX, compute)
+
+    def _begun(self, prompts: Sequence[str], whole: bool = False) -> list[Tensor] | None:
+        """The ids of prompts whose words count as used: with `whole`, or where they are part of the model's texts."""
+        config = self.language_model.config
+        counts = whole or (config.prompt_counts and not config.encodes_prompts)
+        return [self._ids(prompt) for prompt in prompts] if counts else None
 
     def _embed(self, prompt: str) -> Tensor:
         return self.language_model.embed(self._ids(prompt))

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.bert import ImageMemory
 from openblip.nn.config_checks import check_settings
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.hf_language_model import ExternalConfig, ExternalLanguageModel
 from openblip.nn.language_model import LanguageModel
 from openblip.nn.opt import Opt, OptConfig
-from openblip.nn.qformer import ImageMemory, QFormer, QFormerConfig
+from openblip.nn.qformer import QFormer, QFormerConfig
 from openblip.nn.t5 import T5, T5Config
 from openblip.nn.vit import VisionTransformer, VitConfig
 

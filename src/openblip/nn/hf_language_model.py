@@ -28,6 +28,8 @@ class ExternalConfig:
     start_ids: tuple[int, ...] = ()
     kind: ClassVar[str] = "external"
     is_external: ClassVar[bool] = True
+    prompt_start_ids: ClassVar[tuple[int, ...]] = ()
+    prompt_counts: ClassVar[bool] = False
 
 
 class ExternalDecoder:

@@ -127,3 +127,24 @@ class KeyValueCache:
             raise ValueError(f"the key-value cache holds {self.capacity} tokens, {end} were asked for")
         self.length = end
         return start, end
+
+
+def causal_mask(length: int, start: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
+    """[B or 1, 1, T, start + T] bool, True where a query may look; None for plain causal or full view.
+
+    Args:
+        mask: [B, T] bool, False for padding; read only where there is no cache.
+    """
+    visible = mask if cache is None else (cache.visible[:, 0, : start + length] if cache.hides else None)
+    behind = cache is not None and cache.prefix is not None
+    if visible is None and (length == 1 or (start == 0 and not behind)):
+        return None
+    device = visible.device if visible is not None else (cache.keys.device if cache is not None else None)
+    rows = torch.arange(start, start + length, device=device)[:, None]
+    columns = torch.arange(start + length, device=device)[None]
+    allowed = (columns <= rows)[None, None]
+    if visible is not None:
+        allowed = allowed & visible[:, None, None]
+        # Padding in front may look at itself: a row that sees nothing would turn into NaN.
+        allowed = allowed | (~allowed.any(dim=-1, keepdim=True) & (columns == rows))
+    return allowed

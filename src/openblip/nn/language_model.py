@@ -19,7 +19,10 @@ class LanguageConfig(Protocol):
         max_positions: tokens of a prompt and its text together, or of each where prompts are encoded; None: any number.
         encodes_prompts: prompts go into an encoder and texts come out of a decoder, as in T5; otherwise a text goes
             on where its prompt ends, as in OPT.
+        prompt_start_ids: what a prompt begins with where prompts are encoded; nothing otherwise.
         start_ids: what the decoder of one that encodes prompts begins with; nothing otherwise.
+        prompt_counts: what a text begins with is part of it: its tokens count as used, and in the length that a beam's
+            score is divided by.
     """
 
     @property
@@ -35,7 +38,11 @@ class LanguageConfig(Protocol):
     @property
     def encodes_prompts(self) -> bool: ...
     @property
+    def prompt_start_ids(self) -> tuple[int, ...]: ...
+    @property
     def start_ids(self) -> tuple[int, ...]: ...
+    @property
+    def prompt_counts(self) -> bool: ...
 
 
 class Reading(Protocol):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.config_checks import check_heads, check_settings
-from openblip.nn.kv_cache import KeyValueCache
+from openblip.nn.kv_cache import KeyValueCache, causal_mask
 from openblip.nn.language_model import join_texts
 from openblip.nn.prefix_attention import attend_to_both
 from openblip.nn.quant.linear import Linear, WordTable
@@ -50,6 +50,8 @@ class OptConfig:
     kind: ClassVar[str] = "opt"
     prefix: ClassVar[str] = "decoder"
     is_external: ClassVar[bool] = False
+    prompt_start_ids: ClassVar[tuple[int, ...]] = ()
+    prompt_counts: ClassVar[bool] = False
     encodes_prompts: ClassVar[bool] = False
     start_ids: ClassVar[tuple[int, ...]] = ()
 
@@ -159,8 +161,8 @@ class Opt(nn.Module):
         else:
             read = cache.tokens.clone()
             start = cache.extend(length, mask)
-        positions = self._positions(read, length, mask)
-        return self._run(embeds, positions, self._attention_mask(length, start, mask, cache), cache, start)
+        positions = _positions(read, length, mask)
+        return self._run(embeds, positions, causal_mask(length, start, mask, cache), cache, start)
 
     def decode_step(self, embeds: Tensor, cache: KeyValueCache, parents: Tensor | None = None) -> Tensor:
         """Read one more token of each of several texts a prompt, which share the prompt in the cache.
@@ -228,30 +230,13 @@ class Opt(nn.Module):
         hidden: Tensor = self(embeds, seen)
         return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
 
-    @staticmethod
-    def _positions(read: Tensor, length: int, mask: Tensor | None) -> Tensor:
-        """[B, T] positions that skip padding; a padding token itself gets -1."""
-        if mask is None:
-            return read[:, None] + torch.arange(length, device=read.device)
-        seen = mask.long()
-        return (read[:, None] + seen.cumsum(1)) * seen - 1
 
-    @staticmethod
-    def _attention_mask(length: int, start: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
-        """[B or 1, 1, T, start + T] bool, True where a query may look; None for plain causal or full view."""
-        visible = mask if cache is None else (cache.visible[:, 0, : start + length] if cache.hides else None)
-        behind = cache is not None and cache.prefix is not None
-        if visible is None and (length == 1 or (start == 0 and not behind)):
-            return None
-        device = visible.device if visible is not None else (cache.keys.device if cache is not None else None)
-        rows = torch.arange(start, start + length, device=device)[:, None]
-        columns = torch.arange(start + length, device=device)[None]
-        allowed = (columns <= rows)[None, None]
-        if visible is not None:
-            allowed = allowed & visible[:, None, None]
-            # Padding in front may look at itself: a row that sees nothing would turn into NaN.
-            allowed = allowed | (~allowed.any(dim=-1, keepdim=True) & (columns == rows))
-        return allowed
+def _positions(read: Tensor, length: int, mask: Tensor | None) -> Tensor:
+    """[B, T] positions of T more tokens behind `read` [B] earlier ones; padding is skipped, and itself gets -1."""
+    if mask is None:
+        return read[:, None] + torch.arange(length, device=read.device)
+    seen = mask.long()
+    return (read[:, None] + seen.cumsum(1)) * seen - 1
 
 
 class DecoderReading:

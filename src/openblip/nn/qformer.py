@@ -10,7 +10,6 @@ self-attention; each has a feed-forward network of its own. Three ways of maskin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.nn.bert import Attention, FeedForward, ImageMemory, TextHead, visible_keys
 from openblip.nn.config_checks import check_heads, check_settings
-from openblip.nn.quant.linear import Linear, WordTable
+from openblip.nn.quant.linear import WordTable
 from openblip.nn.recompute import run_layer
 
 
@@ -64,91 +64,6 @@ class QueryPass:
     values: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class ImageMemory:
-    """What cross-attention needs of images: computed once, read by any number of passes over them.
-
-    Attributes:
-        keys, values: per layer with cross-attention [B, heads, N, head width].
-        mask: [B, 1, 1, N] bool, False for padding; None when there is none.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor | None = None
-
-    @property
-    def batch(self) -> int:
-        return self.keys[0].shape[0]
-
-    def take(self, rows: Tensor) -> ImageMemory:
-        """The memory of some of the images, in another order or repeated: rows [R] int64."""
-        return ImageMemory(
-            tuple(keys[rows] for keys in self.keys),
-            tuple(values[rows] for values in self.values),
-            None if self.mask is None else self.mask[rows],
-        )
-
-    @classmethod
-    def join(cls, memories: Sequence[ImageMemory]) -> ImageMemory:
-        """The memories of several batches of images without padding, as one of all of them."""
-        if any(memory.mask is not None for memory in memories):
-            raise ValueError("memories with padding cannot be joined")
-        return cls(
-            tuple(torch.cat(keys) for keys in zip(*(memory.keys for memory in memories), strict=True)),
-            tuple(torch.cat(values) for values in zip(*(memory.values for memory in memories), strict=True)),
-        )
-
-
-class Attention(nn.Module):
-    """Multi-head attention with BERT's residual and post-norm; keys and values may come from elsewhere."""
-
-    def __init__(self, config: QFormerConfig, source_width: int) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.dropout = config.dropout
-        self.query = Linear(config.width, config.width)
-        self.key = Linear(source_width, config.width)
-        self.value = Linear(source_width, config.width)
-        self.out = Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-
-    def split(self, x: Tensor) -> Tensor:
-        """[B, T, D] to [B, heads, T, head width]."""
-        return x.view(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)
-
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.key(source)), self.split(self.value(source))
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        mixed = F.scaled_dot_product_attention(
-            self.split(self.query(x)),
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        mixed = self.out(mixed.transpose(1, 2).reshape(x.shape))
-        normed: Tensor = self.norm(x + F.dropout(mixed, self.dropout, self.training))
-        return normed
-
-
-class FeedForward(nn.Module):
-    """BERT's feed-forward network (exact gelu) with residual and post-norm."""
-
-    def __init__(self, config: QFormerConfig) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.fc1 = Linear(config.width, config.ffn_width)
-        self.fc2 = Linear(config.ffn_width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc2(F.gelu(self.fc1(x)))
-        normed: Tensor = self.norm(x + F.dropout(hidden, self.dropout, self.training))
-        return normed
-
-
 class QFormerLayer(nn.Module):
     """Shared self-attention, cross-attention of the queries in some layers, two feed-forward networks."""
 
@@ -181,19 +96,6 @@ class QFormerLayer(nn.Module):
         return fed
 
 
-class TextHead(nn.Module):
-    """BERT's masked-language-model head, used causally for ITG; its output table is tied to the embeddings."""
-
-    def __init__(self, config: QFormerConfig) -> None:
-        super().__init__()
-        self.dense = Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden: Tensor, words: WordTable) -> Tensor:
-        return words.scores(self.norm(F.gelu(self.dense(hidden))), self.bias)
-
-
 class QFormer(nn.Module):
     """Learnt queries that turn image features into a few vectors, and the text encoder beside them.
 
@@ -214,7 +116,7 @@ class QFormer(nn.Module):
         if config.vocab_size:
             self.words = WordTable(config.vocab_size, config.width)
             self.positions = nn.Embedding(config.max_positions, config.width)
-            self.head = TextHead(config)
+            self.head = TextHead(config, config.vocab_size)
         nn.init.normal_(self.queries, std=0.02)
 
     def matching_side(self) -> list[nn.Module | nn.Parameter]:
@@ -235,7 +137,7 @@ class QFormer(nn.Module):
         pairs = [
             layer.cross_attention.keys_values(features) for layer in self._blocks() if layer.cross_attention is not None
         ]
-        return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), _key_mask(image_mask))
+        return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), visible_keys(image_mask))
 
     def image(self, image: Tensor | ImageMemory) -> Tensor:
         """Image features [B, N, image width], or what was remembered of them, to queries [B, Q, D]."""
@@ -259,7 +161,7 @@ class QFormer(nn.Module):
     def text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Text alone: ids [B, L] (mask [B, L], False or 0 for padding) to [B, L, D]."""
         x = self._embed_text(ids)
-        key_mask = _key_mask(mask)
+        key_mask = visible_keys(mask)
         for layer in self._blocks():
             x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
             x = layer.feed_text(x)
@@ -277,7 +179,7 @@ class QFormer(nn.Module):
         x = torch.cat([self._start_queries(ids.shape[0]), self._embed_text(ids)], dim=1)
         if mask is None:
             mask = torch.ones_like(ids, dtype=torch.bool)
-        key_mask = _key_mask(torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1))
+        key_mask = visible_keys(torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1))
         for index, layer in enumerate(self._blocks()):
             x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
             queries = layer.feed_queries(x[:, :count], memory, index // self.config.cross_every)
@@ -328,8 +230,3 @@ class QFormer(nn.Module):
     def _require_text(self) -> None:
         if not self.config.vocab_size:
             raise ValueError("this Q-Former has no text side: load a stage-1 checkpoint to embed or match text")
-
-
-def _key_mask(mask: Tensor | None) -> Tensor | None:
-    """[B, T] (1 = visible) to [B, 1, 1, T] bool for attention, or None."""
-    return None if mask is None else mask.bool()[:, None, None]

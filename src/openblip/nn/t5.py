@@ -68,6 +68,8 @@ class T5Config:
     kind: ClassVar[str] = "t5"
     prefix: ClassVar[str] = "t5"
     is_external: ClassVar[bool] = False
+    prompt_start_ids: ClassVar[tuple[int, ...]] = ()
+    prompt_counts: ClassVar[bool] = False
     encodes_prompts: ClassVar[bool] = True
     max_positions: ClassVar[int | None] = None
 

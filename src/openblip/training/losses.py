@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.language_model import LanguageModel
 from openblip.nn.opt import Opt
-from openblip.nn.qformer import ImageMemory
 from openblip.training.parallel.processes import ALONE, World
 
 IGNORED = -100

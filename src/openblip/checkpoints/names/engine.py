@@ -62,11 +62,17 @@ def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> 
 
 def look_up(name: str, table: Mapping[str, str]) -> str | None:
     """What a table whose N stands for a number calls a tensor, or the module it belongs to; None if it has neither."""
+    exact = _find(name, table)
     number = re.search(r"\.(\d+)\.", name)
-    general = name if number is None else f"{name[: number.start()]}.N.{name[number.end() :]}"
-    module, _, leaf = general.rpartition(".")
-    other = table[general] if general in table else f"{table[module]}.{leaf}" if module in table else None
-    return other if other is None or number is None else other.replace(".N.", f".{number[1]}.")
+    if exact is not None or number is None:
+        return exact
+    other = _find(f"{name[: number.start()]}.N.{name[number.end() :]}", table)
+    return None if other is None else other.replace(".N.", f".{number[1]}.")
+
+
+def _find(name: str, table: Mapping[str, str]) -> str | None:
+    module, _, leaf = name.rpartition(".")
+    return table[name] if name in table else f"{table[module]}.{leaf}" if module in table else None
 
 
 def first_few(names: Sequence[str]) -> str:

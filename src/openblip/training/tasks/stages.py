@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
+from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.opt import Opt
-from openblip.nn.qformer import ImageMemory
 from openblip.text import MatchingText, Tokenizer, pad_ids
 from openblip.training.input.batches import BatchRow
 from openblip.training.input.targets import (
