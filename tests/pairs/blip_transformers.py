@@ -1,0 +1,107 @@
+"""transformers' BLIP models with random weights, and ours of the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+)
+
+from openblip.checkpoints.names.blip import TIED, TRANSFORMERS
+from openblip.checkpoints.names.engine import look_up
+from openblip.nn import blip
+from openblip.nn.bert import BertConfig
+from openblip.nn.vit import VitConfig
+
+VOCABULARY, STOP, DECODE, ENCODE = 60, 3, 58, 59
+WIDTH, IMAGE_WIDTH = 24, 32
+VISION = VitConfig(32, 8, IMAGE_WIDTH, depth=2, num_heads=4, mlp_width=40, final_norm=True)
+TEXT = BertConfig(
+    VOCABULARY, WIDTH, 2, num_heads=3, ffn_width=48, image_width=IMAGE_WIDTH, max_positions=40, dropout=0.0
+)
+CONFIGS = {
+    "caption": blip.BlipConfig(VISION, decoder=TEXT, decode_id=DECODE, encode_id=ENCODE),
+    "match": blip.BlipConfig(VISION, encoder=TEXT, shared_width=12, itm=True, decode_id=DECODE, encode_id=ENCODE),
+}
+
+
+def transformers_config(image_width: int) -> BlipConfig:
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "encoder_hidden_size": image_width,
+        "num_hidden_layers": TEXT.depth,
+        "num_attention_heads": TEXT.num_heads,
+        "intermediate_size": TEXT.ffn_width,
+        "max_position_embeddings": TEXT.max_positions,
+        "projection_dim": 12,
+        "bos_token_id": DECODE,
+        "sep_token_id": STOP,
+        "eos_token_id": STOP,
+        "pad_token_id": 0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    vision = {
+        "hidden_size": image_width,
+        "image_size": VISION.image_size,
+        "patch_size": VISION.patch_size,
+        "num_hidden_layers": VISION.depth,
+        "num_attention_heads": VISION.num_heads,
+        "intermediate_size": VISION.mlp_width,
+        "layer_norm_eps": VISION.layer_norm_eps,
+    }
+    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=12)
+
+
+def pair(kind: str) -> tuple[blip.BlipNetwork, Any]:
+    """Ours and theirs of one task: "caption", "answer" or "match"."""
+    torch.manual_seed(3)
+    # Their question model projects nothing: the image has to be as wide as the text.
+    width = WIDTH if kind == "answer" else IMAGE_WIDTH
+    classes: dict[str, Any] = {
+        "caption": BlipForConditionalGeneration,
+        "answer": BlipForQuestionAnswering,
+        "match": BlipForImageTextRetrieval,
+    }
+    theirs = classes[kind](transformers_config(width)).eval()
+    shake(theirs)
+    config = CONFIGS.get(kind)
+    if config is None:
+        vision = VitConfig(32, 8, WIDTH, depth=2, num_heads=4, mlp_width=40, final_norm=True)
+        text = BertConfig(
+            VOCABULARY, WIDTH, 2, num_heads=3, ffn_width=48, image_width=WIDTH, max_positions=40, dropout=0.0
+        )
+        config = blip.BlipConfig(vision, text, text, answers=True, decode_id=DECODE, encode_id=ENCODE)
+    ours = blip.BlipNetwork(config).eval()
+    ours.load_state_dict(ours_of(theirs.state_dict(), ours))
+    return ours, theirs
+
+
+def shake(model: nn.Module) -> None:
+    """Weights so large that what is said depends on what is seen."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=1.0 if "embed" in name or "words" in name else 0.4)
+            elif name.lower().endswith("norm.weight"):
+                parameter.normal_(1.0, 0.3)
+            else:
+                parameter.normal_(std=0.3)
+
+
+def ours_of(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    found = {
+        str(look_up(name, TRANSFORMERS)): tensor
+        for name, tensor in state.items()
+        if name not in TIED and not name.endswith("position_ids")
+    }
+    if "temperature" in network.state_dict():
+        found["temperature"] = torch.tensor(0.07)
+    return found
