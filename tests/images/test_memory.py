@@ -20,7 +20,7 @@ from openblip.errors import ImageError
 from openblip.images import decode, rgb
 from openblip.images.decode import load_image
 from openblip.images.memory import Lease, MemoryBudget
-from openblip.images.transform import load_squashed
+from openblip.images.transform import ImageTransform, load_square
 
 SIDE = 3000
 
@@ -165,7 +165,9 @@ def test_threads_that_decode_wait_for_memory(monkeypatch: pytest.MonkeyPatch) ->
     file = io.BytesIO()
     image("RGB", side=200).save(file, "PNG")
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(load_squashed(file.getvalue(), 8))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(load_square(file.getvalue(), ImageTransform(8)))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -28,7 +28,7 @@ from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, make_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
-from openblip.images.transform import ImageTransform, normalise, squash
+from openblip.images.transform import ImageTransform, fit, normalise
 
 ROWS, LIST, DRAFT = ".npy", ".json", ".draft"
 LOCK_FILE = ".lock"
@@ -262,7 +262,7 @@ def fill(
     def views_of(image: ImageFile) -> list[np.ndarray[Any, Any]]:
         opened = open_image(image)
         views = [make_view(opened, image.name, view, plan.min_area, plan.mirror) for view in range(plan.count)]
-        return [squash(view, transform.image_size) for view in views]
+        return [fit(view, transform) for view in views]
 
     for count, batch in enumerate(read_ahead(missing, views_of, batch_size, in_threads=anything)):
         good = [(image, found) for image, found in batch if not isinstance(found, ImageError)]

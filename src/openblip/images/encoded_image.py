@@ -15,7 +15,7 @@ from torch import Tensor
 from openblip.errors import ImageError, OptionError, whole_number
 from openblip.images.prefetch import is_settled, read_ahead
 from openblip.images.sources import ImageSource, describe_source, is_one_image
-from openblip.images.transform import ImageTransform, load_squashed, normalise
+from openblip.images.transform import ImageTransform, load_square, normalise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,7 +217,7 @@ class CachedEncoder:
                 raise OptionError(f"another model has encoded {source.source}: use encode_image of this one")
             return source
         name = describe_source(source)
-        pixels = load_squashed(source, self.transform.image_size, name)
+        pixels = load_square(source, self.transform, name)
         # Of the pixels as the encoder takes them: what differs in the file alone is the same image, and a large photo
         # costs no more to tell apart than a small one.
         key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()

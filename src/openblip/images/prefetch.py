@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from openblip.errors import ImageError, whole_number
 from openblip.images.sources import ImageSource, is_one_image
-from openblip.images.transform import ImageTransform, load_squashed, normalise
+from openblip.images.transform import ImageTransform, load_square, normalise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ def pixel_batches(
     """
 
     def work(source: ImageSource) -> np.ndarray[Any, Any]:
-        return load_squashed(source, transform.image_size)
+        return load_square(source, transform)
 
     for batch in read_ahead(source_list(sources), work, batch_size):
         squashed = [found for _, found in batch if not isinstance(found, ImageError)]

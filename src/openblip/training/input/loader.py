@@ -20,7 +20,7 @@ from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
-from openblip.images.transform import ImageTransform, normalise, squash
+from openblip.images.transform import ImageTransform, fit, normalise
 from openblip.training.input.batches import BatchPlan, BatchRow
 from openblip.training.tasks.stages import Views
 
@@ -130,13 +130,13 @@ class ImageLoader(PlannedLoader):
         return prefetch_batches(drawn, self._load, own, self.transform, self._skip)
 
     def _load(self, drawn: BatchRow) -> LoadedRow:
-        return load_row(drawn, self.sources[drawn.source], self.transform.image_size)
+        return load_row(drawn, self.sources[drawn.source], self.transform)
 
     def _skip(self, drawn: BatchRow, error: ImageError) -> None:
         skip_or_raise(self._note, drawn.image.image, error, self.skip_bad)
 
 
-def load_row(drawn: BatchRow, source: DataSource, size: int) -> LoadedRow:
+def load_row(drawn: BatchRow, source: DataSource, transform: ImageTransform) -> LoadedRow:
     """A row with its image, cropped and mirrored by its generator, and with the texts of what the crop shows.
 
     Raises ImageError.
@@ -147,7 +147,7 @@ def load_row(drawn: BatchRow, source: DataSource, size: int) -> LoadedRow:
         part = draw_part(image.size, drawn.draw, settings)
         image = part.of(image)
         drawn = drawn.mirrored() if part.mirrored else drawn
-    return drawn, squash(image, size)
+    return drawn, fit(image, transform)
 
 
 def skip_or_raise(note: Callable[[BadImage], None], image: ImageFile, error: OpenBlipError, skip_bad: bool) -> None:

@@ -164,7 +164,7 @@ class StreamLoader(BatchLoader):
             raise ImageError(str(image), "says nothing that this stage learns from")
         pair = pair.with_fewer_words(source.word_dropout, place.draw)
         drawn = BatchRow(place.source, pair, 0, place.draw, _number(image))
-        return load_row(drawn, source, self.transform.image_size)
+        return load_row(drawn, source, self.transform)
 
     def _skip(self, place: StreamRow, error: ImageError) -> None:
         skip_or_raise(self._note, place.image, error, self.skip_bad)
