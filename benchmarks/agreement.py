@@ -1,4 +1,4 @@
-"""How often quantised weights would choose the next token that float32 chooses, and how far their chances are apart.
+"""How often quantized weights would choose the next token that float32 chooses, and how far their chances are apart.
 
     python benchmarks/real_size.py opt blip2-random/
     python benchmarks/agreement.py blip2-random/ [--dtypes int8 int4] [--images 8] [--tokens 20] [--threads 2]

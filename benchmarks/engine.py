@@ -41,7 +41,7 @@ from openblip.images.transform import to_pixels
 from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.nn.quant.int8 import Int8Linear
-from openblip.nn.quant.swap import quantised_layers
+from openblip.nn.quant.swap import quantized_layers
 from openblip.nn.t5 import T5
 
 ALL_TASKS = "greedy, beam 5, 8 questions, image encoder, batch of 64"
@@ -156,14 +156,14 @@ def step_bytes(model: Model) -> int:
     plain = sum(parameter.nbytes for parameter in part.parameters())
     return plain + sum(
         layer.packed.nbytes
-        for layer in quantised_layers(part).values()
+        for layer in quantized_layers(part).values()
         if isinstance(layer, Int8Linear) and layer.packed is not None
     )
 
 
 def settle(model: Model) -> None:
     """Caption until no layer packs itself any more, as a program of many captions would have."""
-    layers = [layer for layer in quantised_layers(model.network).values() if isinstance(layer, Int8Linear)]
+    layers = [layer for layer in quantized_layers(model.network).values() if isinstance(layer, Int8Linear)]
     packed = -1
     while packed < (packed := sum(layer.packed is not None for layer in layers)) or packed < len(layers) // 2:
         for number in range(3):

@@ -1,4 +1,4 @@
-"""From a JPEG file to normalised pixels: OpenBLIP against transformers' image processor of BLIP-2, on Pillow both.
+"""From a JPEG file to normalized pixels: OpenBLIP against transformers' image processor of BLIP-2, on Pillow both.
 
     python benchmarks/image_pipeline.py [--size 224] [--rounds 15] [--threads 1]
 

@@ -28,7 +28,7 @@ from torch import nn
 from openblip.nn.memory import gather
 from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.quant.int8 import Int8Linear
-from openblip.nn.quant.swap import quantise, quantised_layers
+from openblip.nn.quant.swap import quantize, quantized_layers
 from openblip.nn.vit import EVA_VIT_G, VisionTransformer
 
 LAYERS, BLOCKS = 3, 3
@@ -89,12 +89,12 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
             }
         )
         if kind == "int8":
-            quantise(parts, 8)
+            quantize(parts, 8)
         kinds[kind] = parts
         first[kind] = defaultdict(list)
         caption(parts, first[kind])
     # As they are after some captions.
-    for layer in quantised_layers(kinds["int8"]).values():
+    for layer in quantized_layers(kinds["int8"]).values():
         if isinstance(layer, Int8Linear):
             layer.pack()
     gather()

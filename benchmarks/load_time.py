@@ -1,4 +1,4 @@
-"""How long loading takes when the files lie in memory already: ours, float and quantised, against transformers.
+"""How long loading takes when the files lie in memory already: ours, float and quantized, against transformers.
 
     python benchmarks/real_size.py opt blip2-random/
     openblip quantize blip2-random/ blip2-random-int8/ --bits 8
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtypes", nargs="*", default=["float16", "int8", "int4"])
-    parser.add_argument("--folders", nargs="*", type=Path, default=[], help="of ours, quantised")
+    parser.add_argument("--folders", nargs="*", type=Path, default=[], help="of ours, quantized")
     parser.add_argument("--theirs", default="float16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -146,7 +146,7 @@ def table(name: str, scores: dict[str, Any], images: int, split: str, part: str)
     lines = [f"| {name} | score | for comparison |", "|---|---|---|"]
     if "captions" in scores:
         found = scores["captions"]
-        words = "PTB tokeniser" if found["official"] else "simple tokeniser, unofficial"
+        words = "PTB tokenizer" if found["official"] else "simple tokenizer, unofficial"
         lines.append(
             f"| Flickr8k {split} ({images}), beam search: CIDEr / BLEU-4 ({words}) | "
             f"{found['cider']:.3f} / {found['bleu'][3]:.3f} | {MARKS['captions']} |"

@@ -144,7 +144,7 @@ def stage2(sizes: Sizes, way: str | None = None) -> dict[str, Callable[[], None]
         network.zero_grad()
         with torch.no_grad():
             patches = look()
-        visual = network.visual_prompt(network.normalise(patches))
+        visual = network.visual_prompt(network.normalize(patches))
         answer_loss(network.own_language_model, visual, prompt, labels).backward()  # type: ignore[no-untyped-call]
 
     return {ENCODER: lambda: learn(lambda: network.vision(pixels)), CACHED: lambda: learn(lambda: cached)}

@@ -84,7 +84,7 @@ TEMPLATES = {"llama": "<s> $A", "bart": "<s> $A </s>", "t5": "$A </s>", "opt": "
 
 
 def write_language_model(kind: str, folder: Path, seed: int = 0, std: float = 0.5) -> Path:
-    """A model and its tokeniser, with weights so large that what it says depends on what it reads.
+    """A model and its tokenizer, with weights so large that what it says depends on what it reads.
 
     Args:
         std: of matrices; one that is to be steered while it stays frozen has to be less wild.

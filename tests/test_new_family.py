@@ -1,6 +1,6 @@
 """A family of models that this package does not know joins by the public seam alone.
 
-It is captioned, asked, listed, saved, loaded, quantised and evaluated without any change in src/.
+It is captioned, asked, listed, saved, loaded, quantized and evaluated without any change in src/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from openblip import ModelEntry
 from openblip.checkpoints.families import Family
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.origin import model_files
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.data.sample import Sample
 from openblip.devices import Placement, choose_placement
 from openblip.evaluation.score import score_model
@@ -31,7 +31,7 @@ from openblip.models.abilities import Components
 from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.models.writer import Writer
-from openblip.nn.quant.swap import quantised_layers
+from openblip.nn.quant.swap import quantized_layers
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import Tokenizer
@@ -136,11 +136,11 @@ def test_what_it_cannot_do_is_said(toy: Model, image_paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
-def test_it_is_saved_loaded_and_quantised(toy: Model, image_paths: list[Path], tmp_path: Path, dtype: str) -> None:
+def test_it_is_saved_loaded_and_quantized(toy: Model, image_paths: list[Path], tmp_path: Path, dtype: str) -> None:
     folder = toy.save(tmp_path / "toy")
     again = openblip.load(folder, device="cpu", dtype=dtype)
     assert (again.family, again.name, again.network.config) == ("toy", "doodle", toy.network.config)
-    assert (len(quantised_layers(again.network)) > 0) == (dtype != "float32")
+    assert (len(quantized_layers(again.network)) > 0) == (dtype != "float32")
     if dtype == "float32":
         assert again.caption(image_paths, **PLAIN) == toy.caption(image_paths, **PLAIN)
     else:
@@ -158,8 +158,8 @@ def test_it_is_listed_and_loaded_by_name(toy: Model, name: str, image_paths: lis
     assert again.caption(image_paths, **PLAIN) == toy.caption(image_paths, **PLAIN)
     assert (again.name, again.family, again.abilities) == (entry.name, entry.family, entry.abilities)
     assert {path.parent for path in model_files(name) or []} == {entry.folder}
-    quantise_model(name, tmp_path / "smaller", 8)
-    assert quantised_layers(openblip.load(tmp_path / "smaller", device="cpu").network)
+    quantize_model(name, tmp_path / "smaller", 8)
+    assert quantized_layers(openblip.load(tmp_path / "smaller", device="cpu").network)
 
 
 def test_the_command_line_lists_it(toy: Model, run: Run) -> None:  # noqa: F811

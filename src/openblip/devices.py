@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger("openblip")
-QUANTISED = {"int8": 8, "int4": 4}
+QUANTIZED = {"int8": 8, "int4": 4}
 """Types that large matrices are stored in; everything else is then in what the device computes fast."""
 SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 AMPERE = 8
@@ -24,9 +24,9 @@ class Placement:
     """Where a model runs.
 
     Attributes:
-        dtype: floating-point type of what is not quantised.
-        bits: of large matrices: 8, 4, or 0 for none quantised; None for what the model's files are.
-        convolutions: what the convolutions of an image encoder are computed in: half precision for a quantised model
+        dtype: floating-point type of what is not quantized.
+        bits: of large matrices: 8, 4, or 0 for none quantized; None for what the model's files are.
+        convolutions: what the convolutions of an image encoder are computed in: half precision for a quantized model
             where that is fast, `dtype` otherwise.
     """
 
@@ -56,8 +56,8 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     dtype = None if dtype == "auto" else SHORT_NAMES.get(str(dtype), dtype)
-    if dtype is not None and dtype not in (*known, *QUANTISED):
-        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(('auto', *known, *QUANTISED))}")
+    if dtype is not None and dtype not in (*known, *QUANTIZED):
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(('auto', *known, *QUANTIZED))}")
     if device in (None, "auto"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -72,7 +72,7 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
         raise OptionError(f"device {device!r} is not supported: use auto, cpu, cuda, cuda:0 or mps")
     if dtype in known:
         return Placement(chosen, known[dtype], 0)
-    bits = None if dtype is None else QUANTISED[dtype]
+    bits = None if dtype is None else QUANTIZED[dtype]
     if chosen.type == "cuda":
         fast = torch.cuda.get_device_capability(chosen)[0] >= AMPERE
         return Placement(chosen, torch.bfloat16 if fast else torch.float16, bits)

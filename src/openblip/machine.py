@@ -25,7 +25,7 @@ from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.quant.int8 import Int8Linear
 from openblip.nn.quant.int8_packing import GATHER_AFTER, LEVELS, input_levels
 from openblip.nn.quant.linear import HALF_TYPES, Linear, cpu_computes
-from openblip.nn.quant.swap import quantise, quantised_layers
+from openblip.nn.quant.swap import quantize, quantized_layers
 from openblip.nn.vit import EVA_VIT_G, VisionTransformer
 
 LANGUAGE = OptConfig(vocab_size=10_000, width=2560, depth=1, num_heads=32, ffn_width=10_240)
@@ -121,9 +121,9 @@ def cpu_speeds(rounds: int) -> list[Speed]:
     """float32's and int8's, of the same layers, which take turns: what else the machine does then slows down both."""
     parts = nn.ModuleDict({"language": _random(LANGUAGE.build), "vision": _random(IMAGE.build)})
     kinds = {"float32": (4.0, parts), "int8": (1.0, copy.deepcopy(parts))}
-    quantise(kinds["int8"][1], 8)
+    quantize(kinds["int8"][1], 8)
     _round(kinds["int8"][1], 1)
-    for layer in quantised_layers(kinds["int8"][1]).values():
+    for layer in quantized_layers(kinds["int8"][1]).values():
         if isinstance(layer, Int8Linear):
             layer.pack()  # for what it has just had to multiply: so it will be after some captions
     _round(kinds["int8"][1], GATHER_AFTER)
@@ -181,7 +181,7 @@ def _random(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _weights(module: nn.Module) -> int:
-    """Of the matrices in a module, quantised or not."""
+    """Of the matrices in a module, quantized or not."""
     layers = [layer for layer in module.modules() if isinstance(layer, Linear | Int8Linear)]
     return sum(layer.in_features * layer.out_features for layer in layers)
 

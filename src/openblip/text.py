@@ -1,4 +1,4 @@
-"""Tokenisers, prompt templates, and cleaning of captions and questions."""
+"""Tokenizers, prompt templates, and cleaning of captions and questions."""
 
 from __future__ import annotations
 

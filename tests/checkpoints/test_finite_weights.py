@@ -17,7 +17,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import copied
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import CheckpointError
 from openblip.nn.threads import ALONE_ELEMENTS, PART_ELEMENTS, PARTS_A_THREAD
 from tests.checkpoints.lavis.test_read import lay_out
@@ -64,7 +64,7 @@ def test_in_our_folders(tiny_parts: ModelParts, tmp_path: Path, storage: str, va
 @pytest.mark.parametrize("bits", [8, 4])
 def test_in_scales_that_are_kept(tiny_parts: ModelParts, tmp_path: Path, bits: int) -> None:
     save_native(tiny_parts, tmp_path / "whole")
-    quantise_model(tmp_path / "whole", tmp_path / "small", bits)
+    quantize_model(tmp_path / "whole", tmp_path / "small", bits)
     path = tmp_path / "small" / "model.safetensors"
     name = next(name for name in load_file(path) if name.endswith(":scale"))
     spoil(path, name, float("nan"))

@@ -110,11 +110,11 @@ def test_what_the_language_model_reads(tiny_parts: ModelParts, llama: Path, bart
         told = parts.require_words().encode("a dog")
         assert parts.prompt_ids("a dog") == [*before, *told, *after]
         assert parts.stop_id == STOP
-    # BART's decoder begins with </s>, and its own tokeniser begins every text with <s>.
+    # BART's decoder begins with </s>, and its own tokenizer begins every text with <s>.
     assert load(bart).model.config.start_ids == (STOP, START)
 
 
-def test_casts_and_optimisers_do_not_reach_it(tiny_parts: ModelParts, llama: Path) -> None:
+def test_casts_and_optimizers_do_not_reach_it(tiny_parts: ModelParts, llama: Path) -> None:
     network = with_language_model(tiny_parts, llama).network
     assert isinstance(network, Blip2Network) and network.external is not None
     count = len(list(network.parameters()))

@@ -14,7 +14,7 @@ import openblip.integrations.transformers as ours
 from openblip.checkpoints.loading import find_tokenizer, load_parts
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tools.convert import convert
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.cli import main
 from openblip.errors import CheckpointError, DownloadError, OpenBlipError, OptionError
 from tests.checkpoints.theirs import Theirs, write_matcher, write_writer
@@ -63,7 +63,7 @@ def test_words_come_from_a_folder(theirs: Theirs, bare: Path, tmp_path: Path) ->
     assert vocabularies(bare, tokenizer=str(theirs.folder / "tokenizer.json")) == expected
     # Of ours, too; and it can be made whole once and for all.
     convert(bare, tmp_path / "whole", "openblip", tokenizer=theirs.folder)
-    quantise_model(bare, tmp_path / "small", 8, tokenizer=theirs.folder)
+    quantize_model(bare, tmp_path / "small", 8, tokenizer=theirs.folder)
     assert len(vocabularies(tmp_path / "whole")) == len(vocabularies(tmp_path / "small")) == 1
     assert len(vocabularies(bare, tokenizer=tmp_path / "whole")[0]) == len(expected[0])
 

@@ -287,7 +287,7 @@ def test_a_model_that_is_stopped_leaves_nothing(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 
 model, place = sys.argv[1:]
 
@@ -304,7 +304,7 @@ def forked(target, left):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    quantise_model(model, Path(target), 8)
+    quantize_model(model, Path(target), 8)
     os._exit(0)
 
 for step in range(1000):

@@ -182,7 +182,7 @@ def test_conversion_on_a_full_disk(run: Run, tmp_path: Path, to: str, size: int)
     assert run("convert", source, target, "--to", to).code == 0
 
 
-def test_quantising_on_a_full_disk(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_quantizing_on_a_full_disk(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
     with room(20_000):
         refused(
             run("quantize", tiny_model_folder, tmp_path / "q"), f"{tmp_path / 'q'} cannot be written (File too large)"

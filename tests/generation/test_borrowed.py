@@ -93,7 +93,7 @@ def test_ids_equal_transformers(pair, kind: str, beams: int) -> None:  # type: i
             max_new_tokens=9, num_beams=4, num_return_sequences=2, repetition_penalty=1.4, stop_ids=(STOP,)
         ),
     ],
-    ids=["sample", "penalised-beam"],
+    ids=["sample", "penalized-beam"],
 )
 def test_a_batch_equals_its_prompts_one_by_one(pair, kind: str, options: GenerationOptions) -> None:  # type: ignore[no-untyped-def]
     model = pair(kind)[1].model

@@ -62,7 +62,7 @@ OPTIONS = {
     "sample": GenerationOptions(
         max_new_tokens=12, do_sample=True, num_return_sequences=3, top_p=0.9, seed=11, stop_ids=(3, 4, 5)
     ),
-    "penalised": GenerationOptions(
+    "penalized": GenerationOptions(
         max_new_tokens=12, num_beams=3, repetition_penalty=1.4, min_new_tokens=4, stop_ids=(3, 4)
     ),
 }

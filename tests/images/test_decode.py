@@ -306,7 +306,7 @@ def test_pixels_are_bit_for_bit_those_of_transformers() -> None:
         assert torch.equal(to_pixels(images, ImageTransform(size)), ours)
 
 
-def test_every_level_is_normalised_to_the_same_bits() -> None:
+def test_every_level_is_normalized_to_the_same_bits() -> None:
     levels = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     ours = to_pixels([levels], ImageTransform(16))
     assert torch.equal(ours, reference_pixels([levels], 16))

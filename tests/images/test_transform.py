@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from openblip.images.transform import ImageTransform, centre_crop, fit, normalise
+from openblip.images.transform import ImageTransform, centre_crop, fit, normalize
 
 SIDE = 32
 MIDDLE = ImageTransform(SIDE, crop=True)
@@ -25,7 +25,7 @@ def test_it_is_what_transformers_cuts_out(size: tuple[int, int]) -> None:
     image = noise(*size)
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     theirs = processor(image, return_tensors="pt").pixel_values
-    ours = normalise([centre_crop(image, SIDE, math.floor)], MIDDLE)
+    ours = normalize([centre_crop(image, SIDE, math.floor)], MIDDLE)
     assert (ours - theirs).abs().max() <= 1e-6
 
 

@@ -67,7 +67,7 @@ DISTRIBUTED = {
     "mp.spawn(train, args=(world_size,), nprocs=world_size)": "train(0, 1)",
 }
 REFERENCE = {
-    # Needs bitsandbytes; the small checkpoints have no matrix that is worth quantising, so results stay the same.
+    # Needs bitsandbytes; the small checkpoints have no matrix that is worth quantizing, so results stay the same.
     "load_in_8bit=True, ": "",
     # What transformers 5 lacks, and what it needs accelerate for.
     "from transformers import AdamW, get_linear": "from transformers import get_linear",

@@ -258,7 +258,7 @@ def test_the_training_loop_learns_the_same(sets: list[dict[str, Any]], image_pat
     for reference, names in enumerate(sets):
         torch.manual_seed(1)
         os.chdir(Path(tmp_path, str(reference)).mkdir() or tmp_path / str(reference))
-        # transformers 5 has no optimiser any more; the one it had began with this eps.
+        # transformers 5 has no optimizer any more; the one it had began with this eps.
         more = {"AdamW": functools.partial(torch.optim.AdamW, eps=1e-6)} if reference else {}
         done.append(run(["training loop"], {**names, **more}, reference=bool(reference)))
     assert done[0].said == done[1].said and done[0].said.count("Loss") == 3

@@ -21,12 +21,12 @@ class Twice(nn.Module):
         return 2 * piece
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_parts(quantised: bool, bias: bool) -> None:
+def test_parts(quantized: bool, bias: bool) -> None:
     torch.manual_seed(0)
     layer: nn.Module = Linear(6, 12, bias=bias)
-    if quantised:
+    if quantized:
         plain, layer = layer, Int8Linear(6, 12, bias)
         layer.take(plain.weight.detach())
         layer.bias = plain.bias if plain.bias is None else nn.Parameter(plain.bias.detach(), requires_grad=False)
@@ -45,7 +45,7 @@ def test_parts(quantised: bool, bias: bool) -> None:
     part = parent["layer"].v
     assert isinstance(part, Part) and (part.in_features, part.out_features) == (6, 4)
     assert torch.equal(part.weight, parent["layer"].weight[8:])
-    if not quantised:
+    if not quantized:
         part.weight.data += 1
         part.weight.data = part.weight.data.clone() + 1
         assert torch.allclose(parent["layer"](x)[..., 8:] - before[..., 8:], 2 * x.sum(dim=-1, keepdim=True), atol=1e-5)

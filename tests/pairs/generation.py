@@ -173,8 +173,8 @@ def compare(kind: str, beams: int) -> Compared:
         options = random_options(draw, beams)
         prompts = random_prompts(draw, draw.randint(1, 4))
         found = generate(ours, prompts, options)
-        # transformers 5 takes padding for generated tokens when it penalises repetitions behind embeddings, so
-        # padded rows are penalised less than the same rows alone: there the reference runs one by one.
+        # transformers 5 takes padding for generated tokens when it penalizes repetitions behind embeddings, so
+        # padded rows are penalized less than the same rows alone: there the reference runs one by one.
         apart = kind == "opt" and options.repetition_penalty != 1
         groups = [[prompt] for prompt in prompts] if apart else [prompts]
         expected = [row for group in groups for row in run_transformers(theirs, group, options)]

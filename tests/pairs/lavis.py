@@ -292,7 +292,7 @@ def opt_answers(beams: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]
 
 @torch.no_grad()
 def t5_captions(beams: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """As `opt_captions`; LAVIS' tokeniser ends the prompt with </s>."""
+    """As `opt_captions`; LAVIS' tokenizer ends the prompt with </s>."""
     t5, expected = load_t5().t5, recorded("t5")
     ids = expected[f"generate_beam{beams}_ids"]
     prompt = t5.embed(torch.tensor([*A_PHOTO_OF, T5_STOP]))

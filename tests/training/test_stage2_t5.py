@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_the_texts_written_out(parts: ModelParts) -> None:
     text = TextBatch(torch.tensor([question, [1, 0, 0, 0, 0, 0]]), torch.tensor([[True] * 6, [True] + [False] * 5]))
     labels = torch.tensor([[3, 4, 5, 1], [4, 1, IGNORED, IGNORED]])
     network = parts.network
-    expected = stage2_t5_loss(network, network.normalise(features), text, labels)
+    expected = stage2_t5_loss(network, network.normalize(features), text, labels)
     assert torch.equal(found["lm"], expected)
     found["lm"].backward()
     assert network.prompt_projection.weight.grad is not None and network.prompt_projection.weight.grad.abs().max() > 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import OptionError
 from openblip.nn import recompute
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
@@ -164,10 +164,10 @@ def test_blocks_that_learn_are_computed_again_where_memory_is_short(
     assert all(torch.equal(kept[name], less[name]) for name in kept)
 
 
-def test_what_is_quantised_does_not_learn(recipe: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
-    small = quantise_model(tiny_model_folder, tmp_path / "small", 8).parent
+def test_what_is_quantized_does_not_learn(recipe: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
+    small = quantize_model(tiny_model_folder, tmp_path / "small", 8).parent
     for settings in (["vision_blocks=2"], ["vision_blocks=0"], ["train_vision=false", "vision_blocks=0"]):
-        with pytest.raises(OptionError, match=r"small is quantised, and such weights cannot learn"):
+        with pytest.raises(OptionError, match=r"small is quantized, and such weights cannot learn"):
             train(load_recipe(recipe, [f"init={small}", *settings]))
 
 

@@ -178,7 +178,7 @@ def _token_id(model: Any, name: str) -> int | None:
 
 
 def _opening(fast: FastTokenizer) -> tuple[int, ...]:
-    """The special tokens that the model's own tokeniser puts in front of a text."""
+    """The special tokens that the model's own tokenizer puts in front of a text."""
     bare, whole = fast.encode("a", add_special_tokens=False).ids, fast.encode("a").ids
     return tuple(whole[: whole.index(bare[0])])
 

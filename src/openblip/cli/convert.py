@@ -46,7 +46,7 @@ def convert(
 
     LAVIS keeps the parts that were frozen in training in files of their own, and so does this command.
 
-    For transformers and LAVIS, quantised weights become floating-point numbers again.
+    For transformers and LAVIS, quantized weights become floating-point numbers again.
     """
     from openblip.checkpoints.tools import convert as converting
 

@@ -27,11 +27,11 @@ def quantize(
     checkpoint: LavisFile = None,
     tokenizer: WordsFrom = None,
 ) -> None:
-    """Quantise a model to 8 or 4 bits: it needs less disk space and memory, and is several times faster on a CPU.
+    """Quantize a model to 8 or 4 bits: it needs less disk space and memory, and is several times faster on a CPU.
 
-    With `--dtype int8`, other commands quantise a model each time they load it; a quantised folder loads faster.
+    With `--dtype int8`, other commands quantize a model each time they load it; a quantized folder loads faster.
     """
-    from openblip.checkpoints.tools.quantize import quantise_model
+    from openblip.checkpoints.tools.quantize import quantize_model
 
-    path = quantise_model(source, folder, bits, checkpoint=checkpoint, tokenizer=tokenizer)
+    path = quantize_model(source, folder, bits, checkpoint=checkpoint, tokenizer=tokenizer)
     print_line(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")

@@ -28,7 +28,7 @@ from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, make_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
-from openblip.images.transform import ImageTransform, fit, normalise
+from openblip.images.transform import ImageTransform, fit, normalize
 
 ROWS, LIST, DRAFT = ".npy", ".json", ".draft"
 LOCK_FILE = ".lock"
@@ -268,7 +268,7 @@ def fill(
         good = [(image, found) for image, found in batch if not isinstance(found, ImageError)]
         bad += [BadImage(image, str(found)) for image, found in batch if isinstance(found, ImageError)]
         if good:
-            pixels = normalise([view for _, views in good for view in views], transform)
+            pixels = normalize([view for _, views in good for view in views], transform)
             patches = encode(pixels).cpu().numpy()
             patches = patches.reshape(len(good), plan.count, *patches.shape[1:])
             for (image, _), found in zip(good, patches, strict=True):

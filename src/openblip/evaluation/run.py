@@ -30,7 +30,7 @@ from openblip.evaluation.tasks.classification import evaluate_labels
 from openblip.models.load import load
 from openblip.models.model import Model
 from openblip.nn.quant.int4 import Int4Linear
-from openblip.nn.quant.swap import quantised_layers
+from openblip.nn.quant.swap import quantized_layers
 from openblip.recipes import alone_in
 from openblip.saving import write_text
 
@@ -143,7 +143,7 @@ def _mark_of_samples(samples: Sequence[Sample]) -> str:
 def number_format(model: Model) -> str:
     """What a model computes in: "float32", or "int8 and float32" where its large matrices are whole numbers."""
     name = str(model.placement.dtype).removeprefix("torch.")
-    layers = quantised_layers(model.network).values()
+    layers = quantized_layers(model.network).values()
     if not layers:
         return name
     return f"int4 and {name}" if any(isinstance(layer, Int4Linear) for layer in layers) else f"int8 and {name}"

@@ -55,7 +55,7 @@ class CaptionSettings:
     """Which caption scores are computed.
 
     Attributes:
-        tokenizer: Java's PTB tokeniser, as for published numbers; never: the package's own, unofficial one.
+        tokenizer: Java's PTB tokenizer, as for published numbers; never: the package's own, unofficial one.
         meteor: METEOR, in Java.
         spice: SPICE, in Java; takes a minute for 1,000 images and 8 GB of memory.
     """

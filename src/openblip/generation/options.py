@@ -270,7 +270,7 @@ class Generation:
         ids: without prompt and stop token.
         log_probs: of each id under the model itself, before any penalty or temperature.
         stop_log_prob: of the stop token that ended it; None when it ran into max_new_tokens.
-        score: beam search: the beam's (penalised) score; otherwise the sum of all log-probabilities.
+        score: beam search: the beam's (penalized) score; otherwise the sum of all log-probabilities.
     """
 
     ids: tuple[int, ...]

@@ -1,1 +1,1 @@
-"""Images from wherever they come to normalised pixels."""
+"""Images from wherever they come to normalized pixels."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from openblip.errors import ImageError, OptionError, whole_number
 from openblip.images.prefetch import is_settled, read_ahead
 from openblip.images.sources import ImageSource, describe_source, is_one_image
-from openblip.images.transform import ImageTransform, load_square, normalise
+from openblip.images.transform import ImageTransform, load_square, normalize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,7 +234,7 @@ class CachedEncoder:
                 missing.setdefault(one.key, one)
         if missing:
             with torch.inference_mode():
-                features = self.encode_pixels(normalise([one.pixels for one in missing.values()], self.transform))
+                features = self.encode_pixels(normalize([one.pixels for one in missing.values()], self.transform))
                 for (key, one), row in zip(missing.items(), features, strict=True):
                     # Cloned: a row of the batch would keep the memory of all of it.
                     known[key] = EncodedImage(key, row.clone(), one.source, self)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from openblip.errors import ImageError, whole_number
 from openblip.images.sources import ImageSource, is_one_image
-from openblip.images.transform import ImageTransform, load_square, normalise
+from openblip.images.transform import ImageTransform, load_square, normalize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,7 @@ def pixel_batches(
         yield PixelBatch(
             [source for source, _ in batch],
             [found if isinstance(found, ImageError) else None for _, found in batch],
-            normalise(squashed, transform),
+            normalize(squashed, transform),
         )
 
 

@@ -1,7 +1,7 @@
 """RGB image -> the square of pixels that a network reads.
 
 `to_pixels` is the evaluation transform of a model: `fit` to a square, whole (LAVIS' `blip_image_eval`) or the middle
-(its `clip_image_eval`), then `normalise`. All may be called from many threads.
+(its `clip_image_eval`), then `normalize`. All may be called from many threads.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def load_square(source: ImageSource, transform: ImageTransform, name: str | None
 
 
 def to_pixels(images: Sequence[Image.Image], transform: ImageTransform) -> torch.Tensor:
-    """Brings images to the square that the model was trained on and normalises them.
+    """Brings images to the square that the model was trained on and normalizes them.
 
     Bicubic on 8-bit pixels with Pillow: LAVIS' evaluation transforms, and bit for bit those of transformers' PIL image
     processors, but that the middle that CLIP's cuts out may lie one pixel beside theirs, which rounds half pixels down.
@@ -84,7 +84,7 @@ def to_pixels(images: Sequence[Image.Image], transform: ImageTransform) -> torch
     Returns:
         float32 [B,3,S,S] on the CPU.
     """
-    return normalise([fit(image, transform) for image in images], transform)
+    return normalize([fit(image, transform) for image in images], transform)
 
 
 def fit(image: Image.Image, transform: ImageTransform) -> np.ndarray[Any, Any]:
@@ -130,7 +130,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else to_rgb(image, describe_source(image))
 
 
-def normalise(fitted: Sequence[np.ndarray[Any, Any]], transform: ImageTransform) -> torch.Tensor:
+def normalize(fitted: Sequence[np.ndarray[Any, Any]], transform: ImageTransform) -> torch.Tensor:
     """The second half of `to_pixels`: uint8 [S,S,3] each to float32 [B,3,S,S]."""
     import numpy as np
     import torch

@@ -103,7 +103,7 @@ class Model:
 
         Args:
             folder: must be empty or not exist yet.
-            storage: of what is not quantised in memory: "float32", "float16" or "int8".
+            storage: of what is not quantized in memory: "float32", "float16" or "int8".
 
         Raises:
             OptionError: there is something in the folder, an unknown storage, or adapters in the network.

@@ -1,1 +1,1 @@
-"""Architecture only: modules from tensors to tensors; no files, no tokenisers, no devices chosen."""
+"""Architecture only: modules from tensors to tensors; no files, no tokenizers, no devices chosen."""

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805) whose layers may read images by cross-attention.
 
 BLIP's text encoder and decoder (https://arxiv.org/abs/2201.12086) are this BERT; BLIP-2's Q-Former is made of the same
-attention and feed-forward network. Layers are post-norm: each part's output is added to its input and normalised.
+attention and feed-forward network. Layers are post-norm: each part's output is added to its input and normalized.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ class Bert(nn.Module):
             )
 
     def place(self, embeds: Tensor, positions: Tensor) -> Tensor:
-        """Embeddings [B, L, width] at their positions [B or 1, L], normalised: what enters the first layer."""
+        """Embeddings [B, L, width] at their positions [B or 1, L], normalized: what enters the first layer."""
         return F.dropout(self.norm(embeds + self.positions(positions)), self.dropout, self.training)
 
 

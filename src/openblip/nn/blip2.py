@@ -130,10 +130,10 @@ class Blip2Network(nn.Module):
         self.prompt_projection.bias.zero_()
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] to normalised patches [B, N, image width]."""
-        return self.normalise(self.vision(pixels))
+        """Pixels [B, 3, H, W] to normalized patches [B, N, image width]."""
+        return self.normalize(self.vision(pixels))
 
-    def normalise(self, patches: Tensor) -> Tensor:
+    def normalize(self, patches: Tensor) -> Tensor:
         """Raw patches of the frozen encoder [B, N, image width], computed or cached, to features."""
         features: Tensor = self.vision_norm(patches)
         return features

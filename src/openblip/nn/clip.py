@@ -93,9 +93,9 @@ class ClipTextTransformer(nn.Module):
         self.positions = nn.Parameter(torch.zeros(config.max_positions, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Draw weights as CLIP's code does: the deeper a network, the smaller its steps."""
         config = self.config
         nn.init.normal_(self.words.weight, std=0.02)
@@ -122,7 +122,7 @@ class ClipTextTransformer(nn.Module):
         return x
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Texts to one vector each [B, width]: normalised, of the last token.
+        """Texts to one vector each [B, width]: normalized, of the last token.
 
         Args:
             ids, mask: [B, L]; True in `mask` up to the token that ends a text. What stands behind it is not seen.
@@ -166,7 +166,7 @@ class ClipNetwork(nn.Module):
         return (-self.log_scale).exp()
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to vectors of the shared space [B, shared width], of any length."""
+        """Normalized pixels [B, 3, S, S] to vectors of the shared space [B, shared width], of any length."""
         pooled = self.vision.class_vector(pixels)
         return pooled if self.image_projection is None else self.image_projection(pooled)
 

@@ -87,7 +87,7 @@ class SameConv2d(Conv2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch normalisation with frozen statistics, and optionally ReLU6."""
+    """Convolution, batch normalization with frozen statistics, and optionally ReLU6."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, active: bool = True
@@ -125,7 +125,7 @@ class ConvNorm(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Merge the normalisation into the convolution, for inference."""
+        """Merge the normalization into the convolution, for inference."""
         norm = self.norm
         if isinstance(norm, nn.Identity) or norm.running_mean is None or norm.running_var is None:
             return
@@ -242,7 +242,7 @@ class EfficientNet(nn.Module):
         return torch.cat([patches, places.expand(patches.shape[0], -1, -1)], dim=2)
 
     def fold(self) -> None:
-        """Merge every batch normalisation into its convolution, and go through batches as suits a CPU.
+        """Merge every batch normalization into its convolution, and go through batches as suits a CPU.
 
         The same outputs but for rounding, two to three times as fast.
         """

@@ -1,6 +1,6 @@
 """A language model of transformers, read as one of ours; this room takes the model object and imports PyTorch alone.
 
-Such a model is external: it is no part of PyTorch's tree of modules. So no checkpoint copies its weights, no optimiser
+Such a model is external: it is no part of PyTorch's tree of modules. So no checkpoint copies its weights, no optimizer
 finds them, and no cast of the network reaches its rotary frequencies, which have to stay float32. Whoever loads it
 freezes it and puts it on its device.
 """

@@ -69,7 +69,7 @@ class ClipResNetConfig:
 
 
 class ConvNorm(nn.Module):
-    """A convolution of odd size that keeps the grid, up to its stride, and batch normalisation."""
+    """A convolution of odd size that keeps the grid, up to its stride, and batch normalization."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class ClipResNet(nn.Module):
         return self.config.output_width
 
     def class_vector(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] to one vector an image [B, output width].
+        """Normalized pixels [B, 3, S, S] to one vector an image [B, output width].
 
         Raises:
             ValueError: images of another size.

@@ -47,7 +47,7 @@ class Part(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """Its rows [out, in]; of a quantised layer the codes."""
+        """Its rows [out, in]; of a quantized layer the codes."""
         rows: Tensor = self.whole.weight.chunk(self.count)[self.index]
         return rows.as_subclass(Rows)
 
@@ -92,7 +92,7 @@ def open_layer(parent: nn.Module, name: str, parts: Sequence[str], order: Sequen
     if isinstance(layer, nn.Linear):
         layer = Opened(layer)
         setattr(parent, name, layer)
-    else:  # quantised, with a forward pass of its own
+    else:  # quantized, with a forward pass of its own
         layer.register_forward_hook(_hook)
     layer.rows = tuple(parts)
     for part in order or parts:

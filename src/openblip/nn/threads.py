@@ -1,7 +1,7 @@
 """Work on large tensors in parts that stay in the processor's cache, on threads of our own.
 
 PyTorch shares one operation among all threads and waits for the slowest behind each. A chain of short operations, such
-as quantising, then waits more than it works wherever another program has one of the cores. Parts of up to
+as quantizing, then waits more than it works wherever another program has one of the cores. Parts of up to
 `PART_ELEMENTS` numbers are too small for PyTorch to share: each thread takes a part through the whole chain by itself.
 """
 

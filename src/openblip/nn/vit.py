@@ -38,7 +38,7 @@ class VitConfig:
         attention_bias: "qkv" for a bias on all three, "qv" for none on the keys (EVA).
         layer_scale: a learned factor a channel on every residual branch (DINOv2).
         final_norm: a LayerNorm after the last block. BLIP-2 takes the raw output of its encoders, and
-            normalises it outside with an eps of its own.
+            normalizes it outside with an eps of its own.
         drop_path: stochastic depth (https://arxiv.org/abs/1603.09382), in training only: the chance that the
             last block's branches are skipped for an image; it grows linearly from 0 at the first block.
     """
@@ -176,7 +176,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward network, each on normalised input and added to its input."""
+    """Attention and feed-forward network, each on normalized input and added to its input."""
 
     def __init__(self, config: BlockConfig, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -229,9 +229,9 @@ class VisionTransformer(nn.Module):
         rates = [config.drop_path * index / max(config.depth - 1, 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.final_norm else None
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Draw weights as BEiT and EVA do: the deeper a block, the smaller what it adds."""
         for parameter in (self.class_token, self.positions, self.patch_embed.weight):
             nn.init.trunc_normal_(parameter, std=INIT_STD)
@@ -258,7 +258,7 @@ class VisionTransformer(nn.Module):
         return 1 + self.config.grid**2
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, H, W] to vectors [B, 1 + H/patch * W/patch, width].
+        """Normalized pixels [B, 3, H, W] to vectors [B, 1 + H/patch * W/patch, width].
 
         The class token comes first, then the patches row by row. H and W may differ from `image_size` and
         from each other; the positions are then interpolated.
@@ -281,7 +281,7 @@ class VisionTransformer(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def fold(self) -> None:
-        """It has no batch normalisation to fold."""
+        """It has no batch normalization to fold."""
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Its one convolution is small, and stays in the type of what goes in."""

@@ -21,7 +21,7 @@ LABEL_SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Tokenised text, padded on the right.
+    """Tokenized text, padded on the right.
 
     Attributes:
         ids: [B, L] int64; mask: [B, L] bool, False for padding.
@@ -95,7 +95,7 @@ def stage1_loss(
     """Contrast (ITC), matching (ITM) and generation (ITG) on one batch of pairs.
 
     Args:
-        features: [B, N, image width], already normalised.
+        features: [B, N, image width], already normalized.
         text: one caption an image, beginning with [CLS].
         decoder_start_id: id of [DEC], which takes [CLS]'s place for ITG.
     """
@@ -245,7 +245,7 @@ def stage2_loss(network: Blip2Network, features: Tensor, text: TextBatch, labels
     """Language-model loss of the text behind the image's soft prompt.
 
     Args:
-        features: [B, N, image width], already normalised.
+        features: [B, N, image width], already normalized.
         text: prompt and target together, beginning with the language model's start token: [B, L].
         labels: [B, L], the ids to predict, IGNORED over prompt and padding. The first one, the start
             token itself, is predicted from the last visual token, as in LAVIS.
@@ -258,8 +258,8 @@ def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, lab
     """Language-model loss of T5: image and prompt go into the encoder, the target comes out of the decoder.
 
     Args:
-        features: [B, N, image width], already normalised.
-        text: the prompt [B, L], ending with </s> as T5's tokeniser ends every text, padded on the right.
+        features: [B, N, image width], already normalized.
+        text: the prompt [B, L], ending with </s> as T5's tokenizer ends every text, padded on the right.
         labels: [B, T], the target's ids to its </s>, IGNORED over padding, which stands behind it.
     """
     return answer_loss(network.language_model, network.visual_prompt(features), text, labels)

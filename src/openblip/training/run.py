@@ -154,7 +154,7 @@ def _require_floats(recipe: Recipe, trained: Sequence[nn.Module | nn.Parameter])
     """Raises OptionError for weights in 8 or 4 bits, which cannot learn."""
     weights = [value for part in trained for value in (part.parameters() if isinstance(part, nn.Module) else [part])]
     if not all(value.is_floating_point() for value in weights):
-        raise OptionError(f"{recipe.init} is quantised, and such weights cannot learn: start from what it was made of")
+        raise OptionError(f"{recipe.init} is quantized, and such weights cannot learn: start from what it was made of")
 
 
 def save_trained(recipe: Recipe, parts: ModelParts, folder: Path) -> None:

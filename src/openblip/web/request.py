@@ -226,7 +226,7 @@ def _ask(
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     proxy = _proxy(parts)
     if proxy is not None and parts.scheme == "http":
-        target, headers = f"http://{_named(host, port, parts.scheme)}{target}", {**headers, **_authorisation(proxy)}
+        target, headers = f"http://{_named(host, port, parts.scheme)}{target}", {**headers, **_authorization(proxy)}
     lines = [f"{method} {target} HTTP/1.1", f"Host: {_named(host, port, parts.scheme)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     _send(connection, lines, budget)
@@ -273,7 +273,7 @@ def _proxy(parts: SplitResult) -> SplitResult | None:
     return urlsplit(address if "://" in address else f"http://{address}")
 
 
-def _authorisation(proxy: SplitResult) -> dict[str, str]:
+def _authorization(proxy: SplitResult) -> dict[str, str]:
     if proxy.username is None:
         return {}
     user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
@@ -358,7 +358,7 @@ def _reach(found: list[Found], budget: _Budget) -> socket.socket:
 def _tunnel(connection: socket.socket, host: str, port: int, proxy: SplitResult, budget: _Budget) -> None:
     where = f"{f'[{host}]' if ':' in host else host}:{port}"
     lines = [f"CONNECT {where} HTTP/1.1", f"Host: {where}"]
-    _send(connection, lines + [f"{name}: {value}" for name, value in _authorisation(proxy).items()], budget)
+    _send(connection, lines + [f"{name}: {value}" for name, value in _authorization(proxy).items()], budget)
     # One byte at a time: what comes behind the headers is the server's, and encrypted.
     wire, head, piece = _Wire(connection, budget), bytearray(), bytearray(1)
     while not head.endswith(b"\r\n\r\n"):

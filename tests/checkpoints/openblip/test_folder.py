@@ -116,11 +116,11 @@ def test_smaller_storage_keeps_every_tensor_close(tiny_parts: ModelParts, tmp_pa
     save_native(tiny_parts, tmp_path, storage)
     found, expected = load_native(tmp_path).network.state_dict(), tiny_parts.network.state_dict()
     sizes = load_file(tmp_path / "model.safetensors")
-    quantised = [name for name, tensor in sizes.items() if tensor.dtype == torch.int8]
-    assert bool(quantised) == (storage == "int8")
+    quantized = [name for name, tensor in sizes.items() if tensor.dtype == torch.int8]
+    assert bool(quantized) == (storage == "int8")
     for name, tensor in expected.items():
         assert found[name].dtype == (torch.float32 if tensor.is_floating_point() else tensor.dtype)
-        if name in quantised:
+        if name in quantized:
             bound = tensor.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.001
         else:
             bound = tensor.abs() * 2**-11 + 2**-25

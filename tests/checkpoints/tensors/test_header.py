@@ -21,7 +21,7 @@ from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, Wei
 from openblip.checkpoints.tensors.header import BITS, MAX_TENSORS, read_header, read_index
 from openblip.checkpoints.tensors.mmap import MappedFile
 from openblip.checkpoints.tools.inspect import inspect
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import CheckpointError
 
 
@@ -67,7 +67,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "folder": lambda path: WeightFolder(path.parent),
     "inspect": inspect,
     "load": lambda path: openblip.load(path.parent),
-    "quantize": lambda path: quantise_model(path.parent, path.parent.parent / "new", 8),
+    "quantize": lambda path: quantize_model(path.parent, path.parent.parent / "new", 8),
     "adapter": lambda path: read_adapter(path.parent),
 }
 

@@ -18,11 +18,11 @@ from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors import files as weight_files
 from openblip.checkpoints.tools.convert import convert
-from openblip.checkpoints.tools.quantize import quantise_model
+from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Network
-from openblip.nn.quant import swap as quantised
+from openblip.nn.quant import swap as quantized
 from openblip.nn.vit import VitConfig
 from tests.checkpoints.theirs import FLAN, Theirs, write_matcher, write_t5_writer, write_writer
 from tests.cli.conftest import Run
@@ -77,13 +77,13 @@ def test_clip_and_large_images_through_lavis(side: int, clip: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_weights_become_the_floats_they_stand_for(
+def test_quantized_weights_become_the_floats_they_stand_for(
     bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantised, "MIN_ELEMENTS", 256)
+    monkeypatch.setattr(quantized, "MIN_ELEMENTS", 256)
     source = write_writer(tmp_path / "source").folder
-    quantise_model(source, tmp_path / "small", bits)
-    assert quantised.quantised_layers(load_parts(tmp_path / "small").network)
+    quantize_model(source, tmp_path / "small", bits)
+    assert quantized.quantized_layers(load_parts(tmp_path / "small").network)
     expected = load_parts(tmp_path / "small", ReadOptions(bits=0)).network.state_dict()
     convert(tmp_path / "small", tmp_path / "theirs", "transformers")
     assert same(tensors(tmp_path / "theirs"), expected)
@@ -96,17 +96,17 @@ def test_quantised_weights_become_the_floats_they_stand_for(
     assert same(tensors(tmp_path / "again"), tensors(tmp_path / "small"))
 
 
-def test_quantised_models_are_never_written_without_their_scales(
+def test_quantized_models_are_never_written_without_their_scales(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from openblip.checkpoints.lavis.write import to_lavis
     from openblip.checkpoints.transformers.write import save_transformers
 
-    monkeypatch.setattr(quantised, "MIN_ELEMENTS", 256)
+    monkeypatch.setattr(quantized, "MIN_ELEMENTS", 256)
     parts = load_parts(write_writer(tmp_path / "source").folder, ReadOptions(bits=8))
-    with pytest.raises(CheckpointError, match="are quantised, which transformers cannot read"):
+    with pytest.raises(CheckpointError, match="are quantized, which transformers cannot read"):
         save_transformers(parts, tmp_path / "theirs")
-    with pytest.raises(CheckpointError, match="quantised"):
+    with pytest.raises(CheckpointError, match="quantized"):
         to_lavis(parts.network.state_dict(), parts.network.config)
     assert not (tmp_path / "theirs").exists()
 

@@ -44,7 +44,7 @@ def supplied_by(file: str) -> ModelEntry:
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "eva_vit_g.pth"])
-def test_official_files_are_recognised(tmp_path: Path, file: str) -> None:
+def test_official_files_are_recognized(tmp_path: Path, file: str) -> None:
     found = inspect(write_header(tmp_path / "some.safetensors", shapes_of(file)))
     model = supplied_by(file)
     assert (found.format, found.guess) == ("LAVIS file", (model.name,))
@@ -63,7 +63,7 @@ def test_what_official_files_lack_is_told(tmp_path: Path) -> None:
     assert found.size == pytest.approx(2 * found.parameters, rel=0.001)
 
 
-def test_frozen_parts_are_recognised(tmp_path: Path) -> None:
+def test_frozen_parts_are_recognized(tmp_path: Path) -> None:
     encoder = inspect(write_header(tmp_path / "a.safetensors", shapes_of("eva_vit_g.pth"), "F16"))
     assert (encoder.format, encoder.guess) == ("safetensors file", ("eva_vit_g.pth",))
     assert encoder.parts.keys() == {VISION}
@@ -80,7 +80,7 @@ def test_frozen_parts_are_recognised(tmp_path: Path) -> None:
     assert flan.parts[LANGUAGE].parameters == 2 * 32128 * 4096 + 24 * 4096 * 4096
 
 
-def test_folders_of_transformers_are_recognised(tmp_path: Path) -> None:
+def test_folders_of_transformers_are_recognized(tmp_path: Path) -> None:
     shapes = {
         "query_tokens": (1, 32, 768),
         "vision_model.embeddings.position_embedding": (1, 677, 1408),
@@ -120,7 +120,7 @@ def test_what_transformers_itself_writes_is_counted_exactly(
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
-def test_our_folders_are_recognised(tmp_path: Path, tiny_parts: ModelParts, storage: str) -> None:
+def test_our_folders_are_recognized(tmp_path: Path, tiny_parts: ModelParts, storage: str) -> None:
     save_native(tiny_parts, tmp_path, storage)
     found = inspect(tmp_path)
     assert (found.format, found.guess) == ("OpenBLIP folder", ("tiny",))

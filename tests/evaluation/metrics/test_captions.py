@@ -91,7 +91,7 @@ def test_a_reference_as_caption_is_best(coco: dict[str, Any]) -> None:
     assert (empty.bleu[0], empty.cider, empty.rouge_l) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
-def test_without_java_the_official_tokeniser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_the_official_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(OpenBlipError, match="install a Java runtime"):
         score_captions(CAPTIONS, REFERENCES, official=True)
@@ -110,7 +110,7 @@ def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     scores = score_captions(CAPTIONS, REFERENCES)
     assert not scores.official
-    assert "the tokeniser failed in Java: Error: no memory" in scores.notes[0]
+    assert "the tokenizer failed in Java: Error: no memory" in scores.notes[0]
     with pytest.raises(OpenBlipError, match="no memory"):
         score_captions(CAPTIONS, REFERENCES, official=True)
 

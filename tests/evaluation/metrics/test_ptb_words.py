@@ -1,4 +1,4 @@
-"""Splitting words as Java's tokeniser does: what it was seen to do, and, where there is Java, what it does."""
+"""Splitting words as Java's tokenizer does: what it was seen to do, and, where there is Java, what it does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEEN = {
     "": "",
     " . ": "",
 }
-"""Texts, and the words that Stanford's PTB tokeniser 3.4.1 leaves of them."""
+"""Texts, and the words that Stanford's PTB tokenizer 3.4.1 leaves of them."""
 
 needs_java = pytest.mark.skipif(not java.has_java(), reason="Java is not installed")
 

@@ -12,13 +12,13 @@ from openblip.evaluation.metrics.vqa import (
     exact_accuracy,
     lemma_accuracy,
     lemmas,
-    normalise,
+    normalize,
     simple_accuracy,
     vqa_accuracy,
 )
 
 # What the challenge's own evaluation gives; its rules were run on 200,000 strings when this was written.
-NORMALISED = {
+NORMALIZED = {
     "The two Dogs, dont bark.": "2 dogs don't bark",
     "A An THE": "",
     "none": "0",
@@ -43,12 +43,12 @@ NORMALISED = {
 }
 
 
-def test_normalising() -> None:
-    assert {text: normalise(text) for text in NORMALISED} == NORMALISED
+def test_normalizing() -> None:
+    assert {text: normalize(text) for text in NORMALIZED} == NORMALIZED
 
 
 def test_only_so_many_full_stops_go() -> None:
-    assert normalise("a" + ".b" * 40) == "a" + "b" * 32 + ".b" * 8
+    assert normalize("a" + ".b" * 40) == "a" + "b" * 32 + ".b" * 8
 
 
 def test_contractions_get_their_apostrophe() -> None:
@@ -104,6 +104,6 @@ def test_the_order_of_people_does_not_matter(truths: list[str], random: object) 
 
 
 @given(st.text(max_size=40))
-def test_normalising_any_text(text: str) -> None:
-    words = normalise(text).split(" ")
+def test_normalizing_any_text(text: str) -> None:
+    words = normalize(text).split(" ")
     assert not {"a", "an", "the", "two"} & set(words)

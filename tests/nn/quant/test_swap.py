@@ -1,4 +1,4 @@
-"""Quantised layers against the same layers in float64, over shapes that hypothesis picks."""
+"""Quantized layers against the same layers in float64, over shapes that hypothesis picks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from openblip.nn.quant.int4 import (
     INNER_TILES,
     OUTPUTS,
     Int4Linear,
-    dequantise_groups,
+    dequantize_groups,
     pack,
     packed_block,
-    quantise_groups,
+    quantize_groups,
     whole_codes,
 )
-from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide, quantise_wide, wide_codes
+from openblip.nn.quant.int4_wide import Int4WideLinear, dequantize_wide, quantize_wide, wide_codes
 from openblip.nn.quant.int8 import (
     PACK_AFTER,
     Int8Linear,
@@ -38,12 +38,12 @@ from openblip.nn.quant.int8 import (
     gpu_multiplies,
     gpu_product,
     plain_product,
-    quantise_rows,
-    quantise_weight,
+    quantize_rows,
+    quantize_weight,
 )
 from openblip.nn.quant.int8_packing import LEVELS, ForFewRows, ForManyRows, Ordered, input_levels
 from openblip.nn.quant.linear import Linear, WordTable, linear
-from openblip.nn.quant.swap import prepare_layers, quantise, quantised_layers
+from openblip.nn.quant.swap import prepare_layers, quantize, quantized_layers
 
 ROUNDING = 1e-5
 CPUS = (LEVELS, LEVELS // 2, None)
@@ -202,7 +202,7 @@ def test_huge_pages_are_for_weights_that_are_used_often(quickly: bool, monkeypat
     assert told == [32 * 64]
 
 
-def test_a_process_keeps_its_own_setting_for_quantised_layers() -> None:
+def test_a_process_keeps_its_own_setting_for_quantized_layers() -> None:
     engine = torch.backends.quantized.engine
     made = int8_of(drawn(1, 64, 32, 0)[1])
     with warnings.catch_warnings(record=True) as told:
@@ -287,7 +287,7 @@ def test_devices_without_whole_numbers_multiply_floats(dtype: torch.dtype) -> No
     table.take(weight)
     expected = rows.double() @ (layer.codes().double() * layer.scale.double()[:, None]).t()
     assert expected.max() > 300 and (rows.double() @ layer.codes().double().t()).min() > 10 * 65504
-    for found in (layer.dequantised(rows), float_product(rows, table.weight, table.scale)):
+    for found in (layer.dequantized(rows), float_product(rows, table.weight, table.scale)):
         assert found.dtype == dtype
         assert ((found.double() - expected).abs() <= 16 * torch.finfo(dtype).eps * expected.abs()).all()
 
@@ -336,7 +336,7 @@ def test_a_gpu_says_what_the_cpu_says(kind: type[Int8Linear | Int4Linear | Int4W
 
 
 def test_zeros_stay_zeros() -> None:
-    codes, step = quantise_rows(torch.zeros(2, 8))
+    codes, step = quantize_rows(torch.zeros(2, 8))
     assert not codes.any() and step.isfinite().all()
     made = int8_of(nn.Linear(8, 4))
     made.take(torch.zeros(4, 8))
@@ -355,8 +355,8 @@ def test_int4_errs_by_no_more_than_half_a_step_a_weight(
     rows: int, groups: int, blocks: int, seed: int, packed: bool
 ) -> None:
     x, layer = drawn(rows, groups * GROUP, blocks * OUTPUTS, seed)
-    codes, scales = quantise_groups(layer.weight.detach())
-    kept = dequantise_groups(codes, scales).double()
+    codes, scales = quantize_groups(layer.weight.detach())
+    kept = dequantize_groups(codes, scales).double()
     grouped = layer.weight.detach().double().view(len(kept), -1, GROUP)
     step = (grouped.amax(2) - grouped.amin(2)) / 15
     # A scale and a centre of 8 bits miss the ends of their group by up to 2 parts in 256 of the largest weight.
@@ -397,7 +397,7 @@ def test_the_order_of_four_bits_is_known_here() -> None:
     pieces=st.integers(1, 4),
     at_a_time=st.integers(1, 3000),
 )
-def test_quantised_in_pieces_or_by_the_definition(
+def test_quantized_in_pieces_or_by_the_definition(
     rows: int, width: int, seed: int, dtype: torch.dtype, pieces: int, at_a_time: int
 ) -> None:
     """However a matrix is cut on its way, its codes and scales are those that the definition gives, bit for bit."""
@@ -409,8 +409,8 @@ def test_quantised_in_pieces_or_by_the_definition(
         patch.setattr(int4, "CHUNK_ELEMENTS", at_a_time)
         patch.setattr(threads, "PART_ELEMENTS", at_a_time)
         patch.setattr(torch, "get_num_threads", lambda: 2)
-        codes, scales = quantise_weight(*weight.chunk(pieces))
-        groups, centres = quantise_groups(*weight.chunk(pieces))
+        codes, scales = quantize_weight(*weight.chunk(pieces))
+        groups, centres = quantize_groups(*weight.chunk(pieces))
     values = weight.float()
     expected = (values.abs().amax(1) / LEVELS).clamp(min=1e-30)
     assert torch.equal(scales, expected)
@@ -442,8 +442,8 @@ def test_four_bits_for_many_rows_are_whole_numbers_of_eight(
     weight[0, :3] = torch.tensor([-5000.0, 5000.0, 0.001])  # a group that spans all there is
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(int4_wide, "CHUNK_ELEMENTS", at_a_time)
-        codes, scales, steps = quantise_wide(*weight.chunk(pieces))
-    kept = dequantise_wide(codes, scales, steps).double()
+        codes, scales, steps = quantize_wide(*weight.chunk(pieces))
+    kept = dequantize_wide(codes, scales, steps).double()
     # Nothing has wrapped around: int16 gives the same.
     nibbles = torch.cat([codes & 15, codes >> 4]).short().view(groups, GROUP, outputs)
     assert torch.equal(wide_codes(codes, steps), (nibbles * steps[0].short() + steps[1].short()).view(-1, outputs))
@@ -504,9 +504,9 @@ def test_a_word_table_looks_up_and_scores(levels: int | None) -> None:
 def test_a_weight_that_is_no_number_is_refused(number: float) -> None:
     weight = torch.ones(OUTPUTS, GROUP)
     weight[3, 5] = number
-    for quantised in (quantise_weight, quantise_groups, quantise_wide):
+    for quantized in (quantize_weight, quantize_groups, quantize_wide):
         with pytest.raises(ValueError, match="infinite or no number"):
-            quantised(weight)
+            quantized(weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -536,15 +536,15 @@ def test_the_fast_product_of_floats_is_the_slow_one(rows: int, bias: bool, seed:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_quantised_network_is_near_the_one_it_was(tiny_parts: ModelParts, bits: int) -> None:
+def test_a_quantized_network_is_near_the_one_it_was(tiny_parts: ModelParts, bits: int) -> None:
     network = copy.deepcopy(tiny_parts.network)
     decoder = network.decoder
     embeds = decoder.embed(torch.randint(0, 100, (3, 9), generator=torch.Generator().manual_seed(1)))
     with torch.inference_mode():
         before = decoder(embeds)
     count = sum(p.numel() for p in network.parameters())
-    quantise(network, bits)
-    layers = quantised_layers(network)
+    quantize(network, bits)
+    layers = quantized_layers(network)
     assert layers
     assert sum(p.numel() for p in network.parameters() if p.is_floating_point()) < count
     prepare_layers(network)
@@ -560,16 +560,16 @@ def test_a_bad_weight_is_found_on_any_thread(dtype: torch.dtype, value: float, m
     monkeypatch.setattr(threads, "PART_ELEMENTS", 64)
     for row in (0, 31, 63):
         weight = torch.ones(64, 64, dtype=dtype)
-        quantise_weight(weight)
+        quantize_weight(weight)
         weight[row, -1] = value
         with pytest.raises(ValueError, match="infinite or no number"):
-            quantise_weight(weight)
+            quantize_weight(weight)
 
 
 @torch.inference_mode()
 def test_threads_write_what_inference_mode_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(threads, "PART_ELEMENTS", 64)
-    codes, scales = quantise_weight(torch.full((64, 64), -2.0))
+    codes, scales = quantize_weight(torch.full((64, 64), -2.0))
     assert torch.equal(codes, torch.full((64, 64), -LEVELS, dtype=torch.int8))
     assert torch.equal(scales, torch.full((64,), 2 / LEVELS))

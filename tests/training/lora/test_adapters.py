@@ -32,7 +32,7 @@ from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.quant.int8 import Int8Linear
-from openblip.nn.quant.swap import quantise
+from openblip.nn.quant.swap import quantize
 from openblip.training.lora.adapters import (
     LoraSection,
     adapter_modules,
@@ -288,7 +288,7 @@ def test_adapters_start_as_nothing_and_alone_learn(tiny_model_folder: Path) -> N
         assert torch.equal(network.decoder.logits(network.decoder(network.decoder.embed(ids))), untouched)
     optimizer = torch.optim.AdamW(added.parameters.values(), lr=0.05)
     for _ in range(3):
-        features = network.normalise(torch.randn(3, 4, 1288))
+        features = network.normalize(torch.randn(3, 4, 1288))
         embeds = torch.cat([network.visual_prompt(features), network.decoder.embed(ids)], dim=1)
         logits = network.decoder.logits(network.decoder(embeds))[:, -7:]
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
@@ -345,7 +345,7 @@ def test_alpha_and_rank_reach_peft(tiny_model_folder: Path) -> None:
     assert torch.allclose(results[2] - results[0], 2 * (results[1] - results[0]), atol=1e-5)
 
 
-def test_adapters_learn_over_quantised_weights(tmp_path: Path) -> None:
+def test_adapters_learn_over_quantized_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = Blip2Config(
         vision=EfficientNetConfig(image_size=64, width_scale=0.25, depth_scale=0.5, place_width=8),
@@ -358,8 +358,8 @@ def test_adapters_learn_over_quantised_weights(tmp_path: Path) -> None:
             for parameter in network.parameters():
                 if parameter.ndim == 2:
                     parameter.normal_(std=0.1)
-        quantise(network, bits)
-        parts: Any = _Parts("quantised", network)
+        quantize(network, bits)
+        parts: Any = _Parts("quantized", network)
         decoder = network.decoder
         embeds = torch.randn(2, 5, 128, requires_grad=True)
         with torch.no_grad():
@@ -382,12 +382,12 @@ def test_adapters_learn_over_quantised_weights(tmp_path: Path) -> None:
             rise = float((decoder.logits(decoder(embeds)).square().sum() - logits.square().sum()).detach())
         assert rise == pytest.approx(step * slope, rel=0.1)
         with pytest.raises(OptionError, match="leave dora out"):
-            add_lora(_Parts("quantised", quantised_copy(config, bits)), LoraSection(dora=True))  # type: ignore[arg-type]
+            add_lora(_Parts("quantized", quantized_copy(config, bits)), LoraSection(dora=True))  # type: ignore[arg-type]
 
 
-def quantised_copy(config: Any, bits: int) -> Blip2Network:
+def quantized_copy(config: Any, bits: int) -> Blip2Network:
     network = Blip2Network(config).eval()
-    quantise(network, bits)
+    quantize(network, bits)
     return network
 
 
@@ -397,7 +397,7 @@ class _Parts:
     network: Blip2Network
 
 
-def test_a_quantised_model_has_the_adapter_in_its_weights(tmp_path: Path, image_paths: list[Path]) -> None:
+def test_a_quantized_model_has_the_adapter_in_its_weights(tmp_path: Path, image_paths: list[Path]) -> None:
     base = load_parts("mini")
     learnt(base, LoraSection(rank=4, targets=["language_model", "qformer"]), std=0.06)
     save_adapter(base, tmp_path, "mini")
@@ -405,8 +405,8 @@ def test_a_quantised_model_has_the_adapter_in_its_weights(tmp_path: Path, image_
     merged = openblip.load(tmp_path, device="cpu").parts.network.decoder.layers[0].qkv.weight
     small = openblip.load("mini", adapter=tmp_path, device="cpu", dtype="int8").parts.network.decoder.layers[0].qkv
     assert isinstance(small, Int8Linear)
-    dequantised = small.codes().float() * small.scale[:, None]
-    assert (dequantised - merged).abs().max() <= small.scale.max() * 0.51 < (plain - merged).abs().max()
+    dequantized = small.codes().float() * small.scale[:, None]
+    assert (dequantized - merged).abs().max() <= small.scale.max() * 0.51 < (plain - merged).abs().max()
 
 
 def test_adapters_over_half_precision_learn_in_float32(tiny_model_folder: Path) -> None:
@@ -419,7 +419,7 @@ def test_adapters_over_half_precision_learn_in_float32(tiny_model_folder: Path) 
     optimizer = torch.optim.AdamW(added.parameters.values(), lr=0.02)
     losses = []
     for _ in range(12):
-        embeds = torch.cat([network.visual_prompt(network.normalise(features)), network.decoder.embed(ids)], dim=1)
+        embeds = torch.cat([network.visual_prompt(network.normalize(features)), network.decoder.embed(ids)], dim=1)
         logits = network.decoder.logits(network.decoder(embeds))
         assert logits.dtype == torch.bfloat16
         losses.append(torch.nn.functional.cross_entropy(logits[:, -4:-1].flatten(0, 1).float(), ids.flatten()))

@@ -58,7 +58,7 @@ rows = world.rows(8)
 longest = int(lengths[rows].max())
 text = TextBatch(ids[rows, :longest], torch.arange(longest)[None] < lengths[rows, None])
 pairing = Pairing(image_ids[rows], None, torch.Generator().manual_seed(3), share, learn_candidates, world)
-normed = network.normalise(features[rows])
+normed = network.normalize(features[rows])
 loss = stage1_loss(network, normed, text, 30, pairing)
 loss.total.backward()
 found = {}

@@ -83,7 +83,7 @@ def files_of(found: Sequence[LocalFile], checkpoint: Path | None = None) -> Lavi
 
 
 def read_lavis(config: Blip2Config, files: LavisFiles, options: ReadOptions = DEFAULT_OPTIONS) -> Blip2Network:
-    """The network alone, in evaluation mode. Tensors stay on disk until each is cast or quantised into its place.
+    """The network alone, in evaluation mode. Tensors stay on disk until each is cast or quantized into its place.
 
     What the options leave out stays on disk.
 

@@ -44,14 +44,14 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     """A `Blip2Network` state under LAVIS' names; tensors are views where they can be.
 
     Raises:
-        CheckpointError: LAVIS has no such image encoder or language model, or weights are quantised.
+        CheckpointError: LAVIS has no such image encoder or language model, or weights are quantized.
     """
     if not isinstance(config.vision, VitConfig):
         raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
     if config.language is not None and config.language.is_external:
         raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this one has an external language model")
     if not all(tensor.is_floating_point() for tensor in state.values()):
-        raise CheckpointError("LAVIS cannot read quantised weights: load the model in floating point")
+        raise CheckpointError("LAVIS cannot read quantized weights: load the model in floating point")
     language = config.own_language
     projection = {} if language is None else {LANGUAGES[language.kind].lavis_projection: "prompt_projection"}
     others = _inverse({**NORM, **MATCHING, **projection})

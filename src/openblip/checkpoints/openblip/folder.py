@@ -1,7 +1,7 @@
 """OpenBLIP's own model folder: config.json, model.safetensors, one tokenizer file for each text side.
 
 Weights are stored as float32, float16, or with every large matrix as int8 and one float32 scale a row. They are floats
-again once loaded, unless the folder says `bits`: what was quantised to compute with is loaded so. An external language
+again once loaded, unless the folder says `bits`: what was quantized to compute with is loaded so. An external language
 model is not copied: config.json says where it lies.
 """
 
@@ -31,9 +31,9 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.hf_language_model import ExternalLanguageModel
-from openblip.nn.quant.int4 import Int4Linear, dequantise_groups
-from openblip.nn.quant.int4_wide import Int4WideLinear, dequantise_wide
-from openblip.nn.quant.swap import BITS, quantised_layers
+from openblip.nn.quant.int4 import Int4Linear, dequantize_groups
+from openblip.nn.quant.int4_wide import Int4WideLinear, dequantize_wide
+from openblip.nn.quant.swap import BITS, quantized_layers
 from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids, check_prompts
 
 FORMAT_VERSION = 2
@@ -43,7 +43,7 @@ SCALE_SUFFIX, STEPS_SUFFIX = ":scale", ":steps"
 ADAPTER_MARK = ".lora_"
 """In names of what peft has put into a network."""
 MATRIX_ELEMENTS = 16_384
-"""Smaller matrices are not worth quantising."""
+"""Smaller matrices are not worth quantizing."""
 STORAGES = ("float32", "float16", "int8")
 
 
@@ -51,7 +51,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
     """Write a model folder; files are drafts until all are written, so a kill never leaves half of one.
 
     Args:
-        storage: of what is not quantised in memory.
+        storage: of what is not quantized in memory.
 
     Raises:
         OptionError: an unknown storage, or adapters in the network.
@@ -68,7 +68,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "prompts": asdict(parts.prompts),
         "generation": parts.defaults.to_json(),
     }
-    layers = quantised_layers(parts.network)
+    layers = quantized_layers(parts.network)
     if layers:
         content["bits"] = 4 if any(isinstance(layer, Int4Linear | Int4WideLinear) for layer in layers.values()) else 8
     state = stored_state(parts.network)
@@ -198,7 +198,7 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
 def stored_state(network: Blip2Network) -> dict[str, Tensor]:
     """A network's tensors under the names that they have in a folder."""
     state = network.state_dict()
-    for name, layer in quantised_layers(network).items():
+    for name, layer in quantized_layers(network).items():
         state[f"{name}.weight{SCALE_SUFFIX}"] = state.pop(f"{name}.scale")
         if isinstance(layer, Int4WideLinear):
             state[f"{name}.weight{STEPS_SUFFIX}"] = state.pop(f"{name}.steps")
@@ -246,9 +246,9 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
                 own = [tensor.to(placer.device, copy=True) for tensor in (scale, *steps)]
                 layer.put(codes.to(placer.device, copy=True) if kept is None else kept, *own)
             elif steps:
-                placer.put(name, dequantise_wide(codes, scale, *steps))
+                placer.put(name, dequantize_wide(codes, scale, *steps))
             elif codes.dtype == torch.uint8:
-                placer.put(name, dequantise_groups(codes, scale))
+                placer.put(name, dequantize_groups(codes, scale))
             else:
                 placer.put(name, codes.float() * scale.float()[:, None])
         except (RuntimeError, ValueError) as error:

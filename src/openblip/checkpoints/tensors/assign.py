@@ -1,4 +1,4 @@
-"""Tensors from files, one at a time, into a network that has no memory yet: cast, moved or quantised on their way."""
+"""Tensors from files, one at a time, into a network that has no memory yet: cast, moved or quantized on their way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.memory import give_back
-from openblip.nn.quant.swap import Quantised, quantised_layers, swap_layers
+from openblip.nn.quant.swap import Quantized, quantized_layers, swap_layers
 from openblip.nn.threads import on_threads, part_elements
 
 WEIGHT = "weight"
@@ -59,11 +59,11 @@ class Placer:
         self._adapter = None if options.adapter is None else AdapterFit(options.adapter, self.wanted)
         if options.bits:
             swap_layers(network, options.bits)
-        self._layers = quantised_layers(network)
+        self._layers = quantized_layers(network)
         self._state: dict[str, Tensor] = {}
 
-    def layer(self, name: str) -> Quantised | None:
-        """The quantised layer whose weight this is."""
+    def layer(self, name: str) -> Quantized | None:
+        """The quantized layer whose weight this is."""
         owner, _, leaf = name.rpartition(".")
         return self._layers.get(owner) if leaf == WEIGHT else None
 
@@ -89,7 +89,7 @@ class Placer:
             try:
                 layer.take(*(piece.to(self.device) for piece in pieces))
             except ValueError as error:
-                raise CheckpointError(f"{self.told(name)} cannot be quantised, {error}") from error
+                raise CheckpointError(f"{self.told(name)} cannot be quantized, {error}") from error
             return
         if name in self._counted:
             self._state[name] = _joined(pieces).to(self.device, copy=True).contiguous()

@@ -1,4 +1,4 @@
-"""Codes of quantised weights that stay in their file: the system reads them when they are used, and may drop them."""
+"""Codes of quantized weights that stay in their file: the system reads them when they are used, and may drop them."""
 
 from __future__ import annotations
 

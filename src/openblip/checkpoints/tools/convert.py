@@ -35,7 +35,7 @@ def convert(
     """Write a model in another layout; returns the files of weights.
 
     Tensors keep their values bit for bit, except under `storage` of fewer bits. Transformers and LAVIS know nothing of
-    our quantised weights: for them these are written as the numbers in floating point that they stand for.
+    our quantized weights: for them these are written as the numbers in floating point that they stand for.
 
     Args:
         source: what `openblip.load` takes.

@@ -26,7 +26,7 @@ from openblip.errors import CheckpointError, printable
 
 OTHER = "other"
 SCALE, STEPS = ":scale", ":steps"
-"""Behind the name of a quantised tensor, in folders of ours."""
+"""Behind the name of a quantized tensor, in folders of ours."""
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 SAFETENSORS_TYPES = {
     "F64": "float64",
@@ -256,7 +256,7 @@ def _layout(names: Iterable[str]) -> Layout:
 def _parts(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str]) -> dict[str, Part]:
     counts: dict[str, Counter[str]] = {}
     for name, shape in shapes.items():
-        # A buffer that counts positions and the scales of quantised weights are no parameters.
+        # A buffer that counts positions and the scales of quantized weights are no parameters.
         if name.endswith(("position_ids", SCALE, STEPS)) or _is_second_name(name, shapes):
             continue
         # Two codes of four bits lie in one byte.

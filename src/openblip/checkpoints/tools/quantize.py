@@ -1,4 +1,4 @@
-"""A model as a folder of ours with quantised weights, for machines that should not have to quantise it again."""
+"""A model as a folder of ours with quantized weights, for machines that should not have to quantize it again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openblip.errors import OptionError
 from openblip.nn.quant.swap import BITS
 
 
-def quantise_model(
+def quantize_model(
     source: str | Path,
     folder: Path,
     bits: int,
@@ -23,7 +23,7 @@ def quantise_model(
 ) -> Path:
     """Write a model with large matrices in 8 or 4 bits; returns the file of weights.
 
-    Weights are read one tensor at a time and quantised on the way, so memory holds the small model alone. What
+    Weights are read one tensor at a time and quantized on the way, so memory holds the small model alone. What
     `openblip.load` makes of the folder is what it makes of the source with `dtype="int8"` or "int4".
 
     Args:

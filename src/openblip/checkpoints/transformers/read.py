@@ -37,7 +37,7 @@ STRAYS = ("position_ids", *(name for files in LANGUAGES.values() for name in fil
 def load_transformers(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
     """Read a folder such as `Salesforce/blip2-opt-2.7b` or `Salesforce/blip2-itm-vit-g`, in evaluation mode.
 
-    Each tensor is cast or quantised and put on the device as it is read, so that memory holds the model once.
+    Each tensor is cast or quantized and put on the device as it is read, so that memory holds the model once.
     Such folders lack what stage 1 alone needs: a model that matches starts with a fresh head for ITG and LAVIS'
     first temperature. For what their configs mean see `transformers_config.read_config`.
 

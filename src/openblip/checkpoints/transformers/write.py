@@ -39,7 +39,7 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.opt import OptConfig
-from openblip.nn.quant.swap import quantised_layers
+from openblip.nn.quant.swap import quantized_layers
 from openblip.nn.vit import VitConfig
 from openblip.text import Tokenizer
 
@@ -47,7 +47,7 @@ WEIGHTS_FILE = SINGLE_FILES[0]
 SHARD_BYTES = 5_000_000_000
 """transformers' own limit."""
 LONGEST_PROMPT = 512
-"""Tokens at which T5's tokenisers cut; the model itself has no limit."""
+"""Tokens at which T5's tokenizers cut; the model itself has no limit."""
 
 
 def save_transformers(
@@ -74,13 +74,13 @@ def save_transformers(
 
     Raises:
         OptionError: no task for a model of both, or one that the model cannot do.
-        CheckpointError: transformers' BLIP-2 cannot be such a model, or its weights are quantised.
+        CheckpointError: transformers' BLIP-2 cannot be such a model, or its weights are quantized.
     """
     _require_vision(parts)
     task = _choose_task(parts, task)
-    if quantised_layers(parts.network):
+    if quantized_layers(parts.network):
         raise CheckpointError(
-            f"the weights of {parts.name} are quantised, which transformers cannot read: load it in floating point, "
+            f"the weights of {parts.name} are quantized, which transformers cannot read: load it in floating point, "
             "or let `openblip convert` write it"
         )
     config = task_config(parts.network.config, task)

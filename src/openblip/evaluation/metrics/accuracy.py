@@ -10,7 +10,7 @@ from openblip.errors import OptionError
 from openblip.text import text_list
 
 
-def normalise_answer(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """Lower case, single spaces, no full stop at the end."""
     return " ".join(answer.lower().split()).rstrip(".")
 
@@ -28,7 +28,7 @@ def exact_match(questions: Questioned | Iterable[Questioned], answers: str | Ite
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for question, answer in zip(questions, answers, strict=True):
-        correct = normalise_answer(answer) == normalise_answer(question.answer)
+        correct = normalize_answer(answer) == normalize_answer(question.answer)
         for kind in ("all", question.kind) if question.kind else ("all",):
             total[kind] += 1
             right[kind] += correct

@@ -20,7 +20,7 @@ class CaptionScores:
     Attributes:
         bleu: BLEU-1 to BLEU-4 (Papineni et al. 2002).
         cider: CIDEr-D (Vedantam et al. 2015); a human scores below 1 on most sets, models may exceed it.
-        official: whether Java's PTB tokeniser split the words, as in published numbers.
+        official: whether Java's PTB tokenizer split the words, as in published numbers.
         rouge_l: ROUGE-L (Lin 2004).
         meteor, spice: METEOR 1.5 and SPICE 1.0; None where they were not computed.
         each: under "bleu_4", "rouge_l", "cider", "meteor" and "spice" what each image scores, in the order given.
@@ -56,7 +56,7 @@ def score_captions(
 
     Args:
         references: one text an image, or several in any iterable.
-        official: split words with Java's PTB tokeniser; None uses it where Java is installed. Without it they are
+        official: split words with Java's PTB tokenizer; None uses it where Java is installed. Without it they are
             split by `openblip.evaluation.metrics.ptb_words`, and the scores are called unofficial.
         meteor, spice: compute these, too, in Java; None does where that is possible, and otherwise says in `notes` why
             it is not.
@@ -86,7 +86,7 @@ def score_captions(
     if bare is not None:
         raise OptionError(f"{bare} has no reference caption: leave it out")
     if official and not java.has_java():
-        raise OpenBlipError("the official tokeniser needs Java: install a Java runtime, or use official=False")
+        raise OpenBlipError("the official tokenizer needs Java: install a Java runtime, or use official=False")
     names = list(captions)
     notes: list[str] = []
     try:
@@ -95,7 +95,7 @@ def score_captions(
     except OpenBlipError as error:
         if official:
             raise
-        notes.append(f"The official tokeniser cannot be used: {error}.")
+        notes.append(f"The official tokenizer cannot be used: {error}.")
         split_by_java = False
         said, truth = _split(names, captions, truths, split_by_java)
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints its progress
@@ -133,7 +133,7 @@ def score_captions(
 
 
 _UNOFFICIAL = (
-    "Unofficial: without Java the words were split by a tokeniser that is nearly, but not always, the same as that of "
+    "Unofficial: without Java the words were split by a tokenizer that is nearly, but not always, the same as that of "
     "published numbers."
 )
 

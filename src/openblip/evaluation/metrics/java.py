@@ -34,19 +34,19 @@ def has_java() -> bool:
 
 
 def ptb_words(texts: str | Iterable[str]) -> list[str]:
-    """Texts as Stanford's PTB tokeniser 3.4.1 splits them, lower case, without punctuation, words joined by spaces.
+    """Texts as Stanford's PTB tokenizer 3.4.1 splits them, lower case, without punctuation, words joined by spaces.
 
     Raises:
-        OpenBlipError: no Java or no pycocoevalcap, or the tokeniser fails.
+        OpenBlipError: no Java or no pycocoevalcap, or the tokenizer fails.
     """
     texts = text_list(texts)
     jar = _file("tokenizer/stanford-corenlp-3.4.1.jar")
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    found = _run(arguments, "the tokeniser", lines).split("\n")[:-1]
+    found = _run(arguments, "the tokenizer", lines).split("\n")[:-1]
     if len(found) != len(texts):
         raise OpenBlipError(
-            f"the tokeniser gave {len(found)} lines for {len(texts)} texts: use captions.tokenizer=never"
+            f"the tokenizer gave {len(found)} lines for {len(texts)} texts: use captions.tokenizer=never"
         )
     return [" ".join(word for word in line.split() if word not in NOT_WORDS) for line in found]
 

@@ -1,6 +1,6 @@
-"""Words of a caption, split nearly as Stanford's PTB tokeniser 3.4.1 does, on which published caption scores rest.
+"""Words of a caption, split nearly as Stanford's PTB tokenizer 3.4.1 does, on which published caption scores rest.
 
-For machines without Java. Written from what that tokeniser does to text: of 64,090 captions, questions and answers of
+For machines without Java. Written from what that tokenizer does to text: of 64,090 captions, questions and answers of
 Flickr8k, COCO, COCO-QA and DAQUAR it splits all but a few in the same way. Smileys, HTML entities and currencies are
 left out.
 """

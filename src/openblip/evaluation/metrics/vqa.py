@@ -61,10 +61,10 @@ CONTRACTIONS = {
 """Words that lack an apostrophe, and the same with it."""
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """An answer as the challenge compares it: no punctuation, articles or number words, contractions spelt out.
 
-    >>> normalise("The two Dogs, dont bark.")
+    >>> normalize("The two Dogs, dont bark.")
     "2 dogs don't bark"
     """
     text = _on_one_line(answer)
@@ -87,7 +87,7 @@ def vqa_accuracy(answer: str, truths: str | Iterable[str]) -> float:
 
     Each person's answer is left out in turn, the share min(1, agreeing others / 3) is taken, and the mean of all
     these counts: 0.3 for one person of ten, 0.6 for two, 0.9 for three, 1 for four. Where all people say the same,
-    nothing is normalised, neither their answer nor the given one.
+    nothing is normalized, neither their answer nor the given one.
 
     Args:
         truths: what each person answered, mostly ten. A lone text is one person's answer, of whom none can be left
@@ -98,7 +98,7 @@ def vqa_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """
     given, people = _on_one_line(answer), [_on_one_line(truth) for truth in text_list(truths, ANSWERS)]
     if len(set(people)) > 1:
-        given, people = normalise(given), [normalise(truth) for truth in people]
+        given, people = normalize(given), [normalize(truth) for truth in people]
     return leave_one_out(given, people)
 
 
@@ -123,7 +123,7 @@ def lemma_accuracy(answer: str, truths: str | Iterable[str]) -> float:
         OptionError: fewer than two people were asked.
         OpenBlipError: simplemma is not installed.
     """
-    return leave_one_out(lemmas(normalise(answer)), [lemmas(normalise(truth)) for truth in text_list(truths, ANSWERS)])
+    return leave_one_out(lemmas(normalize(answer)), [lemmas(normalize(truth)) for truth in text_list(truths, ANSWERS)])
 
 
 def lemmas(text: str) -> str:
@@ -136,12 +136,12 @@ def lemmas(text: str) -> str:
 
 
 def simple_accuracy(answer: str, truths: str | Iterable[str]) -> float:
-    """The short formula that tutorials give: min(1, people who agree / 3), after normalising both sides."""
-    given = normalise(answer)
-    return min(1.0, sum(normalise(truth) == given for truth in text_list(truths, ANSWERS)) / 3)
+    """The short formula that tutorials give: min(1, people who agree / 3), after normalizing both sides."""
+    given = normalize(answer)
+    return min(1.0, sum(normalize(truth) == given for truth in text_list(truths, ANSWERS)) / 3)
 
 
 def exact_accuracy(answer: str, truths: str | Iterable[str]) -> float:
-    """GQA's: 1 if the answer is one of the right ones after normalising both sides, as in LAVIS, otherwise 0."""
-    given = normalise(answer)
-    return float(any(normalise(truth) == given for truth in text_list(truths, ANSWERS)))
+    """GQA's: 1 if the answer is one of the right ones after normalizing both sides, as in LAVIS, otherwise 0."""
+    given = normalize(answer)
+    return float(any(normalize(truth) == given for truth in text_list(truths, ANSWERS)))

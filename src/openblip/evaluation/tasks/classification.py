@@ -12,7 +12,7 @@ from openblip.data.sources.json_rows import read_values
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.accuracy import label_accuracy
-from openblip.evaluation.metrics.vqa import normalise
+from openblip.evaluation.metrics.vqa import normalize
 from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
 from openblip.evaluation.settings import Decision, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
@@ -125,7 +125,7 @@ def _by_question(
 ) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
     """The label that the answer stands for."""
     chosen = settings.classification
-    meant = {normalise(answer): label for answer, label in chosen.answers.items()}
+    meant = {normalize(answer): label for answer, label in chosen.answers.items()}
     asked = {
         image: [str(chosen.question).replace("{text}", _sentence(samples[row])) for row in rows]
         for image, rows in images.items()
@@ -137,7 +137,7 @@ def _by_question(
             yield (
                 image,
                 [
-                    {"prediction": meant.get(normalise(one.text), NO_LABEL), "answer": one.text, "question": question}
+                    {"prediction": meant.get(normalize(one.text), NO_LABEL), "answer": one.text, "question": question}
                     for one, question in zip(found, asked[image], strict=True)
                 ],
             )

@@ -89,7 +89,7 @@ NOTES = {
     Accuracy.VQA: "Accuracy is the VQA challenge's, each of the people left out in turn.",
     Accuracy.LEMMAS: "Accuracy is the VQA challenge's over lemmas (simplemma's, on both sides).",
     Accuracy.SIMPLE: "Accuracy is min(1, people who agree / 3), not the VQA challenge's.",
-    Accuracy.EXACT: "Accuracy is the share of answers equal to a right one after the VQA challenge's normalisation.",
+    Accuracy.EXACT: "Accuracy is the share of answers equal to a right one after the VQA challenge's normalization.",
 }
 
 

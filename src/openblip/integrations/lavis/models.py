@@ -53,14 +53,14 @@ class LavisModel(nn.Module):
         return self.network.vision_norm.weight.device
 
     def image_features(self, samples: Samples) -> Tensor:
-        """Normalised patches [B, N, image width] of the samples' images."""
+        """Normalized patches [B, N, image width] of the samples' images."""
         if "image" not in samples:
             raise OptionError(
                 'the samples have no "image": give pixels [B, 3, S, S] as vis_processors["eval"] makes them'
             )
         with torch.no_grad():
             patches = self.network.vision(samples["image"].to(self.device))
-        return self.network.normalise(patches)
+        return self.network.normalize(patches)
 
 
 class Blip2Writer(LavisModel):
@@ -188,7 +188,7 @@ class Blip2Writer(LavisModel):
         return [self.tokenizer.decode(text.ids).strip() for texts in found for text in texts]
 
     def _text_ids(self, text: str) -> list[int]:
-        """A text to learn, cut, as the language model's own tokeniser wraps it: OPT's begin with </s>, T5's end so."""
+        """A text to learn, cut, as the language model's own tokenizer wraps it: OPT's begin with </s>, T5's end so."""
         ids = self.tokenizer.encode(text)
         if self.is_t5:
             return [*ids[: self.max_txt_len - 1], self.stop_id]

@@ -20,7 +20,7 @@ TEXT_NOISE = re.compile(r"[.!\"()*#:;~]")
 
 
 class ImageProcessor(Protocol):
-    """An image (path, bytes, PIL, array) to normalised pixels [3, S, S]."""
+    """An image (path, bytes, PIL, array) to normalized pixels [3, S, S]."""
 
     def __call__(self, image: ImageSource) -> Tensor: ...
 

@@ -266,7 +266,7 @@ class Blip2Model(Writer):
     """Features of every part."""
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
-        """Normalised patches [B, N, image width]; `pooler_output` [B, image width] is the class token's."""
+        """Normalized patches [B, N, image width]; `pooler_output` [B, image width] is the class token's."""
         seen: FeatureOutput = self.vision_model(pixel_values, interpolate_pos_encoding)
         return seen
 

@@ -1,7 +1,7 @@
 """transformers' names for the layers of our network, for what freezes, adapts or saves layers by their names.
 
 Names alone are translated: modules are ours and stay where they are. Projections that we have in one matrix have one
-set of weights, and a module each under transformers' name for it, on which peft can put an adapter; so has a quantised
+set of weights, and a module each under transformers' name for it, on which peft can put an adapter; so has a quantized
 layer, which peft would not take for a linear one.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.names.transformers import is_theirs, layers_of, sources
 from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, peel
-from openblip.nn.quant.swap import QuantisedLinear
+from openblip.nn.quant.swap import QuantizedLinear
 from openblip.nn.split_linear import open_layer
 
 FIRST_LEVEL = {
@@ -30,7 +30,7 @@ DRAWN = ("k_proj", "v_proj", "q_proj")
 """The order of OPT's layers in transformers, which is not that of our rows."""
 JOINED = "joined"
 QUERIES = "query_tokens"
-QUANTISED = "_quantised"
+QUANTIZED = "_quantized"
 OWN = "_own"
 """How names end of weights that transformers has in several layers, of those behind a name that is to be a linear
 layer's, and of layers that it has nowhere: nobody means them."""
@@ -60,14 +60,14 @@ class TranslatedModule(nn.Module):
         for name, module in list(super().named_modules()):
             theirs = layers_of(self.network_name(name))
             above, _, last = name.rpartition(".")
-            if len(theirs) == 1 and not isinstance(module, QuantisedLinear):
+            if len(theirs) == 1 and not isinstance(module, QuantizedLinear):
                 found[name] = theirs[0]
             elif theirs:
                 pieces = [one.rpartition(".")[2] for one in theirs]
                 # Adapters that are drawn one after the other get the numbers that they get there.
                 order = DRAWN if set(DRAWN) == set(pieces) else pieces
                 open_layer(super().get_submodule(above), last, pieces, order)
-                found[name] = _above(theirs[0]) + JOINED if len(theirs) > 1 else theirs[0] + QUANTISED
+                found[name] = _above(theirs[0]) + JOINED if len(theirs) > 1 else theirs[0] + QUANTIZED
                 found |= {f"{name}.{piece}": one for piece, one in zip(pieces, theirs, strict=True)}
         modules = dict(super().named_modules())
         # Right under a module that has the same name in both, nothing could be set under another name.

@@ -1,4 +1,4 @@
-"""What training scripts import from transformers besides the model: its optimiser and its learning-rate schedule."""
+"""What training scripts import from transformers besides the model: its optimizer and its learning-rate schedule."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TOP_K = 50
 NOT_KEPT = ("output_attentions", "output_hidden_states")
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways to spread a model over the GPUs of a machine, which is one device here."""
-QUANTISED = {"load_in_8bit": 8, "load_in_4bit": 4}
+QUANTIZED = {"load_in_8bit": 8, "load_in_4bit": 4}
 
 
 class LoadOptions(TypedDict, total=False):
@@ -298,9 +298,9 @@ def byte_count(size: int | str) -> int:
 
 
 def wanted_bits(given: LoadOptions) -> int:
-    """8 or 4 for quantised weights, 0 for none. Raises OptionError for a way to quantise that there is not."""
+    """8 or 4 for quantized weights, 0 for none. Raises OptionError for a way to quantize that there is not."""
     config = given.get("quantization_config")
-    for name, bits in QUANTISED.items():
+    for name, bits in QUANTIZED.items():
         said = config.get(name) if isinstance(config, Mapping) else getattr(config, name, False)
         if given.get(name) or said:
             return bits

@@ -36,7 +36,7 @@ class VisionModel(nn.Module):
         self.post_layernorm = network.vision_norm
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
-        """Pixels [B, 3, H, W] to normalised patches, the class token's first.
+        """Pixels [B, 3, H, W] to normalized patches, the class token's first.
 
         Raises:
             OptionError: another size than the model was trained on, without `interpolate_pos_encoding`.
@@ -51,7 +51,7 @@ class VisionModel(nn.Module):
                     "make them with its processor, or give interpolate_pos_encoding=True"
                 )
         patches: Tensor = self.post_layernorm(self.encoder(pixel_values.to(weight.device, weight.dtype)))
-        # Normalised once more, as there.
+        # Normalized once more, as there.
         return FeatureOutput(last_hidden_state=patches, pooler_output=self.post_layernorm(patches[:, 0]))
 
 

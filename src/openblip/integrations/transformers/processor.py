@@ -34,7 +34,7 @@ Images = Any
 
 
 class BlipImageProcessor:
-    """Images squashed to the model's square and normalised, bit for bit as transformers does it with Pillow."""
+    """Images squashed to the model's square and normalized, bit for bit as transformers does it with Pillow."""
 
     def __init__(self, transform: ImageTransform) -> None:
         self.transform = transform
@@ -70,7 +70,7 @@ class BlipImageProcessor:
 
 
 class Blip2Processor:
-    """Image processor and tokeniser in one.
+    """Image processor and tokenizer in one.
 
     Attributes:
         num_query_tokens: image tokens in front of every prompt that comes with an image; None for none.

@@ -1,4 +1,4 @@
-"""Words to ids and back, as transformers' tokenisers of BLIP-2 do it."""
+"""Words to ids and back, as transformers' tokenizers of BLIP-2 do it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Truncation = bool | Literal["longest_first", "only_first", "do_not_truncate"] | 
 Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 UNLIMITED = 10**20
-"""transformers writes a number above this for a tokeniser without a length of its own."""
+"""transformers writes a number above this for a tokenizer without a length of its own."""
 
 SPACES = [(f" {sign}", sign) for sign in ".?!,"] + [(" ' ", "'")]
 SPACES += [(f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")]

@@ -31,7 +31,7 @@ INNER_TILES = 2
 """A parameter of PyTorch's packing that only GPUs look at."""
 
 
-def quantise_groups(*pieces: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_groups(*pieces: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix [out, in] of any floating type, `in` a multiple of `GROUP`, to codes and the scales of its groups.
 
     Args:
@@ -76,8 +76,8 @@ def whole_codes(codes: Tensor) -> Tensor:
     return torch.stack([codes & 15, codes >> 4], dim=2).flatten(1).to(torch.int32)
 
 
-def dequantise_groups(codes: Tensor, scales: Tensor) -> Tensor:
-    """What `quantise_groups` gave, as float32 [out, in]."""
+def dequantize_groups(codes: Tensor, scales: Tensor) -> Tensor:
+    """What `quantize_groups` gave, as float32 [out, in]."""
     whole = whole_codes(codes).sub_(CENTRE).float().view(len(codes), -1, GROUP)
     scale, centre = scales.float().permute(2, 1, 0)[..., None].unbind(0)
     return whole.mul_(scale).add_(centre).flatten(1)
@@ -173,7 +173,7 @@ class Int4Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def put(self, codes: Tensor, scale: Tensor) -> None:
-        """Set the weights: what `quantise_groups` gives."""
+        """Set the weights: what `quantize_groups` gives."""
         groups = (self.in_features // GROUP, self.out_features, 2)
         if codes.shape != (self.out_features, self.in_features // 2) or scale.shape != groups:
             raise ValueError(
@@ -190,7 +190,7 @@ class Int4Linear(nn.Module):
         Raises:
             ValueError: one is not finite.
         """
-        self.put(*quantise_groups(*pieces))
+        self.put(*quantize_groups(*pieces))
 
     def pack(self) -> None:
         """Bring the weights into the CPU's order, in place; nothing where there is none."""
@@ -208,7 +208,7 @@ class Int4Linear(nn.Module):
                 raise RuntimeError("a packed layer of 4 bits sends no gradient back: train before it is packed")
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.weight, GROUP, self.scale)
         else:
-            y = linear(rows, dequantise_groups(self.weight, self.scale).to(x.dtype))
+            y = linear(rows, dequantize_groups(self.weight, self.scale).to(x.dtype))
         y = y if self.bias is None else self.bias + y
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 

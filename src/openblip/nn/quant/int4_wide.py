@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from openblip.nn.quant.int4 import CHUNK_ELEMENTS, CODES, GROUP
-from openblip.nn.quant.int8 import TINY, float_product, plain_product, quantise_rows
+from openblip.nn.quant.int8 import TINY, float_product, plain_product, quantize_rows
 from openblip.nn.quant.int8_packing import LEVELS, input_levels
 
 WIDEST_STEP = 17
 """Of which 15 span all whole numbers of 8 bits."""
 
 
-def quantise_wide(*pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_wide(*pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A matrix [out, in] of any floating type, `in` a multiple of `GROUP`, to codes, scales and steps.
 
     Args:
@@ -61,7 +61,7 @@ def quantise_wide(*pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def wide_codes(codes: Tensor, steps: Tensor) -> Tensor:
-    """What `quantise_wide` gave, as int8 [in, out], to be multiplied by the scales of the rows."""
+    """What `quantize_wide` gave, as int8 [in, out], to be multiplied by the scales of the rows."""
     half, outputs = codes.shape
     whole = torch.empty(2 * half, outputs, dtype=torch.int8, device=codes.device)
     bits = whole.view(torch.uint8)
@@ -71,8 +71,8 @@ def wide_codes(codes: Tensor, steps: Tensor) -> Tensor:
     return whole
 
 
-def dequantise_wide(codes: Tensor, scales: Tensor, steps: Tensor) -> Tensor:
-    """What `quantise_wide` gave, as float32 [out, in]."""
+def dequantize_wide(codes: Tensor, scales: Tensor, steps: Tensor) -> Tensor:
+    """What `quantize_wide` gave, as float32 [out, in]."""
     return wide_codes(codes, steps).t() * scales[:, None]
 
 
@@ -80,7 +80,7 @@ class Int4WideLinear(nn.Module):
     """Takes the place of a linear layer of a multiple of `GROUP` inputs.
 
     Attributes:
-        weight, scale, steps: see `quantise_wide`; bias: [out] or None.
+        weight, scale, steps: see `quantize_wide`; bias: [out] or None.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -99,7 +99,7 @@ class Int4WideLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def put(self, codes: Tensor, scale: Tensor, steps: Tensor) -> None:
-        """Set the weights: what `quantise_wide` gives."""
+        """Set the weights: what `quantize_wide` gives."""
         if codes.shape != self.weight.shape or scale.shape != self.scale.shape or steps.shape != self.steps.shape:
             raise ValueError(
                 f"codes {list(codes.shape)}, scales {list(scale.shape)} and steps {list(steps.shape)} are not those of "
@@ -115,7 +115,7 @@ class Int4WideLinear(nn.Module):
         Raises:
             ValueError: one is not finite.
         """
-        self.put(*quantise_wide(*pieces))
+        self.put(*quantize_wide(*pieces))
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
@@ -123,7 +123,7 @@ class Int4WideLinear(nn.Module):
         # Products of whole numbers send no gradient back, and are exact where inputs may have all levels.
         learns = x.requires_grad and torch.is_grad_enabled()
         if x.device.type == "cpu" and not learns and input_levels() == LEVELS:
-            whole, step = quantise_rows(rows.float())
+            whole, step = quantize_rows(rows.float())
             y = plain_product(whole, codes, self.scale)
             y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias, y, step)
         else:

@@ -1,6 +1,6 @@
 """Linear layers and word tables with 8-bit weights: a quarter of the memory, and on the CPU several times the speed.
 
-A weight is a whole number from -127 to 127 times its row's scale; inputs are quantised the same way, row by row, as
+A weight is a whole number from -127 to 127 times its row's scale; inputs are quantized the same way, row by row, as
 they come (https://arxiv.org/abs/2208.07339, section 2, without its outliers). The product of the whole numbers is
 exact, so the error of a layer is that of rounding its weights and its inputs.
 """
@@ -38,7 +38,7 @@ GPU_ROWS, GPU_MULTIPLE = 32, 8
 """A GPU's product of whole numbers wants more than 16 rows, and sizes of matrices that are a multiple."""
 
 
-def quantise_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix [out, in] of any floating type to int8 [out, in] and the scale of each row [out], float32.
 
     Args:
@@ -86,7 +86,7 @@ def largest(rows: Tensor, room: Tensor) -> Tensor:
     return bits.amax(dim=1).view(rows.dtype)
 
 
-def quantise_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
     """Inputs [N, in] to whole numbers, in float32, and the step of each row [N, 1]: a value is about their product."""
     step = x.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(levels)
     return (x / step).round_(), step
@@ -174,7 +174,7 @@ class Int8Linear(nn.Module):
         Raises:
             ValueError: one is not finite.
         """
-        self.put(*quantise_weight(*pieces))
+        self.put(*quantize_weight(*pieces))
 
     def pack(self, few_rows: bool | None = None) -> None:
         """Bring the weights into the CPU's order now; nothing where there is none.
@@ -207,13 +207,13 @@ class Int8Linear(nn.Module):
         if levels is not None:
             self._count(len(rows), levels)
             weight = self.weight  # taken before `packed` is looked at: another thread may be packing
-            whole, step = quantise_rows(rows.float(), levels)
+            whole, step = quantize_rows(rows.float(), levels)
             y = plain_product(whole, weight, self.scale) if self.packed is None else self.packed.product(whole, levels)
         elif multiplies_on_gpu(x, self.out_features):
-            whole, step = quantise_rows(rows.float())
+            whole, step = quantize_rows(rows.float())
             y = gpu_product(whole, self.codes(), self.scale)
         else:
-            return self.dequantised(rows).view(*x.shape[:-1], self.out_features)
+            return self.dequantized(rows).view(*x.shape[:-1], self.out_features)
         y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias.float(), y, step)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
@@ -231,7 +231,7 @@ class Int8Linear(nn.Module):
         if self.lost_by_few + self.lost_by_many >= PACK_AFTER:
             self.pack()
 
-    def dequantised(self, rows: Tensor) -> Tensor:
+    def dequantized(self, rows: Tensor) -> Tensor:
         """The layer on inputs [N, in] as they are: in training, and on a device without a product of whole numbers."""
         y = float_product(rows, self.codes(), self.scale)
         return y if self.bias is None else y + self.bias.to(rows.dtype)
@@ -289,7 +289,7 @@ class Int8WordTable(nn.Module):
 
     def take(self, *pieces: Tensor) -> None:
         """Set the table from one in floating point [words, width]. Raises ValueError: a number is not finite."""
-        self.put(*quantise_weight(*pieces))
+        self.put(*quantize_weight(*pieces))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids [...] to vectors [..., width]."""
@@ -300,10 +300,10 @@ class Int8WordTable(nn.Module):
         rows = hidden.reshape(-1, self.embedding_dim)
         levels = input_levels() if rows.device.type == "cpu" and not _learns(hidden) else None
         if levels is not None:
-            whole, step = quantise_rows(rows.float(), levels)
+            whole, step = quantize_rows(rows.float(), levels)
             y = self._product(whole, levels).mul_(step)
         elif multiplies_on_gpu(hidden, self.num_embeddings):
-            whole, step = quantise_rows(rows.float())
+            whole, step = quantize_rows(rows.float())
             y = gpu_product(whole, self.weight, self.scale).mul_(step)
         else:
             y = float_product(rows, self.weight, self.scale)

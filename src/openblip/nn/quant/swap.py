@@ -1,4 +1,4 @@
-"""Which layers of a BLIP-2 are quantised, and how they are swapped in before there are weights."""
+"""Which layers of a BLIP-2 are quantized, and how they are swapped in before there are weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from openblip.nn.quant.linear import Linear, WordTable
 
 BITS = (8, 4)
 MIN_ELEMENTS = 16_384
-"""Smaller matrices are not worth quantising."""
+"""Smaller matrices are not worth quantizing."""
 
-QuantisedLinear: TypeAlias = Int8Linear | Int4Linear | Int4WideLinear
-Quantised: TypeAlias = QuantisedLinear | Int8WordTable
+QuantizedLinear: TypeAlias = Int8Linear | Int4Linear | Int4WideLinear
+Quantized: TypeAlias = QuantizedLinear | Int8WordTable
 IN_4_BITS = ("decoder.layers.", "t5.encoder.", "t5.decoder.")
 """Beginnings of names of what may have 4 bits: most of the weights, and what is read for every token."""
 WIDE_IN_4_BITS = ("vision.blocks.",)
@@ -26,7 +26,7 @@ WIDE_IN_4_BITS = ("vision.blocks.",)
 
 
 def swap_layers(network: nn.Module, bits: int) -> None:
-    """Replace large linear layers and word tables by quantised ones without weights, on the device they are on.
+    """Replace large linear layers and word tables by quantized ones without weights, on the device they are on.
 
     What the last steps of matching and of the visual prompt are made with stays in floating point: it is small, and
     everything behind it would feel its rounding. A language model that is external is none of ours.
@@ -40,7 +40,7 @@ def swap_layers(network: nn.Module, bits: int) -> None:
             if not isinstance(child, Linear | WordTable) or child.weight.numel() < MIN_ELEMENTS:
                 continue
             with child.weight.device:
-                swapped: Quantised
+                swapped: Quantized
                 if isinstance(child, WordTable):
                     swapped = Int8WordTable(child.num_embeddings, child.embedding_dim)
                 elif (
@@ -56,19 +56,19 @@ def swap_layers(network: nn.Module, bits: int) -> None:
             setattr(parent, name, swapped)
 
 
-def quantised_layers(network: nn.Module) -> dict[str, Quantised]:
+def quantized_layers(network: nn.Module) -> dict[str, Quantized]:
     """By their names."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, Quantised)}
+    return {name: module for name, module in network.named_modules() if isinstance(module, Quantized)}
 
 
 @torch.no_grad()
-def quantise(network: nn.Module, bits: int) -> None:
-    """Quantise a network that has its weights, in place."""
+def quantize(network: nn.Module, bits: int) -> None:
+    """Quantize a network that has its weights, in place."""
     old = {name: module for name, module in network.named_modules() if isinstance(module, Linear | WordTable)}
     swap_layers(network, bits)
-    for name, layer in quantised_layers(network).items():
+    for name, layer in quantized_layers(network).items():
         if name not in old:
-            continue  # it was quantised before
+            continue  # it was quantized before
         layer.take(old[name].weight.detach())
         if not isinstance(layer, Int8WordTable):
             bias = getattr(old[name], "bias", None)
@@ -77,7 +77,7 @@ def quantise(network: nn.Module, bits: int) -> None:
 
 def prepare_layers(network: nn.Module) -> None:
     """Bring 4-bit weights into the order in which this machine reads them; 8-bit ones follow once it is worth it."""
-    layers = [layer for layer in quantised_layers(network).values() if isinstance(layer, Int4Linear)]
+    layers = [layer for layer in quantized_layers(network).values() if isinstance(layer, Int4Linear)]
     for layer in layers:
         layer.pack()
     if layers:

@@ -74,7 +74,7 @@ def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -
         shared_width=new.shared_width,
     )
     network = Blip2Network(config)
-    _initialise(network)
+    _initialize(network)
     network.vision.load_state_dict(
         efficientnet_from_package(torch.load(new.vision, map_location="cpu", weights_only=True))
     )
@@ -105,7 +105,7 @@ def _texts(image: ImageText, prompts: PromptTemplates) -> list[str]:
     return [*image.captions, *image.statements, *asked]
 
 
-def _initialise(network: nn.Module) -> None:
+def _initialize(network: nn.Module) -> None:
     """Normal weights of 0.02, zero biases, as BERT and OPT start."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

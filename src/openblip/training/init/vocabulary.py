@@ -1,4 +1,4 @@
-"""Tokenisers of a new small model: a byte-level BPE for the decoder, a trimmed WordPiece for the Q-Former."""
+"""Tokenizers of a new small model: a byte-level BPE for the decoder, a trimmed WordPiece for the Q-Former."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from openblip.data.sample import ImageFile
 from openblip.data.views import CROPS_FROM, MIRRORED_VIEW, draw_view
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
-from openblip.images.transform import ImageTransform, fit, normalise
+from openblip.images.transform import ImageTransform, fit, normalize
 from openblip.training.input.batches import BatchPlan, BatchRow
 from openblip.training.tasks.stages import Views
 
@@ -188,7 +188,7 @@ def prefetch_batches(
             break
         for rows in waiting if good else []:
             filled = [found or _stand_in(good[place % len(good)], rows) for place, found in enumerate(rows)]
-            yield [drawn for drawn, _ in filled], Views(pixels=normalise([seen for _, seen in filled], transform))
+            yield [drawn for drawn, _ in filled], Views(pixels=normalize([seen for _, seen in filled], transform))
         if good:
             waiting, problem = [], ""
     if waiting:

@@ -36,7 +36,7 @@ NAME = "default"
 """What peft calls an adapter that has no name."""
 EXTERNAL = "external_adapters"
 """Where a network has the adapters of an external language model, which itself is no part of the network's tree."""
-QUANTISED = (Int8Linear, Int4Linear, Int4WideLinear)
+QUANTIZED = (Int8Linear, Int4Linear, Int4WideLinear)
 LEARNING = ("lora_A", "lora_B", "lora_dropout", "lora_magnitude_vector")
 """What peft puts beside a layer."""
 
@@ -107,7 +107,7 @@ def add_lora(parts: ModelParts, section: LoraSection) -> LearningAdapters:
             f"rank is {section.rank}, and {narrowest.path} has weights of {narrowest.shape[0]} x {narrowest.shape[1]}: "
             f"give a rank of at most {min(narrowest.shape)}, or other targets"
         )
-    if section.dora and any(target.quantised for target in chosen):
+    if section.dora and any(target.quantized for target in chosen):
         raise OptionError("DoRA measures the weights themselves: leave dora out, or load the model in floats")
     _inject(
         parts,
@@ -144,7 +144,7 @@ def load_adapter(parts: ModelParts, place: Path | Adapter) -> LearningAdapters:
     check_layers(adapter, {name: target.shape for name, target in targets.items()})
     first = next(iter(adapter.layers.values()))
     paths = {name: targets[name].path for name in adapter.layers}
-    if first.magnitude is not None and any(targets[name].quantised for name in adapter.layers):
+    if first.magnitude is not None and any(targets[name].quantized for name in adapter.layers):
         raise OptionError("DoRA measures the weights themselves: load the model in floats")
     _inject(
         parts,
@@ -255,8 +255,8 @@ def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> Non
         if not paths:
             continue
         config = LoraConfig(target_modules=paths, **settings)
-        # Quantised layers are linear ones that peft has never heard of.
-        config._register_custom_module(dict.fromkeys(QUANTISED, LoraLinear))
+        # Quantized layers are linear ones that peft has never heard of.
+        config._register_custom_module(dict.fromkeys(QUANTIZED, LoraLinear))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, root)

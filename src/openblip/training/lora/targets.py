@@ -15,7 +15,7 @@ from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
 from openblip.checkpoints.names.transformers import layers_of
 from openblip.errors import OptionError
 from openblip.nn.blip2 import Blip2Network
-from openblip.nn.quant.swap import QuantisedLinear
+from openblip.nn.quant.swap import QuantizedLinear
 from openblip.nn.split_linear import Opened
 
 PRESETS = {
@@ -39,7 +39,7 @@ class Target:
         part: what it is called in a layer of several; None for a layer of its own.
         external: it is in an external language model, which is no part of the network's tree.
         shape: of its weights [out, in].
-        quantised: it has no weights in floating point.
+        quantized: it has no weights in floating point.
     """
 
     layer: str
@@ -47,7 +47,7 @@ class Target:
     shape: tuple[int, int]
     part: str | None = None
     external: bool = False
-    quantised: bool = False
+    quantized: bool = False
 
     @property
     def path(self) -> str:
@@ -72,15 +72,15 @@ def targets_of(network: Blip2Network) -> list[Target]:
 
 def _own(network: Blip2Network) -> Iterator[Target]:
     for found, module in network.named_modules():
-        if not isinstance(module, nn.Linear | Opened | QuantisedLinear):
+        if not isinstance(module, nn.Linear | Opened | QuantizedLinear):
             continue
         name = found.removesuffix(BASE)
         names = layers_of(name)
         shape = (module.out_features // max(1, len(names)), module.in_features)
-        quantised = isinstance(module, QuantisedLinear)
+        quantized = isinstance(module, QuantizedLinear)
         for theirs in names:
             part = theirs.rpartition(".")[2] if len(names) > 1 else None
-            yield Target(name, theirs, shape, part, quantised=quantised)
+            yield Target(name, theirs, shape, part, quantized=quantized)
 
 
 def _external(model: Any) -> Iterator[Target]:

@@ -95,7 +95,7 @@ class Task(nn.Module, ABC):
     def forward(
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Scalars by name; their sum is minimised. `generator`, on the CPU, draws hard negatives."""
+        """Scalars by name; their sum is minimized. `generator`, on the CPU, draws hard negatives."""
 
     def patches(self, views: Views | None) -> Tensor:
         """Raw patches [B, N, C] float32 of what is seen."""
@@ -197,7 +197,7 @@ class Stage1Task(Task):
         with self.runtime.arithmetic.carefully():
             loss = stage1_loss(
                 self.network,
-                self.network.normalise(patches),
+                self.network.normalize(patches),
                 text,
                 self.matching.decoder_start_id,
                 pairing_of(batch, self.recipe, self.runtime, generator),
@@ -237,7 +237,7 @@ class Stage2Task(Task):
         network = self.network
         patches = keep_patches(self.patches(views), self.recipe.patch_share)
         with self.runtime.arithmetic.carefully():
-            features = network.normalise(patches)
+            features = network.normalize(patches)
             memory = network.qformer.remember(features)
             queries = network.qformer.image(memory)
             prompt = network.prompt_projection(queries)
