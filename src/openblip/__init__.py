@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+# Importing `typing` for its own name would take longer than all else here; type checkers know this one, too.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from openblip.checkpoints.families import Family as Family
