@@ -10,15 +10,14 @@ from torch import nn
 from openblip.checkpoints.hub.download import REPOSITORY_NAME, download, download_words
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.lavis.read import files_of, load_lavis
+from openblip.checkpoints.layouts import layouts_of
 from openblip.checkpoints.lora.files import read_adapter
 from openblip.checkpoints.lora.fit import base_of
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
-from openblip.checkpoints.registry import did_you_mean, find_model, folder_kind, folder_of
-from openblip.checkpoints.transformers.read import load_transformers
+from openblip.checkpoints.registry import did_you_mean, find_model, folder_kind, folder_of, transformers_family
 from openblip.errors import CheckpointError, DownloadError, OptionError
 
 
@@ -77,7 +76,7 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
         found = download(name, progress=progress)
     if model is not None and model.origin == "lavis":
         _refuse_tokenizer(name, options)
-        return load_lavis(model, files_of(found, checkpoint), options)
+        return layouts_of(model.family).read_lavis(model, found, options)
     return _read_folder(found[0].path, options)
 
 
@@ -85,7 +84,7 @@ def _read_folder(folder: Path, options: ReadOptions) -> ModelParts:
     if is_adapter(folder):
         return _read_with_adapter(folder, options)
     if folder_kind(folder) == "transformers":
-        return load_transformers(folder, options)
+        return layouts_of(transformers_family(folder)).read_transformers(folder, options)
     _refuse_tokenizer(str(folder), options)
     return load_native(folder, options)
 

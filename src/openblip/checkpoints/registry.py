@@ -15,6 +15,9 @@ from openblip.errors import CheckpointError, OptionError
 
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
+TRANSFORMERS_FAMILIES = {"blip-2": MINI.family}
+"""What the config.json of a folder of transformers calls a type of models, and the family that they belong to."""
+
 _MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS}
 """By family, see `families.add_family`."""
 
@@ -102,7 +105,7 @@ def nearest_names(name: str) -> list[str]:
 
 
 def folder_kind(folder: Path) -> FolderKind:
-    """Who wrote a model folder, by its config.json.
+    """Who wrote a model folder, by its config.json; of which family one of transformers' is, `transformers_family` says.
 
     Raises:
         CheckpointError: it has none, or one of another model.
@@ -111,10 +114,18 @@ def folder_kind(folder: Path) -> FolderKind:
     if content.get("format") == "openblip":
         return "openblip"
     kind = content.get("model_type")
-    if kind == "blip-2":
+    if isinstance(kind, str) and kind in TRANSFORMERS_FAMILIES:
         return "transformers"
     what = "another program's model" if kind is None else f"a model of type {kind!r}"
-    raise CheckpointError(f"{folder} holds {what}: give a folder of OpenBLIP, or one that transformers wrote of BLIP-2")
+    known = " or ".join(TRANSFORMERS_FAMILIES.values())
+    raise CheckpointError(
+        f"{folder} holds {what}: give a folder of OpenBLIP, or one that transformers wrote of {known}"
+    )
+
+
+def transformers_family(folder: Path) -> str:
+    """The family of a model in a folder that transformers wrote; see `folder_kind`."""
+    return TRANSFORMERS_FAMILIES[read_json(folder / "config.json")["model_type"]]
 
 
 def _check(what: str, given: str, known: Iterable[str]) -> None:

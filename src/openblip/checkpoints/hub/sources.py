@@ -15,20 +15,22 @@ LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/m
 
 @dataclass(frozen=True)
 class WebFile:
-    """One of LAVIS' files.
+    """A file of weights on a web server, LAVIS' mostly.
 
     Attributes:
         supplies: which parts of a model are taken from it.
         size: bytes, to about one percent; the server knows exactly.
+        base: what its address begins with; None for the place of BLIP-2's.
     """
 
     name: str
     supplies: tuple[str, ...]
     size: int
+    base: str | None = None
 
     @property
     def url(self) -> str:
-        return LAVIS_URL + self.name
+        return (LAVIS_URL if self.base is None else self.base) + self.name
 
 
 @dataclass(frozen=True)

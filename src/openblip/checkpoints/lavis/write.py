@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.engine import look_up
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import MATCHING, NORM, VISION_PREFIX
 from openblip.checkpoints.names.qformer import LAVIS_QFORMER, LAVIS_TIED, POSITION_NUMBERS
 from openblip.checkpoints.names.vit import LAVIS_CLIP, LAVIS_EVA
+from openblip.checkpoints.tensors.files import save_pickled, write_together
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.vit import VitConfig
 
 CLIP_SQUEEZED = ("class_embedding", "positional_embedding")
 """CLIP stores these without our leading dimensions of one."""
+
+
+FINE_TUNED_SIDE = 364
+"""Official files of models that read images of this side hold their own copy of the image encoder."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,27 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
         found.language.update(LANGUAGES[language.kind].to_transformers(written))
     found.checkpoint.update(_strays(found, config))
     return found
+
+
+def save_lavis(parts: ModelParts, folder: Path) -> None:
+    """Write a model's files, checkpoint.pth last.
+
+    Raises:
+        CheckpointError: see `to_lavis`.
+    """
+    config = parts.network.config
+    written = to_lavis(parts.network.state_dict(), config)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = parts.transform.image_size >= FINE_TUNED_SIDE
+    assert isinstance(config.vision, VitConfig)  # else to_lavis had refused it
+    if not whole:
+        name = "clip_vit_L.pth" if config.vision.pre_norm else "eva_vit_g.pth"
+        save_pickled(written.vision, folder / name)
+    if written.language:
+        about = f"The language model of {parts.name}, which was frozen in training. LAVIS takes its own copy.\n"
+        write_together(folder / "language_model", {"README.md": about}, {"model.safetensors": written.language})
+    # Last: until it is there, nobody can take the folder for a whole one.
+    save_pickled({"model": written.whole() if whole else written.checkpoint}, folder / "checkpoint.pth")
 
 
 def _strays(found: LavisState, config: Blip2Config) -> dict[str, Tensor]:

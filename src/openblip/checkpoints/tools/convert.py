@@ -1,25 +1,19 @@
-"""From any layout of BLIP-2 to any other."""
+"""From any layout of a model to any other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from openblip.checkpoints.lavis.write import to_lavis
+from openblip.checkpoints.layouts import layouts_of
 from openblip.checkpoints.loading import find_tokenizer, load_parts
-from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import STORAGES, save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors.files import save_pickled, write_together
 from openblip.checkpoints.transformers.tokenizers import Task
-from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import OptionError
-from openblip.nn.vit import VitConfig
 
 LAYOUTS = ("openblip", "transformers", "lavis")
 TASKS: dict[str, Task] = {"write": "write", "match": "match"}
-FINE_TUNED_SIDE = 364
-"""Official files of models that read images of this side hold their own copy of the image encoder."""
 
 
 def convert(
@@ -68,23 +62,7 @@ def convert(
         if to == "openblip":
             save_native(parts, place, storage)
         elif to == "transformers":
-            save_transformers(parts, place, TASKS[task] if task else None)
+            layouts_of(parts.family).write_transformers(parts, place, TASKS[task] if task else None)
         else:
-            _save_lavis(parts, place)
+            layouts_of(parts.family).write_lavis(parts, place)
     return sorted(path for path in folder.rglob("*") if path.suffix in (".pth", ".safetensors"))
-
-
-def _save_lavis(parts: ModelParts, folder: Path) -> None:
-    config = parts.network.config
-    written = to_lavis(parts.network.state_dict(), config)
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = parts.transform.image_size >= FINE_TUNED_SIDE
-    assert isinstance(config.vision, VitConfig)  # else to_lavis had refused it
-    if not whole:
-        name = "clip_vit_L.pth" if config.vision.pre_norm else "eva_vit_g.pth"
-        save_pickled(written.vision, folder / name)
-    if written.language:
-        about = f"The language model of {parts.name}, which was frozen in training. LAVIS takes its own copy.\n"
-        write_together(folder / "language_model", {"README.md": about}, {"model.safetensors": written.language})
-    # Last: until it is there, nobody can take the folder for a whole one.
-    save_pickled({"model": written.whole() if whole else written.checkpoint}, folder / "checkpoint.pth")
