@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 
 CAPTION_NOISE = re.compile(r"[.!\"()*#:;~]")
 QUESTION_NOISE = re.compile(r"[.!\"()*#:;~?]")
+PRINTED = re.compile("[\u02bc\u2018-\u201f\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06\uff01-\uffee]")
+"""Quotes, ligatures and wide characters that printed text has, and no keyboard."""
+TYPED = {
+    **dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
+    "\u0149": "'n",
+}
+CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """How vocabularies of SentencePiece write a byte that is no word."""
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -273,6 +284,8 @@ def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, t
 class MatchingText:
     """Text for the Q-Former: WordPiece between [CLS] and [SEP], cut at `max_tokens` (LAVIS: 32)."""
 
+    start_token, pad_token = "[CLS]", "[PAD]"
+
     def __init__(self, tokenizer: Tokenizer, max_tokens: int = 32) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -294,3 +307,40 @@ class MatchingText:
     def batch(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids [B, L] and mask [B, L] bool."""
         return pad_ids([self.encode(text) for text in texts], self.tokenizer.pad_id)
+
+
+class ClipText:
+    """Text for CLIP: byte pairs between <|startoftext|> and <|endoftext|>, cut at `max_tokens`.
+
+    The end is kept where a text is cut: CLIP reads a text there.
+    """
+
+    start_token, pad_token = CLIP_START, CLIP_END
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int = 77) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.end_id = tokenizer.token_id(CLIP_END)
+
+    def clean(self, text: str) -> str:
+        """As texts were written in training: plain quotes, no HTML, no double spaces; the tokenizer does the rest.
+
+        OpenAI's code repairs wrongly decoded characters ("Ã©") besides, by the package ftfy, which is not done here.
+        """
+        plain = PRINTED.sub(_typewritten, CONTROL.sub("", html.unescape(html.unescape(text))))
+        return " ".join(plain.split())
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        if self.end_id in ids:  # written out in the text, where it ends it, too
+            ids = ids[: ids.index(self.end_id)]
+        return [self.tokenizer.start_id, *ids[: self.max_tokens - 2], self.end_id]
+
+    def batch(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [B, L] and mask [B, L] bool."""
+        return pad_ids([self.encode(text) for text in texts], self.tokenizer.pad_id)
+
+
+def _typewritten(found: re.Match[str]) -> str:
+    character = found[0]
+    return TYPED.get(character) or unicodedata.normalize("NFKC", character)

@@ -20,6 +20,7 @@ from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import VitConfig
+from openblip.text import MatchingText
 
 SIZES = "sizes"
 VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
@@ -46,6 +47,8 @@ class Family:
         write: a config to sections of config.json.
         read: config.json and its path to the config.
         models: those that `load` knows by name.
+        text: what makes ids of a text that is compared with images: built of a `Tokenizer` and the most tokens, with
+            the tokens that the tokenizer starts with and pads with as `start_token` and `pad_token`.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Family:
     write: Callable[[Any], dict[str, Any]] = write_sizes
     read: Callable[[Mapping[str, Any], Path], Any] | None = None
     models: tuple[ModelEntry, ...] = ()
+    text: type[Any] = MatchingText
 
     def read_config(self, content: Mapping[str, Any], path: Path) -> Any:
         """The sizes that config.json says.
@@ -119,6 +123,11 @@ def find_family(name: object, path: Path) -> Family:
     if not isinstance(name, str) or name not in _FAMILIES:
         raise CheckpointError(f"{path} is of the family {name!r}: this OpenBLIP knows {', '.join(_FAMILIES)}")
     return _FAMILIES[name]
+
+
+def language_of(config: Any) -> Any:
+    """The language model's config in that of any network; None for one without."""
+    return getattr(config, "language", None)
 
 
 def _with_kinds(config: Any) -> Any:

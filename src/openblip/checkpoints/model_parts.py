@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from openblip.nn.blip2 import Blip2Network
 
     Network = TypeVar("Network", default=Blip2Network)
+    MatchedText = TypeVar("MatchedText", default=MatchingText)
 else:
     from typing import TypeVar
 
     Network = TypeVar("Network")
+    MatchedText = TypeVar("MatchedText")
 
 CAPTIONS = GenerationOptions(num_beams=5, max_new_tokens=30, min_new_tokens=0, length_penalty=1.0)
 ANSWERS = GenerationOptions(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
@@ -111,11 +113,11 @@ class LanguageSource:
 
 
 @dataclass(frozen=True)
-class ModelParts(Generic[Network]):
+class ModelParts(Generic[Network, MatchedText]):
     """A network and what turns files and words into its tensors.
 
     Attributes:
-        matching: text for the Q-Former; None when the checkpoint has no text side.
+        matching: text for the side that images are compared with; None when the checkpoint has none.
         tokenizer: of the language model; None for a stage-1 checkpoint.
         external: where a language model lies that is no part of the network; None for the network's own.
         family: of models that are built alike, see `openblip.checkpoints.families`.
@@ -124,7 +126,7 @@ class ModelParts(Generic[Network]):
     name: str
     network: Network
     transform: ImageTransform
-    matching: MatchingText | None
+    matching: MatchedText | None
     tokenizer: Tokenizer | None
     prompts: PromptTemplates = field(default_factory=PromptTemplates)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from openblip.checkpoints.families import BLIP2, Family, find_family
+from openblip.checkpoints.families import BLIP2, Family, find_family, language_of
 from openblip.checkpoints.json_files import build, read_json, to_json
 from openblip.checkpoints.language_models import load_language_model
 from openblip.checkpoints.lora.fit import merge_external
@@ -34,7 +34,7 @@ from openblip.nn.hf_language_model import ExternalLanguageModel
 from openblip.nn.quant.int4 import Int4Linear, dequantize_groups
 from openblip.nn.quant.int4_wide import Int4WideLinear, dequantize_wide
 from openblip.nn.quant.swap import BITS, quantized_layers
-from openblip.text import MatchingText, PromptTemplates, Tokenizer, check_ids, check_prompts
+from openblip.text import PromptTemplates, Tokenizer, check_ids, check_prompts
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, FORMAT_VERSION)
@@ -103,7 +103,7 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
         language = None if source is None else load_language_model(source, options.dtype, options.device, beside=folder)
         config = family.read_config(content, path)
         if language is not None:
-            if config.language is not None:
+            if language_of(config) is not None:
                 raise ValueError("it has a language model of its own and an external one: a model has one")
             config = replace(config, language=language.model.config)
         transform = build(ImageTransform, content["image"], path)
@@ -131,11 +131,11 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
     network = _read_into(placer, folder)
     matching = tokenizer = None
     if isinstance(matching_tokens, int):
-        words = Tokenizer.from_file(folder / MATCHING_FILE, start_token="[CLS]", pad_token="[PAD]")
-        matching = MatchingText(words, matching_tokens)
+        words = Tokenizer.from_file(folder / MATCHING_FILE, family.text.start_token, family.text.pad_token)
+        matching = family.text(words, matching_tokens)
     if language is not None:
         tokenizer, source = language.tokenizer, language.source
-    elif config.language is not None:
+    elif language_of(config) is not None:
         # OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
     parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source, family.name)
@@ -180,8 +180,9 @@ def _check_words(parts: ModelParts, folder: Path) -> None:
     config, matching = parts.network.config, parts.matching
     if matching is not None:
         check_ids(matching.tokenizer, config.text_vocab_size, folder / MATCHING_FILE)
-    if parts.tokenizer is not None and config.language is not None and not config.language.is_external:
-        check_ids(parts.tokenizer, config.language.vocab_size, folder / DECODER_FILE)
+    own = language_of(config)
+    if parts.tokenizer is not None and own is not None and not own.is_external:
+        check_ids(parts.tokenizer, own.vocab_size, folder / DECODER_FILE)
     if matching is not None and not 2 < matching.max_tokens <= config.text_positions:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: matching_tokens is {matching.max_tokens}, "
