@@ -111,7 +111,7 @@ def test_no_part_of_an_answer_outlasts_the_deadline(part: str) -> None:
         download(server.url, clock=ticking(25.0))
 
 
-@pytest.mark.parametrize("part", ENDLESS.keys() - {"slow body"})
+@pytest.mark.parametrize("part", [part for part in ENDLESS if part != "slow body"])
 def test_no_part_of_an_answer_outgrows_its_limit(part: str) -> None:
     start, again = ENDLESS[part]
     with serving((start, again * (8192 // len(again)))) as server:
