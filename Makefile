@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# As many processes as cores, or as memory allows; a process whose share is done takes some of another's.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
 DATA ?= data
 WEIGHTS ?= weights
 
@@ -47,7 +49,7 @@ lint: $(VENV)/.dev ## style and types
 	$(BIN)/mypy
 
 test: lint ## style, types and tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Into an empty folder: Sphinx does not repeat the warnings of pages that it has kept from a build before.
 docs: $(VENV)/.docs ## build the documentation site, build/docs/index.html; fails on a broken link or an undocumented name

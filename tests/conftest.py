@@ -16,6 +16,7 @@ from torch import nn
 
 from openblip.checkpoints.model_parts import ANSWERS, CAPTIONS, GenerationDefaults, ModelParts
 from openblip.checkpoints.openblip.folder import save_native
+from openblip.checkpoints.tools.plan import free_memory
 from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import EfficientNetConfig
@@ -32,6 +33,18 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The web servers of these tests are on this machine.
 os.environ.setdefault("OPENBLIP_ALLOW_PRIVATE_ADDRESSES", "1")
+
+WORKER_MEMORY = 3 * 1024**3
+"""Bytes that a process of `pytest -n auto` needs at most, with those that its tests start."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `pytest -n auto`: one for each core that this one may use, while there is memory for all of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    (_, memory), *_ = free_memory()
+    return cores if memory is None else max(1, min(cores, memory // WORKER_MEMORY))
+
 
 SENTENCES = [
     "a dog runs on the beach",
