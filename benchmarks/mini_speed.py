@@ -24,11 +24,11 @@ from PIL import Image
 
 def synthetic_jpeg(width: int = 640, height: int = 480, seed: int = 0) -> bytes:
     """A JPEG with as much detail as a photo has."""
-    draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    pixels = np.asarray(coarse, dtype=np.int16) + draw.integers(-12, 13, (height, width, 3))
+    pixels = np.asarray(coarse, dtype=np.int16) + rng.integers(-12, 13, (height, width, 3))
     file = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()

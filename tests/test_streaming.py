@@ -320,6 +320,6 @@ def test_nothing_that_can_be_told_is_held_back() -> None:
 
 
 def test_random_tokens_of_a_seed_are_told_alike() -> None:
-    draw = random.Random(1)
+    rng = random.Random(1)
     for tokenizer in TOKENIZERS.values():
-        joined(tokenizer, [draw.randrange(tokenizer.vocab_size) for _ in range(400)])
+        joined(tokenizer, [rng.randrange(tokenizer.vocab_size) for _ in range(400)])

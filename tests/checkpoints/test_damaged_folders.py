@@ -108,19 +108,19 @@ def bytes_damages() -> Iterator[tuple[str, Damage]]:
 
 
 def flip(path: Path, seed: int) -> None:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     content = bytearray(path.read_bytes())
     for _ in range(8):
-        content[draw.randrange(len(content))] = draw.randrange(256)
+        content[rng.randrange(len(content))] = rng.randrange(256)
     path.write_bytes(content)
 
 
-def json_damages(path: Path, draw: random.Random, each: int) -> Iterator[tuple[str, Damage]]:
+def json_damages(path: Path, rng: random.Random, each: int) -> Iterator[tuple[str, Damage]]:
     """Wrong values at the keys of a JSON file: `each` of them a key, of lists' and mappings' first three entries."""
     for text in (DEEP, '{"a":' * 50_000, "null", "[]", "3", '"text"', "{}", '{"a": 1'):
         yield f"is {text[:9]}", lambda path, text=text: path.write_text(text) and None  # type: ignore[misc]
     for place in places(json.loads(path.read_text(encoding="utf-8"))):
-        for value in draw.sample(VALUES, each):
+        for value in rng.sample(VALUES, each):
             shown = f"{'.'.join(map(str, place))} = {value!r}"
             yield shown, lambda path, place=place, value=value: put(path, place, value)  # type: ignore[misc]
         yield f"without {'.'.join(map(str, place))}", lambda path, place=place: put(path, place)  # type: ignore[misc]
@@ -199,13 +199,13 @@ def tensor_damages(path: Path) -> Iterator[tuple[str, Damage]]:
         yield "code", lambda path: path.write_bytes(b"cos\nsystem\n(S'true'\ntR.") and None
 
 
-def damages(folder: Path, each: int, draw: random.Random) -> Iterator[tuple[str, str, Damage]]:
+def damages(folder: Path, each: int, rng: random.Random) -> Iterator[tuple[str, str, Damage]]:
     """(file, what is done to it, damage) of all files in a folder."""
     for path in sorted(folder.iterdir()):
         for label, damage in bytes_damages():
             yield path.name, label, damage
         if path.suffix == ".json":
-            for label, damage in json_damages(path, draw, each):
+            for label, damage in json_damages(path, rng, each):
                 yield path.name, label, damage
         if path.suffix in (".safetensors", ".bin", ".pth"):
             for label, damage in tensor_damages(path):
@@ -237,11 +237,11 @@ def layouts(tiny_parts: ModelParts, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_damaged_folder_loads_or_is_explained(layout: str, layouts: Path, tmp_path: Path) -> None:
-    draw = random.Random(SEED)
+    rng = random.Random(SEED)
     read(layouts / layout, layout)
     wrong = {}
-    chosen = list(damages(layouts / layout, 1, draw))
-    for file, label, damage in draw.sample(chosen, 30):
+    chosen = list(damages(layouts / layout, 1, rng))
+    for file, label, damage in rng.sample(chosen, 30):
         folder = tmp_path / "broken"
         shutil.copytree(layouts / layout, folder)
         damage(folder / file)

@@ -36,14 +36,14 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def nested(draw: random.Random) -> Any:
+def nested(rng: random.Random) -> Any:
     value: Any = "x"
-    for _ in range(draw.choice((2, 50, 800))):
-        value = [value] if draw.random() < 0.5 else {draw.choice(("text", "a")): value}
+    for _ in range(rng.choice((2, 50, 800))):
+        value = [value] if rng.random() < 0.5 else {rng.choice(("text", "a")): value}
     return value
 
 
-def with_odd_value(content: Any, draw: random.Random) -> Any:
+def with_odd_value(content: Any, rng: random.Random) -> Any:
     """A copy of some JSON in which one place has something else, or nothing."""
     places: list[tuple[Any, Any]] = []
 
@@ -55,13 +55,13 @@ def with_odd_value(content: Any, draw: random.Random) -> Any:
 
     root = [json.loads(json.dumps(content))]
     walk(root)
-    holder, key = draw.choice(places)
-    if draw.random() < 0.15 and holder is not root:
+    holder, key = rng.choice(places)
+    if rng.random() < 0.15 and holder is not root:
         del holder[key]
-    elif isinstance(holder, dict) and draw.random() < 0.1:
-        holder[draw.choice(("", "\0", "\ud83d", "x" * 500, "a\nb"))] = holder.pop(key)
+    elif isinstance(holder, dict) and rng.random() < 0.1:
+        holder[rng.choice(("", "\0", "\ud83d", "x" * 500, "a\nb"))] = holder.pop(key)
     else:
-        holder[key] = nested(draw) if draw.random() < 0.1 else draw.choice(ODD)
+        holder[key] = nested(rng) if rng.random() < 0.1 else rng.choice(ODD)
     return root[0]
 
 
@@ -116,28 +116,28 @@ FORMS: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def damaged(content: bytes, draw: random.Random) -> bytes:
+def damaged(content: bytes, rng: random.Random) -> bytes:
     """The bytes after some accident, or as they are."""
     data = bytearray(content)
-    place = draw.randrange(len(data) + 1)
-    kind = draw.randrange(10)
+    place = rng.randrange(len(data) + 1)
+    kind = rng.randrange(10)
     if kind == 0:
         del data[place:]
     elif kind == 1:
-        for _ in range(draw.choice((1, 3, 30))):
-            data[draw.randrange(len(data))] = draw.randrange(256)
+        for _ in range(rng.choice((1, 3, 30))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
     elif kind == 2:
-        data[place:place] = draw.choice(PIECES)
+        data[place:place] = rng.choice(PIECES)
     elif kind == 3:
-        data[place:place] = data[: draw.randrange(len(data) + 1)]
+        data[place:place] = data[: rng.randrange(len(data) + 1)]
     elif kind == 4:
-        del data[place : place + draw.randrange(40)]
+        del data[place : place + rng.randrange(40)]
     elif kind == 5:
         return content.decode("utf-8", "replace").encode("utf-16")
     elif kind == 6:
-        return draw.choice(OTHERS)
+        return rng.choice(OTHERS)
     elif kind == 7:
-        return content.replace(b"\n", draw.choice((b"\r", b"\r\n", b"\n\n", "\u2028".encode())))
+        return content.replace(b"\n", rng.choice((b"\r", b"\r\n", b"\n\n", "\u2028".encode())))
     return bytes(data)
 
 
@@ -177,7 +177,7 @@ def odd_columns(length: int) -> list[Any]:
     ]
 
 
-def write_parquet(path: Path, draw: random.Random) -> None:
+def write_parquet(path: Path, rng: random.Random) -> None:
     """A table in which one column is odd, or there twice."""
     columns: list[Any] = [
         pa.array(["a.jpg", "b.jpg", "c.jpg"]),
@@ -187,9 +187,9 @@ def write_parquet(path: Path, draw: random.Random) -> None:
         pa.array([7, 8, 9]),
     ]
     names = ["image", "captions", "question", "answers", "image_id"]
-    if draw.random() < 0.8:
-        columns[draw.randrange(len(columns))] = draw.choice(odd_columns(3))
-    if draw.random() < 0.5:
-        columns.append(draw.choice(odd_columns(3)))
-        names.append(draw.choice(("other", "label", "split", "image", "captions", "a.b", "image.path", "", "\0")))
+    if rng.random() < 0.8:
+        columns[rng.randrange(len(columns))] = rng.choice(odd_columns(3))
+    if rng.random() < 0.5:
+        columns.append(rng.choice(odd_columns(3)))
+        names.append(rng.choice(("other", "label", "split", "image", "captions", "a.b", "image.path", "", "\0")))
     pq.write_table(pa.Table.from_arrays(columns, names), path, row_group_size=2)

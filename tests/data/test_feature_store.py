@@ -38,11 +38,11 @@ def encode(pixels: Tensor) -> Tensor:
 
 @pytest.fixture
 def image_paths(tmp_path: Path) -> list[Path]:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     paths = []
     for number in range(40):
         path = tmp_path / f"{number:02d}.png"
-        Image.fromarray(draw.integers(0, 255, (30 + number, 50, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 255, (30 + number, 50, 3), dtype=np.uint8)).save(path)
         paths.append(path)
     return paths
 

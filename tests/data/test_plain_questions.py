@@ -78,10 +78,10 @@ def presence(captions: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[st
 
 
 def test_presence_is_asked_as_often_of_what_is_not_there_as_of_what_is() -> None:
-    draw = random.Random(1)
+    rng = random.Random(1)
     said = {thing: {"yes": 0, "no": 0} for thing in NAMED_IN}
     for number in range(20_000):
-        things = [thing for thing, share in NAMED_IN.items() if draw.random() < share]
+        things = [thing for thing, share in NAMED_IN.items() if rng.random() < share]
         captions = tuple(f"photo {number} {' '.join(things)}" for _ in range(3))
         for thing, answer in presence(captions).items():
             assert (thing in things) == (answer == "yes")
@@ -110,10 +110,10 @@ def test_the_same_questions_each_time_and_one_of_a_kind() -> None:
 
 
 def test_no_caption_breaks_the_rules() -> None:
-    draw = random.Random(2)
+    rng = random.Random(2)
     words = [*"a an the is are in on of dog dogs red two running wearing with and its mouth".split(), ""]
     for _ in range(2000):
-        captions = [clean_caption(" ".join(draw.choices(words, k=draw.randrange(9)))) for _ in range(draw.randrange(4))]
+        captions = [clean_caption(" ".join(rng.choices(words, k=rng.randrange(9)))) for _ in range(rng.randrange(4))]
         for question in plain_questions(captions):
             assert question.question and question.answer
 

@@ -98,17 +98,17 @@ def repeated(step: Step) -> Step:
 CAPTURES: dict[str, Callable[[Step], Step]] = {"repeated": repeated, "taped": taped}
 
 
-def random_t5(draw: random.Random) -> T5:
-    heads = draw.randint(1, 3)
-    config = T5Config(VOCABULARY, 24, 2, draw.randint(1, 2), heads, 8, 40, relative_buckets=8, relative_reach=12)
-    built = lively(T5(config), draw.randrange(2**31))
+def random_t5(rng: random.Random) -> T5:
+    heads = rng.randint(1, 3)
+    config = T5Config(VOCABULARY, 24, 2, rng.randint(1, 2), heads, 8, 40, relative_buckets=8, relative_reach=12)
+    built = lively(T5(config), rng.randrange(2**31))
     assert isinstance(built, T5)
     return built
 
 
-def random_model(draw: random.Random, kind: str) -> Opt | T5:
-    torch.manual_seed(draw.randrange(2**31))
-    return random_decoder(draw) if kind == "decoder" else random_t5(draw)
+def random_model(rng: random.Random, kind: str) -> Opt | T5:
+    torch.manual_seed(rng.randrange(2**31))
+    return random_decoder(rng) if kind == "decoder" else random_t5(rng)
 
 
 def assert_same(found: list[list[Generation]], expected: list[list[Generation]]) -> int:
@@ -126,7 +126,7 @@ def assert_same(found: list[list[Generation]], expected: list[list[Generation]])
 @pytest.mark.parametrize("kind", ["decoder", "t5"])
 def test_captured_steps_say_the_same(kind: str, way: str, capture: str) -> None:
     """Models, prompts of different lengths and options at random; steps are captured once and serve further calls."""
-    draw, stopped, captured = random.Random(f"{kind} {way}"), 0, 0
+    rng, stopped, captured = random.Random(f"{kind} {way}"), 0, 0
 
     def counted(step: Step) -> Step:
         nonlocal captured
@@ -135,13 +135,13 @@ def test_captured_steps_say_the_same(kind: str, way: str, capture: str) -> None:
 
     calls = 0
     for _ in range(TRIALS[capture]):
-        model = random_model(draw, kind)
+        model = random_model(rng, kind)
         graphs = Graphs(model, counted)
         width = model.config.token_width
         prefix, other = (Prefix(one, rows(random.Random(1), [5], width)[0]) for one in (graphs, model))
         for _ in range(3):
-            prompts = rows(draw, [draw.randint(1, 12) for _ in range(draw.randint(1, 6))], width)
-            options = random_options(draw, way)
+            prompts = rows(rng, [rng.randint(1, 12) for _ in range(rng.randint(1, 6))], width)
+            options = random_options(rng, way)
             stopped += assert_same(generate(graphs, prompts, options), generate(model, prompts, options))
             found = generate(graphs, prompts, options, prefix=prefix)
             assert_same(found, generate(model, prompts, options, prefix=other))
@@ -152,11 +152,11 @@ def test_captured_steps_say_the_same(kind: str, way: str, capture: str) -> None:
 
 def test_many_prompts_end_one_after_the_other() -> None:
     """Half of them done, the rest go on in smaller memory, with beams and with samples."""
-    draw = random.Random(3)
+    rng = random.Random(3)
     torch.manual_seed(3)
     sizes = OptConfig(VOCABULARY, 32, 2, 4, 64, max_positions=64)
     for model in (lively(Opt(sizes), 5), small_t5()):
-        prompts = rows(draw, [draw.randint(1, 12) for _ in range(19)], model.config.token_width)
+        prompts = rows(rng, [rng.randint(1, 12) for _ in range(19)], model.config.token_width)
         for options in (
             GenerationOptions(max_new_tokens=20, repetition_penalty=1.5, stop_ids=tuple(range(10))),
             GenerationOptions(max_new_tokens=20, num_beams=3, early_stopping=True, stop_ids=tuple(range(10))),
@@ -170,23 +170,23 @@ def test_many_prompts_end_one_after_the_other() -> None:
 
 
 def test_steps_are_shared_by_all_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(4)
-    model = random_decoder(draw)
+    rng = random.Random(4)
+    model = random_decoder(rng)
     graphs = Graphs(model, repeated)
     for count, length, tokens in [(3, 9, 5), (4, 30, 12), (4, 2, 3)]:
         generate(
-            graphs, rows(draw, [length] * count, model.config.token_width), GenerationOptions(max_new_tokens=tokens)
+            graphs, rows(rng, [length] * count, model.config.token_width), GenerationOptions(max_new_tokens=tokens)
         )
     assert graphs.idle == ((4, 1, CAPACITY_STEP, 0),)
-    generate(graphs, rows(draw, [40], model.config.token_width), GenerationOptions(max_new_tokens=24))
+    generate(graphs, rows(rng, [40], model.config.token_width), GenerationOptions(max_new_tokens=24))
     assert graphs.idle[-1] == (1, 1, CAPACITY_STEP, 0)
 
 
 def test_a_stream_is_the_text_and_gives_its_step_back() -> None:
-    draw = random.Random(5)
-    for model in (random_decoder(draw), small_t5()):
+    rng = random.Random(5)
+    for model in (random_decoder(rng), small_t5()):
         graphs, options = Graphs(model, taped), GenerationOptions(max_new_tokens=12)
-        prompts = rows(draw, [6, 4], model.config.token_width)
+        prompts = rows(rng, [6, 4], model.config.token_width)
         expected = [text.ids for (text,) in generate(model, prompts, options)]
         # Two at once have memory of their own.
         both = [stream(graphs, prompt, options) for prompt in prompts]
@@ -205,10 +205,10 @@ def test_a_stream_is_the_text_and_gives_its_step_back() -> None:
 
 
 def test_threads_do_not_meet() -> None:
-    draw = random.Random(6)
-    model = random_decoder(draw)
+    rng = random.Random(6)
+    model = random_decoder(rng)
     graphs, options = Graphs(model, repeated), GenerationOptions(max_new_tokens=15, num_beams=2)
-    prompts = rows(draw, [7, 3, 9, 1, 5, 2], model.config.token_width)
+    prompts = rows(rng, [7, 3, 9, 1, 5, 2], model.config.token_width)
     expected = [generate(model, [prompt], options)[0][0].ids for prompt in prompts]
     found: dict[int, list[tuple[int, ...]]] = {}
 
@@ -225,10 +225,10 @@ def test_threads_do_not_meet() -> None:
 
 
 def test_a_failure_gives_the_step_back_and_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(7)
-    for model in (random_decoder(draw), small_t5()):
+    rng = random.Random(7)
+    for model in (random_decoder(rng), small_t5()):
         graphs, options = Graphs(model, repeated), GenerationOptions(max_new_tokens=9, num_beams=2)
-        prompts = rows(draw, [6, 4], model.config.token_width)
+        prompts = rows(rng, [6, 4], model.config.token_width)
         expected = generate(model, prompts, options)
         assert_same(generate(graphs, prompts, options), expected)
         before = graphs.idle
@@ -254,9 +254,9 @@ def test_idle_memory_is_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> No
         made.add(self)
 
     monkeypatch.setattr(CapturedStep, "__init__", noted)
-    draw = random.Random(8)
-    model = random_decoder(draw)
-    prompts = rows(draw, [4] * 8, model.config.token_width)
+    rng = random.Random(8)
+    model = random_decoder(rng)
+    prompts = rows(rng, [4] * 8, model.config.token_width)
     options = GenerationOptions(max_new_tokens=3)
     graphs = Graphs(model, repeated)
     generate(graphs, prompts[:1], options)
@@ -273,10 +273,10 @@ def test_idle_memory_is_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_copies_capture_anew() -> None:
-    draw = random.Random(9)
-    model = random_decoder(draw)
+    rng = random.Random(9)
+    model = random_decoder(rng)
     graphs, options = Graphs(model, repeated), GenerationOptions(max_new_tokens=5)
-    prompts = rows(draw, [4], model.config.token_width)
+    prompts = rows(rng, [4], model.config.token_width)
     expected = generate(graphs, prompts, options)
     for other in (copy.deepcopy(graphs), pickle.loads(pickle.dumps(graphs))):
         assert other.idle == () and other.model is not model
@@ -284,10 +284,10 @@ def test_copies_capture_anew() -> None:
 
 
 def test_limits_are_those_of_the_model() -> None:
-    draw = random.Random(10)
-    model = random_decoder(draw)
+    rng = random.Random(10)
+    model = random_decoder(rng)
     graphs: LanguageModel = Graphs(model, repeated)
-    (prompt,) = rows(draw, [54], model.config.token_width)
+    (prompt,) = rows(rng, [54], model.config.token_width)
     assert len(generate(graphs, [prompt], GenerationOptions(max_new_tokens=10))[0][0].ids) == 10
     with pytest.raises(OptionError, match="exceed the model's 64 positions"):
         generate(graphs, [prompt], GenerationOptions(max_new_tokens=11))
@@ -323,12 +323,12 @@ def test_a_whole_model_says_the_same(tiny_model: Model, image_paths: list[Path])
 @pytest.mark.parametrize("way", ["greedy", "beam", "sample"])
 @pytest.mark.parametrize("kind", ["decoder", "t5"])
 def test_cuda_graphs_say_the_same(kind: str, way: str) -> None:
-    draw = random.Random(f"{kind} {way}")
+    rng = random.Random(f"{kind} {way}")
     for _ in range(3):
-        model = random_model(draw, kind).cuda()
+        model = random_model(rng, kind).cuda()
         graphs = Graphs(model)
         for _ in range(3):
-            lengths = [draw.randint(1, 12) for _ in range(draw.randint(1, 6))]
-            prompts = [row.cuda() for row in rows(draw, lengths, model.config.token_width)]
-            options = random_options(draw, way)
+            lengths = [rng.randint(1, 12) for _ in range(rng.randint(1, 6))]
+            prompts = [row.cuda() for row in rows(rng, lengths, model.config.token_width)]
+            options = random_options(rng, way)
             assert_same(generate(graphs, prompts, options), generate(model, prompts, options))

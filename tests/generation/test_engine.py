@@ -51,9 +51,9 @@ def model(request: pytest.FixtureRequest) -> Opt | T5:
 
 
 def prompts(seed: int, count: int) -> list[Tensor]:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(draw.randint(1, 12), WIDTH, generator=generator) for _ in range(count)]
+    return [torch.randn(rng.randint(1, 12), WIDTH, generator=generator) for _ in range(count)]
 
 
 OPTIONS = {

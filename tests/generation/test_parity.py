@@ -59,10 +59,10 @@ def test_sampled_ids_without_repetitions_equal_transformers(kind: str, size: int
 )
 @pytest.mark.parametrize("beams", [1, 3])
 def test_prompt_ids_count_as_repetitions(beams: int, options: dict[str, Any]) -> None:
-    draw = random.Random(0)
+    rng = random.Random(0)
     for trial in range(10):
         theirs, ours = opts(trial % 4)
-        ids = torch.randint(0, VOCABULARY, (2, draw.randint(2, 8)))
+        ids = torch.randint(0, VOCABULARY, (2, rng.randint(2, 8)))
         asked = GenerationOptions(max_new_tokens=8, num_beams=beams, stop_ids=(5,), **options)
         expected = theirs.generate(
             input_ids=ids,

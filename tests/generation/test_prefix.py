@@ -36,20 +36,20 @@ def lively(model: Opt | T5, seed: int) -> Opt | T5:
     return model.eval().requires_grad_(False)
 
 
-def random_decoder(draw: random.Random) -> Opt:
-    heads, norm = draw.choice([1, 2, 4]), draw.random() < 0.7
+def random_decoder(rng: random.Random) -> Opt:
+    heads, norm = rng.choice([1, 2, 4]), rng.random() < 0.7
     config = OptConfig(
         vocab_size=VOCABULARY,
-        width=heads * draw.choice([4, 8, 12]),
-        depth=draw.randint(1, 3),
+        width=heads * rng.choice([4, 8, 12]),
+        depth=rng.randint(1, 3),
         num_heads=heads,
-        ffn_width=draw.choice([16, 48]),
+        ffn_width=rng.choice([16, 48]),
         max_positions=POSITIONS,
-        embed_width=draw.choice([None, None, 20]),
+        embed_width=rng.choice([None, None, 20]),
         pre_norm=norm,
         final_norm=norm,
     )
-    built = lively(Opt(config), draw.randrange(2**31))
+    built = lively(Opt(config), rng.randrange(2**31))
     assert isinstance(built, Opt)
     return built
 
@@ -60,28 +60,28 @@ def small_t5() -> T5:
     return built
 
 
-def random_options(draw: random.Random, kind: str) -> GenerationOptions:
-    longest = draw.randint(1, 12)
+def random_options(rng: random.Random, kind: str) -> GenerationOptions:
+    longest = rng.randint(1, 12)
     shared = GenerationOptions(
         max_new_tokens=longest,
-        min_new_tokens=draw.choice([0, longest // 2]),
-        repetition_penalty=draw.choice([1.0, 1.3]),
-        stop_ids=draw.choice([(), (3,), tuple(range(3, 12))]),
+        min_new_tokens=rng.choice([0, longest // 2]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        stop_ids=rng.choice([(), (3,), tuple(range(3, 12))]),
     )
     if kind == "beam":
-        beams = draw.randint(2, 5)
+        beams = rng.randint(2, 5)
         return replace(
-            shared, num_beams=beams, num_return_sequences=draw.randint(1, beams), length_penalty=draw.choice([-1.0, 1])
+            shared, num_beams=beams, num_return_sequences=rng.randint(1, beams), length_penalty=rng.choice([-1.0, 1])
         )
     if kind == "sample":
         return replace(
-            shared, do_sample=True, num_return_sequences=draw.randint(1, 4), top_p=0.9, seed=draw.randrange(99)
+            shared, do_sample=True, num_return_sequences=rng.randint(1, 4), top_p=0.9, seed=rng.randrange(99)
         )
     return shared
 
 
-def rows(draw: random.Random, lengths: list[int], width: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(draw.randrange(2**31))
+def rows(rng: random.Random, lengths: list[int], width: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
     return [torch.randn(length, width, generator=generator) for length in lengths]
 
 
@@ -103,36 +103,36 @@ def assert_shared_equals_apart(
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sample"])
 def test_questions_that_share_a_prefix_say_what_they_say_alone(kind: str) -> None:
     """Models, lengths and options at random; the prefix is used twice, as by the next turn of a chat."""
-    draw, texts = random.Random(kind), 0
+    rng, texts = random.Random(kind), 0
     for _ in range(TRIALS):
-        model = random_decoder(draw)
+        model = random_decoder(rng)
         width = model.config.token_width
-        (embeds,) = rows(draw, [draw.randint(1, 20)], width)
+        (embeds,) = rows(rng, [rng.randint(1, 20)], width)
         prefix = Prefix(model, embeds)
         for _ in range(2):
-            prompts = rows(draw, [draw.randint(1, 12) for _ in range(draw.randint(1, 8))], width)
-            texts += assert_shared_equals_apart(model, prefix, prompts, random_options(draw, kind))
+            prompts = rows(rng, [rng.randint(1, 12) for _ in range(rng.randint(1, 8))], width)
+            texts += assert_shared_equals_apart(model, prefix, prompts, random_options(rng, kind))
     assert texts > 4 * TRIALS
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sample"])
 def test_models_that_cannot_share_say_the_same(kind: str, tmp_path: Path) -> None:
-    draw = random.Random(kind)
+    rng = random.Random(kind)
     models: list[LanguageModel] = [small_t5()]
     models += [both(write_language_model(name, tmp_path / name))[1].model for name in ("llama", "bart")]
     for model in models:
-        embeds, *prompts = rows(draw, [6, 3, 9, 1], model.config.token_width)
+        embeds, *prompts = rows(rng, [6, 3, 9, 1], model.config.token_width)
         prefix = Prefix(model, embeds)
         # Seeds make draws alike in any batch; these models compute in another order there.
-        options = replace(random_options(draw, kind), max_new_tokens=6)
+        options = replace(random_options(rng, kind), max_new_tokens=6)
         assert_shared_equals_apart(model, prefix, prompts, options)
         assert prefix.nbytes == embeds.nbytes
 
 
 def test_the_prefix_is_read_once_and_only_when_a_second_prompt_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(2)
-    model = random_decoder(draw)
-    embeds, *prompts = rows(draw, [9, 4, 2, 5], model.config.token_width)
+    rng = random.Random(2)
+    model = random_decoder(rng)
+    embeds, *prompts = rows(rng, [9, 4, 2, 5], model.config.token_width)
     read: list[tuple[int, ...]] = []
     forward = Opt.forward
 
@@ -151,16 +151,16 @@ def test_the_prefix_is_read_once_and_only_when_a_second_prompt_comes(monkeypatch
 
 
 def test_an_empty_prompt_behind_a_prefix_is_the_prefix() -> None:
-    draw = random.Random(3)
-    model = random_decoder(draw)
-    embeds, prompt = rows(draw, [5, 3], model.config.token_width)
+    rng = random.Random(3)
+    model = random_decoder(rng)
+    embeds, prompt = rows(rng, [5, 3], model.config.token_width)
     assert_shared_equals_apart(model, Prefix(model, embeds), [prompt, prompt[:0]], GenerationOptions(max_new_tokens=5))
 
 
 def test_positions_are_counted_with_the_prefix() -> None:
-    draw = random.Random(4)
-    model = random_decoder(draw)
-    embeds, prompt, longer = rows(draw, [20, 34, 35], model.config.token_width)
+    rng = random.Random(4)
+    model = random_decoder(rng)
+    embeds, prompt, longer = rows(rng, [20, 34, 35], model.config.token_width)
     prefix, options = Prefix(model, embeds), GenerationOptions(max_new_tokens=10)
     assert len(generate(model, [prompt, prompt], options, prefix=prefix)[0][0].ids) == 10
     with pytest.raises(OptionError, match="55 tokens and 10 new ones exceed the model's 64 positions"):
@@ -168,9 +168,9 @@ def test_positions_are_counted_with_the_prefix() -> None:
 
 
 def test_a_stream_behind_a_prefix_is_the_text() -> None:
-    draw = random.Random(5)
-    model = random_decoder(draw)
-    embeds, prompt = rows(draw, [7, 4], model.config.token_width)
+    rng = random.Random(5)
+    model = random_decoder(rng)
+    embeds, prompt = rows(rng, [7, 4], model.config.token_width)
     prefix, options = Prefix(model, embeds), GenerationOptions(max_new_tokens=9)
     expected = generate(model, [torch.cat([embeds, prompt])], options)[0][0].ids
     for _ in range(3):  # in one piece, then behind the prefix
@@ -179,8 +179,8 @@ def test_a_stream_behind_a_prefix_is_the_text() -> None:
 
 
 def test_beams_and_samples_take_the_prompt_once() -> None:
-    draw = random.Random(6)
-    for model in (random_decoder(draw), small_t5()):
+    rng = random.Random(6)
+    for model in (random_decoder(rng), small_t5()):
         prompts = torch.randn(2, 30, model.config.token_width)
         reading, _ = model.read(prompts, None, 4, texts=5)
         tokens = torch.ones(2, 5, dtype=torch.int64)
@@ -226,9 +226,9 @@ def fail_at_step(model: Opt | T5, monkeypatch: pytest.MonkeyPatch, step: int) ->
 def test_a_failure_halfway_leaves_nothing_but_the_prefix(
     kind: str, beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = random.Random(7)
-    model = random_decoder(draw) if kind == "decoder" else small_t5()
-    embeds, *prompts = rows(draw, [6, 4, 2], model.config.token_width)
+    rng = random.Random(7)
+    model = random_decoder(rng) if kind == "decoder" else small_t5()
+    embeds, *prompts = rows(rng, [6, 4, 2], model.config.token_width)
     prefix, options = Prefix(model, embeds), GenerationOptions(max_new_tokens=8, num_beams=beams)
     expected = generate(model, prompts, options, prefix=prefix)
     before, size = caches(), prefix.nbytes
@@ -244,9 +244,9 @@ def test_a_failure_halfway_leaves_nothing_but_the_prefix(
 
 
 def test_a_stream_abandoned_halfway_leaves_nothing_but_the_prefix() -> None:
-    draw = random.Random(8)
-    model = random_decoder(draw)
-    embeds, prompt = rows(draw, [6, 4], model.config.token_width)
+    rng = random.Random(8)
+    model = random_decoder(rng)
+    embeds, prompt = rows(rng, [6, 4], model.config.token_width)
     prefix, options = Prefix(model, embeds), GenerationOptions(max_new_tokens=20)
     for _ in range(2):
         whole = tuple(stream(model, prompt, options, prefix))

@@ -80,11 +80,11 @@ def test_no_content_word_occurs_twice(chatterbox: Opt, tokenizer: Tokenizer, voc
 def test_words_of_any_number_of_pieces_are_forbidden_at_their_last(
     tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> None:
-    draw = random.Random(0)
+    rng = random.Random(0)
     words = ["dog", "skateboarder", "unicyclist", "t-shirt", "Zebra", "xylophonists"]
     assert {len(tokenizer.encode(f" {word}")) for word in words} >= {1, 3, 4}
     for _ in range(50):
-        word, others = draw.choice(words), draw.sample(words, 2)
+        word, others = rng.choice(words), rng.sample(words, 2)
         text = f"a {word} and, near the {others[0]}. a {others[1]} with"
         *front, last = tokenizer.encode(f" {word}")
         assert last in vocabulary.repeating([*tokenizer.encode(text), *front])

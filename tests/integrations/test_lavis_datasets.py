@@ -148,7 +148,7 @@ def test_training_images_follow_the_seeds_of_pytorch() -> None:
     first = seen(1)
     assert all(map(torch.equal, first, seen(1)))
     assert not torch.equal(first[0], seen(2)[0]) and not torch.equal(first[0], first[1])
-    own = [Blip2ImageTrainProcessor(ImageTransform(16), draw=random.Random(3))(image_path) for _ in range(2)]
+    own = [Blip2ImageTrainProcessor(ImageTransform(16), rng=random.Random(3))(image_path) for _ in range(2)]
     assert torch.equal(*own), "a source of one's own is not PyTorch's"
 
 

@@ -164,8 +164,8 @@ def grown(nbytes: int, places: list[int]) -> list[Sized]:
 
 def test_those_used_last_stay_within_the_bound() -> None:
     """Against the plainest account of it, with images that grow as more is derived of them."""
-    draw = random.Random(0)
-    lengths = [draw.randint(1, 20) for _ in range(12)]
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 20) for _ in range(12)]
     limit = 60 * 4
     cache = ImageCache(limit)
     computed: list[int] = []
@@ -179,11 +179,11 @@ def test_those_used_last_stay_within_the_bound() -> None:
     expected: dict[int, int] = {}
     evictions = 0
     for _ in range(600):
-        number = draw.randrange(12)
+        number = rng.randrange(12)
         computed.clear()
         image = encoder.encode(np.full((2, 2, 3), number, dtype=np.uint8))
         assert bool(computed) == (number not in expected)
-        if draw.random() < 0.3:
+        if rng.random() < 0.3:
             (derived,) = encoder.derive([image], "keys", partial(grown, 8 * lengths[number]))
             assert derived.nbytes == 8 * lengths[number]
         size = image.nbytes
@@ -195,7 +195,7 @@ def test_those_used_last_stay_within_the_bound() -> None:
             del expected[next(iter(expected))]
             evictions += 1
         assert (len(cache), cache.nbytes) == (len(expected), sum(expected.values()))
-        if draw.random() < 0.02:
+        if rng.random() < 0.02:
             cache.clear()
             expected.clear()
     assert evictions > 100

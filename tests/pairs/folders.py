@@ -59,8 +59,8 @@ class Matched:
 
 
 def noise_images(count: int, seed: int = 5) -> list[Image.Image]:
-    draw = np.random.default_rng(seed)
-    return [Image.fromarray(draw.integers(0, 256, (9 + row, 7, 3), dtype=np.uint8)) for row in range(count)]
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (9 + row, 7, 3), dtype=np.uint8)) for row in range(count)]
 
 
 def pixel_gap(size: int) -> float:

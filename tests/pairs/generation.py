@@ -86,9 +86,9 @@ def t5s(seed: int) -> tuple[T5ForConditionalGeneration, T5]:
     return theirs, ours
 
 
-def random_prompts(draw: random.Random, count: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(draw.randrange(2**31))
-    return [torch.randn(draw.randint(1, 9), WIDTH, generator=generator) for _ in range(count)]
+def random_prompts(rng: random.Random, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    return [torch.randn(rng.randint(1, 9), WIDTH, generator=generator) for _ in range(count)]
 
 
 def pad_left(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -106,18 +106,18 @@ def cut(ids: list[int], stops: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(ids[: ends[0]] if ends else ids)
 
 
-def random_options(draw: random.Random, beams: int) -> GenerationOptions:
-    longest = draw.randint(1, 14)
+def random_options(rng: random.Random, beams: int) -> GenerationOptions:
+    longest = rng.randint(1, 14)
     return GenerationOptions(
         max_new_tokens=longest,
-        min_new_tokens=draw.choice([0, 0, draw.randint(0, longest)]),
+        min_new_tokens=rng.choice([0, 0, rng.randint(0, longest)]),
         num_beams=beams,
-        length_penalty=draw.choice([-1.0, 0.0, 0.6, 1.0, 2.0]),
-        early_stopping=draw.random() < 0.3,
-        num_return_sequences=draw.randint(1, beams),
-        repetition_penalty=draw.choice([1.0, 1.0, 1.3, 0.8]),
-        no_repeat_ngram_size=draw.choice([0, 0, 1, 2, 2, 3]),
-        stop_ids=draw.choice(STOPS),
+        length_penalty=rng.choice([-1.0, 0.0, 0.6, 1.0, 2.0]),
+        early_stopping=rng.random() < 0.3,
+        num_return_sequences=rng.randint(1, beams),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3, 0.8]),
+        no_repeat_ngram_size=rng.choice([0, 0, 1, 2, 2, 3]),
+        stop_ids=rng.choice(STOPS),
     )
 
 
@@ -166,12 +166,12 @@ class Compared:
 
 def compare(kind: str, beams: int) -> Compared:
     """As many random configurations as `TRIALS` says, each with up to four prompts."""
-    draw = random.Random(beams)
+    rng = random.Random(beams)
     compared = Compared()
     for trial in range(TRIALS[kind]):
         theirs, ours = models(kind, trial % 4)
-        options = random_options(draw, beams)
-        prompts = random_prompts(draw, draw.randint(1, 4))
+        options = random_options(rng, beams)
+        prompts = random_prompts(rng, rng.randint(1, 4))
         found = generate(ours, prompts, options)
         # transformers 5 takes padding for generated tokens when it penalizes repetitions behind embeddings, so
         # padded rows are penalized less than the same rows alone: there the reference runs one by one.

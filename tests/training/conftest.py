@@ -18,10 +18,10 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     captions, questions = [], []
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(20):
         word, colour = list(COLOURS.items())[number % 4]
-        pixels = np.clip(np.array(colour) + draw.integers(-15, 15, (48, 64, 3)), 0, 255).astype(np.uint8)
+        pixels = np.clip(np.array(colour) + rng.integers(-15, 15, (48, 64, 3)), 0, 255).astype(np.uint8)
         name = f"images/{number:02d}.png"
         Image.fromarray(pixels).save(folder / name)
         captions.append({"image": name, "captions": [f"a {word} ball", f"the ball is {word}"]})

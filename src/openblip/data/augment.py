@@ -57,17 +57,17 @@ class Part:
         return ImageOps.mirror(crop) if self.mirrored else crop
 
 
-def augment(image: Image, draw: random.Random, settings: Augmentation = BLIP2) -> Image:
+def augment(image: Image, rng: random.Random, settings: Augmentation = BLIP2) -> Image:
     """A random part of an image, perhaps mirrored; equal draws give equal parts. It is yet to be squashed."""
-    return draw_part(image.size, draw, settings).of(image)
+    return draw_part(image.size, rng, settings).of(image)
 
 
-def draw_part(size: tuple[int, int], draw: random.Random, settings: Augmentation = BLIP2) -> Part:
+def draw_part(size: tuple[int, int], rng: random.Random, settings: Augmentation = BLIP2) -> Part:
     """Which part of an image of this width and height `augment` takes."""
-    return Part(crop_box(size, draw, settings), draw.random() < settings.mirror)
+    return Part(crop_box(size, rng, settings), rng.random() < settings.mirror)
 
 
-def crop_box(size: tuple[int, int], draw: random.Random, settings: Augmentation = BLIP2) -> tuple[int, int, int, int]:
+def crop_box(size: tuple[int, int], rng: random.Random, settings: Augmentation = BLIP2) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a crop, as torchvision's RandomResizedCrop chooses it.
 
     Ten tries at an area and, evenly in its logarithm, a ratio; else the middle at the nearest ratio allowed.
@@ -78,11 +78,11 @@ def crop_box(size: tuple[int, int], draw: random.Random, settings: Augmentation 
     width, height = size
     logarithms = math.log(settings.min_ratio), math.log(settings.max_ratio)
     for _ in range(CROP_TRIES):
-        area = width * height * draw.uniform(settings.min_area, settings.max_area)
-        ratio = math.exp(draw.uniform(*logarithms))
+        area = width * height * rng.uniform(settings.min_area, settings.max_area)
+        ratio = math.exp(rng.uniform(*logarithms))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left, top = draw.randint(0, width - crop_width), draw.randint(0, height - crop_height)
+            left, top = rng.randint(0, width - crop_width), rng.randint(0, height - crop_height)
             return left, top, left + crop_width, top + crop_height
     crop_width = min(width, max(1, round(height * settings.max_ratio)))
     crop_height = min(height, max(1, round(width / settings.min_ratio)))

@@ -51,17 +51,17 @@ class ImageText:
         questions, made = (tuple(map(_mirrored, asked)) for asked in (self.questions, self.made_questions))
         return ImageText(self.image, captions, statements, questions, made)
 
-    def with_fewer_words(self, share: float, draw: random.Random) -> ImageText:
+    def with_fewer_words(self, share: float, rng: random.Random) -> ImageText:
         """Its questions, but for those made by rule, with a share of their words left out, never all; at 0 as it is."""
         if not share:
             return self
-        asked = (replace(each, question=_drop_words(each.question, share, draw)) for each in self.questions)
+        asked = (replace(each, question=_drop_words(each.question, share, rng)) for each in self.questions)
         return replace(self, questions=tuple(asked))
 
 
-def _drop_words(text: str, share: float, draw: random.Random) -> str:
+def _drop_words(text: str, share: float, rng: random.Random) -> str:
     words = text.split()
-    return " ".join([word for word in words if draw.random() >= share] or words)
+    return " ".join([word for word in words if rng.random() >= share] or words)
 
 
 def _mirrored(asked: Question) -> Question:

@@ -67,12 +67,12 @@ def plain_questions(captions: str | Iterable[str], others: str | Iterable[str] =
         others: further sentences about it, which tell which animals there are but not what is in the middle.
     """
     captions, others = text_list(captions, "the captions"), text_list(others, "the others")
-    draw = random.Random(hashlib.md5("\n".join((*captions, *others)).encode()).digest())
+    rng = random.Random(hashlib.md5("\n".join((*captions, *others)).encode()).digest())
     split = [caption.split() for caption in captions]
-    animals = _about_animal([*split, *map(str.split, others)], draw)
+    animals = _about_animal([*split, *map(str.split, others)], rng)
     animal = animals[0].answer if animals else None
-    found = [*_about_subject(split, draw), *animals, *_about_color(split), *_about_number(split)]
-    return [*found, *_about_presence(split, animal, draw)]
+    found = [*_about_subject(split, rng), *animals, *_about_color(split), *_about_number(split)]
+    return [*found, *_about_presence(split, animal, rng)]
 
 
 def singular(word: str) -> str:
@@ -88,14 +88,14 @@ def singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
-def _about_subject(captions: Sequence[list[str]], draw: random.Random) -> list[Question]:
+def _about_subject(captions: Sequence[list[str]], rng: random.Random) -> list[Question]:
     """What or who this is, what it is doing and where it is."""
     subjects = [(subject, words) for words in captions if (subject := _subject(words)) is not None]
     head = _commonest(words[verb - 1] for (verb, _), words in subjects)
     if head is None or sum(head in words for words in captions) < min(2, len(captions)):
         return []
-    asked = PERSON_QUESTIONS if head in PEOPLE and draw.random() < 0.5 else THING_QUESTIONS
-    found = [Question(draw.choice(asked), head, "thing")]
+    asked = PERSON_QUESTIONS if head in PEOPLE and rng.random() < 0.5 else THING_QUESTIONS
+    found = [Question(rng.choice(asked), head, "thing")]
     acts = [
         (" ".join(words[action : action + 1] + _complement(words, action + 1)), words, action)
         for (verb, action), words in subjects
@@ -106,11 +106,11 @@ def _about_subject(captions: Sequence[list[str]], draw: random.Random) -> list[Q
         return found
     be = _be(head)
     verb = _commonest(words[action] for _, words, action in acts)
-    answer = draw.choice([answer for answer, words, action in acts if words[action] == verb])
+    answer = rng.choice([answer for answer, words, action in acts if words[action] == verb])
     found.append(Question(f"what {be} the {head} doing", answer, "action"))
     places = [place for _, words, action in acts for place in _places(words, action + 1)]
     if places:
-        found.append(Question(f"where {be} the {head}", draw.choice(places), "location"))
+        found.append(Question(f"where {be} the {head}", rng.choice(places), "location"))
     return found
 
 
@@ -168,7 +168,7 @@ def _places(words: list[str], start: int) -> list[str]:
     return found[:1]
 
 
-def _about_animal(sentences: Sequence[list[str]], draw: random.Random) -> list[Question]:
+def _about_animal(sentences: Sequence[list[str]], rng: random.Random) -> list[Question]:
     """Which animal it is, where most sentences that name one name the same."""
     named = Counter(animal for words in sentences for animal in {singular(word) for word in words} if animal in ANIMALS)
     if not named:
@@ -176,7 +176,7 @@ def _about_animal(sentences: Sequence[list[str]], draw: random.Random) -> list[Q
     (animal, times), *rest = named.most_common(2)
     if times < min(2, len(sentences)) or (rest and rest[0][1] > times / 2):
         return []
-    return [Question(draw.choice(ANIMAL_QUESTIONS), animal, "animal")]
+    return [Question(rng.choice(ANIMAL_QUESTIONS), animal, "animal")]
 
 
 def _about_color(captions: Sequence[list[str]]) -> list[Question]:
@@ -217,7 +217,7 @@ def _be(noun: str) -> str:
     return "are" if plural else "is"
 
 
-def _about_presence(captions: Sequence[list[str]], animal: str | None, draw: random.Random) -> list[Question]:
+def _about_presence(captions: Sequence[list[str]], animal: str | None, rng: random.Random) -> list[Question]:
     """Whether there is a thing: "yes" where two captions name it, or it is the animal; "no" where it is surely not.
 
     That is known of what none of at least three captions names, and of animals where there is another. Of each thing
@@ -233,11 +233,11 @@ def _about_presence(captions: Sequence[list[str]], animal: str | None, draw: ran
         and not named[thing]
         and thing != animal
         and not (thing in KIN and any(named[other] for other in KIN))
-        and draw.random() < share / (1 - share)
+        and rng.random() < share / (1 - share)
     ]
     answers = [*((thing, "yes") for thing in NAMED_IN if thing in present), *((thing, "no") for thing in absent)]
     return [
-        Question(draw.choice(PRESENT_QUESTIONS).format(_article(thing), thing), said, "presence")
+        Question(rng.choice(PRESENT_QUESTIONS).format(_article(thing), thing), said, "presence")
         for thing, said in answers
     ]
 

@@ -30,5 +30,5 @@ def draw_view(size: tuple[int, int], name: str, view: int, min_area: float, mirr
     """Which part of an image of this width and height `make_view` takes, and whether it is mirrored."""
     if view < CROPS_FROM:
         return Part((0, 0, *size), mirrored=view == MIRRORED_VIEW)
-    draw = random.Random(hashlib.md5(f"{name}:{view}".encode()).digest())
-    return draw_part(size, draw, Augmentation(min_area=min_area, mirror=BLIP2.mirror if mirror else 0.0))
+    rng = random.Random(hashlib.md5(f"{name}:{view}".encode()).digest())
+    return draw_part(size, rng, Augmentation(min_area=min_area, mirror=BLIP2.mirror if mirror else 0.0))

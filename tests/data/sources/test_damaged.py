@@ -46,9 +46,9 @@ def test_tables_and_tars(tmp_path: Path, form: str) -> None:
     path = tmp_path / form
     outcomes = set()
     for seed in range(60):
-        draw = random.Random(f"{form}:{seed}")
-        content = damage.FORMS[form](damage.with_odd_value(damage.ROWS, draw) if draw.random() < 0.6 else damage.ROWS)
-        path.write_bytes(damage.damaged(content, draw) if draw.random() < 0.6 else content)
+        rng = random.Random(f"{form}:{seed}")
+        content = damage.FORMS[form](damage.with_odd_value(damage.ROWS, rng) if rng.random() < 0.6 else damage.ROWS)
+        path.write_bytes(damage.damaged(content, rng) if rng.random() < 0.6 else content)
         outcomes.add(check(lambda: read_source(DataSource("mine", table=form), tmp_path, []), form))
         if path.suffix == ".tar":
             check(lambda: list(TarStream([path])), form)
@@ -62,10 +62,10 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     outcomes = set()
     for seed in range(250):
-        draw = random.Random(seed)
-        damage.write_parquet(path, draw)
-        if draw.random() < 0.3:
-            path.write_bytes(damage.damaged(path.read_bytes(), draw))
+        rng = random.Random(seed)
+        damage.write_parquet(path, rng)
+        if rng.random() < 0.3:
+            path.write_bytes(damage.damaged(path.read_bytes(), rng))
         outcomes.add(check(lambda: read_source(DataSource("mine", table=path.name), tmp_path), path.name))
     assert outcomes == {True, False}
 
@@ -83,12 +83,12 @@ def test_folders(tmp_path: Path) -> None:
     )
     outcomes = set()
     for seed in range(60):
-        draw = random.Random(seed)
+        rng = random.Random(seed)
         put(tmp_path / "photos/c/a.jpg")
         put(tmp_path / "photos/b.x.jpg")
-        for name in draw.sample(names, 2):
-            content = damage.as_json(damage.with_odd_value(damage.ROWS[0], draw))
-            (tmp_path / "photos" / name).write_bytes(damage.damaged(content, draw) if draw.random() < 0.5 else content)
+        for name in rng.sample(names, 2):
+            content = damage.as_json(damage.with_odd_value(damage.ROWS[0], rng))
+            (tmp_path / "photos" / name).write_bytes(damage.damaged(content, rng) if rng.random() < 0.5 else content)
         outcomes.add(check(lambda: read_source(DataSource("mine", table="photos"), tmp_path, []), "photos"))
         shutil.rmtree(tmp_path / "photos")
     assert outcomes == {True, False}
@@ -97,14 +97,14 @@ def test_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_annotations_of_public_sets(tmp_path: Path, case: Case) -> None:
     for seed in range(12):
-        draw = random.Random(f"{case}:{seed}")
-        name = draw.choice([*case.files])
+        rng = random.Random(f"{case}:{seed}")
+        name = rng.choice([*case.files])
         content = case.files[name]
         if isinstance(content, dict | list | tuple):
-            odd = damage.with_odd_value([*content] if isinstance(content, tuple) else content, draw)
+            odd = damage.with_odd_value([*content] if isinstance(content, tuple) else content, rng)
             written = damage.as_lines(odd) if isinstance(content, tuple) else damage.as_json(odd)
         else:
-            written = damage.damaged(content if isinstance(content, bytes) else content.encode(), draw)
+            written = damage.damaged(content if isinstance(content, bytes) else content.encode(), rng)
         write(tmp_path, {**case.files, name: written})
         for folder in case.folders:
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)

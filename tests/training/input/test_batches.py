@@ -26,14 +26,14 @@ def test_an_epoch_shows_each_image_as_often_as_its_source_says() -> None:
     assert {times[f"b{number}.jpg"] for number in range(5)} == {3}
     # each time with other randomness, and never as its mirror image
     again = [each for each in drawn if each.image.image.name == "b0.jpg"]
-    assert len({each.draw.random() for each in again}) == 3
+    assert len({each.rng.random() for each in again}) == 3
     assert MIRRORED_VIEW not in {each.view for each in drawn if each.source == 1}
 
 
 def test_a_resumed_epoch_goes_on_with_the_same_batches() -> None:
     def shown(skip: int) -> list[list[tuple[str, int, float]]]:
         plan = BatchPlan([DataSource("a", repeat=2)], [images("a", 9)], batch_size=3, seed=7)
-        return [[(each.image.image.name, each.view, each.draw.random()) for each in b] for b in plan.batches(2, skip)]
+        return [[(each.image.image.name, each.view, each.rng.random()) for each in b] for b in plan.batches(2, skip)]
 
     assert shown(0)[4:] == shown(4)
     assert shown(0) != sorted(shown(0))

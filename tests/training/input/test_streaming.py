@@ -117,7 +117,7 @@ def test_an_epoch_goes_on_from_any_batch_and_opens_no_image_before_it(
         taken = islice(feed_of(recipe, World(1, 2), known).batches(3, skip), count)
         return [
             [
-                (drawn.image.image.name, drawn.draw.random(), float(row.sum()))
+                (drawn.image.image.name, drawn.rng.random(), float(row.sum()))
                 for drawn, row in zip(rows, views.pixels, strict=True)
             ]
             for rows, views in taken

@@ -24,8 +24,8 @@ TEXTS = [*IMAGE.captions, "Question: what is running? Answer: dog\n", "a photo o
 
 def test_shares_of_captions_and_questions() -> None:
     mixture = Mixture(questions=0.3, made_questions=0.25)
-    draw = random.Random(0)
-    targets = [choose_target(IMAGE, mixture, PromptTemplates(), draw) for _ in range(4000)]
+    rng = random.Random(0)
+    targets = [choose_target(IMAGE, mixture, PromptTemplates(), rng) for _ in range(4000)]
     questions = [target for target in targets if target.prompt.startswith("Question:")]
     made = [target for target in questions if target.answer == " brown"]
     assert 0.27 < len(questions) / len(targets) < 0.33
@@ -35,16 +35,16 @@ def test_shares_of_captions_and_questions() -> None:
 
 def test_an_image_with_questions_alone_is_only_asked() -> None:
     image = ImageText(Path("b.jpg"), statements=("dog is running",), questions=IMAGE.questions)
-    draw = random.Random(0)
+    rng = random.Random(0)
     for _ in range(50):
-        target = choose_target(image, Mixture(questions=0.1, statements=0.0), PromptTemplates(), draw)
+        target = choose_target(image, Mixture(questions=0.1, statements=0.0), PromptTemplates(), rng)
         assert target.prompt == "Question: what is running? Answer:"
 
 
 def test_contexts_hold_what_the_answer_needs() -> None:
     target = Target("Question: what is running? Answer:", " dog", "what is running?")
-    draw = random.Random(1)
-    contexts = [choose_context(IMAGE, target, draw) for _ in range(300)]
+    rng = random.Random(1)
+    contexts = [choose_context(IMAGE, target, rng) for _ in range(300)]
     assert any(not context for context in contexts)
     assert sum("dog" in context.split() for context in contexts) > 200
     assert not any("Question" in context for context in contexts)

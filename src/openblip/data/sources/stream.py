@@ -151,17 +151,17 @@ class TarStream:
             yield from islice(every, number, None, count)
 
 
-def shuffled(items: Iterable[Item], size: int, draw: random.Random) -> Iterator[Item]:
+def shuffled(items: Iterable[Item], size: int, rng: random.Random) -> Iterator[Item]:
     """The items in another order, with no more than `size` of them in memory."""
     kept: list[Item] = []
     for item in items:
         if len(kept) < size:
             kept.append(item)
             continue
-        place = draw.randrange(size)
+        place = rng.randrange(size)
         chosen, kept[place] = kept[place], item
         yield chosen
-    draw.shuffle(kept)
+    rng.shuffle(kept)
     while kept:
         yield kept.pop()
 

@@ -47,21 +47,21 @@ class Blip2ImageTrainProcessor:
 
     Attributes:
         min_scale, max_scale: share of the area that a crop keeps.
-        draw: the source of randomness; by default PyTorch's, so that `torch.manual_seed` and the seeds of a
+        rng: the source of randomness; by default PyTorch's, so that `torch.manual_seed` and the seeds of a
             DataLoader's workers decide, as they do for LAVIS'.
     """
 
     transform: ImageTransform
     min_scale: float = 0.5
     max_scale: float = 1.0
-    draw: random.Random | None = None
+    rng: random.Random | None = None
 
     def __call__(self, image: ImageSource) -> Tensor:
         import torch
 
-        draw = random.Random(int(torch.randint(2**62, ()))) if self.draw is None else self.draw
+        rng = random.Random(int(torch.randint(2**62, ()))) if self.rng is None else self.rng
         settings = Augmentation(self.min_scale, self.max_scale)
-        return to_pixels([augment(load_image(image), draw, settings)], self.transform)[0]
+        return to_pixels([augment(load_image(image), rng, settings)], self.transform)[0]
 
 
 @dataclass(frozen=True)

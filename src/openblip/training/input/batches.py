@@ -21,14 +21,14 @@ class BatchRow:
 
     Attributes:
         source: index of its data source; view: which cached view of it to use.
-        draw: the randomness for choosing its text, and its crop where views are not cached.
+        rng: the randomness for choosing its text, and its crop where views are not cached.
         number: of the image among all of the run.
     """
 
     source: int
     image: ImageText
     view: int
-    draw: random.Random
+    rng: random.Random
     number: int = 0
 
     def mirrored(self) -> BatchRow:
@@ -84,10 +84,10 @@ class BatchPlan:
             ]
 
     def _draw(self, source: int, row: int, seed: str) -> BatchRow:
-        draw = random.Random(seed)
+        rng = random.Random(seed)
         settings = self.sources[source]
         views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
         number = sum(map(len, self.images[:source])) + row
-        view = draw.choice(views)
-        image = self.images[source][row].with_fewer_words(settings.word_dropout, draw)
-        return BatchRow(source, image, view, draw, number)
+        view = rng.choice(views)
+        image = self.images[source][row].with_fewer_words(settings.word_dropout, rng)
+        return BatchRow(source, image, view, rng, number)

@@ -144,7 +144,7 @@ def load_row(drawn: BatchRow, source: DataSource, transform: ImageTransform) -> 
     image = open_image(drawn.image.image)
     if source.augment:
         settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
-        part = draw_part(image.size, drawn.draw, settings)
+        part = draw_part(image.size, drawn.rng, settings)
         image = part.of(image)
         drawn = drawn.mirrored() if part.mirrored else drawn
     return drawn, fit(image, transform)
@@ -201,4 +201,4 @@ def prefetch_batches(
 def _stand_in(found: LoadedRow, batch: Sequence[LoadedRow | None]) -> LoadedRow:
     """Of another batch, whose texts are to be the same whether or not a row of it has stood in before."""
     drawn, seen = found
-    return found if any(each is found for each in batch) else (replace(drawn, draw=copy(drawn.draw)), seen)
+    return found if any(each is found for each in batch) else (replace(drawn, rng=copy(drawn.rng)), seen)

@@ -103,7 +103,7 @@ class StreamRow:
 
     source: int
     row: Row
-    draw: random.Random
+    rng: random.Random
 
     @property
     def image(self) -> ImageFile:
@@ -146,14 +146,14 @@ class StreamLoader(BatchLoader):
 
     def rows(self, epoch: int) -> Iterator[StreamRow]:
         """This process' rows of an epoch, and more, without end; nothing but headers is read."""
-        draw = random.Random(f"{self.seed}:{epoch}:{self.world.rank}")
+        rng = random.Random(f"{self.seed}:{epoch}:{self.world.rank}")
         sizes = [source.size for source in self.sources]
         rows = [
             source.rows(f"{self.seed}:{epoch}:{number}", self.world, self._skip_tar, self._note_tar)
             for number, source in enumerate(self.sources)
         ]
         for place in count():
-            number = draw.choices(range(len(sizes)), sizes)[0] if len(sizes) > 1 else 0
+            number = rng.choices(range(len(sizes)), sizes)[0] if len(sizes) > 1 else 0
             yield StreamRow(number, next(rows[number]), random.Random(f"{self.seed}:{epoch}:{self.world.rank}:{place}"))
 
     def _load(self, place: StreamRow) -> LoadedRow:
@@ -162,8 +162,8 @@ class StreamLoader(BatchLoader):
         pair = place.row if isinstance(place.row, ImageText) else _read(place.row, source)
         if not self.usable(pair):
             raise ImageError(str(image), "says nothing that this stage learns from")
-        pair = pair.with_fewer_words(source.word_dropout, place.draw)
-        drawn = BatchRow(place.source, pair, 0, place.draw, _number(image))
+        pair = pair.with_fewer_words(source.word_dropout, place.rng)
+        drawn = BatchRow(place.source, pair, 0, place.rng, _number(image))
         return load_row(drawn, source, self.transform)
 
     def _skip(self, place: StreamRow, error: ImageError) -> None:

@@ -38,15 +38,15 @@ class Target:
     question: str | None = None
 
 
-def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, draw: random.Random) -> Target:
+def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, rng: random.Random) -> Target:
     """A caption or a question of an image, by the recipe's shares."""
-    question = choose_question(image, mixture, draw)
+    question = choose_question(image, mixture, rng)
     if question is not None:
         # Where several people answered, each of their answers is right as often as it was given.
-        answer = draw.choice(question.answers) if question.answers else question.answer
+        answer = rng.choice(question.answers) if question.answers else question.answer
         return Target(prompts.ask(question.question), " " + answer, question.question)
-    caption = choose_caption(image, mixture, draw)
-    if draw.random() < 0.1:
+    caption = choose_caption(image, mixture, rng)
+    if rng.random() < 0.1:
         return Target(PREFIX, " " + caption)
     prompt = trim_prompt(prompts.caption)
     # Behind a prompt, the space before a caption is part of its first word.
@@ -54,42 +54,42 @@ def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, 
 
 
 def choose_targets(
-    image: ImageText, mixture: Mixture, prompts: PromptTemplates, draw: random.Random, count: int
+    image: ImageText, mixture: Mixture, prompts: PromptTemplates, rng: random.Random, count: int
 ) -> list[Target]:
     """Several texts of one image, different ones as far as it has them."""
     chosen: list[Target] = []
     for _ in range(count):
-        target = choose_target(image, mixture, prompts, draw)
+        target = choose_target(image, mixture, prompts, rng)
         for _ in range(3):
             if target not in chosen:
                 break
-            target = choose_target(image, mixture, prompts, draw)
+            target = choose_target(image, mixture, prompts, rng)
         chosen.append(target)
     return chosen
 
 
-def choose_caption(image: ImageText, mixture: Mixture, draw: random.Random) -> str:
+def choose_caption(image: ImageText, mixture: Mixture, rng: random.Random) -> str:
     """A caption, or by share a statement; whichever there is."""
-    if image.statements and (not image.captions or draw.random() < mixture.statements):
-        return draw.choice(image.statements)
-    return draw.choice(image.captions)
+    if image.statements and (not image.captions or rng.random() < mixture.statements):
+        return rng.choice(image.statements)
+    return rng.choice(image.captions)
 
 
-def choose_question(image: ImageText, mixture: Mixture, draw: random.Random) -> Question | None:
+def choose_question(image: ImageText, mixture: Mixture, rng: random.Random) -> Question | None:
     """A question, or None when a caption's turn has come."""
     if not image.questions and not image.made_questions:
         return None
     describable = image.captions or (image.statements and mixture.statements)
-    if describable and draw.random() >= mixture.questions:
+    if describable and rng.random() >= mixture.questions:
         return None
-    if image.made_questions and (not image.questions or draw.random() < mixture.made_questions):
-        return draw.choice(image.made_questions)
-    return draw.choice(image.questions)
+    if image.made_questions and (not image.questions or rng.random() < mixture.made_questions):
+        return rng.choice(image.made_questions)
+    return rng.choice(image.questions)
 
 
-def choose_context(image: ImageText, target: Target, draw: random.Random) -> str:
+def choose_context(image: ImageText, target: Target, rng: random.Random) -> str:
     """What stands where the visual tokens will: nothing, another caption, or shuffled words."""
-    kind = draw.random()
+    kind = rng.random()
     if kind < 0.15:
         return ""
     answer = target.answer.strip()
@@ -97,13 +97,13 @@ def choose_context(image: ImageText, target: Target, draw: random.Random) -> str
     if target.question is not None:
         answer = statement_from_question(target.question.rstrip("?"), answer) or answer
     if kind < 0.35:
-        return draw.choice(told or [answer])
+        return rng.choice(told or [answer])
     # Words of the text itself make the context worth reading; an image tells as much.
-    chosen = draw.sample(told, min(len(told), 2)) + ([answer] if not told or draw.random() < 0.6 else [])
+    chosen = rng.sample(told, min(len(told), 2)) + ([answer] if not told or rng.random() < 0.6 else [])
     words = [word for text in chosen for word in text.split()]
     content = list(dict.fromkeys(word for word in words if word not in STOP_WORDS))
-    content = [word for word in content if draw.random() < KEPT_WORDS]
-    draw.shuffle(content)
+    content = [word for word in content if rng.random() < KEPT_WORDS]
+    rng.shuffle(content)
     return " ".join(content[:MAX_CONTEXT_WORDS])
 
 

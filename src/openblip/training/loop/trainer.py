@@ -137,7 +137,7 @@ class Trainer:
         for _ in range(position.step, self.epoch_steps):
             started = time.perf_counter()
             micro_batches = [
-                MicroBatch(rows, self._move(views), [drawn.draw.getstate() for drawn in rows])
+                MicroBatch(rows, self._move(views), [drawn.rng.getstate() for drawn in rows])
                 for rows, views in _take(batches, recipe.accumulate)
             ]
             losses, rate = self._step(micro_batches)
@@ -226,7 +226,7 @@ class Trainer:
     def _again(self, batch: MicroBatch, number: int) -> None:
         """Compute a batch again, with the same texts."""
         for drawn, rng_state in zip(batch.rows, batch.rng_states, strict=True):
-            drawn.draw.setstate(rng_state)
+            drawn.rng.setstate(rng_state)
         self.task(batch.rows, batch.views, self._seed_generators(number))
 
     def _together(self, last: bool) -> AbstractContextManager[Any]:

@@ -154,10 +154,10 @@ class LanguageTask(Task):
         return {"lm": self.runtime.world.mean(torch.stack(losses).sum(), sum(counts))}
 
     def _documents(self, drawn: BatchRow) -> list[EncodedTarget]:
-        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.draw, self.texts_per_image)
+        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.rng, self.texts_per_image)
         rows = []
         for target in targets:
-            context = choose_context(drawn.image, target, drawn.draw)
+            context = choose_context(drawn.image, target, drawn.rng)
             row = encode_target(target, context, self.tokenizer, self.stop_id)
             if target.question is not None:
                 # The words of questions are learnt, too, but not whether one is asked: that is up to the user.
@@ -190,7 +190,7 @@ class Stage1Task(Task):
     def forward(
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in batch]
+        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.rng) for drawn in batch]
         text = TextBatch(*self.matching.batch(texts)).to(self.runtime.device)
         clamp_temperature(self.network)
         patches = keep_patches(self.patches(views), self.recipe.patch_share)
@@ -255,7 +255,7 @@ class Stage2Task(Task):
         owners = []
         for owner, drawn in enumerate(batch):
             count = self.recipe.texts_per_image
-            for target in choose_targets(drawn.image, self.recipe.mixture, self.parts.prompts, drawn.draw, count):
+            for target in choose_targets(drawn.image, self.recipe.mixture, self.parts.prompts, drawn.rng, count):
                 # What is learnt by reward need not be imitated.
                 if self.critic is None or target.question is not None or not drawn.image.captions:
                     targets.append(target)
@@ -292,7 +292,7 @@ class Stage2Task(Task):
         if world.joined(len(described)) < 2:
             return self._unmatched()
         chosen = [batch[row] for row in described]
-        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.draw) for drawn in chosen]
+        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.rng) for drawn in chosen]
         clamp_temperature(self.network)
         rows = torch.tensor(described, dtype=torch.int64, device=self.runtime.device)
         loss = pair_losses(
