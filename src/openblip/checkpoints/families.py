@@ -49,6 +49,7 @@ class Family:
         models: those that `load` knows by name.
         text: what makes ids of a text that is compared with images: built of a `Tokenizer` and the most tokens, with
             the tokens that the tokenizer starts with and pads with as `start_token` and `pad_token`.
+        start_token, pad_token: what begins a text of the language model, and fills short rows.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Family:
     read: Callable[[Mapping[str, Any], Path], Any] | None = None
     models: tuple[ModelEntry, ...] = ()
     text: type[Any] = MatchingText
+    start_token: str = "</s>"
+    pad_token: str = "<pad>"
 
     def read_config(self, content: Mapping[str, Any], path: Path) -> Any:
         """The sizes that config.json says.

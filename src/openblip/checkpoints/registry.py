@@ -105,7 +105,7 @@ def nearest_names(name: str) -> list[str]:
 
 
 def folder_kind(folder: Path) -> FolderKind:
-    """Who wrote a model folder, by its config.json; of which family one of transformers' is, `transformers_family` says.
+    """Who wrote a model folder, by its config.json; `transformers_family` says which family it is of.
 
     Raises:
         CheckpointError: it has none, or one of another model.
@@ -117,10 +117,8 @@ def folder_kind(folder: Path) -> FolderKind:
     if isinstance(kind, str) and kind in TRANSFORMERS_FAMILIES:
         return "transformers"
     what = "another program's model" if kind is None else f"a model of type {kind!r}"
-    known = " or ".join(TRANSFORMERS_FAMILIES.values())
-    raise CheckpointError(
-        f"{folder} holds {what}: give a folder of OpenBLIP, or one that transformers wrote of {known}"
-    )
+    known = " or ".join(TRANSFORMERS_FAMILIES)
+    raise CheckpointError(f"{folder} holds {what}: give a folder of OpenBLIP, or of type {known} of transformers")
 
 
 def transformers_family(folder: Path) -> str:

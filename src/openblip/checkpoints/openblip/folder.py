@@ -136,8 +136,8 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
     if language is not None:
         tokenizer, source = language.tokenizer, language.source
     elif language_of(config) is not None:
-        # OPT's texts begin with </s>, T5's prompts end with it.
-        tokenizer = Tokenizer.from_file(folder / DECODER_FILE, start_token="</s>", pad_token="<pad>")
+        # Of BLIP-2's: OPT's texts begin with </s>, T5's prompts end with it.
+        tokenizer = Tokenizer.from_file(folder / DECODER_FILE, family.start_token, family.pad_token)
     parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source, family.name)
     _check_words(parts, folder)
     return parts
