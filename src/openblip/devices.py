@@ -53,19 +53,27 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    dtype = None if dtype == "auto" else SHORT_NAMES.get(str(dtype), dtype)
+    for called, value, kind in (("dtype", dtype, torch.dtype), ("device", device, torch.device)):
+        if not isinstance(value, str | kind | None):
+            raise OptionError(f"{called} is {value!r}: give its name as text, or a torch.{called}")
+    if dtype is not None:
+        dtype = str(dtype).lower().removeprefix("torch.")
+        dtype = None if dtype == "auto" else SHORT_NAMES.get(dtype, dtype)
+    if isinstance(device, str):
+        device = device.lower()
     if dtype is not None and dtype not in (*known, *QUANTIZED):
         raise OptionError(f"dtype {dtype!r} is not one of {', '.join(('auto', *known, *QUANTIZED))}")
     if device in (None, "auto"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise OptionError(f"device {device!r} is unknown: use auto, cpu, cuda, cuda:0 or mps") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("CUDA was asked for but this PyTorch sees no GPU: use device='cpu'")
+    if chosen.type == "cuda" and chosen.index is not None and chosen.index >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise OptionError(f"device {str(chosen)!r} is not there: this PyTorch sees {there}")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise OptionError("MPS was asked for but this PyTorch has no Apple GPU: use device='cpu'")
     if chosen.type not in ("cpu", "cuda", "mps"):

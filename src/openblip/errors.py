@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from numbers import Integral
+from pathlib import Path
 
 MOST_SHOWN = 200
 """Characters of one name or value of outside."""
@@ -102,3 +106,48 @@ def whole_number(called: str, value: object, least: int, wanted: str = "") -> in
     if value < least:
         raise OptionError(f"{called} is {value}: it must be {wanted or f'at least {least}'}")
     return int(value)
+
+
+def yes_or_no(called: str, value: object) -> bool:
+    """A choice of two that a user gave, checked: "no" and "false" would count as true.
+
+    Raises:
+        OptionError: it is neither True nor False, of Python or NumPy.
+    """
+    kind = type(value)
+    if not isinstance(value, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
+        raise OptionError(f"{called} is {value!r}: it must be True or False")
+    return bool(value)
+
+
+def is_several(value: object) -> bool:
+    """Whether there are things to go through: not in one text or the bytes of one, nor in an array of no dimensions."""
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        return False
+    # A number in an array is Iterable, and raises when somebody iterates.
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
+def given_path(called: str, value: object) -> Path:
+    """A path that a user gave, checked; `~` is the user's home.
+
+    Args:
+        called: what an error calls it.
+
+    Raises:
+        OptionError: it is no path, is empty, or has what no system takes: characters, a length, the home of nobody.
+    """
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise OptionError(f"{called} is {value!r}: give a path as text, or a pathlib.Path")
+    if not text.strip():
+        raise OptionError(f"{called} is empty: give a path")
+    try:
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(f"{called} is {text!r}, which no system takes as a path ({error}): give another") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            raise OptionError(f"{called} {text} is no path here ({error.strerror}): give another") from error
+    return path

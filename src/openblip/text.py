@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError, OptionError, is_several
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def text_list(given: str | Iterable[str], what: str = "the texts") -> list[str]:
     """
     if isinstance(given, str):
         return [given]
-    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+    if not is_several(given) or isinstance(given, Mapping):
         raise OptionError(f"{what} are {str(given)[:100]!r}: give a text, or several")
     texts = list(given)
     for text in texts:

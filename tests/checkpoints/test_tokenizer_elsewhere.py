@@ -107,7 +107,7 @@ def test_what_does_not_go_together(theirs: Theirs, bare: Path, tiny_model_folder
         ("mini", theirs.folder, OptionError, "has its own words"),
         (bare, tmp_path / "nowhere", CheckpointError, "the tokenizer .*nowhere is not there: give a model's folder"),
         (bare, bare, CheckpointError, r"has no vocabulary: .* tokenizer=\.\.\."),
-        (bare, "", CheckpointError, "the tokenizer's name is empty"),
+        (bare, "", OptionError, "the tokenizer is empty"),
     ]
     for place, tokenizer, kind, words in faults:
         with pytest.raises(kind, match=words):

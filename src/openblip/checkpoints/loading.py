@@ -18,7 +18,7 @@ from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.registry import did_you_mean, find_model, folder_kind, folder_of, transformers_family
-from openblip.errors import CheckpointError, DownloadError, OptionError
+from openblip.errors import CheckpointError, DownloadError, OptionError, given_path
 
 
 def load_parts(name: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
@@ -126,9 +126,7 @@ def find_tokenizer(place: str | Path) -> Path:
     """
     if (own := folder_of(place)) is not None:
         return own
-    if not str(place).strip():
-        raise CheckpointError("the tokenizer's name is empty: give a model's folder, or its name on the hub")
-    folder = Path(place).expanduser()
+    folder = given_path("the tokenizer", place)
     if folder.is_dir():
         return folder
     if folder.is_file():

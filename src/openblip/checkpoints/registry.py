@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from openblip.checkpoints.blip2_models import MINI, MODELS
 from openblip.checkpoints.json_files import read_json
 from openblip.checkpoints.model_entry import ModelEntry
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError, OptionError, yes_or_no
 
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
@@ -62,6 +62,8 @@ def list_models(
         raise OptionError(f"the pattern is {pattern!r}: give a part of a name as text")
     wanted = pattern.lower() if set(pattern) & set("*?[") else f"*{pattern.lower()}*"
     models = all_models()
+    if cached is not None:
+        cached = yes_or_no("cached", cached)
     if family is not None:
         _check("family of models", family, _MODELS)
     if ability is not None:
@@ -128,7 +130,7 @@ def transformers_family(folder: Path) -> str:
 
 def _check(what: str, given: str, known: Iterable[str]) -> None:
     names = list(known)
-    if given in names:
+    if isinstance(given, str) and given in names:
         return
     near = get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
     raise OptionError(f"{given!r} is no {what}: " + (f"did you mean {near[0]}?" if near else f"{', '.join(names)} are"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
-from openblip.errors import OptionError
+from openblip.errors import OptionError, yes_or_no
 from openblip.generation.repeated_words import Vocabulary
 
 OTHER_NAMES = {
@@ -98,10 +97,14 @@ class GenerationOptions:
             if value is None:
                 continue
             called = "the number of texts" if name == "num_return_sequences" else name
-            if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+            if kind is bool:
+                value = yes_or_no(called, value)
+            elif not isinstance(value, kind) or isinstance(value, bool):
                 raise OptionError(f"{called} is {value!r}: it must be {KINDS[kind]}")
-            if not fits(value):
+            elif not fits(value):
                 raise OptionError(f"{called} is {value}: it must be {wanted}")
+            # Of Python: PyTorch takes no fractions, and no whole number of more than 64 bits for a float.
+            object.__setattr__(self, name, CONVERSIONS[kind](value))
         shortest, longest, beams = self.min_new_tokens, self.max_new_tokens, self.num_beams
         if shortest is not None and longest is not None and shortest > longest:
             raise OptionError(f"min_new_tokens is {shortest}: it must be at most max_new_tokens, which is {longest}")
@@ -192,20 +195,26 @@ class ResolvedOptions(GenerationOptions):
             raise OptionError(f"{self.num_return_sequences} texts were asked for: one at a time can be streamed")
 
 
-KINDS: dict[type, str] = {Integral: "a whole number", Real: "a number", bool: "true or false"}
+MOST_TEXTS = 10_000
+"""Beams or samples of a prompt: more than memory has room for with any model."""
+TEXTS = f"at least 1 and at most {MOST_TEXTS:,}"
+KINDS: dict[type, str] = {Integral: "a whole number", Real: "a number"}
+CONVERSIONS: dict[type, type] = {Integral: int, Real: float, bool: bool}
 RANGES: dict[str, tuple[type, Any, str]] = {
-    "num_beams": (Integral, lambda value: value >= 1, "at least 1"),
+    "num_beams": (Integral, lambda value: 1 <= value <= MOST_TEXTS, TEXTS),
     "max_new_tokens": (Integral, lambda value: value >= 1, "at least 1"),
     "min_new_tokens": (Integral, lambda value: value >= 0, "at least 0"),
     "top_p": (Real, lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "top_k": (Integral, lambda value: value >= 0, "0 (off) or more"),
-    "temperature": (Real, lambda value: 0 < value < math.inf, "a number above 0"),
+    "temperature": (Real, lambda value: 1e-30 <= value <= 1e30, "a number above 0, from 1e-30 to 1e30"),
     "seed": (Integral, lambda value: -(2**63) <= value < 2**63, "a number of 64 bits"),
-    "length_penalty": (Real, math.isfinite, "a finite number"),
-    "repetition_penalty": (Real, lambda value: 0 < value < math.inf, "a number above 0"),
+    "length_penalty": (Real, lambda value: -50 <= value <= 50, "a number from -50 to 50"),
+    "repetition_penalty": (Real, lambda value: 1e-30 <= value <= 1e30, "a number above 0, from 1e-30 to 1e30"),
     "no_repeat_ngram_size": (Integral, lambda value: value >= 0, "0 (off) or more"),
-    "no_repeat_words": (bool, lambda value: True, "true or false"),
-    "num_return_sequences": (Integral, lambda value: value >= 1, "at least 1"),
+    "no_repeat_words": (bool, lambda value: True, "True or False"),
+    "early_stopping": (bool, lambda value: True, "True or False"),
+    "do_sample": (bool, lambda value: True, "True or False"),
+    "num_return_sequences": (Integral, lambda value: 1 <= value <= MOST_TEXTS, TEXTS),
 }
 
 PLAIN = GenerationOptions(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.errors import ImageError, OpenBlipError, OptionError, yes_or_no
 from openblip.images.memory import BYTES_PER_PIXEL, SMALL_BYTES, Lease, MemoryBudget, bytes_needed
 from openblip.images.rgb import to_rgb
 from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
@@ -75,8 +75,11 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
 
     Raises:
         ImageError: the image cannot be read; the message names it and says what to do.
-        OptionError: `max_pixels` or OPENBLIP_MAX_PIXELS is not a positive whole number.
+        OptionError: `max_pixels` or OPENBLIP_MAX_PIXELS is not a positive whole number, or `allow_urls` not True,
+            False or None.
     """
+    if allow_urls is not None:
+        allow_urls = yes_or_no("allow_urls", allow_urls)
     with _BUDGET.lease() as lease:
         return _load(source, describe_source(source), _pixel_limit(max_pixels), allow_urls, lease)
 

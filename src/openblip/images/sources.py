@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
-from openblip.errors import ImageError, printable
+from openblip.errors import ImageError, OptionError, is_several, printable, yes_or_no
 from openblip.files import NotAFileError, open_file
 
 if TYPE_CHECKING:
@@ -291,9 +291,14 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
     """
     if isinstance(inputs, (str, os.PathLike)):
         inputs = [inputs]  # a lone string would otherwise be taken letter by letter
+    if not is_several(inputs):
+        raise OptionError(f"the inputs are {inputs!r}: give paths and addresses as texts")
+    recursive = yes_or_no("recursive", recursive)
     found: dict[str, str] = {}
     for entry in inputs:
-        text = os.fspath(entry)
+        text = os.fspath(entry) if isinstance(entry, os.PathLike) else entry
+        if not isinstance(text, str):
+            raise OptionError(f"{entry!r} is among the inputs: give paths and addresses as texts")
         if is_address(text):
             _checked_address(text, describe_source(text))
             found.setdefault(text, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -274,5 +275,5 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """
     size = whole_number("batch_size", size, 1)
     waiting = iter(items)
-    while batch := list(islice(waiting, size)):
+    while batch := list(islice(waiting, min(size, sys.maxsize))):
         yield batch

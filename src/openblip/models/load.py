@@ -10,6 +10,7 @@ from openblip.checkpoints.loading import find_tokenizer, load_parts
 from openblip.checkpoints.lora.fit import find_adapter
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.devices import Placement, choose_placement, tell_substitution
+from openblip.errors import given_path
 from openblip.images.encoded_image import DEFAULT_BYTES, ImageCache
 from openblip.models.families import composer_of
 from openblip.models.model import Model
@@ -60,7 +61,7 @@ def load(
         placement.device,
         placement.bits,
         adapter=None if adapter is None else find_adapter(adapter),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=None if checkpoint is None else given_path("the checkpoint", checkpoint),
         tokenizer=None if tokenizer is None else find_tokenizer(tokenizer),
     )
     return model_of(load_parts(name, options), placement, image_cache)

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from openblip.errors import yes_or_no
 from openblip.images.encoded_image import ImageInput, image_list, is_one
 from openblip.matching import ranking
 from openblip.matching.matcher import TEMPLATES
@@ -63,6 +64,7 @@ def scores(
     Raises:
         OptionError: `itm` of a model that compares by contrast alone.
     """
+    itm = yes_or_no("itm", itm)
     return matcher_of(self, "match").scores(image_list(images), text_list(texts), itm=itm, batch_size=batch_size)
 
 

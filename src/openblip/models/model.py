@@ -11,6 +11,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.devices import Placement
+from openblip.errors import given_path
 from openblip.images.encoded_image import EncodedImage, ImageCache, ImageInput
 from openblip.models import matching_methods, text_methods
 from openblip.models.abilities import Components, writer_of
@@ -108,7 +109,7 @@ class Model:
         Raises:
             OptionError: there is something in the folder, an unknown storage, or adapters in the network.
         """
-        path = Path(folder)
+        path = given_path("the folder", folder)
         with new_folder(path) as place:
             save_native(self.parts, place, storage)
         return path

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from openblip.errors import OptionError
+from openblip.errors import OptionError, yes_or_no
 from openblip.generation.options import ResolvedOptions
 from openblip.images.encoded_image import ImageInput, image_list, is_one
 from openblip.models.abilities import writer_of
@@ -106,6 +106,7 @@ def caption(
     """
     one, count = is_one(images), 1 if num_captions is None else num_captions
     writer = writer_of(self, "caption")
+    stream, details = yes_or_no("stream", stream), yes_or_no("details", details)
     if stream and (not one or num_captions is not None or details):
         raise OptionError(
             "one caption of one image can be streamed: leave out num_captions and details, give one image"
@@ -321,7 +322,7 @@ def _stream(
     prompt_of: Callable[[str], str],
     options: ResolvedOptions,
 ) -> Pieces:
-    if not is_one(images) or not isinstance(texts, str) or details:
+    if not is_one(images) or not isinstance(texts, str) or yes_or_no("details", details):
         raise OptionError("one text about one image can be streamed: give one image and one text, and no details")
     prompt = prompt_of(texts)  # a wrong one is an error before the image is encoded
     return writer_of(self, "ask").stream(self.encode_image(cast(ImageInput, images)), prompt, options)
@@ -336,7 +337,7 @@ def _texts(
     options: ResolvedOptions,
     batch_size: int,
 ) -> Any:
-    one_text, own = isinstance(texts, str), text_list(texts)
+    one_text, own, details = isinstance(texts, str), text_list(texts), yes_or_no("details", details)
     asked = ((image, own) for image in image_list(images))
 
     def pick(answered: Answered) -> Any:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.errors import yes_or_no
 from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, check_names
 from openblip.generation.repeated_words import Vocabulary
 from openblip.results import GeneratedText
@@ -50,14 +51,15 @@ def _merged(
     method: Callable[..., Any] | None,
 ) -> ResolvedOptions:
     check_names(options, method)
+    stream = yes_or_no("stream", stream)
     no_repeat_words = options.get("no_repeat_words")
     if no_repeat_words is None:
-        no_repeat_words = defaults.no_repeat_words
+        no_repeat_words = bool(defaults.no_repeat_words)
     given = GenerationOptions(
         **options,
         num_return_sequences=texts,
         stop_ids=(parts.stop_id,),
-        vocabulary=_vocabulary(parts.require_words()) if no_repeat_words else None,
+        vocabulary=_vocabulary(parts.require_words()) if yes_or_no("no_repeat_words", no_repeat_words) else None,
     )
     if stream and given.num_beams is None and not given.samples and not defaults.samples:
         given = replace(given, num_beams=1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.errors import ImageError, OptionError
+from openblip.errors import ImageError, OptionError, is_several
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import ResolvedOptions
 from openblip.generation.prefill import fits
@@ -74,11 +73,13 @@ class Writer:
             prompt_of: a question to its prompt.
         """
         waiting: deque[tuple[list[str], list[str]]] = deque()
+        wanted = "give pairs of an image and the question or questions about it"
+        if not is_several(asked):
+            raise OptionError(f"{str(asked)[:100]} was asked: {wanted}")
 
         def images() -> Iterator[ImageInput]:
-            for pair in cast("Iterable[Any]", asked):
+            for pair in asked:
                 if not isinstance(pair, tuple | list) or len(pair) != 2:
-                    wanted = "give pairs of an image and the question or questions about it"
                     raise OptionError(f"{str(pair)[:100]} was asked: {wanted}")
                 image, given = pair
                 own = text_list(given, "the questions")

@@ -17,7 +17,7 @@ from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
 from openblip.checkpoints.names.transformers import is_theirs, sources
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError, OptionError, given_path
 
 WEIGHT = ".weight"
 TABLES = (".tokens.weight", ".words.weight", ".positions.weight", ".table.weight")
@@ -152,7 +152,7 @@ def find_adapter(place: str | Path) -> Adapter:
     """
     if not isinstance(place, str | Path) or not str(place).strip():
         raise OptionError(f"the adapter is {place!r}: give a folder, or the name of a repository on the hub")
-    folder = Path(place).expanduser()
+    folder = given_path("the adapter", place)
     if not folder.is_dir():
         if not REPOSITORY_NAME.fullmatch(str(place)):
             raise CheckpointError(f"the adapter {place} is not there: give a folder that holds adapter_config.json")

@@ -208,7 +208,7 @@ def stored_state(network: Blip2Network) -> dict[str, Tensor]:
 
 def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     """Tensors as they are stored. Raises OptionError for an unknown storage."""
-    if storage not in STORAGES:
+    if not isinstance(storage, str) or storage not in STORAGES:
         raise OptionError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
