@@ -11,8 +11,9 @@ from torch import Tensor
 from openblip.checkpoints.hub.sources import LocalFile, WebFile
 from openblip.checkpoints.model_entry import LANGUAGE, VISION, ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.engine import Plan
 from openblip.checkpoints.names.languages import LANGUAGES
-from openblip.checkpoints.names.lavis import VISION_PREFIX, blip2_from_lavis
+from openblip.checkpoints.names.lavis import VISION_PREFIX, lavis_layout
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import Placer
@@ -90,52 +91,81 @@ def read_lavis(config: Blip2Config, files: LavisFiles, options: ReadOptions = DE
     Raises:
         CheckpointError: see `load_lavis`.
     """
-    saved = Peeled(open_weights(files.checkpoint), LAVIS_ROOTS)
-    opened: list[Peeled | WeightFolder] = [saved]
-    state = {name: saved.read(name) for name in saved.shapes}
-    if not any(name.startswith(VISION_PREFIX) for name in state):
-        path = _given(files.vision, f"the image encoder, which {files.checkpoint} lacks because it was frozen,")
-        encoder = Peeled(open_weights(path), ENCODER_ROOTS)
-        opened.append(encoder)
-        state |= {VISION_PREFIX + name: encoder.read(name) for name in encoder.shapes}
-    prefix = "" if config.own_language is None else LANGUAGES[config.own_language.kind].lavis_prefix
-    if prefix and sum(name.startswith(prefix) for name in state) <= len(TIED_STRAYS):
-        folder = _given(files.language, f"the language model, which {files.checkpoint} lacks because it was frozen,")
-        weights = WeightFolder(folder, LANGUAGE_ROOTS)
-        opened.append(weights)
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
-        state |= {prefix + name: weights.read(name) for name in weights.shapes}
+    weights = _open(config, files)
+    places = " with ".join(str(path) for path in (files.checkpoint, files.vision, files.language) if path)
     try:
-        renamed = blip2_from_lavis(state, config)
+        plan = lavis_layout(config).plan(weights.shapes)
+        plan.check_repeats(weights.read)
     except CheckpointError as error:
-        places = " with ".join(str(path) for path in (files.checkpoint, files.vision, files.language) if path)
         raise CheckpointError(f"{places}: {error}") from error
     network = empty_network(config, files.checkpoint)
     placer = Placer(network, files.checkpoint, options, lambda name: f"{_supplier(name, files)}: {name}")
-    _check_fit(placer.wanted, renamed, files)
+    _check_fit(placer.wanted, plan, weights, files)
     read = 0
     for name in placer.to_put:
-        read += renamed[name].nbytes
-        placer.put(name, renamed.pop(name))
+        pieces = plan.pieces(name, weights.read)
+        placer.put(name, *pieces)
+        read += sum(piece.nbytes for piece in pieces)
         if read > LET_GO_BYTES:
             read = 0
-            for file in opened:
-                file.let_go()
+            weights.let_go()
     return placer.finish()
+
+
+class _Together:
+    """Files of one model under the names that a checkpoint with everything in it has."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, tuple[Peeled | WeightFolder, str]] = {}
+
+    def add(self, file: Peeled | WeightFolder, prefix: str = "", left_out: tuple[str, ...] = ()) -> None:
+        for name, shape in file.shapes.items():
+            if not name.startswith(left_out):
+                self.shapes[prefix + name] = shape
+                self._files[prefix + name] = file, name
+
+    def read(self, name: str) -> Tensor:
+        file, own = self._files[name]
+        return file.read(own)
+
+    def let_go(self) -> None:
+        """As `SafetensorsFile.let_go`."""
+        for file in {id(file): file for file, _ in self._files.values()}.values():
+            file.let_go()
+
+
+def _open(config: Blip2Config, files: LavisFiles) -> _Together:
+    """The checkpoint, with the files of those frozen parts that it lacks."""
+    saved = Peeled(open_weights(files.checkpoint), LAVIS_ROOTS)
+    weights = _Together()
+    prefix = "" if config.own_language is None else LANGUAGES[config.own_language.kind].lavis_prefix
+    lacks_language = bool(prefix) and sum(name.startswith(prefix) for name in saved.shapes) <= len(TIED_STRAYS)
+    weights.add(saved, left_out=(prefix,) if lacks_language else ())
+    if not any(name.startswith(VISION_PREFIX) for name in saved.shapes):
+        path = _given(files.vision, f"the image encoder, which {files.checkpoint} lacks because it was frozen,")
+        weights.add(Peeled(open_weights(path), ENCODER_ROOTS), VISION_PREFIX)
+    if lacks_language:
+        folder = _given(files.language, f"the language model, which {files.checkpoint} lacks because it was frozen,")
+        weights.add(WeightFolder(folder, LANGUAGE_ROOTS), prefix)
+    return weights
 
 
 TIED_STRAYS = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 """All that a checkpoint may carry of a language model that was frozen: tables tied to others."""
 
 
-def _check_fit(wanted: dict[str, tuple[int, ...]], found: dict[str, Tensor], files: LavisFiles) -> None:
-    misfits = [f"{name} is missing from {_supplier(name, files).name}" for name in wanted if name not in found]
-    misfits += [f"{name} is unknown" for name in found if name not in wanted]
-    misfits += [
-        f"{name} in {_supplier(name, files).name} is {list(found[name].shape)}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
+def _check_fit(wanted: dict[str, tuple[int, ...]], plan: Plan, weights: _Together, files: LavisFiles) -> None:
+    """Compare names and shapes before a tensor is read."""
+    misfits = [f"{name} is missing from {_supplier(name, files).name}" for name in wanted if name not in plan.rows]
+    misfits += [f"{name} is unknown" for name in plan.rows if name not in wanted]
+    for name, shape in wanted.items():
+        rows = plan.rows.get(name, ())
+        for row in rows:
+            part = (shape[0] // len(rows), *shape[1:])[row.squeezed :] if shape else shape
+            found = weights.shapes[row.name]
+            if found != part:
+                misfits.append(f"{name} in {_supplier(name, files).name} is {list(found)}, not {list(part)}")
     refuse_misfits(files.checkpoint, misfits)
 
 

@@ -10,19 +10,13 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.checkpoints.names.engine import look_up
 from openblip.checkpoints.names.languages import LANGUAGES
-from openblip.checkpoints.names.lavis import MATCHING, NORM, VISION_PREFIX
-from openblip.checkpoints.names.qformer import LAVIS_QFORMER, LAVIS_TIED, POSITION_NUMBERS
-from openblip.checkpoints.names.vit import LAVIS_CLIP, LAVIS_EVA
+from openblip.checkpoints.names.lavis import VISION_PREFIX, lavis_layout
+from openblip.checkpoints.names.qformer import LAVIS_TIED, POSITION_NUMBERS
 from openblip.checkpoints.tensors.files import save_pickled, write_together
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.vit import VitConfig
-
-CLIP_SQUEEZED = ("class_embedding", "positional_embedding")
-"""CLIP stores these without our leading dimensions of one."""
-
 
 FINE_TUNED_SIDE = 364
 """Official files of models that read images of this side hold their own copy of the image encoder."""
@@ -53,36 +47,18 @@ def to_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> LavisState:
     Raises:
         CheckpointError: LAVIS has no such image encoder or language model, or weights are quantized.
     """
-    if not isinstance(config.vision, VitConfig):
-        raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
-    if config.language is not None and config.language.is_external:
-        raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this one has an external language model")
+    layout = lavis_layout(config)
     if not all(tensor.is_floating_point() for tensor in state.values()):
         raise CheckpointError("LAVIS cannot read quantized weights: load the model in floating point")
-    language = config.own_language
-    projection = {} if language is None else {LANGUAGES[language.kind].lavis_projection: "prompt_projection"}
-    others = _inverse({**NORM, **MATCHING, **projection})
-    qformer = _inverse(LAVIS_QFORMER)
-    clip = config.vision.pre_norm
-    encoder = _inverse(LAVIS_CLIP if clip else LAVIS_EVA)
     found = LavisState({}, {}, {})
-    written: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        if language is not None and part == language.prefix:
-            written[rest] = tensor
-        elif part == "vision":
-            theirs = _named(rest, encoder)
-            found.vision[theirs] = tensor[0] if clip and theirs in CLIP_SQUEEZED else tensor
-        elif part == "qformer":
-            found.checkpoint[_named(rest, qformer)] = tensor
+    files = None if config.own_language is None else LANGUAGES[config.own_language.kind]
+    for name, tensor in layout.to_theirs(state).items():
+        if name.startswith(VISION_PREFIX):
+            found.vision[name.removeprefix(VISION_PREFIX)] = tensor
+        elif files is not None and name.startswith(files.lavis_prefix):
+            found.language[name.removeprefix(files.lavis_prefix)] = tensor
         else:
-            found.checkpoint[_named(name, others)] = tensor
-    if clip:
-        # LAVIS keeps CLIP's own shapes: [width] and [1 + patches, width].
-        found.vision["class_embedding"] = found.vision["class_embedding"].flatten()
-    if language is not None:
-        found.language.update(LANGUAGES[language.kind].to_transformers(written))
+            found.checkpoint[name] = tensor
     found.checkpoint.update(_strays(found, config))
     return found
 
@@ -111,21 +87,9 @@ def save_lavis(parts: ModelParts, folder: Path) -> None:
 def _strays(found: LavisState, config: Blip2Config) -> dict[str, Tensor]:
     """What LAVIS' runner saves besides: second names of tied tensors, and a buffer that counts."""
     longest = config.qformer.max_positions
-    strays = {POSITION_NUMBERS[0]: torch.arange(longest)[None]}
+    strays = {POSITION_NUMBERS: torch.arange(longest)[None]}
     strays |= {second: found.checkpoint[first] for second, first in LAVIS_TIED.items() if first in found.checkpoint}
     if config.own_language is not None:
         files = LANGUAGES[config.own_language.kind]
         strays |= {files.lavis_prefix + second: found.language[first] for second, first in files.tied.items()}
     return strays
-
-
-def _inverse(table: Mapping[str, str]) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in table.items()}
-
-
-def _named(name: str, table: Mapping[str, str]) -> str:
-    """Raises CheckpointError for a tensor that LAVIS has no place for."""
-    found = look_up(name, table)
-    if found is None:
-        raise CheckpointError(f"LAVIS has no place for {name}: this model is no BLIP-2 of its layouts")
-    return found

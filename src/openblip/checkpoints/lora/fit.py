@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter
 from openblip.checkpoints.lora.notes import is_adapter
-from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
-from openblip.checkpoints.names.transformers import is_theirs, sources
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, Rows, first_few
+from openblip.checkpoints.names.transformers import LAYOUT, is_theirs
 from openblip.errors import CheckpointError, OptionError, given_path
 
 WEIGHT = ".weight"
@@ -24,15 +24,6 @@ TABLES = (".tokens.weight", ".words.weight", ".positions.weight", ".table.weight
 """Ends of names of matrices that are no linear layers."""
 CONV_1D = "Conv1D"
 """transformers' linear layer of GPT-2's kin, whose weights are [in, out]."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """The `index`-th of `count` equal parts, along the first dimension, of our tensor `name`."""
-
-    name: str
-    index: int
-    count: int
 
 
 class AdapterFit:
@@ -50,7 +41,7 @@ class AdapterFit:
         Raises:
             CheckpointError: a layer that the network lacks, or a shape that differs; the first misfits are named.
         """
-        places = _places(wanted)
+        places = LAYOUT.places(name for name in wanted if is_theirs(name))
         shapes = {theirs: _shape(place, wanted) for theirs, place in places.items()}
         layers = {
             theirs.removesuffix(WEIGHT): shape
@@ -68,7 +59,7 @@ class AdapterFit:
             ],
         )
         changes: dict[str, LowRank | Tensor] = {f"{name}{WEIGHT}": change for name, change in adapter.layers.items()}
-        self._changes: dict[str, list[tuple[Place, LowRank | Tensor]]] = defaultdict(list)
+        self._changes: dict[str, list[tuple[Rows, LowRank | Tensor]]] = defaultdict(list)
         for theirs, change in (changes | dict(adapter.replaced)).items():
             self._changes[places[theirs].name].append((places[theirs], change))
         self.changed = frozenset(self._changes)
@@ -79,22 +70,12 @@ class AdapterFit:
             return tensor
         whole = tensor.to(torch.float32, copy=True)
         for place, change in self._changes[name]:
-            rows = whole.chunk(place.count)[place.index]
+            rows = place.of(whole)
             rows.copy_(change.merged(rows) if isinstance(change, LowRank) else change)
         return whole
 
 
-def _places(wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """Where each of their tensors is among ours."""
-    places = {}
-    for name in wanted:
-        rows = sources(name) if is_theirs(name) else ()
-        # Of the image encoder's biases we have two in three: those are nobody's to replace.
-        places.update({row.name: Place(name, index, len(rows)) for index, row in enumerate(rows) if row.count == 1})
-    return places
-
-
-def _shape(place: Place, wanted: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def _shape(place: Rows, wanted: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     shape = wanted[place.name]
     return (shape[0] // place.count, *shape[1:]) if shape else shape
 

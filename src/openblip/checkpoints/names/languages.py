@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from openblip.checkpoints.names import opt, t5
-from openblip.checkpoints.names.engine import BLIP2_LANGUAGE
+from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, NameTable
 from openblip.nn.blip2 import OwnLanguageConfig
 from openblip.nn.opt import OptConfig
 from openblip.nn.t5 import T5Config
@@ -25,11 +23,8 @@ class LanguageFiles:
             stop token stands there.
         lavis_prefix: of its tensors in a LAVIS checkpoint.
         lavis_projection: LAVIS' name of the layer that makes the visual prompt.
-        from_lavis: the tensors under `lavis_prefix`, and the sizes, to a state under our names.
-        to_transformers: such a state to the names of the language model's own folder.
-        tied: second names of tensors in that folder, which LAVIS' runner saves besides, and their first.
-        in_blip2: our names of modules to those in a BLIP-2 folder of transformers.
-        apart: our name of a tensor to the names of those that it joins, as the tables have them.
+        table: its names in a folder of its own, by its sizes; those after `lavis_prefix` are the same.
+        tied: second names of tensors in its own folder, which LAVIS' runner saves besides, and their first.
         words: the word table in a BLIP-2 folder.
         second_words: names there that repeat it.
         ties_head: whether the output head repeats it, too, by the sizes.
@@ -43,11 +38,8 @@ class LanguageFiles:
     stop_id: int
     lavis_prefix: str
     lavis_projection: str
-    from_lavis: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
-    to_transformers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    table: Callable[[Any], NameTable]
     tied: Mapping[str, str]
-    in_blip2: Mapping[str, str]
-    apart: Callable[[str], list[str]]
     words: str
     second_words: tuple[str, ...]
     ties_head: Callable[[Any], bool]
@@ -63,11 +55,8 @@ LANGUAGES = {
         stop_id=2,
         lavis_prefix=opt.LAVIS_PREFIX,
         lavis_projection="opt_proj",
-        from_lavis=lambda state, config: opt.decoder_from_lavis(state),
-        to_transformers=opt.opt_to_transformers,
+        table=lambda config: opt.TABLE,
         tied={"lm_head.weight": "model.decoder.embed_tokens.weight"},
-        in_blip2={ours: f"{BLIP2_LANGUAGE}model.decoder.{theirs}" for theirs, ours in opt.OPT.items()},
-        apart=opt.parts_of,
         words=f"{BLIP2_LANGUAGE}model.decoder.embed_tokens.weight",
         second_words=(),
         ties_head=lambda config: True,
@@ -80,11 +69,8 @@ LANGUAGES = {
         stop_id=1,
         lavis_prefix=t5.LAVIS_PREFIX,
         lavis_projection="t5_proj",
-        from_lavis=t5.t5_from_lavis,
-        to_transformers=t5.t5_to_transformers,
+        table=t5.table_of,
         tied=t5.TIED,
-        in_blip2={ours: BLIP2_LANGUAGE + theirs for ours, theirs in t5.THEIRS.items()},
-        apart=t5.parts_of,
         words=f"{BLIP2_LANGUAGE}shared.weight",
         second_words=tuple(BLIP2_LANGUAGE + second for second in t5.TIED),
         ties_head=lambda config: bool(config.tied_head),

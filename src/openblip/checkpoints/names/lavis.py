@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from openblip.checkpoints.names.engine import first_few, select
+from openblip.checkpoints.names import qformer, vit
+from openblip.checkpoints.names.engine import Layout, NameTable, Part
 from openblip.checkpoints.names.languages import LANGUAGES
-from openblip.checkpoints.names.qformer import LAVIS_PREFIXES as QFORMER_PREFIXES
-from openblip.checkpoints.names.qformer import qformer_from_lavis
-from openblip.checkpoints.names.vit import vit_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.vit import VitConfig
 
-VISION_PREFIX = "visual_encoder."
+VISION_PREFIX = vit.LAVIS_PREFIX
 NORM = {"ln_vision": "vision_norm"}
 MATCHING = {
     "vision_proj": "image_projection",
@@ -23,6 +22,31 @@ MATCHING = {
     "itm_head": "itm_head",
     "temp": "temperature",
 }
+
+
+def lavis_layout(config: Blip2Config) -> Layout:
+    """The names of `blip2` (stage 1), `blip2_opt` and `blip2_t5` (stage 2), as a file saved whole has them.
+
+    Raises:
+        CheckpointError: LAVIS has no such image encoder or language model.
+    """
+    if not isinstance(config.vision, VitConfig):
+        raise CheckpointError("LAVIS has BLIP-2 with EVA's or CLIP's ViT only: this model has another image encoder")
+    if config.language is not None and config.language.is_external:
+        raise CheckpointError("LAVIS has BLIP-2 with OPT or T5 only: this one has an external language model")
+    encoder = vit.CLIP if config.vision.pre_norm else vit.EVA
+    beside = NORM | (MATCHING if config.qformer.vocab_size else {})
+    parts = [
+        Part("vision.", VISION_PREFIX, replace(encoder, depth=config.vision.depth)),
+        Part("qformer.", "", qformer.LAVIS),
+    ]
+    language = config.own_language
+    if language is not None:
+        files = LANGUAGES[language.kind]
+        beside = beside | {files.lavis_projection: "prompt_projection"}
+        parts.append(Part(f"{language.prefix}.", files.lavis_prefix, files.table(language)))
+    table = NameTable("part of BLIP-2 between its models", beside, roots=tuple(f"{name}." for name in beside))
+    return Layout("this BLIP-2 of LAVIS", [*parts, Part("", "", table)])
 
 
 def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[str, Tensor]:
@@ -37,32 +61,4 @@ def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[s
         CheckpointError: a part is missing altogether, or names that the network has no place for, which are
             listed. Single missing tensors show when the state is loaded.
     """
-    if not isinstance(config.vision, VitConfig):
-        raise CheckpointError("LAVIS has BLIP-2 with a ViT only: give a config whose image encoder is one")
-    parts = {
-        "vision": vit_from_lavis(select(state, (VISION_PREFIX,), "image encoder"), config.vision.depth),
-        "qformer": qformer_from_lavis(state),
-    }
-    known = [VISION_PREFIX, *QFORMER_PREFIXES]
-    table = dict(NORM)
-    if config.qformer.vocab_size:
-        table |= MATCHING
-    language = config.own_language
-    if language is not None:
-        files = LANGUAGES[language.kind]
-        table |= {files.lavis_projection: "prompt_projection"}
-        known.append(files.lavis_prefix)
-        parts[language.prefix] = files.from_lavis(state, language)
-    renamed = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
-    unknown = []
-    for name, tensor in state.items():
-        module, _, leaf = name.rpartition(".")
-        if name in table:
-            renamed[table[name]] = tensor
-        elif module in table:
-            renamed[f"{table[module]}.{leaf}"] = tensor
-        elif not name.startswith(tuple(known)):
-            unknown.append(name)
-    if unknown:
-        raise CheckpointError(f"this BLIP-2 has no place for {first_few(unknown)}: give the config that fits")
-    return renamed
+    return lavis_layout(config).to_ours(state)

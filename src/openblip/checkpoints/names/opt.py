@@ -6,14 +6,11 @@ and one projection in ours.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.engine import drop_tied, rename, select
-from openblip.errors import CheckpointError
+from openblip.checkpoints.names.engine import Layout, NameTable, Part, under
 
 OPT = {
     "embed_tokens": "tokens",
@@ -32,8 +29,15 @@ OPT = {
 }
 
 LAVIS_PREFIX = "opt_model."
-TIED = {"lm_head.weight": "embed_tokens.weight"}
-WHAT = "language model OPT"
+TABLE = NameTable(
+    "language model OPT",
+    OPT,
+    joined={"qkv": ("q", "k", "v")},
+    second_names={"lm_head.weight": "embed_tokens.weight"},
+    # facebook's own folders leave out the first half, some the second.
+    fronts=("model.decoder.", "decoder.", "model.", ""),
+)
+"""An OPT in a folder of its own; LAVIS and BLIP-2 folders add their prefix."""
 
 
 def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,50 +48,4 @@ def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no OPT in it, a name that belongs to none, or an untied output table.
     """
-    part = select(state, (LAVIS_PREFIX,), WHAT)
-    return _decoder({name.removeprefix(LAVIS_PREFIX): tensor for name, tensor in part.items()})
-
-
-def opt_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `Opt` state under the names of transformers' OPTForCausalLM.
-
-    Raises:
-        CheckpointError: a name that is none of ours.
-    """
-    apart: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        names = parts_of(name)
-        apart.update(zip(names, tensor.chunk(len(names)), strict=True))
-    theirs = rename(apart, {ours: theirs for theirs, ours in OPT.items()}, WHAT)
-    return {f"model.decoder.{name}": tensor for name, tensor in theirs.items()}
-
-
-def parts_of(name: str) -> list[str]:
-    """The names of the parts that a tensor of ours is made of: itself if it is not joined."""
-    return [name.replace(".qkv.", f".{letter}.") for letter in "qkv"] if ".qkv." in name else [name]
-
-
-def _decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    bare = {name.removeprefix("model.").removeprefix("decoder."): tensor for name, tensor in state.items()}
-    drop_tied(bare, TIED)
-    return _fuse(rename(bare, OPT, WHAT))
-
-
-def _fuse(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Separate projections of queries, keys and values stacked to one, in this order."""
-    fused: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        found = re.fullmatch(r"(layers\.\d+)\.([qkv])\.(weight|bias)", name)
-        if found is None:
-            fused[name] = tensor
-            continue
-        layer, _, kind = found.groups()
-        whole = f"{layer}.qkv.{kind}"
-        if whole in fused:
-            continue
-        parts = [f"{layer}.{letter}.{kind}" for letter in "qkv"]
-        missing = [part for part in parts if part not in state]
-        if missing:
-            raise CheckpointError(f"the checkpoint has {name} without {missing[0]}: get the file again")
-        fused[whole] = torch.cat([state[part] for part in parts])
-    return fused
+    return Layout(TABLE.what, [Part("", "", TABLE)]).to_ours(under(LAVIS_PREFIX, state))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from openblip.checkpoints.names.engine import drop_tied, rename, select
+from openblip.checkpoints.names.engine import Layout, NameTable, Part
 
 # LAVIS calls the projections of an attention `attention.self`, transformers `attention.attention`.
 LAYER_NAMES = {
@@ -56,7 +56,7 @@ TRANSFORMERS_QFORMER = {
     },
 }
 
-LAVIS_PREFIXES = ("query_tokens", "Qformer.")
+LAVIS_ROOTS = ("query_tokens", "Qformer.")
 
 LAVIS_TIED = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
@@ -64,8 +64,10 @@ LAVIS_TIED = {
 }
 """Second names of one tensor, which files saved as a whole carry."""
 
-POSITION_NUMBERS = ("Qformer.bert.embeddings.position_ids", "embeddings.position_ids")
+POSITION_NUMBERS = "Qformer.bert.embeddings.position_ids"
 """A buffer that only counts 0, 1, 2, ..."""
+
+LAVIS = NameTable("Q-Former", LAVIS_QFORMER, second_names=LAVIS_TIED, unused=(POSITION_NUMBERS,), roots=LAVIS_ROOTS)
 
 
 def qformer_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,6 +78,6 @@ def qformer_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no Q-Former in it, a name that belongs to none, or an untied output table.
     """
-    part = select(state, LAVIS_PREFIXES, "Q-Former")
-    drop_tied(part, LAVIS_TIED)
-    return rename({k: v for k, v in part.items() if k not in POSITION_NUMBERS}, LAVIS_QFORMER, "Q-Former")
+    part = Part("", "", LAVIS)
+    own = {name: tensor for name, tensor in state.items() if part.claims(name)}
+    return Layout(LAVIS.what, [part]).to_ours(own)

@@ -5,12 +5,12 @@ Each table maps a module or a single parameter; N stands for the block's index.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from openblip.errors import CheckpointError
+from openblip.checkpoints.names.engine import Layout, NameTable, Part
 
 LAVIS_EVA = {
     "cls_token": "class_token",
@@ -53,13 +53,18 @@ TRANSFORMERS_BLIP2 = {
     "encoder.layers.N.mlp.fc2": "blocks.N.mlp.fc2",
 }
 
-LAVIS_PREFIXES = ("visual_encoder.", "visual.")
+LAVIS_PREFIX = "visual_encoder."
+"""In checkpoints; files of an encoder alone have the names without it, or with "visual." instead."""
+FRONTS = ("", LAVIS_PREFIX, "visual.")
 
-NOT_OURS = {
-    "ln_post",  # follows the block that BLIP-2 drops
-    "proj",
-}
-"""Known names that the encoder has no place for."""
+EVA = NameTable("image encoder", LAVIS_EVA, fronts=FRONTS)
+CLIP = NameTable(
+    "image encoder",
+    LAVIS_CLIP,
+    squeezed={"class_token": 2, "positions": 1},
+    unused=("ln_post", "proj"),  # behind the block that BLIP-2 drops
+    fronts=FRONTS,
+)
 
 
 def vit_from_lavis(state: Mapping[str, Tensor], depth: int | None = None) -> dict[str, Tensor]:
@@ -72,40 +77,6 @@ def vit_from_lavis(state: Mapping[str, Tensor], depth: int | None = None) -> dic
     Raises:
         CheckpointError: a name that belongs to neither layout, or no tensors at all.
     """
-    return _rename(_select(state, LAVIS_PREFIXES), {**LAVIS_EVA, **LAVIS_CLIP}, depth)
-
-
-def _select(state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """The encoder's tensors without their prefix; all of them when none has one."""
-    for prefix in prefixes:
-        names = [name for name in state if name.startswith(prefix)]
-        if names:
-            return {name.removeprefix(prefix): state[name] for name in names}
-    return dict(state)
-
-
-def _rename(state: Mapping[str, Tensor], table: Mapping[str, str], depth: int | None) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        number = re.search(r"\.(\d+)\.", name)
-        if number and depth is not None and int(number[1]) >= depth:
-            continue
-        general = name if number is None else f"{name[: number.start()]}.N.{name[number.end() :]}"
-        module, _, leaf = general.rpartition(".")
-        if general in NOT_OURS or module in NOT_OURS:
-            continue
-        if general in table:
-            ours = table[general]
-        elif module in table:
-            ours = f"{table[module]}.{leaf}"
-        else:
-            raise CheckpointError(
-                f"{name} is no image encoder weight of this layout: give the file that holds the encoder"
-            )
-        renamed[ours if number is None else ours.replace(".N.", f".{number[1]}.")] = tensor
-    if not renamed:
-        raise CheckpointError("the checkpoint holds no image encoder: its weights are in another file")
-    for ours in renamed.keys() & {"class_token", "positions"}:
-        # CLIP stores these without the leading dimensions of one.
-        renamed[ours] = renamed[ours].reshape((1,) * (3 - renamed[ours].ndim) + tuple(renamed[ours].shape))
-    return renamed
+    table = CLIP if any(CLIP.bare(name) in LAVIS_CLIP for name in state) else EVA
+    own = {name: tensor for name, tensor in state.items() if name.startswith(FRONTS[1:])}
+    return Layout(table.what, [Part("", "", replace(table, depth=depth))]).to_ours(own or state)

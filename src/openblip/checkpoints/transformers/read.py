@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.names.engine import Rows
 from openblip.checkpoints.names.languages import LANGUAGES
-from openblip.checkpoints.names.transformers import HEAD, Rows, fresh, is_theirs, sources, tied
+from openblip.checkpoints.names.transformers import HEAD, fresh, is_theirs, sources, tied
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import VISION, Placer
@@ -153,4 +154,4 @@ def _check_fit(
 
 def _gather(rows: tuple[Rows, ...], weights: WeightFolder, aliases: Mapping[str, str]) -> list[Tensor]:
     """What one of our tensors is stacked from."""
-    return [weights.read(aliases.get(row.name, row.name)).chunk(row.count)[row.index] for row in rows]
+    return [row.of(weights.read(aliases.get(row.name, row.name))) for row in rows]

@@ -97,7 +97,7 @@ def save_transformers(
     try:
         own = parts.network.state_dict() if state is None else state
         state = to_transformers({name: tensor for name, tensor in own.items() if name in kept})
-    except ValueError as error:
+    except CheckpointError as error:
         raise CheckpointError(f"the model {parts.name} cannot be written for transformers: {error}") from error
     files = image_files(parts.transform)
     queries: int | None = None
