@@ -31,6 +31,7 @@ from openblip.checkpoints.tensors.header import (
     read_index,
 )
 from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
+from openblip.checkpoints.tensors.torchscript import is_torchscript, read_torchscript
 from openblip.checkpoints.tensors.wrappers import peel, unwrap
 from openblip.errors import CheckpointError, printable
 from openblip.saving import naming, replacing
@@ -169,6 +170,8 @@ def _let_go(mirrors: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 def unpickle(path: Path) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain values; nothing else is ever run or built.
 
+    Of a TorchScript archive, the tensors of its modules by their names.
+
     Tensors stay on disk until they are looked at; those of a file from before PyTorch 1.6 cannot.
 
     Raises:
@@ -178,6 +181,10 @@ def unpickle(path: Path) -> Any:
         mapped = zipfile.is_zipfile(path)
         if mapped:
             with zipfile.ZipFile(path) as archive:
+                if is_torchscript(archive):
+                    found = read_torchscript(path)
+                    _refuse_unfolding(path, found)
+                    return found
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     # A few bytes could unfold to any number of them.
                     raise CheckpointError(f"{path} is compressed, as PyTorch never saves: get the file from its source")
