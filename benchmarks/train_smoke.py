@@ -18,7 +18,7 @@ from pathlib import Path
 import openblip
 from openblip.data.pairs import DataSource
 from openblip.training.lora.adapters import LoraSection
-from openblip.training.recipe import OptimizerSection, Recipe, Stage, Watching
+from openblip.training.recipe import MonitorSection, OptimizerSection, Recipe, Stage
 from openblip.training.run import train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -37,7 +37,7 @@ def recipe(stage: Stage, init: str, output: Path, epochs: int, rate: float, lora
         batch_size=5,
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=4),
         log_every=2,
-        watching=Watching(tensorboard=False),
+        monitor=MonitorSection(tensorboard=False),
         lora=LoraSection(targets=["language_model", "qformer"]) if lora else None,
     )
 

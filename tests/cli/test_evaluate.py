@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.cli.watching import EVERY_SECONDS, _Lines, watch
+from openblip.cli.progress import EVERY_SECONDS, ProgressLines, show_progress
 from openblip.evaluation.recipe import load_evaluation
 
 from .conftest import Run
@@ -96,7 +96,7 @@ def test_ctrl_c_says_that_the_run_goes_on(run: Run, recipe: Path, monkeypatch: p
 
 def test_logs_get_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    lines = _Lines("images", lambda: now[0])
+    lines = ProgressLines("images", lambda: now[0])
     lines(100, 400)  # of an earlier run
     for done in range(101, 301):
         now[0] += EVERY_SECONDS / 48
@@ -113,7 +113,7 @@ def test_terminals_get_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with watch("images") as progress:
+    with show_progress("images") as progress:
         for done in range(4):
             progress(done, 3)
     assert "3/3" in terminal.getvalue()

@@ -53,7 +53,7 @@ def training(data: Path, tiny_model_folder: Path) -> Path:
         f"stage: stage1\ninit: {json.dumps(str(tiny_model_folder))}\ndata_root: {json.dumps(str(data))}\n"
         f"cache: {json.dumps(str(data / 'features'))}\noutput: {json.dumps(str(data / 'run'))}\n"
         "data: [{name: balls, captions: captions.jsonl}]\nepochs: 1\nbatch_size: 2\ndevice: cpu\nthreads: 1\n"
-        "watching: {tensorboard: false}\n"
+        "monitor: {tensorboard: false}\n"
     )
     return path
 

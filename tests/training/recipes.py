@@ -21,7 +21,7 @@ def write_small_recipe(folder: Path, root: Path, model: Path, **changes: Any) ->
         "threads": 1,
         "device": "cpu",
         "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
-        "watching": {"tensorboard": False},
+        "monitor": {"tensorboard": False},
         **changes,
     }
     path = folder / "recipe.yaml"

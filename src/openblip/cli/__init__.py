@@ -34,8 +34,8 @@ from openblip.cli import (
     train,
     verify,
 )
+from openblip.cli.interrupts import Ended, ended_by_signals
 from openblip.cli.report import complain, say
-from openblip.cli.watching import Ended, ended_by_signals
 from openblip.errors import OpenBlipError, OptionError, printable
 
 WRONG_USAGE = 2

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from openblip.checkpoints.hub.progress import download_progress
+from openblip.cli.interrupts import stoppable
 from openblip.cli.report import print_line
-from openblip.cli.watching import stoppable
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip download Salesforce/blip2-opt-2.7b

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from openblip.cli.arguments import DryRun, Overrides, RecipePath
+from openblip.cli.interrupts import stoppable
+from openblip.cli.progress import show_progress
 from openblip.cli.report import SOME_FAILED, print_line, print_recipe
-from openblip.cli.watching import stoppable, watch
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip evaluate recipes/evaluate/mini_captions.yaml data_root=/data
@@ -36,7 +37,7 @@ def evaluate(
     from openblip.evaluation import run
     from openblip.evaluation.report import measured
 
-    with stoppable(), watch("images") as progress:
+    with stoppable(), show_progress("images") as progress:
         done = run.evaluate(resolved, progress)
     for line in measured(done.found, resolved):
         beside = f"   published {line.published} ({line.difference}), {line.source}" if line.published else ""

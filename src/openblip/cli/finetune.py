@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from openblip.cli.arguments import DryRun, Model
+from openblip.cli.interrupts import stoppable
 from openblip.cli.report import print_line, print_recipe
-from openblip.cli.watching import stoppable
 from openblip.errors import OptionError
 
 EXAMPLES = """[bold]Examples[/bold]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from openblip.cli.arguments import DryRun, Overrides, RecipePath
+from openblip.cli.interrupts import stoppable
 from openblip.cli.report import print_line, print_recipe
-from openblip.cli.watching import stoppable
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip train recipes/mini/2_stage1.yaml

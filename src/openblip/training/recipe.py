@@ -103,8 +103,8 @@ class OptimizerSection:
 
 
 @dataclass
-class Watching:
-    """Where a run can be watched, beside curves.csv, curves.png and the progress bar.
+class MonitorSection:
+    """Where a run reports to, besides curves.csv, curves.png and the progress bar.
 
     Attributes:
         tensorboard: write event files to `output`/tensorboard, where TensorBoard is installed.
@@ -249,7 +249,7 @@ class Recipe:
     on_bad_image: OnBadImage = OnBadImage.SKIP
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     mixture: Mixture = field(default_factory=Mixture)
-    watching: Watching = field(default_factory=Watching)
+    monitor: MonitorSection = field(default_factory=MonitorSection)
     evaluation: Evaluation = field(default_factory=Evaluation)
     lora: LoraSection | None = None
 

@@ -236,7 +236,7 @@ def write_recipe(folder: Path, shards: Path, model: Path, **changes: object) -> 
         "dropout": 0.2,
         "device": "cpu",
         "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
-        "watching": {"tensorboard": False},
+        "monitor": {"tensorboard": False},
     }
     path.write_text(json.dumps(content | changes))
     return path

@@ -50,7 +50,7 @@ def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
         f"output: {(tmp_path / 'run').as_posix()}\n"
         "data: [{name: balls, captions: captions.jsonl}]\n"
         "epochs: 6\nbatch_size: 5\nlog_every: 1\nsave_every: 1000\nthreads: 1\ndevice: cpu\n"
-        "watching: {tensorboard: false}\noptimizer: {lr: 2.0e-3, warmup_steps: 4}\n"
+        "monitor: {tensorboard: false}\noptimizer: {lr: 2.0e-3, warmup_steps: 4}\n"
     )
     return path
 

@@ -14,7 +14,7 @@ import torch
 from openblip.errors import OpenBlipError
 from openblip.training.monitor.curves import Curves
 from openblip.training.monitor.progress import RunMonitor
-from openblip.training.recipe import Evaluation, Recipe, Stage, Watching
+from openblip.training.recipe import Evaluation, MonitorSection, Recipe, Stage
 
 CPU = torch.device("cpu")
 LOGGED = {"loss/itc", "lr", "images/s", "peak memory GB"}
@@ -61,7 +61,7 @@ def recipe(folder: Path) -> Recipe:
         name="balls",
         init="mini",
         log_every=2,
-        watching=Watching(tensorboard=False, wandb="project"),
+        monitor=MonitorSection(tensorboard=False, wandb="project"),
         evaluation=Evaluation(),
     )
 

@@ -250,7 +250,7 @@ def write_recipe(folder: Path, data: Path, model: Path, stage: str) -> Path:
                 "device": "cpu",
                 "threads": 1,
                 "optimizer": {"lr": 2.0e-3, "warmup_steps": 2},
-                "watching": {"tensorboard": False},
+                "monitor": {"tensorboard": False},
             }
         )
     )

@@ -22,7 +22,7 @@ from openblip.errors import OpenBlipError
 from openblip.training.recipe import Recipe
 
 FREE = (
-    "output name storage data_root device parallel threads cache gradient_checkpointing log_every save_every watching "
+    "output name storage data_root device parallel threads cache gradient_checkpointing log_every save_every monitor "
     "on_bad_image evaluation"
 ).split()
 """Keys that may change while a run is stopped: where it computes and what it shows, not what it learns."""

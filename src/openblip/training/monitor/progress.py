@@ -1,4 +1,4 @@
-"""How a run can be watched: a progress bar, curves on disk, TensorBoard and Weights & Biases where there are any."""
+"""How you follow a run: a progress bar, curves on disk, TensorBoard and Weights & Biases where there are any."""
 
 from __future__ import annotations
 
@@ -124,10 +124,10 @@ def reporters_of(recipe: Recipe) -> list[Reporter]:
     Raises OpenBlipError when a project is named and wandb is not installed.
     """
     found: list[Reporter] = []
-    if recipe.watching.tensorboard:
+    if recipe.monitor.tensorboard:
         with suppress(ImportError):
             found.append(TensorBoard(Path(recipe.output) / "tensorboard"))
-    if recipe.watching.wandb is not None:
+    if recipe.monitor.wandb is not None:
         found.append(WeightsAndBiases(recipe))
     return found
 
@@ -156,12 +156,12 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise OpenBlipError(
-                "watching.wandb names a project, but wandb is not installed: pip install wandb, or leave it out"
+                "monitor.wandb names a project, but wandb is not installed: pip install wandb, or leave it out"
             ) from None
         run_id = _run_id(Path(recipe.output) / WANDB_ID_FILE)
         try:
             self.run: Any = wandb.init(
-                project=recipe.watching.wandb,
+                project=recipe.monitor.wandb,
                 dir=recipe.output,
                 name=recipe.name or Path(recipe.output).name,
                 id=run_id,
@@ -172,7 +172,7 @@ class WeightsAndBiases:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OpenBlipError(
                 f"Weights & Biases cannot be begun ({reason}): log in with `wandb login`, set WANDB_MODE=offline, or "
-                "leave watching.wandb out"
+                "leave monitor.wandb out"
             ) from error
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
