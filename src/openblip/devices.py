@@ -91,10 +91,19 @@ def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, or AMX): others emulate it, which is slow."""
     import torch
 
+    return not is_emulated(torch.bfloat16)
+
+
+def is_emulated(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies a floating-point type only with the help of another, several times slower."""
+    import torch
+
     from openblip.nn.quant.linear import cpu_computes
 
+    if not cpu_computes(dtype):
+        return True
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return cpu_computes(torch.bfloat16) and any(probe is not None and probe() for probe in probes)
+    return dtype == torch.bfloat16 and not any(probe is not None and probe() for probe in probes)
 
 
 def substitution(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -205,7 +205,7 @@ def caption_seconds(model: ModelEntry, vision: ImageEncoder, language: LanguageM
     read = model.params.get(QFORMER, 0) + model.params.get(PROJECTION, 0)
     total, table = language.params, language.vocab_size * language.width
     # Every token reads the table of words once, for its scores. Of a T5's layers less than half only encode.
-    encoder, decoder = (total, total) if language.kind == "opt" else (total // 2 - table, total // 2)
+    encoder, decoder = (total // 2 - table, total // 2) if language.encodes_prompts else (total, total)
     return (
         2 * model.params[VISION] * patches / speed.many
         + 2 * read * QUERIES / speed.few

@@ -72,6 +72,11 @@ class LanguageModel:
     params: int
     table_params: int
 
+    @property
+    def encodes_prompts(self) -> bool:
+        """Whether an encoder of as many layers reads the prompt, as in T5; otherwise the text goes on where it ends."""
+        return self.kind == "t5"
+
     def cache_elements(self, prompt: int, new: int) -> int:
         """Keys and values of one text: `prompt` tokens read and `new` ones written."""
         return 2 * self.depth * self.num_heads * self.head_width * (prompt + new)

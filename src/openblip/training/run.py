@@ -68,6 +68,8 @@ def train(recipe: Recipe) -> Path:
     world = World.current()
     check_world(recipe, world)
     runtime = Runtime(Arithmetic.of(accelerator.device, recipe.precision, recipe.qformer_precision), world)
+    if not world.rank:
+        runtime.arithmetic.tell_emulation()
     images = [[] if source.stream else gather(source, Path(recipe.data_root)) for source in recipe.data]
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]

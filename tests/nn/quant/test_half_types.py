@@ -20,6 +20,9 @@ from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.quant import linear as module
 from openblip.nn.quant.linear import HALF_TYPES, Conv2d, Linear, cpu_computes
 from openblip.nn.vit import VisionTransformer, VitConfig
+from openblip.training.loop import precision
+from openblip.training.loop.precision import Arithmetic
+from openblip.training.recipe import Precision
 from tests.pairs.gaps import random
 
 SENTENCE = "this CPU does not compute {} itself: weights are kept in {}, products and convolutions are made in float32"
@@ -110,6 +113,23 @@ def test_a_substitution_is_told_in_one_sentence(
     if not computes:
         assert model.caption(PHOTO)
         assert not devices.has_fast_bfloat16()
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_training_tells_of_a_type_that_is_emulated(
+    half: torch.dtype, emulated: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "is_emulated", lambda dtype: emulated and dtype in HALF_TYPES)
+    asked = next(name for name, dtype in precision.DTYPES.items() if dtype == half)
+    with caplog.at_level(logging.WARNING, "openblip"):
+        Arithmetic.of(torch.device("cpu"), Precision.FLOAT32, Precision.FLOAT32).tell_emulation()
+        Arithmetic.of(torch.device("cuda"), asked, asked).tell_emulation()
+        Arithmetic.of(torch.device("cpu"), asked, asked).tell_emulation()
+    assert [record.message for record in caplog.records] == (
+        [f"this CPU emulates {asked.value}, which takes longer than float32: train with precision=float32"]
+        if emulated
+        else []
+    )
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these settings are those of x86")

@@ -294,7 +294,7 @@ def _guess(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[str, 
             return False
         if model.language is None:
             return language is None and any(part_of(name) == TEXT for name in shapes)
-        return model.language.width == language and (model.language.kind == "t5") == t5
+        return model.language.width == language and model.language.encodes_prompts == t5
 
     return tuple(model.name for model in all_models() if fits(model))
 
@@ -315,7 +315,7 @@ def _guess_frozen(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
         model.language.repository
         for model in all_models()
         if model.language is not None
-        and (model.language.width, model.language.kind == "t5", model.language.depth) == (table, t5, len(layers))
+        and (model.language.width, model.language.encodes_prompts, model.language.depth) == (table, t5, len(layers))
     }
     return tuple(sorted(fitting))
 

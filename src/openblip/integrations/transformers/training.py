@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ BASE_CLASS = "transformers.modeling_utils"
 CHECKPOINTED = "gradient_checkpointing"
 
 
-class Trainable(TranslatedModule):
+class Trainable(TranslatedModule, ABC):
     """A model that transformers' Trainer trains and saves as one of its own.
 
     Attributes:
@@ -94,9 +95,9 @@ class Trainable(TranslatedModule):
         """What makes scores of hidden states; None for a model that only matches."""
         return None
 
+    @abstractmethod
     def get_input_embeddings(self) -> nn.Module:
         """The table of words."""
-        raise NotImplementedError
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from openblip.devices import is_emulated
 from openblip.training.recipe import Precision
 
+LOG = logging.getLogger("openblip")
 DTYPES = {Precision.FLOAT32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
@@ -30,6 +33,13 @@ class Arithmetic:
     @classmethod
     def of(cls, device: torch.device, precision: Precision, qformer_precision: Precision) -> Arithmetic:
         return cls(device, DTYPES[precision], DTYPES[qformer_precision])
+
+    def tell_emulation(self) -> None:
+        """Warn the user, through `logging`, of a type that this CPU emulates, which takes several times as long."""
+        for dtype in dict.fromkeys((self.fast, self.careful)):
+            if self.device.type == "cpu" and is_emulated(dtype):
+                name = next(precision for precision, kind in DTYPES.items() if kind == dtype).value
+                LOG.warning("this CPU emulates %s, which takes longer than float32: train with precision=float32", name)
 
     def quickly(self) -> AbstractContextManager[None]:
         return self._autocast(self.fast)
