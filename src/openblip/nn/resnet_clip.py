@@ -144,15 +144,13 @@ class ClipResNet(nn.Module):
             (ConvNorm(3, half, 3, stride=2), ConvNorm(half, half, 3), ConvNorm(half, config.width, 3))
         )
         inputs = config.width
-        stages = []
         for stage, depth in enumerate(config.depths):
             width = config.width * 2**stage
             blocks = []
             for index in range(depth):
                 blocks.append(Bottleneck(inputs, width, 2 if stage and not index else 1))
                 inputs = width * EXPANSION
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
+            self.add_module(f"stage{stage + 1}", nn.Sequential(*blocks))
         self.pool = AttentionPool(config)
         for module in self.modules():
             if isinstance(module, Bottleneck):
@@ -180,7 +178,7 @@ class ClipResNet(nn.Module):
         for layer in self.stem:
             x = F.relu(layer(x))
         x = F.avg_pool2d(x, 2)
-        for stage in self.stages:
-            for block in stage.children():
+        for stage in range(STAGES):
+            for block in self.get_submodule(f"stage{stage + 1}").children():
                 x = run_layer(block, self.gradient_checkpointing, x)
         return x

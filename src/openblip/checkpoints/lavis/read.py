@@ -162,7 +162,7 @@ def _check_fit(wanted: dict[str, tuple[int, ...]], plan: Plan, weights: _Togethe
     for name, shape in wanted.items():
         rows = plan.rows.get(name, ())
         for row in rows:
-            part = (shape[0] // len(rows), *shape[1:])[row.squeezed :] if shape else shape
+            part = row.stored_shape(shape, len(rows))
             found = weights.shapes[row.name]
             if found != part:
                 misfits.append(f"{name} in {_supplier(name, files).name} is {list(found)}, not {list(part)}")

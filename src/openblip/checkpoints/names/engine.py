@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -50,17 +50,30 @@ class Rows:
 
     Attributes:
         squeezed: how many leading dimensions of one ours has more.
+        transposed: whether it is a matrix that lies on its side there.
     """
 
     name: str
     index: int = 0
     count: int = 1
     squeezed: int = 0
+    transposed: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
         """This part of a tensor of theirs, in our shape; a view."""
         part = tensor if self.count == 1 else tensor.chunk(self.count)[self.index]
+        if self.transposed:
+            part = part.T
         return part.reshape((1,) * self.squeezed + tuple(part.shape)) if self.squeezed else part
+
+    def put(self, piece: Tensor) -> Tensor:
+        """Our tensor, or the piece of it that this is, in their shape; a view."""
+        return piece.reshape(piece.shape[self.squeezed :]) if not self.transposed else piece.T
+
+    def stored_shape(self, shape: tuple[int, ...], pieces: int) -> tuple[int, ...]:
+        """The shape that this has in the file, of a tensor of ours that is stacked from so many pieces."""
+        part = (shape[0] // pieces, *shape[1:])[self.squeezed :] if shape else shape
+        return part[::-1] if self.transposed else part
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class NameTable:
         slices: the end of the name of a tensor of ours that is one of equal parts of one of theirs: the end that the
             whole would have with us, which of the parts it is, and of how many. What we lack of the whole is zero.
         squeezed: tensors of ours, and how many leading dimensions of one they have more than theirs.
+        transposed: matrices of ours that lie on their side there.
         second_names: names of theirs that repeat another tensor of theirs, and that tensor's.
         unused: modules and tensors of theirs that nothing of ours needs.
         fronts: what may stand in front of all their names; the first is written.
@@ -86,6 +100,7 @@ class NameTable:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     slices: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
     squeezed: Mapping[str, int] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
     second_names: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     fronts: tuple[str, ...] = ("",)
@@ -122,8 +137,10 @@ class NameTable:
                 theirs = look_up(name.removesuffix(end) + whole, self.theirs)
                 return () if theirs is None else (Rows(front + theirs, index, count),)
         found = [look_up(part, self.theirs) for part in self.apart(name)]
-        squeezed = self.squeezed.get(name, 0)
-        return tuple(Rows(front + theirs, squeezed=squeezed) for theirs in found if theirs is not None)
+        squeezed, transposed = self.squeezed.get(name, 0), name in self.transposed
+        return tuple(
+            Rows(front + theirs, squeezed=squeezed, transposed=transposed) for theirs in found if theirs is not None
+        )
 
     def bare(self, name: str) -> str:
         """A name of theirs without what may stand in front."""
@@ -169,7 +186,8 @@ class NameTable:
             missing = [name for name in apart if name not in found]
             if missing:
                 raise CheckpointError(f"the checkpoint has {part} without {missing[0]}: get the file again")
-            plan[whole] = tuple(Rows(found[name], squeezed=self.squeezed.get(whole, 0)) for name in apart)
+            squeezed, transposed = self.squeezed.get(whole, 0), whole in self.transposed
+            plan[whole] = tuple(Rows(found[name], squeezed=squeezed, transposed=transposed) for name in apart)
         return Plan(plan, tuple(repeats))
 
 
@@ -230,7 +248,7 @@ class Layout:
             if name.startswith(part.ours):
                 rows = part.table.sources(name.removeprefix(part.ours))
                 if rows:
-                    return tuple(Rows(part.theirs + row.name, row.index, row.count, row.squeezed) for row in rows)
+                    return tuple(replace(row, name=part.theirs + row.name) for row in rows)
         return ()
 
     def plan(self, names: Iterable[str]) -> Plan:
@@ -256,7 +274,7 @@ class Layout:
         for part, own in zip(self.parts, groups, strict=True):
             plan = part.table.plan(own)
             for name, pieces in plan.rows.items():
-                rows[part.ours + name] = tuple(Rows(part.theirs + row.name, squeezed=row.squeezed) for row in pieces)
+                rows[part.ours + name] = tuple(replace(row, name=part.theirs + row.name) for row in pieces)
             repeats += [(part.theirs + second, part.theirs + first) for second, first in plan.repeats]
         return Plan(rows, tuple(repeats))
 
@@ -296,7 +314,7 @@ class Layout:
             if not rows:
                 raise CheckpointError(f"{self.what} has no place for {name}")
             for row, piece in zip(rows, tensor.chunk(len(rows)) if tensor.ndim else [tensor], strict=True):
-                parts.setdefault(row.name, {})[row.index] = piece.reshape(piece.shape[row.squeezed :])
+                parts.setdefault(row.name, {})[row.index] = row.put(piece)
                 counts[row.name] = row.count
         return {name: _whole(pieces, counts[name]) for name, pieces in parts.items()}
 
