@@ -22,7 +22,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, ImageError, OptionError
 from openblip.images.decode import load_image
-from openblip.images.encoded_image import image_list
+from openblip.images.sources import image_list
 from openblip.images.transform import to_pixels
 from openblip.models.load import model_of
 from openblip.models.model import Model

@@ -11,7 +11,6 @@ from openblip.errors import OptionError
 from openblip.generation.options import ResolvedOptions
 from openblip.images.encoded_image import EncodedImage
 from openblip.models.model import Model
-from openblip.models.text_options import answer_options
 from openblip.results import GeneratedText
 from openblip.text import SHORT_QUESTION, PromptTemplates
 
@@ -32,9 +31,12 @@ class Scripted:
 
 
 def fits(model: Model, image_path: Path, prompt: str, max_new_tokens: int | None = None) -> bool:
-    assert model.components.writer is not None
-    longest = answer_options(model.parts, {}).max_new_tokens if max_new_tokens is None else max_new_tokens
-    return model.components.writer.fits(model.encode_image(image_path), prompt, longest)
+    writer = model.components.writer
+    assert writer is not None
+    longest = (
+        writer.options({}, model.parts.defaults.answers).max_new_tokens if max_new_tokens is None else max_new_tokens
+    )
+    return writer.fits(model.encode_image(image_path), prompt, longest)
 
 
 def test_the_template_is_the_papers(

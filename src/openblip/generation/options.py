@@ -108,22 +108,17 @@ class GenerationOptions:
         shortest, longest, beams = self.min_new_tokens, self.max_new_tokens, self.num_beams
         if shortest is not None and longest is not None and shortest > longest:
             raise OptionError(f"min_new_tokens is {shortest}: it must be at most max_new_tokens, which is {longest}")
+        if self.do_sample is None and any(value is not None for value in (self.top_p, self.top_k, self.temperature)):
+            object.__setattr__(self, "do_sample", True)
         if beams is None:
             return
-        if beams > 1 and self.samples:
+        if beams > 1 and self.do_sample:
             raise OptionError(
                 f"num_beams={beams} searches, but top_p, top_k and temperature sample: give one or the other"
             )
         texts = self.num_return_sequences
-        if texts is not None and texts > beams and not self.samples:
+        if texts is not None and texts > beams and not self.do_sample:
             raise OptionError(f"{texts} texts from num_beams={beams}: give at least as many beams, or sample")
-
-    @property
-    def samples(self) -> bool:
-        """Whether these options sample, as far as they say."""
-        if self.do_sample is not None:
-            return self.do_sample
-        return any(value is not None for value in (self.top_p, self.top_k, self.temperature))
 
     def merged(self, defaults: GenerationOptions) -> GenerationOptions:
         """These options, and where they say nothing `defaults`.
@@ -133,31 +128,40 @@ class GenerationOptions:
         """
         return replace(self, **self._filled(defaults))
 
+    def resolved(
+        self, defaults: GenerationOptions | None = None, vocabulary: Callable[[], Vocabulary] | None = None
+    ) -> ResolvedOptions:
+        """Every option set: as `merged`, and where nothing is said greedy search without penalties.
+
+        Args:
+            vocabulary: asked for where no_repeat_words needs it and the options have none.
+
+        Raises:
+            OptionError: a seed where nothing is sampled, no_repeat_words without a vocabulary, or options that exclude
+                each other.
+        """
+        filled = self._filled(defaults or PLAIN)
+        found = vars(PLAIN) | {name: value for name, value in filled.items() if value is not None}
+        if found["seed"] is not None and not found["do_sample"]:
+            raise OptionError("a seed is for sampling: give top_p, top_k or temperature with it")
+        if found["no_repeat_words"] and found["vocabulary"] is None:
+            if vocabulary is None:
+                raise OptionError("no_repeat_words needs the vocabulary of the language model")
+            found["vocabulary"] = vocabulary()
+        return ResolvedOptions(**found)
+
     def _filled(self, defaults: GenerationOptions) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if value is not None}
         usual = vars(defaults).copy()
-        if self.samples:
-            usual |= {"num_beams": 1, "do_sample": True}
-        elif defaults.samples:
-            if self.num_beams is not None:
-                usual |= dict.fromkeys(("do_sample", "top_p", "top_k", "temperature", "seed"))
-        elif usual["num_beams"] is not None:
-            usual["num_beams"] = max(usual["num_beams"], self.num_return_sequences or 1)
+        if self.do_sample:
+            usual["num_beams"] = 1
+        elif not defaults.do_sample:
+            usual["num_beams"] = max(usual["num_beams"] or 1, self.num_return_sequences or 1)
+        elif self.num_beams is not None:
+            usual |= dict.fromkeys(("do_sample", "top_p", "top_k", "temperature", "seed"))
         if self.max_new_tokens is not None and usual["min_new_tokens"] is not None:
             usual["min_new_tokens"] = min(usual["min_new_tokens"], self.max_new_tokens)
         return usual | own
-
-    def resolved(self) -> ResolvedOptions:
-        """Every option set: greedy search, without penalties, where nothing is said.
-
-        Raises:
-            OptionError: a seed where nothing is sampled, or no_repeat_words without a vocabulary.
-        """
-        if self.seed is not None and not self.samples:
-            raise OptionError("a seed is for sampling: give top_p, top_k or temperature with it")
-        if self.no_repeat_words and self.vocabulary is None:
-            raise OptionError("no_repeat_words needs the vocabulary of the language model")
-        return ResolvedOptions(**self._filled(PLAIN))
 
 
 class ResolvedOptions(GenerationOptions):
@@ -181,7 +185,9 @@ class ResolvedOptions(GenerationOptions):
     num_return_sequences: int
     stop_ids: tuple[int, ...]
 
-    def resolved(self) -> ResolvedOptions:
+    def resolved(
+        self, defaults: GenerationOptions | None = None, vocabulary: Callable[[], Vocabulary] | None = None
+    ) -> ResolvedOptions:
         return self
 
     def check_streaming(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openblip.errors import ImageError, OptionError, whole_number
 from openblip.images.prefetch import is_settled, read_ahead
-from openblip.images.sources import ImageSource, describe_source, is_one_image
+from openblip.images.sources import ImageSource, describe_source, image_list
 from openblip.images.transform import ImageTransform, load_square, normalize
 
 if TYPE_CHECKING:
@@ -93,16 +93,6 @@ class _ReadImage:
     source: str
 
 
-def image_list(given: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
-    """Images to go through; a lone one is one, not its letters, lines or rows."""
-    return [cast("ImageInput", given)] if is_one(given) else cast("Iterable[Any]", given)
-
-
-def is_one(images: object) -> bool:
-    """Whether this is one image rather than several."""
-    return isinstance(images, EncodedImage) or is_one_image(images)
-
-
 class ImageCache:
     """Encoded images by their content, those used last within a bound of bytes; threads may share it.
 
@@ -142,23 +132,21 @@ class ImageCache:
         """Keep an image, or measure it anew after it was used, and let go of those unused the longest."""
         size = image.nbytes
         with self._lock:
-            self._drop(image.key)
+            if image.key in self._kept:
+                self._nbytes -= self._kept.pop(image.key)[1]
             if size > self.limit:
                 return
             self._kept[image.key] = image, size
             self._nbytes += size
             while self._nbytes > self.limit:
-                self._drop(next(iter(self._kept)))
+                _, (_, least_used) = self._kept.popitem(last=False)
+                self._nbytes -= least_used
 
     def clear(self) -> None:
         """Let go of all images: when the model's weights were changed, or to free memory."""
         with self._lock:
             self._kept.clear()
             self._nbytes = 0
-
-    def _drop(self, key: bytes) -> None:
-        if key in self._kept:
-            self._nbytes -= self._kept.pop(key)[1]
 
 
 class CachedEncoder:
@@ -176,11 +164,7 @@ class CachedEncoder:
 
     def encode(self, source: ImageInput) -> EncodedImage:
         """Raises ImageError when the image cannot be read, OptionError when another model has encoded it."""
-        return self.encode_all([source])[0]
-
-    def encode_all(self, sources: Sequence[ImageInput]) -> list[EncodedImage]:
-        """Images that are encoded together; the first that cannot be read raises its error."""
-        return self._encode([self._read(source) for source in sources])
+        return self._encode([self._read(source)])[0]
 
     def batches(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Iterator[EncodedBatch]:
         """Images in order, `batch_size` at a time, the next ones being read while the caller computes.
@@ -197,19 +181,12 @@ class CachedEncoder:
     def derive(
         self, images: Sequence[EncodedImage], name: str, compute: Callable[[list[int]], Iterable[Derived]]
     ) -> list[Derived]:
-        """What is computed from features, once an image and kept with it.
-
-        Args:
-            name: what it is called among what is derived.
-            compute: places among `images` of those that lack it to one value each, which has `nbytes`.
-        """
-        lacking = {id(image): place for place, image in enumerate(images) if name not in image.derived}
-        if lacking:
-            places = list(lacking.values())
-            for place, value in zip(places, compute(places), strict=True):
-                images[place].derived[name] = value
-                self.cache.keep(images[place])
-        return [cast(Derived, image.derived[name]) for image in images]
+        """As `derive`, and what was computed counts in the cache."""
+        lacking = [image for image in images if name not in image.derived]
+        found = derive(images, name, compute)
+        for image in lacking:
+            self.cache.keep(image)
+        return found
 
     def _read(self, source: ImageInput) -> EncodedImage | _ReadImage:
         if isinstance(source, EncodedImage):
@@ -221,7 +198,7 @@ class CachedEncoder:
         # Of the pixels as the encoder takes them: what differs in the file alone is the same image, and a large photo
         # costs no more to tell apart than a small one.
         # SHA-256, as processors compute it several times as fast as other digests that no two images share.
-        key = hashlib.sha256(pixels).digest()
+        key = hashlib.sha256(pixels.data).digest()
         return _ReadImage(pixels, key, name)
 
     def _encode(self, found: Sequence[EncodedImage | _ReadImage]) -> list[EncodedImage]:
@@ -241,6 +218,23 @@ class CachedEncoder:
                     known[key] = EncodedImage(key, row.clone(), one.source, self)
                     self.cache.keep(known[key])
         return [known[one.key] for one in found]
+
+
+def derive(
+    images: Sequence[EncodedImage], name: str, compute: Callable[[list[int]], Iterable[Derived]]
+) -> list[Derived]:
+    """What is computed from features, once an image and kept with it.
+
+    Args:
+        name: what it is called among what is derived.
+        compute: places among `images` of those that lack it to one value each, which has `nbytes`.
+    """
+    lacking = {id(image): place for place, image in enumerate(images) if name not in image.derived}
+    if lacking:
+        places = list(lacking.values())
+        for place, value in zip(places, compute(places), strict=True):
+            images[place].derived[name] = value
+    return [cast(Derived, image.derived[name]) for image in images]
 
 
 def _may_wait(source: object) -> bool:

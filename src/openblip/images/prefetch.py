@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from openblip.errors import ImageError, whole_number
-from openblip.images.sources import ImageSource, is_one_image
+from openblip.images.sources import ImageSource, image_list
 from openblip.images.transform import ImageTransform, load_square, normalize
 
 if TYPE_CHECKING:
@@ -68,18 +68,13 @@ def pixel_batches(
     def work(source: ImageSource) -> np.ndarray[Any, Any]:
         return load_square(source, transform)
 
-    for batch in read_ahead(source_list(sources), work, batch_size):
+    for batch in read_ahead(image_list(sources), work, batch_size):
         squashed = [found for _, found in batch if not isinstance(found, ImageError)]
         yield PixelBatch(
             [source for source, _ in batch],
             [found if isinstance(found, ImageError) else None for _, found in batch],
             normalize(squashed, transform),
         )
-
-
-def source_list(given: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """Images to go through; a lone one is one, not its letters, lines or rows."""
-    return [cast("ImageSource", given)] if is_one_image(given) else cast("Iterable[Any]", given)
 
 
 def is_settled(source: object) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit
 
 from openblip.errors import ImageError, OptionError, is_several, printable, yes_or_no
@@ -57,8 +57,16 @@ def is_address(text: str) -> bool:
     return _ADDRESS.match(text) is not None
 
 
+def image_list(given: object) -> Iterable[Any]:
+    """Images to go through; a lone one is one, not its letters, lines or rows."""
+    return [given] if is_one_image(given) else cast("Iterable[Any]", given)
+
+
 def is_one_image(source: object) -> bool:
-    """Whether this stands for one image, which need not be there, rather than for several things."""
+    """Whether this stands for one image, which need not be there, rather than for several things.
+
+    Whatever cannot be gone through does, an image that a model has encoded, too.
+    """
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or not isinstance(source, Iterable):
         return True
     # Open files, arrays and PIL images, some of which can be gone through as well.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.devices import Placement
 from openblip.generation.cuda_graphs import Graphs
-from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache
+from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache, derive
 from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
@@ -19,17 +20,22 @@ from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.language_model import LanguageModel
 
+Derive: TypeAlias = Callable[[Sequence[EncodedImage], str, Callable[[list[int]], list[Tensor]]], list[Tensor]]
 QUERIES = "queries"
 """What is kept of an encoded image: the Q-Former's outputs [Q, width]."""
 
 
 class QueriedImages:
-    """A batch of encoded images as the Q-Former's queries see them, which is kept with each image."""
+    """A batch of encoded images as the Q-Former's queries see them, which is kept with each image.
 
-    def __init__(self, network: Blip2Network, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> None:
+    Args:
+        derive: how it is kept: `openblip.images.encoded_image.derive`, or that of an encoder, which counts it at once.
+    """
+
+    def __init__(self, network: Blip2Network, images: Sequence[EncodedImage], derive: Derive = derive) -> None:
         self.network = network
-        self.encoder = encoder
         self.images = images
+        self.derive = derive
 
     @cached_property
     def features(self) -> Tensor:
@@ -44,7 +50,7 @@ class QueriedImages:
     @cached_property
     def queries(self) -> Tensor:
         """Outputs of the queries [I, Q, width]."""
-        return torch.stack(self.encoder.derive(self.images, QUERIES, self._queries))
+        return torch.stack(self.derive(self.images, QUERIES, self._queries))
 
     @cached_property
     def embeds(self) -> Tensor:
@@ -87,7 +93,7 @@ class Blip2Comparison:
         return self.network.temperature
 
     def batch(self, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> QueriedImages:
-        return QueriedImages(self.network, encoder, images)
+        return QueriedImages(self.network, images, encoder.derive)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.network.project_text(self.network.qformer.text(ids, mask)).float()
@@ -113,7 +119,8 @@ class Blip2Images:
 
     def visual_prompts(self, images: Sequence[EncodedImage]) -> list[Tensor]:
         """What the language model reads of each image: [Q, token width]."""
-        prompts = self.network.prompt_projection(QueriedImages(self.network, self.encoder, images).queries)
+        # The writer derives prompts of them, and counts in the cache what was derived on the way.
+        prompts = self.network.prompt_projection(QueriedImages(self.network, images).queries)
         return [row.clone() for row in prompts]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
-from openblip.models.text_options import answer_options
 from openblip.text import clean_question
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ class Chat:
         """
         self.writer.question(question)  # an empty one is an error
         asked = clean_question(question)
-        chosen = answer_options(self.writer.parts, options, stream=stream, method=self.ask)
+        defaults = self.writer.parts.defaults.answers
+        chosen = self.writer.options(options, defaults, stream=stream, method=self.ask)
         turns = list(self.turns)
         while turns and not self.writer.fits(self.image, self._prompt(turns, asked), chosen.max_new_tokens):
             turns.pop(0)

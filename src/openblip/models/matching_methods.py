@@ -12,12 +12,13 @@ from typing import Any, overload
 from torch import Tensor
 
 from openblip.errors import yes_or_no
-from openblip.images.encoded_image import ImageInput, image_list, is_one
+from openblip.images.encoded_image import ImageInput
+from openblip.images.sources import image_list, is_one_image
 from openblip.matching import ranking
 from openblip.matching.matcher import TEMPLATES
 from openblip.matching.ranking import RERANK, TOP, Search
 from openblip.models.abilities import Composed, matcher_of
-from openblip.models.signatures import BATCH_SIZE, Images, Texts, collect
+from openblip.models.signatures import BATCH_SIZE, Images, Texts
 from openblip.results import Classified, Embedded, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import text_list
 
@@ -36,12 +37,12 @@ def match(self: Composed, images: ImageInput | Images, texts: str | Texts, *, ba
     Returns:
         A `Match`; a list for several texts or several images, in the order given; a list for each image for both.
     """
-    one_text = isinstance(texts, str)
-
-    def pick(matched: Matched) -> Any:
-        return matched.matches[0] if one_text else list(matched.matches)
-
-    return collect(match_many(self, images, texts, batch_size=batch_size), pick, is_one(images))
+    rows: list[Any] = []
+    for matched in match_many(self, images, texts, batch_size=batch_size):
+        if matched.error is not None:
+            raise matched.error
+        rows.append(matched.matches[0] if isinstance(texts, str) else list(matched.matches))
+    return rows[0] if is_one_image(images) else rows
 
 
 def match_many(
@@ -115,7 +116,7 @@ def classify(
     rows = matcher.classify(
         image_list(images), text_list(labels, "the labels"), text_list(templates, "the templates"), batch_size
     )
-    return rows[0] if is_one(images) else rows
+    return rows[0] if is_one_image(images) else rows
 
 
 @overload
@@ -193,7 +194,7 @@ def rank_texts(
 ) -> Any:
     """The texts that fit an image best, or each of several images; options as for `rank_images`."""
     found = ranking.rank_texts(matcher_of(self, "match"), image_list(query), texts, Search(top, rerank, batch_size))
-    return found[0] if is_one(query) else found
+    return found[0] if is_one_image(query) else found
 
 
 def rank_both(
@@ -216,7 +217,7 @@ def embed_images(self: Composed, images: ImageInput | Images, *, batch_size: int
     `openblip.similarity`.
     """
     found = matcher_of(self, "embed").embed_images(images, batch_size)
-    return found[0] if is_one(images) else found
+    return found[0] if is_one_image(images) else found
 
 
 def embed_images_many(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias, TypeVar
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
 
 from openblip.generation.options import TextOptions
 from openblip.images.encoded_image import ImageInput
-from openblip.results import Answered, Captioned, Matched
 
 BATCH_SIZE = 8
 Images: TypeAlias = Iterable[ImageInput]
@@ -16,17 +15,6 @@ Texts: TypeAlias = Iterable[str]
 """Likewise of texts."""
 Yes: TypeAlias = Literal[True]
 No: TypeAlias = Literal[False]
-Result = TypeVar("Result", Captioned, Answered, Matched)
-
-
-def collect(results: Iterable[Result], pick: Callable[[Result], Any], one: bool) -> Any:
-    """What is picked of each result, or of the only one. The first error is raised."""
-    rows = []
-    for result in results:
-        if result.error is not None:
-            raise result.error
-        rows.append(pick(result))
-    return rows[0] if one else rows
 
 
 class StreamedCaptionOptions(TextOptions, total=False):

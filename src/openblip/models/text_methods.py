@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from openblip.errors import OptionError, yes_or_no
+from openblip.errors import ImageError, OptionError, is_several, whole_number, yes_or_no
 from openblip.generation.options import ResolvedOptions
-from openblip.images.encoded_image import ImageInput, image_list, is_one
+from openblip.images.encoded_image import ImageInput
+from openblip.images.sources import image_list, is_one_image
 from openblip.models.abilities import writer_of
-from openblip.models.signatures import BATCH_SIZE, Images, No, Texts, Yes, collect
-from openblip.models.text_options import answer_options, caption_options
+from openblip.models.signatures import BATCH_SIZE, Images, No, Texts, Yes
+from openblip.models.writer import Writer
 from openblip.results import Answered, Captioned, GeneratedText
 from openblip.text import Pieces, one_text, text_list
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
         StreamedCaptionOptions,
         StreamedGenerateOptions,
     )
+
+PAIRS = "give pairs of an image and the question or questions about it"
 
 
 @overload
@@ -104,23 +107,22 @@ def caption(
         ImageError: an image cannot be read.
         OptionError: an option is unknown or out of range.
     """
-    one, count = is_one(images), 1 if num_captions is None else num_captions
-    writer = writer_of(self, "caption")
-    stream, details = yes_or_no("stream", stream), yes_or_no("details", details)
-    if stream and (not one or num_captions is not None or details):
+    writer, details = writer_of(self, "caption"), yes_or_no("details", details)
+    if yes_or_no("stream", stream) and (num_captions is not None or details or not is_one_image(images)):
         raise OptionError(
             "one caption of one image can be streamed: leave out num_captions and details, give one image"
         )
-    chosen = caption_options(self.parts, options, count, stream=stream, method=caption)
+    count = 1 if num_captions is None else num_captions
+    chosen = writer.options(options, self.parts.defaults.captions, texts=count, stream=stream, method=caption)
     text = _caption_prompt(self, prompt)
     if stream:
-        return writer.stream(self.encode_image(cast(ImageInput, images)), text, chosen, caption=True)
+        return writer.stream(writer.encoder.encode(cast(ImageInput, images)), text, chosen, caption=True)
 
-    def pick(captioned: Captioned) -> Any:
-        row = [text if details else text.text for text in captioned.captions]
-        return row[0] if num_captions is None else row
+    def pick(texts: list[list[GeneratedText]]) -> Any:
+        captions = [one if details else one.text for one in texts[0]]
+        return captions[0] if num_captions is None else captions
 
-    return collect(writer.caption_many(images, text, chosen, batch_size), pick, one)
+    return _write(writer, images, [text], str, chosen, batch_size, pick, caption=True)
 
 
 def caption_many(
@@ -138,8 +140,14 @@ def caption_many(
     from the iterable and read in threads, a few batches ahead of the model.
     """
     writer = writer_of(self, "caption")
-    chosen = caption_options(self.parts, options, num_captions, method=caption_many)
-    return writer.caption_many(images, _caption_prompt(self, prompt), chosen, batch_size)
+    chosen = writer.options(options, self.parts.defaults.captions, texts=num_captions, method=caption_many)
+    text = _caption_prompt(self, prompt)
+    asked = ((image, [text]) for image in image_list(images))
+    found = writer.write_many(asked, chosen, batch_size, caption=True)
+    return (
+        Captioned(source, error=texts) if isinstance(texts, ImageError) else Captioned(source, tuple(texts[0]))
+        for source, _, texts in found
+    )
 
 
 def _caption_prompt(self: Composed, prompt: str | None) -> str:
@@ -210,11 +218,10 @@ def ask(
         ImageError: an image cannot be read.
         OptionError: a question is empty, or an option is unknown or out of range.
     """
-    prompt_of = partial(writer_of(self, "ask").question, template=template)
-    chosen = answer_options(self.parts, options, stream=stream, method=ask)
-    if stream:
-        return _stream(self, images, questions, details, prompt_of, chosen)
-    return _texts(self, images, questions, details, prompt_of, chosen, batch_size)
+    writer = writer_of(self, "ask")
+    chosen = writer.options(options, self.parts.defaults.answers, stream=stream, method=ask)
+    prompt_of = partial(writer.question, template=template)
+    return _answer(writer, images, questions, prompt_of, chosen, batch_size, details, stream)
 
 
 def ask_many(
@@ -239,8 +246,24 @@ def ask_many(
         OptionError: a question is empty, or an option is unknown or out of range.
     """
     writer = writer_of(self, "ask")
-    chosen = answer_options(self.parts, options, method=ask_many)
-    return writer.answer_many(asked, partial(writer.question, template=template), chosen, batch_size)
+    chosen = writer.options(options, self.parts.defaults.answers, method=ask_many)
+    if not is_several(asked):
+        raise OptionError(f"{str(asked)[:100]} was asked: {PAIRS}")
+    prompt_of = partial(writer.question, template=template)
+    found = writer.write_many(_pairs(asked), chosen, batch_size, prompt_of=prompt_of)
+    return (
+        Answered(source, tuple(own), error=texts)
+        if isinstance(texts, ImageError)
+        else Answered(source, tuple(own), tuple(best for best, *_ in texts))
+        for source, own, texts in found
+    )
+
+
+def _pairs(asked: Iterable[Any]) -> Iterator[tuple[ImageInput, list[str]]]:
+    for pair in asked:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise OptionError(f"{str(pair)[:100]} was asked: {PAIRS}")
+        yield pair[0], text_list(pair[1], "the questions")
 
 
 @overload
@@ -307,41 +330,56 @@ def generate(
         ImageError: an image cannot be read.
         OptionError: an option is unknown or out of range.
     """
-    writer_of(self, "ask")
-    chosen = answer_options(self.parts, options, stream=stream, method=generate)
-    if stream:
-        return _stream(self, images, prompts, details, str, chosen)
-    return _texts(self, images, prompts, details, str, chosen, batch_size)
+    writer = writer_of(self, "ask")
+    chosen = writer.options(options, self.parts.defaults.answers, stream=stream, method=generate)
+    return _answer(writer, images, prompts, str, chosen, batch_size, details, stream)
 
 
-def _stream(
-    self: Composed,
+def _answer(
+    writer: Writer,
     images: ImageInput | Images,
     texts: str | Texts,
-    details: bool,
-    prompt_of: Callable[[str], str],
-    options: ResolvedOptions,
-) -> Pieces:
-    if not is_one(images) or not isinstance(texts, str) or yes_or_no("details", details):
-        raise OptionError("one text about one image can be streamed: give one image and one text, and no details")
-    prompt = prompt_of(texts)  # a wrong one is an error before the image is encoded
-    return writer_of(self, "ask").stream(self.encode_image(cast(ImageInput, images)), prompt, options)
-
-
-def _texts(
-    self: Composed,
-    images: ImageInput | Images,
-    texts: str | Texts,
-    details: bool,
     prompt_of: Callable[[str], str],
     options: ResolvedOptions,
     batch_size: int,
+    details: bool,
+    stream: bool,
 ) -> Any:
-    one_text, own, details = isinstance(texts, str), text_list(texts), yes_or_no("details", details)
-    asked = ((image, own) for image in image_list(images))
+    details = yes_or_no("details", details)
+    if stream:
+        if not isinstance(texts, str) or details or not is_one_image(images):
+            raise OptionError("one text about one image can be streamed: give one image and one text, and no details")
+        prompt = prompt_of(texts)  # a wrong one is an error before the image is encoded
+        return writer.stream(writer.encoder.encode(cast(ImageInput, images)), prompt, options)
 
-    def pick(answered: Answered) -> Any:
-        row = [answer if details else answer.text for answer in answered.answers]
-        return row[0] if one_text else row
+    def pick(answers: list[list[GeneratedText]]) -> Any:
+        row = [best if details else best.text for best, *_ in answers]
+        return row[0] if isinstance(texts, str) else row
 
-    return collect(writer_of(self, "ask").answer_many(asked, prompt_of, options, batch_size), pick, is_one(images))
+    return _write(writer, images, text_list(texts), prompt_of, options, batch_size, pick)
+
+
+def _write(
+    writer: Writer,
+    images: ImageInput | Images,
+    texts: list[str],
+    prompt_of: Callable[[str], str],
+    options: ResolvedOptions,
+    batch_size: int,
+    pick: Callable[[list[list[GeneratedText]]], Any],
+    *,
+    caption: bool = False,
+) -> Any:
+    """What is picked of an image's generated texts, or of those of each of several; the first error is raised."""
+    whole_number("batch_size", batch_size, 1)
+    if is_one_image(images):
+        prompts = [prompt_of(text) for text in texts]
+        image = writer.encoder.encode(cast(ImageInput, images))
+        return pick(writer.write([image], [prompts], options, caption=caption)[0])
+    rows = []
+    asked = ((image, texts) for image in cast(Images, images))
+    for _, _, found in writer.write_many(asked, options, batch_size, prompt_of=prompt_of, caption=caption):
+        if isinstance(found, ImageError):
+            raise found
+        rows.append(pick(found))
+    return rows

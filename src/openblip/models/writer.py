@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.errors import ImageError, OptionError, is_several
+from openblip.errors import ImageError, OptionError, yes_or_no
 from openblip.generation.engine import generate, stream
-from openblip.generation.options import ResolvedOptions
+from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, check_names
 from openblip.generation.prefill import fits
 from openblip.generation.prefix import Prefix
+from openblip.generation.repeated_words import Vocabulary
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
-from openblip.models.text_options import read_text
 from openblip.nn.language_model import LanguageModel
-from openblip.results import Answered, Captioned, GeneratedText
-from openblip.text import Pieces, clean_question, one_text, text_list, text_pieces
+from openblip.results import GeneratedText
+from openblip.text import Pieces, clean_generated, clean_question, one_text, text_pieces
 
 SHARED_FROM = 3
 """Questions about one image from which reading its visual prompt once saves more than a larger batch does: the prompt
@@ -44,100 +47,103 @@ class Writer:
         visual_prompts: Callable[[Sequence[EncodedImage]], Iterable[Tensor]],
     ) -> None:
         self.parts = parts
+        self.tokenizer = parts.require_words()
         self.language_model = language_model
         self.encoder = encoder
         self.visual_prompts = visual_prompts
 
-    def caption_many(
-        self, images: ImageInput | Iterable[ImageInput], prompt: str, options: ResolvedOptions, batch_size: int
-    ) -> Iterator[Captioned]:
-        """Captions of images, or what is wrong with them, in order, as batches are done."""
-        for batch in self.encoder.batches(images, batch_size):
-            found = self.captions(batch.images, prompt, options) if batch.images else []
-            for source, texts in batch.join(found):
-                if isinstance(texts, ImageError):
-                    yield Captioned(source, error=texts)
-                else:
-                    yield Captioned(source, tuple(texts))
-
-    def answer_many(
+    def options(
         self,
-        asked: Iterable[tuple[ImageInput, str | Iterable[str]]],
-        prompt_of: Callable[[str], str],
-        options: ResolvedOptions,
-        batch_size: int,
-    ) -> Iterator[Answered]:
-        """Answers to the questions about each image, or what is wrong with the image, in order, as batches are done.
+        given: TextOptions,
+        defaults: GenerationOptions,
+        *,
+        texts: int = 1,
+        stream: bool = False,
+        method: Callable[..., Any] | None = None,
+    ) -> ResolvedOptions:
+        """How texts are generated: as the user says, and as `defaults` do where the user says nothing.
 
         Args:
-            prompt_of: a question to its prompt.
+            texts: of each prompt.
+            stream: the text is shown as it is generated: greedily, where the default is a beam search.
+            method: what the options were given to; its keywords are suggested for a wrong one, too.
+
+        Raises:
+            OptionError: an unknown name, a value out of range, or options that exclude each other.
         """
-        waiting: deque[tuple[list[str], list[str]]] = deque()
-        wanted = "give pairs of an image and the question or questions about it"
-        if not is_several(asked):
-            raise OptionError(f"{str(asked)[:100]} was asked: {wanted}")
+        check_names(given, method)
+        chosen = GenerationOptions(**given, num_return_sequences=texts, stop_ids=(self.parts.stop_id,))
+        if not yes_or_no("stream", stream):
+            return chosen.resolved(defaults, lambda: self._vocabulary)
+        resolved = chosen.resolved(replace(defaults, num_beams=1), lambda: self._vocabulary)
+        resolved.check_streaming()
+        return resolved
 
-        def images() -> Iterator[ImageInput]:
-            for pair in asked:
-                if not isinstance(pair, tuple | list) or len(pair) != 2:
-                    raise OptionError(f"{str(pair)[:100]} was asked: {wanted}")
-                image, given = pair
-                own = text_list(given, "the questions")
-                waiting.append((own, [prompt_of(question) for question in own]))  # checked before its image is read
-                yield image
-
-        for batch in self.encoder.batches(images(), batch_size):
-            questions = [waiting.popleft() for _ in batch.names]
-            good = [prompts for (_, prompts), error in zip(questions, batch.errors, strict=True) if error is None]
-            found = self.texts_of_many(batch.images, good, options) if batch.images else []
-            for (own, _), (source, answers) in zip(questions, batch.join(found), strict=True):
-                if isinstance(answers, ImageError):
-                    yield Answered(source, tuple(own), error=answers)
-                else:
-                    yield Answered(source, tuple(own), tuple(answers))
-
-    @torch.inference_mode()
-    def captions(
-        self, images: Sequence[EncodedImage], prompt: str, options: ResolvedOptions
-    ) -> list[list[GeneratedText]]:
-        """The captions of each image, best first."""
-        begun = self._begun([prompt] * len(images), options.no_repeat_words)
-        rows, prefixes = [self._embed(prompt)] * len(images), self._prefixes(images)
-        return [
-            [read_text(self.parts, text) for text in texts]
-            for texts in generate(self.language_model, rows, options, begun, prefixes)
-        ]
-
-    def texts(self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions) -> list[GeneratedText]:
-        """What follows each prompt behind one image; what the prompts share is read once."""
-        with torch.inference_mode(), self._kept(image):
-            (prefix,) = self._prefixes([image])
-            rows = [self._embed(prompt) for prompt in prompts]
-            found = generate(self.language_model, rows, options, self._begun(prompts), prefix)
-        return [read_text(self.parts, texts[0]) for texts in found]
-
-    def texts_of_many(
-        self, images: Sequence[EncodedImage], prompts: Sequence[Sequence[str]], options: ResolvedOptions
-    ) -> list[list[GeneratedText]]:
-        """As `texts` for several images with prompts of their own.
+    def write(
+        self,
+        images: Sequence[EncodedImage],
+        prompts: Sequence[Sequence[str]],
+        options: ResolvedOptions,
+        *,
+        caption: bool = False,
+    ) -> list[list[list[GeneratedText]]]:
+        """What follows prompts of its own behind each image: of each prompt its texts, best first.
 
         Few prompts of each of many images are one batch; many of one image share its visual prompt instead.
+
+        Args:
+            caption: texts go on from their prompts, whose words count as used.
         """
         few = [len(own) < SHARED_FROM for own in prompts]
         with torch.inference_mode():
-            behind = [
-                (prefix, prompt)
+            prefixes = [
+                prefix
                 for prefix, own, together in zip(self._prefixes(images), prompts, few, strict=True)
-                for prompt in own
+                for _ in own
                 if together
             ]
-            rows = [self._embed(prompt) for _, prompt in behind]
-            begun = self._begun([prompt for _, prompt in behind])
-            found = iter(generate(self.language_model, rows, options, begun, [prefix for prefix, _ in behind]))
+            batch = [prompt for own, together in zip(prompts, few, strict=True) for prompt in own if together]
+            found = iter(self._generate(prefixes, batch, options, caption))
         return [
-            [read_text(self.parts, next(found)[0]) for _ in own] if together else self.texts(image, own, options)
+            [next(found) for _ in own] if together else self._behind(image, own, options, caption)
             for image, own, together in zip(images, prompts, few, strict=True)
         ]
+
+    def write_many(
+        self,
+        asked: Iterable[tuple[ImageInput, list[str]]],
+        options: ResolvedOptions,
+        batch_size: int,
+        *,
+        prompt_of: Callable[[str], str] = str,
+        caption: bool = False,
+    ) -> Iterator[tuple[str, list[str], list[list[GeneratedText]] | ImageError]]:
+        """As `write` for any number of images, in order, as batches are done.
+
+        Args:
+            asked: images, each with what is asked about it.
+            prompt_of: what is asked to its prompt.
+
+        Yields:
+            the name of an image, what was asked about it, and the texts of each prompt or what is wrong with the image.
+        """
+        waiting: deque[tuple[list[str], list[str]]] = deque()
+
+        def images() -> Iterator[ImageInput]:
+            for image, own in asked:
+                waiting.append((own, [prompt_of(text) for text in own]))  # checked before its image is read
+                yield image
+
+        for batch in self.encoder.batches(images(), batch_size):
+            rows = [waiting.popleft() for _ in batch.names]
+            good = [prompts for (_, prompts), error in zip(rows, batch.errors, strict=True) if error is None]
+            found = self.write(batch.images, good, options, caption=caption) if batch.images else []
+            for (own, _), (source, texts) in zip(rows, batch.join(found), strict=True):
+                yield source, own, texts
+
+    def texts(self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions) -> list[GeneratedText]:
+        """What follows each prompt behind one image; what the prompts share is read once."""
+        return [texts[0] for texts in self._behind(image, prompts, options, False)]
 
     def stream(self, image: EncodedImage, prompt: str, options: ResolvedOptions, *, caption: bool = False) -> Pieces:
         """The pieces of what follows a prompt, as they are written, greedily or sampled.
@@ -148,13 +154,12 @@ class Writer:
         Args:
             caption: the text goes on from the prompt, whose words count as used.
         """
-        begun = self._begun([prompt], caption and options.no_repeat_words)
         with torch.inference_mode(), self._kept(image):
             (prefix,) = self._prefixes([image])
-            tokens = stream(
-                self.language_model, self._embed(prompt), options, prefix, None if begun is None else begun[0]
-            )
-        return text_pieces(self.parts.require_words(), tokens)
+            ids = self._ids(prompt)
+            begun = ids if self._counts_prompts(options, caption) else None
+            tokens = stream(self.language_model, self.language_model.embed(ids), options, prefix, begun)
+        return text_pieces(self.tokenizer, tokens)
 
     def question(self, question: str, template: str | None = None) -> str:
         """The prompt of a question: in `template`, which has {question} in it, or in the model's own.
@@ -177,6 +182,24 @@ class Writer:
         read = prefix.length + len(self.parts.prompt_ids(prompt))
         return fits(self.language_model.config, read, max_new_tokens)
 
+    def _behind(
+        self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions, caption: bool
+    ) -> list[list[GeneratedText]]:
+        """The texts of each prompt behind one image, whose keys and values they share."""
+        with torch.inference_mode(), self._kept(image):
+            (prefix,) = self._prefixes([image])
+            return self._generate(prefix, prompts, options, caption)
+
+    def _generate(
+        self, prefix: Prefix | Sequence[Prefix], prompts: Sequence[str], options: ResolvedOptions, caption: bool
+    ) -> list[list[GeneratedText]]:
+        # Captions of many images have one prompt, which is read once.
+        ids = {prompt: self._ids(prompt) for prompt in dict.fromkeys(prompts)}
+        embeds = {prompt: self.language_model.embed(row) for prompt, row in ids.items()}
+        begun = [ids[prompt] for prompt in prompts] if self._counts_prompts(options, caption) else None
+        found = generate(self.language_model, [embeds[prompt] for prompt in prompts], options, begun, prefix)
+        return [[self._text(one) for one in texts] for texts in found]
+
     @torch.inference_mode()
     def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix]:
         def compute(places: list[int]) -> Iterator[Prefix]:
@@ -185,18 +208,25 @@ class Writer:
 
         return self.encoder.derive(images, PREFIX, compute)
 
-    def _begun(self, prompts: Sequence[str], whole: bool = False) -> list[Tensor] | None:
-        """The ids of prompts whose words count as used: with `whole`, or where they are part of the model's texts."""
+    def _counts_prompts(self, options: ResolvedOptions, caption: bool) -> bool:
+        """Whether words of prompts count as used: of captions, and where prompts are part of the model's texts."""
         config = self.language_model.config
-        counts = whole or (config.prompt_counts and not config.encodes_prompts)
-        return [self._ids(prompt) for prompt in prompts] if counts else None
-
-    def _embed(self, prompt: str) -> Tensor:
-        return self.language_model.embed(self._ids(prompt))
+        return (caption and options.no_repeat_words) or (config.prompt_counts and not config.encodes_prompts)
 
     def _ids(self, prompt: str) -> Tensor:
-        device = next(self.parts.network.parameters()).device
-        return torch.tensor(self.parts.prompt_ids(prompt), device=device)
+        return torch.tensor(self.parts.prompt_ids(prompt), device=next(self.parts.network.parameters()).device)
+
+    def _text(self, generation: Generation) -> GeneratedText:
+        return GeneratedText(
+            text=clean_generated(self.tokenizer.decode(generation.ids)),
+            score=generation.score,
+            tokens=tuple(self.tokenizer.decode([token]) for token in generation.ids),
+            log_probs=generation.log_probs,
+        )
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer.tokens())
 
     @contextmanager
     def _kept(self, image: EncodedImage) -> Iterator[None]:
