@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.hub.sources import LocalFile
+from openblip.checkpoints.lavis.clip import load_clip, save_clip
 from openblip.checkpoints.lavis.read import files_of, load_lavis
 from openblip.checkpoints.lavis.write import save_lavis
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.transformers.clip import load_clip_folder, save_clip_folder
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.checkpoints.transformers.write import save_transformers
@@ -30,17 +32,20 @@ class Layouts:
         write_transformers: into a folder; the task says which half of a model that does both.
     """
 
-    read_lavis: Callable[[ModelEntry, Sequence[LocalFile], ReadOptions], ModelParts[Any]]
-    read_transformers: Callable[[Path, ReadOptions], ModelParts[Any]]
-    write_lavis: Callable[[ModelParts[Any], Path], None]
-    write_transformers: Callable[[ModelParts[Any], Path, Task | None], None]
+    read_lavis: Callable[[ModelEntry, Sequence[LocalFile], ReadOptions], ModelParts[Any, Any]]
+    read_transformers: Callable[[Path, ReadOptions], ModelParts[Any, Any]]
+    write_lavis: Callable[[ModelParts[Any, Any], Path], None]
+    write_transformers: Callable[[ModelParts[Any, Any], Path, Task | None], None]
 
 
 def _read_blip2(model: ModelEntry, found: Sequence[LocalFile], options: ReadOptions) -> ModelParts:
     return load_lavis(model, files_of(found, options.checkpoint), options)
 
 
-LAYOUTS: dict[str, Layouts] = {"blip2": Layouts(_read_blip2, load_transformers, save_lavis, save_transformers)}
+LAYOUTS: dict[str, Layouts] = {
+    "blip2": Layouts(_read_blip2, load_transformers, save_lavis, save_transformers),
+    "clip": Layouts(load_clip, load_clip_folder, save_clip, save_clip_folder),
+}
 
 
 def layouts_of(family: str) -> Layouts:

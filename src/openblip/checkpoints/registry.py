@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from openblip.checkpoints.blip2_models import MINI, MODELS
+from openblip.checkpoints.clip_models import FAMILY as CLIP
+from openblip.checkpoints.clip_models import MODELS as CLIP_MODELS
 from openblip.checkpoints.json_files import read_json
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.errors import CheckpointError, OptionError, yes_or_no
 
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
-TRANSFORMERS_FAMILIES = {"blip-2": MINI.family}
+TRANSFORMERS_FAMILIES = {"blip-2": MINI.family, "clip": CLIP}
 """What the config.json of a folder of transformers calls a type of models, and the family that they belong to."""
 
-_MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS}
+_MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS, CLIP: CLIP_MODELS}
 """By family, see `families.add_family`."""
 
 

@@ -14,7 +14,7 @@ from openblip.errors import DownloadError
 from openblip.fetch import Progress, check_room, is_offline
 
 REPOSITORY_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-LAVIS_ARCHITECTURE = re.compile(r"(blip2|blip2_[a-z0-9_]+)/")
+LAVIS_ARCHITECTURE = re.compile(r"(blip2?(_[a-z0-9_]+)?|clip|clip_feature_extractor)/")
 
 
 def find_files(

@@ -21,12 +21,14 @@ class WebFile:
         supplies: which parts of a model are taken from it.
         size: bytes, to about one percent; the server knows exactly.
         base: what its address begins with; None for the place of BLIP-2's.
+        sha256: in hexadecimal, where it is known.
     """
 
     name: str
     supplies: tuple[str, ...]
     size: int
     base: str | None = None
+    sha256: str = ""
 
     @property
     def url(self) -> str:
@@ -91,7 +93,7 @@ class Place:
             return self.local_dir if is_complete(self.local_dir, self.has_weights) else None
         folders = [self.web_folder]
         if self.cache_dir is None and self.local_dir is None:
-            folders.append(_torch_folder())
+            folders += [_torch_folder(), Path("~/.cache/clip").expanduser()]
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
     def missing_bytes(self) -> int:
@@ -115,7 +117,8 @@ class Place:
 
     def fetch(self, order: Order | None, progress: Progress | None) -> Path:
         if isinstance(self.source, WebFile):
-            return self.find() or fetch(self.source.url, self.web_folder / self.source.name, progress=progress)
+            target = self.web_folder / self.source.name
+            return self.find() or fetch(self.source.url, target, sha256=self.source.sha256, progress=progress)
         return fetch_order(order or self.look_up((), ()), progress)
 
 
@@ -126,6 +129,6 @@ def find_all(places: Sequence[Place]) -> tuple[LocalFile, ...] | None:
 
 
 def _torch_folder() -> Path:
-    """Where LAVIS itself has put its files, if it was ever used here."""
+    """Where LAVIS itself has put its files, if it was ever used here; CLIP's lie where OpenAI's code puts them."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser() / "hub" / "checkpoints"

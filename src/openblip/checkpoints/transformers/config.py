@@ -165,18 +165,18 @@ def read_config(folder: Path) -> FolderConfig:
     path = folder / CONFIG_FILE
     content = read_json(path)
     task = _task(content, path)
-    vision, qformer = _section(content, "vision_config", path), _section(content, "qformer_config", path)
-    text = _section(content, "text_config", path)
-    own = _section(content, OWN_SETTINGS, path)
-    vision_values = {**_values(VISION, vision), **_square(vision, path), "attention_bias": "qv"}
+    vision, qformer = section_of(content, "vision_config", path), section_of(content, "qformer_config", path)
+    text = section_of(content, "text_config", path)
+    own = section_of(content, OWN_SETTINGS, path)
+    vision_values = {**settings_of(VISION, vision), **_square(vision, path), "attention_bias": "qv"}
     vision_config = build(VitConfig, vision_values, path, _their_names(VISION))
     qformer_config = build(
         QFormerConfig,
         {
-            **_values(QFORMER, qformer),
+            **settings_of(QFORMER, qformer),
             **({} if task == "match" else {"vocab_size": 0}),
             "image_width": vision_config.width,
-            "num_queries": _given(content, "num_query_tokens", NUM_QUERIES),
+            "num_queries": setting_of(content, "num_query_tokens", NUM_QUERIES),
         },
         path,
         {**_their_names(QFORMER), "num_queries": "num_query_tokens"},
@@ -189,7 +189,7 @@ def read_config(folder: Path) -> FolderConfig:
             "vision": vision_config,
             "qformer": qformer_config,
             "language": None if task == "match" else _read_language_model(text, path),
-            "shared_width": _given(content, "image_text_hidden_size", SHARED_WIDTH),
+            "shared_width": setting_of(content, "image_text_hidden_size", SHARED_WIDTH),
             "vision_norm_eps": own.get("vision_norm_eps", vision_config.layer_norm_eps),
         },
         path,
@@ -201,16 +201,18 @@ def read_config(folder: Path) -> FolderConfig:
     language = network.own_language
     if language is not None and language.encodes_prompts:
         usual["question"] = SHORT_QUESTION
-    prompts = build(PromptTemplates, _section(own, "prompts", path) or usual, path)
+    prompts = build(PromptTemplates, section_of(own, "prompts", path) or usual, path)
     check_prompts(prompts, path)
     return FolderConfig(
         network,
         read_transform(folder, vision_config.image_size),
         None if language is None else _word_ids(content, generation, language, path),
-        language is not None and language.encodes_prompts and _given(text, "tie_word_embeddings", True) is not False,
+        language is not None
+        and language.encodes_prompts
+        and setting_of(text, "tie_word_embeddings", True) is not False,
         _matching_tokens(own, qformer_config, path) if task == "match" else None,
         prompts,
-        read_defaults(_section(own, "generation", path) or _generation(network, generation), path),
+        read_defaults(section_of(own, "generation", path) or _generation(network, generation), path),
     )
 
 
@@ -227,24 +229,26 @@ def _task(content: Mapping[str, Any], path: Path) -> Task:
         )
     if known:
         return known[0]
-    return "match" if _section(content, "qformer_config", path).get("use_qformer_text_input") else "write"
+    return "match" if section_of(content, "qformer_config", path).get("use_qformer_text_input") else "write"
 
 
-def _section(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+def section_of(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A group of settings; empty without one. Raises CheckpointError when it is something else."""
     section = content.get(name) or {}
     if not isinstance(section, dict):
         raise CheckpointError(f"{path}: {name} is {section!r}, not a group of settings")
     return section
 
 
-def _given(section: Mapping[str, Any], name: str, default: Any) -> Any:
+def setting_of(section: Mapping[str, Any], name: str, default: Any) -> Any:
     """A setting; null counts as missing."""
     value = section.get(name)
     return default if value is None else value
 
 
-def _values(table: Fields, section: Mapping[str, Any]) -> dict[str, Any]:
-    return {ours: _given(section, theirs, default) for ours, (theirs, default) in table.items()}
+def settings_of(table: Fields, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under our names, or their defaults."""
+    return {ours: setting_of(section, theirs, default) for ours, (theirs, default) in table.items()}
 
 
 def _their_names(table: Fields) -> dict[str, str]:
@@ -253,13 +257,13 @@ def _their_names(table: Fields) -> dict[str, str]:
 
 def _require_fixed(section: Mapping[str, Any], name: str, path: Path) -> None:
     for setting, wanted in FIXED[name].items():
-        if _given(section, setting, wanted) != wanted:
+        if setting_of(section, setting, wanted) != wanted:
             raise CheckpointError(f"{path}: {name} has {setting} {section[setting]!r}, only {wanted!r} can be read")
 
 
 def _square(vision: Mapping[str, Any], path: Path) -> dict[str, int]:
     """Sides that may be written as two equal numbers."""
-    return {name: _side(_given(vision, name, VISION[name][1]), name, path) for name in ("image_size", "patch_size")}
+    return {name: _side(setting_of(vision, name, VISION[name][1]), name, path) for name in ("image_size", "patch_size")}
 
 
 def _side(value: object, name: str, path: Path) -> int:
@@ -274,7 +278,7 @@ def _side(value: object, name: str, path: Path) -> int:
 
 
 def _read_language_model(text: Mapping[str, Any], path: Path) -> OptConfig | T5Config:
-    kind = _given(text, "model_type", "opt")
+    kind = setting_of(text, "model_type", "opt")
     if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
         known = ", ".join(LANGUAGE_MODELS)
         raise CheckpointError(f"{path} has a language model of type {kind!r}: only {known} can be read")
@@ -283,16 +287,16 @@ def _read_language_model(text: Mapping[str, Any], path: Path) -> OptConfig | T5C
 
 def _read_opt(text: Mapping[str, Any], path: Path) -> OptConfig:
     _require_fixed(text, "text_config", path)
-    values = _values(OPT, text)
-    if _given(text, "word_embed_proj_dim", values["width"]) != values["width"]:
+    values = settings_of(OPT, text)
+    if setting_of(text, "word_embed_proj_dim", values["width"]) != values["width"]:
         raise CheckpointError(f"{path}: word_embed_proj_dim differs from hidden_size, which no BLIP-2 can have")
     final_norm = values["pre_norm"] and not text.get("_remove_final_layer_norm")
     return build(OptConfig, {**values, "final_norm": final_norm}, path, _their_names(OPT))
 
 
 def _read_t5(text: Mapping[str, Any], path: Path) -> T5Config:
-    values = _values(T5, text)
-    kind = _given(text, "feed_forward_proj", T5_FFN)
+    values = settings_of(T5, text)
+    kind = setting_of(text, "feed_forward_proj", T5_FFN)
     gate, _, activation = kind.rpartition("-") if isinstance(kind, str) else ("", "", kind)
     if gate not in ("", "gated"):
         raise CheckpointError(f"{path}: feed_forward_proj is {kind!r}, neither an activation nor a gated one")
@@ -302,12 +306,12 @@ def _read_t5(text: Mapping[str, Any], path: Path) -> T5Config:
         T5Config,
         {
             **values,
-            "decoder_depth": _given(text, "num_decoder_layers", values["depth"]),
-            "activation": _given(text, "dense_act_fn", activation),
-            "gated": _given(text, "is_gated_act", gate == "gated"),
-            "tied_head": _given(text, "scale_decoder_outputs", _given(text, "tie_word_embeddings", True)),
-            "start_id": _given(
-                text, "decoder_start_token_id", _given(text, "pad_token_id", LANGUAGES[T5Config.kind].pad_id)
+            "decoder_depth": setting_of(text, "num_decoder_layers", values["depth"]),
+            "activation": setting_of(text, "dense_act_fn", activation),
+            "gated": setting_of(text, "is_gated_act", gate == "gated"),
+            "tied_head": setting_of(text, "scale_decoder_outputs", setting_of(text, "tie_word_embeddings", True)),
+            "start_id": setting_of(
+                text, "decoder_start_token_id", setting_of(text, "pad_token_id", LANGUAGES[T5Config.kind].pad_id)
             ),
         },
         path,
@@ -327,14 +331,14 @@ LANGUAGE_MODELS: dict[str, Callable[[Mapping[str, Any], Path], OwnLanguageConfig
 def _word_ids(
     content: Mapping[str, Any], generation: Mapping[str, Any], language: OwnLanguageConfig, path: Path
 ) -> WordIds:
-    text = _section(content, "text_config", path)
+    text = section_of(content, "text_config", path)
     usual = LANGUAGES[language.kind]
-    stop = _given(text, "eos_token_id", _given(generation, "eos_token_id", usual.stop_id))
+    stop = setting_of(text, "eos_token_id", setting_of(generation, "eos_token_id", usual.stop_id))
     if isinstance(stop, list) and stop:
         stop = stop[0]
     found = {
-        "start": stop if language.encodes_prompts else _given(text, "bos_token_id", usual.start_id),
-        "pad": _given(text, "pad_token_id", usual.pad_id),
+        "start": stop if language.encodes_prompts else setting_of(text, "bos_token_id", usual.start_id),
+        "pad": setting_of(text, "pad_token_id", usual.pad_id),
         "stop": stop,
     }
     for name, value in found.items():
@@ -345,7 +349,7 @@ def _word_ids(
 
 def image_token_index(content: Mapping[str, Any]) -> int | None:
     """The id that config.json has for an image's place, under its name of transformers 4 or 5."""
-    index: object = _given(content, "image_token_index", content.get("image_token_id"))
+    index: object = setting_of(content, "image_token_index", content.get("image_token_id"))
     return index if isinstance(index, int) else None
 
 
@@ -362,15 +366,15 @@ def _generation(network: Blip2Config, generation: Mapping[str, Any]) -> dict[str
 def read_transform(folder: Path, image_size: int) -> ImageTransform:
     """transformers 5 keeps the image processor's config inside the processor's."""
     path = folder / PROCESSOR_FILE
-    settings = _section(read_json_if_there(path), "image_processor", path)
+    settings = section_of(read_json_if_there(path), "image_processor", path)
     if not settings:
         path = folder / IMAGE_FILE
         settings = read_json_if_there(path)
     _require_fixed(settings, "image processor", path)
-    factor = _given(settings, "rescale_factor", RESCALE)
+    factor = setting_of(settings, "rescale_factor", RESCALE)
     if not isinstance(factor, int | float) or not math.isclose(factor, RESCALE, rel_tol=1e-6):
         raise CheckpointError(f"{path}: rescale_factor is {factor!r}, only 1/255 can be read")
-    values: dict[str, Any] = {"image_size": _side(_given(settings, "size", image_size), "size", path)}
+    values: dict[str, Any] = {"image_size": _side(setting_of(settings, "size", image_size), "size", path)}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if settings.get(theirs) is not None:
             values[ours] = settings[theirs]
@@ -378,7 +382,7 @@ def read_transform(folder: Path, image_size: int) -> ImageTransform:
 
 
 def _matching_tokens(own: Mapping[str, Any], config: QFormerConfig, path: Path) -> int:
-    length = _given(own, "matching_tokens", min(LONGEST_TEXT, config.max_positions))
+    length = setting_of(own, "matching_tokens", min(LONGEST_TEXT, config.max_positions))
     if not isinstance(length, int) or not 2 < length <= config.max_positions:
         raise CheckpointError(
             f"{path}: texts of {length!r} tokens are to be matched, not of 3 to {config.max_positions}"

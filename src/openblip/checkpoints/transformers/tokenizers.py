@@ -11,7 +11,16 @@ from openblip.checkpoints.json_files import read_json_if_there, to_json
 from openblip.checkpoints.openblip.file_names import DECODER_FILE, MATCHING_FILE
 from openblip.errors import CheckpointError
 from openblip.files import read_text
-from openblip.text import MatchingText, Tokenizer, check_ids, check_tokenizer, tokenizer_errors
+from openblip.text import (
+    CLIP_END,
+    CLIP_START,
+    ClipText,
+    MatchingText,
+    Tokenizer,
+    check_ids,
+    check_tokenizer,
+    tokenizer_errors,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -37,6 +46,7 @@ VOCABULARY_FILES = (
 
 IMAGE_TOKEN = "<image>"
 """What transformers' processor writes before a prompt, once for each visual token."""
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 OPT_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DECODE_TOKEN = "[DEC]"
@@ -104,6 +114,30 @@ def read_matching(folder: Path, max_tokens: int, rows: int) -> MatchingText:
     words = Tokenizer(fast, start_token="[CLS]", pad_token="[PAD]")
     check_ids(words, rows, folder / TOKENIZER_FILE)
     return MatchingText(words, max_tokens)
+
+
+def read_clip_words(folder: Path, max_tokens: int, rows: int) -> ClipText:
+    """CLIP's words: byte pairs, of which the last of a word has a mark.
+
+    Raises:
+        CheckpointError: files are missing, broken, or do not belong to the model.
+    """
+    words = Tokenizer(_read(folder, MATCHING_FILE, _clip_pairs, "write"), CLIP_START, CLIP_END)
+    check_ids(words, rows, folder / TOKENIZER_FILE)
+    return ClipText(words, max_tokens)
+
+
+def clip_files(text: ClipText, longest: int) -> dict[str, str]:
+    """File names and texts of CLIP's vocabulary for transformers."""
+    from tokenizers import processors
+
+    words = text.tokenizer
+    fast = _copy(words.fast)
+    ends = (CLIP_END, text.end_id), (CLIP_START, words.start_id)
+    fast.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+    names = {"bos_token": CLIP_START, "eos_token": CLIP_END, "unk_token": CLIP_END, "pad_token": CLIP_END}
+    settings = {**names, "tokenizer_class": "CLIPTokenizer", "processor_class": "CLIPProcessor"}
+    return _files(fast, {**settings, "model_max_length": longest})
 
 
 def stop_text(words: Tokenizer, stop: int, folder: Path) -> str:
@@ -235,6 +269,25 @@ def _byte_level(folder: Path) -> FastTokenizer | None:
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     _add_specials(fast, OPT_SPECIALS, folder)
+    return fast
+
+
+def _clip_pairs(folder: Path) -> FastTokenizer | None:
+    """CLIP's byte pairs from a vocabulary and merges."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as FastTokenizer
+
+    vocabulary, merges = folder / VOCABULARY_FILE, folder / MERGES_FILE
+    if not vocabulary.is_file() or not merges.is_file():
+        return None
+    pairs = models.BPE.read_file(str(vocabulary), str(merges))
+    fast = FastTokenizer(models.BPE(*pairs, end_of_word_suffix="</w>", unk_token=CLIP_END))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    fast.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    fast.decoder = decoders.ByteLevel()
+    _add_specials(fast, (CLIP_START, CLIP_END), folder)
     return fast
 
 
