@@ -32,7 +32,7 @@ class Drawn:
     length: float
     bar: float | None
     goal: float | None
-    told: str
+    label: str
 
 
 def read_rows(folder: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -71,7 +71,7 @@ def draw(axes: Axes, bars: list[Drawn], title: str) -> None:
         for length, colour in ((bar.bar, BAR), (bar.goal, GOAL)):
             if length is not None:
                 axes.plot([length, length], [place - 0.4, place + 0.4], color=colour, linewidth=2)
-        axes.text(bar.length, place, f" {bar.told}", va="center", fontsize=7, bbox=BEHIND)
+        axes.text(bar.length, place, f" {bar.label}", va="center", fontsize=7, bbox=BEHIND)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.plot([], [], color=BAR, label="bar")
     axes.plot([], [], color=GOAL, label="goal")

@@ -52,7 +52,7 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
     """
     import torch
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     for called, value, kind in (("dtype", dtype, torch.dtype), ("device", device, torch.device)):
         if not isinstance(value, str | kind | None):
             raise OptionError(f"{called} is {value!r}: give its name as text, or a torch.{called}")
@@ -61,8 +61,8 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
         dtype = None if dtype == "auto" else SHORT_NAMES.get(dtype, dtype)
     if isinstance(device, str):
         device = device.lower()
-    if dtype is not None and dtype not in (*known, *QUANTIZED):
-        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(('auto', *known, *QUANTIZED))}")
+    if dtype is not None and dtype not in (*dtypes, *QUANTIZED):
+        raise OptionError(f"dtype {dtype!r} is not one of {', '.join(('auto', *dtypes, *QUANTIZED))}")
     if device in (None, "auto"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -78,8 +78,8 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
         raise OptionError("MPS was asked for but this PyTorch has no Apple GPU: use device='cpu'")
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise OptionError(f"device {device!r} is not supported: use auto, cpu, cuda, cuda:0 or mps")
-    if dtype in known:
-        return Placement(chosen, known[dtype], 0)
+    if dtype in dtypes:
+        return Placement(chosen, dtypes[dtype], 0)
     bits = None if dtype is None else QUANTIZED[dtype]
     if chosen.type == "cuda":
         fast = torch.cuda.get_device_capability(chosen)[0] >= AMPERE

@@ -124,14 +124,14 @@ def fetch(
             return target
         damaged = failures = 0
 
-        def told(done: int, total: int | None) -> None:
+        def report(done: int, total: int | None) -> None:
             if progress is not None:
                 progress(name or target.name, done, total)
 
         while True:
             before = _length(part)
             try:
-                answer = _receive(url, headers or {}, part, version, told, silence_s, clock)
+                answer = _receive(url, headers or {}, part, version, report, silence_s, clock)
             except _LostError as trouble:
                 failures = 1 if _length(part) > before else failures + 1
                 if failures >= ATTEMPTS or trouble.wait_s > LONGEST_WAIT_S:
@@ -187,7 +187,7 @@ def _receive(
     headers: Mapping[str, str],
     part: Path,
     version: Path,
-    told: Callable[[int, int | None], None],
+    report: Callable[[int, int | None], None],
     silence_s: float,
     clock: Callable[[], float],
 ) -> _Answer:
@@ -222,7 +222,7 @@ def _receive(
                 if not answer.start:
                     part.unlink(missing_ok=True)
                 _write_version(version, answer.version or mark)
-            _append(response, part, answer, told, clock)
+            _append(response, part, answer, report, clock)
             return answer
     except (request.AddressError, request.TooLargeError, ValueError) as error:
         raise DownloadError(f"{url} cannot be downloaded ({error}): check the address") from error
@@ -298,7 +298,7 @@ def _append(
     response: request.Answer,
     part: Path,
     answer: _Answer,
-    told: Callable[[int, int | None], None],
+    report: Callable[[int, int | None], None],
     clock: Callable[[], float],
 ) -> None:
     """Raises DownloadError when the body never ends: by its speed, or by the room on the disk."""
@@ -313,7 +313,7 @@ def _append(
                 file.write(piece)
                 file.flush()
             length += len(piece)
-            told(length, answer.total)
+            report(length, answer.total)
             if clock() - since >= SLOWEST_SECONDS or length - checked >= HEADROOM // 4:
                 if length - checked < SLOWEST_BYTES:
                     raise DownloadError(
@@ -378,7 +378,7 @@ def _fault(part: Path, answer: _Answer, sha256: str, md5: str) -> str:
         return f"{length} bytes instead of {answer.total}"
     if sha256 and digest(part, "sha256") != sha256.lower():
         return "its SHA-256 differs"
-    wanted = {known.lower() for known in (answer.md5, md5) if known}
+    wanted = {digest.lower() for digest in (answer.md5, md5) if digest}
     if wanted and {digest(part, "md5")} != wanted:
         return "its MD5 differs"
     return ""

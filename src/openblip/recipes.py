@@ -26,7 +26,7 @@ BASE = "base"
 """Key of a recipe that names the one it builds on, relative to itself."""
 MOST_VALUES = 10_000
 KEY = re.compile(r"\w+(\.\w+|\[\w+\])*", re.ASCII)
-SHOWN_CHARACTERS, MOST_TOLD = 80, 300
+SHOWN_CHARACTERS, LONGEST_REASON = 80, 300
 """Of an override, and of what is wrong with it, in a message."""
 MISSING = re.compile(r"missing mandatory value: (\S+)")
 ABSENT = re.compile(r"because '(\S+)' is None")
@@ -138,32 +138,32 @@ def _override(recipe: Any, override: str, path: Path) -> None:
     if key == BASE:
         raise OptionError(f"{shown}: a recipe names its base in its file: write base: {value} there")
     try:
-        given = _value(value)
-        _refuse_resolvers(given, key)
-        OmegaConf.update(recipe, key, given)
+        parsed = _value(value)
+        _refuse_resolvers(parsed, key)
+        OmegaConf.update(recipe, key, parsed)
     except RecursionError as error:
         raise OptionError(f"{path}: {shown}: something is nested too deeply: write it flat") from error
     except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
-        told = _reason(error, path)
-        if "invalid literal for int" in told or "is not an int" in told:
-            told = f"{key} goes through a list, whose entries have numbers, as in data.0.name=photos"
-        told = told if len(told) <= MOST_TOLD else told[:MOST_TOLD] + "…"
-        raise OptionError(f"{path}: {shown}: {told}") from error
+        reason = _reason(error, path)
+        if "invalid literal for int" in reason or "is not an int" in reason:
+            reason = f"{key} goes through a list, whose entries have numbers, as in data.0.name=photos"
+        reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
+        raise OptionError(f"{path}: {shown}: {reason}") from error
 
 
 def _reason(error: Exception, path: Path) -> str:
     """What is wrong, with the key's name in front of it where the message does not say it."""
-    told, _, place = " ".join(str(error).split()).partition(" full_key:")
+    reason, _, place = " ".join(str(error).split()).partition(" full_key:")
     for source in (path, "<unicode string>"):
-        told = told.replace(f'in "{source}", ', "in ")
+        reason = reason.replace(f'in "{source}", ', "in ")
     key = place.split(" ")[1] if place.startswith(" ") and "=" not in place.split(" ")[1] else ""
-    lacking = MISSING.search(told)
+    lacking = MISSING.search(reason)
     if lacking:
         return f"{key or lacking[1]} is missing: every recipe has to say it"
-    absent = ABSENT.search(told)
+    absent = ABSENT.search(reason)
     if absent:
-        return f"{told}: begin it with {absent[1]}={{...}}"
-    return told if not key or f"'{key}'" in told else f"{key}: {told}"
+        return f"{reason}: begin it with {absent[1]}={{...}}"
+    return reason if not key or f"'{key}'" in reason else f"{key}: {reason}"
 
 
 def _refuse_resolvers(value: object, place: str) -> None:

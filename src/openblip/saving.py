@@ -32,11 +32,11 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         from safetensors import SafetensorError
 
-        told = RUST_ERROR.search(str(error))
-        if not isinstance(error, SafetensorError) or told is None:
+        match = RUST_ERROR.search(str(error))
+        if not isinstance(error, SafetensorError) or match is None:
             raise
-        number = int(told[2]) if told[2] else errno.EIO
-        raise OSError(number, os.strerror(number) if told[2] else told[1], str(path)) from error
+        number = int(match[2]) if match[2] else errno.EIO
+        raise OSError(number, os.strerror(number) if match[2] else match[1], str(path)) from error
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def held(lock_file: Path, refusal: str) -> Iterator[None]:
+def locked(lock_file: Path, refusal: str) -> Iterator[None]:
     """Keeps other processes out. The system lets go of the lock of a process that is killed; the file goes at the end.
 
     Raises:

@@ -63,8 +63,8 @@ class PromptTemplates:
 
     def chat(self, turns: Sequence[tuple[str, str]], question: str) -> str:
         """Earlier (question, answer) turns, then the new question."""
-        told = "".join(self.turn.format(question=asked, answer=answered) for asked, answered in turns)
-        return told + self.turn.partition("{answer}")[0].rstrip().format(question=question)
+        history = "".join(self.turn.format(question=earlier, answer=answered) for earlier, answered in turns)
+        return history + self.turn.partition("{answer}")[0].rstrip().format(question=question)
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:
@@ -84,7 +84,7 @@ def clean_generated(text: str) -> str:
     return " ".join(text.split())
 
 
-def text_list(given: str | Iterable[str], what: str = "the texts") -> list[str]:
+def text_list(texts: str | Iterable[str], what: str = "the texts") -> list[str]:
     """Texts as a list, from any iterable; a lone text is one, not its letters.
 
     Args:
@@ -93,22 +93,22 @@ def text_list(given: str | Iterable[str], what: str = "the texts") -> list[str]:
     Raises:
         OptionError: something else is given, or is among them.
     """
-    if isinstance(given, str):
-        return [given]
-    if not is_several(given) or isinstance(given, Mapping):
-        raise OptionError(f"{what} are {str(given)[:100]!r}: give a text, or several")
-    texts = list(given)
-    for text in texts:
+    if isinstance(texts, str):
+        return [texts]
+    if not is_several(texts) or isinstance(texts, Mapping):
+        raise OptionError(f"{what} are {str(texts)[:100]!r}: give a text, or several")
+    found = list(texts)
+    for text in found:
         if not isinstance(text, str):
             raise OptionError(f"{what} have {str(text)[:100]} ({type(text).__name__}) among them: give texts alone")
-    return texts
+    return found
 
 
-def one_text(given: str, what: str) -> str:
+def one_text(value: str, what: str) -> str:
     """Raises OptionError, which calls it `what`, for anything but a str."""
-    if not isinstance(given, str):
-        raise OptionError(f"{what} is {str(given)[:100]} ({type(given).__name__}): give one text")
-    return given
+    if not isinstance(value, str):
+        raise OptionError(f"{what} is {str(value)[:100]} ({type(value).__name__}): give one text")
+    return value
 
 
 def trim_prompt(prompt: str) -> str:
@@ -232,29 +232,29 @@ def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
     word behind it.
     """
     read: list[int] = []
-    told = ""
+    emitted = ""
     for token in ids:
         read.append(token)
         if tokenizer.leaves_open(token):
             continue
         text = clean_generated(tokenizer.decode(read).rstrip(NO_CHARACTER))
-        if len(text) > len(told) and text.startswith(told):
-            yield text[len(told) :]
-            told = text
+        if len(text) > len(emitted) and text.startswith(emitted):
+            yield text[len(emitted) :]
+            emitted = text
     whole = clean_generated(tokenizer.decode(read))
-    if len(whole) > len(told):
-        yield whole[len(told) :]
+    if len(whole) > len(emitted):
+        yield whole[len(emitted) :]
     return whole
 
 
 def check_prompts(prompts: PromptTemplates, path: Path) -> None:
     """Raises CheckpointError when a template of the file at `path` cannot be filled in."""
     try:
-        asked = prompts.ask("<asked>")
+        prompt = prompts.ask("<asked>")
         talk = prompts.chat([("<before>", "<answered>")], "<asked>")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: a prompt cannot be filled in ({error!r})") from error
-    if "<asked>" not in asked:
+    if "<asked>" not in prompt:
         raise CheckpointError(f"{path}: the prompt question is {prompts.question!r}, which lacks {{question}}")
     if not all(text in talk for text in ("<before>", "<answered>", "<asked>")):
         raise CheckpointError(f"{path}: the prompt turn is {prompts.turn!r}, which lacks {{question}} or {{answer}}")

@@ -76,7 +76,7 @@ def test_marks_stand_beside_their_rows_and_in_the_chart(
         ("engine: beam 5", 9.0, None, None),
     ]
     decode, peak = plot.shares(rows)
-    assert (decode.length, decode.bar, decode.told) == (0.75, 1.0, "60 %")
+    assert (decode.length, decode.bar, decode.label) == (0.75, 1.0, "60 %")
     assert (peak.length, peak.goal) == (pytest.approx(1.2), pytest.approx(1.2))
     monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path)])
     plot.main()

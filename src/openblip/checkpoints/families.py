@@ -26,9 +26,9 @@ from openblip.text import ClipText, MatchingText
 
 SIZES = "sizes"
 VISION_KINDS: dict[str, type[VitConfig | EfficientNetConfig]] = {
-    known.kind: known for known in (VitConfig, EfficientNetConfig)
+    config.kind: config for config in (VitConfig, EfficientNetConfig)
 }
-OWN_LANGUAGES = {known.config.prefix: known.config for known in LANGUAGES.values()}
+OWN_LANGUAGES = {language.config.prefix: language.config for language in LANGUAGES.values()}
 """In config.json and in names of tensors."""
 
 
@@ -94,8 +94,8 @@ def _read_blip2(content: Mapping[str, Any], path: Path) -> Blip2Config:
     vision = dict(content["vision"])
     kind = vision.pop("kind")
     if not isinstance(kind, str) or kind not in VISION_KINDS:
-        known = ", ".join(VISION_KINDS)
-        raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {known}")
+        kinds = ", ".join(VISION_KINDS)
+        raise CheckpointError(f"{path}: the image encoder {kind!r} is unknown, known are {kinds}")
     own = {prefix: content[prefix] for prefix in OWN_LANGUAGES if content.get(prefix) is not None}
     if len(own) > 1:
         raise ValueError(f"a BLIP-2 has one language model, not {', '.join(own)} at once")
@@ -154,11 +154,11 @@ def _build_nested(kind: type[Any], values: Any, path: Path) -> Any:
 
 def _build_one(hint: Any, value: Any, path: Path) -> Any:
     several = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    known = [one for one in several if isinstance(one, type) and is_dataclass(one)]
-    if not known or value is None:
+    classes = [one for one in several if isinstance(one, type) and is_dataclass(one)]
+    if not classes or value is None:
         return value
-    named = {getattr(one, "kind", None): one for one in known}
-    given = value.get("kind") if isinstance(value, Mapping) else None
-    if given not in named and len(known) > 1:
-        raise CheckpointError(f"{path}: {given!r} is not one of {', '.join(map(str, named))}")
-    return _build_nested(named.get(given, known[0]), value, path)
+    named = {getattr(one, "kind", None): one for one in classes}
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind not in named and len(classes) > 1:
+        raise CheckpointError(f"{path}: {kind!r} is not one of {', '.join(map(str, named))}")
+    return _build_nested(named.get(kind, classes[0]), value, path)

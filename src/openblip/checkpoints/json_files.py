@@ -55,8 +55,8 @@ def build(kind: type[Config], values: Mapping[str, Any], path: Path, names: Mapp
     """
     if not isinstance(values, Mapping):
         raise CheckpointError(f"{path} has {json.dumps(values)} where settings of {kind.__name__} belong: get it again")
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
+    field_names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - field_names)
     if unknown:
         raise CheckpointError(f"{path} has unknown settings for {kind.__name__}: {', '.join(unknown)}")
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -65,8 +65,8 @@ def build(kind: type[Config], values: Mapping[str, Any], path: Path, names: Mapp
         check_settings(config)  # those of this package that are no networks do not check themselves
         return config
     except SettingError as error:
-        told = (names or {}).get(error.setting, error.setting)
-        raise CheckpointError(f"{path}: {told} {error.problem}") from error
+        setting = (names or {}).get(error.setting, error.setting)
+        raise CheckpointError(f"{path}: {setting} {error.problem}") from error
     except (ArithmeticError, OptionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 

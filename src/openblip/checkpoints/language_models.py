@@ -224,15 +224,17 @@ def _named(external: ExternalLanguageModel, folder: Path) -> str:
 def _scores_both_ways(external: ExternalLanguageModel) -> Iterator[tuple[Tensor, Tensor]]:
     model = external.model
     ids = torch.tensor([[1, 2, 0]], device=model.device)
-    read, told = ids[:, :2], ids[:, 2]
+    read, next_ids = ids[:, :2], ids[:, 2]
     embeds = torch.nn.functional.pad(external.embed(read), (0, 0, 1, 0))
     reading, first = external.read(embeds, torch.tensor([[False, True, True]], device=model.device), 1)
     if not external.config.encodes_prompts:
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 1:]
     else:
         start = torch.tensor([external.config.start_ids], device=model.device)
-        spoken = torch.cat([start, told[None]], dim=1)
-        seen = torch.ones_like(read)
-        expected = model(input_ids=read, attention_mask=seen, decoder_input_ids=spoken).logits[:, start.shape[1] - 1 :]
+        decoder_ids = torch.cat([start, next_ids[None]], dim=1)
+        mask = torch.ones_like(read)
+        expected = model(input_ids=read, attention_mask=mask, decoder_input_ids=decoder_ids).logits[
+            :, start.shape[1] - 1 :
+        ]
     yield first, expected[:, 0]
-    yield reading.step(told), expected[:, 1]
+    yield reading.step(next_ids), expected[:, 1]

@@ -152,7 +152,7 @@ class ModelParts(Generic[Network, MatchedText]):
         Raises CheckpointError when there is none.
         """
         words, language = self.require_words(), cast(Any, self.network).config.language
-        told = words.encode(trim_prompt(prompt))
+        prompt_ids = words.encode(trim_prompt(prompt))
         if language is not None and language.encodes_prompts:
-            return [*language.prompt_start_ids, *told, self.stop_id]
-        return [words.start_id, *told]
+            return [*language.prompt_start_ids, *prompt_ids, self.stop_id]
+        return [words.start_id, *prompt_ids]

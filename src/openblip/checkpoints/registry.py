@@ -69,7 +69,7 @@ def list_models(
     if family is not None:
         _check("family of models", family, _MODELS)
     if ability is not None:
-        _check("ability of a model", ability, dict.fromkeys(known for model in models for known in model.abilities))
+        _check("ability of a model", ability, dict.fromkeys(each for model in models for each in model.abilities))
     return [
         model
         for model in models
@@ -99,13 +99,13 @@ def did_you_mean(name: str) -> str:
 
 def nearest_names(name: str) -> list[str]:
     """Up to three names of models that are much like this one, the likest first."""
-    whole = {known.lower(): known for model in all_models() for known in model.names}
+    whole = {each.lower(): each for model in all_models() for each in model.names}
     # What stands behind the slash is what people remember.
-    ends = {known.rpartition("/")[2]: known for known in reversed(whole)}
+    ends = {each.rpartition("/")[2]: each for each in reversed(whole)}
     typed = name.lower()
     near = get_close_matches(typed, whole, n=3, cutoff=0.75)
     near += [ends[end] for end in get_close_matches(typed.rpartition("/")[2], ends, n=3, cutoff=0.75)]
-    return [whole[known] for known in dict.fromkeys(near)][:3]
+    return [whole[each] for each in dict.fromkeys(near)][:3]
 
 
 def folder_kind(folder: Path) -> FolderKind:
@@ -121,8 +121,8 @@ def folder_kind(folder: Path) -> FolderKind:
     if isinstance(kind, str) and kind in TRANSFORMERS_FAMILIES:
         return "transformers"
     what = "another program's model" if kind is None else f"a model of type {kind!r}"
-    known = " or ".join(TRANSFORMERS_FAMILIES)
-    raise CheckpointError(f"{folder} holds {what}: give a folder of OpenBLIP, or of type {known} of transformers")
+    types = " or ".join(TRANSFORMERS_FAMILIES)
+    raise CheckpointError(f"{folder} holds {what}: give a folder of OpenBLIP, or of type {types} of transformers")
 
 
 def transformers_family(folder: Path) -> str:
@@ -130,9 +130,9 @@ def transformers_family(folder: Path) -> str:
     return TRANSFORMERS_FAMILIES[read_json(folder / "config.json")["model_type"]]
 
 
-def _check(what: str, given: str, known: Iterable[str]) -> None:
-    names = list(known)
-    if isinstance(given, str) and given in names:
+def _check(what: str, value: str, choices: Iterable[str]) -> None:
+    names = list(choices)
+    if isinstance(value, str) and value in names:
         return
-    near = get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
-    raise OptionError(f"{given!r} is no {what}: " + (f"did you mean {near[0]}?" if near else f"{', '.join(names)} are"))
+    near = get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
+    raise OptionError(f"{value!r} is no {what}: " + (f"did you mean {near[0]}?" if near else f"{', '.join(names)} are"))

@@ -123,9 +123,9 @@ def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        options = {name: given.pop(name) for name in USER_OPTIONS}
-        command(**given, options={name: value for name, value in options.items() if value is not None})
+    def run(**arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in USER_OPTIONS}
+        command(**arguments, options={name: value for name, value in options.items() if value is not None})
 
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():

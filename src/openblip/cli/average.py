@@ -38,10 +38,10 @@ def average(
 
 def _shares(models: list[str]) -> dict[str, float]:
     shares: dict[str, float] = {}
-    given = [model.rpartition("=") for model in models]
-    if len({bool(equals) for _, equals, _ in given}) > 1:
+    parsed = [model.rpartition("=") for model in models]
+    if len({bool(equals) for _, equals, _ in parsed}) > 1:
         raise OptionError("give every model a share, as in runs/a=0.7 runs/b=0.3, or none")
-    for name, equals, last in given:
+    for name, equals, last in parsed:
         try:
             share = float(last) if equals else 1 / len(models)
         except ValueError:

@@ -55,5 +55,5 @@ def doctor(as_json: args.AsJson = False) -> None:
         report.line("")
         report.line("seconds a caption, expected    " + "".join(f"{speed.dtype:>10}" for speed in found.speeds))
         for estimate in found.estimates():
-            told = "".join(f"{seconds:>10.1f}" for seconds in estimate.seconds.values())
-            report.line(f"{estimate.name:<31}{told}")
+            cells = "".join(f"{seconds:>10.1f}" for seconds in estimate.seconds.values())
+            report.line(f"{estimate.name:<31}{cells}")

@@ -132,8 +132,8 @@ def _write(
     from safetensors.numpy import save
 
     if kind == ".safetensors":
-        told = {"images": json.dumps(names), "texts": json.dumps(texts)}
-        path.write_bytes(save({"image_embeds": image_embeds, "text_embeds": text_embeds}, metadata=told))
+        metadata = {"images": json.dumps(names), "texts": json.dumps(texts)}
+        path.write_bytes(save({"image_embeds": image_embeds, "text_embeds": text_embeds}, metadata=metadata))
         return
     with path.open("wb") as file:  # given a name, NumPy would append its own ending
         np.savez(

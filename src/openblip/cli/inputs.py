@@ -39,8 +39,8 @@ def find_inputs(inputs: Sequence[str], *, recursive: bool = False) -> list[Image
         for image in _images_in(text, recursive):
             # Several images of standard input have one name, several spellings of a path mean one image.
             name = image if isinstance(image, str) else image.name
-            known = name if is_address(name) else os.path.normcase(os.path.abspath(name))
-            found.setdefault(known, image)
+            key = name if is_address(name) else os.path.normcase(os.path.abspath(name))
+            found.setdefault(key, image)
     return list(found.values())
 
 

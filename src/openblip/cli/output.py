@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.errors import OpenBlipError
-from openblip.saving import held, naming, replacing
+from openblip.saving import locked, naming, replacing
 
 PART, PROGRESS, LOCK = ".part", ".part.progress", ".lock"
 FILES = "the files of "
@@ -138,7 +138,7 @@ def kept_output(path: Path, command: Command, say: Callable[[str], None]) -> Ite
         OpenBlipError: another command is writing there, or what is kept there is of another command.
     """
     lock = path.with_name(path.name + LOCK)
-    with held(lock, f"another command is writing to {path}: wait for it, or give another --output"):
+    with locked(lock, f"another command is writing to {path}: wait for it, or give another --output"):
         kept = Kept(path, command)
         kept.start()
         if kept.done:

@@ -48,7 +48,7 @@ class ViewPlan:
     mirror: bool = True
 
     @property
-    def told(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What tells the features of one plan from those of another: crops that are mirrored go without saying."""
         unmirrored = {} if self.mirror or self.count <= CROPS_FROM else {"mirror": False}
         return {"count": self.count, "min_area": self.min_area} | unmirrored
@@ -213,8 +213,8 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
     # Weights alone do not tell heads, activations, or the codes of places that come with the features.
     config = getattr(encoder, "config", None)
     settings = {} if config is None else {key: value for key, value in asdict(config).items() if key != "drop_path"}
-    told: list[Any] = [asdict(transform), plan.told, settings, *upper]
-    digest = hashlib.sha256(json.dumps(told).encode())
+    identity: list[Any] = [asdict(transform), plan.identity, settings, *upper]
+    digest = hashlib.sha256(json.dumps(identity).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.startswith(tuple(f"{module}." for module in upper)):
             continue

@@ -46,17 +46,17 @@ class ImageText:
 
     def mirrored(self) -> ImageText:
         """What is said of the mirror image: left and right have changed places."""
-        said = (self.captions, self.statements)
-        captions, statements = (tuple(map(swap_sides, texts)) for texts in said)
-        questions, made = (tuple(map(_mirrored, asked)) for asked in (self.questions, self.made_questions))
+        description_lists = (self.captions, self.statements)
+        captions, statements = (tuple(map(swap_sides, texts)) for texts in description_lists)
+        questions, made = (tuple(map(_mirrored, group)) for group in (self.questions, self.made_questions))
         return ImageText(self.image, captions, statements, questions, made)
 
     def with_fewer_words(self, share: float, rng: random.Random) -> ImageText:
         """Its questions, but for those made by rule, with a share of their words left out, never all; at 0 as it is."""
         if not share:
             return self
-        asked = (replace(each, question=_drop_words(each.question, share, rng)) for each in self.questions)
-        return replace(self, questions=tuple(asked))
+        questions = (replace(each, question=_drop_words(each.question, share, rng)) for each in self.questions)
+        return replace(self, questions=tuple(questions))
 
 
 def _drop_words(text: str, share: float, rng: random.Random) -> str:
@@ -64,9 +64,12 @@ def _drop_words(text: str, share: float, rng: random.Random) -> str:
     return " ".join([word for word in words if rng.random() >= share] or words)
 
 
-def _mirrored(asked: Question) -> Question:
+def _mirrored(question: Question) -> Question:
     return Question(
-        swap_sides(asked.question), swap_sides(asked.answer), asked.kind, tuple(map(swap_sides, asked.answers))
+        swap_sides(question.question),
+        swap_sides(question.answer),
+        question.kind,
+        tuple(map(swap_sides, question.answers)),
     )
 
 
@@ -88,8 +91,8 @@ class _Gathered:
         if source.make_questions:
             made += [question for caption in self.captions for question in questions_from_caption(caption)]
         if source.plain_questions:
-            asked = [f"{question.question.rstrip('?')} {question.answer}" for question in self.questions]
-            made += plain_questions(self.captions, asked)
+            question_texts = [f"{question.question.rstrip('?')} {question.answer}" for question in self.questions]
+            made += plain_questions(self.captions, question_texts)
         self.made = [
             Question(clean_question(question.question), question.answer, question.kind)
             for question in dict.fromkeys(made)
@@ -138,13 +141,13 @@ def _check(row: Sample, source: DataSource) -> None:
 
 
 def _add_question(entry: _Gathered, row: Sample, statements: bool) -> None:
-    given = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
-    if not given:
+    answers = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
+    if not answers:
         return  # the questions of a test set teach nothing
     # Of equally frequent answers the first: Counter keeps their order.
-    likeliest = Counter(given).most_common(1)[0][0]
+    likeliest = Counter(answers).most_common(1)[0][0]
     question = clean_question(row.question)
-    entry.questions.append(Question(question, likeliest, row.kind, given if len(given) > 1 else ()))
+    entry.questions.append(Question(question, likeliest, row.kind, answers if len(answers) > 1 else ()))
     if statements:
         statement = statement_from_question(question.rstrip("?"), likeliest)
         if statement is not None:

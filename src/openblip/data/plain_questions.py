@@ -94,8 +94,8 @@ def _about_subject(captions: Sequence[list[str]], rng: random.Random) -> list[Qu
     head = _commonest(words[verb - 1] for (verb, _), words in subjects)
     if head is None or sum(head in words for words in captions) < min(2, len(captions)):
         return []
-    asked = PERSON_QUESTIONS if head in PEOPLE and rng.random() < 0.5 else THING_QUESTIONS
-    found = [Question(rng.choice(asked), head, "thing")]
+    templates = PERSON_QUESTIONS if head in PEOPLE and rng.random() < 0.5 else THING_QUESTIONS
+    found = [Question(rng.choice(templates), head, "thing")]
     acts = [
         (" ".join(words[action : action + 1] + _complement(words, action + 1)), words, action)
         for (verb, action), words in subjects
@@ -225,11 +225,11 @@ def _about_presence(captions: Sequence[list[str]], animal: str | None, rng: rand
     """
     named = Counter(thing for words in captions for thing in {singular(word) for word in words} if thing in NAMED_IN)
     present = {thing for thing, times in named.items() if times >= 2} | ({animal} & NAMED_IN.keys())
-    told = len(captions) >= 3
+    enough = len(captions) >= 3
     absent = [
         thing
         for thing, share in NAMED_IN.items()
-        if (told or (animal is not None and thing in ANIMALS))
+        if (enough or (animal is not None and thing in ANIMALS))
         and not named[thing]
         and thing != animal
         and not (thing in KIN and any(named[other] for other in KIN))
@@ -237,8 +237,8 @@ def _about_presence(captions: Sequence[list[str]], animal: str | None, rng: rand
     ]
     answers = [*((thing, "yes") for thing in NAMED_IN if thing in present), *((thing, "no") for thing in absent)]
     return [
-        Question(rng.choice(PRESENT_QUESTIONS).format(_article(thing), thing), said, "presence")
-        for thing, said in answers
+        Question(rng.choice(PRESENT_QUESTIONS).format(_article(thing), thing), answer, "presence")
+        for thing, answer in answers
     ]
 
 

@@ -185,7 +185,7 @@ class Bar:
     width: float
     height: float
     series: int
-    told: str
+    tooltip: str
 
 
 def bars(chart: Chart) -> list[Bar]:
@@ -200,7 +200,7 @@ def bars(chart: Chart) -> list[Bar]:
             width=round(width, 2),
             height=round(height * series.values[place] / top, 2),
             series=number,
-            told=f"{category} ({series.name}): {series.values[place]:.4g} {chart.unit}",
+            tooltip=f"{category} ({series.name}): {series.values[place]:.4g} {chart.unit}",
         )
         for number, series in enumerate(chart.series)
         for place, category in enumerate(chart.categories)

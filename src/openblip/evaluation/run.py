@@ -68,9 +68,9 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
 
 
 def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path, progress: Progress) -> Run:
-    given = recipe.task is Task.CLASSIFICATION and recipe.classification.by is Decision.GIVEN
+    labels_only = recipe.task is Task.CLASSIFICATION and recipe.classification.by is Decision.GIVEN
     started = time.monotonic()
-    if given:
+    if labels_only:
         model, earlier = None, 0
         found = evaluate_labels(None, samples, recipe, Journal(), progress)
     else:
@@ -85,7 +85,9 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
             journal.close()
     seconds = time.monotonic() - started
     run = Run(recipe, found, _about(recipe, model, samples, None if earlier else seconds))
-    _write_predictions(output / "predictions.jsonl", found, journaled=not given and recipe.task is not Task.RETRIEVAL)
+    _write_predictions(
+        output / "predictions.jsonl", found, journaled=not labels_only and recipe.task is not Task.RETRIEVAL
+    )
     write_text(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
@@ -135,8 +137,8 @@ def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
 def _mark_of_samples(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        told = [[image.name for image in sample.images], sample.question, sample.captions, sample.label]
-        digest.update(json.dumps(told).encode())
+        content = [[image.name for image in sample.images], sample.question, sample.captions, sample.label]
+        digest.update(json.dumps(content).encode())
     return f"{len(samples)} rows, {digest.hexdigest()[:16]}"
 
 
@@ -197,16 +199,16 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
     """The rows with what each is worth; those that were written as they came keep what they said."""
-    known = {}
+    journal_rows = {}
     if journaled:
         for line in path.read_bytes().splitlines():  # of text, U+2028 would end a line, too
             fields = json.loads(line)
-            known[fields["row"]] = fields
-    if known:
-        answered = [row for row, fields in sorted(known.items()) if "prediction" in fields]
+            journal_rows[fields["row"]] = fields
+    if journal_rows:
+        answered = [row for row, fields in sorted(journal_rows.items()) if "prediction" in fields]
         for number, row in zip(answered, found.rows, strict=True):
-            known[number] |= _fields(row)
-        lines = [fields for _, fields in sorted(known.items())]
+            journal_rows[number] |= _fields(row)
+        lines = [fields for _, fields in sorted(journal_rows.items())]
     else:
         lines = [{"row": number, **_fields(row)} for number, row in enumerate(found.rows)]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -147,17 +147,17 @@ def _load(source: ImageSource, name: str, limit: int, allow_urls: bool | None, l
 
 
 def _pixel_limit(max_pixels: int | None) -> int:
-    given: object = max_pixels
+    value: object = max_pixels
     label = "max_pixels"
-    if given is None:
+    if value is None:
         label = "OPENBLIP_MAX_PIXELS"
-        given = os.environ.get(label) or DEFAULT_MAX_PIXELS
+        value = os.environ.get(label) or DEFAULT_MAX_PIXELS
     try:
-        limit = int(str(given))
+        limit = int(str(value))
     except ValueError:
         limit = 0
     if limit < 1:
-        raise OptionError(f"{label} must be a positive whole number of pixels, not {given!r}.")
+        raise OptionError(f"{label} must be a positive whole number of pixels, not {value!r}.")
     return limit
 
 

@@ -167,9 +167,9 @@ class Matcher:
         self, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], *, itm: bool, batch_size: int
     ) -> Iterator[ImageScores]:
         """Each image against all texts, in order, as batches are done; texts are read once, at the beginning."""
-        told = self.read(texts)
+        read_texts = self.read(texts)
         for batch in self.encoder.batches(sources, batch_size):
-            for source, found in batch.join(self._score(batch.images, told, itm)):
+            for source, found in batch.join(self._score(batch.images, read_texts, itm)):
                 if isinstance(found, ImageError):
                     yield ImageScores(source, error=found)
                 else:
@@ -204,18 +204,18 @@ class Matcher:
         for template in templates:
             if "{}" not in template:
                 raise OptionError(f"the template {template!r} has no {{}} in it: say where the label stands")
-        told = self.read([template.replace("{}", label) for label in labels for template in templates])
+        read_texts = self.read([template.replace("{}", label) for label in labels for template in templates])
         several = len(templates)
         if self.comparison.averages_texts:
-            mean = told.embeds.view(len(labels), several, -1).mean(dim=1)
-            told, several = ReadTexts([], F.normalize(mean, dim=-1)), 1
+            mean = read_texts.embeds.view(len(labels), several, -1).mean(dim=1)
+            read_texts, several = ReadTexts([], F.normalize(mean, dim=-1)), 1
         temperature = self.comparison.temperature.float().cpu()
         ranked: list[list[Classified]] = []
         for batch in self.encoder.batches(sources, batch_size):
             images = batch.whole()
             if not images:
                 continue
-            cosines = self.compare(self.batch(images), told)
+            cosines = self.compare(self.batch(images), read_texts)
             odds = (cosines.view(len(images), len(labels), several).mean(dim=2) / temperature).softmax(dim=1)
             best = odds.argsort(dim=1, descending=True, stable=True)
             ranked += [

@@ -59,9 +59,9 @@ def rank_images(
     """Images for each text. Every image is encoded once, and dropped when it is no text's candidate any more."""
     search = search.by(matcher)
     texts = text_list(texts)
-    told = matcher.read(texts)
-    found = _ImagesForTexts(matcher, told, search)
-    _walk(matcher, sources, told, search.batch_size, [found])
+    read_texts = matcher.read(texts)
+    found = _ImagesForTexts(matcher, read_texts, search)
+    _walk(matcher, sources, read_texts, search.batch_size, [found])
     return found.ranked()
 
 
@@ -71,9 +71,9 @@ def rank_texts(
     """Texts for each image."""
     search = search.by(matcher)
     texts = text_list(texts)
-    told = matcher.read(texts)
-    found = _TextsForImages(matcher, told, texts, search)
-    _walk(matcher, sources, told, search.batch_size, [found])
+    read_texts = matcher.read(texts)
+    found = _TextsForImages(matcher, read_texts, texts, search)
+    _walk(matcher, sources, read_texts, search.batch_size, [found])
     return found.ranked
 
 
@@ -83,9 +83,9 @@ def rank_both(
     """Both from one look at each image."""
     search = search.by(matcher)
     texts = text_list(texts)
-    told = matcher.read(texts)
-    images, others = _ImagesForTexts(matcher, told, search), _TextsForImages(matcher, told, texts, search)
-    _walk(matcher, sources, told, search.batch_size, [images, others])
+    read_texts = matcher.read(texts)
+    images, others = _ImagesForTexts(matcher, read_texts, search), _TextsForImages(matcher, read_texts, texts, search)
+    _walk(matcher, sources, read_texts, search.batch_size, [images, others])
     return Rankings(images.ranked(), others.ranked)
 
 
@@ -121,14 +121,14 @@ def rank(
 def _walk(
     matcher: Matcher,
     sources: ImageInput | Iterable[ImageInput],
-    told: ReadTexts,
+    read_texts: ReadTexts,
     batch_size: int,
     ways: Sequence[_ImagesForTexts | _TextsForImages],
 ) -> None:
     """Look at each image once, for one way of searching or both."""
     for batch in matcher.encoder.batches(sources, batch_size):
         images = matcher.batch(batch.whole())
-        cosines = matcher.compare(images, told)
+        cosines = matcher.compare(images, read_texts)
         for way in ways:
             way.add(images, cosines, batch.names)
 
@@ -141,37 +141,37 @@ def _best_first(scores: Tensor) -> Tensor:
 class _TextsForImages:
     """Texts are all known, so every batch of images is done when it was seen."""
 
-    def __init__(self, matcher: Matcher, told: ReadTexts, texts: Sequence[str], search: Search) -> None:
+    def __init__(self, matcher: Matcher, read_texts: ReadTexts, texts: Sequence[str], search: Search) -> None:
         self.matcher = matcher
-        self.told = told
+        self.read_texts = read_texts
         self.texts = texts
         self.search = search
         self.ranked: list[list[Ranked]] = []
 
     def add(self, images: ImageBatch, cosines: Tensor, names: Sequence[str]) -> None:
         self.ranked += rank(
-            cosines, self.texts, self.search, lambda chosen: self.matcher.match(images.memory, self.told, chosen)
+            cosines, self.texts, self.search, lambda chosen: self.matcher.match(images.memory, self.read_texts, chosen)
         )
 
 
 class _ImagesForTexts:
     """The candidates of each text among the images seen so far, with their features, on the CPU."""
 
-    def __init__(self, matcher: Matcher, told: ReadTexts, search: Search) -> None:
+    def __init__(self, matcher: Matcher, read_texts: ReadTexts, search: Search) -> None:
         self.matcher = matcher
-        self.told = told
+        self.read_texts = read_texts
         self.search = search
         self.names: list[str] = []
         self.cosines: list[Tensor] = []
         self.features: dict[int, Tensor] = {}
-        self._best = torch.empty(len(told.ids), 0)
-        self._best_images = torch.empty(len(told.ids), 0, dtype=torch.int64)
+        self._best = torch.empty(len(read_texts.ids), 0)
+        self._best_images = torch.empty(len(read_texts.ids), 0, dtype=torch.int64)
 
     def add(self, images: ImageBatch, cosines: Tensor, names: Sequence[str]) -> None:
         first = len(self.names)
         self.names += names
         self.cosines.append(cosines)
-        new = torch.arange(first, len(self.names)).expand(len(self.told.ids), -1)
+        new = torch.arange(first, len(self.names)).expand(len(self.read_texts.ids), -1)
         scores = torch.cat([self._best, cosines.T], dim=1)
         order = _best_first(scores)[:, : self.search.rerank]
         self._best = scores.gather(1, order)
@@ -183,7 +183,7 @@ class _ImagesForTexts:
                 self.features[first + row] = images.features[row].to("cpu", copy=True)
 
     def ranked(self) -> list[list[Ranked]]:
-        cosines = torch.cat(self.cosines).T if self.cosines else torch.empty(len(self.told.ids), 0)
+        cosines = torch.cat(self.cosines).T if self.cosines else torch.empty(len(self.read_texts.ids), 0)
         return rank(cosines, self.names, self.search, self._match)
 
     def _match(self, chosen: Tensor) -> Tensor:
@@ -202,5 +202,5 @@ class _ImagesForTexts:
                 where = torch.tensor([places[image] for image in batch])
                 texts, ranks = where.unbind(dim=-1)
                 features = torch.stack([self.features[image] for image in batch]).to(self.matcher.device)
-                logits[texts, ranks] = self.matcher.match(self.matcher.remember(features), self.told, texts)
+                logits[texts, ranks] = self.matcher.match(self.matcher.remember(features), self.read_texts, texts)
         return logits

@@ -73,7 +73,7 @@ class Captioner(Protocol):
 class Answerer(Protocol):
     """Answers questions about images."""
 
-    def ask_many(self, asked: Iterable[tuple[Any, Any]]) -> Iterator[Answered]: ...
+    def ask_many(self, pairs: Iterable[tuple[Any, Any]]) -> Iterator[Answered]: ...
 
 
 class Matching(Protocol):

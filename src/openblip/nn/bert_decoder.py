@@ -120,10 +120,10 @@ def sequence_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     Args:
         logits: [B, L, vocabulary], which predict the label that follows; labels: [B, L] ids, negative ones are ignored.
     """
-    told = labels[:, 1:]
+    targets = labels[:, 1:]
     losses = F.cross_entropy(
         logits[:, :-1].transpose(1, 2).float(),
-        told.masked_fill(told < 0, -100),
+        targets.masked_fill(targets < 0, -100),
         reduction="none",
         label_smoothing=smoothing,
     )

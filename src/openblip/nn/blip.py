@@ -273,9 +273,9 @@ class BlipLanguageModel:
         """See `LanguageModel.hidden_before`; memory as `read` takes it."""
         if not self.config.encodes_prompts:
             before = labels[:, :-1]
-            told = self.embed(before.clamp(min=0)).to(prompts)
-            embeds, seen, places = join_texts(prompts, mask, told, before >= 0)
-            hidden = self.decoder.decode(embeds, seen, self._given(memory))
+            text = self.embed(before.clamp(min=0)).to(prompts)
+            embeds, joint_mask, places = join_texts(prompts, mask, text, before >= 0)
+            hidden = self.decoder.decode(embeds, joint_mask, self._given(memory))
             return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
         return self.hidden_of_answers(labels, self.answer_memory(prompts, mask, self._given(memory)))
 

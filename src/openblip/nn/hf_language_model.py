@@ -62,10 +62,10 @@ class ExternalDecoder:
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         before = labels[:, :-1]
-        told = self.embed(before.clamp(min=0)).to(prompts)
-        embeds, seen, places = join_texts(prompts, mask, told, before >= 0)
+        text = self.embed(before.clamp(min=0)).to(prompts)
+        embeds, joint_mask, places = join_texts(prompts, mask, text, before >= 0)
         first = int(places.min())
-        scores: Tensor = self.run(embeds, seen, None, embeds.shape[1] - first, use_cache=False).logits
+        scores: Tensor = self.run(embeds, joint_mask, None, embeds.shape[1] - first, use_cache=False).logits
         # A model that cannot be asked for the last scores alone gives all.
         skipped = embeds.shape[1] - scores.shape[1]
         return scores.gather(1, (places - skipped)[:, :, None].expand(-1, -1, scores.shape[2]))
@@ -144,9 +144,9 @@ class ExternalSeq2Seq:
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         start = self._start(len(prompts), prompts.device)
         ids = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
-        encoded, seen = self.encode(prompts, mask)
+        encoded, encoder_mask = self.encode(prompts, mask)
         scores: Tensor = self.model(
-            encoder_outputs=encoded, attention_mask=seen, decoder_input_ids=ids, use_cache=False
+            encoder_outputs=encoded, attention_mask=encoder_mask, decoder_input_ids=ids, use_cache=False
         ).logits
         return scores[:, start.shape[1] - 1 :]
 
@@ -155,12 +155,14 @@ class ExternalSeq2Seq:
 
     def encode(self, prompts: Tensor, mask: Tensor | None) -> tuple[Any, Tensor | None]:
         """What the encoder makes of prompts, and its mask, as the model takes both."""
-        seen = None
+        encoder_mask = None
         if mask is not None:
             # BART's kin count positions from the first column, padding or not: it has to stand behind.
             prompts, mask = push_together(prompts, mask.bool())
-            seen = mask.long()
-        return self.model.get_encoder()(inputs_embeds=prompts, attention_mask=seen, return_dict=True), seen
+            encoder_mask = mask.long()
+        return self.model.get_encoder()(
+            inputs_embeds=prompts, attention_mask=encoder_mask, return_dict=True
+        ), encoder_mask
 
     def _start(self, rows: int, device: torch.device) -> Tensor:
         return torch.tensor([self.config.start_ids] * rows, device=device)

@@ -115,12 +115,12 @@ def push_together(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return embeds.gather(1, order[:, :, None].expand(-1, -1, embeds.shape[2])), mask.gather(1, order)
 
 
-def join_texts(prompts: Tensor, mask: Tensor | None, told: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def join_texts(prompts: Tensor, mask: Tensor | None, text: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Texts right behind their prompts, for a model in which a text goes on where its prompt ends.
 
     Args:
         prompts: [B, S, width]; mask: [B, S] bool, False for padding, wherever it stands.
-        told: [B, L, width] text that is read; present: [B, L] bool, False for padding.
+        text: [B, L, width] text that is read; present: [B, L] bool, False for padding.
 
     Returns:
         embeddings [B, T, width] of both, padded behind; their mask [B, T] bool; the places [B, L + 1] of the last
@@ -129,6 +129,6 @@ def join_texts(prompts: Tensor, mask: Tensor | None, told: Tensor, present: Tens
     if mask is None:
         mask = present.new_ones(prompts.shape[:2])
     mask = mask.bool()
-    embeds, seen = push_together(torch.cat([prompts, told], dim=1), torch.cat([mask, present], dim=1))
+    embeds, joint_mask = push_together(torch.cat([prompts, text], dim=1), torch.cat([mask, present], dim=1))
     places = mask.sum(dim=1, keepdim=True) - 1 + torch.arange(present.shape[1] + 1, device=mask.device)
-    return embeds, seen, places.clamp(max=embeds.shape[1] - 1)
+    return embeds, joint_mask, places.clamp(max=embeds.shape[1] - 1)

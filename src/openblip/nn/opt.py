@@ -225,9 +225,9 @@ class Opt(nn.Module):
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """Hidden states [B, L, width] that predict each label: see `LanguageModel.hidden_before`."""
         before = labels[:, :-1]
-        told = self.embed(before.clamp(min=0)).to(prompts)
-        embeds, seen, places = join_texts(prompts, mask, told, before >= 0)
-        hidden: Tensor = self(embeds, seen)
+        text = self.embed(before.clamp(min=0)).to(prompts)
+        embeds, joint_mask, places = join_texts(prompts, mask, text, before >= 0)
+        hidden: Tensor = self(embeds, joint_mask)
         return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
@@ -235,8 +235,8 @@ def _positions(read: Tensor, length: int, mask: Tensor | None) -> Tensor:
     """[B, T] positions of T more tokens behind `read` [B] earlier ones; padding is skipped, and itself gets -1."""
     if mask is None:
         return read[:, None] + torch.arange(length, device=read.device)
-    seen = mask.long()
-    return (read[:, None] + seen.cumsum(1)) * seen - 1
+    visible = mask.long()
+    return (read[:, None] + visible.cumsum(1)) * visible - 1
 
 
 class DecoderReading:

@@ -186,7 +186,7 @@ class QFormer(nn.Module):
             x = torch.cat([queries, layer.feed_text(x[:, count:])], dim=1)
         return x
 
-    def causal_text(self, ids: Tensor, mask: Tensor | None, seen: QueryPass) -> Tensor:
+    def causal_text(self, ids: Tensor, mask: Tensor | None, query_pass: QueryPass) -> Tensor:
         """Text that sees an image's queries and its own past: [B, L, D], for `text_logits`."""
         x = self._embed_text(ids)
         length, count = ids.shape[1], self.config.num_queries
@@ -194,7 +194,7 @@ class QFormer(nn.Module):
         if mask is not None:
             allowed = allowed & mask.bool()[:, None]
         allowed = F.pad(allowed, (count, 0), value=True)[:, None]
-        for layer, past_keys, past_values in zip(self._blocks(), seen.keys, seen.values, strict=True):
+        for layer, past_keys, past_values in zip(self._blocks(), query_pass.keys, query_pass.values, strict=True):
             keys, values = layer.self_attention.keys_values(x)
             keys = torch.cat([past_keys, keys], dim=2)
             values = torch.cat([past_values, values], dim=2)

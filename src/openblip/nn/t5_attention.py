@@ -72,9 +72,9 @@ class EncoderMemory:
         if self.mask is None or count > len(self.mask) or length > self.mask.shape[3]:
             raise ValueError(f"there is no room for {count} encoded prompts of {length} tokens")
         for own, others in ((self.keys, other.keys), (self.values, other.values)):
-            for kept, given in zip(own, others, strict=True):
+            for kept, new in zip(own, others, strict=True):
                 kept.zero_()
-                kept[:count, :, :length] = given
+                kept[:count, :, :length] = new
         self.mask.fill_(True)  # a row that sees nothing would turn into NaN
         self.mask[:count] = False
         self.mask[:count, :, :, :length] = True if other.mask is None else other.mask

@@ -101,11 +101,11 @@ def stage1_loss(
     """
     pairing = pairing or Pairing()
     memory = network.qformer.remember(features)
-    seen = network.qformer.read_image(memory)
-    pair = pair_losses(network, features, memory, seen.output, text, pairing)
+    query_pass = network.qformer.read_image(memory)
+    pair = pair_losses(network, features, memory, query_pass.output, text, pairing)
     start_ids = text.ids.clone()
     start_ids[:, 0] = decoder_start_id
-    hidden = network.qformer.causal_text(start_ids, text.mask, seen)
+    hidden = network.qformer.causal_text(start_ids, text.mask, query_pass)
     itg = next_token_loss(
         network.qformer.text_logits(hidden),
         start_ids.masked_fill(~text.mask.bool(), IGNORED),
@@ -215,7 +215,7 @@ def matching_loss(
     Images are projected for cross-attention once, for all three uses; those of other processes once more. Of each
     1 / share rows of the batch one is looked at, though its negatives come from all of it.
     """
-    own = looked_at(text.ids.shape[0], share, world).to(text.ids.device)
+    own = itm_rows(text.ids.shape[0], share, world).to(text.ids.device)
     all_ids, all_masks = world.gather_padded(text.ids, 0), world.gather_padded(text.mask, 0)
     width = all_ids.shape[1] - text.ids.shape[1]
     ids, mask = F.pad(text.ids, (0, width)), F.pad(text.mask, (0, width))
@@ -233,7 +233,7 @@ def matching_loss(
     return world.mean(F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels))
 
 
-def looked_at(count: int, share: float, world: World = ALONE) -> Tensor:
+def itm_rows(count: int, share: float, world: World = ALONE) -> Tensor:
     """Which of this process' rows ITM looks at: a `share` of all rows, evenly spread, never none."""
     rows = world.rows(world.joined(count))
     place = torch.arange(rows.start, rows.stop, dtype=torch.float64)
@@ -274,16 +274,16 @@ def answer_loss(
         labels: [B, T], ids to the stop token, IGNORED over padding, which stands behind them.
     """
     embeds = torch.cat([visual, model.embed(prompt.ids).to(visual)], dim=1)
-    seen = prompt.mask.new_ones(visual.shape[:2])
-    hidden = model.hidden_before(embeds, torch.cat([seen, prompt.mask], dim=1), labels)
+    visual_mask = prompt.mask.new_ones(visual.shape[:2])
+    hidden = model.hidden_before(embeds, torch.cat([visual_mask, prompt.mask], dim=1), labels)
     return decoder_loss(model, hidden, labels, world)
 
 
 def read_behind(decoder: Opt, prompt: Tensor, text: TextBatch) -> Tensor:
     """Hidden states [B, L, width] that predict each token of a text behind a soft prompt [B, Q, token width]."""
     embeds = torch.cat([prompt, decoder.embed(text.ids).to(prompt)], dim=1)
-    seen = text.mask.new_ones(prompt.shape[:2])
-    hidden = decoder(embeds, torch.cat([seen, text.mask], dim=1))
+    visual_mask = text.mask.new_ones(prompt.shape[:2])
+    hidden = decoder(embeds, torch.cat([visual_mask, text.mask], dim=1))
     before: Tensor = hidden[:, prompt.shape[1] - 1 : -1]
     return before
 
@@ -330,12 +330,12 @@ def decoder_loss(decoder: LanguageModel, hidden: Tensor, labels: Tensor, world: 
 
 def next_token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, world: World = ALONE) -> Tensor:
     """Mean cross-entropy of each token given those before it: logits [B, L, V], labels [B, L]."""
-    told = labels[:, 1:].flatten()
+    targets = labels[:, 1:].flatten()
     surprise = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
-        told,
+        targets,
         ignore_index=IGNORED,
         label_smoothing=label_smoothing,
         reduction="sum",
     )
-    return world.mean(surprise, (told != IGNORED).sum())
+    return world.mean(surprise, (targets != IGNORED).sum())

@@ -293,8 +293,8 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
         yield "batch_size is 1: stage1 compares the images of a batch, give at least 2"
     metric, matching = recipe.evaluation.metric, recipe.stage is Stage.STAGE1
     if metric is not None and not is_possible(metric, matching):
-        known = RECALLS if matching else (*CAPTIONS, *ANSWERS)
-        yield f"evaluation.metric is {metric!r}: it is none of {', '.join(known)}"
+        metrics = RECALLS if matching else (*CAPTIONS, *ANSWERS)
+        yield f"evaluation.metric is {metric!r}: it is none of {', '.join(metrics)}"
     if recipe.evaluation.patience and recipe.evaluation.data is None:
         yield "evaluation.patience waits for evaluations, and there are none: give evaluation.data"
     if not recipe.data:

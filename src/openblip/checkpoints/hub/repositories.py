@@ -255,8 +255,8 @@ def _fetch_large(order: Order, file: RemoteFile, progress: Progress | None) -> P
         from huggingface_hub import get_token, hf_hub_url
 
         url = hf_hub_url(order.name, file.name, revision=order.revision, endpoint=_endpoint())
-        given = _TOKEN.get()
-        token = given if isinstance(given, str) else None if given is False else get_token()
+        chosen = _TOKEN.get()
+        token = chosen if isinstance(chosen, str) else None if chosen is False else get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return fetch(
         url, order.place(file), sha256=file.sha256, headers=headers, name=Path(file.name).name, progress=progress

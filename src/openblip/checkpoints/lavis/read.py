@@ -61,8 +61,8 @@ def load_lavis(model: ModelEntry, files: LavisFiles, options: ReadOptions = DEFA
         matching = read_matching(_given(files.words, "BERT's vocabulary"), LONGEST_TEXT, config.qformer.vocab_size)
     if config.own_language is not None:
         folder = _given(files.language, "the language model's vocabulary")
-        known = LANGUAGES[config.own_language.kind]
-        tokenizer = read_words(folder, known.start_id, known.pad_id, config.own_language.vocab_size)
+        language = LANGUAGES[config.own_language.kind]
+        tokenizer = read_words(folder, language.start_id, language.pad_id, config.own_language.vocab_size)
     transform = ImageTransform(model.image_size)
     return ModelParts(model.name, network, transform, matching, tokenizer, model.templates(), model.defaults())
 
@@ -172,7 +172,9 @@ def _check_fit(wanted: dict[str, tuple[int, ...]], plan: Plan, weights: _Togethe
 def _supplier(name: str, files: LavisFiles) -> Path:
     """The file, or the folder of the language model, that should hold a tensor of ours."""
     part = name.partition(".")[0]
-    path = {"vision": files.vision, **{known.config.prefix: files.language for known in LANGUAGES.values()}}.get(part)
+    path = {"vision": files.vision, **{language.config.prefix: files.language for language in LANGUAGES.values()}}.get(
+        part
+    )
     return path or files.checkpoint
 
 

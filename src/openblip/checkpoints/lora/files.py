@@ -143,7 +143,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise CheckpointError(f"{file.path} holds more than adapters of linear layers: {first_few(unknown)}")
     try:
         ranks, alphas = (LayerPatterns(name, config.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
-        layers = {module: _low_rank(module, given, config, ranks, alphas) for module, given in factors.items()}
+        layers = {module: _low_rank(module, pair, config, ranks, alphas) for module, pair in factors.items()}
         dropout = float(config.get("lora_dropout") or 0.0)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error

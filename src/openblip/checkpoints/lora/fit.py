@@ -97,8 +97,8 @@ def check_layers(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 def _refuse(adapter: Adapter, misfits: list[str]) -> None:
     if misfits:
-        told = "" if adapter.base is None else f", which was trained on {adapter.base},"
-        raise CheckpointError(f"the adapter {adapter.place}{told} does not fit this model: {first_few(misfits)}")
+        trained_on = "" if adapter.base is None else f", which was trained on {adapter.base},"
+        raise CheckpointError(f"the adapter {adapter.place}{trained_on} does not fit this model: {first_few(misfits)}")
 
 
 @torch.no_grad()

@@ -58,9 +58,9 @@ class LayerPatterns:
     def value(self, layer: str, usual: Any) -> Any:
         """What a layer has. Raises ValueError when that takes too long to find out."""
         ends = [layer, *(layer[place + 1 :] for place, letter in enumerate(layer) if letter == ".")]
-        known = [self._names[end, False] for end in ends if (end, False) in self._names]
-        known += [self._names[layer, True]] if (layer, True) in self._names else []
-        first = min(known, default=len(self._values))
+        candidates = [self._names[end, False] for end in ends if (end, False) in self._names]
+        candidates += [self._names[layer, True]] if (layer, True) in self._names else []
+        first = min(candidates, default=len(self._values))
         for number, expression in self._expressions:
             if number > first:
                 break

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
-from openblip.saving import NO_ROOM, held, naming
+from openblip.saving import NO_ROOM, locked, naming
 
 UNFINISHED = ".unfinished"
 """The folder that files are written into until all are there."""
@@ -40,7 +40,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     place = folder / UNFINISHED
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder / LOCK_FILE, f"another process is writing to {folder}: wait for it, or give another folder"):
+        with locked(folder / LOCK_FILE, f"another process is writing to {folder}: wait for it, or give another folder"):
             _take_over(folder)
             require_new(folder)
             try:
@@ -120,8 +120,8 @@ def require_writable(folder: Path, called: str = "") -> None:
         called: what the user calls the folder.
     """
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
-    told = f"{called} {folder} cannot be written, for {there}".lstrip()
+    problem = f"{called} {folder} cannot be written, for {there}".lstrip()
     if not there.is_dir():
-        raise OptionError(f"{told} is no folder: give another")
+        raise OptionError(f"{problem} is no folder: give another")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OptionError(f"{told} may not be changed: give another folder")
+        raise OptionError(f"{problem} may not be changed: give another folder")

@@ -39,19 +39,19 @@ class Placer:
         network: Blip2Network,
         source: Path,
         options: ReadOptions = DEFAULT_OPTIONS,
-        told: Callable[[str], str] | None = None,
+        describe: Callable[[str], str] | None = None,
     ) -> None:
         """
         Args:
             source: the file or folder that errors name.
             options: `bits` None is 0 here: how tensors are stored is known to their reader.
-            told: what errors call a tensor of `wanted`: its file and its name there.
+            describe: what errors call a tensor of `wanted`: its file and its name there.
 
         Raises CheckpointError when the adapter does not fit.
         """
         self.network, self.source, self.options = network, source, options
         self.device = options.device
-        self.told = told or (lambda name: f"{source}: {name}")
+        self.describe = describe or (lambda name: f"{source}: {name}")
         empty = network.state_dict()
         self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
         self.to_put = {name: shape for name, shape in self.wanted.items() if not options.leaves_out(name)}
@@ -81,7 +81,9 @@ class Placer:
         for tensor in pieces:
             if not tensor.is_floating_point() and name not in self._counted:
                 kind = str(tensor.dtype).removeprefix("torch.")
-                raise CheckpointError(f"{self.told(name)} is {kind}, not a number with a fraction: get the file again")
+                raise CheckpointError(
+                    f"{self.describe(name)} is {kind}, not a number with a fraction: get the file again"
+                )
         if self.changes(name):
             pieces = (self._merged(name, _joined(pieces)),)
         layer = self.layer(name)
@@ -89,7 +91,7 @@ class Placer:
             try:
                 layer.take(*(piece.to(self.device) for piece in pieces))
             except ValueError as error:
-                raise CheckpointError(f"{self.told(name)} cannot be quantized, {error}") from error
+                raise CheckpointError(f"{self.describe(name)} cannot be quantized, {error}") from error
             return
         if name in self._counted:
             self._state[name] = _joined(pieces).to(self.device, copy=True).contiguous()
@@ -99,18 +101,18 @@ class Placer:
         if not math.isfinite(total) and not tensor.isfinite().all():
             self._refuse(name, pieces, dtype)
         if name.endswith(VARIANCE) and bool((tensor < 0).any()):
-            raise CheckpointError(f"{self.told(name)} holds variances below 0: get the file again")
+            raise CheckpointError(f"{self.describe(name)} holds variances below 0: get the file again")
         self._state[name] = tensor
 
     def _refuse(self, name: str, pieces: Sequence[Tensor], dtype: torch.dtype) -> None:
         wide = [piece.double() for piece in pieces if piece.numel()]
         if not all(bool(piece.isfinite().all()) for piece in wide):
-            raise CheckpointError(f"{self.told(name)} {NOT_FINITE}")
+            raise CheckpointError(f"{self.describe(name)} {NOT_FINITE}")
         largest = max(float(piece.abs().max()) for piece in wide)
         kind = str(dtype).removeprefix("torch.")
         others = " or ".join(other for other in ("bfloat16", "float32") if other != kind)
         raise CheckpointError(
-            f"{self.told(name)} holds numbers up to {largest:.3g}, which {kind} has no room for: "
+            f"{self.describe(name)} holds numbers up to {largest:.3g}, which {kind} has no room for: "
             f"load the model as {others}"
         )
 

@@ -111,9 +111,9 @@ class PickledFile:
         found = unwrap(content)
         if not found.tensors or found.odd:
             names = ", ".join(map(repr, (found.odd if found.tensors else found.beside)[:3]))
-            told = f", {printable(names)}" if names else ""
+            detail = f", {printable(names)}" if names else ""
             raise CheckpointError(
-                f"{path} holds more than named tensors{told}: get the file from its source again, or save "
+                f"{path} holds more than named tensors{detail}: get the file from its source again, or save "
                 "model.state_dict() alone"
             )
         check_names(path, found.tensors)
@@ -225,14 +225,14 @@ def _refuse_unfolding(path: Path, content: object) -> None:
 
 def _tensors_in(content: object) -> Iterator[Tensor]:
     """Every tensor in nested dictionaries and lists, which may hold themselves."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting = [content]
     while waiting:
         one = waiting.pop()
         if isinstance(one, Tensor):
             yield one
-        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in seen:
-            seen.add(id(one))
+        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in visited:
+            visited.add(id(one))
             waiting.extend(one.values() if isinstance(one, Mapping) else one)
 
 
@@ -263,10 +263,10 @@ def naming_faults(path: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         kind = GLOBAL.search(str(error))
-        told = f" (it names {printable(kind[1])})" if kind else ""
+        detail = f" (it names {printable(kind[1])})" if kind else ""
         hint = ", or save its weights alone: torch.save(model.state_dict(), PATH)" if kind else ""
         raise CheckpointError(
-            f"{path} is broken or holds more than tensors, which could run code{told}: get the file from its source "
+            f"{path} is broken or holds more than tensors, which could run code{detail}: get the file from its source "
             f"again{hint}"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -79,8 +79,8 @@ class _Function:
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
 
-    def __call__(self, *given: Any) -> Any:
-        return self._run(*given)
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
 
 
 class _Elements:
@@ -106,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
             return self.module
         if module == "torch" and name in TYPES:
             return TYPES[name]
-        known: dict[str, Callable[..., Any]] = {
+        functions: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": _rebuild,
             "torch._utils._rebuild_parameter": _keep,
             "torch.jit._pickle.restore_type_tag": _keep,
@@ -117,9 +117,9 @@ class _Unpickler(pickle.Unpickler):
             "collections.OrderedDict": dict,
         }
         full = f"{module}.{name}"
-        if full not in known:
+        if full not in functions:
             raise pickle.UnpicklingError(f"GLOBAL {printable(full)} was not an allowed global")
-        return dict if known[full] is dict else _Function(known[full])
+        return dict if functions[full] is dict else _Function(functions[full])
 
     def persistent_load(self, pid: Any) -> _Elements:
         """Elements by what the pickle says of them: a type, a number, a device, how many there are."""
@@ -165,7 +165,7 @@ def _keep(value: Any, *others: Any) -> Any:
 
 def _tensors(path: Path, content: Any, module: type[Any]) -> Iterator[tuple[str, Tensor]]:
     """Tensors with their names; of a module that has several places, under the first."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", content)]
     count = 0
     while waiting:
@@ -175,8 +175,8 @@ def _tensors(path: Path, content: Any, module: type[Any]) -> Iterator[tuple[str,
             if count > MAX_TENSORS:
                 raise CheckpointError(f"{path} holds more tensors than any model has ({MAX_TENSORS})")
             yield name, one
-        elif isinstance(one, module) and id(one) not in seen:
-            seen.add(id(one))
+        elif isinstance(one, module) and id(one) not in visited:
+            visited.add(id(one))
             front = f"{name}." if name else ""
             waiting += [(front + str(own), value) for own, value in reversed(vars(one).items())]
 

@@ -64,12 +64,12 @@ def load_transformers(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> M
         sizes = _with_key_biases(sizes, weights)
     network = empty_network(sizes, folder / CONFIG_FILE)
 
-    def told(name: str) -> str:
+    def describe(name: str) -> str:
         theirs = [aliases.get(row.name, row.name) for row in sources(name)]
         broken = next((one for one in theirs if not weights.read(one).isfinite().all()), theirs[0])
         return f"{folder / weights.file_of(broken)}: {broken}"
 
-    placer = Placer(network, folder, options, told)
+    placer = Placer(network, folder, options, describe)
     _check_fit(placer.wanted, weights, aliases, second_names, folder)
     read = 0
     for name, shape in placer.to_put.items():

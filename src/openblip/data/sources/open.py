@@ -163,10 +163,10 @@ def _from_annotations(source: DataSource, data_root: Path) -> list[Sample]:
             captions = tuple(caption for caption in row.captions if caption.strip())
             samples.append(Sample((image,), encodable(image.name), captions=captions))
     if source.questions is not None:
-        for asked in read_questions(data_root / source.questions, images):
-            image = shared.setdefault(asked.image, asked.image)
-            name, answers = encodable(image.name), (asked.answer,)
-            samples.append(Sample((image,), name, question=asked.question, answers=answers, kind=asked.kind))
+        for item in read_questions(data_root / source.questions, images):
+            image = shared.setdefault(item.image, item.image)
+            name, answers = encodable(image.name), (item.answer,)
+            samples.append(Sample((image,), name, question=item.question, answers=answers, kind=item.kind))
     return samples
 
 

@@ -94,8 +94,8 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
             cells: dict[str, Any] = dict.fromkeys(schema.names)
             cells |= {name: values[name][row] for name in plain}
             for name in packed:
-                told = values[name][row] if name in values else None
-                called = (told or {}).get(PATH) if isinstance(told, dict) else None
+                value = values[name][row] if name in values else None
+                called = (value or {}).get(PATH) if isinstance(value, dict) else None
                 label = f"{group}-{row}" + (f"-{PurePath(called).name}" if isinstance(called, str) else "")
                 cells[name] = ParquetCell(path, group, row, name, label)
             yield cells

@@ -40,17 +40,17 @@ def read_table(
     """
     finder = ImageFinder(image_root or path.parent)
     # The lines of a JSONL need not be alike: captions and questions may be mixed.
-    known: dict[tuple[str, ...], Columns] = {}
+    columns_of: dict[tuple[str, ...], Columns] = {}
     samples: list[Sample] = []
     empty, has_splits, failed = True, False, 0
     for place, row in read_rows(path):
         empty = False
-        columns = known.get(tuple(row))
+        columns = columns_of.get(tuple(row))
         if columns is None:
             if row.get(FAILED) and not SAYS & known_columns(row).keys():
                 failed += 1
                 continue
-            columns = known[tuple(row)] = Columns(row, place if known else str(path))
+            columns = columns_of[tuple(row)] = Columns(row, place if columns_of else str(path))
         has_splits = has_splits or "split" in columns.names
         if split is not None and columns.text(row, "split", place) != split:
             continue

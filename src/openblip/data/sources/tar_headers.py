@@ -107,9 +107,9 @@ def _parse(header: bytes) -> tuple[str, int, bytes]:
     """Name, size and kind. Raises ValueError when it is no header."""
     if len(header) < BLOCK:
         raise ValueError("unexpected end")
-    told = _number(header[148:156])
+    checksum = _number(header[148:156])
     rest = header[:148] + b" " * 8 + header[156:]
-    if told != sum(rest) and told != sum(byte - 256 * (byte > 127) for byte in rest):
+    if checksum != sum(rest) and checksum != sum(byte - 256 * (byte > 127) for byte in rest):
         raise ValueError("bad checksum")
     name = _text(header[:100])
     if header[257:263] == b"ustar\0" and header[345]:

@@ -111,8 +111,8 @@ def read_karpathy(files: Sequence[Path], image_root: Path, split: str) -> list[S
             folder = entry.file_name("filepath") if entry.fields.get("filepath") else ""
             image = shared(f"{folder}/{name}" if folder else name)
             captions = entry.texts("sentences")
-            told = [(caption,) for caption in captions] if split == "train" else [captions]
-            samples += [Sample((image,), image_id_from_name(name), captions=each) for each in told]
+            groups = [(caption,) for caption in captions] if split == "train" else [captions]
+            samples += [Sample((image,), image_id_from_name(name), captions=each) for each in groups]
     return samples
 
 
@@ -124,16 +124,16 @@ def read_coco_captions(files: Sequence[Path], image_root: Path, split: str) -> l
     samples = []
     for path in files:
         content = read_object(path, "images")
-        told: dict[str, list[str]] = {}
+        captions_of: dict[str, list[str]] = {}
         for annotation in content.entries("annotations") if "annotations" in content else ():
             annotation.need("image_id", "caption")
-            told.setdefault(annotation.id("image_id"), []).append(annotation.text("caption"))
+            captions_of.setdefault(annotation.id("image_id"), []).append(annotation.text("caption"))
         found = re.search(r"(train|val|test)20\d\d", path.name)
         folder = _subfolder(image_root, [found.group() if found else "", split])
         for entry in content.entries("images"):
             entry.need("id")
             name, number = entry.file_name("file_name"), entry.id("id")
-            captions = tuple(told.get(number, ()))
+            captions = tuple(captions_of.get(number, ()))
             samples.append(
                 Sample((folder / name,), image_id_from_name(name), number, captions, kind=entry.text("domain"))
             )
@@ -153,34 +153,36 @@ def read_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample
     A test set has questions alone.
     """
     answered: dict[str, tuple[tuple[str, ...], str]] = {}
-    asked: list[tuple[str, Entry]] = []
+    questions: list[tuple[str, Entry]] = []
     for path in files:
         content = read_object(path)
-        answered |= _given_answers(content)
+        answered |= _answers_by_question(content)
         part = check_path(content.text("data_subtype"), content.place)
-        asked += [(part, row) for row in (content.entries("questions") if "questions" in content else ())]
+        questions += [(part, row) for row in (content.entries("questions") if "questions" in content else ())]
     shared = CocoImages(image_root)
     samples = []
-    for part, row in asked:
+    for part, row in questions:
         row.need("question_id", "question")
         # Questions of test-dev are about images of the test set.
         folder = {"test-dev2015": "test2015"}.get(part, part)
-        number, asks = row.number("image_id"), row.id("question_id")
-        people, kind = answered.get(asks, ((), ""))
+        number, question_id = row.number("image_id"), row.id("question_id")
+        people, kind = answered.get(question_id, ((), ""))
         image = shared(f"{folder}/COCO_{folder}_{number:012d}.jpg")
-        samples.append(Sample((image,), str(number), asks, question=row.text("question"), answers=people, kind=kind))
+        samples.append(
+            Sample((image,), str(number), question_id, question=row.text("question"), answers=people, kind=kind)
+        )
     if not samples:
         raise OpenBlipError(f"{', '.join(map(str, files))}: no file has a list of questions, which one has to")
     return samples
 
 
-def _given_answers(content: Entry) -> dict[str, tuple[tuple[str, ...], str]]:
+def _answers_by_question(content: Entry) -> dict[str, tuple[tuple[str, ...], str]]:
     """By question: what people answered, and the question's kind."""
-    given = {}
+    found = {}
     for row in content.entries("annotations") if "annotations" in content else ():
         row.need("question_id", "answers")
-        given[row.id("question_id")] = row.texts("answers"), intern(row.text("question_type"))
-    return given
+        found[row.id("question_id")] = row.texts("answers"), intern(row.text("question_type"))
+    return found
 
 
 def read_lavis_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
@@ -189,7 +191,7 @@ def read_lavis_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[
     answered: dict[str, tuple[tuple[str, ...], str]] = {}
     for path in files:
         if path not in lists:
-            answered |= _given_answers(read_object(path, "annotations"))
+            answered |= _answers_by_question(read_object(path, "annotations"))
     if not answered:
         return read_lavis(lists, image_root, split)
     samples = []
@@ -232,10 +234,10 @@ def read_vg_questions(files: Sequence[Path], image_root: Path, split: str) -> li
     for path in files:
         for entry in read_entries(path, "id", "qas"):
             number = entry.number("id")
-            for asked in entry.entries("qas"):
-                asked.need("qa_id", "question", "answer")
-                question, answers = asked.text("question"), asked.texts("answer")
-                sample = Sample((folders(number),), str(number), asked.id("qa_id"), question=question, answers=answers)
+            for qa in entry.entries("qas"):
+                qa.need("qa_id", "question", "answer")
+                question, answers = qa.text("question"), qa.texts("answer")
+                sample = Sample((folders(number),), str(number), qa.id("qa_id"), question=question, answers=answers)
                 samples.append(sample)
     return samples
 

@@ -35,7 +35,7 @@ def exact_match(questions: Questioned | Iterable[Questioned], answers: str | Ite
     return {kind: right[kind] / total[kind] for kind in total}
 
 
-def label_accuracy(given: str | Iterable[str], right: str | Iterable[str]) -> dict[str, float]:
+def label_accuracy(predicted: str | Iterable[str], right: str | Iterable[str]) -> dict[str, float]:
     """Share of right labels: "accuracy" of all, "accuracy (LABEL)" among the rows that have it, and their mean.
 
     The mean over labels, "balanced accuracy", is what guessing the commonest one cannot raise.
@@ -43,11 +43,11 @@ def label_accuracy(given: str | Iterable[str], right: str | Iterable[str]) -> di
     Raises:
         OptionError: not one given label a right one, or none at all.
     """
-    given, right = text_list(given, "the labels"), text_list(right, "the right labels")
-    if len(given) != len(right) or not right:
-        raise OptionError(f"{len(given)} labels for {len(right)} rows: give one for each")
+    predicted, right = text_list(predicted, "the labels"), text_list(right, "the right labels")
+    if len(predicted) != len(right) or not right:
+        raise OptionError(f"{len(predicted)} labels for {len(right)} rows: give one for each")
     total = Counter(right)
-    hits = Counter(truth for said, truth in zip(given, right, strict=True) if _same(said, truth))
+    hits = Counter(truth for label, truth in zip(predicted, right, strict=True) if _same(label, truth))
     shares = {label: hits[label] / count for label, count in sorted(total.items())}
     found = {"accuracy": sum(hits.values()) / len(right), "balanced accuracy": sum(shares.values()) / len(shares)}
     few = 10  # a thousand classes of ImageNet are no table

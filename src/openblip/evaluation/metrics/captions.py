@@ -91,17 +91,17 @@ def score_captions(
     notes: list[str] = []
     try:
         split_by_java = java.has_java() if official is None else official
-        said, truth = _split(names, captions, truths, split_by_java)
+        candidates, truth = _split(names, captions, truths, split_by_java)
     except OpenBlipError as error:
         if official:
             raise
         notes.append(f"The official tokenizer cannot be used: {error}.")
         split_by_java = False
-        said, truth = _split(names, captions, truths, split_by_java)
+        candidates, truth = _split(names, captions, truths, split_by_java)
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints its progress
-        bleu, each_bleu = Bleu(4).compute_score(truth, said)
-        cider, each_cider = Cider().compute_score(truth, said)
-        rouge, each_rouge = Rouge().compute_score(truth, said)
+        bleu, each_bleu = Bleu(4).compute_score(truth, candidates)
+        cider, each_cider = Cider().compute_score(truth, candidates)
+        rouge, each_rouge = Rouge().compute_score(truth, candidates)
     each: dict[str, Sequence[float]] = {
         "bleu_4": [float(value) for value in each_bleu[3]],
         "rouge_l": [float(value) for value in each_rouge],
@@ -112,13 +112,13 @@ def score_captions(
     if len(names) == 1:
         notes.append("CIDEr weighs words by how rare they are among the images: of one image it is always 0.")
     whole: dict[str, float | None] = {"meteor": None, "spice": None}
-    words = [said[name][0] for name in names], [truth[name] for name in names]
-    for metric, compute, asked in (("meteor", java.meteor, meteor), ("spice", java.spice, spice)):
-        if asked is not False:
+    words = [candidates[name][0] for name in names], [truth[name] for name in names]
+    for metric, compute, wanted in (("meteor", java.meteor, meteor), ("spice", java.spice, spice)):
+        if wanted is not False:
             try:
                 whole[metric], each[metric] = compute(*words)
             except OpenBlipError as error:
-                if asked:
+                if wanted:
                     raise
                 notes.append(f"{metric.upper()} is left out: {error}.")
     return CaptionScores(
@@ -144,8 +144,8 @@ def _split(
     """Words of the captions, and of their references, joined by spaces."""
     texts = [text for name in names for text in (captions[name], *references[name])]
     split = iter(java.ptb_words(texts) if official else [" ".join(split_words(text)) for text in texts])
-    said, truth = {}, {}
+    candidates, truth = {}, {}
     for name in names:
-        said[name] = [next(split)]
+        candidates[name] = [next(split)]
         truth[name] = [next(split) for _ in references[name]]
-    return said, truth
+    return candidates, truth

@@ -99,10 +99,10 @@ def spice(captions: str | Iterable[str], references: Iterable[str | Iterable[str
         for number, (caption, those) in enumerate(zip(captions, references, strict=True))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        given, written = Path(folder) / "captions.json", Path(folder) / "scores.json"
-        given.write_text(json.dumps(rows), encoding="utf-8")
-        _run(["-jar", "-Xmx8G", str(jar), str(given), "-out", str(written), "-silent"], "SPICE")
-        found = json.loads(written.read_text(encoding="utf-8"))
+        rows_file, scores_file = Path(folder) / "captions.json", Path(folder) / "scores.json"
+        rows_file.write_text(json.dumps(rows), encoding="utf-8")
+        _run(["-jar", "-Xmx8G", str(jar), str(rows_file), "-out", str(scores_file), "-silent"], "SPICE")
+        found = json.loads(scores_file.read_text(encoding="utf-8"))
     each = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in found}
     scores = [each[number] for number in range(len(rows))]
     return sum(scores) / len(scores), scores
@@ -112,11 +112,13 @@ def _lists(
     captions: str | Iterable[str], references: Iterable[str | Iterable[str]]
 ) -> tuple[list[str], list[list[str]]]:
     """Captions, and the references of each. Raises OptionError when they are not as many."""
-    said = text_list(captions, "the captions")
-    truth = [text_list(those, "the references") for those in references]
-    if len(said) != len(truth):
-        raise OptionError(f"{len(said)} captions and {len(truth)} groups of references: give one for each")
-    return said, truth
+    candidates = text_list(captions, "the captions")
+    references_of_each = [text_list(those, "the references") for those in references]
+    if len(candidates) != len(references_of_each):
+        raise OptionError(
+            f"{len(candidates)} captions and {len(references_of_each)} groups of references: give one for each"
+        )
+    return candidates, references_of_each
 
 
 def _file(place: str) -> Path:

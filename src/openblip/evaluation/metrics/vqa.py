@@ -96,13 +96,13 @@ def vqa_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     Raises:
         OptionError: fewer than two people were asked, of whom none can be left out.
     """
-    given, people = _on_one_line(answer), [_on_one_line(truth) for truth in text_list(truths, ANSWERS)]
+    cleaned, people = _on_one_line(answer), [_on_one_line(truth) for truth in text_list(truths, ANSWERS)]
     if len(set(people)) > 1:
-        given, people = normalize(given), [normalize(truth) for truth in people]
-    return leave_one_out(given, people)
+        cleaned, people = normalize(cleaned), [normalize(truth) for truth in people]
+    return leave_one_out(cleaned, people)
 
 
-def leave_one_out(given: str, people: str | Iterable[str]) -> float:
+def leave_one_out(answer: str, people: str | Iterable[str]) -> float:
     """The mean, each person being left out in turn, of min(1, others who say so / 3).
 
     Raises:
@@ -111,7 +111,7 @@ def leave_one_out(given: str, people: str | Iterable[str]) -> float:
     people = text_list(people, ANSWERS)
     if len(people) < 2:
         raise OptionError(f"VQA accuracy needs the answers of several people, {len(people)} given: use accuracy=exact")
-    agree = [person == given for person in people]
+    agree = [person == answer for person in people]
     total = sum(agree)
     return sum(min(1.0, (total - one) / 3) for one in agree) / len(agree)
 
@@ -137,11 +137,11 @@ def lemmas(text: str) -> str:
 
 def simple_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """The short formula that tutorials give: min(1, people who agree / 3), after normalizing both sides."""
-    given = normalize(answer)
-    return min(1.0, sum(normalize(truth) == given for truth in text_list(truths, ANSWERS)) / 3)
+    cleaned = normalize(answer)
+    return min(1.0, sum(normalize(truth) == cleaned for truth in text_list(truths, ANSWERS)) / 3)
 
 
 def exact_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """GQA's: 1 if the answer is one of the right ones after normalizing both sides, as in LAVIS, otherwise 0."""
-    given = normalize(answer)
-    return float(any(normalize(truth) == given for truth in text_list(truths, ANSWERS)))
+    cleaned = normalize(answer)
+    return float(any(normalize(truth) == cleaned for truth in text_list(truths, ANSWERS)))

@@ -52,13 +52,15 @@ def evaluate_captions(
             best = captioned.captions[0]
             journal.add(number, image=names[number], prediction=best.text, log_probability=best.score)
         progress(done, len(names))
-    said = {number: fields["prediction"] for number, fields in sorted(journal.done.items()) if "prediction" in fields}
-    if not said:
+    predictions = {
+        number: fields["prediction"] for number, fields in sorted(journal.done.items()) if "prediction" in fields
+    }
+    if not predictions:
         raise OptionError(f"none of the {len(names)} images could be read: {lost[0].image}: {lost[0].problem}")
     chosen = settings.captions
     scores = score_captions(
-        {str(number): text for number, text in said.items()},
-        {str(number): references[number] for number in said},
+        {str(number): text for number, text in predictions.items()},
+        {str(number): references[number] for number in predictions},
         chosen.tokenizer.choice,
         meteor=chosen.meteor.choice,
         spice=chosen.spice.choice,
@@ -73,6 +75,6 @@ def evaluate_captions(
             scores={name: values[place] for name, values in scores.each.items()},
             image_file=listed[number],
         )
-        for place, (number, text) in enumerate(said.items())
+        for place, (number, text) in enumerate(predictions.items())
     ]
     return Evaluation(Task.CAPTIONS, scores.table, rows, "cider", lost, scores.notes)

@@ -107,9 +107,9 @@ def _by_text(
     labels = chosen.labels or sorted({sample.label for sample in samples})
     texts = [chosen.text.replace("{label}", label) for label in labels]
     problems: dict[str, ImageError] = {}
-    given = sources(images, problems)
+    image_sources = sources(images, problems)
     match = chosen.by is Decision.MATCH
-    scored = matcher_of(model, "match").score(given, texts, itm=match, batch_size=settings.batch_size)
+    scored = matcher_of(model, "match").score(image_sources, texts, itm=match, batch_size=settings.batch_size)
     for image, found in zip(images, scored, strict=True):
         likeness = found.itm if match else found.itc
         if likeness is None:
@@ -126,11 +126,11 @@ def _by_question(
     """The label that the answer stands for."""
     chosen = settings.classification
     meant = {normalize(answer): label for answer, label in chosen.answers.items()}
-    asked = {
+    questions_of = {
         image: [str(chosen.question).replace("{text}", _sentence(samples[row])) for row in rows]
         for image, rows in images.items()
     }
-    for image, found in ask_about(model, asked, settings):
+    for image, found in ask_about(model, questions_of, settings):
         if isinstance(found, ImageError):
             yield image, found
         else:
@@ -138,7 +138,7 @@ def _by_question(
                 image,
                 [
                     {"prediction": meant.get(normalize(one.text), NO_LABEL), "answer": one.text, "question": question}
-                    for one, question in zip(found, asked[image], strict=True)
+                    for one, question in zip(found, questions_of[image], strict=True)
                 ],
             )
 
@@ -148,12 +148,12 @@ def _sentence(sample: Sample) -> str:
 
 
 def _row(sample: Sample, fields: dict[str, Any]) -> Row:
-    said = str(fields["prediction"])
-    right = float(said.strip().casefold() == sample.label.strip().casefold())
+    prediction = str(fields["prediction"])
+    right = float(prediction.strip().casefold() == sample.label.strip().casefold())
     names = ", ".join(name_of(image) for image in sample.images)
     return Row(
         image=names,
-        prediction=said,
+        prediction=prediction,
         references=(sample.label,),
         score=right,
         question=str(fields.get("question", " ".join(sample.captions))),

@@ -59,12 +59,12 @@ def evaluate_answers(
     for number, fields in sorted(journal.done.items()):
         if "prediction" not in fields:
             continue
-        sample, said = samples[number], str(fields["prediction"])
-        scores = {"accuracy": rule(said, sample.answers), "exact": exact_accuracy(said, sample.answers)}
+        sample, prediction = samples[number], str(fields["prediction"])
+        scores = {"accuracy": rule(prediction, sample.answers), "exact": exact_accuracy(prediction, sample.answers)}
         rows.append(
             Row(
                 image=name_of(sample.image),
-                prediction=said,
+                prediction=prediction,
                 references=sample.answers,
                 score=scores["accuracy"],
                 question=sample.question,
@@ -115,8 +115,8 @@ def _answered(
     images: Mapping[ImageFile, list[str]],
     settings: Settings,
 ) -> Iterator[tuple[ImageFile, list[GeneratedText] | ImageError]]:
-    asked = [(opened, images[image]) for image, opened in batch if not isinstance(opened, ImageError)]
-    found = model.ask_many(asked, template=settings.prompt, batch_size=max(1, len(asked)), **settings.text_options())
+    pairs = [(opened, images[image]) for image, opened in batch if not isinstance(opened, ImageError)]
+    found = model.ask_many(pairs, template=settings.prompt, batch_size=max(1, len(pairs)), **settings.text_options())
     for image, opened in batch:
         yield image, opened if isinstance(opened, ImageError) else list(next(found).answers)
 
@@ -132,10 +132,10 @@ def _ask_all(
     """Fill the journal; gives the images that cannot be read."""
     left = {image: [row for row in rows if row not in journal.done] for image, rows in images.items()}
     left = {image: rows for image, rows in left.items() if rows}
-    asked = {image: [samples[row].question for row in rows] for image, rows in left.items()}
+    questions_of = {image: [samples[row].question for row in rows] for image, rows in left.items()}
     done = len(images) - len(left)
     progress(done, len(images))
-    for image, found in ask_about(model, asked, settings):
+    for image, found in ask_about(model, questions_of, settings):
         for place, row in enumerate(left[image]):
             about = {"image": name_of(image), "question": samples[row].question}
             if isinstance(found, ImageError):

@@ -56,15 +56,15 @@ def evaluate_retrieval(
     captions = [[text for row in groups[image] for text in samples[row].captions] for image in images]
     texts = [text for own in captions for text in own]
     owners = [number for number, own in enumerate(captions) for _ in own]
-    told = matcher.read(texts)
-    cosines = itc_similarity(embeds[good], told.embeds.cpu())
+    read_texts = matcher.read(texts)
+    cosines = itc_similarity(embeds[good], read_texts.embeds.cpu())
     wanted = Search(top=max(DEPTHS), rerank=settings.retrieval.rerank, batch_size=settings.batch_size)
     search = wanted.by(matcher)
     logits = torch.zeros_like(cosines)
     if search.rerank:
         chosen = _candidates(cosines, search.rerank)
         logits = _match_all(
-            look, told, good, chosen, journal, lambda done: progress(len(groups) + done, 2 * len(groups))
+            look, read_texts, good, chosen, journal, lambda done: progress(len(groups) + done, 2 * len(groups))
         )
     progress(2 * len(groups), 2 * len(groups))
     names = [name_of(image) for image in images]
@@ -92,9 +92,9 @@ class _Looks:
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], EncodedBatch, dict[str, ImageError]]]:
         """Numbers of images, encoded, and the errors of packed ones by name."""
         problems: dict[str, ImageError] = {}
-        given = sources((self.images[number] for number in numbers), problems)
+        image_sources = sources((self.images[number] for number in numbers), problems)
         done = 0
-        for batch in self.matcher.encoder.batches(given, self.batch_size):
+        for batch in self.matcher.encoder.batches(image_sources, self.batch_size):
             yield list(numbers[done : done + len(batch.names)]), batch, problems
             done += len(batch.names)
 
@@ -137,7 +137,7 @@ def _table_on_disk(path: Path | None, shape: tuple[int, ...]) -> np.ndarray[Any,
 
 def _match_all(
     look: _Looks,
-    told: ReadTexts,
+    read_texts: ReadTexts,
     good: Sequence[int],
     chosen: Tensor,
     journal: Journal,
@@ -154,7 +154,7 @@ def _match_all(
         for row, number in enumerate(numbers):
             texts = chosen[places[number]].nonzero().flatten()
             one = memory.take(torch.tensor([row], device=look.matcher.device))
-            found = look.matcher.match(one, told, texts[None])[0, :, 1]
+            found = look.matcher.match(one, read_texts, texts[None])[0, :, 1]
             journal.add(number, image=name_of(look.images[number]), texts=texts.tolist(), logits=found.tolist())
         done += len(numbers)
         progress(done)

@@ -176,8 +176,8 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
                     raise OpenBlipError(f"{path} is no JSON object of answers and their numbers: get it again")
                 return found
         # Without LAVIS' file, answers are numbered as they first occur.
-        seen = dict.fromkeys(answer for row in self.samples for answer in row.answers)
-        return {answer: number for number, answer in enumerate(seen)}
+        answers = dict.fromkeys(answer for row in self.samples for answer in row.answers)
+        return {answer: number for number, answer in enumerate(answers)}
 
     @cached_property
     def _places(self) -> list[tuple[int, int | None]] | None:

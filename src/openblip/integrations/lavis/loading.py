@@ -183,8 +183,8 @@ class Registry:
         return _known(name, MODELS, "architecture")
 
     def get_processor_class(self, name: str) -> type[object]:
-        known: dict[str, type[object]] = {**IMAGE_PROCESSORS, **TEXT_PROCESSORS}
-        return _known(name, known, "processor")
+        processors: dict[str, type[object]] = {**IMAGE_PROCESSORS, **TEXT_PROCESSORS}
+        return _known(name, processors, "processor")
 
     def get_task_class(self, name: str) -> type[BaseTask]:
         return _known(name, TASKS, "task")

@@ -174,8 +174,8 @@ class Blip2Writer(LavisModel):
             length_penalty=length_penalty,
             stop_ids=(self.stop_id,),
         )
-        asked = [prompt.format(question) if prompt else question for question in questions]
-        return self._write(features, asked, options)
+        prompts = [prompt.format(question) if prompt else question for question in questions]
+        return self._write(features, prompts, options)
 
     def _write(self, features: Tensor, prompts: Sequence[str], options: GenerationOptions) -> list[str]:
         language_model = self.network.language_model
@@ -282,15 +282,15 @@ class Blip2ITM(Blip2Stage1):
         raise OptionError(f"match_head is {match_head!r}: use itm or itc")
 
 
-def _listed(given: str | Sequence[str] | None, count: int | None, name: str) -> list[str]:
+def _listed(values: str | Sequence[str] | None, count: int | None, name: str) -> list[str]:
     """One text for each of `count` images; a lone one serves all.
 
     Raises:
         OptionError: none was given, or another number of them.
     """
-    if given is None:
+    if values is None:
         raise OptionError(f'the samples have no "{name}": give a text for each image')
-    texts = [given] * (count or 1) if isinstance(given, str) else list(given)
+    texts = [values] * (count or 1) if isinstance(values, str) else list(values)
     if count is not None and len(texts) != count:
         raise OptionError(f'"{name}" has {len(texts)} texts for {count} images: give one each')
     return texts

@@ -90,16 +90,16 @@ class RunSettings:
         Raises:
             OptionError: a setting is unknown, missing or of the wrong kind, or asks for what this runner does not do.
         """
-        given = run_section(cfg)
+        section = run_section(cfg)
         for name, instead in ELSEWHERE.items():
-            if given.pop(name, None):
+            if section.pop(name, None):
                 raise OptionError(f"the runner does not do what the run setting {name} asks: leave it out, {instead}")
         kinds = {field.name: str(field.type) for field in fields(cls)}
-        unknown = sorted(set(given) - kinds.keys() - MEANINGLESS)
+        unknown = sorted(set(section) - kinds.keys() - MEANINGLESS)
         if unknown:
             raise OptionError(f"the runner has no run setting {', '.join(unknown)}: it has {', '.join(kinds)}")
         try:
-            settings = cls(**{name: _converted(given[name], kinds[name]) for name in kinds if name in given})
+            settings = cls(**{name: _converted(section[name], kinds[name]) for name in kinds if name in section})
         except (TypeError, ValueError) as error:
             reason = str(error).removeprefix("RunSettings.__init__() ")
             raise OptionError(f"the run settings cannot be used ({reason}): write them as in LAVIS' files") from None

@@ -84,8 +84,8 @@ class Writer(Pretrained):
         """
         as_tuple = tuple_wanted("the model", others)
         _refuse_padding_in_front(decoder_attention_mask)
-        seen, queries = self._query(pixel_values, interpolate_pos_encoding)
-        embeds, mask = self._read(self._prompt(seen, queries), input_ids, attention_mask)
+        vision, queries = self._query(pixel_values, interpolate_pos_encoding)
+        embeds, mask = self._read(self._prompt(vision, queries), input_ids, attention_mask)
         language, t5 = self.language_model, self.seq2seq
         loss: Tensor | None = None
         if t5 is not None:
@@ -102,7 +102,7 @@ class Writer(Pretrained):
             if labels is not None:
                 logits = logits[:, -labels.shape[1] :]
                 loss = _next_token_loss(logits, labels.to(logits.device), others.get("num_items_in_batch"))
-        found = WritingOutput(loss=loss, logits=logits, vision_outputs=seen, qformer_outputs=queries)
+        found = WritingOutput(loss=loss, logits=logits, vision_outputs=vision, qformer_outputs=queries)
         return found.to_tuple() if as_tuple else found
 
     @property
@@ -127,9 +127,9 @@ class Writer(Pretrained):
         """What peft asks of a model that writes; `generate` here takes its inputs as they are."""
         return inputs
 
-    def _prompt(self, seen: FeatureOutput, queries: FeatureOutput) -> Tensor:
+    def _prompt(self, vision: FeatureOutput, queries: FeatureOutput) -> Tensor:
         """What the language model reads of images: [B, Q, token width]."""
-        prompt: Tensor = self.language_projection(queries.last_hidden_state.to(seen.last_hidden_state.dtype))
+        prompt: Tensor = self.language_projection(queries.last_hidden_state.to(vision.last_hidden_state.dtype))
         return prompt
 
     def _read(self, visual: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -143,11 +143,11 @@ class Writer(Pretrained):
         ids = ids.to(visual.device)
         places = ids == self.words.image
         counts = places.sum(dim=1)
-        told = ids.masked_fill(places, self.words.pad)
-        words = self.language_model.embed(told).to(visual.dtype)
+        text_ids = ids.masked_fill(places, self.words.pad)
+        words = self.language_model.embed(text_ids).to(visual.dtype)
         if words.requires_grad and not self.language_model.config.encodes_prompts:
             # OPT's padding learns nothing by being read, as in transformers; T5's does.
-            words = torch.where((told == self.words.pad)[:, :, None], words.detach(), words)
+            words = torch.where((text_ids == self.words.pad)[:, :, None], words.detach(), words)
         mask = torch.ones_like(places) if mask is None else mask.to(visual.device).bool()
         if not counts.any():
             words = torch.cat([visual, words], dim=1)
@@ -177,10 +177,13 @@ class Blip2ForConditionalGeneration(Writer):
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
         """What each part sees of images; `pooler_output` is the visual prompt [B, Q, token width]."""
-        seen, queries = self._query(pixel_values, interpolate_pos_encoding)
-        prompt = self._prompt(seen, queries)
+        vision, queries = self._query(pixel_values, interpolate_pos_encoding)
+        prompt = self._prompt(vision, queries)
         return FeatureOutput(
-            last_hidden_state=seen.last_hidden_state, pooler_output=prompt, vision_outputs=seen, qformer_outputs=queries
+            last_hidden_state=vision.last_hidden_state,
+            pooler_output=prompt,
+            vision_outputs=vision,
+            qformer_outputs=queries,
         )
 
     @torch.no_grad()
@@ -190,7 +193,7 @@ class Blip2ForConditionalGeneration(Writer):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **given: Unpack[GenerateOptions],
+        **keywords: Unpack[GenerateOptions],
     ) -> Any:
         """Ids [B * num_return_sequences, length], padded behind the token that ends a text.
 
@@ -201,9 +204,9 @@ class Blip2ForConditionalGeneration(Writer):
             OptionError: a keyword of transformers that means nothing here, a value out of range, a length that the
                 prompt fills, more tokens than the model has positions.
         """
-        options = merged_options(given, self.generation_config)
-        seen, queries = self._query(pixel_values, interpolate_pos_encoding)
-        visual = self._prompt(seen, queries)
+        options = merged_options(keywords, self.generation_config)
+        vision, queries = self._query(pixel_values, interpolate_pos_encoding)
+        visual = self._prompt(vision, queries)
         ids = self._start(visual) if input_ids is None else input_ids.to(visual.device)
         embeds, mask = self._read(visual, ids, attention_mask)
         rows = list(embeds) if mask is None else [row[kept] for row, kept in zip(embeds, mask, strict=True)]
@@ -247,10 +250,10 @@ class Blip2ForConditionalGeneration(Writer):
         return torch.tensor([ids] * len(visual), device=visual.device)
 
     def _stop_id(self, options: GenerateOptions) -> int:
-        given = options.get("eos_token_id")
-        if given is None:
+        stop = options.get("eos_token_id")
+        if stop is None:
             return self.words.stop
-        ids = [given] if isinstance(given, int) else given
+        ids = [stop] if isinstance(stop, int) else stop
         if len(ids) != 1:
             raise OptionError(f"eos_token_id has {len(ids)} tokens: one ends a text here")
         return ids[0]
@@ -267,8 +270,8 @@ class Blip2Model(Writer):
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
         """Normalized patches [B, N, image width]; `pooler_output` [B, image width] is the class token's."""
-        seen: FeatureOutput = self.vision_model(pixel_values, interpolate_pos_encoding)
-        return seen
+        vision: FeatureOutput = self.vision_model(pixel_values, interpolate_pos_encoding)
+        return vision
 
     def get_qformer_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """What the queries see of images: [B, Q, width]."""

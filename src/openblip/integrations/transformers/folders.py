@@ -72,10 +72,10 @@ def find_folder(
     path = Path(name).expanduser()
     if path.is_dir():
         return _existing(path / subfolder)
-    known = find_model(str(name))
-    if known is not None and known.folder is not None:
-        return known.folder
-    if known is not None and known.origin == "lavis":
+    entry = find_model(str(name))
+    if entry is not None and entry.folder is not None:
+        return entry.folder
+    if entry is not None and entry.origin == "lavis":
         raise CheckpointError(f"{name} comes in files of LAVIS': load it with openblip.integrations.lavis")
     cache = None if cache_dir is None else Path(cache_dir)
     if local_files_only:

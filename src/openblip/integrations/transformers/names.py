@@ -71,15 +71,15 @@ class TranslatedModule(nn.Module):
                 found |= {f"{name}.{piece}": one for piece, one in zip(pieces, theirs, strict=True)}
         modules = dict(super().named_modules())
         # Right under a module that has the same name in both, nothing could be set under another name.
-        told = {ours: name for ours, name in found.items() if ours != name and _above(name)[:-1] not in modules}
-        self._parents = frozenset(_above(name)[:-1] for name in told.values())
+        renamed = {ours: name for ours, name in found.items() if ours != name and _above(name)[:-1] not in modules}
+        self._parents = frozenset(_above(name)[:-1] for name in renamed.values())
         for name, module in modules.items():
-            if isinstance(module, nn.Linear) and name not in told and found.get(name) != name:
+            if isinstance(module, nn.Linear) and name not in renamed and found.get(name) != name:
                 # T5's output head and what transformers lacks: no target of adapters for all linear layers.
                 above, _, last = name.rpartition(".")
                 open_layer(modules[above], last, ())
-                told[name] = name + OWN
-        self._theirs, self._ours = told, {name: ours for ours, name in told.items()}
+                renamed[name] = name + OWN
+        self._theirs, self._ours = renamed, {name: ours for ours, name in renamed.items()}
         self.register_state_dict_post_hook(_tell)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_find)  # type: ignore[no-untyped-call]
 

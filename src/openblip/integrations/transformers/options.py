@@ -217,12 +217,12 @@ class GenerationSettings:
             for name, value in values.items():
                 setattr(self, name, value)
 
-    def said(self) -> dict[str, Any]:
+    def set_options(self) -> dict[str, Any]:
         """What was set."""
         return {name: value for name, value in vars(self).items() if name != "_shown"}
 
 
-def merged_options(given: GenerateOptions, settings: GenerationSettings | None) -> GenerateOptions:
+def merged_options(keywords: GenerateOptions, settings: GenerationSettings | None) -> GenerateOptions:
     """What a call gives, then what its `generation_config` says, then the model's own settings.
 
     Of two lengths `max_new_tokens` counts, wherever it is said, as there.
@@ -230,58 +230,60 @@ def merged_options(given: GenerateOptions, settings: GenerationSettings | None) 
     Raises:
         OptionError: a keyword that `generate` has no use for.
     """
-    refuse_unknown("generate", given, GenerateOptions)
-    said = _said(given.get("generation_config"))
-    own = _said(settings)
-    merged = {**own, **said, **{name: value for name, value in given.items() if value is not None}}
+    refuse_unknown("generate", keywords, GenerateOptions)
+    from_config = _settings_of(keywords.get("generation_config"))
+    from_model = _settings_of(settings)
+    merged = {**from_model, **from_config, **{name: value for name, value in keywords.items() if value is not None}}
     merged["generation_config"] = None
     return cast(GenerateOptions, merged)
 
 
-def _said(config: Any) -> dict[str, Any]:
+def _settings_of(config: Any) -> dict[str, Any]:
     """What an object of options says. Raises OptionError for one that `generate` has no use for."""
     if config is None:
         return {}
     if isinstance(config, GenerationSettings):
-        said = config.said()
+        settings = config.set_options()
     else:
         differing = getattr(config, "to_diff_dict", None)
-        said = dict(vars(config) if differing is None else differing())
+        settings = dict(vars(config) if differing is None else differing())
         # What a Seq2SeqTrainer fills in says nothing, either.
         usual: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
-        said = {name: value for name, value in said.items() if name not in NO_OPTIONS and usual.get(name) != value}
-        said = {name: value for name, value in said.items() if value is not None}
-    refuse_unknown("generate", said, GenerateOptions)
-    return said
+        settings = {
+            name: value for name, value in settings.items() if name not in NO_OPTIONS and usual.get(name) != value
+        }
+        settings = {name: value for name, value in settings.items() if value is not None}
+    refuse_unknown("generate", settings, GenerateOptions)
+    return settings
 
 
-def refuse_unknown(call: str, given: Mapping[str, object], kind: type | None = None) -> None:
+def refuse_unknown(call: str, keywords: Mapping[str, object], kind: type | None = None) -> None:
     """Raises OptionError for keywords that `call` has no use for: those outside of `kind`, a TypedDict."""
-    known = [] if kind is None else list(kind.__annotations__)
-    unknown = [name for name in given if name not in known]
+    allowed = [] if kind is None else list(kind.__annotations__)
+    unknown = [name for name in keywords if name not in allowed]
     if unknown:
-        hint = f"use {', '.join(known)}" if known else "leave it out"
+        hint = f"use {', '.join(allowed)}" if allowed else "leave it out"
         raise OptionError(f"{call} does not know {', '.join(unknown)} here: {hint}")
 
 
-def refuse_load(given: Mapping[str, object]) -> None:
+def refuse_load(keywords: Mapping[str, object]) -> None:
     """Raises OptionError for keywords of `from_pretrained` that mean nothing here, with what to do instead."""
-    for name, value in given.items():
+    for name, value in keywords.items():
         if name in REFUSALS and value not in (None, False):
             raise OptionError(f"from_pretrained does not know {name} here: {REFUSALS[name]}")
-    refuse_unknown("from_pretrained", {name: None for name in given if name not in REFUSALS}, LoadOptions)
+    refuse_unknown("from_pretrained", {name: None for name in keywords if name not in REFUSALS}, LoadOptions)
 
 
-def tuple_wanted(call: str, given: Mapping[str, object]) -> bool:
+def tuple_wanted(call: str, keywords: Mapping[str, object]) -> bool:
     """Whether `return_dict` is False. Raises OptionError for a keyword that a call has no use for."""
     # What is None says nothing: peft passes on keywords that it was not given.
     unknown = [
         name
-        for name, value in given.items()
+        for name, value in keywords.items()
         if value is not None and (name not in CallOptions.__annotations__ or (name in NOT_KEPT and value))
     ]
     refuse_unknown(call, dict.fromkeys(unknown))
-    return given.get("return_dict") is False
+    return keywords.get("return_dict") is False
 
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -297,12 +299,12 @@ def byte_count(size: int | str) -> int:
     return int(number) * SIZES[unit]
 
 
-def wanted_bits(given: LoadOptions) -> int:
+def wanted_bits(keywords: LoadOptions) -> int:
     """8 or 4 for quantized weights, 0 for none. Raises OptionError for a way to quantize that there is not."""
-    config = given.get("quantization_config")
+    config = keywords.get("quantization_config")
     for name, bits in QUANTIZED.items():
-        said = config.get(name) if isinstance(config, Mapping) else getattr(config, name, False)
-        if given.get(name) or said:
+        in_config = config.get(name) if isinstance(config, Mapping) else getattr(config, name, False)
+        if keywords.get(name) or in_config:
             return bits
     if config is not None:
         raise OptionError("quantization_config says neither of load_in_8bit and load_in_4bit: give one of them instead")
@@ -331,7 +333,7 @@ def chosen_device(device_map: str | int | torch.device | dict[str, Any] | None) 
     return choose_placement(None if device_map in AUTOMATIC else str(device_map), "float32").device
 
 
-def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_id: int) -> ResolvedOptions:
+def engine_options(keywords: GenerateOptions, counted: int, room: int | None, stop_id: int) -> ResolvedOptions:
     """transformers' options in the engine's words.
 
     Args:
@@ -343,15 +345,15 @@ def engine_options(given: GenerateOptions, counted: int, room: int | None, stop_
     """
 
     def value(name: str, default: Any) -> Any:
-        found = given.get(name)
+        found = keywords.get(name)
         return default if found is None else found
 
     longest = value("max_new_tokens", None)
-    if longest is None and given.get("max_length") is not None:
+    if longest is None and keywords.get("max_length") is not None:
         longest = value("max_length", 0) - counted
         if longest < 1:
             raise OptionError(
-                f"max_length is {given.get('max_length')} and the prompt has {counted} tokens, which count in it: "
+                f"max_length is {keywords.get('max_length')} and the prompt has {counted} tokens, which count in it: "
                 "give max_new_tokens instead, which counts new ones alone"
             )
     if longest is None:

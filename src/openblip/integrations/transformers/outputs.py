@@ -27,8 +27,8 @@ class ModelOutput(dict[str, Any]):
         )
 
     def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **named: Any) -> None:
-        given = {**dict(values), **named}
-        super().__init__({name: value for name, value in given.items() if value is not None})
+        merged = {**dict(values), **named}
+        super().__init__({name: value for name, value in merged.items() if value is not None})
 
     def __getattr__(self, name: str) -> Any:
         if name in self:

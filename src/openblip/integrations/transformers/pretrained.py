@@ -114,7 +114,7 @@ class Pretrained(Trainable):
 
     def _query(self, pixel_values: Tensor, interpolate: bool) -> tuple[FeatureOutput, FeatureOutput]:
         """What the image encoder and the queries see: [B, N, image width] and [B, Q, width]."""
-        seen: FeatureOutput = self.vision_model(pixel_values, interpolate)
+        vision: FeatureOutput = self.vision_model(pixel_values, interpolate)
         # In float32 also where the rest is in float16.
-        queries = self.qformer.image(seen.last_hidden_state.to(self.query_tokens.dtype))
-        return seen, FeatureOutput(last_hidden_state=queries, pooler_output=queries[:, 0])
+        queries = self.qformer.image(vision.last_hidden_state.to(self.query_tokens.dtype))
+        return vision, FeatureOutput(last_hidden_state=queries, pooler_output=queries[:, 0])

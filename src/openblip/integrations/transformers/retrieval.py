@@ -84,8 +84,8 @@ class Blip2ForImageTextRetrieval(Matching):
         ids, mask = self._texts(input_ids, attention_mask)
         if use_image_text_matching_head and len(ids) != len(pixel_values):
             raise OptionError(f"{len(pixel_values)} images came with {len(ids)} texts: matching takes them in pairs")
-        seen: FeatureOutput = self.vision_model(pixel_values)
-        features = seen.last_hidden_state.to(self.query_tokens.dtype)
+        vision: FeatureOutput = self.vision_model(pixel_values)
+        features = vision.last_hidden_state.to(self.query_tokens.dtype)
         if use_image_text_matching_head:
             joint = self.qformer.joint(ids, mask, features)
             queries = joint[:, : self.qformer.config.num_queries].to(self.itm_head.weight.dtype)
@@ -94,9 +94,9 @@ class Blip2ForImageTextRetrieval(Matching):
                 logits_per_image=logits,
                 logits_per_text=logits.t(),
                 text_embeds=joint,
-                image_embeds=seen.last_hidden_state,
+                image_embeds=vision.last_hidden_state,
                 text_model_output=FeatureOutput(last_hidden_state=joint, pooler_output=joint[:, 0]),
-                vision_model_output=seen,
+                vision_model_output=vision,
             )
             return found.to_tuple() if as_tuple else found
         hidden = self.qformer.text(ids, mask)
@@ -111,7 +111,7 @@ class Blip2ForImageTextRetrieval(Matching):
             text_embeds=texts,
             image_embeds=images,
             text_model_output=FeatureOutput(last_hidden_state=hidden, pooler_output=hidden[:, 0]),
-            vision_model_output=seen,
+            vision_model_output=vision,
         )
         return found.to_tuple() if as_tuple else found
 
@@ -122,10 +122,10 @@ class Blip2VisionModelWithProjection(Matching):
     def forward(self, pixel_values: Tensor, **others: object) -> Any:
         """A `ProjectionOutput` of images, or with return_dict=False a tuple."""
         as_tuple = tuple_wanted("the model", others)
-        seen, queries = self._query(pixel_values, False)
+        vision, queries = self._query(pixel_values, False)
         vectors = queries.last_hidden_state.to(self.vision_projection.weight.dtype)
         images = F.normalize(self.vision_projection(vectors), dim=-1)
-        found = ProjectionOutput(image_embeds=images, last_hidden_state=seen.last_hidden_state)
+        found = ProjectionOutput(image_embeds=images, last_hidden_state=vision.last_hidden_state)
         return found.to_tuple() if as_tuple else found
 
 

@@ -158,9 +158,9 @@ class Blip2Tokenizer:
         ids, masks = [], []
         for row in rows:
             free = max(0, wide - len(row))
-            filler, hidden, seen = [filled_with] * free, [0] * free, [1] * len(row)
+            filler, hidden, visible = [filled_with] * free, [0] * free, [1] * len(row)
             ids.append(filler + row if side == "left" else row + filler)
-            masks.append(hidden + seen if side == "left" else seen + hidden)
+            masks.append(hidden + visible if side == "left" else visible + hidden)
         return {"input_ids": ids, "attention_mask": masks}
 
     def decode(

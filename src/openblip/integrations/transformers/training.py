@@ -72,11 +72,11 @@ class Trainable(TranslatedModule, ABC):
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Weights; ours has none for EVA's key biases, which are zero."""
         left_out = [module for module in self.modules() if exclude_embeddings and isinstance(module, nn.Embedding)]
-        known = {id(table.weight) for table in left_out}
+        excluded = {id(table.weight) for table in left_out}
         return sum(
             tensor.numel()
             for tensor in self.parameters()
-            if (tensor.requires_grad or not only_trainable) and id(tensor) not in known
+            if (tensor.requires_grad or not only_trainable) and id(tensor) not in excluded
         )
 
     def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:

@@ -91,5 +91,5 @@ class EncoderIndex:
             return None
         # Another version of this program may read the same files otherwise.
         settings = [self.recipe.image_size, self.recipe.precision.value, self.recipe.vision_blocks]
-        identity = [__version__, self.origin, *settings, plan.told]
+        identity = [__version__, self.origin, *settings, plan.identity]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -94,15 +94,15 @@ def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -
 def _vision_config(new: NewModel) -> EfficientNetConfig:
     found = re.search(r"lite\d", Path(new.vision).name)
     if found is None or found[0] not in LITE_SCALES:
-        known = ", ".join(LITE_SCALES)
-        raise CheckpointError(f"{new.vision}: the file name must say which EfficientNet it is ({known})")
+        names = ", ".join(LITE_SCALES)
+        raise CheckpointError(f"{new.vision}: the file name must say which EfficientNet it is ({names})")
     width_scale, depth_scale = LITE_SCALES[found[0]]
     return EfficientNetConfig(new.image_size, width_scale, depth_scale, new.place_width)
 
 
 def _texts(image: ImageText, prompts: PromptTemplates) -> list[str]:
-    asked = [f"{prompts.ask(q.question)} {q.answer}\n" for q in image.questions]
-    return [*image.captions, *image.statements, *asked]
+    question_texts = [f"{prompts.ask(q.question)} {q.answer}\n" for q in image.questions]
+    return [*image.captions, *image.statements, *question_texts]
 
 
 def _initialize(network: nn.Module) -> None:

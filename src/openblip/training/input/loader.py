@@ -188,7 +188,7 @@ def prefetch_batches(
             break
         for rows in waiting if good else []:
             filled = [found or _stand_in(good[place % len(good)], rows) for place, found in enumerate(rows)]
-            yield [drawn for drawn, _ in filled], Views(pixels=normalize([seen for _, seen in filled], transform))
+            yield [drawn for drawn, _ in filled], Views(pixels=normalize([pixels for _, pixels in filled], transform))
         if good:
             waiting, problem = [], ""
     if waiting:
@@ -200,5 +200,5 @@ def prefetch_batches(
 
 def _stand_in(found: LoadedRow, batch: Sequence[LoadedRow | None]) -> LoadedRow:
     """Of another batch, whose texts are to be the same whether or not a row of it has stood in before."""
-    drawn, seen = found
-    return found if any(each is found for each in batch) else (replace(drawn, rng=copy(drawn.rng)), seen)
+    drawn, pixels = found
+    return found if any(each is found for each in batch) else (replace(drawn, rng=copy(drawn.rng)), pixels)

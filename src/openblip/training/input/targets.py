@@ -93,13 +93,13 @@ def choose_context(image: ImageText, target: Target, rng: random.Random) -> str:
     if kind < 0.15:
         return ""
     answer = target.answer.strip()
-    told = [text for text in (*image.captions, *image.statements) if text != answer]
+    others = [text for text in (*image.captions, *image.statements) if text != answer]
     if target.question is not None:
         answer = statement_from_question(target.question.rstrip("?"), answer) or answer
     if kind < 0.35:
-        return rng.choice(told or [answer])
+        return rng.choice(others or [answer])
     # Words of the text itself make the context worth reading; an image tells as much.
-    chosen = rng.sample(told, min(len(told), 2)) + ([answer] if not told or rng.random() < 0.6 else [])
+    chosen = rng.sample(others, min(len(others), 2)) + ([answer] if not others or rng.random() < 0.6 else [])
     words = [word for text in chosen for word in text.split()]
     content = list(dict.fromkeys(word for word in words if word not in STOP_WORDS))
     content = [word for word in content if rng.random() < KEPT_WORDS]

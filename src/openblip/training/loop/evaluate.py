@@ -45,9 +45,9 @@ class Evaluator:
         self.samples = self._read()
         self.settings = self._settings()
         check(self.samples, self.settings)
-        known = self._metrics()
-        if self.section.metric not in (None, *known):
-            raise OptionError(f"evaluation.metric is {self.section.metric!r}: it is none of {', '.join(known)}")
+        metrics = self._metrics()
+        if self.section.metric not in (None, *metrics):
+            raise OptionError(f"evaluation.metric is {self.section.metric!r}: it is none of {', '.join(metrics)}")
 
     def __call__(self, learnt: Mapping[str, Tensor], say: Callable[[str], None]) -> float:
         model = model_of(
@@ -57,8 +57,8 @@ class Evaluator:
         score = self._score(found)
         say("  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items() if "(" not in name))
         for row in found.rows[: self.section.samples]:
-            asked = f"{row.question} " if row.question else ""
-            say(f"  {row.image}: {asked}{row.prediction}   [{row.references[0]}]")
+            question = f"{row.question} " if row.question else ""
+            say(f"  {row.image}: {question}{row.prediction}   [{row.references[0]}]")
         self._keep(found)
         return score
 
@@ -73,11 +73,11 @@ class Evaluator:
         return rows[: self.section.limit]
 
     def _settings(self) -> Settings:
-        asked = all(row.question for row in self.samples)
-        task = Task.QUESTIONS if asked else Task.CAPTIONS
+        about_questions = all(row.question for row in self.samples)
+        task = Task.QUESTIONS if about_questions else Task.CAPTIONS
         if self.recipe.stage is Stage.STAGE1:
             task = Task.RETRIEVAL
-        people = min(len(row.answers) for row in self.samples) if asked else 0
+        people = min(len(row.answers) for row in self.samples) if about_questions else 0
         return Settings(
             task,
             {"num_beams": self.section.num_beams},
@@ -105,5 +105,5 @@ class Evaluator:
         path = Path(self.recipe.output) / SAMPLES_FILE
         with naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in found.rows[: self.section.samples]:
-                told = {"image": row.image, "question": row.question, "prediction": row.prediction}
-                file.write(json.dumps({**told, "references": list(row.references)}, ensure_ascii=False) + "\n")
+                record = {"image": row.image, "question": row.question, "prediction": row.prediction}
+                file.write(json.dumps({**record, "references": list(row.references)}, ensure_ascii=False) + "\n")

@@ -48,16 +48,16 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
     """
     files = starting_files(recipe)
     settings = {name: value for name, value in asdict(recipe).items() if name not in FREE and name not in files}
-    told = {name: json.dumps(value, default=lambda choice: choice.value) for name, value in settings.items()}
+    identity = {name: json.dumps(value, default=lambda choice: choice.value) for name, value in settings.items()}
     digest = hashlib.sha256()
     for group in images:
         for image in group:
-            said = (image.captions, image.statements, image.questions, image.made_questions)
-            digest.update(repr((image.image.name, said)).encode("utf-8", "backslashreplace"))
+            texts = (image.captions, image.statements, image.questions, image.made_questions)
+            digest.update(repr((image.image.name, texts)).encode("utf-8", "backslashreplace"))
         digest.update(b"|")
     # Whether features are cached changes what is seen of an image; where they are kept does not.
-    told |= {CACHED: str(recipe.cache is not None), ROWS: digest.hexdigest()}
-    return told | _evaluated(recipe) | digests_of(files)
+    identity |= {CACHED: str(recipe.cache is not None), ROWS: digest.hexdigest()}
+    return identity | _evaluated(recipe) | digests_of(files)
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -102,17 +102,17 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[Change]:
     return found
 
 
-def _without(name: str, told: Mapping[str, str]) -> Any:
+def _without(name: str, identity: Mapping[str, str]) -> Any:
     """The value of a key that an identity lacks: its default, unless it is told by its files."""
-    by_files = name in STARTING and any(key.startswith(FILE) and key.endswith(f" of {name}") for key in told)
+    by_files = name in STARTING and any(key.startswith(FILE) and key.endswith(f" of {name}") for key in identity)
     return "a model on this machine" if by_files else _defaults().get(name)
 
 
 def _leaves(key: str, then: object, now: object, usual: object) -> Iterator[Change]:
     if isinstance(then, dict) and isinstance(now, dict):
-        known = usual if isinstance(usual, dict) else _source_defaults() if "table" in {*then, *now} else {}
+        defaults = usual if isinstance(usual, dict) else _source_defaults() if "table" in {*then, *now} else {}
         for name in dict.fromkeys([*now, *then]):
-            default = known.get(name)
+            default = defaults.get(name)
             yield from _leaves(f"{key}.{name}", then.get(name, default), now.get(name, default), default)
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for number, (before, after) in enumerate(zip(then, now, strict=True)):
@@ -185,31 +185,33 @@ def _files_of(key: str, place: str, revision: str | None) -> list[Path]:
     return model_files(str(path.absolute()), MODEL_FILES) or []  # a path, also where it is called as a model is
 
 
-def _without_defaults(told: Mapping[str, str]) -> dict[str, str]:
+def _without_defaults(identity: Mapping[str, str]) -> dict[str, str]:
     """An identity without the settings that are what they are where a recipe does not say them."""
-    found = dict(told)
+    found = dict(identity)
     for name, usual in _defaults().items():
-        value = _value(told.get(name))
+        value = _value(identity.get(name))
         if isinstance(usual, dict) and isinstance(value, dict):
-            found[name] = json.dumps(_sources_without_defaults(_said(value, usual)), sort_keys=True)
-        elif name in told and value == usual:
+            found[name] = json.dumps(_sources_without_defaults(_without_usual(value, usual)), sort_keys=True)
+        elif name in identity and value == usual:
             del found[name]
-    if "data" in told:
-        found["data"] = json.dumps(_sources_without_defaults({"data": _value(told["data"])}), sort_keys=True)
+    if "data" in identity:
+        found["data"] = json.dumps(_sources_without_defaults({"data": _value(identity["data"])}), sort_keys=True)
     return found
 
 
-def _said(value: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: said for key, said in value.items() if key not in usual or said != usual[key]}
+def _without_usual(value: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: setting for key, setting in value.items() if key not in usual or setting != usual[key]}
 
 
 def _sources_without_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section whose `data`, one source or several, say what is not their default."""
     found, data = dict(section), section.get("data")
     if isinstance(data, dict):
-        found["data"] = _said(data, _source_defaults())
+        found["data"] = _without_usual(data, _source_defaults())
     elif isinstance(data, list):
-        found["data"] = [_said(source, _source_defaults()) if isinstance(source, dict) else source for source in data]
+        found["data"] = [
+            _without_usual(source, _source_defaults()) if isinstance(source, dict) else source for source in data
+        ]
     return found
 
 
@@ -234,11 +236,11 @@ def _defaults_of(section: type[Recipe] | type[DataSource]) -> dict[str, Any]:
     return found
 
 
-def _value(told: object) -> Any:
+def _value(stored: object) -> Any:
     try:
-        return json.loads(told) if isinstance(told, str) else told
+        return json.loads(stored) if isinstance(stored, str) else stored
     except ValueError:  # no setting: a digest, or a file that somebody else made
-        return told
+        return stored
 
 
 def _evaluated(recipe: Recipe) -> dict[str, str]:

@@ -163,9 +163,9 @@ class Trainer:
     def _report_speedup(self, monitor: RunMonitor, seconds: float) -> None:
         if self.speedup is None or self.world.rank:
             return
-        said = self.speedup.step(seconds, self.state.position.step == self.epoch_steps)
-        if said is not None:
-            monitor.say(said)
+        message = self.speedup.step(seconds, self.state.position.step == self.epoch_steps)
+        if message is not None:
+            monitor.say(message)
             self.speedup.write(self.output)
 
     def _step(self, micro_batches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:

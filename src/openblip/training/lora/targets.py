@@ -110,10 +110,10 @@ def choose_targets(targets: Sequence[Target], wanted: Sequence[str]) -> list[Tar
         if not found and preset:
             raise OptionError(f"targets names {name}, and this model has no linear layers in such a part")
         if not found:
-            known = first_few(sorted({target.theirs.rpartition(".")[2] for target in targets}))
+            names = first_few(sorted({target.theirs.rpartition(".")[2] for target in targets}))
             raise OptionError(
                 f"targets names {name!r}, and no linear layer is called so: "
-                f"give {', '.join(PRESETS)}, or names such as {known}"
+                f"give {', '.join(PRESETS)}, or names such as {names}"
             )
         chosen |= {target.theirs: target for target in found}
     if not chosen:

@@ -69,8 +69,8 @@ class Curves:
 
     def means(self) -> dict[str, float]:
         """Each loss over the last steps that had it."""
-        known = {name: [row[name] for row in self.recent if name in row] for name in self.names}
-        return {name: sum(values) / len(values) for name, values in known.items() if values}
+        values_of = {name: [row[name] for row in self.recent if name in row] for name in self.names}
+        return {name: sum(values) / len(values) for name, values in values_of.items() if values}
 
     def write(self) -> None:
         self.table.write()
@@ -88,9 +88,9 @@ class Curves:
         figure, axes = pyplot.subplots(figsize=(8, 4.5))
         window = max(1, min(WINDOW, len(rows) // SHARE))
         for name in self.names:
-            known = [row for row in rows if row[name]]
-            steps = [int(row["step"]) for row in known]
-            values = [float(row[name]) for row in known]
+            present = [row for row in rows if row[name]]
+            steps = [int(row["step"]) for row in present]
+            values = [float(row[name]) for row in present]
             (single,) = axes.plot(steps, values, alpha=0.25, linewidth=1)
             axes.plot(steps, _means(values, window), color=single.get_color(), label=name)
         axes.set(xlabel="step", ylabel="loss", title=f"Losses of each step, and means of the last {window}")

@@ -91,17 +91,17 @@ class RunMonitor(AbstractContextManager["RunMonitor"]):
         speed = self._images / max(1e-9, time.perf_counter() - self._since)
         self._images, self._since = 0, time.perf_counter()
         means = self.curves.means()
-        told = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         peak = peak_memory(self.device) / 1e9
         self.progress.update(
             self.bar,
             completed=total,
-            description=f"epoch {epoch + 1}  {told}",
+            description=f"epoch {epoch + 1}  {text}",
             speed=f"{speed:.1f} images/s  {peak:.1f} GB",
         )
         if not self.progress.console.is_terminal and time.perf_counter() - self._said >= EVERY_SECONDS:
             self._said = time.perf_counter()
-            self.say(f"step {total} of {self.total}  epoch {epoch + 1}  {told}  {speed:.1f} images/s")
+            self.say(f"step {total} of {self.total}  epoch {epoch + 1}  {text}  {speed:.1f} images/s")
         self.curves.write()
         self.profile.add({"step": str(total), "images/s": f"{speed:.2f}", "peak memory GB": f"{peak:.3f}"})
         self.profile.write()

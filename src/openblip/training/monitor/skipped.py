@@ -18,15 +18,15 @@ def write_skipped(folder: Path, bad: Sequence[BadImage]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SKIPPED_FILE
-    told = _listed(path)
+    problems = _listed(path)
     for each in bad:
         # What is told in a sentence begins with the image, which has a column of its own here.
-        told.setdefault(str(each.image), each.problem.removeprefix(f"{each.image}: "))
+        problems.setdefault(str(each.image), each.problem.removeprefix(f"{each.image}: "))
     # A name of a file may be of bytes that are no text.
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "problem"])
-        writer.writerows(told.items())
+        writer.writerows(problems.items())
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -108,10 +108,10 @@ class Task(nn.Module, ABC):
         with torch.set_grad_enabled(learns), self.runtime.arithmetic.quickly() if learns else nullcontext():
             if views.pixels is None:
                 assert views.patches is not None
-                seen = vision.above(views.patches, self.recipe.vision_blocks)
+                features = vision.above(views.patches, self.recipe.vision_blocks)
             else:
-                seen = vision(views.pixels.to(next(vision.parameters(), views.pixels).dtype))
-        return seen.float()
+                features = vision(views.pixels.to(next(vision.parameters(), views.pixels).dtype))
+        return features.float()
 
     def seen_parts(self) -> list[nn.Module | nn.Parameter]:
         """What is to learn of the image encoder. Raises OptionError when the recipe names more blocks than it has."""
