@@ -30,7 +30,8 @@ def printable(text: str, most: int = MOST_SHOWN, end: int = 0, kept: str = "") -
         end: how many of them are kept for the end of the text, when something has to be left out.
         kept: control characters that stay.
     """
-    text = _shortened(text, most, end)  # no more of it is looked at than will be shown
+    if len(text) > most:
+        text = _shortened(text, most, end)  # no more of it is looked at than will be shown
     if text.isprintable():
         return text
     shown = "".join(character if _shows(character, kept) else _escaped(character) for character in text)

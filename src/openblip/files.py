@@ -43,7 +43,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         NotAFileError: there is something else. Folders raise as `open` does.
         OSError, ValueError: as `open`.
     """
-    check_file(path)
+    refuse(path, os.stat(path))
     # It may be another by now: without O_NONBLOCK the opening of a pipe waits for somebody who writes.
     handle = os.open(path, FLAGS)
     try:

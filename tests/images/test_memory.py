@@ -18,8 +18,7 @@ from PIL import Image
 
 from openblip.errors import ImageError
 from openblip.images import decode, rgb
-from openblip.images.decode import load_image
-from openblip.images.memory import Lease, MemoryBudget
+from openblip.images.decode import MemoryBudget, load_image
 from openblip.images.transform import ImageTransform, load_square
 
 SIDE = 3000
@@ -137,8 +136,8 @@ def test_the_budget_is_that_of_all_threads() -> None:
     lock, inside, most, alone = threading.Lock(), [0], [0], []
 
     def work(size: int) -> None:
-        with budget.lease() as lease:
-            lease.take(size)
+        with budget.lease() as take:
+            take(size)
             with lock:
                 inside[0] += size
                 most[0] = max(most[0], inside[0])
@@ -154,10 +153,10 @@ def test_the_budget_is_that_of_all_threads() -> None:
         thread.join()
     assert all(alone)
     assert most[0] == 500
-    lease = Lease(budget)
-    lease.take(1)
-    with pytest.raises(RuntimeError, match="taken already"):
-        lease.take(1)
+    with budget.lease() as take:
+        take(1)
+        with pytest.raises(RuntimeError, match="taken already"):
+            take(1)
 
 
 def test_threads_that_decode_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:

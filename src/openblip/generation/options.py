@@ -105,6 +105,9 @@ class GenerationOptions:
                 raise OptionError(f"{called} is {value}: it must be {wanted}")
             # Of Python: PyTorch takes no fractions, and no whole number of more than 64 bits for a float.
             object.__setattr__(self, name, CONVERSIONS[kind](value))
+        self._check_together()
+
+    def _check_together(self) -> None:
         shortest, longest, beams = self.min_new_tokens, self.max_new_tokens, self.num_beams
         if shortest is not None and longest is not None and shortest > longest:
             raise OptionError(f"min_new_tokens is {shortest}: it must be at most max_new_tokens, which is {longest}")
@@ -167,7 +170,8 @@ class GenerationOptions:
 class ResolvedOptions(GenerationOptions):
     """Options that are all set, as the engine reads them.
 
-    A seed of None samples anew each time; only no_repeat_words needs a vocabulary.
+    A seed of None samples anew each time; only no_repeat_words needs a vocabulary. `GenerationOptions.resolved` makes
+    them of options whose values were checked one by one.
     """
 
     num_beams: int
@@ -184,6 +188,9 @@ class ResolvedOptions(GenerationOptions):
     do_sample: bool
     num_return_sequences: int
     stop_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._check_together()
 
     def resolved(
         self, defaults: GenerationOptions | None = None, vocabulary: Callable[[], Vocabulary] | None = None

@@ -12,13 +12,12 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from openblip.errors import ImageError, OpenBlipError, OptionError, yes_or_no
-from openblip.images.memory import BYTES_PER_PIXEL, SMALL_BYTES, Lease, MemoryBudget, bytes_needed
 from openblip.images.rgb import to_rgb
 from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
 
@@ -36,6 +35,49 @@ __all__ = [
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """Where Pillow itself refuses by default: about 13,400 x 13,400, half a gigabyte as RGB."""
+
+BYTES_PER_PIXEL = 12
+"""What an image within the limit of pixels may take while it is decoded."""
+SMALL_BYTES = 2**30
+"""What any image may take, however low the limit of pixels is."""
+GREEDY = {"WEBP": 18, "JPEG2000": 25, "AVIF": 14}
+"""Bytes a pixel that decoders take, as measured, where it is more than Pillow's own pixels and ours (at most 10)."""
+USUAL = 10
+
+
+class MemoryBudget:
+    """So many bytes for all threads; an image that needs more waits until it is alone.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def lease(self) -> Iterator[Callable[[int], None]]:
+        """What one thread calls, once, to wait for so many bytes, which are given back at the end."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            if own:  # whoever had some and waited for more would keep others waiting
+                raise RuntimeError("memory was taken already")
+            with self._changed:
+                self._changed.wait_for(lambda: not self._taken or self._taken + size <= self.size)
+                self._taken += size
+            own = size
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._taken -= own
+                self._changed.notify_all()
+
 
 _BUDGET = MemoryBudget(BYTES_PER_PIXEL * DEFAULT_MAX_PIXELS)
 _SILENT = threading.Event()
@@ -80,19 +122,21 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
     """
     if allow_urls is not None:
         allow_urls = yes_or_no("allow_urls", allow_urls)
-    with _BUDGET.lease() as lease:
-        return _load(source, describe_source(source), _pixel_limit(max_pixels), allow_urls, lease)
+    with loaded(source, describe_source(source), max_pixels, allow_urls) as image:
+        return image
 
 
 @contextmanager
-def loaded(source: ImageSource, name: str) -> Iterator[Image.Image]:
+def loaded(
+    source: ImageSource, name: str, max_pixels: int | None = None, allow_urls: bool | None = None
+) -> Iterator[Image.Image]:
     """`load_image` for a while: many threads at it wait for one another rather than for memory.
 
     Args:
         name: of the image in errors.
     """
-    with _BUDGET.lease() as lease:
-        yield _load(source, name, _pixel_limit(None), None, lease)
+    with _BUDGET.lease() as take:
+        yield _load(source, name, _pixel_limit(max_pixels), allow_urls, take)
 
 
 def silence_decoders() -> None:
@@ -124,26 +168,35 @@ def _silence_libtiff() -> None:
         pass  # built into Pillow, and not to be reached
 
 
-def _load(source: ImageSource, name: str, limit: int, allow_urls: bool | None, lease: Lease) -> Image.Image:
+def _load(
+    source: ImageSource, name: str, limit: int, allow_urls: bool | None, take: Callable[[int], None]
+) -> Image.Image:
     from PIL import Image
 
+    # Whoever holds an array has imported numpy; looking here keeps its import out of everyone else's start.
+    numpy = sys.modules.get("numpy")
     try:
         if isinstance(source, Image.Image):
             _check_size(source, name, limit)
-            lease.take(bytes_needed(source.format, *source.size))
+            take(_bytes_needed(source))
             rgb = _finish(source, name)
             return rgb.copy() if rgb.im is source.im else rgb
-        if _is_array(source):
+        if numpy is not None and isinstance(source, numpy.ndarray):
             made = _from_array(source, name)
             _check_size(made, name, limit)
             return _finish(made, name)
         with open_encoded(source, name, allow_urls) as stream:
-            return _decode(stream, name, limit, lease)
+            return _decode(stream, name, limit, take)
     except OpenBlipError:
         raise
     except Exception as error:
         # Pillow's plugins raise whatever their parsing ran into: struct.error, SyntaxError, zlib.error, ...
         raise ImageError(name, _explain(error)) from error
+
+
+def _bytes_needed(image: Image.Image) -> int:
+    """Of an encoded image until it is RGB."""
+    return image.width * image.height * GREEDY.get(image.format or "", USUAL)
 
 
 def _pixel_limit(max_pixels: int | None) -> int:
@@ -161,7 +214,7 @@ def _pixel_limit(max_pixels: int | None) -> int:
     return limit
 
 
-def _decode(stream: BinaryIO, name: str, limit: int, lease: Lease) -> Image.Image:
+def _decode(stream: BinaryIO, name: str, limit: int, take: Callable[[int], None]) -> Image.Image:
     from PIL import Image
 
     head = stream.read(64)
@@ -178,7 +231,7 @@ def _decode(stream: BinaryIO, name: str, limit: int, lease: Lease) -> Image.Imag
     if not _has_end_mark(stream, image.format):
         raise ImageError(name, _CUT_SHORT)
     _check_size(image, name, limit)
-    needed = bytes_needed(image.format, *image.size)
+    needed = _bytes_needed(image)
     most = max(BYTES_PER_PIXEL * limit, SMALL_BYTES)
     if needed > most:
         raise ImageError(
@@ -186,7 +239,7 @@ def _decode(stream: BinaryIO, name: str, limit: int, lease: Lease) -> Image.Imag
             f"takes {needed / 1e9:.1f} GB of memory to decode, more than the limit of {most / 1e9:.1f}; "
             "make it smaller, or if you trust it raise max_pixels (OPENBLIP_MAX_PIXELS)",
         )
-    lease.take(needed)
+    take(needed)
     if image.format == "TIFF" and _SILENT.is_set():
         _silence_libtiff()
     return _finish(image, name, own=True)
@@ -314,12 +367,6 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
         return transpositions.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
         return None  # the parser meets arbitrary bytes; the image itself is good
-
-
-def _is_array(source: object) -> bool:
-    # Whoever holds an array has imported numpy; looking here keeps its import out of everyone else's start.
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(source, numpy.ndarray)
 
 
 def _from_array(array: Any, name: str) -> Image.Image:

@@ -12,7 +12,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit
@@ -107,11 +107,10 @@ def _without_secrets(address: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 
 
-@contextmanager
-def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> Iterator[BinaryIO]:
-    """Gives a seekable binary stream over an encoded image; what was opened here is closed at the end.
+def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> BinaryIO:
+    """A seekable binary stream over an encoded image, for the caller to close.
 
-    Open files of the caller are read from their beginning and stay open.
+    Open files that are given are read from their beginning and stay open.
 
     Args:
         allow_urls: whether web addresses are fetched; by default unless OPENBLIP_ALLOW_URLS is 0.
@@ -121,23 +120,24 @@ def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> I
             holds no image.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(source)
-    elif isinstance(source, str) and is_address(source):
+        return io.BytesIO(source)
+    if isinstance(source, str) and is_address(source):
         if not (_urls_allowed() if allow_urls is None else allow_urls):
             raise ImageError(name, "is a web address, and those are not allowed here; pass a file")
-        yield io.BytesIO(download(source))
-    elif isinstance(source, (str, os.PathLike)):
-        with _open_file(source, name) as file:
-            # Pipes such as /dev/stdin cannot go back to the start, which every decoder wants to.
-            yield file if file.seekable() else io.BytesIO(_read_some(file, name))
-    elif hasattr(source, "read"):
-        yield io.BytesIO(_read_all(source, name))
-    else:
-        raise ImageError(
-            name,
-            f"an object of type {type(source).__name__} is no image; pass a path, an http(s) address, bytes, "
-            "an open binary file, a PIL image or a numpy array",
-        )
+        return io.BytesIO(download(source))
+    if isinstance(source, (str, os.PathLike)):
+        file = _open_file(source, name)
+        if file.seekable():
+            return file
+        with file:  # pipes such as /dev/stdin cannot go back to the start, which every decoder wants to
+            return io.BytesIO(_read_some(file, name))
+    if hasattr(source, "read"):
+        return io.BytesIO(_read_all(source, name))
+    raise ImageError(
+        name,
+        f"an object of type {type(source).__name__} is no image; pass a path, an http(s) address, bytes, "
+        "an open binary file, a PIL image or a numpy array",
+    )
 
 
 def _urls_allowed() -> bool:

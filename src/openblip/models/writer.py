@@ -202,9 +202,9 @@ class Writer:
 
     @torch.inference_mode()
     def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix]:
-        def compute(places: list[int]) -> Iterator[Prefix]:
-            for row in self.visual_prompts([images[place] for place in places]):
-                yield Prefix(self.language_model, row)
+        def compute(places: list[int]) -> list[Prefix]:
+            rows = self.visual_prompts([images[place] for place in places])
+            return [Prefix(self.language_model, row) for row in rows]
 
         return self.encoder.derive(images, PREFIX, compute)
 
