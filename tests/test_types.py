@@ -132,8 +132,9 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     lines = [f"assert_type({expression}, {kind})" for expression, kind in RIGHT.items()] + list(WRONG)
     script.write_text(IMPORTS + "\n".join(lines) + "\n", encoding="utf-8")
     first = IMPORTS.count("\n") + 1
+    # With the options of `make lint` alone: others would make nothing of its cache.
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-pretty", str(script)],
+        [sys.executable, "-m", "mypy", "--no-pretty", str(script)],
         capture_output=True,
         text=True,
     )
