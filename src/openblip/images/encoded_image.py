@@ -79,9 +79,9 @@ class EncodedBatch:
 
     def join(self, results: Iterable[Result]) -> Iterator[tuple[str, Result | ImageError]]:
         """The name of each source with its result, of which there is one an image, or with its error."""
-        given = iter(results)
+        remaining = iter(results)
         for name, error in zip(self.names, self.errors, strict=True):
-            yield name, next(given) if error is None else error
+            yield name, next(remaining) if error is None else error
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +202,12 @@ class CachedEncoder:
         return _ReadImage(pixels, key, name)
 
     def _encode(self, found: Sequence[EncodedImage | _ReadImage]) -> list[EncodedImage]:
-        known: dict[bytes, EncodedImage] = {}
+        encoded: dict[bytes, EncodedImage] = {}
         missing: dict[bytes, _ReadImage] = {}
         for one in found:
             kept = one if isinstance(one, EncodedImage) else self.cache.find(one.key)
             if kept is not None:
-                known[one.key] = kept
+                encoded[one.key] = kept
             elif isinstance(one, _ReadImage):
                 missing.setdefault(one.key, one)
         if missing:
@@ -215,9 +215,9 @@ class CachedEncoder:
                 features = self.encode_pixels(normalize([one.pixels for one in missing.values()], self.transform))
                 for (key, one), row in zip(missing.items(), features, strict=True):
                     # Cloned: a row of the batch would keep the memory of all of it.
-                    known[key] = EncodedImage(key, row.clone(), one.source, self)
-                    self.cache.keep(known[key])
-        return [known[one.key] for one in found]
+                    encoded[key] = EncodedImage(key, row.clone(), one.source, self)
+                    self.cache.keep(encoded[key])
+        return [encoded[one.key] for one in found]
 
 
 def derive(

@@ -52,9 +52,9 @@ class PixelBatch:
 
     def join(self, results: Iterable[Result]) -> Iterator[tuple[ImageSource, Result | ImageError]]:
         """Each source with its result, of which there is one a row of pixels, or with its error."""
-        given = iter(results)
+        remaining = iter(results)
         for source, error in zip(self.sources, self.errors, strict=True):
-            yield source, next(given) if error is None else error
+            yield source, next(remaining) if error is None else error
 
 
 def pixel_batches(

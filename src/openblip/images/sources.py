@@ -57,9 +57,9 @@ def is_address(text: str) -> bool:
     return _ADDRESS.match(text) is not None
 
 
-def image_list(given: object) -> Iterable[Any]:
+def image_list(images: object) -> Iterable[Any]:
     """Images to go through; a lone one is one, not its letters, lines or rows."""
-    return [given] if is_one_image(given) else cast("Iterable[Any]", given)
+    return [images] if is_one_image(images) else cast("Iterable[Any]", images)
 
 
 def is_one_image(source: object) -> bool:

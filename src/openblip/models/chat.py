@@ -46,22 +46,22 @@ class Chat:
             OptionError: the question is empty, or an option out of range.
         """
         self.writer.question(question)  # an empty one is an error
-        asked = clean_question(question)
+        cleaned = clean_question(question)
         defaults = self.writer.parts.defaults.answers
         chosen = self.writer.options(options, defaults, stream=stream, method=self.ask)
         turns = list(self.turns)
-        while turns and not self.writer.fits(self.image, self._prompt(turns, asked), chosen.max_new_tokens):
+        while turns and not self.writer.fits(self.image, self._prompt(turns, cleaned), chosen.max_new_tokens):
             turns.pop(0)
-        prompt = self._prompt(turns, asked)
+        prompt = self._prompt(turns, cleaned)
         if stream:
-            return self._finish(asked, self.writer.stream(self.image, prompt, chosen))
+            return self._finish(cleaned, self.writer.stream(self.image, prompt, chosen))
         answer = self.writer.texts(self.image, [prompt], chosen)[0].text
-        self.turns.append((asked, answer))
+        self.turns.append((cleaned, answer))
         return answer
 
-    def _finish(self, asked: str, pieces: Pieces) -> Pieces:
+    def _finish(self, cleaned: str, pieces: Pieces) -> Pieces:
         answer = yield from pieces
-        self.turns.append((asked, answer))
+        self.turns.append((cleaned, answer))
         return answer
 
     def _prompt(self, turns: list[tuple[str, str]], question: str) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         StreamedGenerateOptions,
     )
 
-PAIRS = "give pairs of an image and the question or questions about it"
+PAIRS = "ask_many takes pairs of an image and the question or questions about it, not"
 
 
 @overload
@@ -142,8 +142,8 @@ def caption_many(
     writer = writer_of(self, "caption")
     chosen = writer.options(options, self.parts.defaults.captions, texts=num_captions, method=caption_many)
     text = _caption_prompt(self, prompt)
-    asked = ((image, [text]) for image in image_list(images))
-    found = writer.write_many(asked, chosen, batch_size, caption=True)
+    pairs = ((image, [text]) for image in image_list(images))
+    found = writer.write_many(pairs, chosen, batch_size, caption=True)
     return (
         Captioned(source, error=texts) if isinstance(texts, ImageError) else Captioned(source, tuple(texts[0]))
         for source, _, texts in found
@@ -226,7 +226,7 @@ def ask(
 
 def ask_many(
     self: Composed,
-    asked: Iterable[tuple[ImageInput, str | Texts]],
+    pairs: Iterable[tuple[ImageInput, str | Texts]],
     *,
     template: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -238,7 +238,7 @@ def ask_many(
     batch; many questions about one image share what the language model reads of it.
 
     Args:
-        asked: pairs of an image and the question or questions about it.
+        pairs: pairs of an image and the question or questions about it.
         template: the prompt around a question, with {question} in it; by default the model's own.
         batch_size: images that are encoded together.
 
@@ -247,10 +247,10 @@ def ask_many(
     """
     writer = writer_of(self, "ask")
     chosen = writer.options(options, self.parts.defaults.answers, method=ask_many)
-    if not is_several(asked):
-        raise OptionError(f"{str(asked)[:100]} was asked: {PAIRS}")
+    if not is_several(pairs):
+        raise OptionError(f"{PAIRS} {str(pairs)[:100]}")
     prompt_of = partial(writer.question, template=template)
-    found = writer.write_many(_pairs(asked), chosen, batch_size, prompt_of=prompt_of)
+    found = writer.write_many(_pairs(pairs), chosen, batch_size, prompt_of=prompt_of)
     return (
         Answered(source, tuple(own), error=texts)
         if isinstance(texts, ImageError)
@@ -259,10 +259,10 @@ def ask_many(
     )
 
 
-def _pairs(asked: Iterable[Any]) -> Iterator[tuple[ImageInput, list[str]]]:
-    for pair in asked:
+def _pairs(pairs: Iterable[Any]) -> Iterator[tuple[ImageInput, list[str]]]:
+    for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise OptionError(f"{str(pair)[:100]} was asked: {PAIRS}")
+            raise OptionError(f"{PAIRS} {str(pair)[:100]}")
         yield pair[0], text_list(pair[1], "the questions")
 
 
@@ -377,8 +377,8 @@ def _write(
         image = writer.encoder.encode(cast(ImageInput, images))
         return pick(writer.write([image], [prompts], options, caption=caption)[0])
     rows = []
-    asked = ((image, texts) for image in cast(Images, images))
-    for _, _, found in writer.write_many(asked, options, batch_size, prompt_of=prompt_of, caption=caption):
+    pairs = ((image, texts) for image in cast(Images, images))
+    for _, _, found in writer.write_many(pairs, options, batch_size, prompt_of=prompt_of, caption=caption):
         if isinstance(found, ImageError):
             raise found
         rows.append(pick(found))

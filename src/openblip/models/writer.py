@@ -54,7 +54,7 @@ class Writer:
 
     def options(
         self,
-        given: TextOptions,
+        user_options: TextOptions,
         defaults: GenerationOptions,
         *,
         texts: int = 1,
@@ -71,8 +71,8 @@ class Writer:
         Raises:
             OptionError: an unknown name, a value out of range, or options that exclude each other.
         """
-        check_names(given, method)
-        chosen = GenerationOptions(**given, num_return_sequences=texts, stop_ids=(self.parts.stop_id,))
+        check_names(user_options, method)
+        chosen = GenerationOptions(**user_options, num_return_sequences=texts, stop_ids=(self.parts.stop_id,))
         if not yes_or_no("stream", stream):
             return chosen.resolved(defaults, lambda: self._vocabulary)
         resolved = chosen.resolved(replace(defaults, num_beams=1), lambda: self._vocabulary)
@@ -111,7 +111,7 @@ class Writer:
 
     def write_many(
         self,
-        asked: Iterable[tuple[ImageInput, list[str]]],
+        pairs: Iterable[tuple[ImageInput, list[str]]],
         options: ResolvedOptions,
         batch_size: int,
         *,
@@ -121,16 +121,16 @@ class Writer:
         """As `write` for any number of images, in order, as batches are done.
 
         Args:
-            asked: images, each with what is asked about it.
-            prompt_of: what is asked to its prompt.
+            pairs: an image and its texts: questions or prompts.
+            prompt_of: makes the prompt of a text.
 
         Yields:
-            the name of an image, what was asked about it, and the texts of each prompt or what is wrong with the image.
+            the name of an image, its texts, and the model's texts for each prompt, or the image's error.
         """
         waiting: deque[tuple[list[str], list[str]]] = deque()
 
         def images() -> Iterator[ImageInput]:
-            for image, own in asked:
+            for image, own in pairs:
                 waiting.append((own, [prompt_of(text) for text in own]))  # checked before its image is read
                 yield image
 
@@ -167,14 +167,14 @@ class Writer:
         Raises:
             OptionError: nothing is asked, or the template has no place for the question.
         """
-        asked = clean_question(one_text(question, "the question"))
-        if asked == "?":
+        cleaned = clean_question(one_text(question, "the question"))
+        if cleaned == "?":
             raise OptionError("the question is empty: ask something about the image")
         if template is None:
-            return self.parts.prompts.ask(asked)
+            return self.parts.prompts.ask(cleaned)
         if "{question}" not in one_text(template, "the template"):
             raise OptionError(f"the template {template!r} has no {{question}} in it: say where the question stands")
-        return template.replace("{question}", asked)
+        return template.replace("{question}", cleaned)
 
     def fits(self, image: EncodedImage, prompt: str, max_new_tokens: int) -> bool:
         """Whether an image, a prompt and a text behind them fit the language model's positions."""

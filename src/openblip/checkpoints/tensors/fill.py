@@ -37,10 +37,10 @@ def fill(
         CheckpointError: tensors are missing, of another shape or broken.
     """
 
-    def told(name: str) -> str:
+    def describe(name: str) -> str:
         return f"{path}: {plan.rows[name][0].name if name in plan.rows else name}"
 
-    placer = Placer(network, path, options, told)
+    placer = Placer(network, path, options, describe)
     misfits = [f"{name} is missing" for name in placer.wanted if name not in plan.rows and name not in fresh]
     misfits += [f"{name} is unknown" for name in plan.rows if name not in placer.wanted]
     for name, shape in placer.wanted.items():

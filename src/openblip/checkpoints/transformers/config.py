@@ -222,13 +222,13 @@ def _task(content: Mapping[str, Any], path: Path) -> Task:
     names = content.get("architectures") or []
     if not isinstance(names, list):
         raise CheckpointError(f"{path}: architectures is {names!r}, not a list of classes")
-    known = [ARCHITECTURES[name] for name in names if isinstance(name, str) and name in ARCHITECTURES]
-    if names and not known:
+    architectures = [ARCHITECTURES[name] for name in names if isinstance(name, str) and name in ARCHITECTURES]
+    if names and not architectures:
         raise CheckpointError(
             f"{path} is of a {', '.join(map(str, names))}: only {', '.join(ARCHITECTURES)} can be read"
         )
-    if known:
-        return known[0]
+    if architectures:
+        return architectures[0]
     return "match" if section_of(content, "qformer_config", path).get("use_qformer_text_input") else "write"
 
 
@@ -280,8 +280,8 @@ def _side(value: object, name: str, path: Path) -> int:
 def _read_language_model(text: Mapping[str, Any], path: Path) -> OptConfig | T5Config:
     kind = setting_of(text, "model_type", "opt")
     if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
-        known = ", ".join(LANGUAGE_MODELS)
-        raise CheckpointError(f"{path} has a language model of type {kind!r}: only {known} can be read")
+        kinds = ", ".join(LANGUAGE_MODELS)
+        raise CheckpointError(f"{path} has a language model of type {kind!r}: only {kinds} can be read")
     return LANGUAGE_MODELS[kind](text, path)
 
 
