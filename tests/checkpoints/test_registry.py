@@ -81,7 +81,10 @@ def test_abilities() -> None:
     matching = names(list_models(ability="match", family="blip2"))
     assert matching == {"mini"} | {model.name for model in OFFICIAL if model.language is None}
     assert names(list_models(ability="chat", family="blip2")) == names(list(MODELS)) - matching | {"mini"}
-    assert names(list_models("*coco*", ability="embed")) == {"blip2/coco", "Salesforce/blip2-itm-vit-g-coco"}
+    assert names(list_models("*coco*", ability="embed", family="blip2")) == {
+        "blip2/coco",
+        "Salesforce/blip2-itm-vit-g-coco",
+    }
 
 
 def touch(path: Path) -> None:

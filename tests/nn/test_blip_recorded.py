@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.checkpoints.names.blip import LAVIS_PARTS
+from openblip.checkpoints.names.engine import Layout
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.bert_decoder import sequence_loss
@@ -37,16 +39,11 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = CLOSE) -> None:
 
 def check_gradients(network: BlipNetwork, loss: Tensor, recorded: dict[str, Tensor]) -> None:
     """Gradients under LAVIS' names; of the tied word table, LAVIS has those of both its names added."""
-    from openblip.checkpoints.names.blip import LAVIS
-    from openblip.checkpoints.names.engine import look_up
-
     own = dict(network.named_parameters())
-    names = {theirs: look_up(theirs, LAVIS) for theirs in recorded}
-    known = {theirs: ours for theirs, ours in names.items() if ours in own}
+    places = Layout("LAVIS", LAVIS_PARTS).places(own)
+    known = {theirs: own[places[theirs].name] for theirs in recorded if theirs in places}
     assert known
-    found = torch.autograd.grad(loss, [own[str(ours)] for ours in known.values()], allow_unused=True)
-    for theirs, gradient in zip(known, found, strict=True):
-        assert gradient is not None, theirs
+    for theirs, gradient in zip(known, torch.autograd.grad(loss, list(known.values())), strict=True):
         close(gradient, recorded[theirs], GRADIENT)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.names.blip import blip_from_lavis
+from openblip.checkpoints.names.blip import LAVIS_PARTS, layout_of, own_names
 from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.vit import VitConfig
@@ -42,10 +42,11 @@ class Recording:
             vision_config(self.config["vision"]), **settings, decode_id=self.decode_id, encode_id=self.encode_id
         )
         network = BlipNetwork(config)
-        wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        found = blip_from_lavis(self.weights, wanted)
-        if "temperature" in wanted:
-            found.setdefault("temperature", torch.tensor(0.07))
+        layout = layout_of(config, LAVIS_PARTS)
+        names = own_names(self.weights, layout, LAVIS_PARTS)
+        found = layout.to_ours({name: self.weights[name] for name in names})
+        if config.shared_width is not None:
+            found["temperature"] = self.weights.get("temp", torch.tensor(0.07))
         network.load_state_dict(found)
         return network.eval()
 

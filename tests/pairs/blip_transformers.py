@@ -13,8 +13,7 @@ from transformers import (
     BlipForQuestionAnswering,
 )
 
-from openblip.checkpoints.names.blip import TIED, TRANSFORMERS
-from openblip.checkpoints.names.engine import look_up
+from openblip.checkpoints.names.blip import TRANSFORMERS_PARTS, layout_of
 from openblip.nn import blip
 from openblip.nn.bert import BertConfig
 from openblip.nn.vit import VitConfig
@@ -89,19 +88,15 @@ def shake(model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=1.0 if "embed" in name or "words" in name else 0.4)
+                parameter.normal_(std=1.0 if "embed" in name or "words" in name else 2 * parameter.shape[-1] ** -0.5)
             elif name.lower().endswith("norm.weight"):
                 parameter.normal_(1.0, 0.3)
             else:
                 parameter.normal_(std=0.3)
 
 
-def ours_of(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    found = {
-        str(look_up(name, TRANSFORMERS)): tensor
-        for name, tensor in state.items()
-        if name not in TIED and not name.endswith("position_ids")
-    }
+def ours_of(state: dict[str, Tensor], network: blip.BlipNetwork) -> dict[str, Tensor]:
+    found = layout_of(network.config, TRANSFORMERS_PARTS).to_ours(state)
     if "temperature" in network.state_dict():
         found["temperature"] = torch.tensor(0.07)
     return found

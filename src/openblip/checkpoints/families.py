@@ -11,12 +11,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from torch import nn
 
 from openblip.checkpoints.blip2_models import MODELS
+from openblip.checkpoints.blip_models import MODELS as BLIP_MODELS
 from openblip.checkpoints.clip_models import MODELS as CLIP_MODELS
 from openblip.checkpoints.json_files import build
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.registry import add_models
 from openblip.errors import CheckpointError, OptionError
+from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.clip import ClipConfig, ClipNetwork
 from openblip.nn.efficientnet import EfficientNetConfig
@@ -113,7 +115,8 @@ def _read_blip2(content: Mapping[str, Any], path: Path) -> Blip2Config:
 
 BLIP2 = Family("blip2", Blip2Config, Blip2Network, _write_blip2, _read_blip2, MODELS)
 CLIP = Family("clip", ClipConfig, ClipNetwork, models=CLIP_MODELS, text=ClipText)
-_FAMILIES = {family.name: family for family in (BLIP2, CLIP)}
+BLIP = Family("blip", BlipConfig, BlipNetwork, models=BLIP_MODELS, start_token="[DEC]", pad_token="[PAD]")
+_FAMILIES = {family.name: family for family in (BLIP2, BLIP, CLIP)}
 
 
 def add_family(family: Family) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.hub.sources import LocalFile
+from openblip.checkpoints.lavis.blip import load_blip, save_blip
 from openblip.checkpoints.lavis.clip import load_clip, save_clip
 from openblip.checkpoints.lavis.read import files_of, load_lavis
 from openblip.checkpoints.lavis.write import save_lavis
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.transformers.blip import load_blip_folder, save_blip_folder
 from openblip.checkpoints.transformers.clip import load_clip_folder, save_clip_folder
 from openblip.checkpoints.transformers.read import load_transformers
 from openblip.checkpoints.transformers.tokenizers import Task
@@ -45,6 +47,7 @@ def _read_blip2(model: ModelEntry, found: Sequence[LocalFile], options: ReadOpti
 LAYOUTS: dict[str, Layouts] = {
     "blip2": Layouts(_read_blip2, load_transformers, save_lavis, save_transformers),
     "clip": Layouts(load_clip, load_clip_folder, save_clip, save_clip_folder),
+    "blip": Layouts(load_blip, load_blip_folder, save_blip, save_blip_folder),
 }
 
 

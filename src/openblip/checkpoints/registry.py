@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from openblip.checkpoints.blip2_models import MINI, MODELS
+from openblip.checkpoints.blip_models import FAMILY as BLIP
+from openblip.checkpoints.blip_models import MODELS as BLIP_MODELS
 from openblip.checkpoints.clip_models import FAMILY as CLIP
 from openblip.checkpoints.clip_models import MODELS as CLIP_MODELS
 from openblip.checkpoints.json_files import read_json
@@ -17,10 +19,10 @@ from openblip.errors import CheckpointError, OptionError, yes_or_no
 
 FolderKind: TypeAlias = Literal["openblip", "transformers"]
 
-TRANSFORMERS_FAMILIES = {"blip-2": MINI.family, "clip": CLIP}
+TRANSFORMERS_FAMILIES = {"blip-2": MINI.family, "blip": BLIP, "clip": CLIP}
 """What the config.json of a folder of transformers calls a type of models, and the family that they belong to."""
 
-_MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS, CLIP: CLIP_MODELS}
+_MODELS: dict[str, tuple[ModelEntry, ...]] = {MINI.family: MODELS, BLIP: BLIP_MODELS, CLIP: CLIP_MODELS}
 """By family, see `families.add_family`."""
 
 

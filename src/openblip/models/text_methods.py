@@ -314,7 +314,7 @@ def generate(
 ) -> Any:
     """Continue a prompt about an image, which is read word for word; several give lists, as for `ask`.
 
-    Options that you leave out are those of answers.
+    Options that you leave out are those of answers, or of captions for a model that writes captions alone.
 
     Args:
         stream: return an iterator of the pieces of one text, as they are written. The search is greedy unless the
@@ -330,8 +330,10 @@ def generate(
         ImageError: an image cannot be read.
         OptionError: an option is unknown or out of range.
     """
-    writer = writer_of(self, "ask")
-    chosen = writer.options(options, self.parts.defaults.answers, stream=stream, method=generate)
+    captions = "caption" in self.abilities and "ask" not in self.abilities
+    writer = writer_of(self, "caption" if captions else "ask")
+    usual = self.parts.defaults.captions if captions else self.parts.defaults.answers
+    chosen = writer.options(options, usual, stream=stream, method=generate)
     return _answer(writer, images, prompts, str, chosen, batch_size, details, stream)
 
 

@@ -37,6 +37,7 @@ class Writer:
     Args:
         language_model: the one that writes.
         visual_prompts: encoded images to what the language model reads of each: [S, token width].
+        prefix: how it reads that: in front of prompts, unless a family does so in a way of its own.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Writer:
         language_model: LanguageModel,
         encoder: CachedEncoder,
         visual_prompts: Callable[[Sequence[EncodedImage]], Iterable[Tensor]],
+        prefix: Callable[[Any, Tensor], Prefix] = Prefix,
     ) -> None:
         self.parts = parts
         self.tokenizer = parts.require_words()
         self.language_model = language_model
         self.encoder = encoder
         self.visual_prompts = visual_prompts
+        self.prefix = prefix
 
     def options(
         self,
@@ -204,7 +207,7 @@ class Writer:
     def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix]:
         def compute(places: list[int]) -> list[Prefix]:
             rows = self.visual_prompts([images[place] for place in places])
-            return [Prefix(self.language_model, row) for row in rows]
+            return [self.prefix(self.language_model, row) for row in rows]
 
         return self.encoder.derive(images, PREFIX, compute)
 

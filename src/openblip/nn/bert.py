@@ -86,6 +86,10 @@ class ImageMemory:
     def batch(self) -> int:
         return self.keys[0].shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
     def take(self, rows: Tensor) -> ImageMemory:
         """The memory of some of the images, in another order or repeated: rows [R] int64."""
         return ImageMemory(

@@ -1,19 +1,18 @@
 """BLIP weights in LAVIS' files, in those of the original BLIP repository, and in folders of transformers.
 
-A model is a list of parts: how names begin there, how they begin here, and the table of what stands behind. N stands
-for a layer's index.
+A model is a list of parts, of which each task has some. N stands for a layer's index.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from openblip.checkpoints.names.engine import drop_tied, first_few, look_up
+from openblip.checkpoints.names.engine import Layout, NameTable, Part
 from openblip.checkpoints.names.vit import LAVIS_EVA, TRANSFORMERS_BLIP2
-from openblip.errors import CheckpointError
+from openblip.nn.blip import BlipConfig
 
 LAYER = {
     "attention.self.query": "self_attention.query",
@@ -39,97 +38,87 @@ LAYER = {
     "output.dense": "ffn.fc2",
     "output.LayerNorm": "ffn.norm",
 }
-BERT = {
+MODULES = {
     "embeddings.word_embeddings": "words",
     "embeddings.position_embeddings": "positions",
     "embeddings.LayerNorm": "norm",
     **{f"encoder.layer.N.{theirs}": f"layers.N.{ours}" for theirs, ours in LAYER.items()},
 }
-HEAD = {"transform.dense": "dense", "transform.LayerNorm": "norm", "bias": "bias"}
-
-TEXT_PARTS = (
-    ("text_encoder.", "encoder.", BERT),
-    ("text_decoder.bert.", "decoder.", BERT),
-    ("text_decoder.cls.predictions.", "decoder.head.", HEAD),
-    ("", "", {"vision_proj": "image_projection", "text_proj": "text_projection", "itm_head": "itm_head"}),
-)
-LAVIS_PARTS = (
-    ("visual_encoder.", "vision.", {**LAVIS_EVA, "norm": "final_norm"}),
-    *TEXT_PARTS,
-    ("", "", {"cls_head.0": "class_head.fc1", "cls_head.2": "class_head.fc2", "temp": "temperature"}),
-)
-TRANSFORMERS_PARTS = (
-    ("vision_model.", "vision.", {**TRANSFORMERS_BLIP2, "post_layernorm": "final_norm"}),
-    *TEXT_PARTS,
-)
-
-Parts = tuple[tuple[str, str, Mapping[str, str]], ...]
-
-
-def table(parts: Parts) -> dict[str, str]:
-    """Their names of modules to ours."""
-    return {theirs + name: ours + part[name] for theirs, ours, part in parts for name in part}
-
-
-LAVIS = table(LAVIS_PARTS)
-TRANSFORMERS = table(TRANSFORMERS_PARTS)
-
-TIED = {
-    "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
-    "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
-}
-"""Second names of one tensor, which files have besides."""
-
 POSITION_NUMBERS = "embeddings.position_ids"
 """A buffer that only counts 0, 1, 2, ..."""
+ENCODER = NameTable("text encoder", MODULES, unused=(POSITION_NUMBERS,))
+DECODER = NameTable(
+    "text decoder",
+    {
+        **{f"bert.{theirs}": ours for theirs, ours in MODULES.items()},
+        "cls.predictions.transform.dense": "head.dense",
+        "cls.predictions.transform.LayerNorm": "head.norm",
+        "cls.predictions.bias": "head.bias",
+    },
+    second_names={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    unused=(f"bert.{POSITION_NUMBERS}",),
+)
+LAVIS_VISION = NameTable("image encoder", {**LAVIS_EVA, "norm": "final_norm"})
+TRANSFORMERS_VISION = NameTable("image encoder", {**TRANSFORMERS_BLIP2, "post_layernorm": "final_norm"})
+CLASSES = NameTable("head for classes", {"0": "fc1", "2": "fc2"})
+PROJECTION = NameTable("projection", {"weight": "weight", "bias": "bias"})
+ITM = NameTable("head for matching", {"weight": "weight", "bias": "bias"})
+
+TEXT_PARTS = (
+    Part("encoder.", "text_encoder.", ENCODER),
+    Part("decoder.", "text_decoder.", DECODER),
+    Part("image_projection.", "vision_proj.", PROJECTION),
+    Part("text_projection.", "text_proj.", PROJECTION),
+    Part("itm_head.", "itm_head.", ITM),
+)
+LAVIS_PARTS = (
+    Part("vision.", "visual_encoder.", LAVIS_VISION),
+    *TEXT_PARTS,
+    Part("class_head.", "cls_head.", CLASSES),
+    Part("temperature", "temp", NameTable("temperature", {"": ""})),
+)
+TRANSFORMERS_PARTS = (Part("vision.", "vision_model.", TRANSFORMERS_VISION), *TEXT_PARTS)
+ROOTS = tuple(dict.fromkeys(part.theirs for part in (*LAVIS_PARTS, *TRANSFORMERS_PARTS)))
+"""How names begin in all of these files."""
+
 MOMENTUM = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj|cls_head)_m\.")
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue")
 """Of training by contrast; the original BLIP has the last where LAVIS has the one before."""
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a tensor is of training alone: a momentum copy, a queue, or a buffer that counts."""
-    return name.endswith(POSITION_NUMBERS) or name in QUEUES or MOMENTUM.match(name) is not None
+    """Whether a tensor is of training alone: a momentum copy or a queue."""
+    return name in QUEUES or MOMENTUM.match(name) is not None
 
 
-def blip_from_lavis(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A `BlipNetwork` state from what LAVIS or the original BLIP saved.
-
-    Files of several tasks hold heads that a model of one of them has no use for: they are left out, like momentum
-    copies and queues. The temperature of a file without one is LAVIS' first.
-
-    Args:
-        wanted: names and shapes of the network's tensors.
-
-    Raises:
-        CheckpointError: a name that belongs to no BLIP, or tables that differ where BLIP ties them.
-    """
-    own = {name: tensor for name, tensor in state.items() if not is_training_state(name)}
-    drop_tied(own, TIED)
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in own.items():
-        ours = look_up(name, LAVIS)
-        if ours is None:
-            unknown.append(name)
-        elif ours in wanted:
-            renamed[ours] = tensor
-    if unknown:
-        raise CheckpointError(f"no weights of a BLIP: {first_few(unknown)}")
-    return renamed
+def layout_of(config: BlipConfig, parts: tuple[Part, ...]) -> Layout:
+    """The names of what one model consists of, the temperature aside, which files of some tasks lack."""
+    has = {
+        "encoder.": config.encoder is not None,
+        "decoder.": config.decoder is not None,
+        "image_projection.": config.shared_width is not None,
+        "text_projection.": config.shared_width is not None,
+        "itm_head.": config.itm,
+        "class_head.": config.num_classes is not None,
+        "temperature": False,
+    }
+    return Layout("this BLIP", [part for part in parts if has.get(part.ours, True)])
 
 
-def to_theirs(state: Mapping[str, Tensor], parts: Parts) -> dict[str, Tensor]:
-    """A `BlipNetwork` state under other names, tied tensors under both of theirs.
+def own_names(names: Iterable[str], layout: Layout, parts: tuple[Part, ...]) -> list[str]:
+    """Names without momentum copies, queues, and parts that belong to other tasks than the layout's."""
+    others = [part for part in parts if part not in layout.parts]
+    return [name for name in names if not is_training_state(name) and not any(part.claims(name) for part in others)]
 
-    Raises:
-        CheckpointError: a tensor that they have no place for.
-    """
-    inverse = {ours: theirs for theirs, ours in table(parts).items()}
-    found = {}
-    for name, tensor in state.items():
-        theirs = look_up(name, inverse)
-        if theirs is None:
-            raise CheckpointError(f"they have no place for {name}: this BLIP is not of their layouts")
-        found[theirs] = tensor
-    return found | {second: found[first] for second, first in TIED.items() if first in found}
+
+def second_names(state: Mapping[str, Tensor], parts: tuple[Part, ...]) -> dict[str, Tensor]:
+    """Tied tensors of a state under their names, by the second names that LAVIS' files have besides."""
+    tied = {part.theirs + second: part.theirs + first for part in parts for second, first in _tied(part)}
+    return {second: state[first] for second, first in tied.items() if first in state}
+
+
+def _tied(part: Part) -> Iterable[tuple[str, str]]:
+    return part.table.second_names.items()

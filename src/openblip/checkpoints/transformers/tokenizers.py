@@ -140,6 +140,32 @@ def clip_files(text: ClipText, longest: int) -> dict[str, str]:
     return _files(fast, {**settings, "model_max_length": longest})
 
 
+def read_bert(folder: Path, added: Mapping[str, int]) -> FastTokenizer:
+    """BERT's WordPiece with tokens that a model has besides, at their ids.
+
+    Raises:
+        CheckpointError: files are missing or broken, or an added token would get another id.
+    """
+    fast = read_vocabulary(folder, "match")
+    for token, index in added.items():
+        fast.add_special_tokens([token])
+        if fast.token_to_id(token) != index:
+            raise CheckpointError(
+                f"{folder}: {token} has the id {fast.token_to_id(token)} in this vocabulary, {index} in the model: "
+                "get the vocabulary that belongs to it"
+            )
+    return fast
+
+
+def bert_files(words: Tokenizer, longest: int) -> dict[str, str]:
+    """File names and texts of such a vocabulary for transformers' BlipProcessor."""
+    fast = _copy(words.fast)
+    ids = {token: words.token_id(token) for token in ("[CLS]", "[SEP]")}
+    _add_around(fast, "[CLS] $A [SEP]", ids)
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    return _files(fast, {**names, "model_max_length": longest, "processor_class": "BlipProcessor"})
+
+
 def stop_text(words: Tokenizer, stop: int, folder: Path) -> str:
     """The text of the token that ends a caption. Raises CheckpointError when it is no text of its own."""
     text = words.decode([stop]) or words.fast.id_to_token(stop) or ""

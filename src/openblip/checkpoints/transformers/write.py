@@ -251,11 +251,11 @@ TEXT_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {"opt": _opt_config, 
 """What transformers' config says of each kind of language model."""
 
 
-def image_files(transform: ImageTransform) -> dict[str, str]:
+def image_files(transform: ImageTransform, processor: str = "Blip2Processor") -> dict[str, str]:
     """File name and text of transformers' config of an image processor."""
     settings = {
         "image_processor_type": "BlipImageProcessor",
-        "processor_class": "Blip2Processor",
+        "processor_class": processor,
         "size": {"height": transform.image_size, "width": transform.image_size},
         "image_mean": transform.mean,
         "image_std": transform.std,

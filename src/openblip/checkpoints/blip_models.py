@@ -1,0 +1,167 @@
+"""Every BLIP that has a name: what it is made of, which files it comes in, how it captions and is asked.
+
+LAVIS' names are an architecture and a type ("blip_caption/base_coco"); each is one file of LAVIS or of the original
+BLIP repository. The hub's names ("Salesforce/blip-image-captioning-base") are folders that transformers wrote. Sources:
+https://github.com/salesforce/LAVIS (lavis/configs/models), https://github.com/salesforce/BLIP and
+https://huggingface.co/Salesforce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from openblip.checkpoints.hub.sources import Repository, Source, WebFile
+from openblip.checkpoints.model_entry import LANGUAGE, TEXT, VISION, ModelEntry
+
+if TYPE_CHECKING:
+    from openblip.nn.blip import BlipConfig
+
+FAMILY = "blip"
+LICENCE = "BSD-3-Clause"
+BUCKET = "https://storage.googleapis.com/sfr-vision-language-research/"
+ORIGINAL, LAVIS = f"{BUCKET}BLIP/models/", f"{BUCKET}LAVIS/models/BLIP/"
+"""Where the files of the original BLIP repository lie, and those that LAVIS trained."""
+BERT = "google-bert/bert-base-uncased"
+
+Size = Literal["base", "large"]
+Task = Literal["caption", "answer", "match", "embed"]
+"""What a model was made for: "embed" has no head that reads a text with an image (ITM)."""
+
+ABILITIES: Mapping[Task, tuple[str, ...]] = {
+    "caption": ("caption",),
+    "answer": ("ask",),
+    "match": ("match", "embed", "classify"),
+    "embed": ("match", "embed", "classify"),
+}
+VISION_PARAMS: Mapping[tuple[Size, int], int] = {
+    ("base", 224): 85_798_656,
+    ("base", 384): 86_090_496,
+    ("base", 480): 86_339_328,
+    ("large", 384): 303_690_752,
+}
+"""Of the image encoder, by size and side of its images."""
+DECODER_PARAMS: Mapping[Size, int] = {"base": 137_881_148, "large": 142_599_740}
+ENCODER_PARAMS: Mapping[Size, int] = {"base": 137_258_496, "large": 141_977_088}
+ITC_PARAMS: Mapping[Size, int] = {"base": 2 * (768 + 1) * 256 + 1, "large": (768 + 1024 + 2) * 256 + 1}
+"""Two projections and the temperature."""
+ITM_PARAMS = 2 * (768 + 1)
+
+PROMPT = "a picture of"
+CAPTIONS = {"num_beams": 3, "max_new_tokens": 26, "min_new_tokens": 6, "length_penalty": 1.0}
+ANSWERS = {"num_beams": 3, "max_new_tokens": 9, "min_new_tokens": 0, "length_penalty": 1.0}
+"""LAVIS' 10 to 30 and 1 to 10 tokens count what a text begins with: 4 tokens and 1."""
+GENERATION = {"stop_token": "[SEP]", "captions": CAPTIONS, "answers": ANSWERS}
+PROMPTS = {"caption": PROMPT, "question": "{question}"}
+
+
+def blip_config(size: Size, task: Task, image_size: int) -> BlipConfig:
+    """The network of an official model."""
+    from openblip.nn.bert import BertConfig
+    from openblip.nn.blip import BlipConfig
+    from openblip.nn.vit import VitConfig
+
+    width, depth, heads = {"base": (768, 12, 12), "large": (1024, 24, 16)}[size]
+    vision = VitConfig(image_size, 16, width, depth, heads, 4 * width, layer_norm_eps=1e-6, final_norm=True)
+    text = BertConfig(image_width=width)
+    if task == "caption":
+        return BlipConfig(vision, decoder=text)
+    if task == "answer":
+        return BlipConfig(vision, text, BertConfig(image_width=text.width), answers=True)
+    return BlipConfig(vision, text, shared_width=256, itm=task == "match")
+
+
+def _params(size: Size, task: Task, image_size: int) -> dict[str, int]:
+    params = {VISION: VISION_PARAMS[size, image_size]}
+    if task in ("match", "embed"):
+        params[TEXT] = ENCODER_PARAMS[size] + ITC_PARAMS[size] + (ITM_PARAMS if task == "match" else 0)
+    if task == "answer":
+        params[TEXT] = ENCODER_PARAMS[size]
+    if task in ("caption", "answer"):
+        params[LANGUAGE] = DECODER_PARAMS["base" if task == "answer" else size]
+    return params
+
+
+def _entry(
+    name: str,
+    origin: Literal["lavis", "transformers"],
+    files: tuple[Source, ...],
+    size: Size,
+    task: Task,
+    image_size: int,
+    trained: str,
+    aliases: tuple[str, ...] = (),
+) -> ModelEntry:
+    writes = task in ("caption", "answer")
+    return ModelEntry(
+        name=name,
+        aliases=aliases,
+        family=FAMILY,
+        summary=f"ViT-{size[0].upper()}/16 + BERT, {trained}",
+        origin=origin,
+        abilities=ABILITIES[task],
+        image_size=image_size,
+        params=_params(size, task, image_size),
+        licence=LICENCE,
+        terms=LICENCE,
+        files=files,
+        prompts=PROMPTS if writes else {},
+        generation=GENERATION if writes else {},
+        build_config=partial(blip_config, size, task, image_size),
+    )
+
+
+def _lavis(
+    name: str, base: str, file: str, size: Size, task: Task, image_size: int, trained: str, *aliases: str
+) -> ModelEntry:
+    params = _params(size, task, image_size)
+    files: tuple[Source, ...] = (
+        WebFile(file, tuple(params), 4 * sum(params.values()), base),
+        Repository(BERT, (), 700_000),
+    )
+    return _entry(name, "lavis", files, size, task, image_size, trained, aliases)
+
+
+def _hub(name: str, size: Size, task: Task, trained: str) -> ModelEntry:
+    params = _params(size, task, 384)
+    files: tuple[Source, ...] = (Repository(f"Salesforce/{name}", tuple(params), 4 * sum(params.values())),)
+    return _entry(f"Salesforce/{name}", "transformers", files, size, task, 384, trained)
+
+
+COCO_CAPTIONS, COCO_RETRIEVAL = "fine-tuned on COCO's captions", "fine-tuned on COCO for retrieval"
+FLICKR_RETRIEVAL = "fine-tuned on Flickr30k for retrieval"
+RETRIEVAL = "blip_retrieval"
+
+MODELS: tuple[ModelEntry, ...] = (
+    _lavis("blip_caption/base_coco", LAVIS, "blip_coco_caption_base.pth", "base", "caption", 384, COCO_CAPTIONS),
+    _lavis("blip_caption/large_coco", ORIGINAL, "model_large_caption.pth", "large", "caption", 384, COCO_CAPTIONS),
+    _lavis(
+        *("blip_vqa/vqav2", ORIGINAL, "model_base_vqa_capfilt_large.pth", "base", "answer", 480),
+        "fine-tuned on VQA v2",
+    ),
+    _lavis("blip_vqa/okvqa", LAVIS, "blip_okvqa.pth", "base", "answer", 480, "fine-tuned on OK-VQA"),
+    _lavis("blip_vqa/aokvqa", LAVIS, "blip_aokvqa.pth", "base", "answer", 480, "fine-tuned on A-OKVQA"),
+    _lavis(
+        *("blip_image_text_matching/base", ORIGINAL, "model_base_retrieval_coco.pth", "base", "match", 384),
+        COCO_RETRIEVAL,
+    ),
+    _lavis(
+        *("blip_image_text_matching/large", ORIGINAL, "model_large_retrieval_coco.pth", "large", "match", 384),
+        COCO_RETRIEVAL,
+    ),
+    _lavis("blip_retrieval/coco", LAVIS, "blip_coco_retrieval.pth", "base", "match", 384, COCO_RETRIEVAL),
+    _lavis("blip_retrieval/flickr", LAVIS, "blip_flickr_retrieval.pth", "base", "match", 384, FLICKR_RETRIEVAL),
+    _lavis(
+        *("blip_feature_extractor/base", ORIGINAL, "model_base_capfilt_large.pth", "base", "embed", 224),
+        "pre-trained",
+    ),
+    _hub("blip-image-captioning-base", "base", "caption", COCO_CAPTIONS),
+    _hub("blip-image-captioning-large", "large", "caption", COCO_CAPTIONS),
+    _hub("blip-vqa-base", "base", "answer", "fine-tuned on VQA v2"),
+    _hub("blip-vqa-capfilt-large", "base", "answer", "fine-tuned on VQA v2"),
+    _hub("blip-itm-base-coco", "base", "match", COCO_RETRIEVAL),
+    _hub("blip-itm-base-flickr", "base", "match", FLICKR_RETRIEVAL),
+    _hub("blip-itm-large-coco", "large", "match", COCO_RETRIEVAL),
+    _hub("blip-itm-large-flickr", "large", "match", FLICKR_RETRIEVAL),
+)

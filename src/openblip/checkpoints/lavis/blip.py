@@ -1,0 +1,148 @@
+"""A BLIP in one file of LAVIS or of the original BLIP repository -> a model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.families import find_family
+from openblip.checkpoints.hub.sources import LocalFile, WebFile
+from openblip.checkpoints.model_entry import ModelEntry
+from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
+from openblip.checkpoints.names.blip import LAVIS_PARTS, ROOTS, layout_of, own_names, second_names
+from openblip.checkpoints.names.engine import Layout, Part
+from openblip.checkpoints.openblip.folder import empty_network
+from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.tensors.files import open_weights, save_pickled
+from openblip.checkpoints.tensors.fill import NamedTensors, fill
+from openblip.checkpoints.tensors.wrappers import Peeled
+from openblip.checkpoints.transformers.tokenizers import read_bert
+from openblip.errors import CheckpointError
+from openblip.images.transform import ImageTransform
+from openblip.nn.blip import BlipConfig, BlipNetwork
+from openblip.nn.quant.swap import quantized_layers
+from openblip.text import MatchingText, PromptTemplates, Tokenizer
+
+LONGEST_TEXT = 35
+"""LAVIS cuts texts that are matched here; those of its feature extractor not at all."""
+FAMILY = "blip"
+TEMPERATURE = 0.07
+"""Of a file without one: LAVIS' first."""
+
+
+def load_blip(model: ModelEntry, found: Sequence[LocalFile], options: ReadOptions) -> ModelParts[BlipNetwork]:
+    """An official model from its file, or from a checkpoint that was trained from it.
+
+    Momentum copies, queues and heads of other tasks, which such files may hold, are left out.
+
+    Raises:
+        CheckpointError: the file is missing, broken or does not fit; it is named, with the tensors.
+    """
+    config: BlipConfig = model.config()
+    official = next(file.path for file in found if isinstance(file.source, WebFile))
+    path = official if options.checkpoint is None else options.checkpoint.expanduser()
+    network = read_blip(config, Peeled(open_weights(path), ROOTS), LAVIS_PARTS, path, options)
+    words = next(file.path for file in found if not isinstance(file.source, WebFile))
+    return assemble(model.name, network, ImageTransform(model.image_size), words, model.templates(), model.defaults())
+
+
+def read_blip(
+    config: BlipConfig,
+    weights: NamedTensors,
+    parts: tuple[Part, ...],
+    path: Path,
+    options: ReadOptions,
+    temperature: float = TEMPERATURE,
+) -> BlipNetwork:
+    """The network alone, in evaluation mode; tensors stay on disk until each is cast or quantized into its place.
+
+    Args:
+        path: the file or folder that errors name.
+        temperature: of ITC, where the weights have none.
+
+    Raises:
+        CheckpointError: a name that belongs to no BLIP, tensors that are missing or do not fit, or tables that differ
+            where BLIP ties them.
+    """
+    layout = layout_of(config, parts)
+    try:
+        plan = layout.plan(own_names(weights.shapes, layout, parts))
+        plan.check_repeats(weights.read)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    fresh: dict[str, Tensor] = {}
+    if config.shared_width is not None:
+        fresh["temperature"] = weights.read("temp") if "temp" in weights.shapes else torch.tensor(temperature)
+    network: BlipNetwork = fill(
+        empty_network(config, path, family=find_family(FAMILY, path)), weights, plan, path, options, fresh
+    )
+    return network
+
+
+def assemble(
+    name: str,
+    network: BlipNetwork,
+    transform: ImageTransform,
+    words: Path,
+    prompts: PromptTemplates,
+    defaults: GenerationDefaults,
+    longest: int | None = None,
+) -> ModelParts[BlipNetwork]:
+    """A network with BERT's vocabulary, to which [DEC] and [ENC] are added.
+
+    Args:
+        words: a folder of transformers with the vocabulary.
+        longest: tokens at which texts that are matched are cut.
+
+    Raises:
+        CheckpointError: the vocabulary is missing, broken, or does not fit.
+    """
+    config = network.config
+    fast = read_bert(words, {"[DEC]": config.decode_id, "[ENC]": config.encode_id})
+    matching: MatchingText | None = None
+    tokenizer: Tokenizer | None = None
+    if config.shared_width is not None and config.encoder is not None:
+        longest = longest or (LONGEST_TEXT if config.itm else config.encoder.max_positions)
+        matching = MatchingText(Tokenizer(fast, "[CLS]", "[PAD]"), min(longest, config.encoder.max_positions))
+    if config.decoder is not None:
+        tokenizer = Tokenizer(fast, "[DEC]", "[PAD]")
+    return ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, family=FAMILY)
+
+
+def save_blip(parts: ModelParts[BlipNetwork], folder: Path) -> None:
+    """Write checkpoint.pth, as LAVIS loads it.
+
+    Raises:
+        CheckpointError: weights are quantized.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_pickled({"model": to_lavis(parts.network)}, folder / "checkpoint.pth")
+
+
+def to_lavis(network: BlipNetwork) -> dict[str, Tensor]:
+    """The weights under LAVIS' names, tied ones under both and the buffers that count.
+
+    Raises:
+        CheckpointError: weights are quantized.
+    """
+    if quantized_layers(network):
+        raise CheckpointError("LAVIS cannot read quantized weights: load the model in floating point")
+    state = network.state_dict()
+    config = network.config
+    if config.itm and config.num_classes is None:
+        # LAVIS' class for matching has no place for it.
+        state.pop("temperature", None)
+    counters: Mapping[str, int | None] = {
+        "text_encoder": None if config.encoder is None else config.encoder.max_positions,
+        "text_decoder.bert": None if config.decoder is None else config.decoder.max_positions,
+    }
+    numbers = {
+        f"{part}.embeddings.position_ids": torch.arange(count)[None]
+        for part, count in counters.items()
+        if count is not None
+    }
+    found = Layout("LAVIS' BLIP", LAVIS_PARTS).to_theirs(state)
+    return found | second_names(found, LAVIS_PARTS) | numbers

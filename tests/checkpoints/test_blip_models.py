@@ -1,0 +1,78 @@
+"""The table of BLIP models: complete, and right about sizes and sources."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import openblip
+from openblip.checkpoints.blip_models import LAVIS, MODELS, ORIGINAL
+from openblip.checkpoints.hub.sources import Repository, WebFile
+from openblip.checkpoints.model_entry import LANGUAGE, TEXT, VISION, ModelEntry
+from openblip.nn.blip import BlipConfig, BlipNetwork
+
+LAVIS_MODELS = {
+    "blip_caption/base_coco": (f"{LAVIS}blip_coco_caption_base.pth", 223.97),
+    "blip_caption/large_coco": (f"{ORIGINAL}model_large_caption.pth", 446.29),
+    "blip_vqa/vqav2": (f"{ORIGINAL}model_base_vqa_capfilt_large.pth", 361.48),
+    "blip_vqa/okvqa": (f"{LAVIS}blip_okvqa.pth", 361.48),
+    "blip_vqa/aokvqa": (f"{LAVIS}blip_aokvqa.pth", 361.48),
+    "blip_image_text_matching/base": (f"{ORIGINAL}model_base_retrieval_coco.pth", 223.74),
+    "blip_image_text_matching/large": (f"{ORIGINAL}model_large_retrieval_coco.pth", 446.13),
+    "blip_retrieval/coco": (f"{LAVIS}blip_coco_retrieval.pth", 223.74),
+    "blip_retrieval/flickr": (f"{LAVIS}blip_flickr_retrieval.pth", 223.74),
+    "blip_feature_extractor/base": (f"{ORIGINAL}model_base_capfilt_large.pth", 223.45),
+}
+"""LAVIS' names, addresses and millions of weights; of retrieval without momentum copies."""
+HUB_NAMES = "image-captioning-base image-captioning-large vqa-base vqa-capfilt-large"
+HUB_NAMES += " itm-base-coco itm-base-flickr itm-large-coco itm-large-flickr"
+
+
+def test_every_name_is_there_once() -> None:
+    wanted = [*LAVIS_MODELS, *(f"Salesforce/blip-{name}" for name in HUB_NAMES.split())]
+    assert Counter(name for model in MODELS for name in model.names) == Counter(wanted)
+    assert openblip.list_models(family="blip") == list(MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_weights_of_each_part_are_those_of_the_network(model: ModelEntry) -> None:
+    config = model.config()
+    assert isinstance(config, BlipConfig) and config.vision.image_size == model.image_size
+    with torch.device("meta"):
+        network = BlipNetwork(config)
+    found = {VISION: count(network.vision)}
+    if config.encoder is not None:
+        found[TEXT] = count(network) - found[VISION]
+    if config.decoder is not None:
+        found[LANGUAGE] = count(network.decoder)
+        found[TEXT] = found.get(TEXT, found[LANGUAGE]) - found[LANGUAGE]
+    assert model.params == {part: number for part, number in found.items() if number}
+    assert model.parameters == count(network)
+    expected = {"caption": {"caption"}, "ask": {"ask"}}.get(model.abilities[0], {"match", "embed", "classify"})
+    assert set(model.abilities) == expected
+
+
+@pytest.mark.parametrize("name", LAVIS_MODELS)
+def test_sources_of_lavis_models(name: str) -> None:
+    (model,) = [model for model in MODELS if model.name == name]
+    address, millions = LAVIS_MODELS[name]
+    weights, words = model.files
+    assert isinstance(weights, WebFile) and isinstance(words, Repository)
+    assert (weights.url, words.supplies) == (address, ())
+    assert model.parameters / 1e6 == pytest.approx(millions, abs=0.01)
+    assert weights.size == 4 * model.parameters
+
+
+def test_prompts_and_lengths_are_those_of_lavis() -> None:
+    (captions,) = [model for model in MODELS if model.name == "blip_caption/base_coco"]
+    assert captions.templates().caption == "a picture of"
+    chosen = captions.defaults().captions
+    # 10 to 30 tokens with [DEC] a picture of
+    assert (chosen.num_beams, chosen.min_new_tokens, chosen.max_new_tokens) == (3, 6, 26)
+
+
+def count(module: nn.Module) -> int:
+    return sum(map(torch.numel, module.parameters()))
