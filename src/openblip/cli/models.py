@@ -37,9 +37,9 @@ def models(
     cached: Cached = None,
     as_json: args.AsJson = False,
 ) -> None:
-    """List the models that you can load by name: ours, and every official BLIP-2.
+    """List the models that you can load by name: ours, and the official ones of BLIP-2 and BLIP.
 
-    Memory is the size of the loaded weights. It is in GB, as the download is; `openblip plan NAME` shows more.
+    Memory is the size of the loaded weights. It is in GB, as the size of the files is; `openblip plan NAME` shows more.
     """
     from openblip.checkpoints.registry import did_you_mean, list_models
     from openblip.errors import OptionError
@@ -84,9 +84,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
     table.add_column("can", width=len("match embed"))
-    for title in ("weights", "download", *rows[0]["memory"]):
+    for title in ("weights", "files", *rows[0]["memory"]):
         table.add_column(title.replace("bfloat", "bf"), justify="right", no_wrap=True)
-    for title in ("image", "here", "licence"):
+    for title in ("image", "here", "see"):
         table.add_column(title, no_wrap=True)
     terms = list(dict.fromkeys(row["terms"] for row in rows))
     for row in rows:

@@ -42,7 +42,7 @@ class Writer:
 
     def __init__(
         self,
-        parts: ModelParts,
+        parts: ModelParts[Any],
         language_model: LanguageModel,
         encoder: CachedEncoder,
         visual_prompts: Callable[[Sequence[EncodedImage]], Iterable[Tensor]],
