@@ -524,7 +524,7 @@ def test_what_is_no_text_where_one_belongs_is_named(tiny_model: Model, image_pat
 
 @pytest.mark.parametrize("asked", [["photo.png"], [3], [None], ["ab"], [("photo.png", "why?", "who?")]])
 def test_what_is_no_image_with_its_questions_is_named(tiny_model: Model, asked: Any) -> None:
-    with pytest.raises(OptionError, match="give pairs of an image and the question or questions"):
+    with pytest.raises(OptionError, match="takes pairs of an image and the question or questions about it, not"):
         list(tiny_model.ask_many(asked))
 
 
