@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 import threading
@@ -243,6 +244,21 @@ def test_a_copy_starts_with_nothing_seen(model: Model, image_paths: list[Path]) 
     model.encode_image(image_paths[0])
     copied = pickle.loads(pickle.dumps(model.image_cache))
     assert (len(copied), copied.nbytes, copied.limit) == (0, 0, model.image_cache.limit)
+
+
+def test_an_encoded_image_is_pickled_alone(model: Model, image_paths: list[Path], looks: list[int]) -> None:
+    encoded = model.encode_image(image_paths[0])
+    said = model.ask(encoded, QUESTIONS), model.match(encoded, "a dog")
+    packed = pickle.dumps(encoded)
+    # Neither the network nor the keys and values that it has computed.
+    assert len(packed) < encoded.features.nbytes + 2_000 < encoded.nbytes
+    for duplicate in (pickle.loads(packed), copy.deepcopy(encoded)):
+        model.image_cache.clear()
+        assert (model.ask(duplicate, QUESTIONS), model.match(duplicate, "a dog")) == said
+        assert repr(duplicate) == repr(encoded)
+    again = copy.deepcopy(model)
+    assert again.ask(encoded, QUESTIONS) == said[0]
+    assert sum(looks) == 1
 
 
 # Requests that fail, and requests at the same time

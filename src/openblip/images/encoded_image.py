@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from uuid import UUID, uuid4
 
 import torch
 from torch import Tensor
@@ -31,15 +32,18 @@ Result = TypeVar("Result")
 
 
 class EncodedImage:
-    """An image as one model has encoded it, accepted by this model wherever an image is.
+    """An image as one model has encoded it, accepted by this model, and by copies of it, wherever an image is.
+
+    It can be pickled: what the model computes from its features is left out, and computed again.
 
     Attributes:
         key: the same for the same pixels, wherever they came from.
         features: what the image encoder gave: [N, image width], on the model's device.
         source: path, address or description of the image.
+        encoder: identity of the encoder that encoded it.
     """
 
-    def __init__(self, key: bytes, features: Tensor, source: str, encoder: CachedEncoder) -> None:
+    def __init__(self, key: bytes, features: Tensor, source: str, encoder: UUID) -> None:
         self.key = key
         self.features = features
         self.source = source
@@ -48,6 +52,10 @@ class EncodedImage:
 
     def __repr__(self) -> str:
         return f"EncodedImage({self.source!r}, features={list(self.features.shape)})"
+
+    def __reduce__(self) -> tuple[type[EncodedImage], tuple[bytes, Tensor, str, UUID]]:
+        # What was derived refers to the network.
+        return EncodedImage, (self.key, self.features, self.source, self.encoder)
 
     @property
     def nbytes(self) -> int:
@@ -155,12 +163,16 @@ class CachedEncoder:
     Args:
         encode: pixels [B, 3, S, S] float32 on the CPU to features [B, N, image width] on the model's device.
         transform: of images to the pixels that it takes.
+
+    Attributes:
+        identity: the same for copies of this encoder, in other processes, too.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], transform: ImageTransform, cache: ImageCache) -> None:
         self.encode_pixels = encode
         self.transform = transform
         self.cache = cache
+        self.identity = uuid4()
 
     def encode(self, source: ImageInput) -> EncodedImage:
         """Raises ImageError when the image cannot be read, OptionError when another model has encoded it."""
@@ -190,7 +202,7 @@ class CachedEncoder:
 
     def _read(self, source: ImageInput) -> EncodedImage | _ReadImage:
         if isinstance(source, EncodedImage):
-            if source.encoder is not self:
+            if source.encoder != self.identity:
                 raise OptionError(f"another model has encoded {source.source}: use encode_image of this one")
             return source
         name = describe_source(source)
@@ -215,7 +227,7 @@ class CachedEncoder:
                 features = self.encode_pixels(normalize([one.pixels for one in missing.values()], self.transform))
                 for (key, one), row in zip(missing.items(), features, strict=True):
                     # Cloned: a row of the batch would keep the memory of all of it.
-                    encoded[key] = EncodedImage(key, row.clone(), one.source, self)
+                    encoded[key] = EncodedImage(key, row.clone(), one.source, self.identity)
                     self.cache.keep(encoded[key])
         return [encoded[one.key] for one in found]
 
