@@ -62,9 +62,14 @@ AVX2 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRU
 SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
+# Names, messages and headers, which every CPU reads alike.
+ALIKE := $(addprefix --ignore=tests/checkpoints/,hub lora/test_patterns.py tensors/test_header.py tensors/test_wrappers.py \
+	test_blip2_models.py test_damaged_folders.py test_official_names.py test_registry.py test_tokenizer_elsewhere.py \
+	tools/test_inspect.py tools/test_plan.py transformers/test_config.py)
+
 test-cpus: $(VENV)/.dev ## the numerical tests again, as on CPUs with fewer instructions (x86 only)
-	$(AVX2) $(BIN)/pytest tests/nn tests/generation tests/matching tests/models tests/test_mini.py tests/checkpoints
-	$(SSE41) $(BIN)/pytest tests/nn tests/test_mini.py
+	$(AVX2) $(PYTEST) tests/nn tests/generation tests/matching tests/models tests/test_mini.py tests/checkpoints $(ALIKE)
+	$(SSE41) $(PYTEST) tests/nn tests/test_mini.py
 
 parity: $(VENV)/.dev ## measure the table of docs/parity.md anew; fails when a limit is exceeded
 	$(BIN)/python -m benchmarks.parity

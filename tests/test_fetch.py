@@ -251,7 +251,7 @@ def test_two_processes_share_one_download(web: Web, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", program, web.url + PATH, str(target)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in both] == [str(target)] * 2
+    assert [process.communicate(timeout=600)[0].strip() for process in both] == [str(target)] * 2
     assert target.read_bytes() == BODY
     assert web.gets(PATH) == [""]
 

@@ -345,7 +345,7 @@ def run_fresh(program: str, stdin: bytes = b"") -> str:
         capture_output=True,
         check=True,
         env={**os.environ, "PYTHONPATH": source},
-        timeout=60,
+        timeout=600,
     )
     return done.stdout.decode().strip()
 

@@ -208,7 +208,7 @@ def test_whoever_stops_listening_leaves_nothing(
     said: list[str] = []
     other = threading.Thread(target=lambda: said.append("".join(begin[front]())))
     other.start()
-    other.join(timeout=60)
+    other.join(timeout=600)
     chat.turns.clear()
     assert said == [expected]
     steps = steps_of(monkeypatch)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import openblip
+from openblip import machine
 from openblip.checkpoints.hub.download import download as download_files
 from openblip.checkpoints.hub.download import find_files
 from openblip.checkpoints.hub.sources import LocalFile
@@ -50,6 +51,7 @@ from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.run import Run as EvaluationRun
 from openblip.models.model import Model
+from openblip.nn.opt import OptConfig
 from openblip.training.recipe import Recipe
 from openblip.verification import IMAGES
 from tests.checkpoints.lora.test_files import adapter_of
@@ -116,6 +118,9 @@ def test_wrong_usage_is_code_2(run: Run, arguments: list[str]) -> None:
     assert "Usage: openblip" in ran.err + ran.out
 
 
+SMALL_LAYER = OptConfig(vocab_size=300, width=256, depth=1, num_heads=4, ffn_width=512)
+
+
 def examples(name: str) -> list[str]:
     return [line.strip() for line in COMMANDS[name].EXAMPLES.splitlines() if " openblip " in f" {line}"]
 
@@ -146,6 +151,8 @@ def test_the_examples_run(
     write_adapter(adapter_of("mini", tmp_path), tmp_path / "my-adapter")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
+    if "--json" in example:  # the other example of doctor measures layers of real size
+        monkeypatch.setattr(machine, "LANGUAGE", SMALL_LAYER)
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})
     for seed in ("seed1", "seed2", "seed3", "before", "after"):
         shutil.copytree(tiny_model_folder, tmp_path / "runs" / seed)
@@ -241,7 +248,7 @@ def test_a_real_process_keeps_results_and_problems_apart(mixed_folder: Path, tin
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1
     records = [json.loads(line) for line in out.splitlines()]
     assert [Path(record["image"]).name for record in records] == ["a.png", "b.jpg", "c.png"]
@@ -260,5 +267,5 @@ def test_a_reader_that_is_gone_ends_the_process_quietly(image_paths: list[Path],
     os.close(reader)
     process = start("caption", image_paths[0].parent, "--model", tiny_model_folder, "--batch-size", "1", stdout=writer)
     os.close(writer)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (141, "")

@@ -275,7 +275,7 @@ def test_two_runs_fill_one_store_at_once(image_paths: list[Path], tmp_path: Path
         for number, order in enumerate(orders)
     ]
     for process in running:
-        _, told = process.communicate(timeout=100)
+        _, told = process.communicate(timeout=600)
         assert process.returncode == 0, told
     keys = [key for path in folder.glob("*.json") for key in json.loads(path.read_text())]
     assert len(keys) == len(set(keys)) == len(image_paths)

@@ -172,7 +172,7 @@ def test_a_browser_shows_it(found: Evaluation, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     page = Page(done.stdout)

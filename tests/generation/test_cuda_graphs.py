@@ -219,7 +219,7 @@ def test_threads_do_not_meet() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=600)
     assert found == {number: [ids] * 5 for number, ids in enumerate(expected)}
     assert 1 <= len(graphs.idle) <= len(prompts)
 

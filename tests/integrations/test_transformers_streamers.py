@@ -71,7 +71,7 @@ def test_their_streamers_give_the_text(writer: Theirs, images: list[Image.Image]
     expected = words.decode(new, skip_special_tokens=True)
     model.generate(**inputs, max_new_tokens=9, streamer=TextStreamer(words, skip_prompt=True, skip_special_tokens=True))
     assert capsys.readouterr().out == expected + "\n"
-    streamer = TextIteratorStreamer(words, skip_prompt=True, timeout=60, skip_special_tokens=True)
+    streamer = TextIteratorStreamer(words, skip_prompt=True, timeout=600, skip_special_tokens=True)
     thread = threading.Thread(target=model.generate, kwargs={**inputs, "max_new_tokens": 9, "streamer": streamer})
     thread.start()
     assert "".join(streamer) == expected

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.feature_store import FeatureStore
 from openblip.errors import ImageError, OpenBlipError
+from openblip.training.loop import checkpoint
 from openblip.training.loop.nonfinite import first_nonfinite
 from openblip.training.loop.optim import make_optimizer, rate_share, set_rate
 from openblip.training.recipe import OptimizerSection, load_recipe
@@ -76,32 +76,29 @@ def test_uncropped_images_train_as_their_features_do(recipe: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("extra", ["ema=0.9", "accumulate=2", "precision=bf16", "precision=fp16"])
-def test_a_run_that_reads_images_resumes_to_the_same_weights(recipe: Path, tmp_path: Path, extra: str) -> None:
+def test_a_run_that_reads_images_resumes_to_the_same_weights(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
     """Stopped by its disk, which is full (a limit on the size of files) from the second checkpoint on."""
     settings = ["cache=null", "train_vision=true", "dropout=0.2", "epochs=3", extra]
     whole = train(load_recipe(recipe, [*settings, f"output={tmp_path / 'whole'}"]))
-    script = (
-        "import resource, sys, torch\n"
-        "from pathlib import Path\n"
-        "from openblip.errors import OpenBlipError\n"
-        "from openblip.training.loop import checkpoint as state\n"
-        "from openblip.training.recipe import load_recipe\n"
-        "from openblip.training.run import train\n"
-        "write, calls = state.write_whole, []\n"
-        "def limited(content, path):\n"
-        "    calls.append(path)\n"
-        "    if len(calls) == 2:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
-        "    write(content, path)\n"
-        "state.write_whole = limited\n"
-        "try:\n"
-        "    train(load_recipe(Path(sys.argv[1]), sys.argv[2:]))\n"
-        "except OpenBlipError as error:\n"
-        "    print(error)\n"
-    )
-    command = [sys.executable, "-c", script, str(recipe), *settings, f"output={tmp_path / 'stopped'}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "cannot be written, the disk is full" in said
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write, calls = checkpoint.write_whole, []
+
+    def limited(content: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        write(content, path)
+
+    monkeypatch.setattr(checkpoint, "write_whole", limited)
+    try:
+        with pytest.raises(OpenBlipError, match="cannot be written, the disk is full"):
+            train(load_recipe(recipe, [*settings, f"output={tmp_path / 'stopped'}"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        monkeypatch.setattr(checkpoint, "write_whole", write)
     assert not (tmp_path / "stopped/model.safetensors").exists()
     resumed = train(load_recipe(recipe, [*settings, f"output={tmp_path / 'stopped'}"]))
     expected, found = weights(whole), weights(resumed)

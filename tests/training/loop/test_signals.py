@@ -56,6 +56,11 @@ def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
     return path
 
 
+def wait_for_two_steps(process: subprocess.Popen[str], curves: Path) -> None:
+    while process.poll() is None and (not curves.exists() or curves.read_text().count("\n") < 3):
+        time.sleep(0.01)
+
+
 def first_epoch(path: Path, *overrides: str) -> Path:
     """A run whose checkpoint is there."""
     return train(load_recipe(path, ["epochs=1", *overrides]))
@@ -66,10 +71,7 @@ def first_epoch(path: Path, *overrides: str) -> Path:
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", WAITING, "train", str(recipe)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 600
-        curves = tmp_path / "run/curves.csv"
-        while time.monotonic() < deadline and (not curves.exists() or curves.read_text().count("\n") < 3):
-            time.sleep(0.01)
+        wait_for_two_steps(process, tmp_path / "run/curves.csv")
         process.send_signal(number)
         _, told = process.communicate(timeout=600)
     assert process.returncode == 128 + number, told
@@ -97,10 +99,7 @@ def test_processes_stop_together_though_one_alone_is_asked_to(recipe: Path, tmp_
         )
         for rank in range(2)
     ]
-    deadline = time.monotonic() + 600
-    curves = tmp_path / "run/curves.csv"
-    while time.monotonic() < deadline and (not curves.exists() or curves.read_text().count("\n") < 3):
-        time.sleep(0.01)
+    wait_for_two_steps(running[1], tmp_path / "run/curves.csv")
     running[1].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=600)[1] for process in running]
     assert [process.returncode for process in running] == [128 + signal.SIGTERM] * 2, told

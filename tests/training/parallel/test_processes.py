@@ -160,7 +160,7 @@ def together(command: list[str], count: int, succeed: bool = True, **environment
         )
         for rank in range(count)
     ]
-    said = [process.communicate(timeout=120)[0] for process in running]
+    said = [process.communicate(timeout=600)[0] for process in running]
     assert all((process.returncode == 0) is succeed for process in running), said
     return said
 
