@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openblip.data.captions_to_questions import Question
-from openblip.data.pairs import tell
+from openblip.data.pairs import pair_of
 from openblip.data.plain_questions import ANIMALS, KIN, NAMED_IN, plain_questions, singular
 from openblip.data.sample import Sample
 from openblip.data.sources.open import DataSource
@@ -67,9 +67,9 @@ def test_animals_of_images_that_have_questions_alone() -> None:
     )
     assert not asked((), ("what is a cat chasing dog", "what is chasing a dog cat"))
     row = Sample((Path("x.jpg"),), question="what is sleeping on the bed?", answers=("cat",))
-    made = tell(row, DataSource("coco", plain_questions=True)).made_questions
+    made = pair_of(row, DataSource("coco", plain_questions=True)).made_questions
     assert {question.answer for question in made if question.kind != "presence"} == {"cat"}
-    assert not tell(row, DataSource("coco")).made_questions
+    assert not pair_of(row, DataSource("coco")).made_questions
 
 
 def presence(captions: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.tensors.files import SafetensorsFile
 from openblip.data.feature_store import FeatureStore
-from openblip.data.pairs import gather
+from openblip.data.pairs import load_pairs
 from openblip.errors import OpenBlipError
 from openblip.nn.vit import VisionTransformer
 from openblip.training.feature_cache.build import FeatureCache
@@ -249,7 +249,7 @@ def test_adapters_of_the_encoder_need_it(recipe: Path, tmp_path: Path) -> None:
 def test_processes_divide_the_images_whichever_is_ahead(recipe: Path, tiny_parts: ModelParts, tmp_path: Path) -> None:
     """The second finds what the first has done already, and does no more and no less than its part."""
     asked = load_recipe(recipe)
-    images = [gather(source, Path(asked.data_root)) for source in asked.data]
+    images = [load_pairs(source, Path(asked.data_root)) for source in asked.data]
     sizes = []
     for rank in range(2):
         arithmetic = Arithmetic.of(torch.device("cpu"), asked.precision, asked.qformer_precision)

@@ -60,7 +60,7 @@ def seen(loader: BatchLoader, epochs: int = 8) -> Counter[tuple[bool, str]]:
             patches = views.patches if views.patches is not None else columns(views.pixels)
             brightness = patches.float().mean(dim=2)
             for drawn, row in zip(rows, brightness, strict=True):
-                found[bool(row[-1] > row[0]), drawn.image.captions[0]] += 1
+                found[bool(row[-1] > row[0]), drawn.pair.captions[0]] += 1
     return found
 
 

@@ -16,7 +16,7 @@ from openblip.data.sources.open import DataSource, keep_training_part, read_sour
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
 
-__all__ = ["DataSource", "ImageText", "gather", "tell"]
+__all__ = ["DataSource", "ImageText", "load_pairs", "pair_of"]
 """The recipe's schema is part of what this module is for: its name is given on from here."""
 
 
@@ -74,7 +74,7 @@ def _mirrored(question: Question) -> Question:
 
 
 @dataclass
-class _Gathered:
+class _PairBuilder:
     captions: list[str] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
@@ -86,7 +86,7 @@ class _Gathered:
         if row.question:
             _add_question(self, row, source.statements)
 
-    def tell(self, image: ImageFile, source: DataSource) -> ImageText:
+    def build(self, image: ImageFile, source: DataSource) -> ImageText:
         made: list[Question] = []
         if source.make_questions:
             made += [question for caption in self.captions for question in questions_from_caption(caption)]
@@ -100,7 +100,7 @@ class _Gathered:
         return ImageText(image, tuple(self.captions), tuple(self.statements), tuple(self.questions), tuple(self.made))
 
 
-def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[ImageText]:
+def load_pairs(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[ImageText]:
     """All images of a source, in the order of their paths.
 
     Args:
@@ -110,19 +110,19 @@ def gather(source: DataSource, data_root: Path, skipped: list[str] | None = None
         OptionError: the source names no data, or data that are no descriptions of single images.
         OpenBlipError: an annotation file is missing or malformed.
     """
-    found: dict[ImageFile, _Gathered] = {}
+    found: dict[ImageFile, _PairBuilder] = {}
     for row in keep_training_part(read_source(source, data_root, skipped), source.held_out):
         _check(row, source)
-        found.setdefault(row.image, _Gathered()).add(row, source)
-    return [entry.tell(image, source) for image, entry in sorted(found.items(), key=lambda item: _order(item[0]))]
+        found.setdefault(row.image, _PairBuilder()).add(row, source)
+    return [entry.build(image, source) for image, entry in sorted(found.items(), key=lambda item: _order(item[0]))]
 
 
-def tell(row: Sample, source: DataSource) -> ImageText:
+def pair_of(row: Sample, source: DataSource) -> ImageText:
     """What one row says about its image. Raises OptionError when it is no description of a single one."""
     _check(row, source)
-    entry = _Gathered()
+    entry = _PairBuilder()
     entry.add(row, source)
-    return entry.tell(row.image, source)
+    return entry.build(row.image, source)
 
 
 def _in_order(text: str) -> str:
@@ -140,7 +140,7 @@ def _check(row: Sample, source: DataSource) -> None:
         )
 
 
-def _add_question(entry: _Gathered, row: Sample, statements: bool) -> None:
+def _add_question(entry: _PairBuilder, row: Sample, statements: bool) -> None:
     answers = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
     if not answers:
         return  # the questions of a test set teach nothing

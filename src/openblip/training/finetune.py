@@ -11,7 +11,7 @@ import torch
 
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.data.pairs import DataSource, ImageText, gather
+from openblip.data.pairs import DataSource, ImageText, load_pairs
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OptionError
 from openblip.training.lora.adapters import LoraSection
@@ -67,14 +67,14 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         images=None if options.images is None else str(options.images.absolute()),
         clean=False,
     )
-    images = gather(source, Path())
+    images = load_pairs(source, Path())
     with_questions = sum(bool(image.questions) for image in images)
     with_captions = sum(bool(image.captions) for image in images)
     if not with_questions and not with_captions:
         raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
     if len(images) >= SMALLEST_HELD_OUT:
         source.held_out = _share_held_out(images)
-    kept = sum(bool(image.captions or image.questions) for image in gather(source, Path()))
+    kept = sum(bool(image.captions or image.questions) for image in load_pairs(source, Path()))
     batch = options.batch_size or max(2, min(16, kept // 4))
     if kept < batch:
         wanted = f"a smaller batch than {options.batch_size}" if options.batch_size and kept else f"at least {batch}"
@@ -111,7 +111,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
 
 def _share_held_out(images: Sequence[ImageText]) -> int:
     """10 for a tenth of the images, or less where names fall so that the tenth would be too few; 0 for none."""
-    shown = [image.image for image in images if image.captions or image.questions]
+    shown = [pair.image for pair in images if pair.captions or pair.questions]
     enough = (n for n in range(HELD_OUT, 3, -1) if sum(is_held_out(image, n) for image in shown) >= FEWEST_HELD_OUT)
     return next(enough, 0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.pairs import DataSource, gather
+from openblip.data.pairs import DataSource, load_pairs
 from openblip.data.sources.annotations import is_held_out, read_captions, read_questions
 from openblip.errors import OpenBlipError, OptionError
 
@@ -92,8 +92,8 @@ def test_gather_joins_files_and_leaves_out_held_out_images(tmp_path: Path) -> No
     ]
     write_lines(tmp_path / "vqa.jsonl", [*questions, {**questions[0], "image": "images/new.jpg"}])
     source = DataSource("both", "captions.jsonl", "vqa.jsonl", held_out=4, statements=True, make_questions=True)
-    found = gather(source, tmp_path)
-    names = {image.image.name for image in found}
+    found = load_pairs(source, tmp_path)
+    names = {pair.image.name for pair in found}
     assert names == {Path(i).name for i in [*images, "images/new.jpg"] if not is_held_out(Path(i), 4)}
     first = next(image for image in found if image.captions)
     assert first.captions == ("a black dog is running in the grass",)
@@ -105,4 +105,4 @@ def test_gather_joins_files_and_leaves_out_held_out_images(tmp_path: Path) -> No
 
 def test_a_source_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="needs one kind of data"):
-        gather(DataSource("empty"), tmp_path)
+        load_pairs(DataSource("empty"), tmp_path)

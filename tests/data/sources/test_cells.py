@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openblip.data.pairs import gather
+from openblip.data.pairs import load_pairs
 from openblip.data.sample import Sample
 from openblip.data.sources.cells import to_text, to_texts
 from openblip.data.sources.open import DataSource, read_source
@@ -145,7 +145,7 @@ def test_every_reader_takes_the_texts(
     source = DataSource("mine", table=write_any(tmp_path, form, row))
     (sample,) = read_source(source, tmp_path)
     assert (sample.answers if column == "answers" else sample.captions) == expected
-    (image,) = gather(source, tmp_path)  # what training gets of it
+    (image,) = load_pairs(source, tmp_path)  # what training gets of it
     assert image.captions == (expected if column != "answers" else ())
     assert [asked.answers or (asked.answer,) for asked in image.questions] == [expected] * (column == "answers")
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from openblip.data.pairs import DataSource, gather
+from openblip.data.pairs import DataSource, load_pairs
 from openblip.data.sample import PackedFile, Sample, image_names
 from openblip.data.sources.open import find_missing, keep_held_out_part, keep_training_part, read_source
 from openblip.errors import ImageError, OpenBlipError, OptionError
@@ -54,7 +54,7 @@ def test_lines_of_a_jsonl_need_not_be_alike(tmp_path: Path) -> None:
     told, asked = read(tmp_path, "a.jsonl")
     assert (told.captions, told.question, asked.question, asked.answers) == (("x",), "", "What?", ("y",))
     assert read(tmp_path, "a.jsonl", split="val") == [asked]
-    (image,) = gather(DataSource("mine", table="a.jsonl"), tmp_path)
+    (image,) = load_pairs(DataSource("mine", table="a.jsonl"), tmp_path)
     assert len(image.captions) == len(image.questions) == 1
     (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
     with pytest.raises(OpenBlipError, match="has no column split: leave split: val out"):
@@ -81,10 +81,10 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "vqa.csv").write_text('image,question,answers\nphotos\\a.jpg,What?,"[""Cat"", ""dog"", ""dog""]"\n')
     (row,) = read(tmp_path, "vqa.csv")
     assert row.answers == what.answers and row.image == what.image
-    (image,) = gather(DataSource("mine", table="vqa.csv"), tmp_path)
+    (image,) = load_pairs(DataSource("mine", table="vqa.csv"), tmp_path)
     (asked,) = image.questions
     assert (asked.question, asked.answer, asked.answers) == ("what?", "dog", ("cat", "dog", "dog"))
-    assert gather(DataSource("mine", table="vqa.jsonl", split="test"), tmp_path)[0].questions == ()
+    assert load_pairs(DataSource("mine", table="vqa.jsonl", split="test"), tmp_path)[0].questions == ()
     with pytest.raises(OpenBlipError, match="no rows of the split val"):
         read(tmp_path, "vqa.jsonl", split="val")
 
@@ -141,13 +141,13 @@ def test_tables_of_all_hands(tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{number}.csv"
         path.write_bytes(content)
-        found = gather(DataSource(name="own", table=path.name, clean=False), tmp_path)
-        assert sorted((image.image.name, *image.captions) for image in found) == expected, content
+        found = load_pairs(DataSource(name="own", table=path.name, clean=False), tmp_path)
+        assert sorted((pair.image.name, *pair.captions) for pair in found) == expected, content
 
 
 def test_paths_in_tables(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption\nsub\\c.png,a\n~/d.png,b\n~e.png,c\n./f.png,d\n", encoding="utf-8")
-    found = {image.captions[0]: image.image for image in gather(DataSource(name="own", table="t.csv"), tmp_path)}
+    found = {pair.captions[0]: pair.image for pair in load_pairs(DataSource(name="own", table="t.csv"), tmp_path)}
     assert found == {
         "a": tmp_path / "sub/c.png",
         "b": Path.home() / "d.png",
@@ -315,9 +315,9 @@ def test_broken_tars_are_listed_and_the_rest_is_used(tmp_path: Path, caplog: pyt
 
 def test_gather_keeps_images_of_one_name_apart(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\nx/1.jpg,one\ny/1.jpg,two\nx/1.jpg,three\n")
-    images = gather(DataSource("mine", table="a.csv"), tmp_path)
+    images = load_pairs(DataSource("mine", table="a.csv"), tmp_path)
     assert [image.captions for image in images] == [("one", "three"), ("two",)]
-    assert image_names([image.image for image in images]) == ["x/1.jpg", "y/1.jpg"]
+    assert image_names([pair.image for pair in images]) == ["x/1.jpg", "y/1.jpg"]
     packed = [PackedFile(tmp_path / name, 512, 9, "1.jpg") for name in ("t/0.tar", "t/1.tar")]
     assert image_names(packed) == ["0.tar/1.jpg", "1.tar/1.jpg"]
     assert image_names([tmp_path / "x/1.jpg", tmp_path / "x/2.jpg"]) == ["1.jpg", "2.jpg"]
@@ -327,9 +327,9 @@ def test_gather_keeps_images_of_one_name_apart(tmp_path: Path) -> None:
 def test_gather_refuses_what_is_no_description(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "a man sleeps", "label": "neutral"}')
     with pytest.raises(OptionError, match="sentences that are to be judged"):
-        gather(DataSource("mine", table="a.jsonl"), tmp_path)
+        load_pairs(DataSource("mine", table="a.jsonl"), tmp_path)
     (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "a man sleeps", "label": "man"}')
-    assert gather(DataSource("mine", table="a.jsonl"), tmp_path)[0].captions == ("a man sleeps",)
+    assert load_pairs(DataSource("mine", table="a.jsonl"), tmp_path)[0].captions == ("a man sleeps",)
 
 
 def test_a_known_data_set_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,10 +341,10 @@ def test_a_known_data_set_is_a_source(tmp_path: Path, monkeypatch: pytest.Monkey
         (folder / "vg_caption.json").write_text(json.dumps(rows))
         rows = rows[1:]
     source = DataSource("vg", dataset="vg_caption")
-    assert [image.image for image in gather(source, recipe_root)] == [
+    assert [pair.image for pair in load_pairs(source, recipe_root)] == [
         home / f"vg/images/VG_100K/{i}.jpg" for i in (1, 2)
     ]
-    assert gather(source, recipe_root)[0].captions == ("1", "1")
+    assert load_pairs(source, recipe_root)[0].captions == ("1", "1")
     own = DataSource("vg", dataset="vg_caption", images="photos", annotations="mine")
     assert [row.image for row in read_source(own, recipe_root)] == [
         recipe_root / f"photos/VG_100K/{number}.jpg" for number in (1, 2)

@@ -15,7 +15,7 @@ from openblip.checkpoints.openblip.folder import load_native, save_native
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.vit import VitConfig
-from openblip.training.init.reinit import at_size, reinit_qformer
+from openblip.training.init.reinit import reinit_qformer, resize
 
 LAYER = {
     "attention.self.query": (32, 32),
@@ -104,12 +104,12 @@ def test_another_size_gives_what_interpolating_on_the_way_gives(parts: ModelPart
     seen = replace(parts, network=Blip2Network(config).eval(), transform=replace(parts.transform, image_size=28))
     pixels = torch.randn(1, 3, 56, 56)
     expected = seen.network.vision(pixels)
-    larger = at_size(seen, 56)
+    larger = resize(seen, 56)
     assert larger.transform.image_size == 56 and larger.network.vision(pixels).shape == (1, 17, 12)
     assert torch.allclose(larger.network.vision(pixels), expected, atol=1e-6)
     save_native(larger, tmp_path / "larger")
     assert torch.equal(load_native(tmp_path / "larger").network.vision(pixels), larger.network.vision(pixels))
     with pytest.raises(OptionError, match="30 is no multiple of patch_size 14"):
-        at_size(larger, 30)
+        resize(larger, 30)
     with pytest.raises(OptionError, match=r"image_size cannot change .*: it is for vision transformers"):
-        at_size(parts, 56)
+        resize(parts, 56)

@@ -21,11 +21,11 @@ def test_an_epoch_shows_each_image_as_often_as_its_source_says() -> None:
     plan = BatchPlan(sources, [images("a", 5), images("b", 5)], batch_size=4, seed=1)
     drawn = [each for batch in plan.batches(epoch=0) for each in batch]
     assert plan.steps == len(list(plan.batches(0))) == 5
-    times = Counter(each.image.image.name for each in drawn)
+    times = Counter(each.pair.image.name for each in drawn)
     assert {times[f"a{number}.jpg"] for number in range(5)} == {1}
     assert {times[f"b{number}.jpg"] for number in range(5)} == {3}
     # each time with other randomness, and never as its mirror image
-    again = [each for each in drawn if each.image.image.name == "b0.jpg"]
+    again = [each for each in drawn if each.pair.image.name == "b0.jpg"]
     assert len({each.rng.random() for each in again}) == 3
     assert MIRRORED_VIEW not in {each.view for each in drawn if each.source == 1}
 
@@ -33,7 +33,7 @@ def test_an_epoch_shows_each_image_as_often_as_its_source_says() -> None:
 def test_a_resumed_epoch_goes_on_with_the_same_batches() -> None:
     def shown(skip: int) -> list[list[tuple[str, int, float]]]:
         plan = BatchPlan([DataSource("a", repeat=2)], [images("a", 9)], batch_size=3, seed=7)
-        return [[(each.image.image.name, each.view, each.rng.random()) for each in b] for b in plan.batches(2, skip)]
+        return [[(each.pair.image.name, each.view, each.rng.random()) for each in b] for b in plan.batches(2, skip)]
 
     assert shown(0)[4:] == shown(4)
     assert shown(0) != sorted(shown(0))

@@ -73,7 +73,7 @@ def feed_of(recipe: Recipe, world: World = ALONE, *more: RowSource) -> StreamLoa
 def names(loader: StreamLoader, epoch: int = 0, skip: int = 0, batches: int | None = None) -> list[str]:
     count = loader.steps - skip if batches is None else batches
     taken = islice(loader.batches(epoch, skip), count)
-    return [drawn.image.image.name for rows, _ in taken for drawn in rows]
+    return [drawn.pair.image.name for rows, _ in taken for drawn in rows]
 
 
 @pytest.mark.parametrize("rows", [(6, 6, 6, 6), (24,), (12, 3, 9)], ids=["tars", "one-tar", "three-tars"])
@@ -116,7 +116,7 @@ def test_an_epoch_goes_on_from_any_batch_and_opens_no_image_before_it(
         taken = islice(feed_of(recipe, World(1, 2), known).batches(3, skip), count)
         return [
             [
-                (drawn.image.image.name, drawn.rng.random(), float(row.sum()))
+                (drawn.pair.image.name, drawn.rng.random(), float(row.sum()))
                 for drawn, row in zip(rows, views.pixels, strict=True)
             ]
             for rows, views in taken

@@ -82,7 +82,7 @@ class FeatureCache:
         with Progress(*columns, disable=world.rank > 0) as progress:
             for source, group, plan, store in zip(self.recipe.data, self.images, self.plans, self.stores, strict=True):
                 # By their places in the whole list, which all processes agree on, whatever is there already.
-                own = [image.image for image in group[world.rank :: world.size] if image.image not in store]
+                own = [pair.image for pair in group[world.rank :: world.size] if pair.image not in store]
                 what = f"features of {printable(source.name)}"
                 bar = progress.add_task(what, total=len(own) * world.size, visible=bool(own))
                 started = time.perf_counter()
@@ -164,7 +164,7 @@ def without_unreadable(
     kept: list[list[ImageText]] = []
     bad: list[BadImage] = []
     for source, group, store in zip(recipe.data, images, stores, strict=True):
-        wrong = [_bad(image.image) for image in group if image.image not in store]
+        wrong = [_bad(pair.image) for pair in group if pair.image not in store]
         if wrong and recipe.on_bad_image is OnBadImage.STOP:
             raise ImageError(str(wrong[0].image), wrong[0].problem)
         if len(wrong) > MAX_UNREADABLE * len(group):
@@ -173,7 +173,7 @@ def without_unreadable(
                 "check data_root and the paths in its file"
             )
         bad += wrong
-        kept.append([image for image in group if image.image in store])
+        kept.append([pair for pair in group if pair.image in store])
     return kept, bad
 
 

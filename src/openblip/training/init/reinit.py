@@ -63,7 +63,7 @@ def reinit_qformer(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
     return parts
 
 
-def at_size(parts: ModelParts, image_size: int) -> ModelParts:
+def resize(parts: ModelParts, image_size: int) -> ModelParts:
     """The model for square images of another size, to which the positions of its encoder are interpolated; in place.
 
     Raises OptionError when the encoder has no patches of which the size is a multiple.

@@ -31,8 +31,8 @@ TENSORFLOW_STD = (128 / 255,) * 3
 """EfficientNet-Lite reads (value - 127) / 128."""
 
 
-def assemble(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -> ModelParts:
-    """Put the model together; its vocabularies come from what the images say.
+def build_small_blip2(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -> ModelParts:
+    """Build the model from its pretrained parts; its vocabularies come from the texts of the images.
 
     Raises:
         CheckpointError: a pretrained part is missing or of an unknown kind.

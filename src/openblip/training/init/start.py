@@ -16,8 +16,8 @@ from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError, OptionError
-from openblip.training.init.reinit import at_size, reinit_qformer
-from openblip.training.init.small_blip2 import assemble
+from openblip.training.init.reinit import reinit_qformer, resize
+from openblip.training.init.small_blip2 import build_small_blip2
 from openblip.training.lora.adapters import adapter_parameters, add_lora, reaches_vision
 from openblip.training.recipe import Recipe, Stage
 
@@ -33,7 +33,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     """
     name = recipe.name or Path(recipe.output).name
     if recipe.new is not None:
-        parts = assemble(recipe.new, [image for group in images for image in group], name, recipe.seed)
+        parts = build_small_blip2(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:
         parts = load_parts(str(recipe.init), ReadOptions(left_out=() if encoder else (VISION,)))
         if not encoder and recipe.lora is not None and reaches_vision(parts.network, recipe.lora):
@@ -42,7 +42,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.prompt is not None:
         parts = replace(parts, prompts=replace(parts.prompts, caption=recipe.prompt))
     if recipe.image_size is not None:
-        parts = at_size(parts, recipe.image_size)
+        parts = resize(parts, recipe.image_size)
     if recipe.fresh_qformer is not None:
         parts = reinit_qformer(parts, Path(recipe.fresh_qformer), recipe.seed)
     torch.manual_seed(recipe.seed)

@@ -17,23 +17,24 @@ from openblip.training.parallel.processes import ALONE, World
 
 @dataclass(frozen=True)
 class BatchRow:
-    """An image drawn for a batch.
+    """An image with its texts, chosen for a batch.
 
     Attributes:
-        source: index of its data source; view: which cached view of it to use.
-        rng: the randomness for choosing its text, and its crop where views are not cached.
-        number: of the image among all of the run.
+        source: index of its data source.
+        view: which cached view of the image to use.
+        rng: chooses its text, and its crop where views are not cached.
+        number: index of the image among all images of the run.
     """
 
     source: int
-    image: ImageText
+    pair: ImageText
     view: int
     rng: random.Random
     number: int = 0
 
     def mirrored(self) -> BatchRow:
         """The same with what is said of the image's mirror image."""
-        return replace(self, image=self.image.mirrored())
+        return replace(self, pair=self.pair.mirrored())
 
 
 class BatchPlan:
@@ -65,8 +66,8 @@ class BatchPlan:
     @property
     def steps(self) -> int:
         """Batches an epoch; a last one that is too small is dropped: contrast needs company."""
-        drawn = sum(source.repeat * len(group) for source, group in zip(self.sources, self.images, strict=True))
-        return drawn // self.batch_size
+        rows = sum(source.repeat * len(group) for source, group in zip(self.sources, self.images, strict=True))
+        return rows // self.batch_size
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[list[BatchRow]]:
         """This process' rows of the batches of an epoch from number `skip` on."""
@@ -89,5 +90,5 @@ class BatchPlan:
         views = [view for view in range(settings.views) if settings.mirror or view != MIRRORED_VIEW]
         number = sum(map(len, self.images[:source])) + row
         view = rng.choice(views)
-        image = self.images[source][row].with_fewer_words(settings.word_dropout, rng)
-        return BatchRow(source, image, view, rng, number)
+        pair = self.images[source][row].with_fewer_words(settings.word_dropout, rng)
+        return BatchRow(source, pair, view, rng, number)

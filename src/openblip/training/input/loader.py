@@ -90,28 +90,28 @@ class FeatureLoader(PlannedLoader):
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         for batch in self.plan.batches(epoch, skip):
-            rows = [self.stores[drawn.source].patches([drawn.image.image], [drawn.view]) for drawn in batch]
-            yield [self._with_texts_of_view(drawn) for drawn in batch], Views(patches=torch.cat(rows))
+            features = [self.stores[row.source].patches([row.pair.image], [row.view]) for row in batch]
+            yield [self._with_texts_of_view(row) for row in batch], Views(patches=torch.cat(features))
 
-    def _with_texts_of_view(self, drawn: BatchRow) -> BatchRow:
+    def _with_texts_of_view(self, row: BatchRow) -> BatchRow:
         """With the texts of the mirror image, where that is what the features are of."""
-        if drawn.view == 0:
-            return drawn
-        mirrored = drawn.mirrored()
-        return mirrored if mirrored.image != drawn.image and self._is_mirrored(drawn) else drawn
+        if row.view == 0:
+            return row
+        mirrored = row.mirrored()
+        return mirrored if mirrored.pair != row.pair and self._is_mirrored(row) else row
 
-    def _is_mirrored(self, drawn: BatchRow) -> bool:
+    def _is_mirrored(self, row: BatchRow) -> bool:
         """How a crop was drawn depends on the image's size: only those whose texts name a side are opened."""
-        image, source = drawn.image.image, self.plan.sources[drawn.source]
-        if drawn.view < CROPS_FROM or not source.mirror:
-            return drawn.view == MIRRORED_VIEW
-        place = drawn.source, image, drawn.view
+        image, source = row.pair.image, self.plan.sources[row.source]
+        if row.view < CROPS_FROM or not source.mirror:
+            return row.view == MIRRORED_VIEW
+        place = row.source, image, row.view
         if place not in self._mirrored:
             try:
                 size = open_image(image).size
             except ImageError:  # gone since its features were computed: no reason to lose the run
                 return False
-            self._mirrored[place] = draw_view(size, image.name, drawn.view, source.min_area).mirrored
+            self._mirrored[place] = draw_view(size, image.name, row.view, source.min_area).mirrored
         return self._mirrored[place]
 
 
@@ -126,28 +126,28 @@ class ImageLoader(PlannedLoader):
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         own = self.plan.batch_size // self.plan.world.size
-        drawn = chain.from_iterable(self.plan.batches(epoch, skip))
-        return prefetch_batches(drawn, self._load, own, self.transform, self._skip)
+        rows = chain.from_iterable(self.plan.batches(epoch, skip))
+        return prefetch_batches(rows, self._load, own, self.transform, self._skip)
 
-    def _load(self, drawn: BatchRow) -> LoadedRow:
-        return load_row(drawn, self.sources[drawn.source], self.transform)
+    def _load(self, row: BatchRow) -> LoadedRow:
+        return load_row(row, self.sources[row.source], self.transform)
 
-    def _skip(self, drawn: BatchRow, error: ImageError) -> None:
-        skip_or_raise(self._note, drawn.image.image, error, self.skip_bad)
+    def _skip(self, row: BatchRow, error: ImageError) -> None:
+        skip_or_raise(self._note, row.pair.image, error, self.skip_bad)
 
 
-def load_row(drawn: BatchRow, source: DataSource, transform: ImageTransform) -> LoadedRow:
+def load_row(row: BatchRow, source: DataSource, transform: ImageTransform) -> LoadedRow:
     """A row with its image, cropped and mirrored by its generator, and with the texts of what the crop shows.
 
     Raises ImageError.
     """
-    image = open_image(drawn.image.image)
+    image = open_image(row.pair.image)
     if source.augment:
         settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
-        part = draw_part(image.size, drawn.rng, settings)
+        part = draw_part(image.size, row.rng, settings)
         image = part.of(image)
-        drawn = drawn.mirrored() if part.mirrored else drawn
-    return drawn, fit(image, transform)
+        row = row.mirrored() if part.mirrored else row
+    return row, fit(image, transform)
 
 
 def skip_or_raise(note: Callable[[BadImage], None], image: ImageFile, error: OpenBlipError, skip_bad: bool) -> None:
@@ -188,7 +188,7 @@ def prefetch_batches(
             break
         for rows in waiting if good else []:
             filled = [found or _stand_in(good[place % len(good)], rows) for place, found in enumerate(rows)]
-            yield [drawn for drawn, _ in filled], Views(pixels=normalize([pixels for _, pixels in filled], transform))
+            yield [row for row, _ in filled], Views(pixels=normalize([pixels for _, pixels in filled], transform))
         if good:
             waiting, problem = [], ""
     if waiting:
@@ -200,5 +200,5 @@ def prefetch_batches(
 
 def _stand_in(found: LoadedRow, batch: Sequence[LoadedRow | None]) -> LoadedRow:
     """Of another batch, whose texts are to be the same whether or not a row of it has stood in before."""
-    drawn, pixels = found
-    return found if any(each is found for each in batch) else (replace(drawn, rng=copy(drawn.rng)), pixels)
+    row, pixels = found
+    return found if any(each is found for each in batch) else (replace(row, rng=copy(row.rng)), pixels)

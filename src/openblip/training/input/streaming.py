@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from openblip.data.image_files import BadImage, OnBadImage
-from openblip.data.pairs import DataSource, ImageText, tell
+from openblip.data.pairs import DataSource, ImageText, pair_of
 from openblip.data.sample import ImageFile, PackedFile
 from openblip.data.sources.annotations import is_held_out
 from openblip.data.sources.stream import Position, Share, TarStream, in_turn
@@ -163,8 +163,8 @@ class StreamLoader(BatchLoader):
         if not self.usable(pair):
             raise ImageError(str(image), "says nothing that this stage learns from")
         pair = pair.with_fewer_words(source.word_dropout, place.rng)
-        drawn = BatchRow(place.source, pair, 0, place.rng, _number(image))
-        return load_row(drawn, source, self.transform)
+        row = BatchRow(place.source, pair, 0, place.rng, _number(image))
+        return load_row(row, source, self.transform)
 
     def _skip(self, place: StreamRow, error: ImageError) -> None:
         skip_or_raise(self._note, place.image, error, self.skip_bad)
@@ -188,7 +188,7 @@ def batches_of(recipe: Recipe, sources: Sequence[RowSource]) -> int:
 def _read(row: TarRow, source: DataSource) -> ImageText:
     """What a row says; whatever is wrong with it is wrong with its image."""
     try:
-        return tell(row.sample(), source)
+        return pair_of(row.sample(), source)
     except ImageError:
         raise
     except OpenBlipError as error:

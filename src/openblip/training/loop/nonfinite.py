@@ -51,12 +51,12 @@ def save_batch(folder: Path, batch: Sequence[BatchRow], views: Views | None, fac
     place.mkdir(parents=True, exist_ok=True)
     rows = [
         {
-            "image": str(drawn.image.image),
-            "view": drawn.view,
-            "captions": list(drawn.image.captions),
-            "questions": [[question.question, question.answer] for question in drawn.image.questions],
+            "image": str(row.pair.image),
+            "view": row.view,
+            "captions": list(row.pair.captions),
+            "questions": [[question.question, question.answer] for question in row.pair.questions],
         }
-        for drawn in batch
+        for row in batch
     ]
     write_text(place / "batch.json", json.dumps({**facts, "rows": rows}, indent=1, ensure_ascii=False))
     inputs = {name: tensor.cpu().contiguous() for name, tensor in _inputs(views).items()}

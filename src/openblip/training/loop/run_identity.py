@@ -51,9 +51,9 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
     identity = {name: json.dumps(value, default=lambda choice: choice.value) for name, value in settings.items()}
     digest = hashlib.sha256()
     for group in images:
-        for image in group:
-            texts = (image.captions, image.statements, image.questions, image.made_questions)
-            digest.update(repr((image.image.name, texts)).encode("utf-8", "backslashreplace"))
+        for pair in group:
+            texts = (pair.captions, pair.statements, pair.questions, pair.made_questions)
+            digest.update(repr((pair.image.name, texts)).encode("utf-8", "backslashreplace"))
         digest.update(b"|")
     # Whether features are cached changes what is seen of an image; where they are kept does not.
     identity |= {CACHED: str(recipe.cache is not None), ROWS: digest.hexdigest()}

@@ -137,7 +137,7 @@ class Trainer:
         for _ in range(position.step, self.epoch_steps):
             started = time.perf_counter()
             micro_batches = [
-                MicroBatch(rows, self._move(views), [drawn.rng.getstate() for drawn in rows])
+                MicroBatch(rows, self._move(views), [row.rng.getstate() for row in rows])
                 for rows, views in _take(batches, recipe.accumulate)
             ]
             losses, rate = self._step(micro_batches)
@@ -217,7 +217,7 @@ class Trainer:
         cause = first_nonfinite(self.task.network, batch.views, lambda: self._again(batch, number))
         facts = {"step": step, "losses": wrong, "cause": cause, "seed": self.recipe.seed}
         place = save_batch(self.output, batch.rows, batch.views, facts)
-        names = ", ".join(drawn.image.image.name for drawn in batch.rows[:5])
+        names = ", ".join(row.pair.image.name for row in batch.rows[:5])
         raise OpenBlipError(
             f"the loss {wrong} is not finite at step {step} (images {names}, ...): the first to be so is {cause}. "
             f"The batch is in {place}. Lower the learning rate, or use precision=float32"
@@ -225,8 +225,8 @@ class Trainer:
 
     def _again(self, batch: MicroBatch, number: int) -> None:
         """Compute a batch again, with the same texts."""
-        for drawn, rng_state in zip(batch.rows, batch.rng_states, strict=True):
-            drawn.rng.setstate(rng_state)
+        for row, rng_state in zip(batch.rows, batch.rng_states, strict=True):
+            row.rng.setstate(rng_state)
         self.task(batch.rows, batch.views, self._seed_generators(number))
 
     def _together(self, last: bool) -> AbstractContextManager[Any]:

@@ -183,9 +183,9 @@ class WeightsAndBiases:
 
 
 def _run_id(path: Path) -> str:
-    """What a run is called there: drawn once and kept beside its checkpoint, so that no other run goes on in it."""
+    """What a run is called there: chosen once and kept beside its checkpoint, so that no other run goes on in it."""
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
-    drawn = uuid4().hex
-    write_text(path, drawn + "\n")
-    return drawn
+    run_id = uuid4().hex
+    write_text(path, run_id + "\n")
+    return run_id

@@ -85,9 +85,7 @@ class SelfCritic:
 
     def __init__(self, parts: ModelParts, images: Sequence[ImageText], draws: int) -> None:
         """Raises OptionError when no image has a caption, CheckpointError when the model cannot write."""
-        references = {
-            str(image.image): [_marked(text) for text in image.captions] for image in images if image.captions
-        }
+        references = {str(pair.image): [_marked(text) for text in pair.captions] for pair in images if pair.captions}
         if not references:
             raise OptionError(
                 "self_critical needs images with captions: give a data source that has them, or set it to 0"
@@ -123,20 +121,20 @@ class SelfCritic:
         uniforms = torch.rand(len(batch) * world.size, draws, length, generator=generator)[
             world.rows(len(batch) * world.size)
         ]
-        rows = [row for row, drawn in enumerate(batch) if drawn.image.captions]
+        rows = [index for index, row in enumerate(batch) if row.pair.captions]
         world = world.uneven(len(rows), prompt.device)
         if not world.joined(len(rows)):
             return {}
         described = torch.tensor(rows, dtype=torch.int64)
         prompt = prompt[described.to(prompt.device)]
-        drawn = self.draw(prompt.detach(), uniforms[described])
+        samples = self.draw(prompt.detach(), uniforms[described])
         scores = [
-            [self.reward.score(str(batch[row].image.image), self._read(text)) for text in texts]
-            for row, texts in zip(rows, drawn, strict=True)
+            [self.reward.score(str(batch[row].pair.image), self._read(text)) for text in texts]
+            for row, texts in zip(rows, samples, strict=True)
         ]
         rewards = torch.tensor(scores, device=prompt.device).view(len(rows), draws)
         texts = [
-            [*self.before, *text.ids, *([self.stop_id] if text.stopped else [])] for group in drawn for text in group
+            [*self.before, *text.ids, *([self.stop_id] if text.stopped else [])] for group in samples for text in group
         ]
         ids, mask = pad_ids(texts, self.tokenizer.pad_id)
         labels = ids.masked_fill(~mask, IGNORED)

@@ -1,4 +1,4 @@
-"""What each stage trains and how it turns drawn images into a loss."""
+"""What each stage trains and how it turns batches of images into a loss."""
 
 from __future__ import annotations
 
@@ -144,26 +144,26 @@ class LanguageTask(Task):
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         documents = sorted(
-            (document for drawn in batch for document in self._documents(drawn)), key=lambda row: len(row.ids)
+            (document for row in batch for document in self._documents(row)), key=lambda document: len(document.ids)
         )
         # Documents of like length go together, so that little of a chunk is padding.
         chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
-        counts = [sum(len(row.ids) - row.prompt_length for row in chunk) for chunk in chunks]
+        counts = [sum(len(document.ids) - document.prompt_length for document in chunk) for chunk in chunks]
         with self.runtime.arithmetic.quickly():
             losses = [self._loss(chunk) * count for chunk, count in zip(chunks, counts, strict=True)]
         return {"lm": self.runtime.world.mean(torch.stack(losses).sum(), sum(counts))}
 
-    def _documents(self, drawn: BatchRow) -> list[EncodedTarget]:
-        targets = choose_targets(drawn.image, self.mixture, self.parts.prompts, drawn.rng, self.texts_per_image)
-        rows = []
+    def _documents(self, row: BatchRow) -> list[EncodedTarget]:
+        targets = choose_targets(row.pair, self.mixture, self.parts.prompts, row.rng, self.texts_per_image)
+        documents = []
         for target in targets:
-            context = choose_context(drawn.image, target, drawn.rng)
-            row = encode_target(target, context, self.tokenizer, self.stop_id)
+            context = choose_context(row.pair, target, row.rng)
+            document = encode_target(target, context, self.tokenizer, self.stop_id)
             if target.question is not None:
                 # The words of questions are learnt, too, but not whether one is asked: that is up to the user.
-                row = replace(row, prompt_length=row.ids.index(self.tokenizer.start_id) + 2)
-            rows.append(row)
-        return rows
+                document = replace(document, prompt_length=document.ids.index(self.tokenizer.start_id) + 2)
+            documents.append(document)
+        return documents
 
     def _loss(self, documents: Sequence[EncodedTarget]) -> Tensor:
         ids, mask = pad_ids([row.ids for row in documents], self.tokenizer.pad_id)
@@ -190,7 +190,7 @@ class Stage1Task(Task):
     def forward(
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.rng) for drawn in batch]
+        texts = [choose_caption(row.pair, self.recipe.mixture, row.rng) for row in batch]
         text = TextBatch(*self.matching.batch(texts)).to(self.runtime.device)
         clamp_temperature(self.network)
         patches = keep_patches(self.patches(views), self.recipe.patch_share)
@@ -253,11 +253,11 @@ class Stage2Task(Task):
     def _imitate(self, batch: Sequence[BatchRow], prompt: Tensor) -> dict[str, Tensor]:
         targets: list[Target] = []
         owners = []
-        for owner, drawn in enumerate(batch):
+        for owner, row in enumerate(batch):
             count = self.recipe.texts_per_image
-            for target in choose_targets(drawn.image, self.recipe.mixture, self.parts.prompts, drawn.rng, count):
+            for target in choose_targets(row.pair, self.recipe.mixture, self.parts.prompts, row.rng, count):
                 # What is learnt by reward need not be imitated.
-                if self.critic is None or target.question is not None or not drawn.image.captions:
+                if self.critic is None or target.question is not None or not row.pair.captions:
                     targets.append(target)
                     owners.append(owner)
         # Processes agree on whether there is a loss; one that has nothing to say to it takes part with no rows.
@@ -287,12 +287,12 @@ class Stage2Task(Task):
     ) -> dict[str, Tensor]:
         """ITC and ITM on the images of the batch that are described."""
         assert self.matching is not None
-        described = [row for row, drawn in enumerate(batch) if drawn.image.descriptions]
+        described = [index for index, row in enumerate(batch) if row.pair.descriptions]
         world = self.runtime.world.uneven(len(described), self.runtime.device)
         if world.joined(len(described)) < 2:
             return self._unmatched()
         chosen = [batch[row] for row in described]
-        texts = [choose_caption(drawn.image, self.recipe.mixture, drawn.rng) for drawn in chosen]
+        texts = [choose_caption(row.pair, self.recipe.mixture, row.rng) for row in chosen]
         clamp_temperature(self.network)
         rows = torch.tensor(described, dtype=torch.int64, device=self.runtime.device)
         loss = pair_losses(
@@ -325,7 +325,7 @@ def pairing_of(
 ) -> Pairing:
     """An image that a batch shows twice is no stranger to its other caption."""
     return Pairing(
-        image_ids=torch.tensor([drawn.number for drawn in batch], dtype=torch.int64, device=runtime.device),
+        image_ids=torch.tensor([row.number for row in batch], dtype=torch.int64, device=runtime.device),
         generator=generator,
         itm_share=recipe.itm_share,
         learn_candidates=recipe.learn_candidates,
