@@ -19,7 +19,7 @@ import PIL.Image
 import torch
 from openblip import (
     Answered, Captioned, Chat, Classified, Embedded, EncodedImage, GeneratedText, Match, Matched, Model, Ranked,
-    Rankings, Scores,
+    RankedAnswer, Rankings, Scores,
 )
 from openblip.text import Pieces
 from typing_extensions import assert_type
@@ -87,6 +87,8 @@ RIGHT = {
     'model.match_many(paths, ["a"])': "Iterator[Matched]",
     'model.scores(paths, ["a"], itm=True)': "Scores",
     'model.classify(path, ["dog", "cat"])': "list[Classified]",
+    'model.rank_answers(path, "is it red?", ["yes", "no"])': "list[RankedAnswer]",
+    'model.rank_answers(paths, ["is it red?"], ("yes",), top=1)': "list[list[list[RankedAnswer]]]",
     'model.classify(paths, ("dog",), templates="a {}")': "list[list[Classified]]",
     'model.rank_images("a", paths, top=None, rerank=3)': "list[Ranked]",
     'model.rank_images(["a"], (path for path in paths))': "list[list[Ranked]]",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from openblip.results import Match as Match
     from openblip.results import Matched as Matched
     from openblip.results import Ranked as Ranked
+    from openblip.results import RankedAnswer as RankedAnswer
     from openblip.results import Rankings as Rankings
     from openblip.results import Scores as Scores
 
@@ -50,6 +51,7 @@ _HOMES = {
     "Chat": "openblip.models.chat",
     "CheckpointError": "openblip.errors",
     "Classified": "openblip.results",
+    "RankedAnswer": "openblip.results",
     "Components": "openblip.models.abilities",
     "DownloadError": "openblip.errors",
     "Embedded": "openblip.results",
@@ -81,6 +83,7 @@ __all__ = [
     "Chat",
     "CheckpointError",
     "Classified",
+    "RankedAnswer",
     "Components",
     "DownloadError",
     "Embedded",

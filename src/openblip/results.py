@@ -90,6 +90,21 @@ class Matched:
 
 
 @dataclass(frozen=True)
+class RankedAnswer:
+    """One of the answers that were offered for a question.
+
+    Attributes:
+        index: its position in the list of answers.
+        answer: as it was given.
+        score: its log-probability, at most 0; BLIP's is smoothed as the loss that BLIP was trained with.
+    """
+
+    index: int
+    answer: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Classified:
     """One label for an image.
 

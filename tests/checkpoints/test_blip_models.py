@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -12,7 +13,9 @@ import openblip
 from openblip.checkpoints.blip_models import LAVIS, MODELS, ORIGINAL
 from openblip.checkpoints.hub.sources import Repository, WebFile
 from openblip.checkpoints.model_entry import LANGUAGE, TEXT, VISION, ModelEntry
+from openblip.checkpoints.names.blip import LAVIS_PARTS, layout_of, own_names
 from openblip.nn.blip import BlipConfig, BlipNetwork
+from tests.pairs.blip import VARIABLE, recordings
 
 LAVIS_MODELS = {
     "blip_caption/base_coco": (f"{LAVIS}blip_coco_caption_base.pth", 223.97),
@@ -76,3 +79,28 @@ def test_prompts_and_lengths_are_those_of_lavis() -> None:
 
 def count(module: nn.Module) -> int:
     return sum(map(torch.numel, module.parameters()))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", LAVIS_MODELS)
+def test_names_and_shapes_are_those_of_official_files(name: str) -> None:
+    """By a list of what LAVIS' classes have at their official sizes, of which `keys_blip_clip.json` is a summary."""
+    folder = recordings()
+    if folder is None:
+        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    listed = json.loads((folder / "keys_blip_clip.json").read_text(encoding="utf-8"))
+    entry = listed[name]
+    while isinstance(entry["keys"], str):  # "as blip_vqa/vqav2"
+        entry = listed[entry["keys"].removeprefix("as ")]
+    stored: dict[str, tuple[int, ...]] = {}
+    for key, shape, *numbers in entry["keys"]:
+        first, last = map(int, numbers[0].split("-")) if numbers else (0, 0)
+        for number in range(first, last + 1):
+            stored[key.replace(".N.", f".{number}.")] = tuple(shape)
+    (model,) = [model for model in MODELS if model.name == name]
+    with torch.device("meta"):
+        network = BlipNetwork(model.config())
+    wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items() if key != "temperature"}
+    layout = layout_of(network.config, LAVIS_PARTS)
+    plan = layout.plan(own_names(stored, layout, LAVIS_PARTS))
+    assert {key: stored[rows[0].name] for key, rows in plan.rows.items()} == wanted

@@ -111,6 +111,29 @@ def test_an_image_is_encoded_and_read_once(
     assert model.ask(image, QUESTIONS[1])
 
 
+def test_ranked_answers(make: Make, image_paths: list[Path]) -> None:
+    """Scores are those of the whole answer read at once, and do not depend on what else is ranked."""
+    model, answers = make("answer"), ["red", "two children", "the beach", "a dog"]
+    found = model.rank_answers(image_paths, QUESTIONS, answers)
+    language, words = BlipLanguageModel(model.network), model.parts.require_words()
+    with torch.inference_mode():
+        for path, rows in zip(image_paths, found, strict=True):
+            memory = language.remember(model.encode_image(path).features[None])
+            for question, row in zip(QUESTIONS, rows, strict=True):
+                prompt = language.embed(torch.tensor([model.parts.prompt_ids(question)]))
+                for ranked in row:
+                    ids = torch.tensor([[*words.encode(answers[ranked.index]), model.parts.stop_id]])
+                    logits = language.logits(language.hidden_before(prompt, None, ids, memory))
+                    loss = torch.nn.functional.cross_entropy(logits[0], ids[0], reduction="sum", label_smoothing=0.1)
+                    assert ranked.score == pytest.approx(-float(loss), abs=1e-3)
+                assert [one.score for one in row] == sorted((one.score for one in row), reverse=True)
+    alone = model.rank_answers(image_paths[0], QUESTIONS[0], answers, top=1)
+    assert [one.answer for one in alone] == [found[0][0][0].answer]
+    assert len(model.rank_answers(image_paths[0], QUESTIONS[0], answers, first=2)) == 2
+    with pytest.raises(openblip.OptionError, match="there are no answers, or one is empty"):
+        model.rank_answers(image_paths[0], QUESTIONS[0], ["red", " "])
+
+
 def test_matching(make: Make, image_paths: list[Path]) -> None:
     model, texts = make("match"), ["a dog on the beach", "two children play with the red ball"]
     found = model.scores(image_paths, texts, itm=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openblip.checkpoints.names.blip import LAVIS_PARTS
 from openblip.checkpoints.names.engine import Layout
+from openblip.generation.candidates import rank_candidates
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.bert_decoder import sequence_loss
@@ -177,6 +178,31 @@ def test_answers_in_a_batch_are_those_alone(vqa: tuple[Recording, BlipNetwork]) 
             assert generate(alone, [alone.embed(row)], options)[0][0].ids == together[index][0].ids
     expected = [recording.outputs["predict"][f"generate_alone_{row}"]["ids"] for row in range(len(rows))]
     assert [[recording.decode_id, *texts[0].ids] for texts in together] == [without_padding(e)[0] for e in expected]
+
+
+def test_ranked_answers(vqa: tuple[Recording, BlipNetwork]) -> None:
+    recording, network = vqa
+    inputs = recording.inputs
+    offered = [recording.ids([answer])[0][0, 1:].tolist() for answer in inputs["answer_list"]]
+    for name, found in recording.outputs["predict"].items():
+        settings = found["settings"]
+        if settings["inference_method"] != "rank":
+            continue
+        rows = [int(name[-1])] if "alone" in name else range(len(inputs["image"]))
+        first = min(settings["num_ans_candidates"], len(offered))
+        losses = found["candidate_loss"].view(len(rows), first)
+        texts = found["candidate_ids"].view(len(rows), first, -1)
+        for place, row in enumerate(rows):
+            model = Beside(network, network.image_features(inputs["image"][row : row + 1]))
+            ids, _ = recording.ids([inputs["text_input"][row]], recording.encode_id, 35)
+            (ranked,) = rank_candidates(model, [model.embed(ids[0])], offered, first=first)
+            assert inputs["answer_list"][ranked[0].index] == found["answers"][place]
+            theirs = {
+                tuple(i for i in text.tolist()[1:] if i): float(loss)
+                for text, loss in zip(texts[place], losses[place], strict=True)
+            }
+            for one in ranked:
+                assert -one.score == pytest.approx(theirs[tuple(offered[one.index])], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["base", "large"])

@@ -13,7 +13,7 @@ from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.devices import Placement
 from openblip.errors import given_path
 from openblip.images.encoded_image import EncodedImage, ImageCache, ImageInput
-from openblip.models import matching_methods, text_methods
+from openblip.models import answer_methods, matching_methods, text_methods
 from openblip.models.abilities import Components, writer_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Model:
     ask = text_methods.ask
     ask_many = text_methods.ask_many
     generate = text_methods.generate
+    rank_answers = answer_methods.rank_answers
 
     def chat(self, image: ImageInput) -> Chat:
         """Start a conversation about an image, which is encoded once."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.errors import ImageError, OptionError, yes_or_no
+from openblip.generation.candidates import rank_candidates
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, check_names
 from openblip.generation.prefill import fits
@@ -21,7 +22,7 @@ from openblip.generation.prefix import Prefix
 from openblip.generation.repeated_words import Vocabulary
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.nn.language_model import LanguageModel
-from openblip.results import GeneratedText
+from openblip.results import GeneratedText, RankedAnswer
 from openblip.text import Pieces, clean_generated, clean_question, one_text, text_pieces
 
 SHARED_FROM = 3
@@ -147,6 +148,23 @@ class Writer:
     def texts(self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions) -> list[GeneratedText]:
         """What follows each prompt behind one image; what the prompts share is read once."""
         return [texts[0] for texts in self._behind(image, prompts, options, False)]
+
+    def rank(
+        self, image: EncodedImage, prompts: Sequence[str], answers: Sequence[str], first: int
+    ) -> list[list[RankedAnswer]]:
+        """Answers to each prompt behind one image, likeliest first.
+
+        Args:
+            first: how many answers are read of each prompt: those that begin likeliest.
+        """
+        # Where a prompt goes on, the next word begins with a space.
+        space = "" if self.language_model.config.encodes_prompts else " "
+        ids = [[*self.tokenizer.encode(space + answer), self.parts.stop_id] for answer in answers]
+        with torch.inference_mode(), self._kept(image):
+            (prefix,) = self._prefixes([image])
+            rows = [self.language_model.embed(self._ids(prompt)) for prompt in prompts]
+            found = rank_candidates(self.language_model, rows, ids, prefix, first)
+        return [[RankedAnswer(one.index, answers[one.index], one.score) for one in row] for row in found]
 
     def stream(self, image: EncodedImage, prompt: str, options: ResolvedOptions, *, caption: bool = False) -> Pieces:
         """The pieces of what follows a prompt, as they are written, greedily or sampled.

@@ -41,6 +41,7 @@ class BlipLanguageConfig:
     prompt_counts: bool
     kind: ClassVar[str] = "bert"
     is_external: ClassVar[bool] = False
+    label_smoothing: ClassVar[float] = LABEL_SMOOTHING
 
 
 @dataclass(frozen=True)

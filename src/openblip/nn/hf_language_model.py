@@ -30,6 +30,7 @@ class ExternalConfig:
     is_external: ClassVar[bool] = True
     prompt_start_ids: ClassVar[tuple[int, ...]] = ()
     prompt_counts: ClassVar[bool] = False
+    label_smoothing: ClassVar[float] = 0.0
 
 
 class ExternalDecoder:

@@ -23,6 +23,7 @@ class LanguageConfig(Protocol):
         start_ids: what the decoder of one that encodes prompts begins with; nothing otherwise.
         prompt_counts: what a text begins with is part of it: its tokens count as used, and in the length that a beam's
             score is divided by.
+        label_smoothing: of the loss that it was trained with, by which candidates for an answer are ranked, too.
     """
 
     @property
@@ -43,6 +44,8 @@ class LanguageConfig(Protocol):
     def start_ids(self) -> tuple[int, ...]: ...
     @property
     def prompt_counts(self) -> bool: ...
+    @property
+    def label_smoothing(self) -> float: ...
 
 
 class Reading(Protocol):

@@ -52,6 +52,7 @@ class OptConfig:
     is_external: ClassVar[bool] = False
     prompt_start_ids: ClassVar[tuple[int, ...]] = ()
     prompt_counts: ClassVar[bool] = False
+    label_smoothing: ClassVar[float] = 0.0
     encodes_prompts: ClassVar[bool] = False
     start_ids: ClassVar[tuple[int, ...]] = ()
 

@@ -70,6 +70,7 @@ class T5Config:
     is_external: ClassVar[bool] = False
     prompt_start_ids: ClassVar[tuple[int, ...]] = ()
     prompt_counts: ClassVar[bool] = False
+    label_smoothing: ClassVar[float] = 0.0
     encodes_prompts: ClassVar[bool] = True
     max_positions: ClassVar[int | None] = None
 
