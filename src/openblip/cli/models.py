@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +18,9 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip models opt-2.7b --ability caption
   openblip models --cached --json"""
 
-WIDTH = 120
-"""Columns of the table; a narrower terminal breaks the lines, which loses nothing."""
+WIDTH = 80
+SHOWN = ("float32", "bfloat16", "int4")
+"""The number formats whose memory the table shows; `--json` and `openblip plan` have the others."""
 
 Pattern = Annotated[
     str, typer.Argument(metavar="PATTERN", help="Part of a name, or a pattern with * and ?.", show_default=False)
@@ -39,7 +41,9 @@ def models(
 ) -> None:
     """List the models that you can load by name: ours, and the official ones of BLIP-2 and BLIP.
 
-    Memory is the size of the loaded weights. It is in GB, as the size of the files is; `openblip plan NAME` shows more.
+    "files" is the size of the download, and "float32", "bf16" and "int4" are the memory of the loaded weights, all in
+    GB. "px" is the side of the square images, and "here" says whether the files are on this machine. `openblip plan
+    NAME` shows more.
     """
     from openblip.checkpoints.registry import did_you_mean, list_models
     from openblip.errors import OptionError
@@ -77,32 +81,22 @@ def _row(model: ModelEntry) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("name", no_wrap=True)
-    table.add_column("can", width=len("match embed"))
-    for title in ("weights", "files", *rows[0]["memory"]):
-        table.add_column(title.replace("bfloat", "bf"), justify="right", no_wrap=True)
-    for title in ("image", "here", "see"):
-        table.add_column(title, no_wrap=True)
-    terms = list(dict.fromkeys(row["terms"] for row in rows))
+    """Models that can do the same, under the same licence, stand together below a line that says so."""
+    wide = max(len(row["name"]) for row in rows)
+    lines = [f"{'name':<{wide - 1}} weights files float32  bf16  int4  px here"]
+    group = None
     for row in rows:
-        table.add_row(
-            row["name"],
-            " ".join(row["abilities"]),
-            f"{row['parameters'] / 1e6:,.0f} M",
-            f"{row['megabytes'] / 1e3:.2f}",
-            *(f"{megabytes / 1e3:.2f}" for megabytes in row["memory"].values()),
-            f"{row['image_size']} px",
-            "yes" if row["cached"] else "no",
-            f"({terms.index(row['terms']) + 1})",
+        if group != (row["abilities"], row["terms"]):
+            group = row["abilities"], row["terms"]
+            lines += ["", *_wrapped(f"{', '.join(row['abilities'])}:   {row['terms']}")]
+        float32, bf16, int4 = (f"{row['memory'][name] / 1e3:.2f}" for name in SHOWN)
+        lines.append(
+            f"{row['name']:<{wide}} {row['parameters'] / 1e6:5.0f}M {row['megabytes'] / 1e3:5.2f} {float32:>7}"
+            f" {bf16:>5} {int4:>5} {row['image_size']:>3} {'yes' if row['cached'] else 'no'}"
         )
-    console = Console(width=WIDTH)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
-    lines += [f"  ({number}) {text}" for number, text in enumerate(terms, start=1)]
-    return lines + [f"  {row['name']} is also {' and '.join(row['aliases'])}" for row in rows if row["aliases"]]
+    aliases = [f"{row['name']} is also {' and '.join(row['aliases'])}" for row in rows if row["aliases"]]
+    return [*lines, *([""] if aliases else []), *(line for text in aliases for line in _wrapped(text))]
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
