@@ -18,8 +18,8 @@ import openblip
 import PIL.Image
 import torch
 from openblip import (
-    Answered, Captioned, Chat, Classified, Embedded, EncodedImage, GeneratedText, Match, Matched, Model, Ranked,
-    RankedAnswer, Rankings, Scores,
+    Answered, Captioned, Chat, Classified, ClassifiedImage, Embedded, EncodedImage, GeneratedText, Match, Matched,
+    Model, Ranked, RankedAnswer, Rankings, Scores,
 )
 from openblip.text import Pieces
 from typing_extensions import assert_type
@@ -90,6 +90,7 @@ RIGHT = {
     'model.rank_answers(path, "is it red?", ["yes", "no"])': "list[RankedAnswer]",
     'model.rank_answers(paths, ["is it red?"], ("yes",), top=1)': "list[list[list[RankedAnswer]]]",
     'model.classify(paths, ("dog",), templates="a {}")': "list[list[Classified]]",
+    'model.classify_many(paths, ["dog"])': "Iterator[ClassifiedImage]",
     'model.rank_images("a", paths, top=None, rerank=3)': "list[Ranked]",
     'model.rank_images(["a"], (path for path in paths))': "list[list[Ranked]]",
     'model.rank_texts(path, ["a"])': "list[Ranked]",

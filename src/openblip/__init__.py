@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from openblip.results import Answered as Answered
     from openblip.results import Captioned as Captioned
     from openblip.results import Classified as Classified
+    from openblip.results import ClassifiedImage as ClassifiedImage
     from openblip.results import Embedded as Embedded
     from openblip.results import GeneratedText as GeneratedText
     from openblip.results import Match as Match
@@ -52,6 +53,7 @@ _HOMES = {
     "CheckpointError": "openblip.errors",
     "Classified": "openblip.results",
     "RankedAnswer": "openblip.results",
+    "ClassifiedImage": "openblip.results",
     "Components": "openblip.models.abilities",
     "DownloadError": "openblip.errors",
     "Embedded": "openblip.results",
@@ -84,6 +86,7 @@ __all__ = [
     "CheckpointError",
     "Classified",
     "RankedAnswer",
+    "ClassifiedImage",
     "Components",
     "DownloadError",
     "Embedded",

@@ -116,6 +116,19 @@ class Classified:
     probability: float
 
 
+@dataclass(frozen=True)
+class ClassifiedImage:
+    """One image of many: its labels, most probable first, or what was wrong with it.
+
+    Attributes:
+        source: the path, URL or description of the image.
+    """
+
+    source: str
+    labels: tuple[Classified, ...] = ()
+    error: ImageError | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Embedded:
     """One image of many: its vectors, or what was wrong with it.

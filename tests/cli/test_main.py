@@ -30,6 +30,7 @@ from openblip.cli import (
     average,
     caption,
     chat,
+    classify,
     convert,
     datasets,
     doctor,
@@ -61,7 +62,7 @@ from tests.checkpoints.theirs import write_writer
 from .conftest import Run
 
 MODULES = (
-    *(ask, average, caption, chat, convert, datasets, doctor, download, embed, evaluate, finetune, inspect),
+    *(ask, average, caption, chat, classify, convert, datasets, doctor, download, embed, evaluate, finetune, inspect),
     *(match, merge, models, plan, quantize, train, verify),
 )
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}

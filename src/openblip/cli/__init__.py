@@ -18,6 +18,7 @@ from openblip.cli import (
     average,
     caption,
     chat,
+    classify,
     convert,
     datasets,
     doctor,
@@ -64,6 +65,7 @@ app.command(epilog=caption.EXAMPLES)(caption.caption)
 app.command(epilog=ask.EXAMPLES)(ask.ask)
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=match.EXAMPLES)(match.match)
+app.command(epilog=classify.EXAMPLES)(classify.classify)
 app.command(epilog=embed.EXAMPLES)(embed.embed)
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=download.EXAMPLES)(download.download)

@@ -16,7 +16,7 @@ from openblip.errors import ImageError, OptionError, whole_number
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.matching.comparison import Comparison, ImageBatch, PairNetwork, Words
 from openblip.nn.blip2 import itc_similarity
-from openblip.results import Classified, Embedded, Match, Matched, Scores
+from openblip.results import Classified, ClassifiedImage, Embedded, Match, Matched, Scores
 from openblip.text import pad_ids, text_list
 
 PAIRS = 64
@@ -187,13 +187,13 @@ class Matcher:
                 pairs = zip(texts, odds, row.itc.tolist(), strict=True)
                 yield Matched(row.source, tuple(Match(text, itm, itc) for text, itm, itc in pairs))
 
-    def classify(
+    def classify_many(
         self,
         sources: ImageInput | Iterable[ImageInput],
         labels: Sequence[str],
         templates: Sequence[str],
         batch_size: int,
-    ) -> list[list[Classified]]:
+    ) -> Iterator[ClassifiedImage]:
         """Labels of each image, most probable first; of equals, what was given first is first.
 
         Raises:
@@ -205,24 +205,22 @@ class Matcher:
             if "{}" not in template:
                 raise OptionError(f"the template {template!r} has no {{}} in it: say where the label stands")
         read_texts = self.read([template.replace("{}", label) for label in labels for template in templates])
-        several = len(templates)
         if self.comparison.averages_texts:
-            mean = read_texts.embeds.view(len(labels), several, -1).mean(dim=1)
-            read_texts, several = ReadTexts([], F.normalize(mean, dim=-1)), 1
+            mean = read_texts.embeds.view(len(labels), len(templates), -1).mean(dim=1)
+            read_texts = ReadTexts([], F.normalize(mean, dim=-1))
         temperature = self.comparison.temperature.float().cpu()
-        ranked: list[list[Classified]] = []
         for batch in self.encoder.batches(sources, batch_size):
-            images = batch.whole()
-            if not images:
-                continue
-            cosines = self.compare(self.batch(images), read_texts)
-            odds = (cosines.view(len(images), len(labels), several).mean(dim=2) / temperature).softmax(dim=1)
+            images = batch.images
+            cosines = self.compare(self.batch(images), read_texts) if images else torch.empty(0, len(read_texts.embeds))
+            means = cosines.view(len(images), len(labels), len(read_texts.embeds) // len(labels)).mean(dim=2)
+            odds = (means / temperature).softmax(dim=1)
             best = odds.argsort(dim=1, descending=True, stable=True)
-            ranked += [
-                [Classified(labels[place], float(row[place])) for place in order]
-                for row, order in zip(odds, best.tolist(), strict=True)
-            ]
-        return ranked
+            for source, found in batch.join(zip(odds.tolist(), best.tolist(), strict=True)):
+                if isinstance(found, ImageError):
+                    yield ClassifiedImage(source, error=found)
+                else:
+                    row, order = found
+                    yield ClassifiedImage(source, tuple(Classified(labels[place], row[place]) for place in order))
 
     def scores(
         self, sources: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], *, itm: bool, batch_size: int

@@ -19,7 +19,7 @@ from openblip.matching.matcher import TEMPLATES
 from openblip.matching.ranking import RERANK, TOP, Search
 from openblip.models.abilities import Composed, matcher_of
 from openblip.models.signatures import BATCH_SIZE, Images, Texts
-from openblip.results import Classified, Embedded, Match, Matched, Ranked, Rankings, Scores
+from openblip.results import Classified, ClassifiedImage, Embedded, Match, Matched, Ranked, Rankings, Scores
 from openblip.text import text_list
 
 
@@ -112,11 +112,28 @@ def classify(
         ImageError: an image cannot be read.
         OptionError: there are no labels or no templates, or a template has no {} in it.
     """
-    matcher = matcher_of(self, "classify")
-    rows = matcher.classify(
-        image_list(images), text_list(labels, "the labels"), text_list(templates, "the templates"), batch_size
-    )
+    rows: list[list[Classified]] = []
+    for found in classify_many(self, images, labels, templates=templates, batch_size=batch_size):
+        if found.error is not None:
+            raise found.error
+        rows.append(list(found.labels))
     return rows[0] if is_one_image(images) else rows
+
+
+def classify_many(
+    self: Composed,
+    images: ImageInput | Images,
+    labels: str | Texts,
+    *,
+    templates: str | Texts = TEMPLATES,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[ClassifiedImage]:
+    """As `classify` for any number of images: one result for each, in order, as batches are done.
+
+    The labels are read once. An image that cannot be read gives a result with its error.
+    """
+    told, around = text_list(labels, "the labels"), text_list(templates, "the templates")
+    return matcher_of(self, "classify").classify_many(image_list(images), told, around, batch_size)
 
 
 @overload

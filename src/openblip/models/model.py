@@ -93,6 +93,7 @@ class Model:
     match_many = matching_methods.match_many
     scores = matching_methods.scores
     classify = matching_methods.classify
+    classify_many = matching_methods.classify_many
     rank_images = matching_methods.rank_images
     rank_texts = matching_methods.rank_texts
     rank_both = matching_methods.rank_both
