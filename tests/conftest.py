@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import nn
 
@@ -33,6 +34,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The web servers of these tests are on this machine.
 os.environ.setdefault("OPENBLIP_ALLOW_PRIVATE_ADDRESSES", "1")
+
+# On a busy machine everything takes long.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 WORKER_MEMORY = 3 * 1024**3
 """Bytes that a process of `pytest -n auto` needs at most, with those that its tests start."""

@@ -69,7 +69,9 @@ def test_all_pairs_equal_transformers_and_single_pairs(theirs: Theirs, model: Mo
     assert scores.itm.std(dim=0).min() > 1e-3 and scores.itm.std(dim=1).min() > 1e-3
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_order_and_batches_do_not_matter(model: Model, image_paths: list[Path], data: st.DataObject) -> None:
     whole = reference(model, tuple(image_paths))

@@ -38,7 +38,7 @@ def entry(shape: list[Any], start: int, end: int, kind: object = "F32") -> dict[
 EMPTY = entry([0], 0, 0)
 BAD: dict[str, tuple[object, bytes]] = {
     "long": ({"__metadata__": {"a": "b" * 12_000_000}}, b""),
-    "many tensors": ({f"t{number}": EMPTY for number in range(100_000)}, b""),
+    "many tensors": ({f"t{number}": EMPTY for number in range(MAX_TENSORS + 1)}, b""),
     "a long name": ({"a" * 1_000_000: EMPTY}, b""),
     "the same bytes": ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8)),
     "overlapping bytes": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),

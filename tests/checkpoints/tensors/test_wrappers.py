@@ -33,7 +33,9 @@ BESIDE = {"epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "
 fronts = st.lists(st.sampled_from(FRONTS), max_size=3).map("".join)
 entries = st.lists(st.sampled_from(ENTRIES), max_size=3)
 inside = st.sampled_from(INSIDE)
-some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def renamed(state: dict[str, Tensor], front: str, within: str) -> dict[str, Tensor]:

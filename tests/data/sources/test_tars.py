@@ -25,7 +25,9 @@ from openblip.errors import OpenBlipError, OptionError
 from openblip.images.decode import load_image
 from tests.data.tiny_images import jpeg, write_tar
 
-ANY_FOLDER = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_FOLDER = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def shard(path: Path, rows: int, first: int = 0) -> Path:
