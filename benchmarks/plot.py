@@ -2,8 +2,10 @@
 
     python benchmarks/plot.py runs/bench/full [--output runs/bench/full/bench.png]
 
-On the left are ratios, the peer's time by ours, with a line at 1; bars and goals are marks of their own. On the right
-is what has a bar in units of its own, as a share of it: beyond the line is better, of sizes and times as well.
+The upper panel shows ratios, the peer's time divided by ours, with a line at 1. The lower panel shows results in other
+units as a share of their required value; beyond the line is better, for sizes and times as well. Red marks are required
+values (`bar` in the files of figures), green marks are hoped-for values (`goal`). One narrow column with large type
+stays legible on a phone.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, BAR, GOAL = "#4878a8", "#c44e52", "#55a868"
-BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
-"""Of figures, which marks may lie under."""
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+"""Of words, which marks may lie under."""
+TYPE, WIDTH = 13, 6.0
+"""Size of the type in points, and width of the chart in inches: a phone shows it at a third of its size."""
+HEADROOM = 2
+"""Rows that the title and the scale of a panel take."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +71,24 @@ def shares(rows: list[tuple[str, dict[str, Any]]]) -> list[Drawn]:
 
 
 def draw(axes: Axes, bars: list[Drawn], title: str) -> None:
+    """A row for each bar: its name above it, as wide as it likes, and its value behind it."""
     places = range(len(bars))
-    axes.barh(places, [bar.length for bar in bars], color=OURS, height=0.6)
+    axes.barh(places, [bar.length for bar in bars], color=OURS, height=0.34)
     for place, bar in zip(places, bars, strict=True):
         for length, colour in ((bar.bar, BAR), (bar.goal, GOAL)):
             if length is not None:
-                axes.plot([length, length], [place - 0.4, place + 0.4], color=colour, linewidth=2)
-        axes.text(bar.length, place, f" {bar.label}", va="center", fontsize=7, bbox=BEHIND)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.plot([], [], color=BAR, label="bar")
-    axes.plot([], [], color=GOAL, label="goal")
-    axes.set_yticks(places, [bar.name for bar in bars], fontsize=7)
-    axes.invert_yaxis()
+                axes.plot([length, length], [place - 0.24, place + 0.24], color=colour, linewidth=3)
+        axes.text(0, place - 0.24, bar.name, va="bottom", fontsize=TYPE, bbox=BEHIND)
+        axes.text(bar.length, place, f" {bar.label}", va="center", fontsize=TYPE, bbox=BEHIND)
+    axes.axvline(1, color="gray", linewidth=1, zorder=0)
+    axes.set_yticks([])
+    axes.tick_params(axis="x", labelsize=TYPE)
+    axes.set_ylim(len(bars) - 0.5, -0.8)
+    axes.set_xlim(left=0)
     axes.margins(x=0.2)
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7, loc="lower right")
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(title, fontsize=TYPE + 2, loc="left", pad=14)
 
 
 def main() -> None:
@@ -88,7 +97,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows = read_rows(options.folder)
-    panels = [("times as fast as the peer", ratios(rows)), ("share of what was to be reached", shares(rows))]
+    panels = [
+        ("times as fast as the peer", ratios(rows)),
+        ("share of the required value", shares(rows)),
+    ]
     panels = [(title, bars) for title, bars in panels if bars]
     if not panels:
         raise SystemExit(f"{options.folder} has no figures: run benchmarks/run.py first")
@@ -97,9 +109,11 @@ def main() -> None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7 * len(panels), 1.5 + 0.3 * max(len(bars) for _, bars in panels)), layout="constrained")
-    for place, (title, bars) in enumerate(panels, 1):
-        draw(figure.add_subplot(1, len(panels), place), bars, title)
+    rows_of = [len(bars) + HEADROOM for _, bars in panels]
+    figure = Figure(figsize=(WIDTH, 0.6 * sum(rows_of)), layout="constrained")
+    grid = figure.add_gridspec(len(panels), 1, height_ratios=rows_of)
+    for place, (title, bars) in enumerate(panels):
+        draw(figure.add_subplot(grid[place]), bars, title)
     output = options.output or options.folder / "bench.png"
     figure.savefig(output, dpi=150)
     print(f"\n{output}")

@@ -41,13 +41,10 @@ def test_features(
         lavis, "load_model_and_preprocess", lambda kind, _, is_eval: load(kind, tiny_model_folder, is_eval)
     )
     config = tiny_model.network.config
-    sizes = {
-        "257": 4,  # EfficientNet's patches of 64 px
-        "1408": config.qformer.image_width,
-        "32": config.qformer.num_queries,
-        "768": config.qformer.width,
-        "256": config.shared_width,
-    }
+    ours = (config.qformer.image_width, config.qformer.num_queries, config.qformer.width, config.shared_width)
+    official, mini = (1408, 32, 768, 256), (1344, 16, 384, 256)
+    sizes = {str(written): real for names in (official, mini) for written, real in zip(names, ours, strict=True)}
+    sizes["81"] = 4  # the tiny EfficientNet's patches of 64 px
     text = (DOCS / "features.md").read_text(encoding="utf-8")
     known: dict[str, object] = {}
     checked = 0
