@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
 import torch
@@ -27,7 +27,6 @@ DEFAULT_BYTES = 256 * 2**20
 ImageInput: TypeAlias = "ImageSource | EncodedImage"
 """Whatever a model takes as an image."""
 
-Derived = TypeVar("Derived")
 Result = TypeVar("Result")
 
 
@@ -190,16 +189,6 @@ class CachedEncoder:
                 self._encode([found for _, found in batch if not isinstance(found, ImageError)]),
             )
 
-    def derive(
-        self, images: Sequence[EncodedImage], name: str, compute: Callable[[list[int]], Iterable[Derived]]
-    ) -> list[Derived]:
-        """As `derive`, and what was computed counts in the cache."""
-        lacking = [image for image in images if name not in image.derived]
-        found = derive(images, name, compute)
-        for image in lacking:
-            self.cache.keep(image)
-        return found
-
     def _read(self, source: ImageInput) -> EncodedImage | _ReadImage:
         if isinstance(source, EncodedImage):
             if source.encoder != self.identity:
@@ -230,23 +219,6 @@ class CachedEncoder:
                     encoded[key] = EncodedImage(key, row.clone(), one.source, self.identity)
                     self.cache.keep(encoded[key])
         return [encoded[one.key] for one in found]
-
-
-def derive(
-    images: Sequence[EncodedImage], name: str, compute: Callable[[list[int]], Iterable[Derived]]
-) -> list[Derived]:
-    """What is computed from features, once an image and kept with it.
-
-    Args:
-        name: what it is called among what is derived.
-        compute: places among `images` of those that lack it to one value each, which has `nbytes`.
-    """
-    lacking = {id(image): place for place, image in enumerate(images) if name not in image.derived}
-    if lacking:
-        places = list(lacking.values())
-        for place, value in zip(places, compute(places), strict=True):
-            images[place].derived[name] = value
-    return [cast(Derived, image.derived[name]) for image in images]
 
 
 def _may_wait(source: object) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.devices import Placement
 from openblip.generation.cuda_graphs import Graphs
-from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache, derive
+from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache
 from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
@@ -20,7 +19,6 @@ from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.language_model import LanguageModel
 
-Derive: TypeAlias = Callable[[Sequence[EncodedImage], str, Callable[[list[int]], list[Tensor]]], list[Tensor]]
 QUERIES = "queries"
 """What is kept of an encoded image: the Q-Former's outputs [Q, width]."""
 
@@ -29,13 +27,13 @@ class QueriedImages:
     """A batch of encoded images as the Q-Former's queries see them, which is kept with each image.
 
     Args:
-        derive: how it is kept: `openblip.images.encoded_image.derive`, or that of an encoder, which counts it at once.
+        cache: measures images anew that have more to keep; None where the caller does so.
     """
 
-    def __init__(self, network: Blip2Network, images: Sequence[EncodedImage], derive: Derive = derive) -> None:
+    def __init__(self, network: Blip2Network, images: Sequence[EncodedImage], cache: ImageCache | None = None) -> None:
         self.network = network
         self.images = images
-        self.derive = derive
+        self.cache = cache
 
     @cached_property
     def features(self) -> Tensor:
@@ -50,18 +48,23 @@ class QueriedImages:
     @cached_property
     def queries(self) -> Tensor:
         """Outputs of the queries [I, Q, width]."""
-        return torch.stack(self.derive(self.images, QUERIES, self._queries))
+        new = {id(image): place for place, image in enumerate(self.images) if QUERIES not in image.derived}
+        if new:
+            places = list(new.values())
+            memory = self.memory
+            if len(places) < len(self.images):
+                memory = memory.take(torch.tensor(places, device=self.features.device))
+            for place, row in zip(places, self.network.qformer.image(memory), strict=True):
+                # Cloned: a row of the batch would keep the memory of all of it.
+                self.images[place].derived[QUERIES] = row.clone()
+                if self.cache is not None:
+                    self.cache.keep(self.images[place])
+        return torch.stack([image.derived[QUERIES] for image in self.images])
 
     @cached_property
     def embeds(self) -> Tensor:
         """Unit vectors [I, Q, shared width], float32."""
         return self.network.project_queries(self.queries).float()
-
-    def _queries(self, places: list[int]) -> list[Tensor]:
-        rows = torch.tensor(places, device=self.features.device)
-        memory = self.memory if len(places) == len(self.images) else self.memory.take(rows)
-        # Cloned: a row of the batch would keep the memory of all of it.
-        return [row.clone() for row in self.network.qformer.image(memory)]
 
 
 class Blip2Comparison:
@@ -93,7 +96,7 @@ class Blip2Comparison:
         return self.network.temperature
 
     def batch(self, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> QueriedImages:
-        return QueriedImages(self.network, images, encoder.derive)
+        return QueriedImages(self.network, images, encoder.cache)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.network.project_text(self.network.qformer.text(ids, mask)).float()
@@ -119,7 +122,7 @@ class Blip2Images:
 
     def visual_prompts(self, images: Sequence[EncodedImage]) -> list[Tensor]:
         """What the language model reads of each image: [Q, token width]."""
-        # The writer derives prompts of them, and counts in the cache what was derived on the way.
+        # The writer keeps prompts of them, too, and measures the images then.
         prompts = self.network.prompt_projection(QueriedImages(self.network, images).queries)
         return [row.clone() for row in prompts]
 

@@ -223,11 +223,12 @@ class Writer:
 
     @torch.inference_mode()
     def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix]:
-        def compute(places: list[int]) -> list[Prefix]:
-            rows = self.visual_prompts([images[place] for place in places])
-            return [self.prefix(self.language_model, row) for row in rows]
-
-        return self.encoder.derive(images, PREFIX, compute)
+        new = list(dict.fromkeys(image for image in images if PREFIX not in image.derived))
+        if new:
+            for image, row in zip(new, self.visual_prompts(new), strict=True):
+                image.derived[PREFIX] = self.prefix(self.language_model, row)
+                self.encoder.cache.keep(image)
+        return [image.derived[PREFIX] for image in images]
 
     def _counts_prompts(self, options: ResolvedOptions, caption: bool) -> bool:
         """Whether words of prompts count as used: of captions, and where prompts are part of the model's texts."""
