@@ -33,7 +33,7 @@ class PublishedText:
 
     Attributes:
         prompt: what it was told to go on from; None for its own way to ask for a caption.
-        num_beams, max_new_tokens: as in the run that was published.
+        num_beams, max_new_tokens, min_new_tokens: as in the run that was published.
     """
 
     image: str
@@ -41,6 +41,7 @@ class PublishedText:
     prompt: str | None = None
     num_beams: int = 5
     max_new_tokens: int = 30
+    min_new_tokens: int = 1
 
     @property
     def task(self) -> str:
@@ -52,9 +53,26 @@ class PublishedText:
             prompt=self.prompt,
             num_beams=self.num_beams,
             max_new_tokens=self.max_new_tokens,
-            min_new_tokens=1,
+            min_new_tokens=self.min_new_tokens,
             length_penalty=1.0,
         )
+        return Outcome(self.task, self.text, found, found == self.text)
+
+
+@dataclass(frozen=True)
+class PublishedAnswer:
+    """What a model answered, with its own options."""
+
+    image: str
+    question: str
+    text: str
+
+    @property
+    def task(self) -> str:
+        return f"{self.image}, {self.question}"
+
+    def run(self, model: Model, image: ImageSource) -> Outcome:
+        found = model.ask(image, self.question)
         return Outcome(self.task, self.text, found, found == self.text)
 
 
@@ -90,7 +108,7 @@ class Outcome:
     same: bool
 
 
-Published = PublishedText | PublishedMatch
+Published = PublishedText | PublishedAnswer | PublishedMatch
 
 WHICH_CITY = "Question: which city is this? Answer:"
 MERLION_TALK = (
@@ -104,7 +122,11 @@ def _caption(text: str) -> tuple[Published, ...]:
     return (PublishedText("merlion.png", text),)
 
 
-# Sources: tests/models/test_blip2.py and examples/blip2_*.ipynb of https://github.com/salesforce/LAVIS, and
+def _blip_caption(text: str) -> tuple[Published, ...]:
+    return (PublishedText("merlion.png", text, num_beams=3, max_new_tokens=26, min_new_tokens=6),)
+
+
+# Sources: tests/models/test_blip*.py and examples/blip*.ipynb of https://github.com/salesforce/LAVIS, and
 # tests/models/blip_2/test_modeling_blip_2.py of https://github.com/huggingface/transformers (greedy, 20 tokens).
 PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     "blip2_opt/pretrain_opt2.7b": _caption("the merlion fountain in singapore"),
@@ -133,6 +155,24 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     ),
     "Salesforce/blip2-itm-vit-g": (
         PublishedMatch("demo.jpg", "A woman and her dog sitting in a beach", 0.9762, 0.4406),
+    ),
+    "blip_caption/base_coco": _blip_caption("a large fountain spewing water into the air"),
+    "blip_caption/large_coco": _blip_caption("a large statue of a person spraying water from a fountain"),
+    "blip_vqa/vqav2": (
+        PublishedAnswer("merlion.png", "Which city is this photo taken?", "singapore"),
+        PublishedAnswer("merlion.png", "What time is this during the day?", "sunset"),
+        PublishedAnswer("merlion.png", "Is it Singapore or London?", "singapore"),
+    ),
+    "blip_image_text_matching/base": (
+        PublishedMatch("merlion.png", "merlion in Singapore", 0.98613, 0.4633),
+        PublishedMatch("merlion.png", "a random irrelevant caption", 0.05704, 0.23282),
+    ),
+    "blip_image_text_matching/large": (
+        PublishedMatch("merlion.png", "merlion in Singapore", 0.99466, 0.4474),
+        PublishedMatch("merlion.png", "a random irrelevant caption", 0.04744, 0.12821),
+    ),
+    "blip_feature_extractor/base": (
+        PublishedMatch("merlion.png", "a large fountain spewing water into the air", None, 0.2622),
     ),
 }
 

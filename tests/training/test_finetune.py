@@ -14,11 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import openblip
+from openblip.checkpoints.openblip.folder import save_native
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OpenBlipError
 from openblip.training.finetune import FinetuneOptions, finetuning_recipe
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
+from tests.models.blip_models import small_parts
 
 COLOURS = {"red": (220, 30, 30), "blue": (40, 60, 220)}
 
@@ -182,3 +184,9 @@ def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
     with pytest.raises(OpenBlipError, match=r"'accuracy': it is none of bleu_1"):
         train(recipe)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_family_without_recipes_is_refused(table: Path, tmp_path: Path) -> None:
+    save_native(small_parts("caption", tmp_path), tmp_path / "blip")
+    with pytest.raises(OpenBlipError, match="of the family blip, which cannot be trained yet: give a model of blip2"):
+        finetuning_recipe(FinetuneOptions(str(tmp_path / "blip"), table, tmp_path / "new"))

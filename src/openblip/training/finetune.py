@@ -14,6 +14,7 @@ from openblip.checkpoints.read_options import ReadOptions
 from openblip.data.pairs import DataSource, ImageText, load_pairs
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OptionError
+from openblip.training.init.start import require_trainable
 from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe import Evaluation, Mixture, OptimizerSection, Precision, Recipe, Stage
 
@@ -118,7 +119,9 @@ def _share_held_out(images: Sequence[ImageText]) -> int:
 
 def _has_small_language_model(name: str) -> bool:
     # Sizes are all that is asked for.
-    network = load_parts(name, ReadOptions(left_out=("",))).network
+    parts = load_parts(name, ReadOptions(left_out=("",)))
+    require_trainable(parts, name)
+    network = parts.network
     if network.config.own_language is None:
         if network.external is None:
             raise OptionError(

@@ -15,6 +15,7 @@ from openblip.checkpoints.hub.sources import LocalFile, Repository, WebFile
 from openblip.checkpoints.lavis.blip import load_blip, save_blip, to_lavis
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.tools.inspect import inspect
 from openblip.errors import CheckpointError
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.quant.swap import quantized_layers
@@ -136,3 +137,16 @@ def test_a_vocabulary_with_another_number_of_words_is_refused(tmp_path: Path) ->
             ],
             ReadOptions(),
         )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_inspect_counts_each_weight_once(tmp_path: Path, task: str) -> None:
+    parts = small_parts(task, tmp_path)
+    save_blip(parts, tmp_path / "lavis")
+    found = inspect(tmp_path / "lavis" / "checkpoint.pth")
+    assert found.parameters == sum(
+        tensor.numel()
+        for name, tensor in parts.network.state_dict().items()
+        if task == "embed" or name != "temperature"
+    )
+    assert "other" not in found.parts

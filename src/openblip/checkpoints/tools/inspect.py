@@ -47,9 +47,11 @@ PART_NAMES: tuple[tuple[str, str], ...] = (
     (TEXT, r"(Qformer\.bert|qformer)\.encoder\.layer\.\d+\.(intermediate|output)\.|qformer\.layers\.\d+\.text_ffn\."),
     (TEXT, r"Qformer\.cls\.|Qformer\.bert\.embeddings\.(word|position)_embeddings\.|embeddings\.(word|position)_emb"),
     (TEXT, r"qformer\.(words|positions|head)\.|(text|vision|image)_proj(ection)?\.|itm_head\.|temp(erature)?$"),
+    (TEXT, r"text_encoder\.|encoder\.(layers|words|positions|norm)\.|(cls|class)_head\."),
     (QFORMER, r"Qformer\.|qformer\.|query_tokens$"),
     (PROJECTION, r"(opt|t5|language|prompt)_proj(ection)?\."),
     (LANGUAGE, r"(opt_model|t5_model|language_model|decoder|t5|model\.decoder|shared|encoder\.block|lm_head)\."),
+    (LANGUAGE, r"text_decoder\."),
     (LANGUAGE, r"encoder\.(final_layer_norm|embed_tokens)\."),
     (VISION, r"visual_encoder\.|visual\.|ln_vision\.|vision(_model|_norm)?\."),
     (
@@ -61,8 +63,8 @@ PART_NAMES: tuple[tuple[str, str], ...] = (
 """Part and how its tensors' names begin, in LAVIS, transformers, ours, and the encoders' own files; first fit wins."""
 
 SECOND_NAMES = (
-    (r"Qformer\.cls\.predictions\.decoder\.weight", "Qformer.bert.embeddings.word_embeddings.weight"),
-    (r"Qformer\.cls\.predictions\.decoder\.bias", "Qformer.cls.predictions.bias"),
+    (r"(Qformer|text_decoder)\.cls\.predictions\.decoder\.weight", r"\1.bert.embeddings.word_embeddings.weight"),
+    (r"(Qformer|text_decoder)\.cls\.predictions\.decoder\.bias", r"\1.cls.predictions.bias"),
     (r"(.*)(encoder|decoder)\.embed_tokens\.weight", r"\1shared.weight"),
 )
 """A tensor, and the one that it is tied to."""

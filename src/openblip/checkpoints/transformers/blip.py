@@ -27,7 +27,7 @@ from openblip.checkpoints.transformers.config import (
 )
 from openblip.checkpoints.transformers.tokenizers import Task, bert_files, has_vocabulary, no_vocabulary
 from openblip.checkpoints.transformers.write import WEIGHTS_FILE, image_files
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OptionError
 from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.quant.swap import quantized_layers
@@ -123,6 +123,7 @@ def save_blip_folder(parts: ModelParts[BlipNetwork], folder: Path, task: Task | 
 
     Raises:
         CheckpointError: transformers has no class of such a model, or its weights are quantized.
+        OptionError: a task that is not the model's.
     """
     network = parts.network
     config = network.config
@@ -132,6 +133,8 @@ def save_blip_folder(parts: ModelParts[BlipNetwork], folder: Path, task: Task | 
             "or let `openblip convert` write it"
         )
     kind = _class_of(config, parts.name)
+    if task is not None and (task == "match") != (kind == MATCH):
+        raise OptionError(f"the model {parts.name} has one task: leave {task} out")
     text = config.encoder if config.decoder is None else config.decoder
     state = network.state_dict()
     temperature = state.pop("temperature", None)

@@ -21,6 +21,17 @@ from openblip.training.init.small_blip2 import build_small_blip2
 from openblip.training.lora.adapters import adapter_parameters, add_lora, reaches_vision
 from openblip.training.recipe import Recipe, Stage
 
+TRAINED = ("blip2",)
+"""Families that there are recipes for."""
+
+
+def require_trainable(parts: ModelParts, name: str) -> None:
+    """Raises OptionError for a model of a family that cannot be trained here."""
+    if parts.family not in TRAINED:
+        raise OptionError(
+            f"{name} is of the family {parts.family}, which cannot be trained yet: give a model of {', '.join(TRAINED)}"
+        )
+
 
 def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: bool = True) -> ModelParts:
     """The model that a recipe starts from, always the same.
@@ -36,6 +47,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
         parts = build_small_blip2(recipe.new, [image for group in images for image in group], name, recipe.seed)
     else:
         parts = load_parts(str(recipe.init), ReadOptions(left_out=() if encoder else (VISION,)))
+        require_trainable(parts, str(recipe.init))
         if not encoder and recipe.lora is not None and reaches_vision(parts.network, recipe.lora):
             parts = load_parts(str(recipe.init))
         parts = replace(parts, name=name)
