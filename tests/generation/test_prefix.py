@@ -28,12 +28,14 @@ TRIALS = 25
 
 
 def lively(model: Opt | T5, seed: int) -> Opt | T5:
-    """Weights so large that what is said depends on what was read."""
+    """Weights so large that what is said depends on what was read, in float64: no rounding decides between tokens."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.25, generator=generator)
-    return model.eval().requires_grad_(False)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return model.double().eval().requires_grad_(False)
 
 
 def random_decoder(rng: random.Random) -> Opt:
@@ -80,9 +82,9 @@ def random_options(rng: random.Random, kind: str) -> GenerationOptions:
     return shared
 
 
-def rows(rng: random.Random, lengths: list[int], width: int) -> list[Tensor]:
+def rows(rng: random.Random, lengths: list[int], width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    return [torch.randn(length, width, generator=generator) for length in lengths]
+    return [torch.randn(length, width, generator=generator).to(dtype) for length in lengths]
 
 
 def assert_shared_equals_apart(
@@ -121,7 +123,8 @@ def test_models_that_cannot_share_say_the_same(kind: str, tmp_path: Path) -> Non
     models: list[LanguageModel] = [small_t5()]
     models += [both(write_language_model(name, tmp_path / name))[1].model for name in ("llama", "bart")]
     for model in models:
-        embeds, *prompts = rows(rng, [6, 3, 9, 1], model.config.token_width)
+        dtype = torch.float64 if isinstance(model, T5) else torch.float32
+        embeds, *prompts = rows(rng, [6, 3, 9, 1], model.config.token_width, dtype)
         prefix = Prefix(model, embeds)
         # Seeds make draws alike in any batch; these models compute in another order there.
         options = replace(random_options(rng, kind), max_new_tokens=6)
@@ -181,7 +184,7 @@ def test_a_stream_behind_a_prefix_is_the_text() -> None:
 def test_beams_and_samples_take_the_prompt_once() -> None:
     rng = random.Random(6)
     for model in (random_decoder(rng), small_t5()):
-        prompts = torch.randn(2, 30, model.config.token_width)
+        prompts = torch.randn(2, 30, model.config.token_width, dtype=torch.float64)
         reading, _ = model.read(prompts, None, 4, texts=5)
         tokens = torch.ones(2, 5, dtype=torch.int64)
         address, size = reading.cache.keys.data_ptr(), reading.cache.nbytes  # type: ignore[attr-defined]
