@@ -1,4 +1,4 @@
-"""What a training image goes through: a random crop, mirrored half of the time. BLIP-2 uses no RandAugment."""
+"""Augmentation of training images: a random crop, mirrored half of the time. BLIP-2 uses no RandAugment."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training image may be from the original; the defaults are BLIP-2's.
+    """How much a training image may differ from the original; the defaults are BLIP-2's.
 
     Attributes:
-        min_area, max_area: share of the image's area that a crop keeps.
-        min_ratio, max_ratio: width by height of a crop.
-        mirror: probability of the mirror image.
+        min_area, max_area: limits of the share of the area that a crop keeps.
+        min_ratio, max_ratio: limits of a crop's width divided by its height.
+        mirror: probability of mirroring.
     """
 
     min_area: float = 0.5
@@ -45,7 +45,7 @@ BLIP2 = Augmentation()
 
 @dataclass(frozen=True)
 class Part:
-    """What was drawn of an image: left, top, right and bottom of the crop, and whether it is mirrored then."""
+    """A crop of an image: its box (left, top, right, bottom), and whether the crop is mirrored."""
 
     box: tuple[int, int, int, int]
     mirrored: bool
@@ -58,19 +58,20 @@ class Part:
 
 
 def augment(image: Image, rng: random.Random, settings: Augmentation = BLIP2) -> Image:
-    """A random part of an image, perhaps mirrored; equal draws give equal parts. It is yet to be squashed."""
+    """A random crop of an image, perhaps mirrored, not yet resized; equal states of `rng` give equal crops."""
     return draw_part(image.size, rng, settings).of(image)
 
 
 def draw_part(size: tuple[int, int], rng: random.Random, settings: Augmentation = BLIP2) -> Part:
-    """Which part of an image of this width and height `augment` takes."""
+    """The crop that `augment` takes of an image of this width and height."""
     return Part(crop_box(size, rng, settings), rng.random() < settings.mirror)
 
 
 def crop_box(size: tuple[int, int], rng: random.Random, settings: Augmentation = BLIP2) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a crop, as torchvision's RandomResizedCrop chooses it.
 
-    Ten tries at an area and, evenly in its logarithm, a ratio; else the middle at the nearest ratio allowed.
+    It tries ten times to draw an area and a ratio (uniform in its logarithm) that fit into the image. If none fits, it
+    takes the middle of the image, with the nearest ratio allowed.
 
     Args:
         size: width and height of the image.

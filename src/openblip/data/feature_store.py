@@ -1,9 +1,9 @@
 """Features of a frozen image encoder, computed once and kept on disk.
 
-A folder for each encoder, transform and set of views, whose name is their fingerprint, so that features of another
-encoder are never mistaken for these. In it shards: a float16 array [images, views, patches, channels] and a list of
-the images that its rows are of. A shard is there whole or not at all, so a killed run goes on with what it had, and
-several processes, or several runs, add to one folder, one at a time.
+Each combination of encoder, transform and views has its own folder, named by a fingerprint, so features of different
+encoders are never mixed up. The folder holds shards: a float16 array [images, views, patches, channels], and a list of
+the images of its rows. A shard is written whole or not at all, so a killed run continues with the features that it
+had. Several processes or runs may add to one folder, one at a time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ ROWS, LIST, DRAFT = ".npy", ".json", ".draft"
 LOCK_FILE = ".lock"
 LARGEST_HALF = float(np.finfo(np.float16).max)
 SHARD_BYTES = 64 * 2**20
-"""What a kill costs at most to compute again."""
+"""Features of at most this size are lost when a run is killed."""
 
 Rows = np.ndarray[Any, np.dtype[np.float16]]
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How many views an image gets, how tight crops may be and whether some of them are mirrored (see `make_view`)."""
+    """The views of an image (see `make_view`): how many, the smallest crop, and whether half of the crops are mirrored."""
 
     count: int = 1
     min_area: float = 0.5
@@ -49,7 +49,7 @@ class ViewPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the features of one plan from those of another: crops that are mirrored go without saying."""
+        """The settings that features depend on. `mirror` is among them only if it is off and there are crops."""
         unmirrored = {} if self.mirror or self.count <= CROPS_FROM else {"mirror": False}
         return {"count": self.count, "min_area": self.min_area} | unmirrored
 
@@ -58,7 +58,7 @@ class FeatureStore:
     """The features in one folder.
 
     Attributes:
-        broken: shards that were cut short, and thrown away.
+        broken: truncated shards, which were deleted.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,10 +74,10 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look for shards that others have written."""
+        """Look for shards that other processes have written."""
         broken = [path for path in self._unknown() if not self._open(path)]
         if broken:
-            # Another process may have been replacing it: only who holds the lock may say what is broken.
+            # Another process may be replacing it just now: a shard counts as broken only while we hold the lock.
             with suppress(OSError), self._alone():
                 for path in broken:
                     if not self._open(path):
@@ -86,7 +86,7 @@ class FeatureStore:
                         path.with_suffix(LIST).unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self._places)
 
     def __contains__(self, image: ImageFile) -> bool:
@@ -94,7 +94,7 @@ class FeatureStore:
 
     @property
     def nbytes(self) -> int:
-        """What its features take on disk."""
+        """Size of its features on disk, in bytes."""
         return sum(rows.nbytes for rows in self._shards.values())
 
     def patches(self, images: Sequence[ImageFile], views: Sequence[int]) -> Tensor:

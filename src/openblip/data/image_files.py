@@ -1,4 +1,4 @@
-"""Opening the images of a data set, and telling them apart."""
+"""Open the images of a data set, and identify them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OnBadImage(Enum):
-    """What to do about an image that cannot be read: list it and go on without it, or stop."""
+    """What to do if an image cannot be read: list it and continue without it, or stop."""
 
     SKIP = "skip"
     STOP = "stop"
@@ -31,7 +31,7 @@ class BadImage:
 
 
 def open_image(image: ImageFile) -> Image:
-    """The image as RGB. Raises ImageError, which names it, when it cannot be read."""
+    """The image as RGB. Raises ImageError, which names the image, if it cannot be read."""
     if isinstance(image, Path):
         return load_image(image)
     content = image.read_bytes()
@@ -42,12 +42,12 @@ def open_image(image: ImageFile) -> Image:
 
 
 def image_key(image: ImageFile) -> str:
-    """What tells an image from all others on this machine, and from what its file held before."""
+    """A key that changes with the image's path, size and time of change."""
     file = image if isinstance(image, Path) else image.archive
     try:
         state = file.stat()
     except (OSError, ValueError):
-        # It will be found missing when it is opened; until then it is known by its name.
+        # Opening it will report the problem; until then its name is its key.
         return f"{image}:missing"
     place = "" if isinstance(image, Path) else f":{image.place}"
     return f"{file.resolve()}{place}:{state.st_size}:{state.st_mtime_ns}"

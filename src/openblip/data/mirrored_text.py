@@ -1,4 +1,4 @@
-"""Left and right in what is said of an image: in its mirror image they have changed places."""
+"""Swap "left" and "right" in texts about a mirrored image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER = {"left": "right", "right": "left"}
 
 
 def swap_sides(text: str) -> str:
-    """What is true of the mirror image, if the text is true of the image.
+    """The text for the mirror image.
 
     Only words that stand where a side is named change: what a man has left and who is right do not.
 

@@ -1,4 +1,4 @@
-"""What a training image has to say: its captions and its questions, gathered over data sets."""
+"""Training examples: each image with its captions and questions, collected from all rows about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
 
 __all__ = ["DataSource", "ImageText", "load_pairs", "pair_of"]
-"""The recipe's schema is part of what this module is for: its name is given on from here."""
+"""`DataSource` is re-exported: recipes and this module share it."""
 
 
 JUDGEMENTS = frozenset({"entailment", "neutral", "contradiction"})
@@ -25,12 +25,13 @@ JUDGEMENTS = frozenset({"entailment", "neutral", "contradiction"})
 
 @dataclass(frozen=True)
 class ImageText:
-    """One image with everything said about it, cleaned.
+    """An image with all texts about it, cleaned.
 
     Attributes:
         captions: written by people.
-        statements: made from questions and their answers; rougher than captions.
-        questions: as given, and made from captions.
+        statements: made from questions and their answers; less natural than captions.
+        questions: asked by people.
+        made_questions: made from captions by rules.
     """
 
     image: ImageFile
@@ -41,18 +42,18 @@ class ImageText:
 
     @property
     def descriptions(self) -> tuple[str, ...]:
-        """Captions where there are any, statements where not."""
+        """The captions; if there are none, the statements."""
         return self.captions or self.statements
 
     def mirrored(self) -> ImageText:
-        """What is said of the mirror image: left and right have changed places."""
+        """The texts for the mirror image: left and right are swapped."""
         description_lists = (self.captions, self.statements)
         captions, statements = (tuple(map(swap_sides, texts)) for texts in description_lists)
         questions, made = (tuple(map(_mirrored, group)) for group in (self.questions, self.made_questions))
         return ImageText(self.image, captions, statements, questions, made)
 
     def with_fewer_words(self, share: float, rng: random.Random) -> ImageText:
-        """Its questions, but for those made by rule, with a share of their words left out, never all; at 0 as it is."""
+        """The same, with a share of the words of people's questions left out, but never all of them."""
         if not share:
             return self
         questions = (replace(each, question=_drop_words(each.question, share, rng)) for each in self.questions)
@@ -101,13 +102,13 @@ class _PairBuilder:
 
 
 def load_pairs(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[ImageText]:
-    """All images of a source, in the order of their paths.
+    """All images of a source with their texts, in the order of the images' paths.
 
     Args:
         skipped: see `read_source`.
 
     Raises:
-        OptionError: the source names no data, or data that are no descriptions of single images.
+        OptionError: the source names no data, or its rows are not about one image each.
         OpenBlipError: an annotation file is missing or malformed.
     """
     found: dict[ImageFile, _PairBuilder] = {}
@@ -118,7 +119,7 @@ def load_pairs(source: DataSource, data_root: Path, skipped: list[str] | None = 
 
 
 def pair_of(row: Sample, source: DataSource) -> ImageText:
-    """What one row says about its image. Raises OptionError when it is no description of a single one."""
+    """The image and the texts of one row. Raises OptionError if the row is not about one image."""
     _check(row, source)
     entry = _PairBuilder()
     entry.add(row, source)
@@ -141,10 +142,12 @@ def _check(row: Sample, source: DataSource) -> None:
 
 
 def _add_question(entry: _PairBuilder, row: Sample, statements: bool) -> None:
-    answers = tuple(intern(answer.lower()) for answer in row.answers)  # millions, of few thousand kinds
+    answers = tuple(
+        intern(answer.lower()) for answer in row.answers
+    )  # there are millions of answers, but few different ones
     if not answers:
-        return  # the questions of a test set teach nothing
-    # Of equally frequent answers the first: Counter keeps their order.
+        return  # a test set has questions without answers
+    # Of equally frequent answers, the first: Counter keeps their order.
     likeliest = Counter(answers).most_common(1)[0][0]
     question = clean_question(row.question)
     entry.questions.append(Question(question, likeliest, row.kind, answers if len(answers) > 1 else ()))

@@ -1,4 +1,4 @@
-"""The one shape in which every data set comes: a row about an image, or about several, or about a video."""
+"""`Sample`, the row that every data set is read into: about one image, several images or a video."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from openblip.data.sources.parquet import ParquetCell
 from openblip.errors import ImageError
 
 LARGEST_FILE = 2**28
-"""Bytes of a packed file that are read into memory at once; images have a thousandth of it."""
+"""Largest packed file that is read, in bytes; usual images are a thousand times smaller."""
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A file inside a larger one that holds it uncompressed, as tar does.
+    """A file stored uncompressed inside a larger file, as in a tar.
 
     Attributes:
-        archive: the larger file; the packed one is its bytes from `offset` to `offset + size`.
-        name: what the packed file is called.
+        archive: the larger file, whose bytes from `offset` to `offset + size` are this file.
+        name: the name of this file in the archive.
     """
 
     archive: Path
@@ -34,7 +34,7 @@ class PackedFile:
 
     @property
     def place(self) -> str:
-        """Where in the archive it is; no other one is there."""
+        """Its position in the archive, which no other file has."""
         return f"{self.offset}:{self.size}"
 
     def read_bytes(self) -> bytes:
@@ -53,14 +53,14 @@ class PackedFile:
 
 
 ImageFile: TypeAlias = "Path | PackedFile | ParquetCell"
-"""Where an image is. All kinds have a `name` and `read_bytes()`."""
+"""An image in a file, in a tar or in a Parquet table. Each kind has a `name` and `read_bytes()`."""
 
 
 def image_names(images: Sequence[ImageFile]) -> list[str]:
-    """A name for each image that no other one of them has: its path below the folder that holds them all.
+    """A unique name for each image: its path below the folder that holds all of them.
 
-    Images of one folder are called by their file names; `a/1.jpg` and `b/1.jpg` stay apart. The names do not
-    change when the whole folder moves.
+    Images in one folder get their file names; `a/1.jpg` and `b/1.jpg` stay apart. Names do not change when the whole
+    folder moves.
     """
     folders = {str(_container(image).parent) for image in images}
     common = os.path.commonpath([os.path.abspath(folder) for folder in folders]) if folders else ""
@@ -81,21 +81,21 @@ def _container(image: ImageFile) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of a data set, as its annotation file has it, texts not yet cleaned.
+    """One row of a data set as its annotation file has it; the texts are not cleaned yet.
 
-    What a kind of data set does not have stays empty.
+    Fields that a data set does not have are empty.
 
     Attributes:
-        images: what the row is about: mostly one image, two for NLVR2, none for a video.
-        image_id: names the image (or the video) within its set; rows about one image share it.
-        sample_id: names the row within its set: a question's id, say.
+        images: usually one; two for NLVR2, none for a video.
+        image_id: identifies the image or the video in its data set; rows about one image share it.
+        sample_id: identifies the row in its data set, for example the id of a question.
         captions: what people wrote about the image; for pairs of text and label (NLVR2, SNLI-VE) the one sentence.
-        question: what is asked about it.
-        answers: what each of the people asked answered, repeats and all (VQA: ten).
-        label: the class (ImageNet), "entailment" and its like (SNLI-VE), "True" or "False" (NLVR2).
-        choices: the answers to choose from, where the set offers some (A-OKVQA).
-        kind: what sort of question it is, where the set says so.
-        video: the film file.
+        question: a question about the image.
+        answers: the answer of each person, with repetitions (VQA: ten).
+        label: the class (ImageNet), "entailment", "neutral" or "contradiction" (SNLI-VE), "True" or "False" (NLVR2).
+        choices: the answers to choose from, for multiple choice (A-OKVQA).
+        kind: the type of the question, if the data set has types.
+        video: the video file.
     """
 
     images: tuple[ImageFile, ...] = ()

@@ -1,4 +1,4 @@
-"""The fixed set of augmented views of an image whose features are cached."""
+"""The fixed augmented views of an image, whose features are cached."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ CROPS_FROM = 2
 
 
 def make_view(image: Image, name: str, view: int, min_area: float, mirror: bool = True) -> Image:
-    """View 0 is the image, 1 its mirror image, 2 and up random crops, mirrored half of the time or never.
+    """One view of an image: 0 is the image, 1 its mirror image, and 2 and up are random crops.
 
     Args:
         name: the image's file name; with `view` it seeds the crop, so that views never change.
         min_area: the smallest share of the area that a crop keeps (BLIP-2: 0.5).
-        mirror: whether half of the crops are mirrored; it does not change which parts they are of.
+        mirror: whether half of the crops are mirrored; it does not change the boxes of the crops.
     """
     return image if view == 0 else draw_view(image.size, name, view, min_area, mirror).of(image)
 
 
 def draw_view(size: tuple[int, int], name: str, view: int, min_area: float, mirror: bool = True) -> Part:
-    """Which part of an image of this width and height `make_view` takes, and whether it is mirrored."""
+    """The crop that `make_view` takes of an image of this width and height."""
     if view < CROPS_FROM:
         return Part((0, 0, *size), mirrored=view == MIRRORED_VIEW)
     rng = random.Random(hashlib.md5(f"{name}:{view}".encode()).digest())

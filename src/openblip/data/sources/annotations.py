@@ -1,4 +1,4 @@
-"""Annotation files: one JSON object a line, naming an image and its captions or a question about it."""
+"""Our annotation files: one JSON object per line, with an image and its captions, or a question about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openblip.errors import OpenBlipError
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image and the captions people gave it."""
+    """An image and its captions."""
 
     image: Path
     captions: tuple[str, ...]
@@ -25,7 +25,7 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Questioned:
-    """A question about an image; several answers together are one answer that is a list."""
+    """A question about an image; several answers are the parts of one answer."""
 
     image: Path
     question: str
@@ -41,7 +41,7 @@ def read_captions(path: Path, split: str | None = None, images: Path | None = No
     """Read lines with `image`, `captions` and `split`; image paths are relative to `images` or the file's folder.
 
     Raises:
-        OpenBlipError: the file is missing, a line is not JSON, lacks a field or has something else in it; it is named.
+        OpenBlipError: the file is missing, or a line, which the message names, is malformed.
     """
     finder = ImageFinder(images or path.parent)
     return [
@@ -55,7 +55,7 @@ def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
     """Read lines with `image`, `question`, `answers` and optionally `type`; paths as for `read_captions`.
 
     Raises:
-        OpenBlipError: the file is missing, a line is not JSON, lacks a field or has something else in it; it is named.
+        OpenBlipError: the file is missing, or a line, which the message names, is malformed.
     """
     finder = ImageFinder(images or path.parent)
     return [
@@ -72,8 +72,8 @@ def read_questions(path: Path, images: Path | None = None) -> list[Questioned]:
 def is_held_out(image: ImageFile, one_in: int) -> bool:
     """Whether an image belongs to the held-out `1 / one_in` of a set that has no official split.
 
-    Decided by a hash of the file's stem, so it holds on any machine, in any order, for any subset, and
-    all questions about one image fall on one side.
+    A hash of the file's stem decides, so the result is the same on any machine, in any order and for any subset, and
+    all questions about one image are on the same side.
     """
     return int(hashlib.md5(Path(image.name).stem.encode()).hexdigest(), 16) % one_in == 0
 

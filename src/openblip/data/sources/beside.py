@@ -1,7 +1,7 @@
-"""What stands beside an image, in a folder or a tar: files of its name with captions, a class or a JSON object.
+"""Text files beside an image, in a folder or a tar: captions, a class or a JSON object under the name of the image.
 
-`IMG.2020.txt` and `IMG.2020.jpg.txt` belong to `IMG.2020.jpg`: a name goes up to the ending of an image or of a text,
-not up to its first dot.
+`IMG.2020.txt` and `IMG.2020.jpg.txt` both belong to `IMG.2020.jpg`: only the suffix of an image or text file is
+removed, not everything after the first dot.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from openblip.images.sources import IMAGE_SUFFIXES
 CAPTIONS = ("txt", "text", "caption", "captions")
 TEXTS = (*CAPTIONS, "json", "cls")
 LONGEST_TEXT = 2**20
-"""Bytes of captions or of JSON beside an image; what is longer is none."""
+"""Largest text file beside an image, in bytes."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """What images and their texts have in common, and the ending in small letters; ("", "") for all other files.
+    """The name that an image shares with its texts, and the suffix in lower case; ("", "") for all other files.
 
     >>> split_name("a/IMG.2020.PNG"), split_name("a/IMG.2020.txt"), split_name("IMG.jpg.json")
     (('a/IMG.2020', 'png'), ('a/IMG.2020', 'txt'), ('IMG', 'json'))
@@ -42,19 +42,19 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_image(ending: str) -> bool:
-    """Whether files with such an ending, without its dot, are images."""
+    """Whether files with this suffix (without the dot) are images."""
     return f".{ending.lower()}" in IMAGE_SUFFIXES
 
 
 def sample_of(image: ImageFile, name: str, texts: Mapping[str, str]) -> Sample:
-    """The image with what stands beside it.
+    """The image with the texts beside it.
 
     Args:
-        name: of the image within its set, where its JSON says none.
-        texts: what the files beside it hold, by their endings.
+        name: the image's name in its data set, used if its JSON has none.
+        texts: contents of the files beside it, by suffix.
 
     Raises:
-        OpenBlipError: a text cannot be read, or holds something else than texts.
+        OpenBlipError: a file cannot be read, or does not hold texts.
     """
     sample = Sample((image,), image_id=name)
     if "json" in texts:
@@ -70,12 +70,12 @@ def sample_of(image: ImageFile, name: str, texts: Mapping[str, str]) -> Sample:
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
-    """A caption a line; empty lines are none."""
+    """One caption per line, without empty lines."""
     return tuple(line.strip() for line in re.split(r"[\r\n]+", text) if line.strip())
 
 
 def text_of(name: str, size: int, read: Callable[[], bytes]) -> str:
-    """A file beside an image as text. Raises OpenBlipError when it is longer than any caption, or cannot be read."""
+    """The text of a file beside an image. Raises OpenBlipError if it is too long or cannot be read."""
     if size > LONGEST_TEXT:
         raise OpenBlipError(f"{name} has {size} bytes, which no caption has")
     try:
@@ -92,13 +92,13 @@ def _from_json(text: str, image: ImageFile, name: str) -> Sample:
         raise OpenBlipError(f"{place} cannot be read (it is nested too deeply)") from None
     except ValueError as error:
         raise OpenBlipError(f"{place} cannot be read ({error})") from error
-    if isinstance(content, list | str):  # LAION as BLIP filtered it: nothing but captions
+    if isinstance(content, list | str):  # LAION as BLIP filtered it has a list of captions
         return Sample((image,), image_id=name, captions=to_texts(content, place, "captions"))
     if not isinstance(content, dict):
         raise OpenBlipError(f"{place} is neither an object nor a list")
     try:
         columns = Columns(content, name, needs_image=False)
     except OpenBlipError:
-        # Its text stands beside it, or nowhere.
+        # The captions are in a file beside it, or there are none.
         return Sample((image,), image_id=name, captions=to_texts(content.get("raw"), place, "raw"))
     return columns.sample(content, (image,), name, place)

@@ -1,7 +1,7 @@
-"""Texts in a table's cells and in JSON: one, a list of them, objects that hold them, or such lists written as text.
+"""Read texts from cells of tables and from JSON: one text, a list, objects with texts, or a list written as text.
 
-CSV has no lists, so pandas writes the Python text of one (`['gull', 'bird']`), or NumPy's (`['gull' 'bird']`). Taken as
-it stands, it would be trained on and scored.
+CSV has no lists, so pandas writes the repr of a Python list (`['gull', 'bird']`) or of a NumPy array (`['gull'
+'bird']`). Without parsing it, a model would be trained and scored on this repr.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from openblip.errors import OpenBlipError
 
 TEXT_KEYS = ("answer", "text", "caption", "raw")
-"""Keys under which objects hold a text, likeliest first: VQA's answers, our own captions, Karpathy's sentences."""
+"""Keys of a text in an object, most likely first: VQA's answers, our own captions, Karpathy's sentences."""
 DEEPEST = 4
-"""Objects in objects, beyond which nobody keeps a text."""
+"""Greatest depth of objects in objects."""
 SHOWN_COLUMNS = 12
 SHOWN_CHARACTERS = 40
 
 _LIST_OR_OBJECT = re.compile(r"""\[\s*(?:b?['"]|\{\s*['"]|(?:array|np\.\w+|numpy\.\w+)\()|\{\s*['"]|array\(\s*\[""")
-"""How lists of texts and objects begin. "[laughs] what is this" and "{name} waves" are captions."""
+"""How written lists and objects begin. "[laughs] what is this" and "{name} waves" are captions."""
 _TUPLE = re.compile(r"""\(\s*['"]""")
 _TOKEN = re.compile(
     r"""(?P<space>\s*)(?:(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?P<mark>[,:()\[\]{}])|(?P<word>[^\s,:()\[\]{}'"]+))""",
@@ -37,7 +37,7 @@ _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 
 def is_empty(value: object) -> bool:
-    """Whether a cell holds nothing: null, NaN (which pandas writes for nothing) or white space."""
+    """Whether a cell is empty: null, NaN (as pandas writes it) or white space."""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, Decimal):
@@ -46,13 +46,13 @@ def is_empty(value: object) -> bool:
 
 
 def to_text(value: object, place: str, name: str) -> str:
-    """The one text of a cell; empty where it holds nothing.
+    """The one text of a cell; "" if the cell is empty.
 
     Args:
-        place: where the cell is, and name: what its column is called, for the message.
+        place, name: where the cell is, and the name of its column, for the message.
 
     Raises:
-        OpenBlipError: there are several, or something else than texts.
+        OpenBlipError: the cell holds several texts, or no text.
     """
     found = to_texts(value, place, name)
     if len(found) > 1:
@@ -61,25 +61,26 @@ def to_text(value: object, place: str, name: str) -> str:
 
 
 def to_texts(value: object, place: str, name: str) -> tuple[str, ...]:
-    """All texts of a cell, white space around them left out; numbers count as texts. Arguments as for `to_text`.
+    """All texts of a cell, stripped; numbers count as texts. Arguments as for `to_text`.
 
     Raises:
-        OpenBlipError: there is something else than texts, lists of them and objects with one of `TEXT_KEYS`.
+        OpenBlipError: the cell holds anything but texts, lists of texts, and objects with one of `TEXT_KEYS`.
     """
     if isinstance(value, str):
         value = _parsed(value.strip(), place, name)
         if isinstance(value, str):
             return (encodable(value),) if value else ()
-    if type(value) is list and all(type(each) is str for each in value):  # most lists, and fast
+    if type(value) is list and all(type(each) is str for each in value):  # the usual case, and fast
         return tuple(encodable(text) for each in value if (text := each.strip()))
     return tuple(_flat(value, place, name))
 
 
 def to_id(value: object, place: str, name: str) -> str:
-    """A name or a number; 7.0, which pandas makes of 7 where another row has none, is 7. Arguments as for `to_text`.
+    """A name or a number as text. 7.0 becomes "7": pandas makes it of 7 if another row is empty. Arguments as for
+    `to_text`.
 
     Raises:
-        OpenBlipError: there is something else.
+        OpenBlipError: the cell holds anything else.
     """
     if isinstance(value, str):
         return encodable(value.strip())
@@ -89,7 +90,7 @@ def to_id(value: object, place: str, name: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """The text with U+FFFD for each half of a character beyond U+FFFF, which JSON may hold and no tokenizer takes."""
+    """The text with U+FFFD for each lone surrogate, which JSON may contain and no tokenizer accepts."""
     if text.isascii():
         return text
     try:
@@ -100,9 +101,9 @@ def encodable(text: str) -> str:
 
 
 def shown_columns(columns: Iterable[object]) -> str:
-    """The names of columns in one line, as a message has them."""
+    """The names of columns in one line, for messages."""
     names = [str(name) for name in columns]
-    # A header that is none may hold anything, new lines too.
+    # What is no real header may hold anything, even line breaks.
     shown = ", ".join(encodable(" ".join(name.split())[:SHOWN_CHARACTERS]) for name in names[:SHOWN_COLUMNS])
     return shown + (" …" if len(names) > SHOWN_COLUMNS else "") if names else "none"
 
@@ -142,7 +143,7 @@ def _refused(what: str, place: str, name: str) -> OpenBlipError:
 
 
 def _parsed(text: str, place: str, name: str) -> Any:
-    """What a text that is a list or an object stands for; any other text as it is."""
+    """The value of a text that is a written list or object; any other text unchanged."""
     if not text.startswith(("[", "{", "(", "array(")):
         return text
     try:
@@ -163,14 +164,14 @@ def _parsed(text: str, place: str, name: str) -> Any:
 
 
 class _Written:
-    """Lists, tuples, sets and dictionaries of texts and numbers as Python and NumPy print them."""
+    """Parses lists, tuples, sets and dictionaries of texts and numbers as Python and NumPy print them."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._place = 0
 
     def whole(self) -> Any:
-        """Raises ValueError when the text is something else."""
+        """Raises ValueError if the text is anything else."""
         found = self._value(self._next(), 2 * DEEPEST)
         if self._text[self._place :].strip():
             raise ValueError("there is more")

@@ -1,4 +1,4 @@
-"""Folders of images: captions in files beside them, or the names of classes as subfolders."""
+"""Folders of images, with captions in files beside them, or with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from openblip.images.sources import find_images
 def read_folder(folder: Path, skipped: list[str] | None = None) -> list[Sample]:
     """A sample for each image in a folder and its subfolders, `img2` before `img10`.
 
-    `dog.jpg` has what stands beside it in `dog.txt`, `dog.caption`, `dog.jpg.txt` or `dog.json`, in capitals or not.
-    Where no image has such a file, those in subfolders have the first subfolder's name as their class.
+    The texts of `dog.jpg` are in `dog.txt`, `dog.caption`, `dog.jpg.txt` or `dog.json`, in upper or lower case. If no
+    image has such a file, the first subfolder's name is the class of an image.
 
     Args:
-        skipped: gets a sentence for each image whose texts cannot be read, and about texts that belong to none;
+        skipped: gets a sentence for each image whose texts cannot be read, and one about texts without an image;
             by default they are logged.
 
     Raises:
@@ -53,7 +53,7 @@ def read_folder(folder: Path, skipped: list[str] | None = None) -> list[Sample]:
 
 
 def _texts_beside(folders: Iterable[Path]) -> dict[str, dict[str, Path]]:
-    """Files with texts by what they have in common with their image, and by their ending."""
+    """Text files by the name that they share with their image, and by suffix."""
     found: dict[str, dict[str, Path]] = {}
     for folder in sorted(folders):
         with reading(folder / "*"):
@@ -72,7 +72,7 @@ def _sample(image: Path, name: str, paths: Mapping[str, Path]) -> Sample:
 
 
 def _with_classes(folder: Path, paths: Sequence[Path], samples: Sequence[Sample]) -> list[Sample]:
-    """The same with the names of subfolders as labels."""
+    """The samples with the names of subfolders as labels."""
     labels = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
     if not any(labels):
         raise OpenBlipError(

@@ -1,4 +1,4 @@
-"""JSON of data sets: a list of rows or a row a line, told apart by what is in the file, whatever it is called."""
+"""JSON of data sets: a list of rows, or one row per line. The content decides, not the name of the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openblip.files import check_file
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raises OpenBlipError, which names the file, when it is missing, no regular file, unreadable or not UTF-8."""
+    """Raises OpenBlipError, which names the file, if it is missing, not a regular file, unreadable or not UTF-8."""
     try:
         if path.exists() and not path.is_file():
             raise OpenBlipError(f"{path} is a folder or a device, not a file: check the path")
@@ -32,7 +32,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def parse_json(text: str, place: str) -> Any:
-    """What the text stands for. Raises OpenBlipError, whose subject is `place`, when it is no JSON."""
+    """The value of a JSON text. Raises OpenBlipError, which begins with `place`, if it is not JSON."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -42,17 +42,17 @@ def parse_json(text: str, place: str) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """Raises OpenBlipError when the file is missing or not JSON."""
+    """The content of a JSON file. Raises OpenBlipError if the file is missing or not JSON."""
     with reading(path):
         text = path.read_text(encoding="utf-8-sig")
     return parse_json(text, str(path))
 
 
 def read_values(path: Path, errors: str = "strict") -> Iterator[tuple[str, Any]]:
-    """What a file of rows has, each with the name of its place for messages; it may be anything that JSON can say.
+    """The rows of a file, each with its place for error messages; a row may be any JSON value.
 
     Args:
-        errors: what becomes of bytes that are not UTF-8, as `open` takes it.
+        errors: how to handle bytes that are not UTF-8, as for `open`.
 
     Raises:
         OpenBlipError: the file cannot be read or is not JSON.
@@ -84,6 +84,6 @@ def _is_json(text: str) -> bool:
 
 
 def _whole(path: Path, errors: str) -> Any:
-    """The one object that takes all lines; None where the file is something else."""
+    """The object that fills the whole file; None if the file holds anything else."""
     text = path.read_text(encoding="utf-8-sig", errors=errors)
     return json.loads(text) if _is_json(text) else None

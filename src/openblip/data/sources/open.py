@@ -1,4 +1,4 @@
-"""A recipe's sources of data, whatever they are kept in, to rows of one shape."""
+"""Read a recipe's sources of data, in any format, as `Sample` rows."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ SHOWN_REASONS = 5
 
 @dataclass
 class DataSource:
-    """One source of data in a recipe. It is kept in one of three ways, all paths relative to the recipe's data_root:
-    as our own annotation files (`captions`, `questions`), as anyone's `table`, or as a known `dataset`.
+    """One source of data in a recipe: our own annotation files (`captions`, `questions`), a `table`, or a known
+    `dataset`. All paths are relative to the recipe's data_root.
 
     Attributes:
-        captions, questions: JSON lines of image and captions, of image, question and answers; either may be absent.
-        split: the part to use; None for all. Of a dataset: one of its splits, by default "train".
+        captions: JSON lines with an image and its captions.
+        questions: JSON lines with an image, a question and its answers.
+        split: the part to use; None: all. For a dataset, one of its splits, by default "train".
         table: a CSV, TSV, JSONL or Parquet file, a folder of images, a tar, or a pattern of several
             (`shards/{00000..00017}.tar`, `part-*.parquet`).
         dataset: a name of `openblip datasets`.
-        images: the folder that images are looked for in, where it is not the usual one.
-        annotations: the folder that a dataset's annotation files lie in, where it is not the usual one.
+        images: the folder of the images, if it is not the default one.
+        annotations: the folder of a dataset's annotation files, if it is not the default one.
         held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
-        clean: lower-case captions and leave out their punctuation, as the paper's data were; otherwise only their
-            white space is put in order.
-        statements: make captions of questions (sound for COCO-QA, whose questions were captions).
-        make_questions: make questions of captions.
-        plain_questions: make those that people ask of any photo ("what is this", "is there a dog"), too.
-        mirror: whether mirror images may stand for the image; left and right change places in what is said of them.
-        word_dropout: share of the words of its own questions that are left out, others each time: a small model learns
-            the questions of a small set by heart otherwise. Those made of captions stay whole.
-        augment: whether images are cropped and mirrored at random where their features are not cached.
-        repeat: how often an epoch shows each image, with other texts and views each time.
-        stream: read the tars of `table` as training goes, instead of all their headers and texts before: for more of
-            them than fit in memory. Every process reads tars of its own.
-        rows: of a streamed source, how many its tars have; 0: not known, and the recipe says `steps_per_epoch`.
-        shuffle: of a streamed source, rows whose headers a process keeps, to draw the next one from.
-        readers: of a streamed source, tars that a process reads side by side, so that rows of several mix.
+        clean: make captions lower case and remove their punctuation, as in the paper; otherwise only white space is
+            normalized.
+        statements: make captions from questions (good for COCO-QA, whose questions were made from captions).
+        make_questions: make questions from captions.
+        plain_questions: also make questions that people ask about any photo ("what is this", "is there a dog").
+        mirror: whether images may be mirrored; left and right are then swapped in their texts.
+        word_dropout: share of the words of people's questions that are left out, different ones each time. Without it,
+            a small model memorizes the questions of a small data set. Questions made from captions stay whole.
+        augment: whether images are cropped and mirrored at random if their features are not cached.
+        repeat: how often an epoch shows each image, with different texts and views each time.
+        stream: read the tars of `table` during training, instead of reading all headers and texts first: for data
+            sets that do not fit in memory. Each process reads its own tars.
+        rows: of a streamed source, the number of rows in its tars; 0: unknown, so the recipe needs `steps_per_epoch`.
+        shuffle: of a streamed source, size of the shuffle buffer of a process, in rows (only headers are kept).
+        readers: of a streamed source, number of tars that a process reads in turn, so that their rows mix.
     """
 
     name: str
@@ -83,10 +84,10 @@ class DataSource:
 
 
 def read_source(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[Sample]:
-    """All rows of a source, as its files have them and in their order; `held_out` is left to the caller.
+    """All rows of a source, in the order of its files; `held_out` is not applied here.
 
-    A caption file gives a sample an image, a question file one a question. The answers of our own question files
-    are one answer in parts, which is joined by commas; those of a table are what different people answered.
+    A caption file gives one sample for each image, a question file one for each question. Several answers in our own
+    question files are parts of one answer, joined by commas; in a table, they are the answers of several people.
 
     Args:
         skipped: gets a sentence for each broken tar and row that was left out; by default they are logged.
@@ -120,10 +121,10 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
 
 @dataclass(frozen=True)
 class Missing:
-    """Images of a data set that are not on this machine.
+    """How many images of a data set are missing on this machine.
 
     Attributes:
-        checked: images that were looked for, each once; missing: how many are not there; first: a few of these.
+        checked: number of different images; missing: number of those that are missing; first: some of the missing.
     """
 
     checked: int
@@ -132,24 +133,24 @@ class Missing:
 
 
 def find_missing(samples: Iterable[Sample], shown: int = 5) -> Missing:
-    """Which image and film files, or the archives that hold them, are not there; none is opened."""
+    """Count the image files, video files and archives that are missing; no file is opened."""
     files: dict[Path, None] = {}
     for sample in samples:
         for image in sample.images:
             files[image if isinstance(image, Path) else image.archive] = None
         if sample.video is not None:
             files[sample.video] = None
-    gone = [path for path in files if not os.path.isfile(path)]  # False, too, for names that no system takes
+    gone = [path for path in files if not os.path.isfile(path)]  # also False for names that no system allows
     return Missing(len(files), len(gone), tuple(gone[:shown]))
 
 
 def keep_training_part(samples: Iterable[Sample], one_in: int) -> list[Sample]:
-    """Rows none of whose images is held out for evaluation (see `is_held_out`); all where `one_in` is 0."""
+    """The rows whose images are not held out for evaluation (see `is_held_out`); all rows if `one_in` is 0."""
     return [row for row in samples if not (one_in and any(is_held_out(image, one_in) for image in row.images))]
 
 
 def keep_held_out_part(samples: Iterable[Sample], one_in: int) -> list[Sample]:
-    """The other rows: those with an image that is held out."""
+    """The rows with an image that is held out for evaluation."""
     return [row for row in samples if any(is_held_out(image, one_in) for image in row.images)]
 
 
@@ -199,7 +200,7 @@ def _from_table(source: DataSource, data_root: Path, skipped: list[str]) -> list
 
 
 def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
-    """The tars of a source that is streamed, in order. Raises OpenBlipError when its table is something else."""
+    """The tars of a streamed source, in order. Raises OpenBlipError if its table is not made of tars."""
     table = check_path(str(source.table), f"the data source {source.name!r}")
     place = data_root / table
     paths = sorted(place.glob("*.tar")) if place.is_dir() else [place] if place.exists() else []
@@ -210,7 +211,7 @@ def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
 
 
 def _from_folder(folder: Path, images: Path | None, split: str | None, skipped: list[str]) -> list[Sample]:
-    """A folder of tars, of tables, or of images; where it has a subfolder of the split's name, that is meant."""
+    """Read a folder of tars, tables or images; if it has a subfolder with the name of the split, read that."""
     if split is not None and (folder / split).is_dir():
         folder, split = folder / split, None
     for name in METADATA:

@@ -1,4 +1,4 @@
-"""Parquet tables, whose cells may hold images themselves; read with pyarrow, an extra."""
+"""Parquet tables, whose cells may contain image files. Needs pyarrow, an extra."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from openblip.errors import ImageError, OpenBlipError
 
 BYTES = "bytes"
 PATH = "path"
-"""Fields of an image as Hugging Face's `datasets` keeps it."""
+"""Fields of an image in tables of Hugging Face's `datasets`."""
 LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
 class ParquetCell:
-    """An image inside a Parquet table. Pages are compressed: a cell costs the reading of its row group's column.
+    """An image in a cell of a Parquet table. Reading a cell means reading the column of its row group.
 
     Attributes:
-        archive: the table; row_group, row: where in it, the row counted from the beginning of its group.
-        name: what the image is called: its place and, where the table says one, its file's name.
+        archive: the table; row_group: number of the row group; row: number of the row in its group.
+        name: its position in the table and, if the table has one, the name of its file.
     """
 
     archive: Path
@@ -37,16 +37,16 @@ class ParquetCell:
 
     @property
     def place(self) -> str:
-        """Where in the table it is; no other one is there."""
+        """Its position in the table, which no other image has."""
         return f"{self.column}:{self.row_group}:{self.row}"
 
     def read_bytes(self) -> bytes:
-        """Raises ImageError when the table is gone, damaged or has no image there."""
+        """Raises ImageError if the table is missing or damaged, or the cell is empty."""
         try:
             cell = _column(self.archive, self.row_group, self.column)[self.row].as_py()
         except OpenBlipError as error:
             raise ImageError(str(self), str(error)) from error
-        except Exception as error:  # pyarrow raises a dozen kinds
+        except Exception as error:  # pyarrow raises many kinds of errors
             raise ImageError(str(self), _reason(error)) from error
         content = cell.get(BYTES) if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
@@ -54,26 +54,26 @@ class ParquetCell:
         return content
 
 
-# Two: a reader of one table that threads share, at the border of two groups.
+# Two groups: threads that read one table may be on both sides of a border between groups.
 @lru_cache(maxsize=2)
 def _column(path: Path, row_group: int, column: str) -> Any:
     return _open(path).read_row_group(row_group, columns=[column]).column(column)
 
 
 def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
-    """The rows of a table. Columns that are not chosen are there, but empty: they may hold anything, and much of it.
+    """The rows of a table. Columns that are not chosen are None: they may be large, and of any type.
 
     Args:
-        choose: gets the names of all columns, gives those that are read by our fields; cells of `image` that hold
-            bytes come as `ParquetCell`.
+        choose: maps the names of all columns to the columns to read, by our fields; cells of `image` that hold bytes
+            become `ParquetCell`s.
 
     Raises:
-        OpenBlipError: pyarrow is not installed, or the file is missing, no Parquet, or holds what cannot be read.
+        OpenBlipError: pyarrow is not installed, or the file is missing, is no Parquet table or cannot be read.
     """
     table = _open(path)
     try:
         schema = table.schema_arrow
-    except Exception as error:  # pyarrow raises a dozen kinds
+    except Exception as error:  # pyarrow raises many kinds of errors
         raise _damaged(path, error) from error
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
@@ -85,7 +85,7 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
         try:
             columns = table.read_row_group(group, columns=[*plain, *(f"{name}.{PATH}" for name in packed)])
             rows = table.metadata.row_group(group).num_rows
-        except Exception as error:  # pyarrow raises a dozen kinds
+        except Exception as error:  # pyarrow raises many kinds of errors
             raise _damaged(path, error) from error
         values = {name: _values(path, columns, name) for name in columns.column_names if name in (*plain, *packed)}
         if any(len(column) != rows for column in values.values()):
@@ -104,7 +104,7 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
 def _values(path: Path, columns: Any, name: str) -> list[Any]:
     try:
         return list(columns.column(name).to_pylist())
-    except Exception as error:  # pyarrow raises a dozen kinds
+    except Exception as error:  # pyarrow raises many kinds of errors
         raise OpenBlipError(
             f"{path} has values in its column {name} that Python has not ({_reason(error)}): save them as text, or "
             "rename the column"
@@ -137,5 +137,5 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path)
     except FileNotFoundError:
         raise OpenBlipError(f"there is no table at {path}: check the path") from None
-    except Exception as error:  # pyarrow raises a dozen kinds
+    except Exception as error:  # pyarrow raises many kinds of errors
         raise _damaged(path, error) from error

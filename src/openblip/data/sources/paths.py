@@ -1,4 +1,4 @@
-"""Paths in tables and recipes: those that no system has are refused, patterns are expanded."""
+"""Paths in tables and recipes: check them, and expand patterns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from openblip.images.sources import has_marks, match_pattern
 
 LONGEST_NAME = 255
 LONGEST_PATH = 4096
-"""Bytes of a file's name and of a path, beyond which no common file system goes."""
+"""Longest file name and longest path of common file systems, in bytes."""
 MOST_FILES = 1_000_000
-"""Files that a pattern may count; the largest sets have a quarter of them in tars."""
+"""Most files that a pattern may stand for; the largest data sets have a quarter of that in tars."""
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)(?:\.\.(\d+))?\}")
 _LONGEST_NUMBER = 18
@@ -22,13 +22,13 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def check_path(text: str, place: str) -> str:
-    """The text, if it may be a path on this system.
+    """The text, if it can be a path on this system.
 
     Args:
-        place: what has the path, the subject of the message.
+        place: where the path comes from; the message begins with it.
 
     Raises:
-        OpenBlipError: it may not.
+        OpenBlipError: it cannot be a path.
     """
     if text.isprintable() and len(text) * (1 if text.isascii() else 4) <= LONGEST_NAME:
         return text
@@ -51,10 +51,10 @@ def check_path(text: str, place: str) -> str:
 
 
 def local_path(text: str, folder: Path, place: str) -> Path:
-    """The path below a folder that a table means, whichever system it was written on.
+    """The path below a folder that a table names, written on any system.
 
     Raises:
-        OpenBlipError: it is none, or one on a Windows drive and this is no Windows.
+        OpenBlipError: it is no path, or a path on a Windows drive and this is not Windows.
     """
     check_path(text, place)
     if os.name != "nt":
@@ -69,13 +69,13 @@ def local_path(text: str, folder: Path, place: str) -> Path:
 
 
 def expand_pattern(pattern: str, folder: Path) -> list[Path]:
-    """Files by a pattern: `{00000..00017}` counts, `{0..90..10}` in steps; `*`, `?` and `[...]` match what is there.
+    """The files of a pattern: `{00000..00017}` counts, `{0..90..10}` counts in steps; `*`, `?` and `[...]` match files.
 
-    Counted files are given whether they exist or not, others in the order of their names. A name that is there as it
-    is written is no pattern.
+    Counted files are returned even if they do not exist, matches in the order of their names. If a file has exactly
+    this name, it is returned, and nothing is expanded.
 
     Raises:
-        OpenBlipError: nothing matches, or the pattern counts too far.
+        OpenBlipError: nothing matches, or the pattern stands for too many files.
     """
     check_path(pattern, "the pattern")
     paths: list[Path] = []
@@ -97,7 +97,7 @@ def _counted(pattern: str) -> list[str]:
 
 
 def _count(found: re.Match[str]) -> int:
-    """How many numbers the braces stand for."""
+    """The number of files that the braces stand for."""
     if max(map(len, filter(None, found.groups()))) > _LONGEST_NUMBER:
         return MOST_FILES + 1
     first, last, step = (int(digits or 1) for digits in found.groups())

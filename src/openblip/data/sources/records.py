@@ -1,4 +1,4 @@
-"""A row of anyone's table to a `Sample`: columns are known by their usual names."""
+"""Turn a row of any table into a `Sample`; columns are found by their usual names."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "sample_id": ("question_id", "sample_id", "instance_id", "id"),
     "kind": ("question_type", "kind", "type"),
 }
-"""What each of our fields may be called in a table, likeliest first; capitals do not matter."""
+"""Names that a column for each of our fields may have, most likely first; case does not matter."""
 
 SAYS = frozenset(("captions", "question", "label"))
-"""Fields of which a row needs one."""
+"""A row needs at least one of these fields."""
 
 
 def known_columns(found: Iterable[object]) -> dict[str, str]:
-    """Our field's name to the column of the table that holds it, for those that are there."""
+    """Our fields that the table has, each with the name of its column."""
     lower = {str(name).strip().lower(): str(name) for name in reversed([*found])}
     columns = {
         field: next((lower[alias] for alias in aliases if alias in lower), None) for field, aliases in COLUMNS.items()
@@ -45,7 +45,7 @@ def known_columns(found: Iterable[object]) -> dict[str, str]:
 
 
 def tell_skipped(sentences: Sequence[str], skipped: list[str] | None) -> None:
-    """Add the sentences to the caller's list; log them where it gave none."""
+    """Add the sentences to the caller's list; without a list, log them."""
     if skipped is not None:
         skipped += sentences
         return
@@ -54,14 +54,14 @@ def tell_skipped(sentences: Sequence[str], skipped: list[str] | None) -> None:
 
 
 class Columns:
-    """Which columns of one table hold what.
+    """The columns of one table.
 
     Attributes:
-        names: our field's name to the table's column.
+        names: our fields, each with the name of its column.
     """
 
     def __init__(self, found: Iterable[str], place: str, *, needs_image: bool = True) -> None:
-        """Raises OpenBlipError when no column names an image, or none says anything about it."""
+        """Raises OpenBlipError if there is no column of images, or no column of texts or labels."""
         columns = [str(name) for name in found]
         self.names = known_columns(columns)
         if needs_image and "image" not in self.names:
@@ -78,7 +78,7 @@ class Columns:
         return row.get(self.names[field]) if field in self.names else None
 
     def text(self, row: Mapping[str, Any], field: str, place: str) -> str:
-        """One text, empty where there is none. Raises OpenBlipError when the cell at `place` holds something else."""
+        """The text of a cell, or "". Raises OpenBlipError if the cell, which is at `place`, holds anything else."""
         value = self.value(row, field)
         return "" if value is None else to_text(value, place, self.names[field].strip())
 
@@ -96,11 +96,11 @@ class Columns:
         """The row as a sample.
 
         Args:
-            name: of the image, which stands in for an image_id.
-            place: where the row is, for messages.
+            name: name of the image, used if the row has no image_id.
+            place: where the row is, for error messages.
 
         Raises:
-            OpenBlipError: a cell holds something else than texts.
+            OpenBlipError: a cell does not hold texts.
         """
         return Sample(
             images=images,
@@ -115,17 +115,17 @@ class Columns:
 
 
 class ImageFinder:
-    """The images that a table names, relative to a folder; rows about one image share its path."""
+    """Finds the images that a table names, relative to a folder; rows about one image share its path."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._found: dict[str, Path] = {}
 
     def find(self, value: object, place: str) -> tuple[ImageFile, str]:
-        """The image and what the table calls it.
+        """The image, and its name in the table.
 
         Raises:
-            OpenBlipError: the cell at `place` is empty, an address or something else.
+            OpenBlipError: the cell at `place` is not a path.
         """
         if isinstance(value, ParquetCell):
             return value, value.name

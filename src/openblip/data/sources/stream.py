@@ -1,6 +1,6 @@
-"""Rows of many tars, one after the other: shared out among processes and their workers, and taken up where one stopped.
+"""Stream the rows of many tars: shared among processes and their workers, shuffled, and resumable.
 
-Of the tars only headers are read, and kept of these what lies in a buffer from which rows are drawn in another order.
+Only headers are read, and only those in the shuffle buffer are kept.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from openblip.data.sources.tars import TarRow, Tell, stream_rows
 from openblip.errors import OpenBlipError, OptionError
 
 SHUFFLED = 10_000
-"""Rows to draw from: about those of a tar, some megabytes of headers."""
+"""Default size of the shuffle buffer, in rows: about one tar, some megabytes of headers."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a stream is one reader's: that of a worker among `workers` of a process among `world`."""
+    """The part of a stream that one reader gets: one of `workers` in one of `world` processes."""
 
     rank: int = 0
     world: int = 1
@@ -50,7 +50,7 @@ class Share:
 
     @classmethod
     def here(cls) -> Share:
-        """That of the caller: torchrun's RANK and WORLD_SIZE, and the DataLoader's worker it runs in."""
+        """The share of the caller: from torchrun's RANK and WORLD_SIZE, and from the DataLoader's worker."""
         from torch.utils.data import get_worker_info
 
         info = get_worker_info()
@@ -60,22 +60,22 @@ class Share:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a reader has come: rows of its share of an epoch that it has passed, whether given out or left out."""
+    """How far a reader is: the epoch, and the number of rows of its share that it has passed, used or left out."""
 
     epoch: int = 0
     row: int = 0
 
 
 class TarStream:
-    """One reader's rows of an epoch, once each.
+    """The rows of one reader, each once per epoch.
 
-    Whole tars are shared out where there are enough of them for all readers; else rows are, one by one. Together the
-    readers give each row exactly once.
+    If there are enough tars for all readers, each reader gets whole tars; otherwise the rows are dealt out one by one.
+    Together, the readers give each row exactly once.
 
     Attributes:
-        position: of the next row; keep it with a checkpoint, and give it to a stream of the same tars, share, seed and
-            shuffle. It then reads the headers of the epoch's rows before once more, but none of their files.
-        skipped: a sentence for each tar and each row that could not be used.
+        position: of the next row. Save it with a checkpoint, and give it to a stream of the same tars, share, seed and
+            shuffle, which then reads the headers of the earlier rows of the epoch again, but not their files.
+        skipped: a sentence for each tar and row that could not be used.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class TarStream:
         position: Position | None = None,
         shuffle: int = SHUFFLED,
     ) -> None:
-        """Nothing is read yet.
+        """Reads nothing yet.
 
         Args:
             share: by default all rows.
-            seed: draws the order of tars and of rows, anew in every epoch; None keeps that on the disk.
-            shuffle: rows whose headers are in memory, to draw the next one from.
+            seed: shuffles tars and rows, differently in every epoch; None keeps the order on disk.
+            shuffle: size of the shuffle buffer, in rows (only headers are kept).
 
         Raises:
-            OptionError: there is no tar, or no room for a row.
+            OptionError: there is no tar, or `shuffle` is less than 1.
         """
         if not paths:
             raise OptionError("a stream needs at least one tar: check the pattern")
@@ -107,7 +107,7 @@ class TarStream:
         self.skipped: list[str] = []
 
     def __iter__(self) -> Iterator[Sample]:
-        """The rows from `position` to the end of its epoch; then `position` is at the beginning of the next."""
+        """The rows from `position` to the end of the epoch; after that, `position` is the start of the next epoch."""
 
         def tell(path: Path, trouble: str) -> None:
             self.skipped.append(f"{path} {trouble}")
@@ -122,18 +122,18 @@ class TarStream:
             yield sample
 
     def rows(self, tell: Tell, note: Tell | None = None) -> Iterator[TarRow]:
-        """The same, with none of their texts read.
+        """The same rows; their texts are not read.
 
         Args:
-            tell: gets each tar that cannot be read to its end, and why.
-            note: gets each tar with files that belong to no row; by default that is logged.
+            tell: called with each tar that cannot be read to its end, and why.
+            note: called with each tar with files that belong to no row; by default that is logged.
         """
         epoch = self.position.epoch
         rows = self._in_order(epoch, tell, note)
         if self.seed is not None:
             rows = shuffled(rows, self.shuffle, random.Random(f"{self.seed}:{epoch}:{self.share.number}"))
         for row in islice(rows, self.position.row, None):
-            # Before the row is given out: whoever keeps the position then has seen this row.
+            # Before the yield: a caller that saves the position then has already seen this row.
             self.position = Position(epoch, self.position.row + 1)
             yield row
         self.position = Position(epoch + 1)
@@ -152,7 +152,7 @@ class TarStream:
 
 
 def shuffled(items: Iterable[Item], size: int, rng: random.Random) -> Iterator[Item]:
-    """The items in another order, with no more than `size` of them in memory."""
+    """The items, shuffled with a buffer of `size` items."""
     kept: list[Item] = []
     for item in items:
         if len(kept) < size:
@@ -167,7 +167,7 @@ def shuffled(items: Iterable[Item], size: int, rng: random.Random) -> Iterator[I
 
 
 def in_turn(streams: Iterable[Iterator[Item]]) -> Iterator[Item]:
-    """An item of each stream in turn, until all have ended."""
+    """One item of each stream in turn, until all streams have ended."""
     live = deque(streams)
     while live:
         stream = live.popleft()

@@ -1,4 +1,4 @@
-"""CSV, JSON lines and Parquet: one row an image with what is said about it."""
+"""Tables in CSV, JSON lines or Parquet: a row names an image and has texts about it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 TABLE_SUFFIXES = CSV_SUFFIXES | JSON_SUFFIXES | {".parquet"}
 DELIMITERS = ",;\t|"
 FAILED = "error"
-"""What `openblip caption --json` says of an image that it could not use, in place of captions."""
+"""The key that `openblip caption --json` writes instead of captions if it could not read an image."""
 LONGEST_CELL = 20
-"""Lines that a row of a CSV may take; beyond, a quote was left open."""
+"""Most lines that a row of a CSV may take; a longer row has an unclosed quote."""
 
 
 def read_table(
@@ -30,16 +30,15 @@ def read_table(
     """The rows of a table, whose columns are found by their usual names (see `records.COLUMNS`).
 
     Args:
-        image_root: the folder that paths in the table are relative to; by default the table's own.
-        split: only rows that say so in a column of that name.
-        skipped: gets a sentence about rows in which our own commands say that an image could not be used; by
-            default it is logged.
+        image_root: the folder that paths in the table are relative to; by default the folder of the table.
+        split: read only rows with this value in the column `split`.
+        skipped: gets a sentence about rows in which our own commands report a bad image; by default it is logged.
 
     Raises:
-        OpenBlipError: no such table, a row that cannot be read, or columns that tell too little.
+        OpenBlipError: there is no such table, a row cannot be read, or columns are missing.
     """
     finder = ImageFinder(image_root or path.parent)
-    # The lines of a JSONL need not be alike: captions and questions may be mixed.
+    # Rows of a JSONL may have different keys: captions and questions may be mixed.
     columns_of: dict[tuple[str, ...], Columns] = {}
     samples: list[Sample] = []
     empty, has_splits, failed = True, False, 0
@@ -69,7 +68,7 @@ def read_table(
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of any table as dictionaries, each with the name of its place for messages.
+    """Rows of any table as dictionaries, each with its place for error messages.
 
     Raises:
         OpenBlipError: as `read_table`.
@@ -94,10 +93,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
-        # Counted in the header alone, which is short and has no prose in it.
+        # Counted in the header only, which is short and has no prose.
         delimiter = max(DELIMITERS, key=header.count)
         file.seek(0)
-        # Tables with tabs are written with quotes around texts and without: there a quote opens nothing.
+        # A quote in a TSV is an ordinary character unless texts are quoted.
         has_tabs = delimiter == "\t"
         quoting: Literal[0, 3] = csv.QUOTE_NONE if has_tabs else csv.QUOTE_MINIMAL
         reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)

@@ -1,8 +1,8 @@
-"""Headers of a tar, one after the other, with nothing kept: names and places of its files.
+"""Read the headers of a tar one by one, without keeping them: names, offsets and sizes of its files.
 
-Python's own reader keeps every header, reads as much as a header claims, and calls itself for each long name in front
-of a file: a tar that is made to harm has memory or stack run out. Here a header costs what it weighs. Nothing is
-written anywhere, so that a name like `../x` leads nowhere, and links are passed over.
+Python's tarfile keeps every header, reads as many bytes as a header claims, and recurses for each long name, so a
+malicious tar can exhaust memory or the stack. This reader needs no more memory than one header. It writes no files, so
+names such as `../x` are harmless, and it skips links.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 BLOCK = 512
 LONGEST_HEADER = 2**20
-"""Bytes of a long name or of a list of attributes; true ones have a few hundred."""
+"""Largest long name or list of attributes, in bytes; usual ones have a few hundred."""
 FILES = (b"0", b"\0", b"7")
 WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, folders and pipes."""
@@ -24,7 +24,7 @@ GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file of a tar: its bytes from `offset` to `offset + size`. Of its name what cannot be shown is written out."""
+    """A file of a tar: its bytes from `offset` to `offset + size`. Unprintable characters of its name are escaped."""
 
     name: str
     offset: int
@@ -32,10 +32,10 @@ class Member:
 
 
 class BrokenTarError(Exception):
-    """What is wrong with a tar, as a sentence whose subject it is.
+    """What is wrong with a tar, as the predicate of a sentence about it ("is truncated").
 
     Attributes:
-        lost: whether files are missing, or the last one may not be whole.
+        lost: whether files are missing, or the last one may be incomplete.
     """
 
     def __init__(self, trouble: str, lost: bool = True) -> None:
@@ -44,10 +44,10 @@ class BrokenTarError(Exception):
 
 
 def read_members(path: Path) -> Iterator[Member]:
-    """The files of a tar in their order. Raises BrokenTarError after those that are whole."""
+    """The files of a tar, in order. Raises BrokenTarError after the last intact file."""
     try:
         if path.exists() and not path.is_file():
-            raise BrokenTarError("is a folder or a device, not a file")  # a pipe would be waited for without end
+            raise BrokenTarError("is a folder or a device, not a file")  # reading a pipe could block forever
         with path.open("rb") as file:
             yield from _members(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
@@ -72,7 +72,7 @@ def _members(file: BinaryIO, length: int) -> Iterator[Member]:
         except ValueError as error:
             raise BrokenTarError(_explain(header, offset, length, str(error))) from None
         start = offset + BLOCK
-        if kind == b"S":  # a file with holes: more blocks say where they are
+        if kind == b"S":  # a sparse file: more blocks list its holes
             more = header[482]
             while more:
                 block = _block(file, start)
@@ -118,7 +118,7 @@ def _parse(header: bytes) -> tuple[str, int, bytes]:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or with the first bit set the number itself."""
+    """A number in octal digits, or in binary if the first bit is set."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
@@ -132,14 +132,14 @@ def _text(field: bytes) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name that can be written to a terminal and to a file."""
+    """The name with unprintable characters escaped."""
     if name.isprintable():
         return name
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def _attributes(content: bytes) -> dict[str, str]:
-    """`29 path=a long name.jpg\\n` and its like. Raises ValueError."""
+    """Attributes such as `29 path=a long name.jpg\\n`. Raises ValueError if they are malformed."""
     found: dict[str, str] = {}
     place = 0
     while place < len(content) and content[place]:

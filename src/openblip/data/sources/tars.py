@@ -1,7 +1,8 @@
-"""Tar files of images with their texts beside them, as webdataset and img2dataset write them.
+"""Tar files of images with texts beside them, as webdataset and img2dataset write them.
 
-`000123.jpg`, `000123.txt` and `000123.json` of a tar are one row. Headers are read once, images where they lie: any
-row can be had at any time, and nothing is unpacked. A tar that is broken gives the rows before the break.
+`000123.jpg`, `000123.txt` and `000123.json` in a tar are one row. The headers are read once; images are read from the
+tar when they are needed, so rows can be read in any order, and nothing is unpacked. A broken tar gives the rows before
+the break.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from openblip.data.sources.tar_headers import BrokenTarError, read_members
 from openblip.errors import OpenBlipError
 
 Tell: TypeAlias = Callable[[Path, str], None]
-"""Gets a tar and a sentence of which it is the subject."""
+"""Called with a tar and the predicate of a sentence about it ("is truncated")."""
 ALONE = "texts without an image of their name"
 FURTHER = "images beside another one of their row"
 Members: TypeAlias = "dict[str, PackedFile]"
-"""The files of a row by their endings."""
+"""The files of a row, by suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class TarRow:
     """The files of one row.
 
     Attributes:
-        key: their common name; members: images and texts by what follows it, in small letters.
+        key: their common name; members: images and texts by suffix, in lower case.
     """
 
     key: str
@@ -42,7 +43,7 @@ class TarRow:
         return next((file for ending, file in self.members.items() if is_image(ending)), None)
 
     def sample(self) -> Sample:
-        """The row, its texts read now.
+        """The row as a sample; its texts are read now.
 
         Raises:
             OpenBlipError: there is no image, or its texts cannot be read.
@@ -64,9 +65,9 @@ class Shard:
     """One tar and what is in it.
 
     Attributes:
-        rows: in the tar's order, each with an image.
-        trouble: what is wrong with the tar, one sentence; empty when nothing is.
-        note: which files of it belong to no row, one sentence; empty when all do.
+        rows: in the order of the tar, each with an image.
+        trouble: a sentence about what is wrong with the tar; empty if it is intact.
+        note: a sentence about files that belong to no row; empty if there are none.
     """
 
     path: Path
@@ -76,7 +77,7 @@ class Shard:
 
 
 def index_shard(path: Path) -> Shard:
-    """Read a tar's headers. Never raises for what is in the file: `trouble` says what is wrong with it."""
+    """Read the headers of a tar. Never raises because of its contents: `trouble` says what is wrong."""
     grouped: dict[str, Members] = {}
     passed = _PassedOver()
     last = trouble = ""
@@ -94,14 +95,14 @@ def index_shard(path: Path) -> Shard:
 
 
 def stream_rows(path: Path, tell: Tell, note: Tell | None = None) -> Iterator[TarRow]:
-    """Rows of a tar as its headers are read, of which none are kept.
+    """Rows of a tar while its headers are read; headers are not kept.
 
-    The files of a row have to stand one after the other, as webdataset and img2dataset write them. Never raises for
-    what is in the file.
+    The files of a row have to be adjacent, as webdataset and img2dataset write them. Never raises because of the
+    contents of the file.
 
     Args:
-        tell: gets what is wrong with the tar, at its end.
-        note: gets which files of it belong to no row, at its end; by default that is logged.
+        tell: called at the end with what is wrong with the tar.
+        note: called at the end with the files that belong to no row; by default that is logged.
     """
     group: dict[str, Members] = {}
     passed = _PassedOver()
@@ -109,7 +110,7 @@ def stream_rows(path: Path, tell: Tell, note: Tell | None = None) -> Iterator[Ta
     count = 0
     try:
         for key, ending, file in _row_files(path):
-            # `a.jpg` and `a.2.jpg` may be of one row, which shows when both are known.
+            # `a.jpg` and `a.2.jpg` may belong to one row: only both names together show it.
             if group and not (key == root or key.startswith(f"{root}.") or root.startswith(f"{key}.")):
                 for row in _rows(group, passed):
                     count += 1
@@ -134,7 +135,7 @@ def stream_rows(path: Path, tell: Tell, note: Tell | None = None) -> Iterator[Ta
 
 
 class _PassedOver:
-    """How many files say something and belong to no row."""
+    """Counts images and texts that belong to no row."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -154,9 +155,9 @@ class _PassedOver:
 
 
 def _rows(grouped: dict[str, Members], passed: _PassedOver) -> Iterator[TarRow]:
-    """A row for each image, but for those that are beside another one and have no text of their own.
+    """A row for each image, except for additional images of a row that have no text of their own.
 
-    webdataset has `a.seg.png` as a part of the row of `a.jpg`; `IMG.2020.jpg` is the image of `IMG.2020.txt`.
+    In webdataset, `a.seg.png` is part of the row of `a.jpg`; `IMG.2020.jpg` is the image of `IMG.2020.txt`.
     """
     with_image = {key for key, members in grouped.items() if any(map(is_image, members))}
     for key, members in grouped.items():
@@ -172,20 +173,20 @@ def _rows(grouped: dict[str, Members], passed: _PassedOver) -> Iterator[TarRow]:
 
 
 def _drop(grouped: dict[str, Members], last: str) -> None:
-    """Leave out the row of which the tar's last file is: nobody knows whether it is whole."""
+    """Leave out the row of the last file, which may be incomplete."""
     lost = {last, *_shorter(last)}
     for key in [key for key in grouped if key in lost or key.startswith(f"{last}.")]:
         del grouped[key]
 
 
 def _shorter(key: str) -> list[str]:
-    """What the names of its row may be: `a/b.c` and `a/b` for `a/b.c.d`."""
+    """The keys of rows that a file may belong to: `a/b.c` and `a/b` for `a/b.c.d`."""
     first = key.rfind("/") + 1
     return [key[:place] for place in range(first + 1, len(key)) if key[place] == "."]
 
 
 def _row_files(path: Path) -> Iterator[tuple[str, str, PackedFile]]:
-    """Row, ending and place of each file that says something."""
+    """Key, suffix and file of each image and text."""
     for member in read_members(path):
         key, ending = split_name(member.name)
         if key and not _is_hidden(member.name):
@@ -197,7 +198,7 @@ def _told(trouble: str, rows: int) -> str:
 
 
 def read_tars(paths: Path | Iterable[Path], skipped: list[str] | None = None) -> list[Sample]:
-    """All rows of some tars; a sentence for whatever could not be used goes to `skipped`, or is logged."""
+    """All rows of some tars; a sentence about everything that could not be used goes to `skipped`, or is logged."""
     samples: list[Sample] = []
     left_out: list[str] = []
     for path in [paths] if isinstance(paths, Path) else paths:
