@@ -142,7 +142,7 @@ def _tell_one(report: Report, status: Status, root: Path | None, check: bool) ->
         }
         report.record(**_record(status), **({"counted": numbers} if check else {}))
         return
-    what = "films" if entry.is_video else "images"
+    what = "videos" if entry.is_video else "images"
     lines = [f"{entry.name}: {entry.title}", ""]
     facts = {
         "rows are": entry.kind,

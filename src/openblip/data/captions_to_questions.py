@@ -1,8 +1,8 @@
-"""Questions made from captions and statements made from questions, by rule.
+"""Make questions from captions, and statements from questions, by rules.
 
-COCO-QA was itself made by rule from captions (Ren et al. 2015, https://arxiv.org/abs/1505.02074): colours,
-numbers, objects and places that a caption states become questions. The same rules give more training
-questions for captioned images, and their inverse gives captions for images that only have questions.
+COCO-QA was made from captions by rules (Ren et al. 2015, https://arxiv.org/abs/1505.02074): the colours, numbers,
+objects and places in a caption become questions. The same rules give more training questions for captioned images, and
+their inverse gives captions for images that only have questions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Question:
     """A question with its answer, both lower case.
 
     Attributes:
-        answer: the one most people gave, where several were asked.
-        answers: what each of them gave, repeats and all; empty where there is but one.
+        answer: the most frequent answer.
+        answers: the answer of each person, with repetitions; empty if there is only one.
     """
 
     question: str
@@ -54,7 +54,7 @@ def questions_from_caption(caption: str) -> list[Question]:
 
 
 def statement_from_question(question: str, answer: str) -> str | None:
-    """The caption that a question of COCO-QA came from, nearly; None when no rule applies.
+    """About the caption that a question of COCO-QA was made from; None if no rule applies.
 
     >>> statement_from_question("what is laying in the street", "hydrant")
     'hydrant is laying in the street'
@@ -123,7 +123,7 @@ def _clause(words: list[str], start: int) -> str:
 
 
 def _asks_for_object(words: list[str]) -> bool:
-    """Whether a "what" stands for the object, as in "what is the man carrying" and "what does the man carry"."""
+    """Whether "what" is the object, as in "what is the man carrying" and "what does the man carry"."""
     if len(words) <= 3 or words[2] not in DETERMINERS:
         return False
     verb_follows = any(word.endswith("ing") for word in words[3:])
@@ -131,5 +131,5 @@ def _asks_for_object(words: list[str]) -> bool:
 
 
 def is_thing(word: str) -> bool:
-    """Whether a word may be the name of a thing: no function word, no side or part of an image."""
+    """Whether a word may be a noun for a thing: no function word, no side or part of an image."""
     return word.isalpha() and len(word) > 2 and word not in NOT_THINGS and word not in CLAUSE_ENDS

@@ -41,7 +41,7 @@ Rows = np.ndarray[Any, np.dtype[np.float16]]
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The views of an image (see `make_view`): how many, the smallest crop, and whether half of the crops are mirrored."""
+    """The views of each image: how many, the smallest crop, and whether half of the crops are mirrored."""
 
     count: int = 1
     min_area: float = 0.5
@@ -98,7 +98,7 @@ class FeatureStore:
         return sum(rows.nbytes for rows in self._shards.values())
 
     def patches(self, images: Sequence[ImageFile], views: Sequence[int]) -> Tensor:
-        """One view each of some images: float32 [B, N, C]. Raises OpenBlipError for one that is not there.
+        """The features of one view of each image: float32 [B, N, C]. Raises OpenBlipError for a missing image.
 
         Shards that were found once stay readable when the folder is deleted.
         """
@@ -113,7 +113,7 @@ class FeatureStore:
         return torch.from_numpy(stacked.astype(np.float32))
 
     def add(self, images: Sequence[ImageFile], rows: Rows) -> None:
-        """Keep the features [images, views, patches, channels] of some images as a shard.
+        """Store the features [images, views, patches, channels] of some images as a shard.
 
         Raises OpenBlipError when the disk is full; nothing that was there is lost.
         """
@@ -125,7 +125,7 @@ class FeatureStore:
             raise OpenBlipError(self._no_room(error, rows.nbytes)) from error
 
     def _add_new(self, keys: Sequence[str], rows: Rows) -> None:
-        """Write what is not there yet: each image is in one shard, so that its features never change."""
+        """Write the images that are not stored yet: each image is in one shard only, so its features never change."""
         for path in self._unknown():
             self._open(path)
         new = [row for row, key in enumerate(keys) if key not in self._places]
@@ -137,13 +137,13 @@ class FeatureStore:
         path = self.folder / f"{name}{ROWS}"
         drafts = {path.with_suffix(kind + DRAFT): path.with_suffix(kind) for kind in (ROWS, LIST)}
         for left in self.folder.glob(f"*{DRAFT}"):
-            left.unlink(missing_ok=True)  # of a process that was killed here
+            left.unlink(missing_ok=True)  # left by a process that was killed here
         try:
             first, second = drafts
             with first.open("wb") as file:
                 np.save(file, rows)
             second.write_text(json.dumps(keys), encoding="utf-8")
-            # The list makes the shard count: it comes last.
+            # A shard counts once its list exists, so the list is written last.
             for draft, whole in drafts.items():
                 draft.replace(whole)
         except OSError:
@@ -153,18 +153,18 @@ class FeatureStore:
         self._open(path)
 
     def _alone(self) -> AbstractContextManager[object]:
-        """Keeps all others, also of other runs, from writing to the folder and from deleting there."""
+        """Hold the lock: no other process or run writes to the folder or deletes from it."""
         from filelock import FileLock
 
         return FileLock(self.folder / LOCK_FILE)
 
     def _unknown(self) -> list[Path]:
-        """Shards that were not looked into yet."""
+        """Shards that were not opened yet."""
         paths = (path.with_suffix(ROWS) for path in sorted(self.folder.glob(f"*{LIST}")))
         return [path for path in paths if path not in self._shards]
 
     def _open(self, path: Path) -> bool:
-        """Take a shard in; whether it is whole."""
+        """Open a shard. Returns whether it is intact."""
         try:
             keys = json.loads(path.with_suffix(LIST).read_text(encoding="utf-8"))
             rows: Rows = np.load(path, mmap_mode="r")
@@ -178,7 +178,7 @@ class FeatureStore:
         return True
 
     def check_room(self, needed: int) -> None:
-        """Raises OpenBlipError when the disk has less than `needed` bytes left."""
+        """Raises OpenBlipError if the disk has less than `needed` free bytes."""
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OpenBlipError(
@@ -187,7 +187,7 @@ class FeatureStore:
             )
 
     def _no_room(self, error: OSError, size: int) -> str:
-        # NumPy tells of a full disk by an error of its own, without a number.
+        # NumPy reports a full disk by an error without errno.
         if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return (
                 f"the disk is full: features in {self.folder} need {size / 1e6:.0f} MB and more. Make room and start "
@@ -210,7 +210,7 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
     Args:
         upper: names of modules of the encoder that come after the features.
     """
-    # Weights alone do not tell heads, activations, or the codes of places that come with the features.
+    # Weights alone do not determine the number of heads, the activation or the position codes.
     config = getattr(encoder, "config", None)
     settings = {} if config is None else {key: value for key, value in asdict(config).items() if key != "drop_path"}
     identity: list[Any] = [asdict(transform), plan.identity, settings, *upper]
@@ -224,7 +224,7 @@ def fingerprint(encoder: torch.nn.Module, transform: ImageTransform, plan: ViewP
 
 
 def _require_half(image: ImageFile, patches: np.ndarray[Any, Any]) -> None:
-    """Raises OpenBlipError for features that are no numbers in float16, which a store keeps."""
+    """Raises OpenBlipError for features that float16, the type of a store, cannot hold."""
     largest = float(np.abs(patches).max(initial=0.0))
     if largest > LARGEST_HALF:
         raise OpenBlipError(
@@ -245,7 +245,7 @@ def fill(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[BadImage]:
-    """Compute the features of images that have none yet; returns those that cannot be read.
+    """Compute the features of images that have none yet; returns the images that cannot be read.
 
     Args:
         encode: pixels [B, 3, S, S] to patches [B, N, C].

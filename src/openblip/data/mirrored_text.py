@@ -18,7 +18,7 @@ OTHER = {"left": "right", "right": "left"}
 def swap_sides(text: str) -> str:
     """The text for the mirror image.
 
-    Only words that stand where a side is named change: what a man has left and who is right do not.
+    Only "left" and "right" as sides change, not "he has left" or "that is right".
 
     >>> swap_sides("what is on the left side of the lamp")
     'what is on the right side of the lamp'

@@ -1,8 +1,8 @@
-"""Questions that people ask of any photo, made from its captions by rule.
+"""Questions that people ask about any photo, made from its captions by rules.
 
-Questions of data sets ask for what is particular ("what is running in the grass"); somebody who tries a model
-asks "what is this", "what is the dog doing", "is there a cat in the picture". A small model only knows the
-questions it was trained on, so these are made of what several captions of an image agree on.
+The questions of data sets are specific ("what is running in the grass"). People who try a model ask "what is this",
+"what is the dog doing", "is there a cat in the picture". A small model only knows the kinds of questions that it was
+trained on, so these are made from what several captions of an image agree on.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ NAMED_IN = {
     "elephant": 0.008, "bear": 0.008, "motorcycle": 0.008, "zebra": 0.007, "cow": 0.005, "frisbee": 0.005,
     "sheep": 0.004, "snowboard": 0.003, "truck": 0.002,
 }  # fmt: skip
-"""The things that presence is asked of, and the share of images that name them, of Flickr8k and COCO-QA together."""
+"""Things that "is there a ..." asks about, with the share of images in Flickr8k and COCO-QA that name them."""
 KIN = {"bike", "bicycle", "motorcycle"}
-"""Names of one thing, or of things that are taken for one another."""
+"""Names of one thing, or of things that are often confused."""
 NO_ACTIONS = frozenset(
     "building something nothing clothing wearing being having trying making getting attempting".split()
 )
@@ -60,11 +60,11 @@ PRESENT_QUESTIONS = ("is there {} {}", "is there {} {} in the picture", "do you 
 
 
 def plain_questions(captions: str | Iterable[str], others: str | Iterable[str] = ()) -> list[Question]:
-    """Questions that the rules find, the same ones each time: one of a kind, and of presence one a thing.
+    """The questions that the rules find, always the same: one of each kind, and one about the presence of each thing.
 
     Args:
-        captions: of one image, clean (see `clean_caption`).
-        others: further sentences about it, which tell which animals there are but not what is in the middle.
+        captions: the cleaned captions of one image (see `clean_caption`).
+        others: other sentences about it; they are used for animals only, not for the main subject.
     """
     captions, others = text_list(captions, "the captions"), text_list(others, "the others")
     rng = random.Random(hashlib.md5("\n".join((*captions, *others)).encode()).digest())
@@ -76,7 +76,7 @@ def plain_questions(captions: str | Iterable[str], others: str | Iterable[str] =
 
 
 def singular(word: str) -> str:
-    """The singular of a plain noun; other words as they are.
+    """The singular of a regular noun; other words unchanged.
 
     >>> [singular(word) for word in ("dogs", "puppies", "benches", "glass")]
     ['dog', 'dog', 'bench', 'glass']
@@ -115,9 +115,9 @@ def _about_subject(captions: Sequence[list[str]], rng: random.Random) -> list[Qu
 
 
 def _subject(words: list[str]) -> tuple[int, int] | None:
-    """Where the noun phrase that a caption begins with ends, and where its "-ing" stands (0: it has none).
+    """The end of the noun phrase at the beginning of a caption, and the index of its "-ing" verb (0: none).
 
-    Only phrases before "is", "are" or an "-ing" count: of "a dog jumps" nobody could tell which word is the noun.
+    Only phrases before "is", "are" or an "-ing" form count: in "a dog jumps", rules cannot tell which word is the noun.
     """
     if len(words) < 3 or words[0] not in DETERMINERS | NUMBERS:
         return None
@@ -149,7 +149,7 @@ def _complement(words: list[str], start: int) -> list[str]:
 
 
 def _head(phrase: list[str]) -> str | None:
-    """The noun of a phrase that begins with a determiner and is seen to end."""
+    """The noun of a phrase that begins with a determiner and has a recognizable end."""
     if not phrase or phrase[0] not in DETERMINERS:
         return None
     for index in range(1, min(len(phrase), 5) + 1):
@@ -169,7 +169,7 @@ def _places(words: list[str], start: int) -> list[str]:
 
 
 def _about_animal(sentences: Sequence[list[str]], rng: random.Random) -> list[Question]:
-    """Which animal it is, where most sentences that name one name the same."""
+    """Which animal it is, if most sentences that name an animal name the same one."""
     named = Counter(animal for words in sentences for animal in {singular(word) for word in words} if animal in ANIMALS)
     if not named:
         return []
@@ -180,7 +180,7 @@ def _about_animal(sentences: Sequence[list[str]], rng: random.Random) -> list[Qu
 
 
 def _about_color(captions: Sequence[list[str]]) -> list[Question]:
-    """The colour that most captions give a thing, where its noun phrase is seen to end."""
+    """The colour that most captions give a thing whose noun phrase has a recognizable end."""
     stated = [
         (words[index + 1], "gray" if words[index] == "grey" else words[index])
         for words in captions
@@ -195,7 +195,7 @@ def _about_color(captions: Sequence[list[str]]) -> list[Question]:
 
 
 def _about_number(captions: Sequence[list[str]]) -> list[Question]:
-    """How many of those that a caption begins with there are, where most captions that count say the same."""
+    """How many things there are, if captions begin with a number and most of them agree."""
     counted = Counter(
         (words[1], words[0]) for words in captions if len(words) > 1 and words[0] in NUMBERS and _ends(words, 2)
     )
@@ -206,7 +206,7 @@ def _about_number(captions: Sequence[list[str]]) -> list[Question]:
 
 
 def _ends(words: Sequence[str], index: int) -> bool:
-    """Whether a noun phrase is over here: before a preposition, "is", an "-ing", or the "-s" of a verb ("jumps")."""
+    """Whether a noun phrase ends here: before a preposition, "is", an "-ing" form, or a verb in "-s" ("jumps")."""
     if index >= len(words) or words[index] in CLAUSE_ENDS or words[index] in ("is", "are"):
         return True
     return words[index].endswith("ing") or (words[index].endswith("s") and not words[index].endswith("ss"))
@@ -218,10 +218,10 @@ def _be(noun: str) -> str:
 
 
 def _about_presence(captions: Sequence[list[str]], animal: str | None, rng: random.Random) -> list[Question]:
-    """Whether there is a thing: "yes" where two captions name it, or it is the animal; "no" where it is surely not.
+    """Whether a thing is there: "yes" if two captions name it or it is the animal, "no" if it is surely absent.
 
-    That is known of what none of at least three captions names, and of animals where there is another. Of each thing
-    it is asked about as often where it is not as where it is: otherwise "no" would be learnt without looking.
+    A thing is surely absent if none of at least three captions names it, or if it is an animal and there is another
+    animal. "yes" and "no" are equally frequent for each thing: otherwise a model would learn "no" without looking.
     """
     named = Counter(thing for words in captions for thing in {singular(word) for word in words} if thing in NAMED_IN)
     present = {thing for thing, times in named.items() if times >= 2} | ({animal} & NAMED_IN.keys())

@@ -1,4 +1,4 @@
-"""Entries of the public sets' annotation files, whose fields are what they should be or are said not to be."""
+"""Entries of annotation files, with checked access to their fields."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OTHER_FILE = "this is not the file it should be"
 class Entry:
     """One JSON object of an annotation file.
 
-    Every way to a field raises OpenBlipError, which names file and entry, when something else is there.
+    Access to a field raises OpenBlipError, which names file and entry, if the field has another type.
 
     Attributes:
-        fields: as the file has them.
+        fields: the object as the file has it.
     """
 
     __slots__ = ("_number", "_place", "fields")
@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def place(self) -> str:
-        """File and entry, the subject of messages."""
+        """File and entry, for the beginning of messages."""
         return self._place if self._number is None else f"{self._place} {self._number},"
 
     def __contains__(self, name: str) -> bool:
@@ -48,21 +48,21 @@ class Entry:
             )
 
     def text(self, *names: str) -> str:
-        """The first of these fields that is there, as it stands; empty where none is. Numbers count as texts."""
+        """The first of these fields that exists, unchanged; "" if there is none. Numbers count as texts."""
         name, value = self._first(names)
         if value is None:
             return ""
         return encodable(value) if _is_plain(value) else to_text(value, self.place, name)
 
     def id(self, *names: str) -> str:
-        """As `text`, for numbers and names that tell entries apart; 7.0 is 7."""
+        """As `text`, for ids; 7.0 becomes "7"."""
         name, value = self._first(names)
         if value is None:
             return ""
         return str(value) if type(value) is int else to_id(value, self.place, name)
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """The first of these fields that is there, one text or several; repeated ones, as answers are, share memory."""
+        """The first of these fields that exists, one text or several; equal texts share memory."""
         name, value = self._first(names)
         if value is None:
             return ()
@@ -71,32 +71,32 @@ class Entry:
         values = value if isinstance(value, list) else [value]
         found = [_text_in(each) for each in values]
         plain = [encodable(text) for text in found if _is_plain(text)]
-        # As they stand, empty ones too, which count among what people answered.
+        # Unchanged, including empty ones, which count as answers.
         return tuple(map(intern, plain if len(plain) == len(found) else to_texts(value, self.place, name)))
 
     def file_name(self, name: str) -> str:
-        """The name of a file, which is needed."""
+        """A required file name."""
         value = self.fields.get(name)
         if not isinstance(value, str) or not value.strip():
             raise OpenBlipError(f"{self.place} has no file name in {name}: {OTHER_FILE}")
         return check_path(value, self.place)
 
     def file_names(self, name: str) -> list[str]:
-        """Names of files, of which at least one is needed."""
+        """One or more file names; at least one is required."""
         found = self.fields.get(name)
         if not isinstance(found, list) or not found:
             raise OpenBlipError(f"{self.place} has no list of files in {name}: {OTHER_FILE}")
         return [Entry({name: each}, self.place).file_name(name) for each in found]
 
     def number(self, name: str) -> int:
-        """A whole number, which is needed; texts of digits count as such."""
+        """A required whole number; a text of digits counts as one."""
         value = self.id(name)
         if not value.isdecimal() or len(value) > 18:
             raise OpenBlipError(f"{self.place} has no number in {name}: {OTHER_FILE}")
         return int(value)
 
     def entries(self, name: str) -> list[Entry]:
-        """Those of a list in it, which is needed."""
+        """The entries of a required list."""
         found = self.fields.get(name)
         if not isinstance(found, list):
             raise OpenBlipError(f"{self.place} has no list {name}: {OTHER_FILE}")
@@ -124,10 +124,10 @@ def _text_in(value: object) -> object:
 
 
 def read_entries(path: Path, *needed: str) -> Iterator[Entry]:
-    """JSON objects of a list, or one a line.
+    """JSON objects of a list, or one object per line.
 
     Raises:
-        OpenBlipError: the file is not of that kind, or an entry lacks what is needed; the message says which and where.
+        OpenBlipError: the file holds something else, or an entry, which the message names, lacks a required field.
     """
     for place, value in read_values(path, errors="replace"):
         entry = Entry(value, place)
@@ -136,7 +136,7 @@ def read_entries(path: Path, *needed: str) -> Iterator[Entry]:
 
 
 def read_object(path: Path, *lists: str) -> Entry:
-    """One JSON object with the lists that are needed. Raises OpenBlipError as `read_entries`."""
+    """One JSON object with required lists. Raises OpenBlipError as `read_entries` does."""
     entry = Entry(load_json(path), str(path))
     missing = [name for name in lists if not isinstance(entry.fields.get(name), list)]
     if missing:
@@ -145,6 +145,6 @@ def read_object(path: Path, *lists: str) -> Entry:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file; U+2028 and its like, at which `str.splitlines` cuts, are within them."""
+    """The lines of a text file. U+2028 and the like, at which `str.splitlines` splits, do not end a line."""
     with reading(path), path.open(encoding="utf-8-sig") as file:
         return [line.rstrip("\n") for line in file]

@@ -1,4 +1,4 @@
-"""The data-set zoo: the 23 names of LAVIS, what each is and how its images are had; `zoo_files` has the annotations.
+"""The data-set zoo: the 23 names of LAVIS, what each is, and how to get its images; `files` has the annotations.
 
 Sizes and licences are what the makers of a set say, as far as they say it.
 """
@@ -24,7 +24,7 @@ FLICKR_IMAGES = (
 MSRVTT_IMAGES = (
     "train_val_videos.zip (https://www.mediafire.com/file/x3rrbe4hwp04e6w/train_val_videos.zip/file) and "
     "test_videos.zip "
-    "(https://www.mediafire.com/file/czh8sezbo9s4692/test_videos.zip/file), the films of both into one folder"
+    "(https://www.mediafire.com/file/czh8sezbo9s4692/test_videos.zip/file), the videos of both into one folder"
 )
 MSVD_IMAGES = "https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar, unpacked into msvd/videos"
 CC_LICENCE = "free for any purpose, as is; images: their owners'"
@@ -118,8 +118,8 @@ _ENTRIES = (
         title="DiDeMo",
         kind="video captions, for retrieval",
         media="didemo/videos",
-        size="over 10,000 films with over 40,000 descriptions of moments",
-        licence="code BSD-2-Clause; films: Creative Commons, each its own",
+        size="over 10,000 videos with over 40,000 descriptions of moments",
+        licence="code BSD-2-Clause; videos: Creative Commons, each its own",
         page="https://github.com/LisaAnne/LocalizingMoments",
         media_source="https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets/didemo/"
         "didemo_videos.tar.gz, its folder videos into didemo/videos",
@@ -168,7 +168,7 @@ _ENTRIES = (
         title="MSR-VTT captions",
         kind="video captions",
         media="msrvtt/videos",
-        size="10,000 films with 200,000 sentences",
+        size="10,000 videos with 200,000 sentences",
         licence=ASK_PAGE,
         page="https://www.microsoft.com/en-us/research/publication/"
         "msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/",
@@ -180,7 +180,7 @@ _ENTRIES = (
         title="MSRVTT-QA",
         kind="video questions",
         media="msrvtt/videos",
-        size="10,000 films with 243,000 questions",
+        size="10,000 videos with 243,000 questions",
         licence=ASK_PAGE,
         page="https://github.com/xudejing/video-question-answering",
         media_source=MSRVTT_IMAGES,
@@ -191,7 +191,7 @@ _ENTRIES = (
         title="MSR-VTT retrieval",
         kind="video captions, for retrieval",
         media="msrvtt/videos",
-        size="10,000 films with 200,000 sentences",
+        size="10,000 videos with 200,000 sentences",
         licence=ASK_PAGE,
         page="https://www.microsoft.com/en-us/research/publication/"
         "msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/",
@@ -203,7 +203,7 @@ _ENTRIES = (
         title="MSVD captions",
         kind="video captions",
         media="msvd/videos",
-        size="1,970 films",
+        size="1,970 videos",
         licence=ASK_PAGE,
         page="https://www.cs.utexas.edu/users/ml/clamp/videoDescription/",
         media_source=MSVD_IMAGES,
@@ -214,7 +214,7 @@ _ENTRIES = (
         title="MSVD-QA",
         kind="video questions",
         media="msvd/videos",
-        size="1,970 films with 50,505 questions",
+        size="1,970 videos with 50,505 questions",
         licence=ASK_PAGE,
         page="https://github.com/xudejing/video-question-answering",
         media_source=MSVD_IMAGES,
@@ -290,10 +290,10 @@ _ENTRIES = (
         title="VATEX captions",
         kind="video captions",
         media="vatex/videos",
-        size="over 41,250 films with 825,000 captions, half of them Chinese",
+        size="over 41,250 videos with 825,000 captions, half of them Chinese",
         licence=ASK_PAGE,
         page="https://eric-xw.github.io/vatex-website/",
-        media_source="clips of YouTube films, as its page says, into vatex/videos",
+        media_source="clips of YouTube videos, as its page says, into vatex/videos",
         citation="Wang et al. 2019, VATEX: A Large-Scale, High-Quality Multilingual Dataset for Video-and-Language "
         "Research, ICCV, arXiv:1904.03493",
         needs_form=True,
@@ -350,7 +350,7 @@ def load_dataset(
     >>> load_dataset("coco_caption", vis_path="photos/coco")["val"][0].captions  # doctest: +SKIP
 
     Args:
-        vis_path: its folder of images or films (of tars: a pattern, too), where that is not the usual one.
+        vis_path: its folder of images or videos (of tars: a pattern, too), where that is not the usual one.
         ann_path: the folder of its annotation files, where that is not the usual one.
         root: of all data sets, by default `data_home()`.
 

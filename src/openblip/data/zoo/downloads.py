@@ -1,4 +1,4 @@
-"""Annotation files of the zoo: what of them is on this machine, and how the public ones come there."""
+"""Which annotation files of the zoo are on this machine, and downloading the public ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from openblip.fetch import Progress, check_room, digest, fetch, is_offline, remo
 
 @dataclass(frozen=True)
 class Status:
-    """What of a data set is on this machine.
+    """What is on this machine of a data set.
 
     Attributes:
-        layout: whose annotations; None where there are none.
-        splits: those whose annotations are there.
-        media: the folder of images or films; has_media: whether it is there and not empty.
+        layout: the layout of its annotations; None if there are none.
+        splits: the splits whose annotations are here.
+        media: the folder of images or videos; has_media: whether it exists and is not empty.
     """
 
     entry: DatasetEntry
@@ -29,21 +29,21 @@ class Status:
 
     @property
     def here(self) -> str:
-        """In a few words."""
-        what = "films" if self.entry.is_video else "images"
+        """What is here, in a few words."""
+        what = "videos" if self.entry.is_video else "images"
         parts = ([", ".join(self.splits)] if self.splits else []) + ([what] if self.has_media else [])
         return "; ".join(parts) or "no"
 
     @property
     def ways(self) -> str:
-        """How it is got, in a few words."""
+        """How to get it, in a few words."""
         if not self.entry.public_files:
             return "by its form" if self.entry.needs_form else "see its page"
         return "download; images by form" if self.entry.needs_form else "download"
 
 
 def status_of(entry: DatasetEntry, root: Path | None = None) -> Status:
-    """Looks at the names of files, not into them."""
+    """Looks for the files, but opens none."""
     place = Place(root or data_home())
     layout, media = find_layout(entry, place), place.media_of(entry)
     splits: tuple[str, ...] = ()
@@ -64,18 +64,18 @@ def list_status(root: Path | None = None) -> list[Status]:
 
 
 def download_annotations(name: str, to: Path | None = None, progress: Progress | None = None) -> list[Path]:
-    """Fetch the public annotation files of a data set that are not there yet, and return where all of them are.
+    """Download the missing public annotation files of a data set, and return the paths of all of them.
 
-    Interrupted downloads go on where they stopped. Room on the disk is checked first, as far as the server says what
-    is needed; length and hash are checked afterwards, as far as they are known.
+    Interrupted downloads continue where they stopped. The free space on the disk is checked first, if the server tells
+    the size; length and hash are checked afterwards, if they are known.
 
     Args:
         to: the root of all data sets, by default `data_home()`.
         progress: see `openblip.fetch.fetch`.
 
     Raises:
-        OptionError: no such data set.
-        DownloadError: it has no public files, or they cannot be had.
+        OptionError: there is no such data set.
+        DownloadError: it has no public files, or they cannot be downloaded.
     """
     entry = find_entry(name)
     if not entry.public_files:

@@ -1,4 +1,4 @@
-"""What the data-set zoo says about each set, and how one is found on a disk."""
+"""The entries of the data-set zoo, and how to find a data set on disk."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ HOME_VARIABLE = "OPENBLIP_DATA"
 
 
 def data_home() -> Path:
-    """Where data sets lie by default: `$OPENBLIP_DATA`, else where LAVIS puts them, so that its copies are found."""
+    """The default folder of all data sets: `$OPENBLIP_DATA`, or LAVIS' cache, so that its copies are found."""
     return Path(os.environ.get(HOME_VARIABLE) or "~/.cache/lavis").expanduser()
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A file of annotations.
+    """An annotation file.
 
     Attributes:
-        path: where LAVIS keeps it, below the root of all data sets.
-        url: its public address; empty where it needs a form, an archive or a script.
-        md5: hexadecimal; empty where nobody has published one.
+        path: its path in LAVIS, below the root of all data sets.
+        url: its public address; empty if it needs a form, an archive or a script.
+        md5: in hexadecimal; empty if none is published.
     """
 
     path: str
@@ -42,12 +42,12 @@ class AnnotationFile:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a set's annotations are kept.
+    """One format of the annotations of a data set.
 
     Attributes:
-        title: whose it is.
-        splits: a split's files, all of which are needed.
-        read: what makes samples of them.
+        title: who publishes it.
+        splits: the files of each split, all of which are needed.
+        read: the reader, which makes samples from the files of a split.
     """
 
     title: str
@@ -57,17 +57,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One line of the zoo.
+    """One data set of the zoo.
 
     Attributes:
-        kind: what its rows are: captions, questions, pairs to judge, or classes; of images or videos.
-        media: the folder of images or films below the root of all data sets.
-        size: how much there is, as its makers say; licence: of annotations and images.
-        media_source: how to get the images or films.
-        needs_form: whether someone has to be asked for them.
-        note: what is odd about it.
-        layouts: the likeliest first.
-        extras: further files that LAVIS keeps with it, which no row needs.
+        kind: the kind of its rows: captions, questions, pairs to judge or classes, of images or videos.
+        media: the folder of images or videos, below the root of all data sets.
+        size: its size according to its authors.
+        licence: the licences of annotations and images.
+        media_source: how to get the images or videos.
+        needs_form: whether you have to apply for the images or videos.
+        note: what is special about it.
+        layouts: its layouts, most likely first.
+        extras: other files that LAVIS downloads with it; rows do not need them.
     """
 
     name: str
@@ -94,17 +95,17 @@ class DatasetEntry:
 
     @property
     def public_files(self) -> tuple[AnnotationFile, ...]:
-        """Annotation files that anyone can download, each once."""
+        """The annotation files with a public address, each once."""
         files = (file for layout in self.layouts for files in layout.splits.values() for file in files)
         return tuple(dict.fromkeys(file for file in (*files, *self.extras) if file.url))
 
 
 class Dataset(Sequence[Sample]):
-    """The rows of one split. Annotations are read when the first row is asked for, images never.
+    """The rows of one split. The annotations are read with the first row; images are not read.
 
     Attributes:
         files: the annotation files.
-        media: the folder of images or films.
+        media: the folder of images or videos.
     """
 
     def __init__(self, name: str, split: str, layout: Layout, files: Sequence[Path], media: Path) -> None:
@@ -120,7 +121,7 @@ class Dataset(Sequence[Sample]):
         """All rows.
 
         Raises:
-            OpenBlipError: an annotation file is missing or not of the layout it should be of.
+            OpenBlipError: an annotation file is missing or has another layout.
         """
         if self._rows is None:
             missing = [str(path) for path in self.files if not path.is_file()]
@@ -163,11 +164,11 @@ class Dataset(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set is looked for.
+    """Where to look for a data set.
 
     Attributes:
-        root: of all data sets; media, annotations: folders that replace the usual ones below it. `media` of a set
-            of tars may be a pattern.
+        root: the root of all data sets.
+        media, annotations: folders that replace the default ones below the root. `media` may be a pattern of tars.
     """
 
     root: Path
@@ -187,9 +188,9 @@ class Place:
 
 
 def find_layout(entry: DatasetEntry, place: Place) -> Layout | None:
-    """The first layout of which a split is there.
+    """The first layout that has a split on this machine.
 
-    Splits of different layouts are never mixed: Karpathy's training images are in COCO's own validation set.
+    Splits of different layouts are never mixed: some of Karpathy's training images are in COCO's validation set.
     """
 
     def is_there(layout: Layout) -> bool:
@@ -201,10 +202,10 @@ def find_layout(entry: DatasetEntry, place: Place) -> Layout | None:
 
 
 def open_dataset(entry: DatasetEntry, place: Place) -> dict[str, Dataset]:
-    """Each split of a data set as it lies on this machine.
+    """The splits of a data set that are on this machine.
 
     Raises:
-        OpenBlipError: none of its annotation files is there; the message says where they were looked for.
+        OpenBlipError: it has no annotation files on this machine; the message names the folder.
     """
     layout = find_layout(entry, place)
     media = place.media_of(entry)
@@ -227,7 +228,7 @@ def open_dataset(entry: DatasetEntry, place: Place) -> dict[str, Dataset]:
 
 
 def split_has_media(media: Path, split: str, splits: int) -> bool:
-    """Whether a split that has no annotation file has images: in a folder of its name, where there are several."""
+    """Whether a split without annotation files has images: in its own folder, if there are several splits."""
     return splits == 1 or (media / split).is_dir()
 
 

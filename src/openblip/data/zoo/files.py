@@ -1,13 +1,13 @@
-"""The annotation files of the zoo: where each lies, where it comes from and how it is read.
+"""The annotation files of the zoo: their paths, addresses and readers.
 
-Addresses, places and MD5 sums are those of LAVIS' configs (lavis/configs/datasets) or of the pages of a set's makers;
-what neither says is left empty. A place is below the root of all data sets (see `entries.data_home`).
+Addresses, paths and MD5 sums are from LAVIS' configs (lavis/configs/datasets) or from the page of the data set, and
+empty if neither has them. Paths are below the root of all data sets (see `entries.data_home`).
 """
 
 from __future__ import annotations
 
 from openblip.data.zoo import layouts as read
-from openblip.data.zoo import layouts_video as films
+from openblip.data.zoo import layouts_video
 from openblip.data.zoo import layouts_web as web
 from openblip.data.zoo.entries import AnnotationFile as File
 from openblip.data.zoo.entries import Layout
@@ -56,7 +56,7 @@ COCO_KARPATHY = (
 
 
 def _lists(folder: str, names: dict[str, str], url: str = "", reader: read.Reader = read.read_lavis) -> Layout:
-    """LAVIS' files: `names` is split to file name, or to "kept as=called at the address"."""
+    """LAVIS' files: `names` maps a split to the name of its file, or to "local name=name at the address"."""
     splits = {}
     for split, name in names.items():
         kept, _, called = name.partition("=")
@@ -145,9 +145,11 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "didemo/annotations",
             {split: f"retrieval_{split}.json" for split in THREE},
             LAVIS + "didemo/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
-        _originals("didemo/annotations", {split: (f"{split}_data.json",) for split in THREE}, films.read_didemo),
+        _originals(
+            "didemo/annotations", {split: (f"{split}_data.json",) for split in THREE}, layouts_video.read_didemo
+        ),
     ),
     "flickr30k": (
         _lists("flickr30k/annotations", {split: f"{split}.json=flickr30k_{split}.json" for split in THREE}, OLDER),
@@ -164,7 +166,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "msrvtt/annotations",
             {split: f"cap_{split}.json" for split in THREE},
             LAVIS + "msrvtt/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
         _originals(
             "msrvtt/annotations",
@@ -173,7 +175,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
                 "val": ("train_val_videodatainfo.json",),
                 "test": ("test_videodatainfo.json",),
             },
-            films.read_msrvtt,
+            layouts_video.read_msrvtt,
         ),
     ),
     "msrvtt_qa": (
@@ -181,16 +183,18 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "msrvtt/annotations",
             {split: f"qa_{split}.json" for split in THREE},
             LAVIS + "msrvtt/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
-        _originals("msrvtt/annotations", {split: (f"{split}_qa.json",) for split in THREE}, films.read_video_questions),
+        _originals(
+            "msrvtt/annotations", {split: (f"{split}_qa.json",) for split in THREE}, layouts_video.read_video_questions
+        ),
     ),
     "msrvtt_retrieval": (
         _lists(
             "msrvtt/annotations",
             {split: f"retrieval_{split}.json" for split in THREE},
             LAVIS + "msrvtt/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
     ),
     "msvd_caption": (
@@ -198,12 +202,12 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "msvd/annotations",
             {split: f"cap_{split}.json" for split in THREE},
             LAVIS + "msvd/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
         _originals(
             "msvd/annotations",
             {split: ("AllVideoDescriptions.txt", f"{split}_list.txt") for split in THREE},
-            films.read_msvd_captions,
+            layouts_video.read_msvd_captions,
         ),
     ),
     "msvd_qa": (
@@ -211,12 +215,12 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "msvd/annotations",
             {split: f"qa_{split}.json" for split in THREE},
             LAVIS + "msvd/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
         _originals(
             "msvd/annotations",
             {split: (f"{split}_qa.json", "youtube_mapping.txt") for split in THREE},
-            films.read_video_questions,
+            layouts_video.read_video_questions,
         ),
     ),
     "nlvr": (
@@ -231,7 +235,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         ),
     ),
     "nocaps": (
-        # These have the captions, LAVIS' lists do not.
+        # These files have the captions; LAVIS' lists do not.
         _originals(
             "nocaps/annotations",
             {"val": ("nocaps_val_4500_captions.json",), "test": ("nocaps_test_image_info.json",)},
@@ -301,7 +305,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "vatex/annotations",
             {"train": "cap_train.json", "val": "cap_val.json", "test": "cap_test.json=cap_private_test.json"},
             LAVIS + "vatex/",
-            films.read_lavis_videos,
+            layouts_video.read_lavis_videos,
         ),
         _originals(
             "vatex/annotations",
@@ -310,7 +314,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
                 "val": ("vatex_validation_v1.0.json",),
                 "test": ("vatex_public_test_english_v1.1.json",),
             },
-            films.read_vatex,
+            layouts_video.read_vatex,
         ),
     ),
     "vg_caption": (
@@ -322,7 +326,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         _originals("vg/annotations", {"train": ("question_answers.json",)}, read.read_vg_questions),
     ),
 }
-"""The ways in which each data set's annotations are kept, the likeliest first."""
+"""The layouts of each data set, most likely first."""
 
 EXTRAS: dict[str, tuple[File, ...]] = {
     "aok_vqa": (
@@ -333,4 +337,4 @@ EXTRAS: dict[str, tuple[File, ...]] = {
     "msvd_qa": (File("msvd/annotations/qa_ans2label.json", LAVIS + "msvd/train_ans2label.json"),),
     "ok_vqa": (File("okvqa/annotations/answer_list.json", LAVIS + "okvqa/okvqa_answer_list_train.json"),),
 }
-"""Further files that LAVIS keeps with a data set, which no row needs."""
+"""Other files that LAVIS downloads with a data set; rows do not need them."""

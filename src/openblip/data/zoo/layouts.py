@@ -1,7 +1,7 @@
-"""Annotation files of the public image data sets, as LAVIS keeps them and as their makers publish them, to samples.
+"""Readers of the annotation files of public image data sets, in LAVIS' layouts and in those of their authors.
 
-Every reader here takes the files of one split, the folder of images and the split's name. Nothing is looked up in the
-folder but where stated: an image that is not there is found missing when it is opened.
+Each reader takes the files of one split, the folder of images and the name of the split. Unless stated otherwise, it
+does not look into the folder: a missing image is found when it is opened.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from openblip.data.zoo.annotation_files import Entry, read_entries, read_object
 from openblip.errors import OpenBlipError
 
 Reader: TypeAlias = Callable[[Sequence[Path], Path, str], list[Sample]]
-"""(files, folder of images or films, split) to samples. Raises OpenBlipError for files that are not of the layout."""
+"""(files, folder of images or videos, split) to samples. Raises OpenBlipError for files of another layout."""
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
 class Shared:
-    """Paths below a folder, one object a path: five captions of an image share it."""
+    """Paths below a folder; equal paths are one object, which the rows about an image share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Shared:
 
 
 class CocoImages(Shared):
-    """COCO's images. Where only those of 2017 are there, names of 2014 find them: they are the same images."""
+    """COCO's images. If only the images of 2017 are here, names of 2014 map to them: they are the same images."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -57,13 +57,13 @@ class CocoImages(Shared):
 
 
 def image_id_from_name(name: str) -> str:
-    """COCO's number of an image where it is one of COCO's, else the file's name without its ending."""
+    """The COCO id of an image of COCO; for other images, the file name without its suffix."""
     file = PurePosixPath(name).name
     found = COCO_NAME.fullmatch(file)
     return str(int(found.group(1))) if found else encodable(PurePosixPath(file).stem)
 
 
-# LAVIS' own lists: a JSON list of rows, all data sets alike but for the names of some keys.
+# LAVIS' own lists: a JSON list of rows; data sets differ only in the names of some keys.
 
 
 def read_lavis(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
@@ -95,9 +95,9 @@ def _choice(index: object, choices: tuple[str, ...]) -> str:
 
 
 def read_karpathy(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """Karpathy's `dataset_coco.json` and `dataset_flickr30k.json`: one row a caption in training, else one an image.
+    """Karpathy's `dataset_coco.json` and `dataset_flickr30k.json`: one row per caption in training, else one per image.
 
-    COCO's "restval" is part of the training set, as everyone has it since Karpathy and Fei-Fei (2015).
+    COCO's "restval" is part of the training set, as usual since Karpathy and Fei-Fei (2015).
     """
     wanted = {"train", "restval"} if split == "train" else {split}
     shared = CocoImages(_subfolder(image_root, ["flickr30k-images"]))
@@ -117,9 +117,9 @@ def read_karpathy(files: Sequence[Path], image_root: Path, split: str) -> list[S
 
 
 def read_coco_captions(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """COCO's `captions_train2014.json` and their like, NoCaps' too: `images` and `annotations`, one row an image.
+    """Files such as COCO's `captions_train2014.json` and NoCaps': `images` and `annotations`, one row per image.
 
-    Images lie in a subfolder that is called as in the file's name (`train2014`), where there is one.
+    Images are in the subfolder that the file name mentions (`train2014`), if there is one.
     """
     samples = []
     for path in files:
@@ -148,9 +148,9 @@ def _subfolder(folder: Path, names: Iterable[str]) -> Path:
 
 
 def read_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """Pairs of VQA's (v1, v2) and OK-VQA's files: questions, and the annotations with what ten people answered.
+    """Pairs of files of VQA (v1, v2) and OK-VQA: questions, and annotations with the answers of ten people.
 
-    A test set has questions alone.
+    A test set has questions only.
     """
     answered: dict[str, tuple[tuple[str, ...], str]] = {}
     questions: list[tuple[str, Entry]] = []
@@ -177,7 +177,7 @@ def read_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample
 
 
 def _answers_by_question(content: Entry) -> dict[str, tuple[tuple[str, ...], str]]:
-    """By question: what people answered, and the question's kind."""
+    """For each question, the answers of people and the kind of the question."""
     found = {}
     for row in content.entries("annotations") if "annotations" in content else ():
         row.need("question_id", "answers")
@@ -186,7 +186,7 @@ def _answers_by_question(content: Entry) -> dict[str, tuple[tuple[str, ...], str
 
 
 def read_lavis_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """LAVIS' lists of questions; for evaluation its list names no answers, the annotations beside it do."""
+    """LAVIS' lists of questions; for evaluation, the answers are in a separate file of annotations."""
     lists = [path for path in files if not path.name.endswith("annotations.json")]
     answered: dict[str, tuple[tuple[str, ...], str]] = {}
     for path in files:
@@ -202,7 +202,7 @@ def read_lavis_vqa(files: Sequence[Path], image_root: Path, split: str) -> list[
 
 
 def read_aokvqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """A-OKVQA's own files, whose images are COCO's of 2017; LAVIS' copy names those of 2014 in `image`."""
+    """A-OKVQA's own files, with images of COCO 2017; LAVIS' copy names images of COCO 2014 in `image`."""
     shared = CocoImages(image_root)
     samples = []
     for path in files:
@@ -214,7 +214,7 @@ def read_aokvqa(files: Sequence[Path], image_root: Path, split: str) -> list[Sam
 
 
 def read_vg_regions(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """Visual Genome's `region_descriptions.json`: a caption for each region, of which the whole image is taken."""
+    """Visual Genome's `region_descriptions.json`: captions of regions, used as captions of the whole image."""
     folders = VisualGenomeFolders(image_root)
     samples = []
     for path in files:
@@ -243,7 +243,7 @@ def read_vg_questions(files: Sequence[Path], image_root: Path, split: str) -> li
 
 
 class VisualGenomeFolders:
-    """Which of its two folders an image of Visual Genome lies in: the annotations do not say, the disk does."""
+    """Finds the folder of an image of Visual Genome: the annotations do not say which of the two it is."""
 
     def __init__(self, image_root: Path) -> None:
         second = image_root / "VG_100K_2"
@@ -259,10 +259,10 @@ class VisualGenomeFolders:
 
 
 def read_nlvr(files: Sequence[Path], image_root: Path, split: str) -> list[Sample]:
-    """NLVR2: two images and a sentence that is true of them, or not.
+    """NLVR2: two images and a sentence that is true or false.
 
-    LAVIS' rows name the images; the originals number them ("dev-850-0-1" is about dev-850-0-img0.png and ...img1.png)
-    and keep those of the training set in numbered folders.
+    LAVIS' rows name the images; the original rows have an identifier ("dev-850-0-1" is about dev-850-0-img0.png and
+    dev-850-0-img1.png), and the training images are in numbered folders.
     """
     samples = []
     shared = Shared(image_root)

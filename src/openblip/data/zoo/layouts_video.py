@@ -1,4 +1,4 @@
-"""Annotation files of the public video data sets to samples; rows name the film, frames are not taken here."""
+"""Readers of the annotation files of public video data sets; rows name the video file, frames are not read here."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from openblip.errors import OpenBlipError
 MSRVTT_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 
 
-def read_lavis_videos(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
+def read_lavis_videos(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
     """LAVIS' lists: rows with `video` and a `caption` (or several), or a `question` with its `answer`."""
-    shared = Shared(films)
+    shared = Shared(video_root)
     return [
         Sample(
             video=shared(row.file_name("video")),
@@ -33,14 +33,14 @@ def read_lavis_videos(files: Sequence[Path], films: Path, split: str) -> list[Sa
     ]
 
 
-def _told(shared: Shared, name: str, captions: tuple[str, ...], sample_id: str = "") -> Sample:
-    film = encodable(PurePosixPath(name).stem)
-    return Sample(video=shared(name), image_id=film, sample_id=sample_id, captions=captions)
+def _captioned(shared: Shared, name: str, captions: tuple[str, ...], sample_id: str = "") -> Sample:
+    stem = encodable(PurePosixPath(name).stem)
+    return Sample(video=shared(name), image_id=stem, sample_id=sample_id, captions=captions)
 
 
-def read_msrvtt(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
+def read_msrvtt(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
     """MSR-VTT's `train_val_videodatainfo.json` and its like: `videos` with their splits, and `sentences`."""
-    shared = Shared(films)
+    shared = Shared(video_root)
     samples = []
     for path in files:
         content = read_object(path, "videos", "sentences")
@@ -48,17 +48,18 @@ def read_msrvtt(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
         wanted = {entry.file_name("video_id") for entry in videos}
         for row in content.entries("sentences"):
             row.need("video_id", "caption")
-            if (film := row.file_name("video_id")) in wanted:
-                samples.append(_told(shared, f"{film}.mp4", (row.text("caption"),), row.id("sen_id")))
+            if (stem := row.file_name("video_id")) in wanted:
+                samples.append(_captioned(shared, f"{stem}.mp4", (row.text("caption"),), row.id("sen_id")))
     return samples
 
 
-def read_video_questions(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
+def read_video_questions(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
     """MSRVTT-QA's and MSVD-QA's `train_qa.json`: `video_id` is a number.
 
-    Of MSR-VTT it is the film's own; for MSVD a second file, `youtube_mapping.txt`, has lines of a film's name and vidN.
+    For MSR-VTT, it is the number of the video. For MSVD, a second file, `youtube_mapping.txt`, has lines of the name of a
+    video and vidN.
     """
-    shared = Shared(films)
+    shared = Shared(video_root)
     names: dict[str, str] = {}
     for path in files:
         if path.suffix == ".txt":
@@ -71,42 +72,42 @@ def read_video_questions(files: Sequence[Path], films: Path, split: str) -> list
             name = names.get(f"vid{number}") if names else f"video{number}.mp4"
             if name is None:
                 raise OpenBlipError(f"{path} asks about vid{number}, which the mapping beside it does not name")
-            sample = _told(shared, name, (), row.id("question_id", "id"))
+            sample = _captioned(shared, name, (), row.id("question_id", "id"))
             samples.append(replace(sample, question=row.text("question"), answers=row.texts("answer")))
     return samples
 
 
-def read_msvd_captions(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
-    """MSVD's `AllVideoDescriptions.txt` (a film's name and a sentence a line) with the list of films of a split."""
+def read_msvd_captions(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
+    """MSVD's `AllVideoDescriptions.txt` (a video's name and a sentence a line) with the list of videos of a split."""
     described, listed = files
     wanted = {line.strip() for line in read_lines(listed) if line.strip()}
     wanted = {re.sub(r"\.(avi|mp4)$", "", name) for name in wanted}
-    shared = Shared(films)
+    shared = Shared(video_root)
     samples = []
     for line in read_lines(described):
         name, _, caption = line.strip().partition(" ")
         if name in wanted and caption and not line.startswith("#"):
-            samples.append(_told(shared, f"{name}.avi", (caption,)))
+            samples.append(_captioned(shared, f"{name}.avi", (caption,)))
     if not samples:
-        raise OpenBlipError(f"{described} describes no film that {listed} lists: they do not belong together")
+        raise OpenBlipError(f"{described} describes no video that {listed} lists: they do not belong together")
     return samples
 
 
-def read_didemo(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
-    """DiDeMo's `train_data.json`: a description of a moment of a film, of which the whole film is taken."""
-    shared = Shared(films)
+def read_didemo(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
+    """DiDeMo's `train_data.json`: descriptions of moments, used as descriptions of the whole video."""
+    shared = Shared(video_root)
     return [
-        _told(shared, row.file_name("video"), (row.text("description"),), row.id("annotation_id"))
+        _captioned(shared, row.file_name("video"), (row.text("description"),), row.id("annotation_id"))
         for path in files
         for row in read_entries(path, "video", "description")
     ]
 
 
-def read_vatex(files: Sequence[Path], films: Path, split: str) -> list[Sample]:
-    """VATEX' `vatex_training_v1.0.json`: ten English captions a film (and ten Chinese ones, left out)."""
-    shared = Shared(films)
+def read_vatex(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
+    """VATEX' `vatex_training_v1.0.json`: ten English captions a video (and ten Chinese ones, left out)."""
+    shared = Shared(video_root)
     return [
-        _told(shared, f"{row.file_name('videoID')}.mp4", row.texts("enCap"))
+        _captioned(shared, f"{row.file_name('videoID')}.mp4", row.texts("enCap"))
         for path in files
         for row in read_entries(path, "videoID")
     ]

@@ -47,7 +47,7 @@ def load_dataset(
 
     Args:
         name: one of `dataset_zoo.get_names()`.
-        vis_path: the folder of images or films, where it is not the usual one below `data_home()`.
+        vis_path: the folder of images or videos, where it is not the usual one below `data_home()`.
         ann_path: the folder of annotation files, likewise.
 
     Raises:
@@ -71,11 +71,11 @@ def load_dataset(
 
 
 class LavisDataset(torch.utils.data.Dataset[Row | None]):
-    """Rows as LAVIS has them. Images are opened as rows are asked for; films are given by their paths.
+    """Rows as LAVIS has them. Images are opened as rows are asked for; videos are given by their paths.
 
     Attributes:
         samples: OpenBLIP's rows.
-        vis_processor, text_processor: what images (or paths of films) and texts go through; nothing at first.
+        vis_processor, text_processor: what images (or paths of videos) and texts go through; nothing at first.
         text, image, txt2img, img2txt: of evaluation splits for retrieval, as LAVIS' evaluation reads them.
         classnames: of classification.
         unreadable: rows that are None because their image cannot be read, with what is wrong.
@@ -138,7 +138,7 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
         """The image as RGB, through the processor."""
         return self.vis_processor(open_image(image))
 
-    def film(self, sample: Sample) -> Any:
+    def video(self, sample: Sample) -> Any:
         return self.vis_processor(str(sample.video))
 
     def number(self, sample: Sample) -> int:
@@ -183,7 +183,7 @@ class LavisDataset(torch.utils.data.Dataset[Row | None]):
     def _places(self) -> list[tuple[int, int | None]] | None:
         """Sample and caption of each row, where rows are not the samples.
 
-        Training has a row a caption, whatever the annotations have; evaluation of video captions a row a film.
+        Training has a row a caption, whatever the annotations have; evaluation of video captions a row a video.
         """
         if "captions" not in self.entry.kind:
             return None
@@ -301,20 +301,20 @@ def _class(data: LavisDataset, sample: Sample, index: int) -> Row:
 
 
 def _video_caption(data: LavisDataset, sample: Sample, index: int) -> Row:
-    row = {"video": data.film(sample), "text_input": data.text_processor(sample.captions[0])}
+    row = {"video": data.video(sample), "text_input": data.text_processor(sample.captions[0])}
     return {**row, "image_id": data.number(sample), "instance_id": str(index)}
 
 
 def _video_eval(data: LavisDataset, sample: Sample, index: int) -> Row:
-    return {"video": data.film(sample), "image_id": sample.image_id, "instance_id": str(index)}
+    return {"video": data.video(sample), "image_id": sample.image_id, "instance_id": str(index)}
 
 
 def _video_retrieval_eval(data: LavisDataset, sample: Sample, index: int) -> Row:
-    return {"video": data.film(sample), "index": index}
+    return {"video": data.video(sample), "index": index}
 
 
 def _video_question(data: LavisDataset, sample: Sample, index: int) -> Row:
-    row = {"video": data.film(sample), "text_input": data.text_processor(sample.question)}
+    row = {"video": data.video(sample), "text_input": data.text_processor(sample.question)}
     row |= {"answers": data.answer_label(sample), "question_id": _as_number(sample.sample_id)}
     return {**row, "instance_id": str(index)}
 
