@@ -249,7 +249,7 @@ def test_the_zoo_is_lavis(capsys: pytest.CaptureFixture[str]) -> None:
         "pretrain_flant5xl_vitL",
     ]
     assert dict(model_zoo)["blip2"] == ["pretrain", "pretrain_vitL", "coco"]
-    assert len(model_zoo) == 17
+    assert sum(len(types) for name, types in model_zoo if name.startswith("blip2")) == 17
     assert registry.get_model_class("blip2_opt") is Blip2OPT
     assert registry.list_models() == sorted(dict(model_zoo))
 

@@ -170,17 +170,6 @@ def save_clip_folder(parts: ClipParts, folder: Path, task: Task | None = None) -
         words = parts.matching.tokenizer
         ids = {"bos_token_id": words.start_id, "eos_token_id": parts.matching.end_id, "pad_token_id": words.pad_id}
         files |= clip_files(parts.matching, config.text_positions)
-    side = parts.transform.image_size
-    images = {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "image_mean": parts.transform.mean,
-        "image_std": parts.transform.std,
-        "do_convert_rgb": True,
-        **PROCESSING,
-    }
     content = {
         "architectures": list(CLASSES),
         "model_type": MODEL_TYPE,
@@ -198,12 +187,24 @@ def save_clip_folder(parts: ClipParts, folder: Path, task: Task | None = None) -
             **ids,
         },
     }
-    files |= {
-        IMAGE_FILE: to_json(images),
-        PROCESSOR_FILE: to_json({"processor_class": "CLIPProcessor"}),
-        CONFIG_FILE: to_json(content),
-    }
+    files |= clip_image_files(parts.transform) | {CONFIG_FILE: to_json(content)}
     write_together(folder, files, {WEIGHTS_FILE: {name: tensor.contiguous() for name, tensor in state.items()}})
+
+
+def clip_image_files(transform: ImageTransform) -> dict[str, str]:
+    """File names and texts of transformers' config of CLIP's image processor."""
+    side = transform.image_size
+    images = {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": transform.mean,
+        "image_std": transform.std,
+        "do_convert_rgb": True,
+        **PROCESSING,
+    }
+    return {IMAGE_FILE: to_json(images), PROCESSOR_FILE: to_json({"processor_class": "CLIPProcessor"})}
 
 
 def _one_side(value: object, name: str, path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from openblip.checkpoints.registry import all_models
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
+from openblip.integrations.lavis.clip import Clip
 from openblip.integrations.lavis.datasets import dataset_zoo
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
 from openblip.integrations.lavis.processors import (
@@ -22,6 +24,7 @@ from openblip.integrations.lavis.processors import (
     BlipCaptionProcessor,
     BlipImageEvalProcessor,
     BlipQuestionProcessor,
+    ClipImageEvalProcessor,
     ImageProcessor,
     TextProcessor,
 )
@@ -33,9 +36,12 @@ MODELS: dict[str, type[LavisModel]] = {
     "blip2": Blip2Qformer,
     "blip2_feature_extractor": Blip2Qformer,
     "blip2_image_text_matching": Blip2ITM,
+    "clip": Clip,
+    "clip_feature_extractor": Clip,
 }
 IMAGE_PROCESSORS: dict[str, type[BlipImageEvalProcessor] | type[Blip2ImageTrainProcessor]] = {
     "blip_image_eval": BlipImageEvalProcessor,
+    "clip_image_eval": ClipImageEvalProcessor,
     "blip_image_train": Blip2ImageTrainProcessor,
     "blip2_image_train": Blip2ImageTrainProcessor,
 }
@@ -134,6 +140,8 @@ def _image_processor(
     transform = ImageTransform(image_size, mean or usual.mean, std or usual.std)
     if kind is Blip2ImageTrainProcessor:
         return Blip2ImageTrainProcessor(transform, min_scale, max_scale)
+    if kind is ClipImageEvalProcessor:
+        return ClipImageEvalProcessor(replace(transform, crop=True))
     return BlipImageEvalProcessor(transform)
 
 
@@ -145,9 +153,10 @@ def _text_processor(name: str, prompt: str = "", max_words: int = 50) -> TextPro
 
 
 def _processors(parts: ModelParts) -> tuple[ImageProcessors, TextProcessors]:
+    middle = parts.transform.crop
     images: ImageProcessors = {
         "train": Blip2ImageTrainProcessor(parts.transform),
-        "eval": BlipImageEvalProcessor(parts.transform),
+        "eval": (ClipImageEvalProcessor if middle else BlipImageEvalProcessor)(parts.transform),
     }
     texts: TextProcessors = {"train": BlipCaptionProcessor(), "eval": BlipCaptionProcessor()}
     return images, texts

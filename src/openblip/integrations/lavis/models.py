@@ -88,9 +88,9 @@ class Blip2Writer(LavisModel):
     def forward(self, samples: Samples) -> Loss:
         """The stage-2 loss: `text_input` is learnt (OPT), or read so that `text_output` is learnt (T5)."""
         features = self.image_features(samples)
-        texts = _listed(samples.get("text_input"), len(features), "text_input")
+        texts = listed_texts(samples.get("text_input"), len(features), "text_input")
         if self.is_t5:
-            targets = _listed(samples.get("text_output"), len(features), "text_output")
+            targets = listed_texts(samples.get("text_output"), len(features), "text_output")
             ids, mask = self._batch([self._text_ids(text) for text in texts])
             wanted, present = self._batch([self._text_ids(text) for text in targets])
             labels = wanted.masked_fill(~present, IGNORED)
@@ -125,7 +125,7 @@ class Blip2Writer(LavisModel):
                 (30 means 29 words), T5's in `min_length` alone.
         """
         features = self.image_features(samples)
-        prompts = _listed(samples.get("prompt", self.prompt), len(features), "prompt")
+        prompts = listed_texts(samples.get("prompt", self.prompt), len(features), "prompt")
         options = GenerationOptions(
             max_new_tokens=max_length if self.is_t5 else max(1, max_length - 1),
             min_new_tokens=max(0, min_length - 1),
@@ -164,7 +164,7 @@ class Blip2Writer(LavisModel):
         if inference_method != "generate":
             raise OptionError(f"inference_method is {inference_method!r}: BLIP-2 answers by 'generate' alone")
         features = self.image_features(samples)
-        questions = _listed(samples.get("text_input"), len(features), "text_input")
+        questions = listed_texts(samples.get("text_input"), len(features), "text_input")
         if length_penalty is None:
             length_penalty = -1.0 if self.is_t5 else 0.0
         options = GenerationOptions(
@@ -245,7 +245,7 @@ class Blip2Stage1(LavisModel):
         raise OptionError(f"mode is {mode!r}: use image, text or multimodal")
 
     def _texts(self, words: MatchingText, samples: Samples, count: int | None) -> tuple[Tensor, Tensor]:
-        ids, mask = words.batch(_listed(samples.get("text_input"), count, "text_input"))
+        ids, mask = words.batch(listed_texts(samples.get("text_input"), count, "text_input"))
         return ids.to(self.device), mask.to(self.device)
 
 
@@ -282,7 +282,7 @@ class Blip2ITM(Blip2Stage1):
         raise OptionError(f"match_head is {match_head!r}: use itm or itc")
 
 
-def _listed(values: str | Sequence[str] | None, count: int | None, name: str) -> list[str]:
+def listed_texts(values: str | Sequence[str] | None, count: int | None, name: str) -> list[str]:
     """One text for each of `count` images; a lone one serves all.
 
     Raises:

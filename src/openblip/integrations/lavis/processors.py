@@ -42,6 +42,11 @@ class BlipImageEvalProcessor:
 
 
 @dataclass(frozen=True)
+class ClipImageEvalProcessor(BlipImageEvalProcessor):
+    """LAVIS' "clip_image_eval": the middle of the image, as the transform says."""
+
+
+@dataclass(frozen=True)
 class Blip2ImageTrainProcessor:
     """LAVIS' "blip2_image_train": a random crop, squashed to the square and mirrored half of the time.
 

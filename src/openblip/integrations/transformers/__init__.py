@@ -9,6 +9,7 @@
 Ids, scores and losses are those of transformers 5. It need not be installed.
 """
 
+from openblip.integrations.transformers.clip import CLIPImageProcessor, CLIPModel, CLIPProcessor
 from openblip.integrations.transformers.conditional_generation import Blip2ForConditionalGeneration, Blip2Model
 from openblip.integrations.transformers.optimizers import AdamW, get_linear_schedule_with_warmup
 from openblip.integrations.transformers.outputs import BatchFeature
@@ -37,5 +38,8 @@ __all__ = [
     "Blip2Tokenizer",
     "Blip2VisionModelWithProjection",
     "BlipImageProcessor",
+    "CLIPImageProcessor",
+    "CLIPModel",
+    "CLIPProcessor",
     "get_linear_schedule_with_warmup",
 ]

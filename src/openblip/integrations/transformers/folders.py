@@ -135,7 +135,7 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
     """
     if folder_kind(folder) == "transformers":
         content = read_json(folder / CONFIG_FILE)
-        kind = named_dtype(_stored_dtype(folder, content) if dtype == "auto" else dtype)
+        kind = named_dtype(stored_dtype(folder, content) if dtype == "auto" else dtype)
         if bits:
             kind = choose_placement(str(device)).dtype
         kept = KEPT_IN_FLOAT32 if kind == torch.float16 else ()
@@ -153,7 +153,7 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
     return LoadedModel(parts, words, _described(parts, words, content))
 
 
-def _stored_dtype(folder: Path, content: Mapping[str, Any]) -> torch.dtype | str:
+def stored_dtype(folder: Path, content: Mapping[str, Any]) -> torch.dtype | str:
     named: str | None = content.get("dtype") or content.get("torch_dtype")
     if named is not None:
         return named

@@ -62,7 +62,7 @@ class BlipImageProcessor:
         """
         refuse_unknown("the image processor", others)
         check_tensors(return_tensors)
-        pixels = to_pixels([_loaded(image) for image in _listed(images)], self.transform)
+        pixels = to_pixels([loaded_image(image) for image in listed_images(images)], self.transform)
         return BatchFeature(pixel_values=pixels if return_tensors == "pt" else list(pixels.numpy()))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -187,16 +187,16 @@ class _Array(Protocol):
     shape: tuple[int, ...]
 
 
-def _listed(images: Images) -> list[Images]:
+def listed_images(images: Images) -> list[Images]:
     """Lists of lists are taken apart, and so are batches [B, ...] of arrays or tensors."""
     if isinstance(images, list | tuple):
-        return [image for part in images for image in _listed(part)]
+        return [image for part in images for image in listed_images(part)]
     if getattr(images, "ndim", 0) == 4:
         return list(images)
     return [images]
 
 
-def _loaded(image: Images) -> Any:
+def loaded_image(image: Images) -> Any:
     from PIL import Image
 
     if isinstance(image, Image.Image):

@@ -33,24 +33,19 @@ SPACES += [(f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re"
 TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
-class Blip2Tokenizer:
-    """The vocabulary with a token for an image's place, special tokens set as the folder says.
+class WordTokenizer:
+    """The vocabulary, special tokens set as the folder says.
 
     Attributes:
         padding_side, truncation_side: "left" or "right"; may be set.
         model_max_length: where `truncation` cuts when no length is given; may be set.
-        image_token_id: the last id where the folder has none of its own.
     """
 
-    image_token = IMAGE_TOKEN
-
     def __init__(self, fast: FastTokenizer, settings: dict[str, Any]) -> None:
-        """`fast` gets the image token if it has none; `settings` are those of tokenizer_config.json."""
-        fast.add_special_tokens([IMAGE_TOKEN])
+        """`settings` are those of tokenizer_config.json."""
         fast.no_padding()
         fast.no_truncation()
         self.fast = fast
-        self.image_token_id: int = fast.encode(IMAGE_TOKEN, add_special_tokens=False).ids[0]
         self.settings = settings
         self.padding_side: str = settings.get("padding_side", "right")
         self.truncation_side: str = settings.get("truncation_side", "right")
@@ -222,6 +217,22 @@ class Blip2Tokenizer:
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         write_together(Path(save_directory), self.files(), {})
+
+
+class Blip2Tokenizer(WordTokenizer):
+    """The vocabulary with a token for an image's place.
+
+    Attributes:
+        image_token_id: the last id where the folder has none of its own.
+    """
+
+    image_token = IMAGE_TOKEN
+
+    def __init__(self, fast: FastTokenizer, settings: dict[str, Any]) -> None:
+        """`fast` gets the image token if it has none; `settings` are those of tokenizer_config.json."""
+        fast.add_special_tokens([IMAGE_TOKEN])
+        super().__init__(fast, settings)
+        self.image_token_id: int = fast.encode(IMAGE_TOKEN, add_special_tokens=False).ids[0]
 
 
 def check_tensors(kind: str | None) -> None:

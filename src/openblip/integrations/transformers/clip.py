@@ -1,0 +1,278 @@
+"""transformers' `CLIPModel` and `CLIPProcessor`: features of images and texts, and how alike they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self, Unpack
+
+from openblip.checkpoints.json_files import read_json
+from openblip.checkpoints.lavis.clip import ClipParts
+from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.openblip.file_names import CONFIG_FILE
+from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.registry import folder_kind
+from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.transformers.clip import clip_image_files, save_clip_folder
+from openblip.checkpoints.transformers.tokenizers import clip_files
+from openblip.devices import choose_placement, tell_substitution
+from openblip.errors import CheckpointError
+from openblip.images.transform import ImageTransform, centre_crop, normalize
+from openblip.integrations.transformers.config import ModelConfig
+from openblip.integrations.transformers.folders import find_folder, stored_dtype
+from openblip.integrations.transformers.options import (
+    LoadOptions,
+    chosen_device,
+    named_dtype,
+    refuse_load,
+    refuse_unknown,
+    wanted_bits,
+)
+from openblip.integrations.transformers.outputs import BatchFeature, ModelOutput
+from openblip.integrations.transformers.processor import Images, listed_images, loaded_image
+from openblip.integrations.transformers.tokenizer import Padding, Truncation, WordTokenizer, check_tensors
+from openblip.nn.clip import ClipNetwork
+from openblip.nn.quant.swap import prepare_layers
+from openblip.text import CLIP_END, CLIP_START, ClipText
+
+LEGACY_END = 2
+"""What the config of OpenAI's folders calls the id that ends a text; their texts end at the largest id."""
+
+
+class CLIPFeatures(ModelOutput):
+    """Vectors of images or of texts, of any length.
+
+    Attributes:
+        pooler_output: [B, shared width].
+    """
+
+    pooler_output: Tensor
+
+
+class CLIPOutput(ModelOutput):
+    """Images against texts.
+
+    Attributes:
+        loss: CLIP's contrastive loss; None unless it was asked for.
+        logits_per_image: scaled cosines [I, T]; logits_per_text: [T, I].
+        text_embeds, image_embeds: unit vectors [T, shared width] and [I, shared width].
+    """
+
+    loss: Tensor | None
+    logits_per_image: Tensor
+    logits_per_text: Tensor
+    text_embeds: Tensor
+    image_embeds: Tensor
+
+
+class CLIPModel(nn.Module):
+    """transformers' CLIPModel over OpenBLIP's network.
+
+    Attributes:
+        config: config.json.
+        name_or_path: what it was loaded by.
+    """
+
+    def __init__(self, parts: ClipParts, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.network: ClipNetwork = parts.network
+        self.config = ModelConfig(config)
+        self.name_or_path = parts.name
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Unpack[LoadOptions]) -> Self:
+        """The model of a name or folder, in evaluation mode; missing files of a repository are downloaded.
+
+        Raises:
+            CheckpointError: no such model, one of another family, or its files are broken.
+            DownloadError: its files cannot be had.
+            OptionError: a keyword of transformers that means nothing here.
+        """
+        refuse_load(options)
+        device = chosen_device(options.get("device_map"))
+        name = pretrained_model_name_or_path
+        folder = find_folder(
+            name,
+            options.get("revision"),
+            options.get("cache_dir"),
+            options.get("local_files_only", False),
+            options.get("subfolder", ""),
+            options.get("token") or options.get("use_auth_token"),
+        )
+        content = read_json(folder / CONFIG_FILE)
+        wanted, bits = options.get("dtype") or options.get("torch_dtype") or "auto", wanted_bits(options)
+        theirs = folder_kind(folder) == "transformers"
+        dtype = named_dtype((stored_dtype(folder, content) if theirs else "float32") if wanted == "auto" else wanted)
+        if bits:
+            dtype = choose_placement(str(device)).dtype
+        parts: Any = load_parts(folder, ReadOptions(dtype, device, bits=bits, needs_tokenizer=False))
+        if not isinstance(parts.network, ClipNetwork):
+            raise CheckpointError(f"{name} is of the family {parts.family}, no CLIP: load it by its own class")
+        prepare_layers(parts.network)
+        tell_substitution(device, dtype)
+        model = cls(parts, content if theirs else {"model_type": "clip"}).eval()
+        model.name_or_path = str(name)
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.log_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.log_scale.dtype
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of what cosines are multiplied by."""
+        return self.network.log_scale
+
+    def get_image_features(self, pixel_values: Tensor) -> CLIPFeatures:
+        """Pixels [B, 3, S, S] to vectors of the shared space, under `pooler_output`."""
+        return CLIPFeatures(pooler_output=self.network.embed_images(pixel_values.to(self.device, self.dtype)))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> CLIPFeatures:
+        """Ids [B, L] to vectors of the shared space, under `pooler_output`; what stands behind an end is not seen."""
+        ids = input_ids.to(self.device)
+        return CLIPFeatures(pooler_output=self.network.embed_texts(ids, self._up_to_ends(ids)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+    ) -> CLIPOutput:
+        """Images against texts."""
+        images = F.normalize(self.get_image_features(pixel_values).pooler_output, dim=-1)
+        texts = F.normalize(self.get_text_features(input_ids).pooler_output, dim=-1)
+        logits = self.network.contrast(images, texts)
+        loss: Tensor | None = None
+        if return_loss:
+            right = torch.arange(len(logits), device=logits.device)
+            loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+        return CLIPOutput(
+            loss=loss, logits_per_image=logits, logits_per_text=logits.T, text_embeds=texts, image_embeds=images
+        )
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write a folder for transformers' CLIPModel, with the vocabulary if there is one."""
+        save_clip_folder(self.parts, Path(save_directory))
+
+    def _up_to_ends(self, ids: Tensor) -> Tensor:
+        """True up to the first end of each text, as transformers finds it."""
+        text = self.config.get("text_config") or {}
+        end = text.get("eos_token_id", LEGACY_END)
+        ends = ids.argmax(dim=1) if end == LEGACY_END else (ids == end).int().argmax(dim=1)
+        return torch.arange(ids.shape[1], device=ids.device)[None] <= ends[:, None]
+
+
+class CLIPImageProcessor:
+    """The middle of images, normalized, bit for bit as transformers does it with Pillow."""
+
+    def __init__(self, transform: ImageTransform) -> None:
+        self.transform = transform
+
+    @property
+    def size(self) -> dict[str, int]:
+        return {"shortest_edge": self.transform.image_size}
+
+    @property
+    def crop_size(self) -> dict[str, int]:
+        return {"height": self.transform.image_size, "width": self.transform.image_size}
+
+    def __call__(self, images: Images, *, return_tensors: str | None = None, **others: object) -> BatchFeature:
+        """`pixel_values` [B, 3, S, S].
+
+        Raises:
+            ImageError: one of them cannot be read, named by its path or place.
+            OptionError: another keyword.
+        """
+        refuse_unknown("the image processor", others)
+        check_tensors(return_tensors)
+        side = self.transform.image_size
+        middles = [centre_crop(loaded_image(image), side, math.floor) for image in listed_images(images)]
+        pixels = normalize(middles, self.transform)
+        return BatchFeature(pixel_values=pixels if return_tensors == "pt" else list(pixels.numpy()))
+
+
+class CLIPProcessor:
+    """Image processor and tokenizer in one."""
+
+    def __init__(self, image_processor: CLIPImageProcessor, tokenizer: WordTokenizer, words: ClipText) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.words = words
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        use_fast: bool | None = None,
+        **others: object,
+    ) -> Self:
+        """The processor of a model, by its name or folder. `use_fast` changes nothing: there is one kind.
+
+        Raises:
+            CheckpointError: no such model, one of another family, or its files are broken.
+            DownloadError: its files cannot be had.
+            OptionError: another keyword.
+        """
+        refuse_unknown("from_pretrained of a processor", others)
+        folder = find_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only, "", token)
+        parts: Any = load_parts(folder, ReadOptions(left_out=("",)))
+        if not isinstance(parts.matching, ClipText):
+            raise CheckpointError(f"{pretrained_model_name_or_path} is of the family {parts.family}, no CLIP")
+        fast = parts.matching.tokenizer.fast
+        if fast.post_processor is None:
+            from tokenizers import processors
+
+            ends = ((CLIP_END, parts.matching.end_id), (CLIP_START, parts.matching.tokenizer.start_id))
+            fast.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+        names = {"bos_token": CLIP_START, "eos_token": CLIP_END, "unk_token": CLIP_END, "pad_token": CLIP_END}
+        tokenizer = WordTokenizer(fast, {**names, "model_max_length": parts.matching.max_tokens})
+        return cls(CLIPImageProcessor(parts.transform), tokenizer, parts.matching)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Images | None = None,
+        *,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        **others: object,
+    ) -> BatchFeature:
+        """`input_ids` and `attention_mask` of texts, `pixel_values` of images.
+
+        Raises:
+            ImageError: an image cannot be read.
+            OptionError: another keyword, or tensors of texts of different lengths without `padding`.
+        """
+        refuse_unknown("the processor", others)
+        found = BatchFeature()
+        if text is not None:
+            lengths: dict[str, Any] = {"padding": padding, "truncation": truncation, "max_length": max_length}
+            found.update(self.tokenizer(text, return_tensors=return_tensors, **lengths))
+        if images is not None:
+            found.update(self.image_processor(images, return_tensors=return_tensors))
+        return found
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the files that `from_pretrained` of transformers' CLIPProcessor reads."""
+        longest = self.words.max_tokens
+        files = clip_image_files(self.image_processor.transform) | clip_files(self.words, longest)
+        write_together(Path(save_directory), files, {})
