@@ -56,8 +56,8 @@ def read_msrvtt(files: Sequence[Path], video_root: Path, split: str) -> list[Sam
 def read_video_questions(files: Sequence[Path], video_root: Path, split: str) -> list[Sample]:
     """MSRVTT-QA's and MSVD-QA's `train_qa.json`: `video_id` is a number.
 
-    For MSR-VTT, it is the number of the video. For MSVD, a second file, `youtube_mapping.txt`, has lines of the name of a
-    video and vidN.
+    For MSR-VTT, it is the number of the video. For MSVD, a second file, `youtube_mapping.txt`, has lines of the name of
+    a video and vidN.
     """
     shared = Shared(video_root)
     names: dict[str, str] = {}

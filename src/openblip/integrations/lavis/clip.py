@@ -102,7 +102,9 @@ class Clip(LavisModel):
         return self.encode_text(self._ids(samples, None))
 
     @torch.no_grad()
-    def zero_shot_classifier(self, classnames: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)) -> Tensor:
+    def zero_shot_classifier(
+        self, classnames: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
+    ) -> Tensor:
         """A unit vector for each class, [E, classes]: the mean of the unit vectors of its texts.
 
         Args:
