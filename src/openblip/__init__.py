@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openblip.generation.options import GenerationOptions as GenerationOptions
     from openblip.images.decode import load_image as load_image
     from openblip.images.encoded_image import EncodedImage as EncodedImage
+    from openblip.images.heatmap import draw_heatmap as draw_heatmap
     from openblip.images.sources import find_images as find_images
     from openblip.matching.similarity import similarity as similarity
     from openblip.models.abilities import Components as Components
@@ -75,6 +76,7 @@ _HOMES = {
     "list_models": "openblip.checkpoints.registry",
     "load": "openblip.models.load",
     "load_image": "openblip.images.decode",
+    "draw_heatmap": "openblip.images.heatmap",
     "register_family": "openblip.models.families",
     "similarity": "openblip.matching.similarity",
 }
@@ -109,6 +111,7 @@ __all__ = [
     "list_models",
     "load",
     "load_image",
+    "draw_heatmap",
     "register_family",
     "similarity",
 ]

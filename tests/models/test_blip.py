@@ -193,3 +193,27 @@ def test_quantized_answers_are_near(make: Make, image_paths: list[Path], tmp_pat
     smaller = openblip.load(model.save(tmp_path / "match"), device="cpu", dtype=dtype)
     exact, near = (one.scores(image_paths, ["a dog", "a red ball"]).itc for one in (model, smaller))
     assert (exact - near).abs().max() < (0.05 if dtype == "int8" else 0.4)
+
+
+def test_heatmaps(make: Make, image_paths: list[Path], tmp_path: Path) -> None:
+    model, text = make("match"), "two children play with the red ball"
+    heat = model.heatmap(image_paths[0], text)
+    assert heat.shape == (4, 4) and float(heat.min()) >= 0 and float(heat.max()) == pytest.approx(1)
+    assert not torch.equal(heat, model.heatmap(image_paths[0], "a dog", layer=0))
+    assert torch.equal(heat, model.heatmap(model.encode_image(image_paths[0]), text))
+    image = openblip.load_image(image_paths[0])
+    drawn, cold = (openblip.draw_heatmap(image, one) for one in (heat, torch.zeros(4, 4)))
+    assert drawn.size == image.size
+    row, column = divmod(int(heat.argmax()), 4)
+    spot = (column + 0.5) * image.width / 4, (row + 0.5) * image.height / 4
+    hot, blue = (one.getpixel(tuple(map(int, spot))) for one in (drawn, cold))
+    assert isinstance(hot, tuple) and isinstance(blue, tuple) and hot[0] > blue[0] and hot[2] < blue[2] + 60
+    with pytest.raises(openblip.OptionError, match="the text encoder has 2 layers"):
+        model.heatmap(image_paths[0], "a dog", layer=2)
+    with pytest.raises(openblip.OptionError, match="one image has one heatmap"):
+        model.heatmap(image_paths, "a dog")  # type: ignore[arg-type]
+    with pytest.raises(openblip.CheckpointError, match="embed does not tell where it looks: a BLIP with ITM does"):
+        make("embed").heatmap(image_paths[0], "a dog")
+    smaller = openblip.load(model.save(tmp_path / "match"), device="cpu", dtype="int8")
+    with pytest.raises(openblip.CheckpointError, match="is quantized, and so has no gradients"):
+        smaller.heatmap(image_paths[0], "a dog")

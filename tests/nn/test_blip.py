@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
+from openblip.nn.attention_map import match_map, word_map
 from openblip.nn.bert import Bert, BertConfig
 from openblip.nn.bert_decoder import BertDecoder
 from openblip.nn.blip import BlipConfig, BlipLanguageModel, BlipNetwork
@@ -92,6 +93,26 @@ def test_prompts_of_a_batch_are_as_alone(options: dict[str, float]) -> None:
     for row, prompt in enumerate(prompts):
         assert generated(ours, features[row : row + 1], [prompt], asked) == [together[row]]
     assert len(set(map(tuple, together))) > 1
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_attention_maps_are_those_of_transformers_attention(layer: int) -> None:
+    """Grad-CAM of the attention that transformers gives out, by its own gradients."""
+    ours, theirs = pair("match")
+    theirs.set_attn_implementation("eager")
+    ids, mask = words(7, 5)
+    features = ours.image_features(pixels()).detach()
+    found = theirs.text_encoder(
+        ours.begin_with_encode(ids), attention_mask=mask.long(), encoder_hidden_states=features, output_attentions=True
+    )
+    attention = found.cross_attentions[layer]
+    score = theirs.itm_head(found.last_hidden_state[:, 0])[:, 1].sum()
+    (gradient,) = torch.autograd.grad(score, attention)
+    expected = (attention * gradient.clamp(min=0) * mask[:, None, :, None])[..., 1:].mean(dim=1)
+    maps = match_map(ours, ids, mask, features, layer)
+    assert float(expected.detach().max()) > 1e-4
+    assert difference(maps, expected) <= CLOSE
+    assert difference(word_map(maps, mask)[1], maps[1, 1:4].mean(dim=0)) <= CLOSE
 
 
 @torch.no_grad()

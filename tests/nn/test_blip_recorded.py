@@ -14,6 +14,7 @@ from openblip.checkpoints.names.engine import Layout
 from openblip.generation.candidates import rank_candidates
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
+from openblip.nn.attention_map import match_map, word_map
 from openblip.nn.bert_decoder import sequence_loss
 from openblip.nn.blip import LABEL_SMOOTHING, BlipLanguageModel, BlipNetwork
 from openblip.nn.vit import interpolate_positions
@@ -216,6 +217,22 @@ def test_matching(folder: Path, kind: str) -> None:
     hidden = network.encoder(ids, mask)
     close(hidden, outputs["text_last_hidden"])
     close(network.project_images(features[:, 0]) @ network.project_texts(hidden[:, 0]).T, outputs["itc"])
+
+
+def test_attention_maps(folder: Path) -> None:
+    """Grad-CAM; LAVIS' rows are [ENC], the mean over the words, and every token behind [ENC]."""
+    recording = load(folder, "blip_gradcam")
+    network = recording.network(
+        encoder=recording.bert(), shared_width=len(recording.weights["vision_proj.bias"]), itm=True
+    )
+    wave = torch.sin(torch.arange(2 * 3 * 384 * 384, dtype=torch.float64) * 0.37)  # the image, as it was recorded
+    features = network.image_features(wave.reshape(2, 3, 384, 384).float() * 2)
+    ids, mask = recording.ids(recording.inputs["text_input"], cut=35)
+    maps = match_map(network, ids, mask, features, recording.inputs["block_num"])
+    means = word_map(maps, mask)
+    for row, recorded in enumerate(recording.outputs["gradcam"]):
+        ours = torch.cat([maps[row, :1], means[row : row + 1], maps[row, 1:]])
+        close(ours, recorded.flatten(1), 1e-6)
 
 
 def test_features(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +37,15 @@ def match(
             show_default=False,
         ),
     ] = None,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw where the model looks for one text in one image (a BLIP that matches).",
+            rich_help_panel=args.OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     recursive: args.Recursive = False,
     batch_size: args.BatchSize = 8,
     model: args.Model = DEFAULT_MODEL,
@@ -53,13 +63,19 @@ def match(
     itc: the cosine of their embeddings.
     """
     import openblip
+    from openblip.errors import OptionError
+    from openblip.images.heatmap import save_heatmap
     from openblip.images.sources import describe_source
 
     args.refuse_images(texts)
     images = find_inputs([image, *(more_images or [])], recursive=recursive)
+    if heatmap is not None and (len(images), len(texts)) != (1, 1):
+        raise OptionError("a heatmap is of one image and one text: give one of each with --heatmap")
 
     def work(rest: Sequence[Image]) -> Iterator[Matched]:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        if heatmap is not None:
+            save_heatmap(rest[0], loaded.heatmap(rest[0], texts[0]), heatmap)
         found = loaded.match_many(rest, texts, batch_size=batch_size)
         return with_progress(found, len(rest), to_file=output is not None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +70,9 @@ class Comparison(Protocol):
         averages_texts: a class that is described by several texts is the mean of their vectors, as for CLIP; otherwise
             its cosine is the mean of theirs.
         pairs: reads images and texts together (ITM); None for a network that cannot.
+        match_map: where it looks (Grad-CAM, see `openblip.nn.attention_map`): ids and mask of a text [1, L], features
+            [1, N, image width] and the layer, None for the usual one, to [patches]. None for a network that does not
+            tell.
     """
 
     @property
@@ -80,6 +83,8 @@ class Comparison(Protocol):
     def averages_texts(self) -> bool: ...
     @property
     def pairs(self) -> PairNetwork | None: ...
+    @property
+    def match_map(self) -> Callable[[Tensor, Tensor, Tensor, int | None], Tensor] | None: ...
     @property
     def device(self) -> torch.device: ...
 

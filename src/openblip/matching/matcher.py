@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.errors import ImageError, OptionError, whole_number
+from openblip.errors import CheckpointError, ImageError, OptionError, whole_number
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.matching.comparison import Comparison, ImageBatch, PairNetwork, Words
 from openblip.nn.blip2 import itc_similarity
@@ -132,6 +132,27 @@ class Matcher:
                 found = network.itm_logits(ids, mask, part)
                 logits[there] = found.float().cpu().view(len(rows), -1, 2)
         return logits
+
+    def heatmap(self, image: EncodedImage, text: str, layer: int | None, name: str) -> Tensor:
+        """Where the network looks when it matches a text with an image: [G, G], 0 to 1, float32 on the CPU.
+
+        Args:
+            name: of the model, in errors.
+
+        Raises:
+            CheckpointError: the network does not tell, or is quantized: there are no gradients then.
+            OptionError: there is no such layer.
+        """
+        if self.comparison.match_map is None:
+            raise CheckpointError(f"the model {name} does not tell where it looks: a BLIP with ITM does")
+        ids, mask = self._padded([self.words.encode(self.words.clean(text))])
+        try:
+            found = self.comparison.match_map(ids, mask, image.features[None], layer)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+        side = round(found.numel() ** 0.5)
+        found = found.view(side, side).float().cpu()
+        return found / found.max().clamp(min=1e-12)
 
     def embed_images(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Tensor:
         """Unit vectors [N, Q, shared width], float32 on the CPU."""

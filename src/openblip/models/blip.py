@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -16,6 +16,7 @@ from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCach
 from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
+from openblip.nn.attention_map import LAYER, match_map, word_map
 from openblip.nn.bert import ImageMemory
 from openblip.nn.blip import BlipLanguageModel, BlipNetwork, BlipReading
 
@@ -130,6 +131,16 @@ class BlipComparison:
     @property
     def temperature(self) -> Tensor:
         return self.network.temperature
+
+    @property
+    def match_map(self) -> Callable[[Tensor, Tensor, Tensor, int | None], Tensor] | None:
+        return self._match_map if self.network.config.itm else None
+
+    def _match_map(self, ids: Tensor, mask: Tensor, features: Tensor, layer: int | None) -> Tensor:
+        # Behind the last layer, only what the first token looks at counts.
+        last = max(0, len(self.network.encoder.layers) - 2)
+        chosen = min(LAYER, last) if layer is None else layer
+        return word_map(match_map(self.network, ids, mask, features, chosen), mask)[0]
 
     def batch(self, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> ComparedImages:
         return ComparedImages(self.network, images)

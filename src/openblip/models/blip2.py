@@ -71,6 +71,7 @@ class Blip2Comparison:
     """How a BLIP-2 with a text side compares images and texts, see `openblip.matching.comparison`."""
 
     averages_texts = False
+    match_map = None
 
     def __init__(self, network: Blip2Network) -> None:
         self.network = network

@@ -42,6 +42,7 @@ class ClipComparison:
 
     vectors = 1
     averages_texts = True
+    match_map = None
     pairs = None
 
     def __init__(self, network: ClipNetwork) -> None:

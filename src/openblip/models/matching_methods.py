@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
-from openblip.errors import yes_or_no
+from openblip.errors import CheckpointError, OptionError, whole_number, yes_or_no
 from openblip.images.encoded_image import ImageInput
 from openblip.images.sources import image_list, is_one_image
 from openblip.matching import ranking
@@ -19,8 +19,9 @@ from openblip.matching.matcher import TEMPLATES
 from openblip.matching.ranking import RERANK, TOP, Search
 from openblip.models.abilities import Composed, matcher_of
 from openblip.models.signatures import BATCH_SIZE, Images, Texts
+from openblip.nn.quant.swap import quantized_layers
 from openblip.results import Classified, ClassifiedImage, Embedded, Match, Matched, Ranked, Rankings, Scores
-from openblip.text import text_list
+from openblip.text import one_text, text_list
 
 
 @overload
@@ -134,6 +135,30 @@ def classify_many(
     """
     told, around = text_list(labels, "the labels"), text_list(templates, "the templates")
     return matcher_of(self, "classify").classify_many(image_list(images), told, around, batch_size)
+
+
+def heatmap(self: Composed, images: ImageInput, text: str, *, layer: int | None = None) -> Tensor:
+    """Where in an image the model looks when it matches the image with a text: Grad-CAM of its attention to patches.
+
+    Args:
+        images: one image.
+        layer: of the text encoder, counted from 0; by default 7, as BLIP's authors show it.
+
+    Returns:
+        [G, G], float32 on the CPU: of each patch from 0 to 1, row by row. `openblip.draw_heatmap` paints it.
+
+    Raises:
+        ImageError: the image cannot be read.
+        OptionError: several images or texts, or there is no such layer.
+        CheckpointError: the model does not tell where it looks, or is quantized.
+    """
+    matcher = matcher_of(self, "match")
+    if quantized_layers(self.parts.network):
+        raise CheckpointError(f"{self.name} is quantized, and so has no gradients to look for: load it in float32")
+    if not is_one_image(images):
+        raise OptionError("one image has one heatmap: give one image and one text")
+    chosen = None if layer is None else whole_number("layer", layer, 0)
+    return matcher.heatmap(self.encode_image(images), one_text(text, "the text"), chosen, self.name)
 
 
 @overload

@@ -94,6 +94,7 @@ class Model:
     scores = matching_methods.scores
     classify = matching_methods.classify
     classify_many = matching_methods.classify_many
+    heatmap = matching_methods.heatmap
     rank_images = matching_methods.rank_images
     rank_texts = matching_methods.rank_texts
     rank_both = matching_methods.rank_both
