@@ -162,7 +162,7 @@ def _tell_one(report: Report, status: Status, root: Path | None, check: bool) ->
             lines += ["", f"annotations, {layout.title}"]
         for split, file in files:
             path = place.file(file)
-            origin = "is here" if path.is_file() else file.url or "by its page"
+            origin = "is here" if path.is_file() else file.url or "see its page"
             lines.append(f"  {split:<6} {path}  {origin}")
     lines += [
         "",

@@ -1,6 +1,6 @@
 """The data-set zoo: the 23 names of LAVIS, what each is, and how to get its images; `files` has the annotations.
 
-Sizes and licences are what the makers of a set say, as far as they say it.
+Sizes and licences are those that the authors of a data set state.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from openblip.data.zoo.files import EXTRAS, LAYOUTS
 
 COCO_IMAGES = (
     "train2014.zip, val2014.zip, test2014.zip and test2015.zip from http://images.cocodataset.org/zips/, unpacked "
-    "side by side: coco/images/train2014, val2014, ...; those of 2017 do as well"
+    "side by side: coco/images/train2014, val2014, ...; the images of 2017 work as well"
 )
-COCO_LICENCE = "annotations CC BY 4.0; images: Flickr's terms"
+COCO_LICENCE = "annotations: CC BY 4.0; images: Flickr's terms"
 FLICKR_IMAGES = (
-    "by the form at https://shannon.cs.illinois.edu/DenotationGraph/, or with a Kaggle account from "
+    "request them at https://shannon.cs.illinois.edu/DenotationGraph/, or download them with a Kaggle account from "
     "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset, into flickr30k/images/flickr30k-images"
 )
 MSRVTT_IMAGES = (
@@ -27,7 +27,7 @@ MSRVTT_IMAGES = (
     "(https://www.mediafire.com/file/czh8sezbo9s4692/test_videos.zip/file), the videos of both into one folder"
 )
 MSVD_IMAGES = "https://www.cs.utexas.edu/users/ml/clamp/videoDescription/YouTubeClips.tar, unpacked into msvd/videos"
-CC_LICENCE = "free for any purpose, as is; images: their owners'"
+CC_LICENCE = "annotations: free for any purpose; images: their owners' terms"
 ASK_PAGE = "see its page"
 
 COCO_CITATION = "Chen et al. 2015, Microsoft COCO Captions: Data Collection and Evaluation Server, arXiv:1504.00325"
@@ -45,11 +45,11 @@ _ENTRIES = (
         title="A-OKVQA",
         kind="questions",
         media="coco/images",
-        size="about 25,000 questions with four choices and ten free answers; no answers to test",
+        size="about 25,000 questions with four choices and ten free answers; test: no answers",
         licence=ASK_PAGE,
         page="https://github.com/allenai/aokvqa",
         media_source=COCO_IMAGES
-        + ". The makers' own files name the images of 2017 instead: train2017, val2017, test2017",
+        + ". The authors' own files name the images of 2017 instead: train2017, val2017, test2017",
         citation="Schwenk et al. 2022, A-OKVQA: A Benchmark for VQA using World Knowledge, ECCV, arXiv:2206.01718",
     ),
     DatasetEntry(
@@ -57,20 +57,20 @@ _ENTRIES = (
         title="COCO captions, Karpathy's splits",
         kind="captions",
         media="coco/images",
-        size="566,747 captions to train on, 5,000 images each for val and test",
+        size="train: 566,747 captions; val and test: 5,000 images each",
         licence=COCO_LICENCE,
         page="https://cocodataset.org",
         media_source=COCO_IMAGES,
         citation=COCO_CITATION,
-        note="COCO's own captions_train2014.json and captions_val2014.json are read as well: another split of the "
-        "images.",
+        note="COCO's own captions_train2014.json and captions_val2014.json are read, too: they split the images "
+        "differently.",
     ),
     DatasetEntry(
         name="coco_retrieval",
         title="COCO retrieval, Karpathy's splits",
         kind="captions, for retrieval",
         media="coco/images",
-        size="566,747 captions to train on, 5,000 images each for val and test",
+        size="train: 566,747 captions; val and test: 5,000 images each",
         licence=COCO_LICENCE,
         page="https://cocodataset.org",
         media_source=COCO_IMAGES,
@@ -81,24 +81,23 @@ _ENTRIES = (
         title="VQA v2",
         kind="questions",
         media="coco/images",
-        size="443,757 questions train, 214,354 val, with ten answers each; no answers to test",
+        size="train: 443,757 questions; val: 214,354, with ten answers each; test: no answers",
         licence=COCO_LICENCE,
         page="https://visualqa.org",
         media_source=COCO_IMAGES,
         citation="Goyal et al. 2017, Making the V in VQA Matter, CVPR, arXiv:1612.00837",
-        note="LAVIS trains on train and val together (vqa_train.json and vqa_val.json), and so does its split train "
-        "here.",
+        note="LAVIS trains on train and val together (vqa_train.json and vqa_val.json); so does its split train here.",
     ),
     DatasetEntry(
         name="conceptual_caption_12m",
         title="Conceptual 12M",
         kind="captions",
         media="conceptual_caption/images_12m",
-        size="about 12 million captions with addresses (2.5 GB), of which some are gone",
+        size="about 12 million captions with web addresses (2.5 GB), some of which no longer work",
         licence=CC_LICENCE,
         page="https://github.com/google-research-datasets/conceptual-12m",
-        media_source="from the addresses in cc12m.tsv, with LAVIS' download_data_cc12m.py, or with img2dataset into "
-        "tars (`table`)",
+        media_source="download them from the addresses in cc12m.tsv, with LAVIS' download_data_cc12m.py, or with "
+        "img2dataset into tars (`table`)",
         citation="Changpinyo et al. 2021, Conceptual 12M, CVPR, arXiv:2102.08981",
     ),
     DatasetEntry(
@@ -106,11 +105,11 @@ _ENTRIES = (
         title="Conceptual Captions",
         kind="captions",
         media="conceptual_caption/images",
-        size="3,318,333 captions with addresses, of which some are gone",
+        size="3,318,333 captions with web addresses, some of which no longer work",
         licence=CC_LICENCE,
         page="https://ai.google.com/research/ConceptualCaptions/download",
-        media_source="from the addresses in the TSV, with LAVIS' download_data_cc3m.py, or with img2dataset into tars "
-        "(`table`)",
+        media_source="download them from the addresses in the TSV, with LAVIS' download_data_cc3m.py, or with "
+        "img2dataset into tars (`table`)",
         citation="Sharma et al. 2018, Conceptual Captions: A Cleaned, Hypernymed, Image Alt-text Dataset, ACL",
     ),
     DatasetEntry(
@@ -119,10 +118,10 @@ _ENTRIES = (
         kind="video captions, for retrieval",
         media="didemo/videos",
         size="over 10,000 videos with over 40,000 descriptions of moments",
-        licence="code BSD-2-Clause; videos: Creative Commons, each its own",
+        licence="code: BSD-2-Clause; videos: a Creative Commons licence each",
         page="https://github.com/LisaAnne/LocalizingMoments",
         media_source="https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets/didemo/"
-        "didemo_videos.tar.gz, its folder videos into didemo/videos",
+        "didemo_videos.tar.gz; unpack its folder videos as didemo/videos",
         citation="Hendricks et al. 2017, Localizing Moments in Video with Natural Language, ICCV, arXiv:1708.01641",
     ),
     DatasetEntry(
@@ -142,10 +141,11 @@ _ENTRIES = (
         title="ImageNet (ILSVRC 2012)",
         kind="classes",
         media="imagenet",
-        size="1,281,167 images train, 50,000 val, in 1,000 classes",
+        size="train: 1,281,167 images; val: 50,000, in 1,000 classes",
         licence="non-commercial research and education, by agreement",
         page="https://image-net.org/download.php",
-        media_source="by an account at https://image-net.org; one folder a class below imagenet/train and imagenet/val",
+        media_source="download them with an account at https://image-net.org; imagenet/train and imagenet/val need a "
+        "folder for each class",
         citation="Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge, IJCV 115, "
         "arXiv:1409.0575",
         needs_form=True,
@@ -155,12 +155,11 @@ _ENTRIES = (
         title="LAION-2B in many languages",
         kind="captions",
         media="laion2B-multi",
-        size="about 2.2 billion captions with addresses, of which many are gone",
-        licence="addresses and captions CC BY 4.0; images: their owners'",
+        size="about 2.2 billion captions with web addresses, many of which no longer work",
+        licence="addresses and captions: CC BY 4.0; images: their owners' terms",
         page="https://laion.ai/blog/laion-5b/",
-        media_source="from the addresses, with img2dataset into tars of NAME.jpg, NAME.txt and NAME.json; give their "
-        "folder or "
-        "pattern (part-00000/{00000..01743}.tar)",
+        media_source="download them from the addresses with img2dataset, into tars of NAME.jpg, NAME.txt and "
+        "NAME.json, and give the folder of the tars or a pattern (part-00000/{00000..01743}.tar)",
         citation="Schuhmann et al. 2022, LAION-5B, NeurIPS, arXiv:2210.08402",
     ),
     DatasetEntry(
@@ -223,27 +222,28 @@ _ENTRIES = (
     DatasetEntry(
         name="nlvr",
         title="NLVR2",
-        kind="pairs of images to judge a sentence by",
+        kind="true or false about two images",
         media="nlvr",
         size="107,292 sentences, each with two images",
         licence="annotations: see its page; images for research only",
         page="https://lil.nlp.cornell.edu/nlvr/",
-        media_source="by the form at https://lil.nlp.cornell.edu/nlvr/; the folders images/train/0 to 99, dev and "
+        media_source="request them at https://lil.nlp.cornell.edu/nlvr/; put the folders images/train/0 to 99, dev and "
         "test1 into nlvr",
         citation="Suhr et al. 2019, A Corpus for Reasoning About Natural Language Grounded in Photographs, ACL, "
         "arXiv:1811.00491",
         needs_form=True,
-        note="LAVIS' config fetches its development set for test, too; here test is the makers' test1.json.",
+        note="LAVIS' config downloads the development set for test, too; here, test is the authors' test1.json.",
     ),
     DatasetEntry(
         name="nocaps",
         title="NoCaps",
         kind="captions",
         media="nocaps/images",
-        size="4,500 images val, 10,600 test, ten captions each; those of test are private",
+        size="val: 4,500 images; test: 10,600, with ten captions each; those of test are private",
         licence=ASK_PAGE,
         page="https://nocaps.org",
-        media_source="from Open Images, with LAVIS' download_nocaps.py, into nocaps/images/val and nocaps/images/test",
+        media_source="download them from Open Images with LAVIS' download_nocaps.py, into nocaps/images/val and "
+        "nocaps/images/test",
         citation="Agrawal et al. 2019, nocaps: Novel Object Captioning at Scale, ICCV, arXiv:1812.08658",
     ),
     DatasetEntry(
@@ -264,23 +264,23 @@ _ENTRIES = (
         title="SBU captions",
         kind="captions",
         media="sbu_captions/images",
-        size="1 million captions with addresses, of which some are gone",
+        size="1 million captions with web addresses, some of which no longer work",
         licence="images: Flickr's terms",
         page="https://www.cs.rice.edu/~vo9/sbucaptions/",
-        media_source="from the addresses in sbu.json, with LAVIS' download_sbu.py, or with img2dataset into "
-        "tars (`table`)",
+        media_source="download them from the addresses in sbu.json, with LAVIS' download_sbu.py, or with "
+        "img2dataset into tars (`table`)",
         citation="Ordonez, Kulkarni and Berg 2011, Im2Text: Describing Images Using 1 Million Captioned "
         "Photographs, NIPS",
     ),
     DatasetEntry(
         name="snli_ve",
         title="SNLI-VE",
-        kind="images to judge a sentence by",
+        kind="entailment",
         media="flickr30k/images/flickr30k-images",
-        size="529,527 sentences train, 17,858 val, 17,901 test",
+        size="train: 529,527 sentences; val: 17,858; test: 17,901",
         licence=ASK_PAGE,
         page="https://github.com/necla-ml/SNLI-VE",
-        media_source="those of Flickr30k, " + FLICKR_IMAGES,
+        media_source="the images of Flickr30k: " + FLICKR_IMAGES,
         citation="Xie et al. 2019, Visual Entailment: A Novel Task for Fine-Grained Image Understanding, "
         "arXiv:1901.06706",
         needs_form=True,
@@ -293,7 +293,7 @@ _ENTRIES = (
         size="over 41,250 videos with 825,000 captions, half of them Chinese",
         licence=ASK_PAGE,
         page="https://eric-xw.github.io/vatex-website/",
-        media_source="clips of YouTube videos, as its page says, into vatex/videos",
+        media_source="download the clips from YouTube, as its page says, into vatex/videos",
         citation="Wang et al. 2019, VATEX: A Large-Scale, High-Quality Multilingual Dataset for Video-and-Language "
         "Research, ICCV, arXiv:1904.03493",
         needs_form=True,

@@ -38,8 +38,8 @@ class Status:
     def ways(self) -> str:
         """How to get it, in a few words."""
         if not self.entry.public_files:
-            return "by its form" if self.entry.needs_form else "see its page"
-        return "download; images by form" if self.entry.needs_form else "download"
+            return "request it" if self.entry.needs_form else "see its page"
+        return "download; request the images" if self.entry.needs_form else "download"
 
 
 def status_of(entry: DatasetEntry, root: Path | None = None) -> Status:
