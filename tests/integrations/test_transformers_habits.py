@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 
 import openblip.integrations.transformers as ours
-from openblip.errors import OptionError
+from openblip.errors import OpenBlipError, OptionError
 from tests.checkpoints.theirs import Theirs
 
 from .cases import PROMPT
@@ -154,3 +156,60 @@ def test_words_of_the_tokenizer(writer: Theirs) -> None:
     mine, theirs = (library.Blip2Processor.from_pretrained(writer.folder).tokenizer for library in LIBRARIES)
     assert mine.tokenize("a dog") == theirs.tokenize("a dog")
     assert mine.get_vocab() == theirs.get_vocab()
+
+
+ODD: tuple[Any, ...] = (True, -1, 1.5, float("nan"), 10**30, "x", b"x", [], {}, [None], object(), int, np.array(3))
+ODD += (torch.tensor(3), torch.zeros(0), torch.zeros(2, 3), torch.zeros(1, 2, dtype=torch.int64), "\0", "a" * 5_000)
+
+
+def test_odd_values_are_taken_or_named(
+    writer: Theirs, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands where a path, a text, ids, a tensor or an option of generation belongs."""
+    monkeypatch.chdir(tmp_path)  # where odd names are saved to
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = ours.Blip2ForConditionalGeneration.from_pretrained(writer.folder)
+    processor: Any = ours.Blip2Processor.from_pretrained(writer.folder)
+    inputs = dict(processor(images=images[0], text="a dog", return_tensors="pt"))
+    tensors = ("pixel_values", "input_ids", "attention_mask")
+    options = ("max_new_tokens", "max_length", "min_length", "num_beams", "do_sample", "eos_token_id", "streamer")
+    taken = 0
+    for value in (None, *ODD):
+        calls: dict[str, Callable[[], Any]] = {
+            "name": lambda value=value: ours.Blip2ForConditionalGeneration.from_pretrained(
+                value, local_files_only=True
+            ),
+            "subfolder": lambda value=value: ours.Blip2Processor.from_pretrained(writer.folder, subfolder=value),
+            "save": lambda value=value: model.save_pretrained(value),
+            "save a processor": lambda value=value: processor.save_pretrained(value),
+            "decode": lambda value=value: processor.decode(value),
+            "batch_decode": lambda value=value: processor.batch_decode(value),
+            "config": lambda value=value: model.generate(**inputs, generation_config=value, max_new_tokens=1),
+            **{
+                name: lambda value=value, name=name: processor(**{"images": images[0], "text": "a dog", name: value})
+                for name in ("text", "padding", "truncation", "max_length")
+            },
+            **{
+                f"generate {name}": lambda value=value, name=name: model.generate(
+                    **{**inputs, "max_new_tokens": 1, name: value}
+                )
+                for name in (*tensors, *options)
+                if not (name == "do_sample" and isinstance(value, torch.Tensor | np.ndarray))
+            },
+            **{
+                f"forward {name}": lambda value=value, name=name: model(
+                    **{**inputs, "labels": inputs["input_ids"], name: value}
+                )
+                for name in (*tensors, "labels")
+                if name != "labels" or value is not None
+            },
+        }
+        for name, call in calls.items():
+            try:
+                call()
+                taken += 1
+            except OpenBlipError as error:
+                assert "\n" not in str(error), (name, value)
+            except Exception as error:
+                pytest.fail(f"{name}={value!r:.60} raises {type(error).__name__}: {error}")
+    assert taken > 20

@@ -210,12 +210,14 @@ class ResolvedOptions(GenerationOptions):
 
 MOST_TEXTS = 10_000
 """Beams or samples of a prompt: more than memory has room for with any model."""
+MOST_TOKENS = 1_000_000
+"""Of a text; most models have fewer positions."""
 TEXTS = f"at least 1 and at most {MOST_TEXTS:,}"
 KINDS: dict[type, str] = {Integral: "a whole number", Real: "a number"}
 CONVERSIONS: dict[type, type] = {Integral: int, Real: float, bool: bool}
 RANGES: dict[str, tuple[type, Any, str]] = {
     "num_beams": (Integral, lambda value: 1 <= value <= MOST_TEXTS, TEXTS),
-    "max_new_tokens": (Integral, lambda value: value >= 1, "at least 1"),
+    "max_new_tokens": (Integral, lambda value: 1 <= value <= MOST_TOKENS, f"at least 1 and at most {MOST_TOKENS:,}"),
     "min_new_tokens": (Integral, lambda value: value >= 0, "at least 0"),
     "top_p": (Real, lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "top_k": (Integral, lambda value: value >= 0, "0 (off) or more"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.checkpoints.names.transformers import tied
 from openblip.checkpoints.transformers.config import WordIds as FolderIds
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError, OptionError, is_several, whole_number
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import Generation, ResolvedOptions
 from openblip.integrations.transformers.folders import LoadedModel
@@ -20,6 +20,7 @@ from openblip.integrations.transformers.options import (
     GenerateOptions,
     GenerationSettings,
     Streamer,
+    check_tensor,
     engine_options,
     merged_options,
     tuple_wanted,
@@ -86,6 +87,10 @@ class Writer(Pretrained):
         _refuse_padding_in_front(decoder_attention_mask)
         vision, queries = self._query(pixel_values, interpolate_pos_encoding)
         embeds, mask = self._read(self._prompt(vision, queries), input_ids, attention_mask)
+        if labels is not None:
+            check_tensor("labels", labels, 2)
+            if len(labels) != len(embeds):
+                raise OptionError(f"{len(embeds)} texts came with {len(labels)} rows of labels: give each its own")
         language, t5 = self.language_model, self.seq2seq
         loss: Tensor | None = None
         if t5 is not None:
@@ -138,6 +143,12 @@ class Writer(Pretrained):
         Returns:
             embeddings [B, T or Q + T, token width], and a mask as long, None when all of it counts.
         """
+        check_tensor("input_ids", ids, 2)
+        if mask is not None:
+            check_tensor("attention_mask", mask, 2)
+            if mask.shape != ids.shape:
+                shapes = f"attention_mask is {list(mask.shape)}, input_ids are {list(ids.shape)}"
+                raise OptionError(f"{shapes}: give a mask of the ids' shape")
         if len(ids) != len(visual):
             raise OptionError(f"{len(visual)} images came with {len(ids)} texts: give each image its text")
         ids = ids.to(visual.device)
@@ -207,8 +218,9 @@ class Blip2ForConditionalGeneration(Writer):
         options = merged_options(keywords, self.generation_config)
         vision, queries = self._query(pixel_values, interpolate_pos_encoding)
         visual = self._prompt(vision, queries)
-        ids = self._start(visual) if input_ids is None else input_ids.to(visual.device)
+        ids = self._start(visual) if input_ids is None else input_ids
         embeds, mask = self._read(visual, ids, attention_mask)
+        ids = ids.to(visual.device)
         rows = list(embeds) if mask is None else [row[kept] for row, kept in zip(embeds, mask, strict=True)]
         stop, pad = self._stop_id(options), options.get("pad_token_id")
         language, t5 = self.language_model, self.seq2seq
@@ -224,6 +236,8 @@ class Blip2ForConditionalGeneration(Writer):
             used = self._used(opt, ids, attention_mask) if repeats else None
         streamer = options.get("streamer")
         if streamer is not None:
+            if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+                raise OptionError(f"streamer is {streamer!r}: give an object with put and end, as a TextStreamer")
             return _streamed(language, front, rows, chosen, used, streamer)
         found = generate(language, rows, chosen, used)
         texts = [text for group in found for text in group]
@@ -253,10 +267,10 @@ class Blip2ForConditionalGeneration(Writer):
         stop = options.get("eos_token_id")
         if stop is None:
             return self.words.stop
-        ids = [stop] if isinstance(stop, int) else stop
+        ids: list[Any] = list(cast(Any, stop)) if is_several(stop) else [stop]
         if len(ids) != 1:
             raise OptionError(f"eos_token_id has {len(ids)} tokens: one ends a text here")
-        return ids[0]
+        return whole_number("eos_token_id", ids[0], 0)
 
     def _used(self, decoder: Opt, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Ids that count as repeated: all of a prompt behind the padding in front; -1 for an image's tokens."""

@@ -29,7 +29,7 @@ from openblip.checkpoints.transformers.tokenizers import (
     read_vocabulary,
 )
 from openblip.devices import choose_placement, tell_substitution
-from openblip.errors import CheckpointError, DownloadError, OptionError
+from openblip.errors import CheckpointError, DownloadError, OptionError, given_path
 from openblip.images.transform import ImageTransform
 from openblip.integrations.transformers.options import named_dtype
 from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
@@ -67,26 +67,27 @@ def find_folder(
         DownloadError: its files cannot be had, or may not.
         OptionError: a subfolder outside of the folder.
     """
-    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+    inside = given_path("subfolder", subfolder) if subfolder not in (None, "") else Path()
+    if inside.is_absolute() or ".." in inside.parts:
         raise OptionError(f"subfolder is {subfolder!r}: give a path below the folder or repository")
-    path = Path(name).expanduser()
+    path = given_path("the model", name)
     if path.is_dir():
-        return _existing(path / subfolder)
+        return _existing(path / inside)
     entry = find_model(str(name))
     if entry is not None and entry.folder is not None:
         return entry.folder
     if entry is not None and entry.origin == "lavis":
         raise CheckpointError(f"{name} comes in files of LAVIS': load it with openblip.integrations.lavis")
-    cache = None if cache_dir is None else Path(cache_dir)
+    cache = None if cache_dir is None else given_path("cache_dir", cache_dir)
     if local_files_only:
         found = find_files(str(name), revision=revision, cache_dir=cache)
         if found is None:
             raise DownloadError(f"{name} is not on this machine, and local_files_only forbids to fetch it")
-        return _existing(found[0].path / subfolder)
-    include = (f"{Path(subfolder).as_posix()}/*",) if subfolder else ()
+        return _existing(found[0].path / inside)
+    include = (f"{inside.as_posix()}/*",) if inside.parts else ()
     with download_progress() as progress, using_token(token):
         files = download(str(name), include=include, revision=revision, cache_dir=cache, progress=progress)
-    return _existing(files[0].path / subfolder)
+    return _existing(files[0].path / inside)
 
 
 def _existing(folder: Path) -> Path:

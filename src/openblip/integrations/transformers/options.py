@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.devices import choose_placement
-from openblip.errors import OptionError
+from openblip.errors import OptionError, whole_number, yes_or_no
 from openblip.generation.options import GenerationOptions, ResolvedOptions
 
 NEW_TOKENS = 20
@@ -245,6 +245,8 @@ def _settings_of(config: Any) -> dict[str, Any]:
     if isinstance(config, GenerationSettings):
         settings = config.set_options()
     else:
+        if isinstance(config, type) or not hasattr(config, "__dict__"):
+            raise OptionError(f"generation_config is {config!r}: give an object with options, as a GenerationConfig")
         differing = getattr(config, "to_diff_dict", None)
         settings = dict(vars(config) if differing is None else differing())
         # What a Seq2SeqTrainer fills in says nothing, either.
@@ -264,6 +266,15 @@ def refuse_unknown(call: str, keywords: Mapping[str, object], kind: type | None 
     if unknown:
         hint = f"use {', '.join(allowed)}" if allowed else "leave it out"
         raise OptionError(f"{call} does not know {', '.join(unknown)} here: {hint}")
+
+
+def check_tensor(name: str, value: object, dimensions: int) -> None:
+    """Raises OptionError for what is no tensor of so many dimensions."""
+    hint = "make the inputs with the model's processor, and return_tensors='pt'"
+    if not isinstance(value, Tensor):
+        raise OptionError(f"{name} is {str(value)[:80]} ({type(value).__name__}), not a tensor: {hint}")
+    if value.ndim != dimensions:
+        raise OptionError(f"{name} is a tensor of {value.ndim} dimensions, not {dimensions}: {hint}")
 
 
 def refuse_load(keywords: Mapping[str, object]) -> None:
@@ -348,6 +359,9 @@ def engine_options(keywords: GenerateOptions, counted: int, room: int | None, st
         found = keywords.get(name)
         return default if found is None else found
 
+    for name in ("max_length", "min_length", "max_new_tokens", "min_new_tokens"):
+        if keywords.get(name) is not None:
+            whole_number(name, keywords.get(name), 0)
     longest = value("max_new_tokens", None)
     if longest is None and keywords.get("max_length") is not None:
         longest = value("max_length", 0) - counted
@@ -359,7 +373,7 @@ def engine_options(keywords: GenerateOptions, counted: int, room: int | None, st
     if longest is None:
         longest = NEW_TOKENS if room is None else min(NEW_TOKENS, room)
     shortest = value("min_new_tokens", max(0, value("min_length", 0) - counted))
-    sample = value("do_sample", False)
+    sample = yes_or_no("do_sample", value("do_sample", False))
     return GenerationOptions(
         max_new_tokens=longest,
         min_new_tokens=min(shortest, longest),

@@ -14,6 +14,7 @@ from openblip.integrations.transformers.folders import LoadedModel, find_folder,
 from openblip.integrations.transformers.options import (
     GenerationSettings,
     LoadOptions,
+    check_tensor,
     chosen_device,
     refuse_load,
     wanted_bits,
@@ -42,6 +43,7 @@ class VisionModel(nn.Module):
             OptionError: another size than the model was trained on, without `interpolate_pos_encoding`.
         """
         weight = self.post_layernorm.weight
+        check_tensor("pixel_values", pixel_values, 4)
         if isinstance(self.encoder, VisionTransformer) and not interpolate_pos_encoding:
             side = self.encoder.config.image_size
             if pixel_values.shape[-2:] != (side, side):

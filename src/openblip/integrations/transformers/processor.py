@@ -13,7 +13,7 @@ from openblip.checkpoints.json_files import to_json
 from openblip.checkpoints.tensors.files import write_together
 from openblip.checkpoints.transformers.config import PROCESSOR_FILE
 from openblip.checkpoints.transformers.write import image_files
-from openblip.errors import OptionError
+from openblip.errors import OptionError, given_path, whole_number
 from openblip.images.decode import load_image
 from openblip.images.sources import ImageSource
 from openblip.images.transform import ImageTransform, to_pixels
@@ -66,7 +66,7 @@ class BlipImageProcessor:
         return BatchFeature(pixel_values=pixels if return_tensors == "pt" else list(pixels.numpy()))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        write_together(Path(save_directory), image_files(self.transform), {})
+        write_together(given_path("save_directory", save_directory), image_files(self.transform), {})
 
 
 class Blip2Processor:
@@ -144,7 +144,7 @@ class Blip2Processor:
                 [text] if isinstance(text, str) else text,
                 padding=padding,
                 truncation=truncation,
-                max_length=None if max_length is None else max_length - queries,
+                max_length=None if max_length is None else whole_number("max_length", max_length, 1) - queries,
                 add_special_tokens=add_special_tokens,
                 padding_side=padding_side,
             )
@@ -173,7 +173,7 @@ class Blip2Processor:
             **image_files(self.image_processor.transform),
             PROCESSOR_FILE: to_json(content),
         }
-        write_together(Path(save_directory), files, {})
+        write_together(given_path("save_directory", save_directory), files, {})
 
 
 class AutoProcessor:

@@ -12,9 +12,10 @@ from torch import Tensor
 from openblip.checkpoints.json_files import to_json
 from openblip.checkpoints.tensors.files import write_together
 from openblip.checkpoints.transformers.tokenizers import IMAGE_TOKEN, SETTINGS_FILE, TOKENIZER_FILE
-from openblip.errors import OptionError
+from openblip.errors import OptionError, given_path, is_several, whole_number
 from openblip.integrations.transformers.options import refuse_unknown
 from openblip.integrations.transformers.outputs import BatchFeature
+from openblip.text import text_list
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -24,6 +25,7 @@ Truncation = bool | Literal["longest_first", "only_first", "do_not_truncate"] | 
 Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 UNLIMITED = 10**20
+MOST_TOKENS = 2**31
 """transformers writes a number above this for a tokenizer without a length of its own."""
 
 SPACES = [(f" {sign}", sign) for sign in ".?!,"] + [(" ' ", "'")]
@@ -113,7 +115,11 @@ class WordTokenizer:
         """
         refuse_unknown("the tokenizer", others)
         check_tensors(return_tensors)
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = text_list(text)
+        if max_length is not None:
+            whole_number("max_length", max_length, -MOST_TOKENS)  # the processor's, less its image tokens
+        _check_choice("padding", padding, (*SWITCHES, "longest", "max_length", "do_not_pad"))
+        _check_choice("truncation", truncation, (*SWITCHES, "longest_first", "only_first", "do_not_truncate"))
         if max_length is not None and padding is False and truncation is None:
             truncation = True
         own = self.model_max_length if self.model_max_length < UNLIMITED else None
@@ -132,7 +138,7 @@ class WordTokenizer:
         if length is not None:
             if length < 1:
                 raise OptionError(f"texts are to be cut at {length} tokens: give a larger max_length")
-            self.fast.enable_truncation(length, direction=self.truncation_side)
+            self.fast.enable_truncation(min(length, MOST_TOKENS), direction=self.truncation_side)
         try:
             found = self.fast.encode_batch(texts, add_special_tokens=specials)
         finally:
@@ -161,13 +167,19 @@ class WordTokenizer:
     def decode(
         self, token_ids: Ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
-        """The text of ids, or a list of texts of rows of ids."""
-        ids: Any = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
-        if isinstance(ids, int):
-            ids = [ids]
-        if ids and not isinstance(ids[0], int):
+        """The text of ids, or a list of texts of rows of ids.
+
+        Raises:
+            OptionError: an id is no whole number, or below 0.
+        """
+        several: Any = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        ids = list(several) if is_several(several) else [several]
+        if ids and is_several(ids[0]):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        text = str(self.fast.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        for one in ids:
+            if whole_number("an id", one, 0) > MOST_TOKENS:
+                raise OptionError(f"an id is {one}: no vocabulary is so large")
+        text = str(self.fast.decode([int(one) for one in ids], skip_special_tokens=skip_special_tokens))
         clean = clean_up_tokenization_spaces
         if clean is None:
             clean = bool(self.settings.get("clean_up_tokenization_spaces", False))
@@ -183,7 +195,9 @@ class WordTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """The text of each row of ids."""
+        """The text of each row of ids. Raises OptionError as `decode`."""
+        if not is_several(sequences):
+            raise OptionError(f"the ids are {sequences!r}: give rows of ids")
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
     def tokenize(self, text: str) -> list[str]:
@@ -216,7 +230,15 @@ class WordTokenizer:
         return {TOKENIZER_FILE: self.fast.to_str(pretty=True), SETTINGS_FILE: to_json(content)}
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        write_together(Path(save_directory), self.files(), {})
+        write_together(given_path("save_directory", save_directory), self.files(), {})
+
+
+SWITCHES = (True, False, None)
+
+
+def _check_choice(name: str, value: object, known: Sequence[object]) -> None:
+    if not isinstance(value, bool | str | None) or value not in known:
+        raise OptionError(f"{name} is {value!r}: use {', '.join(map(str, known))}")
 
 
 class Blip2Tokenizer(WordTokenizer):

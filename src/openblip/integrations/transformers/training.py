@@ -15,7 +15,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.transformers.config import WordIds
 from openblip.checkpoints.transformers.tokenizers import Task
 from openblip.checkpoints.transformers.write import save_transformers
-from openblip.errors import OptionError
+from openblip.errors import OptionError, given_path
 from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import SaveOptions, byte_count, refuse_unknown
 
@@ -205,7 +205,8 @@ class Trainable(TranslatedModule, ABC):
         if not is_main_process:
             return
         state = None if state_dict is None else self.network_state(state_dict)
-        save_transformers(self.parts, Path(save_directory), self.task, size, state, self.word_ids)
+        folder = given_path("save_directory", save_directory)
+        save_transformers(self.parts, folder, self.task, size, state, self.word_ids)
 
     def push_to_hub(self, *arguments: object, **options: object) -> NoReturn:
         """Raises OptionError: save the model, and upload the folder."""
