@@ -1,4 +1,4 @@
-"""Bars that a report draws, as numbers."""
+"""The data of a report's bar charts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BARS = 20
 
 @dataclass(frozen=True)
 class Series:
-    """One colour of bars, one value a category."""
+    """Bars of one colour, with one value for each category."""
 
     name: str
     values: tuple[float, ...]
@@ -23,11 +23,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars side by side.
+    """A bar chart.
 
     Attributes:
-        unit: of the values: "images", "%".
-        axis: what the categories are.
+        unit: the unit of the values, such as "images" or "%".
+        axis: the label of the categories.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Chart:
 
     @property
     def ticks(self) -> list[float]:
-        """Round numbers from 0 to the largest value or just above it, six at the most."""
+        """At most six round numbers from 0 to the largest value or just above it."""
         largest = max((value for one in self.series for value in one.values), default=0) or 1
         size = 10.0 ** math.floor(math.log10(largest))
         step = next(size * part for part in (0.2, 0.5, 1, 2) if largest <= 5 * size * part + 1e-9)
@@ -46,7 +46,7 @@ class Chart:
 
 
 def charts_of(found: Evaluation) -> list[Chart]:
-    """What is worth seeing of an evaluation."""
+    """The charts for an evaluation."""
     if found.task is Task.CAPTIONS:
         return [_spread(found.rows, "CIDEr"), _lengths(found.rows)]
     if found.task is Task.RETRIEVAL:
@@ -56,7 +56,7 @@ def charts_of(found: Evaluation) -> list[Chart]:
 
 
 def _spread(rows: Sequence[Row], name: str) -> Chart:
-    """How many images have which score."""
+    """A histogram of the scores of images."""
     top = max(row.score for row in rows) or 1.0
     width = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10) if top / step <= BARS)
     counts = Counter(int(row.score / width) for row in rows)
@@ -71,7 +71,7 @@ def _spread(rows: Sequence[Row], name: str) -> Chart:
 
 
 def _lengths(rows: Sequence[Row]) -> Chart:
-    """How long captions are, the model's and people's."""
+    """A histogram of the lengths of captions, of the model and of people."""
     ours = Counter(len(row.prediction.split()) for row in rows)
     theirs = Counter(len(text.split()) for row in rows for text in row.references)
     longest = min(30, max(*ours, *theirs))
@@ -93,7 +93,7 @@ def _lengths(rows: Sequence[Row]) -> Chart:
 
 
 def _places(rows: Sequence[Row]) -> Chart:
-    """At which place the right one was found, for texts of images and images of texts."""
+    """A histogram of the ranks of the right results, in both directions."""
     names = ("1", "2", "3", "4", "5", "6 to 10", "later")
 
     def shares(wanted: Callable[[Row], bool]) -> tuple[float, ...]:
@@ -114,7 +114,7 @@ def _places(rows: Sequence[Row]) -> Chart:
 
 
 def _shares(found: Evaluation) -> Chart | None:
-    """Accuracy by kind of question or by label, where there are several."""
+    """Accuracy by kind of question or by label, if there are several."""
     mark = "accuracy ("
     kinds = {name[len(mark) : -1]: value for name, value in found.metrics.items() if name.startswith(mark)}
     if len(kinds) < 2:

@@ -1,4 +1,4 @@
-"""Predictions as they come, one JSON object a line, so that a run that was killed goes on where it was."""
+"""A journal of predictions, one JSON object per line, so that a killed run continues where it was."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from openblip.saving import naming
 
 
 class Journal:
-    """What was predicted so far.
+    """The predictions so far.
 
     Args:
-        path: the file, which is read first if it exists; None keeps predictions in memory only.
+        path: the file, which is read first if it exists; None: predictions are kept in memory only.
 
     Attributes:
-        done: under each row's number its fields. Rows whose image could not be read are not among them when a
-            file is opened: the image may have been mended.
+        done: the fields of each row by its number. Rows with an unreadable image are left out when a file is opened,
+            and tried again.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -30,10 +30,10 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+" if path.exists() else "w", encoding="utf-8", errors="backslashreplace")
             self._file.seek(kept)
-            self._file.truncate()  # a line that a kill has cut
+            self._file.truncate()  # a truncated line of a killed run
 
     def add(self, number: int, **fields: Any) -> None:
-        """Keep a row's prediction, on disk as far as the system goes."""
+        """Store the prediction of a row, and flush it to disk."""
         self.done[number] = fields
         if self._file is not None:
             with naming(Path(self._file.name)):
@@ -41,7 +41,7 @@ class Journal:
                 self._file.flush()
 
     def beside(self, name: str) -> Path | None:
-        """A file in the same folder, for what is no line of text."""
+        """Another file in the same folder, for data that is no text."""
         return None if self.path is None else self.path.with_name(name)
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class Journal:
             self._file.close()
 
     def _read(self, path: Path) -> int:
-        """Bytes up to the end of the last whole line."""
+        """The length in bytes up to the end of the last complete line."""
         if not path.exists():
             return 0
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What an evaluation reports: how far it is, and what it found."""
+"""The results of an evaluation, and its progress."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from openblip.data.sample import ImageFile
 from openblip.evaluation.settings import Task
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with how many are done, and how many there are in all."""
+"""Called with the number of finished items and the total."""
 
 
 def silent(done: int, total: int) -> None:
-    """Nobody watches."""
+    """Reports no progress."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image, or one question about it, with what the model said and what it is worth.
+    """The prediction for one image or question, with its scores.
 
     Attributes:
         image: the image's name, as shown; image_file: where it is, for the report.
-        references: captions of people, right answers, or the right label.
-        score: by which rows are ordered from best to worst.
+        references: captions of people, right answers or the right label.
+        score: orders the rows of the report from best to worst.
         scores: all scores of this row.
     """
 
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Excluded:
-    """An image that could not be read, and so counts in no score."""
+    """An image that could not be read and is not scored."""
 
     image: str
     problem: str
@@ -49,14 +49,14 @@ class Excluded:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome.
+    """The result of an evaluation.
 
     Attributes:
-        metrics: names and values, shares from 0 to 1 but for CIDEr, which can be larger.
-        rows: in the order of the data.
-        ordered_by: name of the score that `Row.score` is.
-        excluded: images left out.
-        notes: what a reader of the metrics must know, a sentence each.
+        metrics: names and values from 0 to 1; CIDEr can be larger.
+        rows: the rows, in the order of the data.
+        ordered_by: the name of the score in `Row.score`.
+        excluded: the images that are not scored.
+        notes: sentences that a reader of the metrics must know.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""The recipe of an evaluation: one YAML file says everything, and every key is checked."""
+"""The recipe of an evaluation: a YAML file, of which every key is checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from openblip.recipes import read_recipe
 
 @dataclass
 class Published:
-    """A figure to compare with.
+    """A published number to compare with.
 
     Attributes:
-        metric: as in the evaluation's table.
-        value: in the table's units: shares from 0 to 1.
+        metric: the name of the metric in the evaluation.
+        value: from 0 to 1, as in the evaluation.
         source: where it was published.
     """
 
@@ -32,14 +32,14 @@ class EvaluationRecipe(Settings):
     """One evaluation.
 
     Attributes:
-        data: the data set. Of a source with `held_out`, here exactly those images are used.
+        data: the data set. If the source has `held_out`, only the held-out images are used.
         output: folder for metrics.json, predictions.jsonl and report.html.
-        title: heads the report.
+        title: the title of the report.
         model: a name of `openblip models`, or a model folder.
-        checkpoint: a `.pth` that LAVIS saved, in place of the official one.
-        limit: only the first so many rows of the data.
-        examples: images in the report of the best, of the middle and of the worst.
-        published: figures that the report shows beside ours.
+        checkpoint: a `.pth` file that LAVIS saved, instead of the official one.
+        limit: use only this many rows of the data, from the first.
+        examples: how many of the best, the median and the worst rows the report shows.
+        published: published numbers that the report shows beside ours.
     """
 
     data: DataSource

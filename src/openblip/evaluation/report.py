@@ -1,4 +1,4 @@
-"""One page that shows an evaluation, whole in itself: nothing is loaded from elsewhere, and it runs no script."""
+"""The report of an evaluation: a self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from openblip.recipes import write_recipe
 from openblip.saving import replacing
 
 THUMBNAIL = 320
-"""Longest side of an image in the page, in pixels."""
+"""The longest side of a thumbnail, in pixels."""
 BASE, HEIGHT = 170.0, 150.0
-"""Where the bars of a drawing stand, and how high the highest may be."""
+"""The base line of the bars of a chart, and the height of the tallest."""
 TEMPLATE = Path(__file__).with_name("report.html")
 
 NAMES = {
@@ -48,7 +48,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of the table; numbers are written as papers write them, times 100."""
+    """One line of the table of metrics; numbers are times 100, as in papers."""
 
     name: str
     value: str
@@ -62,9 +62,9 @@ class Shown:
     """One image of the contact sheet.
 
     Attributes:
-        image: a JPEG as a data address, or nothing when the image cannot be read.
-        alt: what the image shows, in a person's words where there are any.
-        references: each text once, with how many people gave it where several did.
+        image: a JPEG as a data URL; "" if the image cannot be read.
+        alt: the alternative text: a caption, if there is one.
+        references: each text once, with the number of people who gave it if there were several.
     """
 
     row: Row
@@ -86,7 +86,7 @@ def write_report(path: Path, recipe: EvaluationRecipe, found: Evaluation, about:
 
 
 def render_report(recipe: EvaluationRecipe, found: Evaluation, about: Mapping[str, Any]) -> str:
-    """The page as text. Raises OpenBlipError when jinja2 is not installed."""
+    """The page as text. Raises OpenBlipError if jinja2 is not installed."""
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError:
@@ -110,7 +110,7 @@ def render_report(recipe: EvaluationRecipe, found: Evaluation, about: Mapping[st
 
 
 def measured(found: Evaluation, recipe: EvaluationRecipe) -> list[Measured]:
-    """The metrics, each beside every figure that was published for it."""
+    """The metrics, each with the published numbers for it."""
     lines = []
     for name, value in found.metrics.items():
         shown, ours = NAMES.get(name, name[:1].upper() + name[1:]), f"{100 * value:.1f}"
@@ -120,12 +120,12 @@ def measured(found: Evaluation, recipe: EvaluationRecipe) -> list[Measured]:
         for figure in figures:
             gap = f"{100 * (value - figure.value):+.1f}"
             lines.append(Measured(shown, ours, f"{100 * figure.value:.1f}", gap, figure.source))
-            shown = ours = ""  # said once
+            shown = ours = ""  # shown once
     return lines
 
 
 def chosen_rows(rows: Sequence[Row], count: int) -> list[tuple[str, list[Row]]]:
-    """The best, those around the median and the worst, no row twice; of equals some from everywhere in the data."""
+    """The best, median and worst rows, none twice; equal rows are spread over the data."""
 
     def order(row: Row) -> tuple[float, bytes]:
         name = f"{row.image} {row.question} {row.sample_id}"
@@ -160,7 +160,7 @@ def show(row: Row, found: Evaluation) -> Shown:
 
 
 def thumbnail(image: ImageFile) -> str:
-    """A small JPEG of the image as a data address, without its metadata; empty when it cannot be read."""
+    """A small JPEG of the image as a data URL, without metadata; "" if the image cannot be read."""
     try:
         small = load_image(image if isinstance(image, Path) else image.read_bytes())
     except ImageError:
@@ -172,13 +172,13 @@ def thumbnail(image: ImageFile) -> str:
 
 
 def lines(chart: Chart) -> list[tuple[float, str]]:
-    """The ticks of a chart: where each stands, and what is written beside it."""
+    """The ticks of a chart: the position and the label of each."""
     return [(round(BASE - HEIGHT * tick / chart.ticks[-1], 2), f"{tick:.4g}") for tick in chart.ticks]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A rectangle in a drawing of 640 x 206 units."""
+    """A rectangle in a chart of 640 x 206 units."""
 
     x: float
     y: float
@@ -189,7 +189,7 @@ class Bar:
 
 
 def bars(chart: Chart) -> list[Bar]:
-    """Where a chart's bars stand, left to right."""
+    """The bars of a chart, from left to right."""
     left, base, height, top = 46.0, BASE, HEIGHT, chart.ticks[-1]
     slot = (640 - left) / len(chart.categories)
     width = slot * 0.8 / len(chart.series)

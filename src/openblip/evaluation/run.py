@@ -1,4 +1,4 @@
-"""From an evaluation recipe to metrics.json, predictions.jsonl and report.html."""
+"""Run an evaluation recipe, and write metrics.json, predictions.jsonl and report.html."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ PACKAGES = ("torch", "pillow", "pycocoevalcap", "simplemma")
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation with what it was made with.
+    """An evaluation, and the facts about its run.
 
     Attributes:
-        about: names and values that belong beside the metrics: model, number format, versions, date.
+        about: facts that belong with the metrics: model, number format, versions, date.
     """
 
     recipe: EvaluationRecipe
@@ -55,7 +55,7 @@ class Run:
 
 
 def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
-    """Run a recipe, or go on with one that was stopped.
+    """Run a recipe, or continue a run that was stopped.
 
     Raises:
         OpenBlipError: model, data and recipe do not fit, or the output folder holds another run's predictions.
@@ -94,7 +94,7 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
 
 
 def _claim(output: Path, recipe: EvaluationRecipe, model: Model, samples: Sequence[Sample]) -> None:
-    """Note what makes the predictions in the folder; refuse to go on with those of something else."""
+    """Record what the predictions in the folder are made with; refuse to continue those of another run."""
     mine = {
         "model": recipe.model,
         "weights": _mark_of_model(recipe),
@@ -126,7 +126,7 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Model, samples: Sequen
 
 
 def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
-    """Paths, sizes and times of its files, wherever they lie: a model that was trained on is another model."""
+    """Paths, sizes and times of change of the model's files: a model that was trained further is another model."""
     marks: list[list[object]] = [list(state) for state in origin_of(recipe.model) or []]
     if recipe.checkpoint is not None and Path(recipe.checkpoint).is_file():
         state = Path(recipe.checkpoint).stat()
@@ -143,7 +143,7 @@ def _mark_of_samples(samples: Sequence[Sample]) -> str:
 
 
 def number_format(model: Model) -> str:
-    """What a model computes in: "float32", or "int8 and float32" where its large matrices are whole numbers."""
+    """The number format of a model: "float32", or "int8 and float32" if its large matrices are quantized."""
     name = str(model.placement.dtype).removeprefix("torch.")
     layers = quantized_layers(model.network).values()
     if not layers:
@@ -198,10 +198,10 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
-    """The rows with what each is worth; those that were written as they came keep what they said."""
+    """Write all rows with their scores; rows in the journal keep their fields."""
     journal_rows = {}
     if journaled:
-        for line in path.read_bytes().splitlines():  # of text, U+2028 would end a line, too
+        for line in path.read_bytes().splitlines():  # splitting text would also split at U+2028
             fields = json.loads(line)
             journal_rows[fields["row"]] = fields
     if journal_rows:
@@ -221,7 +221,7 @@ def _fields(row: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Enumerations as the words that recipes use."""
+    """Enum members as the words of recipes."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -230,10 +230,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_samples(recipe: EvaluationRecipe) -> list[Sample]:
-    """All rows of the recipe's source, or as many as its limit; of a source with `held_out` the held-out ones.
+    """The rows of the recipe's source, up to its limit; only held-out rows if the source has `held_out`.
 
     Raises:
-        OptionError: there are none.
+        OptionError: there are no rows.
         OpenBlipError: an annotation file is missing or malformed.
     """
     source = recipe.data

@@ -1,4 +1,4 @@
-"""A model on a task: predictions and scores, from Python, from a recipe, or between two epochs of training."""
+"""Let a model do a task and score it: from Python, from a recipe, or during training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORK = {
 
 
 def check(samples: Sequence[Sample], settings: Settings) -> None:
-    """Whether samples and settings are fit for the task, before a model is loaded. Raises OptionError."""
+    """Check samples and settings before a model is loaded. Raises OptionError if they do not fit the task."""
     settings.check()
     if settings.task is Task.QUESTIONS:
         check_questioned(samples, settings.questions.accuracy)
@@ -43,10 +43,10 @@ def score_model(
     """Let a model do a task on samples, and score it.
 
     Args:
-        model: as `openblip.load` gives it, or `Model` around a copy of what is being trained: it prepares its network
-            for use, which ends learning.
-        progress: called with (images done, images in all).
-        journal: where predictions are kept as they come; those that are in it already are not made again.
+        model: from `openblip.load`, or a `Model` of a copy of the network in training: a `Model` makes its network
+            unable to learn.
+        progress: called with the number of finished images and the total.
+        journal: stores predictions; those that it has already are not made again.
 
     Raises:
         OpenBlipError: the samples or settings do not fit the task, or packages are missing.

@@ -1,4 +1,4 @@
-"""What is evaluated and how: the part of a recipe that `score_model` needs."""
+"""The settings of an evaluation: the part of a recipe that `score_model` needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openblip.generation.options import TextOptions, read_options, user_options
 
 
 class Task(Enum):
-    """What the model does with the images."""
+    """The task of the model."""
 
     CAPTIONS = "captions"
     QUESTIONS = "questions"
@@ -21,7 +21,7 @@ class Task(Enum):
 
 
 class Wish(Enum):
-    """Whether a score is computed: where the machine has what it needs, or else the run stops, or not at all."""
+    """Whether a score is computed: if the machine can (auto), always or the run stops (required), or never."""
 
     AUTO = "auto"
     REQUIRED = "required"
@@ -33,7 +33,7 @@ class Wish(Enum):
 
 
 class Accuracy(Enum):
-    """How an answer is compared with what people answered (`openblip.evaluation.metrics.vqa`)."""
+    """How an answer is compared with people's answers (see `openblip.evaluation.metrics.vqa`)."""
 
     VQA = "vqa"
     LEMMAS = "lemmas"
@@ -42,7 +42,7 @@ class Accuracy(Enum):
 
 
 class Decision(Enum):
-    """How a class is chosen: by contrast (ITC), by matching (ITM), by a question, or not by this program."""
+    """How a class is chosen: by contrast (ITC), by matching (ITM), by a question, or by another program (given)."""
 
     CONTRAST = "contrast"
     MATCH = "match"
@@ -55,7 +55,7 @@ class CaptionSettings:
     """Which caption scores are computed.
 
     Attributes:
-        tokenizer: Java's PTB tokenizer, as for published numbers; never: the package's own, unofficial one.
+        tokenizer: Java's PTB tokenizer, as for published numbers; never: our own, unofficial tokenizer.
         meteor: METEOR, in Java.
         spice: SPICE, in Java; takes a minute for 1,000 images and 8 GB of memory.
     """
@@ -70,7 +70,7 @@ class QuestionSettings:
     """How answers are scored.
 
     Attributes:
-        accuracy: VQA's leave-one-out, the same over lemmas (OK-VQA), min(n/3, 1), or exact match (GQA).
+        accuracy: VQA's leave-one-out accuracy (vqa), the same on lemmas (OK-VQA), min(n/3, 1), or exact match (GQA).
     """
 
     accuracy: Accuracy = Accuracy.VQA
@@ -78,10 +78,10 @@ class QuestionSettings:
 
 @dataclass
 class RetrievalSettings:
-    """How images and texts find one another.
+    """How retrieval ranks.
 
     Attributes:
-        rerank: candidates of contrast (ITC) a query that matching (ITM) orders; 0 is contrast alone.
+        rerank: how many of the best results by contrast (ITC) matching (ITM) orders, for each query; 0: contrast only.
     """
 
     rerank: int = 128
@@ -92,13 +92,13 @@ class ClassificationSettings:
     """How classes are chosen and named.
 
     Attributes:
-        by: contrast and match compare the image with a text for each label; ask asks a question about it and
-            looks the answer up in `answers`; given reads labels from `predictions`.
-        text: for contrast and match, with {label} in it.
-        labels: the classes; by default all that the data have.
-        question: for ask; {text} stands for the sample's sentence.
-        answers: what the model may answer, and the label that it stands for; any other answer is wrong.
-        predictions: for given: JSON lines with "sample_id" and "label".
+        by: contrast and match compare the image with a text for each label; ask asks a question about the image and
+            looks up the answer in `answers`; given reads labels from `predictions`.
+        text: the text for a label, with {label} in it (contrast, match).
+        labels: the classes; by default all labels of the data.
+        question: the question; {text} stands for the sentence of the sample (ask).
+        answers: the label for each answer; all other answers are wrong (ask).
+        predictions: a file of JSON lines with "sample_id" and "label" (given).
     """
 
     by: Decision = Decision.CONTRAST
@@ -114,10 +114,10 @@ class Settings:
     """A task and how it is done.
 
     Attributes:
-        text: options of generation by their names, where the model's own are not meant, and `prompt`: how captions
-            begin, or the frame of a question: "Question: {question} Short answer:".
-        batch_size: images looked at together.
-        on_bad_image: skip leaves an image that cannot be read out of all scores, and lists it; stop ends the run.
+        text: generation options that replace the model's own, and `prompt`: the beginning of captions, or the template
+            of a question ("Question: {question} Short answer:").
+        batch_size: number of images that are encoded together.
+        on_bad_image: skip lists an image that cannot be read and leaves it out of all scores; stop ends the run.
     """
 
     task: Task
@@ -135,12 +135,12 @@ class Settings:
         return None if prompt is None else str(prompt)
 
     def text_options(self) -> TextOptions:
-        """What `text` says about generation. Raises OptionError for an unknown name, or a value out of range."""
+        """The generation options in `text`. Raises OptionError for an unknown name, or a value out of range."""
         options = read_options({name: value for name, value in self.text.items() if name != "prompt"})
         return cast(TextOptions, user_options(options))
 
     def check(self) -> None:
-        """Raises OptionError for settings that do not go together."""
+        """Raises OptionError for settings that exclude each other."""
         if self.batch_size < 1:
             raise OptionError(f"batch_size is {self.batch_size}: it must be at least 1")
         try:

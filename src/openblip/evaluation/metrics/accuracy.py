@@ -16,10 +16,10 @@ def normalize_answer(answer: str) -> str:
 
 
 def exact_match(questions: Questioned | Iterable[Questioned], answers: str | Iterable[str]) -> dict[str, float]:
-    """Share of answers equal to the truth: under "all", and under each kind where kinds are given.
+    """The share of right answers: of all questions ("all"), and of each kind of question.
 
     Raises:
-        OptionError: not one answer a question.
+        OptionError: there are not as many answers as questions.
     """
     questions = [questions] if isinstance(questions, Questioned) else list(questions)
     answers = text_list(answers, "the answers")
@@ -36,12 +36,12 @@ def exact_match(questions: Questioned | Iterable[Questioned], answers: str | Ite
 
 
 def label_accuracy(predicted: str | Iterable[str], right: str | Iterable[str]) -> dict[str, float]:
-    """Share of right labels: "accuracy" of all, "accuracy (LABEL)" among the rows that have it, and their mean.
+    """The share of right labels: "accuracy" of all rows, "accuracy (LABEL)" of the rows with a label, and their mean.
 
-    The mean over labels, "balanced accuracy", is what guessing the commonest one cannot raise.
+    The mean, "balanced accuracy", does not rise if a model always predicts the most frequent label.
 
     Raises:
-        OptionError: not one given label a right one, or none at all.
+        OptionError: there are no labels, or not as many as rows.
     """
     predicted, right = text_list(predicted, "the labels"), text_list(right, "the right labels")
     if len(predicted) != len(right) or not right:
@@ -50,7 +50,7 @@ def label_accuracy(predicted: str | Iterable[str], right: str | Iterable[str]) -
     hits = Counter(truth for label, truth in zip(predicted, right, strict=True) if _same(label, truth))
     shares = {label: hits[label] / count for label, count in sorted(total.items())}
     found = {"accuracy": sum(hits.values()) / len(right), "balanced accuracy": sum(shares.values()) / len(shares)}
-    few = 10  # a thousand classes of ImageNet are no table
+    few = 10  # not for the thousand classes of ImageNet
     return found | ({f"accuracy ({label})": share for label, share in shares.items()} if len(shares) <= few else {})
 
 

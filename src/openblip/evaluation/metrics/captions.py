@@ -15,16 +15,16 @@ from openblip.text import text_list
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Corpus scores, 1.0 being 100 %.
+    """Corpus scores; 1.0 is 100 %.
 
     Attributes:
         bleu: BLEU-1 to BLEU-4 (Papineni et al. 2002).
-        cider: CIDEr-D (Vedantam et al. 2015); a human scores below 1 on most sets, models may exceed it.
-        official: whether Java's PTB tokenizer split the words, as in published numbers.
+        cider: CIDEr-D (Vedantam et al. 2015); people score below 1 on most data sets, models may score above 1.
+        official: whether Java's PTB tokenizer was used, as for published numbers.
         rouge_l: ROUGE-L (Lin 2004).
-        meteor, spice: METEOR 1.5 and SPICE 1.0; None where they were not computed.
-        each: under "bleu_4", "rouge_l", "cider", "meteor" and "spice" what each image scores, in the order given.
-        notes: why a score is missing or not official, a sentence each.
+        meteor, spice: METEOR 1.5 and SPICE 1.0; None if they were not computed.
+        each: "bleu_4", "rouge_l", "cider", "meteor" and "spice" of each image, in the order of the captions.
+        notes: sentences that say why a score is missing or unofficial.
     """
 
     bleu: tuple[float, float, float, float]
@@ -38,7 +38,7 @@ class CaptionScores:
 
     @property
     def table(self) -> dict[str, float]:
-        """Names and values of what was computed."""
+        """The names and values of the computed scores."""
         found = {f"bleu_{order}": value for order, value in enumerate(self.bleu, start=1)}
         found |= {"meteor": self.meteor, "rouge_l": self.rouge_l, "cider": self.cider, "spice": self.spice}  # type: ignore[dict-item]
         return {name: value for name, value in found.items() if value is not None}
@@ -52,18 +52,17 @@ def score_captions(
     meteor: bool | None = False,
     spice: bool | None = False,
 ) -> CaptionScores:
-    """Score one caption an image against the references of the same images.
+    """Score one caption of each image against its references.
 
     Args:
-        references: one text an image, or several in any iterable.
-        official: split words with Java's PTB tokenizer; None uses it where Java is installed. Without it they are
-            split by `openblip.evaluation.metrics.ptb_words`, and the scores are called unofficial.
-        meteor, spice: compute these, too, in Java; None does where that is possible, and otherwise says in `notes` why
-            it is not.
+        references: of each image, one text or any iterable of texts.
+        official: split words with Java's PTB tokenizer; None: if Java is installed. Otherwise,
+            `openblip.evaluation.metrics.ptb_words` splits them, and the scores are called unofficial.
+        meteor, spice: also compute these, in Java; None: if that is possible, and otherwise `notes` says why not.
 
     Raises:
-        OpenBlipError: pycocoevalcap is not installed, or what was asked for by True is missing.
-        OptionError: the two do not name the same images, or an image has no reference, or more than one caption.
+        OpenBlipError: pycocoevalcap is not installed, or something that True requires is missing.
+        OptionError: captions and references are of different images, or an image has no reference or several captions.
     """
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -98,7 +97,7 @@ def score_captions(
         notes.append(f"The official tokenizer cannot be used: {error}.")
         split_by_java = False
         candidates, truth = _split(names, captions, truths, split_by_java)
-    with contextlib.redirect_stdout(io.StringIO()):  # the package prints its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints its progress
         bleu, each_bleu = Bleu(4).compute_score(truth, candidates)
         cider, each_cider = Cider().compute_score(truth, candidates)
         rouge, each_rouge = Rouge().compute_score(truth, candidates)

@@ -1,7 +1,7 @@
-"""The Java programs behind published caption scores, which the package pycocoevalcap ships.
+"""Run the Java programs behind published caption scores, which are part of the package pycocoevalcap.
 
-They are started from here rather than through its wrappers, which write into the installed package, depend on the
-machine's locale, and shift all captions that follow a line separator inside one.
+We do not use its wrappers: they write into the installed package, depend on the locale, and shift all captions after a
+caption with a line separator.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from openblip.text import text_list
 
 INSTALL_HINT = 'caption metrics need more packages: pip install "openblip[eval]"'
 SPEAK = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
-"""The same words and decimal points on every machine."""
+"""The same encoding and decimal point on every machine."""
 
 NOT_WORDS = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 """What the COCO evaluation drops after splitting."""
 
 PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-"""What SPICE reads sentences with; pycocoevalcap fetches them when its own wrapper is first used."""
+"""The parser of SPICE, which pycocoevalcap downloads when its own wrapper is first used."""
 
 
 def has_java() -> bool:
@@ -111,7 +111,7 @@ def spice(captions: str | Iterable[str], references: Iterable[str | Iterable[str
 def _lists(
     captions: str | Iterable[str], references: Iterable[str | Iterable[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Captions, and the references of each. Raises OptionError when they are not as many."""
+    """The captions, and the references of each. Raises OptionError if their numbers differ."""
     candidates = text_list(captions, "the captions")
     references_of_each = [text_list(those, "the references") for those in references]
     if len(candidates) != len(references_of_each):

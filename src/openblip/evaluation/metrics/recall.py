@@ -1,4 +1,4 @@
-"""Image-text retrieval: how often the right answer is found among the first."""
+"""Recall of image-text retrieval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEPTHS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Recall:
-    """Share of queries whose right answer is among the first 1, 5, 10."""
+    """The share of queries with a right result among the first 1, 5 and 10."""
 
     at_1: float
     at_5: float
@@ -26,14 +26,14 @@ class Recall:
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Both directions; of the several texts of an image any one counts as right."""
+    """Recall in both directions; any of the texts of an image is a right result."""
 
     text_to_image: Recall
     image_to_text: Recall
 
     @property
     def mean(self) -> float:
-        """Of all six, the number by which LAVIS chooses checkpoints."""
+        """The mean of all six, by which LAVIS chooses checkpoints."""
         return (self.text_to_image.mean + self.image_to_text.mean) / 2
 
     @property
@@ -47,11 +47,11 @@ class RetrievalScores:
 
 
 def score_retrieval(rankings: Rankings, image_of_text: int | Iterable[int]) -> RetrievalScores:
-    """Recall of what `Model.rank_both` found.
+    """The recall of rankings of `Model.rank_both`.
 
     Args:
-        rankings: at least ten deep, or whole.
-        image_of_text: for each text its image's index.
+        rankings: with at least ten results each, or with all results.
+        image_of_text: the index of the image of each text.
 
     Raises:
         OptionError: there are not as many rankings as queries, or they are too short.

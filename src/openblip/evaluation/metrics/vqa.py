@@ -1,7 +1,7 @@
 """Accuracy of answers as the VQA challenge computes it (Antol et al. 2015, https://arxiv.org/abs/1505.00468).
 
-The rules for wording are those of the challenge's own evaluation, oddities included, for scores are compared with
-published ones: https://github.com/GT-Vision-Lab/VQA.
+The rules for normalizing answers are those of the challenge's evaluation, with its oddities, so that scores are
+comparable with published ones: https://github.com/GT-Vision-Lab/VQA.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from openblip.errors import OpenBlipError, OptionError
 from openblip.text import text_list
 
 ANSWERS = "the answers to compare with"
-"""What errors call them."""
+"""The name of the answers in errors."""
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {"none": "0", "zero": "0"} | {
     word: str(number) for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
 }
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 MOST_PERIODS = 32
-"""So many full stops are removed at most: the challenge hands a flag of `re` over as a count."""
+"""At most this many full stops are removed: the challenge passes a flag of `re` as a count."""
 
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -58,7 +58,7 @@ CONTRACTIONS = {
     for word in (*_CONTRACTIONS.split(), *_DOUBLE_CONTRACTIONS.split())
     for short in _without_one_apostrophe(word)
 } | _ODD_CONTRACTIONS
-"""Words that lack an apostrophe, and the same with it."""
+"""Contractions without their apostrophe, and with it."""
 
 
 def normalize(answer: str) -> str:
@@ -85,16 +85,15 @@ def _on_one_line(text: str) -> str:
 def vqa_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """The challenge's accuracy of one answer, from 0 to 1.
 
-    Each person's answer is left out in turn, the share min(1, agreeing others / 3) is taken, and the mean of all
-    these counts: 0.3 for one person of ten, 0.6 for two, 0.9 for three, 1 for four. Where all people say the same,
-    nothing is normalized, neither their answer nor the given one.
+    Each person's answer is left out in turn, and scores min(1, agreeing others / 3); the accuracy is the mean. If one
+    of ten people agrees, it is 0.3; for two it is 0.6, for three 0.9, for four 1. If all people give the same answer,
+    nothing is normalized, neither their answer nor the model's.
 
     Args:
-        truths: what each person answered, mostly ten. A lone text is one person's answer, of whom none can be left
-            out.
+        truths: the answer of each person, usually ten; at least two.
 
     Raises:
-        OptionError: fewer than two people were asked, of whom none can be left out.
+        OptionError: there are fewer than two answers of people.
     """
     cleaned, people = _on_one_line(answer), [_on_one_line(truth) for truth in text_list(truths, ANSWERS)]
     if len(set(people)) > 1:
@@ -103,10 +102,10 @@ def vqa_accuracy(answer: str, truths: str | Iterable[str]) -> float:
 
 
 def leave_one_out(answer: str, people: str | Iterable[str]) -> float:
-    """The mean, each person being left out in turn, of min(1, others who say so / 3).
+    """The mean of min(1, agreeing others / 3), with each person left out in turn.
 
     Raises:
-        OptionError: there are fewer than two.
+        OptionError: there are fewer than two people.
     """
     people = text_list(people, ANSWERS)
     if len(people) < 2:
@@ -120,7 +119,7 @@ def lemma_accuracy(answer: str, truths: str | Iterable[str]) -> float:
     """For OK-VQA: as `vqa_accuracy`, comparing the dictionary forms of the words ("racing dogs": "race dog").
 
     Raises:
-        OptionError: fewer than two people were asked.
+        OptionError: there are fewer than two answers of people.
         OpenBlipError: simplemma is not installed.
     """
     return leave_one_out(lemmas(normalize(answer)), [lemmas(normalize(truth)) for truth in text_list(truths, ANSWERS)])

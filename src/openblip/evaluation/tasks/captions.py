@@ -1,4 +1,4 @@
-"""Captions of images, and what they are worth."""
+"""The task of captioning images, and its scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openblip.models.model import Model
 
 
 def check_captioned(samples: Sequence[Sample]) -> None:
-    """For captions and retrieval. Raises OptionError for a sample without an image, and an image without caption."""
+    """Checks samples for captions and retrieval. Raises OptionError if an image or a caption is missing."""
     for image, rows in grouped(samples, "captions and retrieval").items():
         if not any(samples[row].captions for row in rows):
             raise OptionError(f"{name_of(image)} has no caption: leave it out, or choose another split")
@@ -24,7 +24,7 @@ def check_captioned(samples: Sequence[Sample]) -> None:
 def evaluate_captions(
     model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """One caption an image, scored against all that the samples say of it.
+    """Caption each image, and score the caption against all captions of its samples.
 
     Raises:
         OptionError: no image can be read.

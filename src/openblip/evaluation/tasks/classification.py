@@ -1,4 +1,4 @@
-"""Classes of images, chosen by contrast, by matching or by a question, or read from a file."""
+"""The task of classifying images: by contrast, by matching, by a question, or with labels from a file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 
 NO_LABEL = "(none)"
-"""For an answer that stands for no label: always wrong."""
+"""The label of an answer that is not in `answers`: always wrong."""
 
 
 def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
-    """Raises OptionError for a sample without a label, and but for given labels for one without exactly one image."""
+    """Raises OptionError for a sample without a label or, unless labels are given, without exactly one image."""
     if by is not Decision.GIVEN or not samples:
         grouped(samples, "classes")
     bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
@@ -36,7 +36,7 @@ def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
 def evaluate_labels(
     model: Model | None, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """One label a sample.
+    """Choose a label for each sample, and score it.
 
     Raises:
         OptionError: no image can be read.
@@ -83,7 +83,7 @@ def read_labels(path: Path, samples: Sequence[Sample]) -> list[str]:
     """Labels from JSON lines with `sample_id` and `label`, in the order of the samples.
 
     Raises:
-        OpenBlipError: the file is missing or malformed, or has not every sample's label.
+        OpenBlipError: the file is missing or malformed, or lacks the label of a sample.
     """
     found: dict[str, str] = {}
     for place, row in read_values(path):
@@ -102,7 +102,7 @@ Labels = list[dict[str, Any]]
 def _by_text(
     model: Model, images: dict[ImageFile, list[int]], samples: Sequence[Sample], settings: Settings
 ) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
-    """The label whose text is nearest to the image."""
+    """The label whose text fits each image best."""
     chosen = settings.classification
     labels = chosen.labels or sorted({sample.label for sample in samples})
     texts = [chosen.text.replace("{label}", label) for label in labels]
@@ -123,7 +123,7 @@ def _by_text(
 def _by_question(
     model: Model, images: dict[ImageFile, list[int]], samples: Sequence[Sample], settings: Settings
 ) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
-    """The label that the answer stands for."""
+    """The label of the model's answer about each image."""
     chosen = settings.classification
     meant = {normalize(answer): label for answer, label in chosen.answers.items()}
     questions_of = {

@@ -1,4 +1,4 @@
-"""Images of samples on their way to the model."""
+"""Give the images of samples to the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def name_of(image: ImageFile) -> str:
 
 
 def sources(images: Iterable[ImageFile], problems: dict[str, ImageError]) -> Iterator[ImageSource]:
-    """What the model reads; a packed image that cannot be had gives an empty file, and its error in `problems`."""
+    """The images as the model takes them; one that cannot be unpacked is empty, and its error is in `problems`."""
     for image in images:
         if isinstance(image, Path):
             yield image
@@ -36,7 +36,7 @@ def sources(images: Iterable[ImageFile], problems: dict[str, ImageError]) -> Ite
 
 
 def load_images(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image | ImageError]]:
-    """Each image, or what is wrong with it; the next ones are read while the caller works."""
+    """Each image, or its error; the next images are read while the caller works."""
     problems: dict[str, ImageError] = {}
     batches = read_ahead(sources(images, problems), load_image, batch_size=1)
     for image, ((_, found),) in zip(images, batches, strict=True):
@@ -44,7 +44,7 @@ def load_images(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image 
 
 
 def grouped(samples: Sequence[Sample], what: str) -> dict[ImageFile, list[int]]:
-    """Each image with the numbers of its samples, in the order of their first appearance.
+    """Each image with the indices of its samples, in the order of first appearance.
 
     Raises:
         OptionError: there are no samples, or one does not have exactly one image.
@@ -61,7 +61,7 @@ def grouped(samples: Sequence[Sample], what: str) -> dict[ImageFile, list[int]]:
 
 
 def excluded(name: str, error: ImageError, policy: OnBadImage) -> Excluded:
-    """A note of an image that is left out. Raises the error where the policy is to stop."""
+    """The record of an image that is left out. Raises the error if the policy is to stop."""
     if policy is OnBadImage.STOP:
         raise ImageError(name, f"{error.problem} (on_bad_image=skip goes on without it)")
     return Excluded(name, error.problem)

@@ -1,4 +1,4 @@
-"""Answers to questions about images, and how many are right."""
+"""The task of answering questions about images, and its accuracy."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def check_questioned(samples: Sequence[Sample], accuracy: Accuracy) -> None:
 def evaluate_answers(
     model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """One answer a sample; each image is looked at once for all questions about it.
+    """Answer the question of each sample, and score it; an image is encoded once for all its questions.
 
-    Beside the chosen accuracy the plain share of answers equal to one of the right ones is given, and the chosen one
-    for each kind of question.
+    Besides the chosen accuracy, the result has the chosen accuracy for each kind of question, and the share of exact
+    matches.
 
     Raises:
         OptionError: no image can be read.
@@ -96,7 +96,7 @@ NOTES = {
 def ask_about(
     model: Model, images: dict[ImageFile, list[str]], settings: Settings
 ) -> Iterator[tuple[ImageFile, list[GeneratedText] | ImageError]]:
-    """Each image with the answers to the questions about it, or what is wrong with it; images are read ahead."""
+    """Each image with the answers to its questions, or its error; images are read ahead."""
     batch: list[tuple[ImageFile, Image | ImageError]] = []
     size = 0
     for image, opened in load_images(list(images)):
@@ -129,7 +129,7 @@ def _ask_all(
     journal: Journal,
     progress: Progress,
 ) -> Iterator[tuple[ImageFile, ImageError]]:
-    """Fill the journal; gives the images that cannot be read."""
+    """Fill the journal, and yield the images that cannot be read."""
     left = {image: [row for row in rows if row not in journal.done] for image, rows in images.items()}
     left = {image: rows for image, rows in left.items() if rows}
     questions_of = {image: [samples[row].question for row in rows] for image, rows in left.items()}

@@ -1,7 +1,7 @@
-"""Images found for texts and texts for images, and how often the right ones are among the first.
+"""The task of image-text retrieval in both directions, and its recall.
 
-Two looks at each image: one to compare it with all texts (ITC), and one to match it (ITM) with the texts that chose
-it and those that it chose. Both are kept on disk as they come, so that a run which was killed goes on.
+Each image is encoded twice: to compare it with all texts (ITC), and to match it (ITM) with its candidates in both
+directions. Both results are stored on disk, so that a killed run continues.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from openblip.results import Ranked, Rankings
 def evaluate_retrieval(
     model: Model, samples: Sequence[Sample], settings: Settings, journal: Journal, progress: Progress
 ) -> Evaluation:
-    """Recall both ways between the samples' images and all their captions.
+    """Score retrieval between the images of the samples and all their captions, in both directions.
 
-    An image that cannot be read is left out with its captions.
+    An image that cannot be read is left out, with its captions.
 
     Raises:
         CheckpointError: the model has no text side.
@@ -82,7 +82,7 @@ def evaluate_retrieval(
 
 
 class _Looks:
-    """Images, some at a time."""
+    """Encodes images in batches."""
 
     def __init__(self, matcher: Matcher, images: Sequence[ImageFile], batch_size: int) -> None:
         self.matcher = matcher
@@ -90,7 +90,7 @@ class _Looks:
         self.batch_size = batch_size
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], EncodedBatch, dict[str, ImageError]]]:
-        """Numbers of images, encoded, and the errors of packed ones by name."""
+        """Indices of images, the encoded batch, and the errors of packed images by name."""
         problems: dict[str, ImageError] = {}
         image_sources = sources((self.images[number] for number in numbers), problems)
         done = 0
@@ -102,7 +102,7 @@ class _Looks:
 def _embed_all(
     look: _Looks, settings: Settings, journal: Journal, progress: Callable[[int], None]
 ) -> tuple[Tensor, dict[int, Excluded]]:
-    """ITC embeddings [N, Q, width] of all images, and those that cannot be read, whose rows stay zero."""
+    """ITC embeddings [N, Q, width] of all images, and the images that cannot be read, whose rows stay zero."""
     shape = len(look.images), *look.matcher.embeds_shape
     embeds = _table_on_disk(journal.beside("embeddings.npy"), shape)
     lost = {}
@@ -123,11 +123,11 @@ def _embed_all(
 
 
 def _table_on_disk(path: Path | None, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Zeros, or what a run that was stopped has left in the file."""
+    """A table of zeros, or the table of a run that was stopped."""
     if path is None:
         return np.zeros(shape, np.float32)
     if path.exists():
-        with contextlib.suppress(ValueError, OSError):  # a kill may have left half a file
+        with contextlib.suppress(ValueError, OSError):  # a killed run may have left half a file
             table: np.ndarray[Any, np.dtype[np.float32]] = np.load(path, mmap_mode="r+")
             if table.shape == shape:
                 return table
@@ -164,7 +164,7 @@ def _match_all(
 
 
 def _candidates(cosines: Tensor, rerank: int) -> Tensor:
-    """Pairs [N, M] that contrast puts among the first of the image's texts, or of the text's images."""
+    """The pairs [N, M] in which the text is a candidate of the image by ITC, or the image one of the text."""
     chosen = torch.zeros(cosines.shape, dtype=torch.bool)
     chosen.scatter_(1, cosines.argsort(dim=1, descending=True, stable=True)[:, :rerank], True)
     chosen.T.scatter_(1, cosines.T.argsort(dim=1, descending=True, stable=True)[:, :rerank], True)
@@ -215,5 +215,5 @@ def _rows_of_texts(
 
 
 def _reciprocal_rank(found: Sequence[int], right: int) -> float:
-    """1 / the place of the first right one, 0 where it is not among those found."""
+    """1 / the rank of the first right result; 0 if there is none."""
     return next((1 / place for place, one in enumerate(found, start=1) if one == right), 0.0)
