@@ -17,6 +17,7 @@ from openblip.models.model import Model
 from openblip.nn.blip import BlipLanguageModel
 from openblip.nn.quant.swap import quantized_layers
 from tests.models.blip_models import ENCODE, small_parts
+from tests.models.test_wrong_arguments import odd_values, public_call
 
 QUESTIONS = ["what is this?", "how many children play on the beach?", "where is the red ball?"]
 Make = Callable[[str], Model]
@@ -217,3 +218,16 @@ def test_heatmaps(make: Make, image_paths: list[Path], tmp_path: Path) -> None:
     smaller = openblip.load(model.save(tmp_path / "match"), device="cpu", dtype="int8")
     with pytest.raises(openblip.CheckpointError, match="is quantized, and so has no gradients"):
         smaller.heatmap(image_paths[0], "a dog")
+
+
+@pytest.mark.parametrize(("task", "name"), [("answer", "rank_answers"), ("match", "heatmap")])
+def test_odd_values_are_named(make: Make, image_paths: list[Path], task: str, name: str) -> None:
+    model = make(task)
+    call, right, names = public_call(model, name, image_paths[0].parent)
+    right["images"] = image_paths[0]
+    for parameter in names:
+        for value in odd_values(model):
+            try:
+                call(**right | {parameter: value})
+            except openblip.OpenBlipError as error:
+                assert str(error).isprintable() and len(str(error)) < 1_000, (parameter, value)
