@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -18,9 +19,7 @@ from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.registry import add_models
 from openblip.errors import CheckpointError, OptionError
-from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.blip2 import Blip2Config, Blip2Network
-from openblip.nn.clip import ClipConfig, ClipNetwork
 from openblip.nn.efficientnet import EfficientNetConfig
 from openblip.nn.qformer import QFormerConfig
 from openblip.nn.vit import VitConfig
@@ -114,9 +113,24 @@ def _read_blip2(content: Mapping[str, Any], path: Path) -> Blip2Config:
 
 
 BLIP2 = Family("blip2", Blip2Config, Blip2Network, _write_blip2, _read_blip2, MODELS)
-CLIP = Family("clip", ClipConfig, ClipNetwork, models=CLIP_MODELS, text=ClipText)
-BLIP = Family("blip", BlipConfig, BlipNetwork, models=BLIP_MODELS, start_token="[DEC]", pad_token="[PAD]")
-_FAMILIES = {family.name: family for family in (BLIP2, BLIP, CLIP)}
+
+
+@cache
+def _blip() -> Family:
+    from openblip.nn.blip import BlipConfig, BlipNetwork
+
+    return Family("blip", BlipConfig, BlipNetwork, models=BLIP_MODELS, start_token="[DEC]", pad_token="[PAD]")
+
+
+@cache
+def _clip() -> Family:
+    from openblip.nn.clip import ClipConfig, ClipNetwork
+
+    return Family("clip", ClipConfig, ClipNetwork, models=CLIP_MODELS, text=ClipText)
+
+
+# Networks of families that nobody loads are not imported: that would take a tenth of the time to load `mini`.
+_FAMILIES: dict[str, Callable[[], Family]] = {"blip2": lambda: BLIP2, "blip": _blip, "clip": _clip}
 
 
 def add_family(family: Family) -> None:
@@ -124,14 +138,14 @@ def add_family(family: Family) -> None:
     if family.name in _FAMILIES:
         raise OptionError(f"there is a family {family.name!r} already: give another name")
     add_models(family.name, family.models)
-    _FAMILIES[family.name] = family
+    _FAMILIES[family.name] = lambda: family
 
 
 def find_family(name: object, path: Path) -> Family:
     """The family that the config.json at `path` names. Raises CheckpointError when there is none."""
     if not isinstance(name, str) or name not in _FAMILIES:
         raise CheckpointError(f"{path} is of the family {name!r}: this OpenBLIP knows {', '.join(_FAMILIES)}")
-    return _FAMILIES[name]
+    return _FAMILIES[name]()
 
 
 def language_of(config: Any) -> Any:

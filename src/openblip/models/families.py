@@ -9,14 +9,26 @@ from openblip.checkpoints.families import Family, add_family
 from openblip.devices import Placement
 from openblip.images.encoded_image import ImageCache
 from openblip.models.abilities import Components
-from openblip.models.blip import compose_blip
 from openblip.models.blip2 import compose_blip2
-from openblip.models.clip import compose_clip
 
 Composer: TypeAlias = Callable[[Any, Placement, ImageCache], Components]
 """Takes the `ModelParts` of the family's network, where it runs, and the cache of encoded images."""
 
-_COMPOSERS: dict[str, Composer] = {"blip2": compose_blip2, "blip": compose_blip, "clip": compose_clip}
+
+def _compose_blip(parts: Any, placement: Placement, cache: ImageCache) -> Components:
+    from openblip.models.blip import compose_blip
+
+    return compose_blip(parts, placement, cache)
+
+
+def _compose_clip(parts: Any, placement: Placement, cache: ImageCache) -> Components:
+    from openblip.models.clip import compose_clip
+
+    return compose_clip(parts, placement, cache)
+
+
+# As in `openblip.checkpoints.families`, what belongs to other families is not imported before one of them is loaded.
+_COMPOSERS: dict[str, Composer] = {"blip2": compose_blip2, "blip": _compose_blip, "clip": _compose_clip}
 
 
 def register_family(family: Family, compose: Composer) -> None:

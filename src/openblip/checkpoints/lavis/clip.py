@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from openblip.checkpoints.families import CLIP
+from openblip.checkpoints.clip_models import FAMILY
+from openblip.checkpoints.families import find_family
 from openblip.checkpoints.hub.sources import LocalFile, WebFile
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.model_parts import ModelParts
@@ -39,7 +40,7 @@ def load_clip(model: ModelEntry, found: Sequence[LocalFile], options: ReadOption
     words = next(file.path for file in found if not isinstance(file.source, WebFile))
     transform = ImageTransform(model.image_size, crop=True)
     text = read_clip_words(words, config.text_positions, config.text_vocab_size)
-    return ModelParts(model.name, network, transform, text, None, family=CLIP.name)
+    return ModelParts(model.name, network, transform, text, None, family=FAMILY)
 
 
 def read_clip(
@@ -57,7 +58,8 @@ def read_clip(
         plan = layout.plan(weights.shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    network: ClipNetwork = fill(empty_network(config, path, family=CLIP), weights, plan, path, options, {})
+    empty = empty_network(config, path, family=find_family(FAMILY, path))
+    network: ClipNetwork = fill(empty, weights, plan, path, options, {})
     return network
 
 

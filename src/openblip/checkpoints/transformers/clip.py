@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.families import CLIP
+from openblip.checkpoints.clip_models import FAMILY
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there, to_json
 from openblip.checkpoints.lavis.clip import ClipParts, read_clip
 from openblip.checkpoints.model_parts import ModelParts
@@ -90,7 +90,7 @@ def load_clip_folder(folder: Path, options: ReadOptions) -> ClipParts:
     network = read_clip(config, WeightFolder(folder, TRANSFORMERS_ROOTS), TRANSFORMERS, folder, options)
     assert isinstance(config.vision, VitConfig)  # as every CLIP of transformers
     transform = read_clip_transform(folder, config.vision.image_size)
-    return ModelParts(folder.resolve().name, network, transform, text, None, family=CLIP.name)
+    return ModelParts(folder.resolve().name, network, transform, text, None, family=FAMILY)
 
 
 def read_clip_config(folder: Path) -> ClipConfig:
