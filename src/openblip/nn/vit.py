@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from openblip.nn.config_checks import check_heads, check_settings
 from openblip.nn.quant.linear import Conv2d, Linear
 from openblip.nn.recompute import run_layer
+from openblip.nn.threads import in_row_parts
 
 INIT_STD = 0.02
 LAYER_SCALE_START = 1e-5
@@ -169,6 +170,10 @@ class Mlp(nn.Module):
         self.fc2 = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens [..., width] to [..., width]."""
+        return in_row_parts(self._forward, x, self.fc1.out_features)
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         x = F.gelu(x) if self.activation == "gelu" else x * torch.sigmoid(1.702 * x)
         x = self.fc2(x)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from openblip.nn.quant.int8_packing import LEVELS, Ordered, input_levels, put_in_order
 from openblip.nn.quant.linear import HALF_TYPES, linear
-from openblip.nn.threads import on_threads, row_parts
+from openblip.nn.threads import in_row_parts, on_threads, row_parts
 
 PACKING = Lock()
 TINY = 1e-30
@@ -201,6 +201,9 @@ class Int8Linear(nn.Module):
         return self.weight if self.packed is None else self.packed.codes()
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_row_parts(self._forward, x, max(self.in_features, self.out_features))
+
+    def _forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         # Products of whole numbers send no gradient back to what adapters below have done.
         levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
