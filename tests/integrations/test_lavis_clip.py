@@ -90,11 +90,11 @@ def test_names_and_processors(theirs: TheirClip) -> None:
         types["clip"] == types["clip_feature_extractor"] == ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50"]
     )
     model, images, _ = load_model_and_preprocess("clip_feature_extractor", theirs.folder, is_eval=True)
-    photo = Image.linear_gradient("L").resize((50, 40))
-    pixels = images["eval"](photo)
+    image = Image.linear_gradient("L").resize((50, 40))
+    pixels = images["eval"](image)
     named = load_processor("clip_image_eval", {"image_size": SIDE})
-    assert torch.equal(pixels, cast(torch.Tensor, named(photo)))
-    expected = theirs.processor(images=photo.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(pixels, cast(torch.Tensor, named(image)))
+    expected = theirs.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert difference(pixels, expected) <= 1e-6
     assert model.extract_features({"image": pixels[None]}).shape == (1, 40)  # type: ignore[operator]
 

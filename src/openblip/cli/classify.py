@@ -59,17 +59,17 @@ def classify(
     """
     import openblip
 
-    told = [*(label or []), *_lines(labels)]
-    if not told:
+    candidates = [*(label or []), *_lines(labels)]
+    if not candidates:
         raise OptionError("there are no labels: give some with --label, or a file of them with --labels")
     images = find_inputs(inputs, recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[ClassifiedImage]:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         if template:
-            found = loaded.classify_many(rest, told, templates=template, batch_size=batch_size)
+            found = loaded.classify_many(rest, candidates, templates=template, batch_size=batch_size)
         else:
-            found = loaded.classify_many(rest, told, batch_size=batch_size)
+            found = loaded.classify_many(rest, candidates, batch_size=batch_size)
         return with_progress(found, len(rest), to_file=output is not None)
 
     with open_report(as_json, output, args.command_of(context, images)) as report:

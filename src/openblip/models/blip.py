@@ -71,8 +71,8 @@ def _memory_of(images: Sequence[ImageBeside]) -> ImageMemory:
         if image._memory is None and image._used:
             image._memory = model.remember(image.embeds[None])
         image._used = True
-    known = [image._memory or model.remember(image.embeds[None]) for image in images]
-    return known[0] if len(known) == 1 else ImageMemory.join(known)
+    memories = [image._memory or model.remember(image.embeds[None]) for image in images]
+    return memories[0] if len(memories) == 1 else ImageMemory.join(memories)
 
 
 class BesideReader:

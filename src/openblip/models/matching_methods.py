@@ -133,8 +133,8 @@ def classify_many(
 
     The labels are read once. An image that cannot be read gives a result with its error.
     """
-    told, around = text_list(labels, "the labels"), text_list(templates, "the templates")
-    return matcher_of(self, "classify").classify_many(image_list(images), told, around, batch_size)
+    label_list, template_list = text_list(labels, "the labels"), text_list(templates, "the templates")
+    return matcher_of(self, "classify").classify_many(image_list(images), label_list, template_list, batch_size)
 
 
 def heatmap(self: Composed, images: ImageInput, text: str, *, layer: int | None = None) -> Tensor:

@@ -1,7 +1,7 @@
-"""The recipe: one YAML file says everything about a training run, and every key is checked.
+"""The recipe of a training run: a YAML file, of which every key is checked.
 
-Files are read with OmegaConf, so `key=value` overrides work with dots (`optimizer.lr=1e-4`) and one value
-may refer to another (`${seed}`).
+Recipes are read with OmegaConf, so overrides may have dots (`optimizer.lr=1e-4`), and a value may refer to another one
+(`${seed}`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from openblip.training.metrics import ANSWERS, CAPTIONS, RECALLS, is_possible
 
 
 class Stage(Enum):
-    """What a run trains and by which loss."""
+    """What a run trains, and with which loss."""
 
     LANGUAGE = "language"
     STAGE1 = "stage1"
@@ -29,7 +29,7 @@ class Stage(Enum):
 
 
 class Precision(Enum):
-    """Arithmetic of matrix products; what learns has float32 weights, and losses are float32."""
+    """The type of matrix products; weights that learn and losses are float32."""
 
     FLOAT32 = "float32"
     BF16 = "bf16"
@@ -37,14 +37,14 @@ class Precision(Enum):
 
 
 class Parallel(Enum):
-    """How several processes share a model: each has all of it (DDP), or a part of each weight (FSDP)."""
+    """How several processes share a model: each has a copy (DDP), or a part of each weight (FSDP)."""
 
     DDP = "ddp"
     FSDP = "fsdp"
 
 
 class Storage(Enum):
-    """How `save_native` stores weights: int8 keeps large matrices in a quarter of the space."""
+    """The number format of saved weights; int8 stores large matrices in a quarter of the space."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -53,13 +53,13 @@ class Storage(Enum):
 
 @dataclass
 class NewModel:
-    """A model put together from pretrained parts, instead of one loaded from a folder.
+    """A new model, built from pretrained parts.
 
     Attributes:
         vision: path of an EfficientNet-Lite `.pth`; its name says which (…lite0…, …lite1…, …lite2…).
         bert: folder with a BERT's `model.safetensors` and `vocab.txt`.
-        bert_layers: which of its layers become the Q-Former's.
-        qformer_vocab, decoder_vocab: sizes of the vocabularies, learnt from the recipe's data.
+        bert_layers: the layers of the BERT that become the layers of the Q-Former.
+        qformer_vocab, decoder_vocab: sizes of the vocabularies, which are made from the texts of the data.
     """
 
     vision: str
@@ -85,9 +85,9 @@ class OptimizerSection:
     """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5).
 
     Attributes:
-        vision_layer_decay: what each block of an image encoder that learns has of the rate of the next one above it;
-            1 lets all learn alike (BLIP-2's fine-tuning: 0.95).
-        vision_rate: what an image encoder that learns has of the rate, in all its blocks.
+        vision_layer_decay: factor from the learning rate of a block of the image encoder to that of the block below it;
+            1: all blocks have the same rate (BLIP-2's fine-tuning: 0.95).
+        vision_rate: factor for the learning rate of the whole image encoder.
     """
 
     lr: float = 1e-4
@@ -107,8 +107,8 @@ class MonitorSection:
     """Where a run reports to, besides curves.csv, curves.png and the progress bar.
 
     Attributes:
-        tensorboard: write event files to `output`/tensorboard, where TensorBoard is installed.
-        wandb: Weights & Biases project to report to; nothing is sent anywhere without one.
+        tensorboard: write event files to `output`/tensorboard, if TensorBoard is installed.
+        wandb: the Weights & Biases project to report to; None: nothing is sent.
     """
 
     tensorboard: bool = True
@@ -117,17 +117,16 @@ class MonitorSection:
 
 @dataclass
 class Evaluation:
-    """What a run is evaluated on as it goes.
+    """The evaluation during a run.
 
     Attributes:
-        data: rows that it does not learn from, of a source with `held_out` the held-out ones; None: it is not
-            evaluated.
+        data: the data set; only held-out rows if the source has `held_out`. None: no evaluation.
         every: epochs between evaluations.
-        limit: rows to look at.
-        metric: what is to grow, a name in the table of `openblip evaluate`; None: CIDEr of captions, the accuracy of
-            answers, or the mean recall of stage 1.
-        samples: captions or answers to show.
-        patience: evaluations without a better one after which the run stops; 0 never. The best weights are kept.
+        limit: most rows to evaluate.
+        metric: the metric by which the best weights are chosen, a name in the table of `openblip evaluate`; None: CIDEr
+            of captions, the accuracy of answers, or the mean recall in stage 1.
+        samples: number of captions or answers to show.
+        patience: the run stops after this many evaluations without improvement; 0: never. The best weights are kept.
     """
 
     data: DataSource | None = None
@@ -141,13 +140,13 @@ class Evaluation:
 
 @dataclass
 class Mixture:
-    """Shares of the texts that a stage-2 or language batch is made of.
+    """The mixture of texts in a batch of stage 2 or of stage language.
 
     Attributes:
-        questions: share of examples that are a question with its answer, for images that have both.
-        made_questions: share of those questions that were made from captions, where there are both kinds.
-        statements: share of captions that were made from questions, where there are both; 0 makes no
-            use of statements at all when there is a question to ask instead.
+        questions: share of questions with their answers, for images that have questions and captions.
+        made_questions: share of these questions that were made from captions, for images that have both kinds.
+        statements: share of captions that were made from questions, for images that have both kinds; 0: statements
+            are not used if there is a question.
     """
 
     questions: float = 0.0
@@ -160,49 +159,49 @@ class Recipe:
     """One training run.
 
     Attributes:
-        output: folder of the trained model; its last part is the model's name unless `name` says another.
+        output: folder of the trained model; the last part of its path is the name of the model unless `name` is given.
         storage: number format of the weights in that folder.
-        init: model to start from, a folder or an official name; or `new` to put one together. Exactly one of the two.
-        fresh_qformer: folder of a BERT (model.safetensors, vocab.txt) from which the Q-Former of `init` begins again,
-            as in the paper's stage 1.
-        image_size: side of the square images, where it is to be another than the model's own.
-        prompt: what captions begin with in stage 2; None is the model's own.
-        decoder: another model folder that the language model is taken from.
-        language_model: any other frozen language model to put behind the Q-Former in stage 2: a folder that
-            transformers wrote, or a repository of the hub. It is external: the trained model holds no copy of it.
+        init: model to start from, a folder or an official name. Give either `init` or `new`.
+        new: pretrained parts to build a new model from.
+        fresh_qformer: folder of a BERT (model.safetensors, vocab.txt) that the Q-Former of `init` starts from again, as
+            in stage 1 of the paper.
+        image_size: side of the square images; None: the model's own.
+        prompt: the beginning of captions in stage 2; None: the model's own.
+        decoder: another model folder, whose language model is used.
+        language_model: any other frozen language model behind the Q-Former in stage 2: a folder of transformers, or
+            a repository of the hub. It is external: the trained model does not contain a copy of it.
         language_model_revision: branch, tag or commit of that repository.
-        train_decoder: let the language model learn in stage 2, too (the paper keeps it frozen).
+        train_decoder: let the language model learn in stage 2, too (it is frozen in the paper).
         train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.
-        vision_blocks: how many of its last blocks learn then; 0: all of it. What the others, which stay frozen, give
-            is kept on disk as the features of a frozen encoder are.
-        gradient_checkpointing: compute what an image encoder that learns gives once more on the way back, rather than
-            keep it: less memory, a third more time.
-        cache: folder for the features of an encoder, or of blocks, that are frozen; null: images are cropped and
-            encoded anew at every step, as in the paper.
+        vision_blocks: with `train_vision`, number of last blocks that learn; 0: all. The output of the frozen blocks
+            is cached like the features of a frozen encoder.
+        gradient_checkpointing: compute the activations of a learning image encoder again in the backward pass
+            instead of storing them: less memory, a third more time.
+        cache: folder for the features of a frozen encoder or of frozen blocks; null: images are cropped and encoded
+            again at every step, as in the paper.
         epochs: passes over the images.
-        steps_per_epoch: steps of an epoch, where a data source is streamed that does not say how many rows it has.
-        batch_size: images of a batch, over all processes: their number changes nothing but the time.
-        accumulate: batches a step of the optimizer learns from; contrast stays within each.
-        precision: of the image encoder and the language model; fp16 scales its losses.
-        qformer_precision: of the Q-Former and the heads on top of it.
-        device: "cpu", "cuda"; None: CUDA where there is one.
+        steps_per_epoch: steps of an epoch, for a streamed source whose number of rows is unknown.
+        batch_size: images of a batch, over all processes; the number of processes does not change the result.
+        accumulate: batches for each step of the optimizer; ITC compares within each batch.
+        precision: type of the image encoder and the language model; with fp16, losses are scaled.
+        qformer_precision: type of the Q-Former and its heads.
+        device: "cpu" or "cuda"; None: CUDA if there is a GPU.
         parallel: how several processes, started by torchrun or accelerate launch, share the model.
-        texts_per_image: texts that a language or stage-2 batch takes of each image; in stage 2 they share its
-            visual prompt.
-        text_tokens: longest text in stage 1, in tokens; longer ones are cut.
-        itm_share: share of each batch that matching (ITM), the costliest loss of stage 1, looks at.
-        patch_share: share of an image's patches that a step of training looks at; less than all guards a small
-            data set against being learnt by heart.
+        texts_per_image: number of texts of each image in a batch of stage language or stage 2; in stage 2, they share
+            the visual prompt.
+        text_tokens: longest text in stage 1, in tokens; longer texts are cut.
+        itm_share: share of each batch that matching (ITM), the most expensive loss of stage 1, uses.
+        patch_share: share of the patches of an image that a training step uses; below 1, a small data set is
+            memorized less.
         learn_candidates: see `Pairing`.
-        ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 for none.
-        dropout: of the parts that learn; None is the model's own.
-        keep_matching: weight of ITC and ITM in stage 2. Without them (0, as in the paper, which keeps a model a
-            stage) the Q-Former learns to describe and forgets how to match.
-        self_critical: captions to draw for each image in stage 2, which learns from their CIDEr instead of
-            imitating the captions of the data; 0 imitates.
-        save_every: steps between checkpoints to resume from.
-        lora: low-rank adapters that learn instead of the stage's own parts; `output` then holds them alone, in peft's
-            layout, and `openblip merge` makes a model of them.
+        ema: decay of a moving average of the weights, which is evaluated and saved; 0: none.
+        dropout: of the parts that learn; None: the model's own.
+        keep_matching: weight of ITC and ITM in stage 2. With 0, as in the paper, the Q-Former forgets how to match.
+        self_critical: number of captions to sample for each image in stage 2, which then learns from their CIDEr; 0:
+            it imitates the captions of the data.
+        save_every: steps between checkpoints.
+        lora: low-rank adapters that learn instead of the parts of the stage; `output` then has only the adapters, in
+            peft's layout, and `openblip merge` merges them into a model.
         on_bad_image: what to do about images that cannot be read.
     """
 
@@ -267,7 +266,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def problems_of(recipe: Recipe) -> Iterator[str]:
-    """What contradicts itself, or is out of range."""
+    """Sentences about contradictions and values out of range."""
     if (recipe.init is None) == (recipe.new is None):
         yield "give either init (a model folder) or new (a model to put together)"
     yield from _out_of_range(recipe)
@@ -305,13 +304,13 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
 
 
 def caches_features(recipe: Recipe) -> bool:
-    """Whether what is frozen of the image encoder is computed once and kept; if no adapters are found to go there."""
+    """Whether the output of the frozen part of the image encoder is cached, unless adapters go there."""
     frozen = not recipe.train_vision or recipe.vision_blocks > 0
     return recipe.cache is not None and frozen and recipe.stage is not Stage.LANGUAGE
 
 
 def _about_streams(recipe: Recipe) -> Iterator[str]:
-    """What does not go with data whose rows nobody knows before they come."""
+    """Sentences about settings that exclude streamed sources."""
     streamed = [source for source in recipe.data if source.stream]
     if recipe.evaluation.data is not None and recipe.evaluation.data.stream:
         yield "evaluation.data is read as a whole: leave stream out of it"
@@ -338,7 +337,7 @@ def _about_streams(recipe: Recipe) -> Iterator[str]:
 
 
 def _out_of_range(recipe: Recipe) -> Iterator[str]:
-    """Numbers that a run would fail of, or make nonsense of; NaN is in no range."""
+    """Sentences about numbers out of range; NaN is always out of range."""
     optimizer, mixture, evaluation = recipe.optimizer, recipe.mixture, recipe.evaluation
     if not -(2**63) <= recipe.seed < 2**63:
         yield f"seed is {recipe.seed}: it must fit 64 bits"

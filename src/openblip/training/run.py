@@ -1,4 +1,4 @@
-"""From a recipe to a trained model folder."""
+"""Run a training recipe, and write the trained model."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 
 def train(recipe: Recipe) -> Path:
-    """Run a recipe, or go on with one that was stopped; returns the model folder.
+    """Run a recipe, or continue a run that was stopped; returns the model folder.
 
-    Processes that torchrun or accelerate launch started share the work.
+    Processes started by torchrun or accelerate launch share the work.
 
     Raises:
-        OptionError: the recipe contradicts itself, or is out of range.
+        OptionError: the recipe has a contradiction, or a value out of range.
         OpenBlipError: data, parts or the checkpoint in the output folder do not fit the recipe.
     """
     for problem in problems_of(recipe):
@@ -74,7 +74,7 @@ def train(recipe: Recipe) -> Path:
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
     feature_cache = FeatureCache(recipe, usable, runtime) if caches_features(recipe) else None
-    # The encoder is not loaded where no image has to be encoded.
+    # The encoder is not loaded if no image has to be encoded.
     is_cached = feature_cache is not None and feature_cache.is_complete()
     needs_encoder = recipe.stage is not Stage.LANGUAGE and (recipe.train_vision or not is_cached)
     parts = start_model(recipe, images, encoder=needs_encoder)
@@ -103,7 +103,7 @@ def train(recipe: Recipe) -> Path:
         del parts, task, loader, trained, trainer
         if world.rank == 0:
             require_same_start(recipe, identity)
-            # What is frozen is as it was in the files, whatever it was computed in.
+            # Frozen parts are saved as they were in the files, whatever type they were computed in.
             save_trained(recipe, with_weights(start_model(recipe, images, recipe.lora is None), learnt), output)
         accelerator.wait_for_everyone()
     return output
@@ -128,7 +128,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def check_world(recipe: Recipe, world: World) -> None:
-    """Raises OptionError for what several processes cannot do."""
+    """Raises OptionError for settings that several processes do not support."""
     if world.size == 1:
         return
     if recipe.batch_size % world.size:
@@ -146,7 +146,7 @@ def check_world(recipe: Recipe, world: World) -> None:
 
 
 def trained_parts(recipe: Recipe, task: Task) -> list[nn.Module | nn.Parameter]:
-    """What is to learn: the parts that the stage says, or adapters alone."""
+    """The parts that learn: those of the stage, or only adapters."""
     if recipe.lora is None:
         return task.trained()
     return [*adapter_modules(task.network)]
@@ -160,7 +160,7 @@ def _require_floats(recipe: Recipe, trained: Sequence[nn.Module | nn.Parameter])
 
 
 def save_trained(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
-    """Write the trained model; of one with adapters only these."""
+    """Write the trained model; if it has adapters, only the adapters."""
     if recipe.lora is None:
         save_native(parts, folder, recipe.storage.value)
     else:
@@ -168,7 +168,7 @@ def save_trained(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
 
 
 def frozen_parts(parts: ModelParts) -> list[nn.Module]:
-    """Image encoder and language model, which a recipe may leave frozen."""
+    """The image encoder and the language model, which a recipe may freeze."""
     network = parts.network
     if network.external is not None:
         return [network.vision, network.external.model]
@@ -187,10 +187,10 @@ def speedup_of(recipe: Recipe, feature_cache: FeatureCache) -> Speedup:
 
 
 def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0) -> Callable[[Tensor], Tensor]:
-    """What is frozen of the image encoder as a function of pixels, prepared for many images.
+    """The frozen part of the image encoder as a function of pixels, prepared for many images.
 
     Args:
-        vision_blocks: the last ones, which are not.
+        vision_blocks: number of last blocks that are not frozen.
     """
     encoder = parts.network.vision.prepared(torch.bfloat16 if precision is Precision.BF16 else torch.float32)
     first = next(encoder.parameters())
@@ -255,7 +255,7 @@ def _make_task(recipe: Recipe, parts: ModelParts, images: Sequence[ImageText], r
 
 
 def _has_text(image: ImageText, stage: Stage) -> bool:
-    """Whether an image says anything this stage can use."""
+    """Whether an image has texts that this stage can use."""
     if stage is Stage.STAGE1:
         return bool(image.descriptions)
     return bool(image.descriptions or image.questions)

@@ -105,15 +105,15 @@ def blip_config(content: Mapping[str, Any], path: Path) -> BlipConfig:
     vision = build(VitConfig, {**values, "final_norm": True}, path)
     text = build(BertConfig, {**settings_of(TEXT, text_section), "image_width": vision.width}, path)
     decode_id = setting_of(text_section, "bos_token_id", DECODE_ID)
-    given: dict[str, Any] = {"vision": vision, "decode_id": decode_id, "encode_id": decode_id + 1}
+    settings: dict[str, Any] = {"vision": vision, "decode_id": decode_id, "encode_id": decode_id + 1}
     if kind == CAPTION:
-        given |= {"decoder": text}
+        settings |= {"decoder": text}
     elif kind == ANSWER:
-        given |= {"encoder": text, "decoder": replace(text, image_width=text.width), "answers": True}
+        settings |= {"encoder": text, "decoder": replace(text, image_width=text.width), "answers": True}
     else:
         shared = setting_of(content, "image_text_hidden_size", SHARED_WIDTH)
-        given |= {"encoder": text, "shared_width": shared, "itm": True}
-    return build(BlipConfig, given, path)
+        settings |= {"encoder": text, "shared_width": shared, "itm": True}
+    return build(BlipConfig, settings, path)
 
 
 def save_blip_folder(parts: ModelParts[BlipNetwork], folder: Path, task: Task | None = None) -> None:

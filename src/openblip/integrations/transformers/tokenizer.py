@@ -236,9 +236,9 @@ class WordTokenizer:
 SWITCHES = (True, False, None)
 
 
-def _check_choice(name: str, value: object, known: Sequence[object]) -> None:
-    if not isinstance(value, bool | str | None) or value not in known:
-        raise OptionError(f"{name} is {value!r}: use {', '.join(map(str, known))}")
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if not isinstance(value, bool | str | None) or value not in choices:
+        raise OptionError(f"{name} is {value!r}: use {', '.join(map(str, choices))}")
 
 
 class Blip2Tokenizer(WordTokenizer):
