@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from tests.pairs import efficientnet, folders, generation, lavis, opt, qformer, t5, vit
+from tests.pairs import blip_transformers, efficientnet, folders, generation, lavis, opt, qformer, t5, vit
 
 LIMIT = 1e-5
 RECORDED = 2e-6
@@ -196,6 +196,8 @@ CHECKS = [
           lambda: writer("t5"), "checkpoints/test_transformers_t5.py"),
     Check("matching: all pairs, and searches by LAVIS' rule", "transformers Blip2ForImageTextRetrieval",
           matcher, "matching/"),
+    Check("BLIP: captions, questions, matching", "transformers' BLIP classes",
+          lambda: [Gap(name, gap, LIMIT) for name, gap in blip_transformers.gaps().items()], "nn/test_blip.py"),
     Check("features", "LAVIS' recordings", lavis_features, "nn/test_lavis_reference.py"),
     Check("ITM and ITC scores", "LAVIS' recordings",
           lambda: recorded(lavis.score_gaps(), {"itm_logits": "ITM logits", "itc_scores": "ITC cosines"}),

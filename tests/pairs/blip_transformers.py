@@ -17,6 +17,7 @@ from openblip.checkpoints.names.blip import TRANSFORMERS_PARTS, layout_of
 from openblip.nn import blip
 from openblip.nn.bert import BertConfig
 from openblip.nn.vit import VitConfig
+from tests.pairs.gaps import difference
 
 VOCABULARY, STOP, DECODE, ENCODE = 60, 3, 58, 59
 WIDTH, IMAGE_WIDTH = 24, 32
@@ -99,4 +100,34 @@ def ours_of(state: dict[str, Tensor], network: blip.BlipNetwork) -> dict[str, Te
     found = layout_of(network.config, TRANSFORMERS_PARTS).to_ours(state)
     if "temperature" in network.state_dict():
         found["temperature"] = torch.tensor(0.07)
+    return found
+
+
+@torch.no_grad()
+def gaps() -> dict[str, float]:
+    """How far ours is from theirs: features, logits of captions, states of questions, ITM logits and ITC cosines."""
+    chance = torch.Generator().manual_seed(1)
+    pixels = torch.randn(2, 3, 32, 32, generator=chance)
+    ids = torch.randint(5, 50, (2, 6), generator=chance)
+    mask = torch.ones_like(ids)
+    found: dict[str, float] = {}
+    ours, theirs = pair("caption")
+    features = ours.image_features(pixels)
+    expected = theirs(pixel_values=pixels, input_ids=ids, attention_mask=mask)
+    hidden = ours.decoder.decode(ours.decoder.embed(ids), mask, ours.decoder.remember(features))
+    found["features"] = difference(features, expected.image_embeds)
+    largest = float(expected.logits.abs().max())
+    found["caption logits"] = difference(ours.decoder.logits(hidden), expected.logits) / max(1.0, largest)
+    ours, theirs = pair("answer")
+    ids[:, 0] = ENCODE
+    seen = theirs.vision_model(pixels)[0]
+    states = theirs.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen)[0]
+    found["question states"] = difference(ours.read_together(ids, mask, ours.image_features(pixels)), states)
+    ours, theirs = pair("match")
+    features = ours.image_features(pixels)
+    given = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+    logits = theirs(**given).itm_score
+    found["ITM logits"] = difference(ours.itm_logits(ids, mask, features), logits) / max(1.0, float(logits.abs().max()))
+    cosines = ours.project_images(features[:, 0]) @ ours.project_texts(ours.encoder(ids, mask)[:, 0]).T
+    found["ITC cosines"] = difference(cosines, theirs(**given, use_itm_head=False).itm_score)
     return found
