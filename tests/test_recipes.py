@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, OptionError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.recipes import write_recipe
 from openblip.training.recipe import load_recipe
@@ -189,3 +189,22 @@ def test_a_folder_behind_a_link_has_its_bases(tmp_path: Path) -> None:
     write(tmp_path / "real", r="base: a.yaml\n", a=WHOLE)
     (tmp_path / "link").symlink_to("real")
     assert load_evaluation(tmp_path / "link" / "r.yaml").output == "out"
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("precision=half", r"precision: .*'half', expected one of \[float32, bf16, fp16\]"),
+        ("storage=[]", r"storage: .* is none of its choices"),
+        ("optimizer=3", r"optimizer has keys of its own: write optimizer\.KEY=VALUE"),
+        ("batch_size=null", r"batch_size may not be null: write a value, or leave it out"),
+        ("data=[{name: a, captions: a.jsonl, repeat: 2147483648}]", r"repeat of a is 2147483648: it must be at most"),
+    ],
+)
+def test_a_wrong_value_is_told_in_the_recipes_words(override: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stage: stage2\ninit: mini\noutput: run\ndata: [{name: a, captions: a.jsonl}]\n")
+    load_recipe(path)
+    with pytest.raises(OptionError, match=problem) as caught:
+        load_recipe(path, [override])
+    assert "enum" not in str(caught.value) and "subclass" not in str(caught.value)

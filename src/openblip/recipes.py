@@ -29,6 +29,10 @@ KEY = re.compile(r"\w+(\.\w+|\[\w+\])*", re.ASCII)
 SHOWN_CHARACTERS, LONGEST_REASON = 80, 300
 """Of an override, and of what is wrong with it, in a message."""
 MISSING = re.compile(r"missing mandatory value: (\S+)")
+REQUIRED = re.compile(r"field '(.*)' is not Optional")
+PLAIN_FOR_KEYS = re.compile(r"Invalid type assigned: \w+ is not a subclass of \w+")
+NO_CHOICE = re.compile(r"is not a valid input for <enum '\w+'>")
+CHOICES = re.compile(r"expected one of \[[A-Z0-9_, ]+\]")
 ABSENT = re.compile(r"because '(\S+)' is None")
 REFERENCE = re.compile(r"\$\{\s*\.*\w[\w-]*(\.[\w-]+|\[[\w-]+\])*\s*\}")
 """`${seed}`, `${data.images}`, `${.lr}`, `${data[0].path}`; no colon, and nothing nested."""
@@ -163,6 +167,14 @@ def _reason(error: Exception, path: Path) -> str:
     absent = ABSENT.search(reason)
     if absent:
         return f"{reason}: begin it with {absent[1]}={{...}}"
+    required = REQUIRED.search(reason)
+    if required:
+        return f"{key or required[1]} may not be null: write a value, or leave it out"
+    if PLAIN_FOR_KEYS.search(reason):
+        return f"{key} has keys of its own: write {key}.KEY=VALUE, or a mapping of keys and values"
+    # As recipes write them, not as the code calls them.
+    reason = NO_CHOICE.sub("is none of its choices, which are names", reason)
+    reason = CHOICES.sub(lambda found: found[0].lower(), reason)
     return reason if not key or f"'{key}'" in reason else f"{key}: {reason}"
 
 

@@ -48,6 +48,9 @@ def public_call(model: Model, name: str, folder: Path) -> tuple[Callable[..., An
         **{"pairs": [(GREY, "why?")], "query": GREY if name == "rank_texts" else "a dog", "pattern": "*"},
         **{"folder": folder / "model", "a": torch.eye(2), "b": torch.eye(2), "max_new_tokens": 2},
     }
+    needed = [one.name for one in inspect.signature(call).parameters.values() if one.default is one.empty]
+    lacking = set(needed) - {*right, "options"}
+    assert not lacking, f"give {name} right values of {lacking} here"
     names = [one for one in inspect.signature(call).parameters if one not in ("stop_ids", "vocabulary")]
     if "options" in names:
         names = [*names[: names.index("options")], *USER_OPTIONS]

@@ -51,6 +51,10 @@ class Storage(Enum):
     INT8 = "int8"
 
 
+MOST_REPEATS = 100_000
+"""Of an image in an epoch, whose order is drawn as a whole."""
+
+
 @dataclass
 class NewModel:
     """A new model, built from pretrained parts.
@@ -355,6 +359,8 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
             (f"{name} of {source.name}", getattr(source, name), 1) for name in ("views", "repeat", "shuffle", "readers")
         ]
         whole += [(f"rows of {source.name}", source.rows, 0)]
+        if source.repeat > MOST_REPEATS:
+            yield f"repeat of {source.name} is {source.repeat}: it must be at most {MOST_REPEATS:,}"
         if source.held_out < 0 or source.held_out == 1:
             yield f"held_out of {source.name} is {source.held_out}: one image in so many is left out, 0 leaves all in"
     for name, value, low in whole:
