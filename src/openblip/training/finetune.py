@@ -1,4 +1,4 @@
-"""Fine-tuning on one's own pairs: a recipe for people who have none."""
+"""Fine-tune a model on your own images and texts, without writing a recipe."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe import Evaluation, Mixture, OptimizerSection, Precision, Recipe, Stage
 
 SMALL_LANGUAGE_MODEL = 100_000_000
-"""Weights up to which a language model learns along: it has little of its own to lose."""
+"""A language model with at most this many weights learns, too: it is too small to lose much."""
 SMALLEST_HELD_OUT = 30
-"""Images from which a part of them is worth holding out."""
+"""From this many images on, a tenth of them is held out."""
 HELD_OUT = 10
 FEWEST_HELD_OUT = 3
-"""CIDEr knows common words from rare ones by the other images: of a single one it is 0 whatever is said."""
+"""The fewest held-out images: CIDEr weighs words by the other images, so with one image it is always 0."""
 STEPS = 600
-"""About as many are enough for a few hundred images, and end in minutes for a small model."""
+"""Enough for a few hundred images; a small model needs minutes for them."""
 RATE, ADAPTER_RATE = 1e-4, 2e-4
 IMAGES_PER_EVALUATION = 100
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """Options of a fine-tuning; None leaves a value to the data and the model.
+    """Options of fine-tuning; None: chosen by the data and the model.
 
     Attributes:
         table: CSV, TSV, JSONL, Parquet, tar or folder: images with texts, or with questions and answers.
-        images: the folder that its paths start from, where it is not the table's own.
-        lora: adapters learn instead of the Q-Former: on the language model and the Q-Former.
-        rank: of the adapters.
+        images: the folder that paths in the table are relative to, if it is not the folder of the table.
+        lora: adapters on the language model and the Q-Former learn, instead of the Q-Former itself.
+        rank: rank of the adapters.
     """
 
     model: str
@@ -55,7 +55,7 @@ class FinetuneOptions:
 
 
 def finetuning_recipe(options: FinetuneOptions) -> Recipe:
-    """A stage-2 recipe for one's own pairs, of which it holds a tenth of the images out where there are enough.
+    """A stage-2 recipe for a table; it holds out a tenth of the images if there are enough.
 
     Raises:
         OpenBlipError: the table is missing, empty or not understood, or the model has no language model.
@@ -96,7 +96,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         seed=options.seed,
         precision=Precision.BF16 if torch.cuda.is_available() else Precision.FLOAT32,
         train_decoder=not options.lora and _has_small_language_model(options.model),
-        # Each text of an image is learnt from as often, however they are divided.
+        # Every text is used equally often, however many texts an image has.
         mixture=Mixture(questions=with_questions / (with_questions + with_captions)),
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),
         save_every=max(20, steps // 10),
@@ -111,14 +111,14 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
 
 
 def _share_held_out(images: Sequence[ImageText]) -> int:
-    """10 for a tenth of the images, or less where names fall so that the tenth would be too few; 0 for none."""
+    """One image in how many is held out: 10, or fewer if names are such that a tenth is too few; 0: none."""
     shown = [pair.image for pair in images if pair.captions or pair.questions]
     enough = (n for n in range(HELD_OUT, 3, -1) if sum(is_held_out(image, n) for image in shown) >= FEWEST_HELD_OUT)
     return next(enough, 0)
 
 
 def _has_small_language_model(name: str) -> bool:
-    # Sizes are all that is asked for.
+    # Only its sizes are needed.
     parts = load_parts(name, ReadOptions(left_out=("",)))
     require_trainable(parts, name)
     network = parts.network

@@ -1,6 +1,6 @@
-"""Which images, views and texts make the next batch: a pure function of recipe, epoch and step.
+"""Plan the images, views and texts of each batch, as a pure function of recipe, epoch and step.
 
-Nothing is carried from batch to batch, so a resumed run goes on with exactly the batches it would have had.
+There is no state from batch to batch, so a resumed run has exactly the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class BatchRow:
     number: int = 0
 
     def mirrored(self) -> BatchRow:
-        """The same with what is said of the image's mirror image."""
+        """The row with the texts of the mirror image."""
         return replace(self, pair=self.pair.mirrored())
 
 
 class BatchPlan:
-    """Draws every image of every source once an epoch, or as often as the source says, in a new order.
+    """Every epoch has every image of every source, `repeat` times, in a new order.
 
-    Processes that train together plan the same batches, of which each takes its rows.
+    All processes plan the same batches, and each takes its own rows of them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BatchPlan:
         seed: int,
         world: World = ALONE,
     ) -> None:
-        """Raises OptionError when the processes cannot share a batch evenly."""
+        """Raises OptionError if the processes cannot share a batch evenly."""
         if batch_size % world.size:
             raise OptionError(
                 f"a batch of {batch_size} images cannot be shared by {world.size} processes: "
@@ -65,12 +65,12 @@ class BatchPlan:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch; a last one that is too small is dropped: contrast needs company."""
+        """Batches of an epoch, without a smaller last batch: ITC needs full batches."""
         rows = sum(source.repeat * len(group) for source, group in zip(self.sources, self.images, strict=True))
         return rows // self.batch_size
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[list[BatchRow]]:
-        """This process' rows of the batches of an epoch from number `skip` on."""
+        """This process' rows of the batches of an epoch, without the first `skip` batches."""
         order = [
             (source, row, time)
             for source, group in enumerate(self.images)

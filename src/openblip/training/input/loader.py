@@ -1,4 +1,4 @@
-"""Batches in order, with their images decoded, or their features read, ahead of the model."""
+"""Load batches in order; images are decoded, or features read, ahead of the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from openblip.training.input.batches import BatchPlan, BatchRow
 from openblip.training.tasks.stages import Views
 
 PATIENCE = 20
-"""Batches in a row without an image that can be read from which the paths must be wrong."""
+"""After this many batches without a readable image, the paths must be wrong."""
 
 Source = TypeVar("Source")
 Batch = tuple[list[BatchRow], Views | None]
@@ -38,8 +38,8 @@ class BatchLoader(ABC):
 
     Attributes:
         steps: batches of an epoch.
-        images: those of each data source that are known before the first step.
-        identity: what else distinguishes the data from others, for a checkpoint.
+        images: the images of each data source that are known before the first step.
+        identity: what else identifies the data, for checkpoints.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class BatchLoader(ABC):
 
     @abstractmethod
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """This process' rows of the batches of an epoch from number `skip` on; views are on the CPU."""
+        """This process' rows of the batches of an epoch, without the first `skip` batches; views are on the CPU."""
 
     def take_unreadable(self) -> list[BadImage]:
-        """Images and tars that could not be read since the last call, each once."""
+        """Images and tars that could not be read since the last call, without duplicates."""
         bad, self._bad = self._bad, []
         return bad
 
@@ -65,7 +65,7 @@ class BatchLoader(ABC):
 
 
 class PlannedLoader(BatchLoader):
-    """The batches of a plan that knows all images."""
+    """Loads the batches of a plan, which knows all images."""
 
     def __init__(self, plan: BatchPlan) -> None:
         super().__init__(plan.steps, plan.images)
@@ -73,7 +73,7 @@ class PlannedLoader(BatchLoader):
 
 
 class TextLoader(PlannedLoader):
-    """For a task without images."""
+    """Loads batches for a task without images."""
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         for batch in self.plan.batches(epoch, skip):
@@ -81,7 +81,7 @@ class TextLoader(PlannedLoader):
 
 
 class FeatureLoader(PlannedLoader):
-    """Features from disk, one store a data source."""
+    """Loads features from disk, with one store for each data source."""
 
     def __init__(self, plan: BatchPlan, stores: Sequence[FeatureStore]) -> None:
         super().__init__(plan)
@@ -94,14 +94,14 @@ class FeatureLoader(PlannedLoader):
             yield [self._with_texts_of_view(row) for row in batch], Views(patches=torch.cat(features))
 
     def _with_texts_of_view(self, row: BatchRow) -> BatchRow:
-        """With the texts of the mirror image, where that is what the features are of."""
+        """The row with the texts of the mirror image, if its features are of the mirror image."""
         if row.view == 0:
             return row
         mirrored = row.mirrored()
         return mirrored if mirrored.pair != row.pair and self._is_mirrored(row) else row
 
     def _is_mirrored(self, row: BatchRow) -> bool:
-        """How a crop was drawn depends on the image's size: only those whose texts name a side are opened."""
+        """Whether the view is mirrored. For crops, this depends on the image's size, so the image is opened."""
         image, source = row.pair.image, self.plan.sources[row.source]
         if row.view < CROPS_FROM or not source.mirror:
             return row.view == MIRRORED_VIEW
@@ -109,14 +109,14 @@ class FeatureLoader(PlannedLoader):
         if place not in self._mirrored:
             try:
                 size = open_image(image).size
-            except ImageError:  # gone since its features were computed: no reason to lose the run
+            except ImageError:  # deleted since its features were computed: no reason to end the run
                 return False
             self._mirrored[place] = draw_view(size, image.name, row.view, source.min_area).mirrored
         return self._mirrored[place]
 
 
 class ImageLoader(PlannedLoader):
-    """Images from disk, cropped and mirrored anew each time they are drawn."""
+    """Loads images from disk, and crops and mirrors them differently each time."""
 
     def __init__(
         self, plan: BatchPlan, sources: Sequence[DataSource], transform: ImageTransform, skip_bad: bool = True
@@ -137,9 +137,9 @@ class ImageLoader(PlannedLoader):
 
 
 def load_row(row: BatchRow, source: DataSource, transform: ImageTransform) -> LoadedRow:
-    """A row with its image, cropped and mirrored by its generator, and with the texts of what the crop shows.
+    """A row with its image, cropped and mirrored by the row's generator, and with the texts for it.
 
-    Raises ImageError.
+    Raises ImageError if the image cannot be read.
     """
     image = open_image(row.pair.image)
     if source.augment:
@@ -151,7 +151,7 @@ def load_row(row: BatchRow, source: DataSource, transform: ImageTransform) -> Lo
 
 
 def skip_or_raise(note: Callable[[BadImage], None], image: ImageFile, error: OpenBlipError, skip_bad: bool) -> None:
-    """By the recipe's policy: note an image, or stop with what is wrong with it."""
+    """Record a bad image, or raise its error, as the recipe says."""
     if not skip_bad:
         raise error
     note(BadImage(image, str(error)))
@@ -166,14 +166,14 @@ def prefetch_batches(
 ) -> Iterator[Batch]:
     """Batches of rows, their images read in threads ahead of the model.
 
-    For an image that cannot be read another one of its batch stands in, or of the next batch that has any: a batch
-    stays as large as those of other processes, and the same when the step is done again.
+    An image that cannot be read is replaced by another one of its batch, or of the next batch with a readable image: so
+    a batch is as large as those of other processes, and the same when the step is repeated.
 
     Args:
         leave_out: gets what could not be read, before the batch that it is missing from is given out.
 
     Raises:
-        OpenBlipError: no image can be read of many batches, or of all there are.
+        OpenBlipError: no image of many batches in a row, or of all batches, can be read.
     """
     waiting: list[list[LoadedRow | None]] = []
     problem = ""
@@ -199,6 +199,6 @@ def prefetch_batches(
 
 
 def _stand_in(found: LoadedRow, batch: Sequence[LoadedRow | None]) -> LoadedRow:
-    """Of another batch, whose texts are to be the same whether or not a row of it has stood in before."""
+    """A row as a replacement; from another batch, with a copy of its generator, so that batch's texts do not change."""
     row, pixels = found
     return found if any(each is found for each in batch) else (replace(row, rng=copy(row.rng)), pixels)

@@ -1,8 +1,8 @@
-"""Texts for the language model: captions and answered questions, with something to go by in front.
+"""Training texts for the language model: captions and answered questions, with a context in front of them.
 
-BLIP-2 puts soft visual tokens in front of a frozen language model, which works because a large model can
-use whatever stands before its text. A small one has to learn that: here it reads other captions of the
-image, or a shuffled handful of their words, in the place where the visual tokens will stand later.
+BLIP-2 puts soft visual tokens in front of a frozen language model, which works because a large model can use any
+context. A small model has to learn that. Here, other captions of the image, or some of their words in random order,
+are in the place of the visual tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PREFIX = "a photo of"
 
 @dataclass(frozen=True)
 class Target:
-    """A prompt the model is given and the text it should answer with, without start and stop tokens.
+    """A prompt and the text that should follow it, without start and stop tokens.
 
     Attributes:
         question: the question inside the prompt; None for a caption.
@@ -39,10 +39,10 @@ class Target:
 
 
 def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, rng: random.Random) -> Target:
-    """A caption or a question of an image, by the recipe's shares."""
+    """A caption or a question of an image, by the recipe's mixture."""
     question = choose_question(image, mixture, rng)
     if question is not None:
-        # Where several people answered, each of their answers is right as often as it was given.
+        # If several people answered, each answer is chosen in proportion to its frequency.
         answer = rng.choice(question.answers) if question.answers else question.answer
         return Target(prompts.ask(question.question), " " + answer, question.question)
     caption = choose_caption(image, mixture, rng)
@@ -56,7 +56,7 @@ def choose_target(image: ImageText, mixture: Mixture, prompts: PromptTemplates, 
 def choose_targets(
     image: ImageText, mixture: Mixture, prompts: PromptTemplates, rng: random.Random, count: int
 ) -> list[Target]:
-    """Several texts of one image, different ones as far as it has them."""
+    """Several texts of one image, different ones if it has enough."""
     chosen: list[Target] = []
     for _ in range(count):
         target = choose_target(image, mixture, prompts, rng)
@@ -69,14 +69,14 @@ def choose_targets(
 
 
 def choose_caption(image: ImageText, mixture: Mixture, rng: random.Random) -> str:
-    """A caption, or by share a statement; whichever there is."""
+    """A caption or a statement, by the recipe's mixture."""
     if image.statements and (not image.captions or rng.random() < mixture.statements):
         return rng.choice(image.statements)
     return rng.choice(image.captions)
 
 
 def choose_question(image: ImageText, mixture: Mixture, rng: random.Random) -> Question | None:
-    """A question, or None when a caption's turn has come."""
+    """A question; None if the mixture chooses a caption."""
     if not image.questions and not image.made_questions:
         return None
     describable = image.captions or (image.statements and mixture.statements)
@@ -88,7 +88,7 @@ def choose_question(image: ImageText, mixture: Mixture, rng: random.Random) -> Q
 
 
 def choose_context(image: ImageText, target: Target, rng: random.Random) -> str:
-    """What stands where the visual tokens will: nothing, another caption, or shuffled words."""
+    """The context in the place of the visual tokens: nothing, another caption, or shuffled words."""
     kind = rng.random()
     if kind < 0.15:
         return ""
@@ -98,7 +98,7 @@ def choose_context(image: ImageText, target: Target, rng: random.Random) -> str:
         answer = statement_from_question(target.question.rstrip("?"), answer) or answer
     if kind < 0.35:
         return rng.choice(others or [answer])
-    # Words of the text itself make the context worth reading; an image tells as much.
+    # Words of the target make the context useful, as an image would.
     chosen = rng.sample(others, min(len(others), 2)) + ([answer] if not others or rng.random() < 0.6 else [])
     words = [word for text in chosen for word in text.split()]
     content = list(dict.fromkeys(word for word in words if word not in STOP_WORDS))

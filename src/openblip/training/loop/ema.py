@@ -11,7 +11,7 @@ from openblip.training.parallel.fsdp import part_like, whole
 
 
 class Ema:
-    """Follows the weights at a distance, which is shorter in the first steps: they start far from where they end."""
+    """An average of the weights. In the first steps its decay is smaller: the weights start far from where they end."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
@@ -20,7 +20,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, steps_done: int) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
         share = 1 - min(self.decay, (1 + steps_done) / (10 + steps_done))
         for name, value in self.values.items():
             value.lerp_(self.parameters[name].detach(), share)

@@ -1,4 +1,4 @@
-"""Which tensor was not finite first, when a loss is not finite."""
+"""Find the first tensor that is not finite when a loss is not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = "bad_batch"
 
 
 def first_nonfinite(network: nn.Module, views: Views | None, again: Callable[[], object]) -> str:
-    """What was not finite first: an input, a weight, or the output of a layer when the step is computed `again`."""
+    """The first value that is not finite: an input, a weight, or an output of a layer as `again` repeats the step."""
     for name, tensor in _inputs(views).items():
         if not _finite(tensor):
             return f"the {name} that came in"

@@ -14,7 +14,7 @@ from openblip.training.recipe import OptimizerSection
 VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
 VISION = "vision."
 VISION_END = ("vision.head.", "vision.final_norm.")
-"""What stands behind the last block, and learns as that does."""
+"""Parts behind the last block, with the learning rate of the last block."""
 RATE_SHARE = "rate_share"
 
 
@@ -44,7 +44,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSec
 
 
 def rate_share(name: str, depth: int, section: OptimizerSection) -> float:
-    """What share of the rate a parameter learns at: the lower in the image encoder, the less (BEiT, Bao et al. 2022).
+    """The factor for a parameter's learning rate: lower blocks of the image encoder have less (BEiT, Bao et al. 2022).
 
     The encoder's `depth` blocks come after its embeddings; everything above it learns at the full rate.
     """

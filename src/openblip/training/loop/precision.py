@@ -1,4 +1,4 @@
-"""Which number formats a run computes in: frozen parts in the fast one, what learns with float32 weights."""
+"""The number formats of a run: frozen parts in a fast type, learning parts with float32 weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Arithmetic:
     """Contexts to compute in.
 
     Attributes:
-        fast: of the image encoder and the language model.
-        careful: of the Q-Former, of the heads on top of it, and of losses.
+        fast: for the image encoder and the language model.
+        careful: for the Q-Former, its heads and the losses.
     """
 
     device: torch.device
@@ -48,7 +48,7 @@ class Arithmetic:
         return self._autocast(self.careful)
 
     def shrink(self, modules: Iterable[nn.Module]) -> None:
-        """Keep the frozen weights of modules in the fast type: they are never stepped, which small steps would need."""
+        """Store frozen weights in the fast type: only weights that learn need float32, for small steps."""
         for layer in (layer for module in modules for layer in module.modules()):
             own = list(layer.parameters(recurse=False))
             if any(parameter.requires_grad for parameter in own):

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signal by which clusters end programs: a run saves where it is before it goes."""
+"""Ctrl-C and SIGTERM: a run saves a checkpoint before it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and has saved where it was.
+    """A run was stopped by a signal, and has saved a checkpoint.
 
     Attributes:
         code: what a shell reports of a program that this signal has ended.
@@ -29,12 +29,12 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop(AbstractContextManager["Stop"]):
-    """Notes signals instead of being ended by them; the second of a kind ends the program as it would have.
+    """Records signals instead of ending the program; the second signal of a kind ends it as usual.
 
-    Only the main thread of a program can; in another one signals do what they did.
+    This works in the main thread only; elsewhere, signals have their usual effect.
 
     Attributes:
-        signal: the one that came to a process of the run, once all of them know; 0 before.
+        signal: the signal that a process of the run received, once all processes know; 0 before.
     """
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class Stop(AbstractContextManager["Stop"]):
             self._give_back(number)
 
     def wanted(self, world: World, device: torch.device) -> bool:
-        """Whether any process of the run was asked to stop. Every process has to ask, after the same step."""
+        """Whether any process of the run received a signal. Every process has to call this, after the same step."""
         if world.size == 1:
             self.signal = self._noted
             return self.signal != 0
-        # Signals come to processes at different steps, and a checkpoint needs all of them at one.
+        # Processes receive signals at different steps, but a checkpoint needs all of them at the same step.
         noted = torch.tensor([float(number == self._noted) for number in SIGNALS], device=device)
         found = world.total(noted).tolist()
         self.signal = next((int(number) for number, count in zip(SIGNALS, found, strict=True) if count), 0)
@@ -67,7 +67,7 @@ class Stop(AbstractContextManager["Stop"]):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted = number
         self._give_back(number)
-        # Not through Python's file, which may be in the middle of a line.
+        # Not through Python's buffered file, which may be in the middle of a line.
         os.write(2, b"stopping after this step; once more stops at once\n")
 
     def _give_back(self, number: int) -> None:

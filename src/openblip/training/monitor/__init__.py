@@ -1,1 +1,1 @@
-"""What people see of a run."""
+"""Progress, curves and profile of a run."""

@@ -11,13 +11,13 @@ from pathlib import Path
 from openblip.saving import naming
 
 WINDOW = 50
-"""Steps that the shown means and the plotted line average over, at the most."""
+"""Most steps that means and the plotted line average over."""
 SHARE = 20
-"""A line averages over no more than this part of its run: short runs have curves, too."""
+"""The plotted line averages over at most 1 / SHARE of a run, so short runs have curves, too."""
 
 
 class StepTable:
-    """A CSV of rows that begin with a step.
+    """A CSV with one row per recorded step.
 
     Args:
         columns: the first is "step".
@@ -34,7 +34,7 @@ class StepTable:
         self.pending.append(row)
 
     def write(self) -> None:
-        """Append what was added since; the first time, rewrite the file without abandoned rows."""
+        """Append new rows; the first time, rewrite the file without rows beyond `steps_done`."""
         rows = self.kept + self.pending if self.rewrite else self.pending
         if not rows:
             return
@@ -53,7 +53,7 @@ class Curves:
     Args:
         folder: where curves.csv and curves.png go.
         steps_done: see `StepTable`.
-        names: of the losses, one column each; a step may lack some of them.
+        names: the losses, one column each; a step may lack some of them.
     """
 
     def __init__(self, folder: Path, steps_done: int, names: Sequence[str]) -> None:
@@ -68,7 +68,7 @@ class Curves:
         self.table.add({"step": str(step), "epoch": str(epoch), "lr": f"{rate:.3e}", **shown})
 
     def means(self) -> dict[str, float]:
-        """Each loss over the last steps that had it."""
+        """The mean of each loss over the last steps that have it."""
         values_of = {name: [row[name] for row in self.recent if name in row] for name in self.names}
         return {name: sum(values) / len(values) for name, values in values_of.items() if values}
 
@@ -76,7 +76,7 @@ class Curves:
         self.table.write()
 
     def plot(self) -> None:
-        """Draw curves.png; without matplotlib the CSV has to do."""
+        """Draw curves.png, if matplotlib is installed."""
         try:
             import matplotlib
         except ImportError:
@@ -111,7 +111,7 @@ def _means(values: Sequence[float], window: int) -> list[float]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a file; a kill may have cut the last one."""
+    """The complete rows of a file; a killed run may have left half a row."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""How fast a run is and how much memory it takes: figures of the machine, kept apart from those of curves.csv."""
+"""Speed and memory of a run, which depend on the machine and so are not in curves.csv."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ PROFILE_FILE = "profile.csv"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, the most that this process has had so far.
+    """Peak memory of this process, in bytes.
 
-    On CUDA what tensors took of the GPU (torch.cuda.max_memory_allocated: without the allocator's reserve and the
-    driver's own). Elsewhere its resident memory, which is what the system has to provide: Python, PyTorch, what was
-    loaded, and pages of mapped files. 0 where the system does not say (Windows).
+    On CUDA, the memory of tensors on the GPU (torch.cuda.max_memory_allocated), without the allocator's reserve and the
+    driver's memory. Otherwise the resident memory: Python, PyTorch, everything loaded, and pages of mapped files. 0 if
+    the system does not report it (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # getrusage gives a process that has just been started the peak of its parent.
+    # getrusage reports the parent's peak for a new process.
     found = _status("VmHWM")
     if found is not None:
         return found
@@ -32,12 +32,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes that this process has now; 0 where there is no /proc (not Linux)."""
+    """Current memory of this process, in bytes; 0 without /proc (not Linux)."""
     return _status("VmRSS") or 0
 
 
 def _status(name: str) -> int | None:
-    """A line of Linux' account of this process, in bytes."""
+    """A line of /proc/self/status, in bytes."""
     path = Path("/proc/self/status")
     if path.is_file():
         for line in path.read_text(encoding="ascii", errors="replace").splitlines():
@@ -47,7 +47,7 @@ def _status(name: str) -> int | None:
 
 
 def machine_name(device: torch.device) -> str:
-    """What a run computes on, as people say it."""
+    """The name of the CPU or GPU, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -55,5 +55,5 @@ def machine_name(device: torch.device) -> str:
 
 
 def size_of(count: int) -> str:
-    """Bytes, as people say them."""
+    """A number of bytes, for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""How you follow a run: a progress bar, curves on disk, TensorBoard and Weights & Biases where there are any."""
+"""Show and record a run: a progress bar, curves on disk, TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from openblip.training.recipe import Recipe
 
 WANDB_ID_FILE = "wandb_run.txt"
 EVERY_SECONDS = 60.0
-"""Between lines where standard output is no terminal: a bar that moves would say nothing there until the end."""
+"""Seconds between lines if standard output is no terminal."""
 
 
 class Reporter(Protocol):
-    """Somewhere that numbers go."""
+    """A destination for numbers."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 class RunMonitor(AbstractContextManager["RunMonitor"]):
-    """Shows and records a run, of which `done` of `total` steps are behind it. Silent where `shown` is False."""
+    """Shows and records a run with `total` steps, from step `done` on. Shows nothing if `shown` is False."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class RunMonitor(AbstractContextManager["RunMonitor"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        # What went wrong is to be told, not that there is no room for curves either.
+        # Report the first error, not that the curves cannot be written, either.
         with suppress(OSError) if error is not None else nullcontext():
             if self.shown:
                 self.curves.write()
@@ -80,7 +80,7 @@ class RunMonitor(AbstractContextManager["RunMonitor"]):
                 reporter.close()
 
     def step(self, total: int, epoch: int, rate: float, losses: dict[str, float], images: int) -> None:
-        """One step is done, which saw so many images."""
+        """Record a finished step and its number of images."""
         if not self.shown:
             return
         self.curves.add(total, epoch, rate, losses)
@@ -113,15 +113,15 @@ class RunMonitor(AbstractContextManager["RunMonitor"]):
             reporter.add(step, values)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.shown:
             self.progress.console.print(printable(line, 2_000, 600), markup=False, highlight=False, soft_wrap=True)
 
 
 def reporters_of(recipe: Recipe) -> list[Reporter]:
-    """TensorBoard where it is installed and wanted; Weights & Biases when a project is named.
+    """TensorBoard, if it is wanted and installed; Weights & Biases, if a project is named.
 
-    Raises OpenBlipError when a project is named and wandb is not installed.
+    Raises OpenBlipError if a project is named and wandb is not installed.
     """
     found: list[Reporter] = []
     if recipe.monitor.tensorboard:
@@ -149,7 +149,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a project, with the recipe as its settings; one that is resumed goes on in the same run."""
+    """A run of a Weights & Biases project, with the recipe as its config; a resumed run continues the same one."""
 
     def __init__(self, recipe: Recipe) -> None:
         try:
@@ -168,7 +168,7 @@ class WeightsAndBiases:
                 resume="allow",
                 config=json.loads(json.dumps(asdict(recipe), default=lambda choice: choice.value)),
             )
-        except Exception as error:  # no network, no account, a name that it does not take
+        except Exception as error:  # no network, no account, or an invalid name
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OpenBlipError(
                 f"Weights & Biases cannot be begun ({reason}): log in with `wandb login`, set WANDB_MODE=offline, or "
@@ -183,7 +183,7 @@ class WeightsAndBiases:
 
 
 def _run_id(path: Path) -> str:
-    """What a run is called there: chosen once and kept beside its checkpoint, so that no other run goes on in it."""
+    """The run's id at Weights & Biases: chosen once and stored with the checkpoint, so that no other run uses it."""
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     run_id = uuid4().hex

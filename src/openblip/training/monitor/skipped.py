@@ -1,4 +1,4 @@
-"""Images, and tars, that a run did without."""
+"""List the images and tars that a run had to leave out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SKIPPED_FILE = "skipped.csv"
 
 
 def write_skipped(folder: Path, bad: Sequence[BadImage]) -> None:
-    """List them in the folder, after those that are listed there; nothing is written when there are none."""
+    """Add bad images to the list in the folder; nothing is written if there are none."""
     if not bad:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SKIPPED_FILE
     problems = _listed(path)
     for each in bad:
-        # What is told in a sentence begins with the image, which has a column of its own here.
+        # A problem begins with the name of the image, which has its own column here.
         problems.setdefault(str(each.image), each.problem.removeprefix(f"{each.image}: "))
-    # A name of a file may be of bytes that are no text.
+    # A file name may have bytes that are not UTF-8.
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "problem"])
