@@ -19,7 +19,7 @@ from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import copied
 from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import CheckpointError
-from openblip.nn.threads import ALONE_ELEMENTS, PART_ELEMENTS, PARTS_A_THREAD
+from openblip.nn.threads import PART_ELEMENTS, PARTS_A_THREAD
 from tests.checkpoints.lavis.test_read import lay_out
 from tests.checkpoints.theirs import write_matcher, write_writer
 from tests.pairs.lavis import recorded_config, recorded_weights
@@ -160,8 +160,8 @@ def test_pieces_are_copied_as_they_are(dtype: torch.dtype, threads: int, monkeyp
             pieces[-1].view(-1)[place] = 0
         pieces = [counted(height, generator) for _ in range(count)]
         assert copied(pieces, dtype, CPU)[1] == float(torch.cat(pieces).double().sum()) != 0
-    assert max(PART_ELEMENTS * PARTS_A_THREAD * 2, ALONE_ELEMENTS) < 1500 * 512
-    assert max(PART_ELEMENTS, ALONE_ELEMENTS) // 2048 + 16 < 2**8
+    assert PART_ELEMENTS * PARTS_A_THREAD * 2 < 1500 * 512
+    assert PART_ELEMENTS // 2048 + 16 < 2**8
 
 
 def test_a_folder_that_is_copied_loads_as_before(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from openblip.checkpoints.hub.download import REPOSITORY_NAME, download, download_words
 from openblip.checkpoints.hub.progress import download_progress
-from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.layouts import layouts_of
-from openblip.checkpoints.lora.files import read_adapter
-from openblip.checkpoints.lora.fit import base_of
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.registry import did_you_mean, find_model, folder_kind, folder_of, transformers_family
 from openblip.errors import CheckpointError, DownloadError, OptionError, given_path
+
+if TYPE_CHECKING:
+    from openblip.checkpoints.layouts import Layouts
 
 
 def load_parts(name: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelParts:
@@ -76,7 +76,7 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
         found = download(name, progress=progress)
     if model is not None and model.origin == "lavis":
         _refuse_tokenizer(name, options)
-        return layouts_of(model.family).read_lavis(model, found, options)
+        return _layouts(model.family).read_lavis(model, found, options)
     return _read_folder(found[0].path, options)
 
 
@@ -84,13 +84,23 @@ def _read_folder(folder: Path, options: ReadOptions) -> ModelParts:
     if is_adapter(folder):
         return _read_with_adapter(folder, options)
     if folder_kind(folder) == "transformers":
-        return layouts_of(transformers_family(folder)).read_transformers(folder, options)
+        return _layouts(transformers_family(folder)).read_transformers(folder, options)
     _refuse_tokenizer(str(folder), options)
     return load_native(folder, options)
 
 
+def _layouts(family: str) -> Layouts:
+    # Readers of other projects' files take time to import, and a folder of ours needs none of them.
+    from openblip.checkpoints.layouts import layouts_of
+
+    return layouts_of(family)
+
+
 def _read_with_adapter(folder: Path, options: ReadOptions) -> ModelParts:
     """The model that an adapter was trained on, with the adapter."""
+    from openblip.checkpoints.lora.files import read_adapter
+    from openblip.checkpoints.lora.fit import base_of
+
     if options.adapter is not None:
         raise OptionError(f"{folder} holds an adapter itself: merge it with `openblip merge` to put another on it")
     adapter = read_adapter(folder)
@@ -153,6 +163,8 @@ def with_language_model(parts: ModelParts, place: str | Path, revision: str | No
         OpenBlipError: transformers is not installed.
         CheckpointError, DownloadError: see `load_language_model`.
     """
+    from openblip.checkpoints.language_models import load_language_model
+
     old = parts.network
     like = old.vision_norm.weight
     language = load_language_model(LanguageSource(str(place), revision), like.dtype, like.device)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from openblip.checkpoints.lora.files import Adapter
 from openblip.errors import OptionError
 from openblip.nn.quant.swap import BITS
+
+if TYPE_CHECKING:
+    from openblip.checkpoints.lora.files import Adapter
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from openblip.checkpoints import DEFAULT_MODEL
 from openblip.checkpoints.loading import find_tokenizer, load_parts
-from openblip.checkpoints.lora.fit import find_adapter
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.devices import Placement, choose_placement, tell_substitution
 from openblip.errors import given_path
@@ -19,6 +18,7 @@ from openblip.nn.quant.swap import prepare_layers
 if TYPE_CHECKING:
     import torch
 
+    from openblip.checkpoints.lora.files import Adapter
     from openblip.checkpoints.model_parts import ModelParts
 
 
@@ -60,11 +60,17 @@ def load(
         placement.dtype,
         placement.device,
         placement.bits,
-        adapter=None if adapter is None else find_adapter(adapter),
+        adapter=None if adapter is None else _find_adapter(adapter),
         checkpoint=None if checkpoint is None else given_path("the checkpoint", checkpoint),
         tokenizer=None if tokenizer is None else find_tokenizer(tokenizer),
     )
     return model_of(load_parts(name, options), placement, image_cache)
+
+
+def _find_adapter(adapter: str | Path) -> Adapter:
+    from openblip.checkpoints.lora.fit import find_adapter  # few loads need it, and it takes time to import
+
+    return find_adapter(adapter)
 
 
 def model_of(parts: ModelParts, placement: Placement, image_cache: int = DEFAULT_BYTES) -> Model:

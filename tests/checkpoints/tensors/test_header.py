@@ -63,7 +63,7 @@ BAD: dict[str, tuple[object, bytes]] = {
 READERS: dict[str, Callable[[Path], object]] = {
     "header": read_header,
     "file": SafetensorsFile,
-    "mapped": MappedFile,
+    "mapped": lambda path: MappedFile(path, read_header(path)),
     "folder": lambda path: WeightFolder(path.parent),
     "inspect": inspect,
     "load": lambda path: openblip.load(path.parent),

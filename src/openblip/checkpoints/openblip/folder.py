@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 
 from openblip.checkpoints.families import BLIP2, Family, find_family, language_of
 from openblip.checkpoints.json_files import build, read_json, to_json
-from openblip.checkpoints.language_models import load_language_model
-from openblip.checkpoints.lora.fit import merge_external
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts, read_defaults
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
@@ -36,6 +34,9 @@ from openblip.nn.quant.int4_wide import Int4WideLinear, dequantize_wide
 from openblip.nn.quant.swap import BITS, quantized_layers
 from openblip.text import PromptTemplates, Tokenizer, check_ids, check_prompts
 
+if TYPE_CHECKING:
+    from openblip.checkpoints.language_models import LoadedLanguage
+
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, FORMAT_VERSION)
 """Version 1 differs in the names of its generation options."""
@@ -44,6 +45,8 @@ ADAPTER_MARK = ".lora_"
 """In names of what peft has put into a network."""
 MATRIX_ELEMENTS = 16_384
 """Smaller matrices are not worth quantizing."""
+LARGEST_CODE = 128
+"""In magnitude."""
 STORAGES = ("float32", "float16", "int8")
 
 
@@ -100,7 +103,7 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
         family = find_family(content.get("family", BLIP2.name), path)  # older folders do not say
         external = content.get("external", content.get("borrowed"))  # its first name
         source = None if external is None else build(LanguageSource, external, path)
-        language = None if source is None else load_language_model(source, options.dtype, options.device, beside=folder)
+        language = None if source is None else _load_external(source, options, folder)
         config = family.read_config(content, path)
         if language is not None:
             if language_of(config) is not None:
@@ -126,6 +129,8 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
     if options.bits is None:
         options = replace(options, bits=stored_bits)
     if options.adapter is not None and language is not None:
+        from openblip.checkpoints.lora.fit import merge_external
+
         options = replace(options, adapter=merge_external(options.adapter, language.model.model))
     placer = Placer(network, folder, options, lambda name: f"{folder / WEIGHTS_FILE}: {name}")
     network = _read_into(placer, folder)
@@ -141,6 +146,13 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
     parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source, family.name)
     _check_words(parts, folder)
     return parts
+
+
+def _load_external(source: LanguageSource, options: ReadOptions, folder: Path) -> LoadedLanguage:
+    # Few models have an external language model, and what reads it takes time to import.
+    from openblip.checkpoints.language_models import load_language_model
+
+    return load_language_model(source, options.dtype, options.device, beside=folder)
 
 
 class _WithoutStart(TorchFunctionMode):
@@ -227,17 +239,18 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
 
 
 def _read_into(placer: Placer, folder: Path) -> Blip2Network:
-    file = Peeled(SafetensorsFile(folder / WEIGHTS_FILE), NATIVE_ROOTS)
+    stored = SafetensorsFile(folder / WEIGHTS_FILE)
+    file = Peeled(stored, NATIVE_ROOTS)
     sides = (SCALE_SUFFIX, STEPS_SUFFIX)
     check_fit(placer.wanted, {name: _shape(name, file) for name in file.shapes if not name.endswith(sides)}, folder)
-    mapped = MappedFile(file.path) if placer.device.type == "cpu" else None
+    mapped = MappedFile(file.path, stored.entries) if placer.device.type == "cpu" and placer.options.bits else None
     for name in placer.to_put:
         codes, layer = file.read(name), placer.layer(name)
         if name + SCALE_SUFFIX not in file.shapes:
             placer.put(name, codes)
             continue
         scale = file.read(name + SCALE_SUFFIX)
-        if not scale.isfinite().all():
+        if not scale.float().mul(LARGEST_CODE).isfinite().all():
             raise CheckpointError(f"{file.path}: {name}{SCALE_SUFFIX} {NOT_FINITE}")
         steps = [file.read(name + STEPS_SUFFIX)] if name + STEPS_SUFFIX in file.shapes else []
         try:
@@ -251,7 +264,7 @@ def _read_into(placer: Placer, folder: Path) -> Blip2Network:
             elif codes.dtype == torch.uint8:
                 placer.put(name, dequantize_groups(codes, scale))
             else:
-                placer.put(name, codes.float() * scale.float()[:, None])
+                placer.put(name, codes.to(torch.float32, copy=True).mul_(scale.float()[:, None]), is_new=True)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder}: {name} does not fit its scales ({error}): get the folder again"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.lora.fit import AdapterFit
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
@@ -17,9 +17,14 @@ from openblip.nn.memory import give_back
 from openblip.nn.quant.swap import Quantized, quantized_layers, swap_layers
 from openblip.nn.threads import on_threads, part_elements
 
+if TYPE_CHECKING:
+    from openblip.checkpoints.lora.fit import AdapterFit
+
 WEIGHT = "weight"
 VARIANCE = "running_var"
 NOT_FINITE = "holds numbers that are infinite or none (NaN): get the file again, or the checkpoint of before"
+SMALL_ELEMENTS = 2**17
+"""Tensors of no more than so many numbers are checked together with others."""
 VISION = "vision."
 """Names of the image encoder's tensors begin so."""
 
@@ -56,11 +61,17 @@ class Placer:
         self.wanted = {name: tuple(tensor.shape) for name, tensor in empty.items()}
         self.to_put = {name: shape for name, shape in self.wanted.items() if not options.leaves_out(name)}
         self._counted = {name for name, tensor in empty.items() if not tensor.is_floating_point()}
-        self._adapter = None if options.adapter is None else AdapterFit(options.adapter, self.wanted)
+        self._adapter: AdapterFit | None = None
+        if options.adapter is not None:
+            from openblip.checkpoints.lora import fit  # few loads need it, and it takes time to import
+
+            self._adapter = fit.AdapterFit(options.adapter, self.wanted)
         if options.bits:
             swap_layers(network, options.bits)
         self._layers = quantized_layers(network)
         self._state: dict[str, Tensor] = {}
+        self._unchecked: list[tuple[str, Tensor, Tensor]] = []
+        self._unchecked_elements = 0
 
     def layer(self, name: str) -> Quantized | None:
         """The quantized layer whose weight this is."""
@@ -71,9 +82,13 @@ class Placer:
         """Whether an adapter is merged into this tensor."""
         return self._adapter is not None and name in self._adapter.changed
 
-    def put(self, name: str, *pieces: Tensor) -> None:
+    def put(self, name: str, *pieces: Tensor, is_new: bool = False) -> None:
         """Give the network one of `wanted`, whole or in pieces along its first dimension, which may be thrown away
         afterwards.
+
+        Args:
+            is_new: the one piece is finite, and lies in memory that nobody else has: it is taken itself where it is of
+                the right type.
 
         Raises CheckpointError when it is of another kind than the network's, as codes without their scales are, or
         is not finite, as it is stored or once it is cast.
@@ -97,12 +112,39 @@ class Placer:
             self._state[name] = _joined(pieces).to(self.device, copy=True).contiguous()
             return
         dtype = self.options.dtype_of(name)
-        tensor, total = copied(pieces, dtype, self.device)
-        if not math.isfinite(total) and not tensor.isfinite().all():
-            self._refuse(name, pieces, dtype)
-        if name.endswith(VARIANCE) and bool((tensor < 0).any()):
+        first = pieces[0]
+        if is_new and first.dtype == dtype and first.device == self.device and not self.changes(name):
+            self._state[name] = first
+        elif self.device.type == "cpu" and len(pieces) == 1 and first.numel() <= SMALL_ELEMENTS:
+            self._check_later(name, first.to(dtype, copy=True).contiguous(), first)
+        else:
+            tensor, total = copied(pieces, dtype, self.device)
+            if not math.isfinite(total):
+                self._check(name, tensor, pieces)
+            self._state[name] = tensor
+        if name.endswith(VARIANCE) and bool((self._state[name] < 0).any()):
             raise CheckpointError(f"{self.describe(name)} holds variances below 0: get the file again")
+
+    def _check_later(self, name: str, tensor: Tensor, source: Tensor) -> None:
+        """Give the network a tensor that is looked at together with others, while they are in the processor's cache:
+        each by itself would cost more than its copy.
+        """
         self._state[name] = tensor
+        self._unchecked.append((name, tensor, source))
+        self._unchecked_elements += tensor.numel()
+        if self._unchecked_elements > SMALL_ELEMENTS:
+            self._check_waiting()
+
+    def _check_waiting(self) -> None:
+        waiting, self._unchecked, self._unchecked_elements = self._unchecked, [], 0
+        # A sum is finite only if all numbers are.
+        if waiting and not math.isfinite(torch.cat([tensor.flatten() for _, tensor, _ in waiting]).float().sum()):
+            for name, tensor, source in waiting:
+                self._check(name, tensor, [source])
+
+    def _check(self, name: str, tensor: Tensor, pieces: Sequence[Tensor]) -> None:
+        if not tensor.isfinite().all():
+            self._refuse(name, pieces, tensor.dtype)
 
     def _refuse(self, name: str, pieces: Sequence[Tensor], dtype: torch.dtype) -> None:
         wide = [piece.double() for piece in pieces if piece.numel()]
@@ -120,7 +162,11 @@ class Placer:
         return tensor if self._adapter is None else self._adapter.merged(name, tensor)
 
     def finish(self) -> Blip2Network:
-        """The network with all its tensors but those left out, in evaluation mode."""
+        """The network with all its tensors but those left out, in evaluation mode.
+
+        Raises CheckpointError when one is missing or not finite.
+        """
+        self._check_waiting()
         self.network.load_state_dict(self._state, assign=True, strict=False)
         for name, tensor in self.network.state_dict().items():
             if tensor.is_meta and not self.options.leaves_out(name):
@@ -135,7 +181,7 @@ def copied(pieces: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
     The sum is finite only if they all are. It is taken of what has just been written, while it is in the processor's
     cache: memory is not gone through twice.
     """
-    first, most = pieces[0], part_elements(device)
+    first, most = pieces[0], part_elements(device, sum(piece.numel() for piece in pieces))
     if device.type != "cpu" or (len(pieces) == 1 and first.numel() <= most):
         tensor = _joined(pieces).to(device, dtype, copy=True).contiguous()
         return tensor, float(tensor.sum())

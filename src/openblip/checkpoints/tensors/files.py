@@ -57,13 +57,17 @@ class SafetensorsFile:
     or until it is let go. So the file is opened anew every now and then, too: tensors that nobody holds any more are
     gone by then.
 
+    Attributes:
+        entries: of every tensor its type, shape and place; shapes: the same without the rest.
+
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shapes = {name: entry.shape for name, entry in read_header(path).items()}
+        self.entries = read_header(path)
+        self.shapes = {name: entry.shape for name, entry in self.entries.items()}
         self._mirrors: list[tuple[int, int]] = []
         with readable(path):
             self._open()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.tensors.header import read_header
+from openblip.checkpoints.tensors.header import TensorEntry
 
 TYPES = {"I8": torch.int8, "U8": torch.uint8}
 MAPPED_TOGETHER = 128 * 2**20
@@ -24,14 +25,15 @@ class MappedFile:
 
     Args:
         path: of the file.
+        entries: its tensors, as `read_header` gives them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entries: Mapping[str, TensorEntry]) -> None:
         self.path = path
         self._places: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]] = {}
         self._ends: dict[int, int] = {}
         self._mappings: dict[int, tuple[mmap.mmap, int]] = {}
-        for name, entry in read_header(path).items():
+        for name, entry in entries.items():
             if entry.kind in TYPES:
                 start, end = entry.start, entry.end
                 self._places[name] = TYPES[entry.kind], entry.shape, start, end

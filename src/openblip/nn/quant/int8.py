@@ -51,21 +51,24 @@ def quantize_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.empty(height, width, dtype=torch.int8, device=device)
     scales = torch.empty(height, dtype=torch.float32, device=device)
     parts = row_parts(pieces)
-    most = max((len(part) for _, part in parts), default=0)
+    heights = [len(part) for part in parts]
+    most = max(heights, default=0)
 
-    def work(taken: Iterator[tuple[int, Tensor]]) -> None:
+    def work(taken: Iterator[tuple[Tensor, Tensor, Tensor]]) -> None:
         # One place for all parts: memory that is new each time costs more than the arithmetic.
         room = torch.empty(most, width, device=device)
         bits = torch.empty(most, width, dtype=torch.int32, device=device)
-        for start, part in taken:
-            end = start + len(part)
+        added = torch.full((1, width), TO_WHOLE, device=device)
+        for part, whole, scale in taken:
+            # Before the cast: the numbers come into the cache in what is the smaller type.
+            highest = largest(part, bits) if part.dtype in HALF_TYPES else None
             values = room[: len(part)].copy_(part)
-            scale = scales[start:end]
-            scale.copy_(largest(part if part.dtype in HALF_TYPES else values, bits)).div_(LEVELS).clamp_(min=TINY)
-            # The sum's last byte is the whole number.
-            codes[start:end] = values.div_(scale[:, None]).add_(TO_WHOLE).view(torch.int32)
+            scale.copy_(largest(values, bits) if highest is None else highest).div_(LEVELS).clamp_(min=TINY)
+            # The quotient is rounded before the sum is. The sum's last byte is the whole number.
+            sums = torch.addcdiv(added.expand_as(values), values, scale[:, None], out=values)
+            whole.copy_(sums.view(torch.int32))
 
-    on_threads(work, parts, device)
+    on_threads(work, list(zip(parts, codes.split(heights), scales.split(heights), strict=True)), device)
     if not scales.isfinite().all():
         raise ValueError("a weight is infinite or no number")
     return codes, scales
