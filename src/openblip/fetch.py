@@ -323,6 +323,8 @@ def _append(
                 if answer.total is None:
                     check_room(part.parent, 0, f"the rest of {part.stem}")
                 since, checked = clock(), length
+        with _writing(part):
+            os.fsync(file.fileno())  # before it gets its name, which a power cut could keep without the content
     if answer.total is not None and length < answer.total:
         raise _LostError(f"the connection ended {answer.total - length} bytes early")
 

@@ -39,6 +39,37 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number) if match[2] else match[1], str(path)) from error
 
 
+def put_on_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk, so that a power cut behind a change of its name cannot lose it.
+
+    Raises:
+        OSError: it cannot be written; `filename` is set.
+    """
+    with naming(path), path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def put_names_on_disk(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system has that: Windows and some others have not."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def rename(draft: Path, path: Path) -> None:
+    """Let a draft that was written take its place; a power cut leaves the old file or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written; `filename` is set.
+    """
+    put_on_disk(draft)
+    draft.replace(path)
+    put_names_on_disk(path.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A draft beside `path` that takes its name at the end; after an error it is gone, and `path` is what it was.
@@ -52,7 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield draft
-            draft.replace(path)
+            rename(draft, path)
     except BaseException:
         with suppress(OSError):
             draft.unlink()

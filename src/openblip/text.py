@@ -168,7 +168,7 @@ class Tokenizer:
             problem = "is no file" if path.exists() else "is missing"
             raise CheckpointError(f"{path} {problem}: the model folder is incomplete, get it again")
         with tokenizer_errors(f"{path} is not a tokenizer file"):
-            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
+            fast = FastTokenizer.from_buffer(path.read_bytes())
             check_tokenizer(fast)
             return cls(fast, start_token, pad_token)
 

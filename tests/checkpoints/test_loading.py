@@ -13,7 +13,7 @@ from torch import Tensor
 
 import openblip
 from openblip import errors
-from openblip.checkpoints import loading
+from openblip.checkpoints.hub import download as hub_download
 from openblip.checkpoints.lavis.read import read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.lora.files import write_adapter
@@ -61,7 +61,7 @@ def test_what_is_no_name(
 def test_a_checkpoint_is_looked_for_before_anything_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "download", lambda *_, **__: pytest.fail("15 GB for nothing"))
+    monkeypatch.setattr(hub_download, "download", lambda *_, **__: pytest.fail("15 GB for nothing"))
     with pytest.raises(CheckpointError, match=r"nowhere\.pth is no file"):
         openblip.load("blip2_opt/pretrain_opt2.7b", checkpoint=tmp_path / "nowhere.pth")
 

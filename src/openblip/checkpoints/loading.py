@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from openblip.checkpoints.hub.download import REPOSITORY_NAME, download, download_words
-from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
@@ -67,6 +65,10 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
     if is_folder:
         _refuse_checkpoint(str(path), options)
         return _read_folder(path, options)
+    # A model that lies on this machine needs nothing of the hub, which takes time to import.
+    from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
+    from openblip.checkpoints.hub.progress import download_progress
+
     model = find_model(str(name))
     if isinstance(name, Path) or (model is None and not REPOSITORY_NAME.fullmatch(name)):
         raise CheckpointError(f"{name} is neither a model folder nor a known model: {did_you_mean(str(name))}")
@@ -141,6 +143,9 @@ def find_tokenizer(place: str | Path) -> Path:
         return folder
     if folder.is_file():
         return folder.parent
+    from openblip.checkpoints.hub.download import REPOSITORY_NAME, download_words
+    from openblip.checkpoints.hub.progress import download_progress
+
     if not REPOSITORY_NAME.fullmatch(str(place)):
         raise CheckpointError(f"the tokenizer {place} is not there: give a model's folder, or its name on the hub")
     with download_progress() as progress:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.errors import OpenBlipError
-from openblip.saving import locked, naming, replacing
+from openblip.saving import locked, naming, put_on_disk, rename, replacing
 
 PART, PROGRESS, LOCK = ".part", ".part.progress", ".lock"
 FILES = "the files of "
@@ -95,6 +95,7 @@ class Kept:
         """Keep a batch. Raises OSError, with the name of the file, when it cannot be written."""
         if content:
             _append(self.part, content)
+            put_on_disk(self.part)  # before the progress says so
         self.size += len(content)
         _append(self.progress, _line({"done": done, "bytes": self.size, "failed": failed}))
         self.done = done
@@ -104,7 +105,7 @@ class Kept:
         """Give FILE what was kept, or what `write` writes to a draft."""
         if write is None:
             with naming(self.path):
-                self.part.replace(self.path)
+                rename(self.part, self.path)
         else:
             with replacing(self.path) as draft:
                 write(draft)

@@ -34,7 +34,7 @@ from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
 from openblip.checkpoints.tensors.torchscript import is_torchscript, read_torchscript
 from openblip.checkpoints.tensors.wrappers import peel, unwrap
 from openblip.errors import CheckpointError, printable
-from openblip.saving import naming, replacing
+from openblip.saving import naming, put_names_on_disk, put_on_disk, replacing
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Transformers' names, the one it prefers first; each may be an index of shards instead."""
@@ -355,7 +355,8 @@ def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
 
 
 def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write text files and safetensors files; drafts until all are written, so a kill never leaves half of them.
+    """Write text files and safetensors files; drafts until all are written, so a kill or a power cut never leaves
+    half of them.
     Another process that writes to the folder is waited for.
 
     Raises CheckpointError when they cannot be written; what was there before is kept.
@@ -368,8 +369,11 @@ def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str,
         with FileLock(folder / LOCK_FILE):
             try:
                 _write_drafts(drafts, texts, weights)
+                for draft in drafts.values():
+                    put_on_disk(draft)
                 for name, draft in drafts.items():
                     draft.replace(folder / name)
+                put_names_on_disk(folder)
             finally:
                 for path in (*drafts.values(), folder / LOCK_FILE):
                     with suppress(OSError):

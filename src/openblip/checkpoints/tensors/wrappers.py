@@ -105,8 +105,11 @@ def peel(path: Path, names: Iterable[str], roots: Sequence[str]) -> dict[str, st
         CheckpointError: two names become one.
     """
     bare = {name: _without_inside(name) for name in names}
-    fronts = Counter(front for name in bare.values() if (front := _front(name, roots)) is not None)
-    front = "" if "" in fronts or not fronts else fronts.most_common(1)[0][0]
+    layers, whole = tuple(root for root in roots if root.endswith(".")), frozenset(roots)
+    front = ""
+    if not any(name.startswith(layers) or name in whole for name in bare.values()):
+        fronts = Counter(front for name in bare.values() if (front := _front(name, layers, whole)) is not None)
+        front = fronts.most_common(1)[0][0] if fronts else ""
     found: dict[str, str] = {}
     for stored, name in bare.items():
         own = name.removeprefix(front)
@@ -122,12 +125,12 @@ def _without_inside(name: str) -> str:
     return name
 
 
-def _front(name: str, roots: Sequence[str]) -> str | None:
+def _front(name: str, layers: tuple[str, ...], whole: frozenset[str]) -> str | None:
     """What stands in front of the first place in a name where one of the layout's own begins; None without one."""
     start = 0
     while True:
         rest = name[start:]
-        if any(rest.startswith(root) if root.endswith(".") else rest == root for root in roots):
+        if rest.startswith(layers) or rest in whole:
             return name[:start]
         dot = name.find(".", start)
         if dot < 0:

@@ -68,7 +68,7 @@ def quantize_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
             sums = torch.addcdiv(added.expand_as(values), values, scale[:, None], out=values)
             whole.copy_(sums.view(torch.int32))
 
-    on_threads(work, list(zip(parts, codes.split(heights), scales.split(heights), strict=True)), device)
+    on_threads(work, list(zip(parts, torch.split(codes, heights), torch.split(scales, heights), strict=True)), device)
     if not scales.isfinite().all():
         raise ValueError("a weight is infinite or no number")
     return codes, scales
