@@ -29,7 +29,7 @@ import torch
 torch.set_num_threads(int(sys.argv[3]))
 """
 OURS = """
-import openblip, openblip.models.blip2
+import openblip; openblip.load  # imports what it needs
 start = time.perf_counter(), time.process_time()
 network = openblip.load(sys.argv[1], dtype=sys.argv[2] or None, device="cpu").network
 """

@@ -108,7 +108,7 @@ def peel(path: Path, names: Iterable[str], roots: Sequence[str]) -> dict[str, st
     layers, whole = tuple(root for root in roots if root.endswith(".")), frozenset(roots)
     front = ""
     if not any(name.startswith(layers) or name in whole for name in bare.values()):
-        fronts = Counter(front for name in bare.values() if (front := _front(name, layers, whole)) is not None)
+        fronts = Counter(one for name in bare.values() if (one := _front(name, layers, whole)) is not None)
         front = fronts.most_common(1)[0][0] if fronts else ""
     found: dict[str, str] = {}
     for stored, name in bare.items():
