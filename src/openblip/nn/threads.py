@@ -22,6 +22,9 @@ PART_ELEMENTS = 2**17
 """Numbers of a part: so many that starting operations on it costs little, and that it fits in a core's own cache."""
 SHARED_ELEMENTS = 2**15 - 1
 """PyTorch shares an operation on more numbers than these, unless it is told not to."""
+CACHED_ELEMENTS = 2**20
+"""Numbers of all rows on a thread that go through a layer together, at their widest: 256 rows of 4096, of float32 about
+two caches of a core, of 8 bits half a one."""
 GPU_ELEMENTS = 2**20
 """In a part on a GPU, where starting an operation costs most."""
 MOST_THREADS = 4
@@ -43,6 +46,30 @@ def row_parts(pieces: Sequence[Tensor]) -> list[Tensor]:
     """Matrices below each other, all [rows, width], in parts of a row or more."""
     size = part_elements(pieces[0].device, sum(piece.numel() for piece in pieces))
     return [part for piece in pieces for part in torch.split(piece, max(1, size // max(1, piece[:1].numel())))]
+
+
+def in_row_parts(run: Callable[[Tensor], Tensor], x: Tensor, widest: int) -> Tensor:
+    """What `run` gives for x [..., in], row by row the same, of some rows at a time: [..., out].
+
+    Between the steps of a layer its numbers then stay in the processor's cache; those of many images would go through
+    memory at each step. In inference on a CPU alone: elsewhere `run` gets all at once.
+
+    Args:
+        widest: numbers that one row becomes on the way.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    most = max(1, CACHED_ELEMENTS // widest) * torch.get_num_threads()
+    if len(rows) <= most or x.device.type != "cpu" or not torch.is_inference_mode_enabled():
+        return run(x)
+    parts = rows.chunk(-(-len(rows) // most))
+    first = run(parts[0])
+    y = first.new_empty(len(rows), first.shape[-1])
+    y[: len(first)] = first
+    start = len(first)
+    for part in parts[1:]:
+        y[start : start + len(part)] = run(part)
+        start += len(part)
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def on_threads(work: Callable[[Iterator[T]], R], parts: Sequence[T], device: torch.device) -> list[R]:
