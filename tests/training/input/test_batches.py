@@ -45,7 +45,7 @@ def test_questions_lose_a_share_of_their_words_others_each_time_and_nothing_else
     source = DataSource("a", repeat=400, word_dropout=0.3)
 
     def shown() -> list[ImageText]:
-        return [row.image for batch in BatchPlan([source], [[image]], 4, seed=1).batches(0) for row in batch]
+        return [row.pair for batch in BatchPlan([source], [[image]], 4, seed=1).batches(0) for row in batch]
 
     seen = shown()
     assert seen == shown()
