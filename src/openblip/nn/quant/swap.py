@@ -22,7 +22,8 @@ Quantized: TypeAlias = QuantizedLinear | Int8WordTable
 IN_4_BITS = ("decoder.layers.", "t5.encoder.", "t5.decoder.")
 """Beginnings of names of what may have 4 bits: most of the weights, and what is read for every token."""
 WIDE_IN_4_BITS = ("vision.blocks.", "text.blocks.")
-"""Of what may have 4 bits, and is computed in 8: the other large part, which sees all patches of an image, or all words of a text, at a time."""
+"""Of what may have 4 bits, and is computed in 8: other large parts, which see all patches of an image, or all words of
+a text, at a time."""
 
 
 def swap_layers(network: nn.Module, bits: int) -> None:
