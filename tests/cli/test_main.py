@@ -270,3 +270,19 @@ def test_a_reader_that_is_gone_ends_the_process_quietly(image_paths: list[Path],
     os.close(writer)
     _, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (141, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+def test_too_little_memory_is_one_sentence(tmp_path: Path) -> None:
+    image = Path(__file__).parents[2] / "examples" / "000000126107.jpg"
+    wide = ["caption", str(image), "--num-beams", "10000", "--max-new-tokens", "100", "--output", str(tmp_path / "out")]
+    script = (
+        "import resource, sys\n"
+        "from openblip.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (9 * 10**9, 9 * 10**9))\n"
+        "main(sys.argv[1:])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, *wide], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: there is not enough memory: use a smaller --batch-size, --num-beams")
+    assert ran.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -40,6 +40,11 @@ from openblip.cli.report import complain, say
 from openblip.errors import OpenBlipError, OptionError, printable
 
 WRONG_USAGE = 2
+NO_MEMORY = (
+    "there is not enough memory: use a smaller --batch-size, --num-beams or --max-new-tokens, a smaller model, or "
+    "--dtype int8"
+)
+ALLOCATION = "can't allocate memory"
 
 EPILOG = """[bold]Start with[/bold]
   openblip caption photo.jpg
@@ -101,7 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (OpenBlipError, OSError) as error:
         complain(error)
         sys.exit(WRONG_USAGE)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        complain(OpenBlipError(NO_MEMORY))
+        sys.exit(WRONG_USAGE)
     sys.exit(0)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether this is Python's or PyTorch's error for memory of the machine or of the GPU."""
+    # PyTorch has no class of its own for the machine's.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or ALLOCATION in str(error)
 
 
 def _speak_utf8() -> None:
