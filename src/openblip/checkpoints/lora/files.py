@@ -144,7 +144,10 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         ranks, alphas = (LayerPatterns(name, config.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
         layers = {module: _low_rank(module, pair, config, ranks, alphas) for module, pair in factors.items()}
-        dropout = float(config.get("lora_dropout") or 0.0)
+        dropout = _number("lora_dropout", config.get("lora_dropout") or 0.0)
+        for name in ("use_rslora", "use_dora"):
+            if not isinstance(config.get(name), bool | None):
+                raise ValueError(f"{CONFIG_FILE} says that {name} is {config[name]!r}, not true or false")
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if not layers:
@@ -202,6 +205,12 @@ def _refuse_kinds(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{CONFIG_FILE} says that {name} is {value!r}, not a number")
+    return float(value)
+
+
 def _low_rank(
     module: str, factors: Mapping[str, Tensor], config: Mapping[str, Any], ranks: LayerPatterns, alphas: LayerPatterns
 ) -> LowRank:
@@ -210,7 +219,8 @@ def _low_rank(
     if a is None or b is None:
         raise ValueError(f"{module} has lora_{'B' if a is None else 'A'} without lora_{'A' if a is None else 'B'}")
     rank = ranks.value(module, config.get("r", 8))
-    alpha = float(alphas.value(module, config.get("lora_alpha", 8)))
+    alpha = _number("lora_alpha", alphas.value(module, config.get("lora_alpha", 8)))
+    _number("r", rank)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise ValueError(
             f"{module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}: they are [rank, in] and [out, rank]"
