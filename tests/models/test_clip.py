@@ -24,6 +24,7 @@ from openblip.checkpoints.model_entry import TEXT, VISION, ModelEntry
 from openblip.checkpoints.names.clip import openai_layout
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tools.convert import convert
+from openblip.checkpoints.tools.inspect import inspect
 from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.devices import choose_placement
 from openblip.images.transform import to_pixels
@@ -226,6 +227,9 @@ def test_layouts_lead_to_one_another(theirs: TheirClip, model: Model, tmp_path: 
     (checkpoint,) = convert(tmp_path / "own", tmp_path / "lavis", "lavis")
     state = torch.load(checkpoint, weights_only=True)
     assert state["visual.proj"].shape == (128, 40) and "transformer.resblocks.1.attn.in_proj_weight" in state
+    counted = [inspect(place).parts for place in (checkpoint, tmp_path / "theirs", tmp_path / "own")]
+    assert all(set(parts) == {VISION, TEXT} for parts in counted)
+    assert len({sum(part.parameters for part in parts.values()) for parts in counted}) == 1
     entry = entry_of(model.network.config, SIDE)
     found = [LocalFile(source, path) for source, path in zip(entry.files, (checkpoint, theirs.folder), strict=True)]
     back = load_clip(entry, found, ReadOptions()).network.state_dict()

@@ -48,12 +48,13 @@ PART_NAMES: tuple[tuple[str, str], ...] = (
     (TEXT, r"Qformer\.cls\.|Qformer\.bert\.embeddings\.(word|position)_embeddings\.|embeddings\.(word|position)_emb"),
     (TEXT, r"qformer\.(words|positions|head)\.|(text|vision|image)_proj(ection)?\.|itm_head\.|temp(erature)?$"),
     (TEXT, r"text_encoder\.|encoder\.(layers|words|positions|norm)\.|(cls|class)_head\."),
+    (TEXT, r"text(_model)?\.|(token_embedding|ln_final)\.|text_projection$|log(it)?_scale$"),
     (QFORMER, r"Qformer\.|qformer\.|query_tokens$"),
     (PROJECTION, r"(opt|t5|language|prompt)_proj(ection)?\."),
     (LANGUAGE, r"(opt_model|t5_model|language_model|decoder|t5|model\.decoder|shared|encoder\.block|lm_head)\."),
     (LANGUAGE, r"text_decoder\."),
     (LANGUAGE, r"encoder\.(final_layer_norm|embed_tokens)\."),
-    (VISION, r"visual_encoder\.|visual\.|ln_vision\.|vision(_model|_norm)?\."),
+    (VISION, r"visual_encoder\.|visual(_projection)?\.|ln_vision\.|vision(_model|_norm)?\."),
     (
         VISION,
         r"(cls_token|pos_embed|class_embedding|positional_embedding)$|(patch_embed|blocks|conv1|ln_pre|ln_post)\.",
@@ -180,7 +181,7 @@ def inspect(path: Path) -> Contents:
 
 
 def part_of(name: str) -> str:
-    """Which part of a BLIP-2 a tensor belongs to, by its name in any layout."""
+    """Which part of a model a tensor belongs to, by its name in any layout."""
     return next((part for part, pattern in PART_NAMES if re.match(pattern, name)), OTHER)
 
 
@@ -257,13 +258,16 @@ def _layout(names: Iterable[str]) -> Layout:
 
 def _parts(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str]) -> dict[str, Part]:
     counts: dict[str, Counter[str]] = {}
+    # OpenAI's names of CLIP's text encoder are those of its image encoder in a file of its own.
+    texts = ("transformer.", "positional_embedding") if "token_embedding.weight" in shapes else ()
     for name, shape in shapes.items():
         # A buffer that counts positions and the scales of quantized weights are no parameters.
         if name.endswith(("position_ids", SCALE, STEPS)) or _is_second_name(name, shapes):
             continue
         # Two codes of four bits lie in one byte.
         codes = 2 if types[name] == "uint8" and name + SCALE in shapes else 1
-        counts.setdefault(part_of(name), Counter())[types[name]] += codes * prod(shape)
+        part = TEXT if name.startswith(texts) else part_of(name)
+        counts.setdefault(part, Counter())[types[name]] += codes * prod(shape)
     return {
         part: Part(counts[part].total(), dict(counts[part].most_common())) for part in (*PARTS, OTHER) if part in counts
     }
