@@ -236,7 +236,7 @@ class T5(nn.Module):
         self.tokens = WordTable(config.vocab_size, config.width)
         self.encoder = T5Encoder(config)
         self.decoder = T5Decoder(config)
-        self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied_head else Linear(config.width, config.vocab_size, bias=False)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B, T] to embeddings [B, T, width], for encoder and decoder alike."""

@@ -44,6 +44,7 @@ from openblip.nn.quant.int8 import (
 from openblip.nn.quant.int8_packing import LEVELS, ForFewRows, ForManyRows, Ordered, input_levels
 from openblip.nn.quant.linear import Linear, WordTable, linear
 from openblip.nn.quant.swap import prepare_layers, quantize, quantized_layers
+from openblip.nn.t5 import T5, T5Config
 
 ROUNDING = 1e-5
 CPUS = (LEVELS, LEVELS // 2, None)
@@ -573,3 +574,19 @@ def test_threads_write_what_inference_mode_made(monkeypatch: pytest.MonkeyPatch)
     codes, scales = quantize_weight(torch.full((64, 64), -2.0))
     assert torch.equal(codes, torch.full((64, 64), -LEVELS, dtype=torch.int8))
     assert torch.equal(scales, torch.full((64,), 2 / LEVELS))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_output_head_of_t5s_own_has_8_bits(bits: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Module()
+    network.t5 = T5(T5Config(300, width=64, depth=1, decoder_depth=1, num_heads=2, head_width=32, ffn_width=128))
+    hidden = torch.randn(5, 64)
+    head = network.t5.head
+    assert head is not None
+    exact = hidden.double() @ head.weight.detach().double().t()
+    quantize(network, bits)
+    assert isinstance(network.t5.head, Int8Linear)
+    with torch.inference_mode():
+        scores = network.t5.logits(hidden)
+    assert 0 < (scores - exact).norm() / exact.norm() < 0.03
