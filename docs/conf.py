@@ -20,7 +20,7 @@ exclude_patterns = ["_build"]
 # Every cross-reference must lead somewhere; `make docs` turns the warning into an error.
 nitpicky = True
 # Types from inside the package may show in a signature without being part of the reference.
-nitpick_ignore_regex = [("py:class", r"openblip\.(checkpoints|devices|generation|nn)\..*")]
+nitpick_ignore_regex = [("py:class", r"openblip\.(checkpoints|devices|generation|nn|text)\..*")]
 # `name` in a docstring is code; where it is also the name of something in the reference, it becomes a link.
 default_role = "name-or-code"
 
