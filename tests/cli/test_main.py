@@ -286,3 +286,16 @@ def test_too_little_memory_is_one_sentence(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("error: there is not enough memory: use a smaller --batch-size, --num-beams")
     assert ran.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_the_command_line_starts_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-m", "openblip", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
