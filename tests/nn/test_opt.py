@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from openblip.checkpoints.names.opt import decoder_from_lavis
 from openblip.errors import CheckpointError
+from openblip.nn.opt import OptConfig
 from tests.pairs.gaps import difference
 from tests.pairs.names import from_blip2, opt_names
-from tests.pairs.opt import BATCHES, LENGTH, PADDINGS, VARIANTS, build, gaps, padding_mask, random_ids
+from tests.pairs.opt import (
+    BATCHES,
+    LENGTH,
+    PADDINGS,
+    SMALL,
+    VARIANTS,
+    build,
+    build_of,
+    gaps,
+    padding_mask,
+    random_ids,
+)
 
 TOLERANCE = 1e-5
 
@@ -20,6 +34,20 @@ def test_outputs_and_gradients_equal_transformers(variant: str, batch: int, leng
     forward, gradient = gaps(variant, batch, length, padding)
     assert forward <= TOLERANCE
     assert gradient <= TOLERANCE
+
+
+@pytest.mark.parametrize("config", [replace(SMALL, dropout=0.2), replace(SMALL, attention_dropout=0.4)])
+def test_dropout_in_training_falls_where_it_does_in_transformers(config: OptConfig) -> None:
+    ours, theirs = build_of(config)
+    ids, mask = random_ids(3, 13), padding_mask(PADDINGS["left"], 13)
+    evaluated = ours.logits(ours(ours.embed(ids), mask))[mask]
+    ours.train(), theirs.train()
+    torch.manual_seed(4)
+    logits = ours.logits(ours(ours.embed(ids), mask))[mask]
+    torch.manual_seed(4)
+    expected = theirs(input_ids=ids, attention_mask=mask.long()).logits[mask]
+    assert difference(logits, expected) <= TOLERANCE
+    assert difference(logits, evaluated) > 0.01
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

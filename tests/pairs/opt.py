@@ -33,7 +33,10 @@ BATCHES = [(1, 1, None), (2, 7, None), (3, LENGTH, "none"), (3, 13, "left"), (3,
 
 
 def build(variant: str) -> tuple[Opt, OPTForCausalLM]:
-    config = VARIANTS[variant]
+    return build_of(VARIANTS[variant])
+
+
+def build_of(config: OptConfig) -> tuple[Opt, OPTForCausalLM]:
     theirs = OPTForCausalLM(
         OPTConfig(
             vocab_size=config.vocab_size,
@@ -45,6 +48,8 @@ def build(variant: str) -> tuple[Opt, OPTForCausalLM]:
             word_embed_proj_dim=config.token_width,
             do_layer_norm_before=config.pre_norm,
             _remove_final_layer_norm=not config.final_norm,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
             attn_implementation="eager",
         )
     ).eval()

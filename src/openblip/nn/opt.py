@@ -34,6 +34,7 @@ class OptConfig:
         pre_norm: LayerNorm before each sublayer (every OPT but 350m) or after it.
         final_norm: a LayerNorm after the last layer; OPT has one exactly when it is pre-norm.
         dropout: of what a sublayer adds, in training; embeddings have none, as in the paper.
+        attention_dropout: of attention's weights, in training; the published models have none.
     """
 
     vocab_size: int
@@ -47,6 +48,7 @@ class OptConfig:
     final_norm: bool = True
     layer_norm_eps: float = 1e-5
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     kind: ClassVar[str] = "opt"
     prefix: ClassVar[str] = "decoder"
     is_external: ClassVar[bool] = False
@@ -78,6 +80,7 @@ class DecoderLayer(nn.Module):
         self.num_heads = config.num_heads
         self.pre_norm = config.pre_norm
         self.dropout = config.dropout
+        self.attention_dropout = config.attention_dropout
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
@@ -96,7 +99,10 @@ class DecoderLayer(nn.Module):
             mixed = attend_to_both(query, shared.keys[index, 0], shared.values[index, 0], key, value, mask)
         else:
             causal = mask is None and length > 1
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+            dropout = self.attention_dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal
+            )
         attended: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return attended
 

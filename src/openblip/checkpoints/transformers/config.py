@@ -73,6 +73,7 @@ OPT: Fields = {
     "max_positions": ("max_position_embeddings", 2048),
     "pre_norm": ("do_layer_norm_before", True),
     "dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.0),
 }
 T5: Fields = {
     "vocab_size": ("vocab_size", 32128),
