@@ -306,7 +306,7 @@ def _append(
     since = clock()
     with _writing(part):
         file = part.open("ab")
-    with file:
+    try:
         # A piece is what has come, so that a slow connection shows progress and keeps what it got.
         while piece := response.read(PIECE):
             with _writing(part):
@@ -325,6 +325,9 @@ def _append(
                 since, checked = clock(), length
         with _writing(part):
             os.fsync(file.fileno())  # before it gets its name, which a power cut could keep without the content
+    finally:
+        with _writing(part):  # a file that has no room for what is left of a piece fails once more as it is closed
+            file.close()
     if answer.total is not None and length < answer.total:
         raise _LostError(f"the connection ended {answer.total - length} bytes early")
 

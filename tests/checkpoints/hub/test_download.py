@@ -417,8 +417,12 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert find_repository("a/b") is None
 
 
+@pytest.mark.parametrize("piece", [fetching.PIECE, 3_000])  # a small one is still in the file's buffer when it fails
 @pytest.mark.parametrize("size", [0, 3, 10_000])
-def test_a_full_disk_is_told_with_the_name_of_a_file(web: Web, tmp_path: Path, size: int) -> None:
+def test_a_full_disk_is_told_with_the_name_of_a_file(
+    web: Web, tmp_path: Path, size: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PIECE", piece)
     resource = pytest.importorskip("resource", reason="there are no limits on files' sizes here")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
