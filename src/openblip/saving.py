@@ -107,15 +107,17 @@ def locked(lock_file: Path, refusal: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(lock_file)
+    # All in one: Ctrl-C may come as soon as the file is there.
     try:
-        with naming(lock_file):
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise OpenBlipError(refusal) from None
-    try:
+        try:
+            with naming(lock_file):
+                lock.acquire(timeout=0)
+        except Timeout:
+            raise OpenBlipError(refusal) from None
         yield
     finally:
-        # While it is held: once it is let go of, the file may be the lock of another process.
-        with suppress(OSError):
-            lock_file.unlink()
-        lock.release()
+        if lock.is_locked:
+            # While it is held: once it is let go of, the file may be the lock of another process.
+            with suppress(OSError):
+                lock_file.unlink()
+            lock.release()

@@ -326,7 +326,7 @@ def test_a_model_that_is_stopped_leaves_nothing(
 ) -> None:
     target = tmp_path / "new" / "int8"
     with running(gate, "quantize", tiny_model_folder, target) as process:
-        wait_for(process, (target / ".unfinished.lock").exists)
+        wait_for(process, (target / ".unfinished").exists)
         (target / "mine.txt").write_text("put there meanwhile")
         process.send_signal(number)
         process.communicate()
