@@ -302,10 +302,9 @@ def test_a_second_command_keeps_out(
 
 def test_two_commands_into_one_folder(run: Run, tiny_model_folder: Path, tmp_path: Path, gate: Path) -> None:
     target = tmp_path / "new" / "int8"
-    lock = target / ".unfinished.lock"
     command = ["quantize", tiny_model_folder, target]
     with running(gate, *command) as process:
-        wait_for(process, lock.exists)
+        wait_for(process, (target / ".unfinished").exists)
         for other in (command, ["convert", tiny_model_folder, target, "--to", "openblip"]):
             ran = run(*other)
             assert (ran.code, ran.err.count("\n")) == (2, 1)
