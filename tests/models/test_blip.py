@@ -15,6 +15,7 @@ from openblip.generation.options import GenerationOptions
 from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.nn.blip import BlipLanguageModel
+from openblip.nn.quant.int8_packing import LEVELS, input_levels
 from openblip.nn.quant.swap import quantized_layers
 from tests.models.blip_models import ENCODE, small_parts
 from tests.models.test_wrong_arguments import odd_values, public_call
@@ -193,7 +194,9 @@ def test_quantized_answers_are_near(make: Make, image_paths: list[Path], tmp_pat
     model = make("match")
     smaller = openblip.load(model.save(tmp_path / "match"), device="cpu", dtype=dtype)
     exact, near = (one.scores(image_paths, ["a dog", "a red ball"]).itc for one in (model, smaller))
-    assert (exact - near).abs().max() < (0.05 if dtype == "int8" else 0.4)
+    # Inputs have half as many levels on CPUs without VNNI, so steps are twice as long.
+    longer = LEVELS / (input_levels() or LEVELS)
+    assert (exact - near).abs().max() < (0.05 * longer if dtype == "int8" else 0.4)
 
 
 def test_heatmaps(make: Make, image_paths: list[Path], tmp_path: Path) -> None:

@@ -251,11 +251,11 @@ def test_without_vnni_a_layer_is_packed_at_once_and_for_any_number_of_rows_alike
 
 
 @pytest.mark.parametrize(("rows", "order"), [(1, ForFewRows), (33, ForFewRows), (257, ForManyRows)])
-def test_vnni_that_only_one_library_knows(rows: int, order: type[Ordered], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vnni_that_only_one_library_knows(rows: int, order: type[Ordered]) -> None:
     """As on CPUs with VNNI in AVX2, of which FBGEMM takes no notice: a prompt does not decide for an image's order."""
     x, layer = drawn(rows, 130, 40, 4)
     made = int8_of(layer)
-    with cpu_with(LEVELS // 2), torch.inference_mode():
+    with cpu_with(LEVELS // 2), pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode():
         monkeypatch.setattr(int8_packing, "many_rows_have_an_order", lambda: True)
         made(x)
         assert isinstance(made.packed, order)
@@ -303,13 +303,14 @@ def test_the_shapes_a_gpu_takes_give_the_same_product(rows: int, inputs: int, ou
     assert torch.equal(gpu_product(whole, codes, scale), plain_product(whole, codes, scale))
 
 
-def test_the_way_of_a_gpu_through_a_layer_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_of_a_gpu_through_a_layer_and_a_table() -> None:
     """With the CPU in the GPU's place: a machine with one runs the same lines."""
     x, layer = drawn(3, 64, 32, 5)
     made, table = int8_of(layer), Int8WordTable(32, 64)
     table.take(layer.weight.detach())
     calls: list[int] = []
-    with cpu_with(LEVELS), torch.inference_mode():
+    # What is replaced within comes back first: the other way round it would stay for the tests behind this one.
+    with cpu_with(LEVELS), pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode():
         expected = made(x), table.scores(x)
         assert gpu_multiplies.__wrapped__(torch.device("cpu"))
         monkeypatch.setattr(int8, "input_levels", lambda: None)
