@@ -17,8 +17,6 @@ from torch import Tensor
 from transformers import BlipImageProcessor
 
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
-from openblip.checkpoints.names.lavis import blip2_from_lavis
-from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.checkpoints.transformers.tokenizers import read_matching
 from openblip.errors import OpenBlipError
 from openblip.images.transform import ImageTransform
@@ -29,6 +27,7 @@ from openblip.nn.t5 import T5Config
 from openblip.text import Tokenizer
 from tests.checkpoints.theirs import Theirs, write_matcher, write_writer
 from tests.pairs.lavis import FOLDER, recorded_config, recorded_weights
+from tests.pairs.lavis_names import blip2_from_lavis, t5_from_lavis
 
 TOLERANCE = 4.8e-6
 """Three times how far LAVIS' recorded features are from float64 (1.6e-6, see tests/nn/test_lavis_reference.py)."""

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.checkpoints.names.lavis import blip2_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.nn.vit import VitConfig
@@ -30,6 +29,7 @@ from tests.pairs.lavis import (
     stage2_gaps,
     texts,
 )
+from tests.pairs.lavis_names import blip2_from_lavis
 
 LAVIS_ROUNDING = 4e-6
 """How far LAVIS' float32 is from the same model in float64, where ours adds nothing; logits, which reach 13, twice."""

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openblip.checkpoints.names.opt import decoder_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.opt import OptConfig
 from tests.pairs.gaps import difference
+from tests.pairs.lavis_names import decoder_from_lavis
 from tests.pairs.names import from_blip2, opt_names
 from tests.pairs.opt import (
     BATCHES,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import Blip2ForImageTextRetrieval
 
-from openblip.checkpoints.names.qformer import qformer_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.qformer import QFormer, QFormerConfig
 from tests.pairs.gaps import difference, random, right_padded
+from tests.pairs.lavis_names import qformer_from_lavis
 from tests.pairs.qformer import (
     IMAGE_PASSES,
     ITM_LENGTHS,

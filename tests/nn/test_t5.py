@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from openblip.checkpoints.names.t5 import t5_from_lavis, t5_to_transformers
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
 from openblip.nn.hf_language_model import ExternalConfig
@@ -20,6 +19,7 @@ from openblip.nn.vit import VitConfig
 from openblip.training.losses import IGNORED, TextBatch, stage2_t5_loss
 from tests.pairs.gaps import difference
 from tests.pairs.lavis import load_t5, recorded, t5_gaps
+from tests.pairs.lavis_names import t5_from_lavis, t5_to_transformers
 from tests.pairs.names import from_blip2, t5_names
 from tests.pairs.t5 import BATCHES, SMALL, VARIANTS, build, detached, gaps, padding_mask, random_ids
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openblip.checkpoints.names.vit import vit_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.vit import (
     CLIP_VIT_L,
@@ -22,6 +21,7 @@ from openblip.nn.vit import (
     interpolate_positions,
 )
 from tests.pairs.gaps import difference
+from tests.pairs.lavis_names import vit_from_lavis
 from tests.pairs.vit import (
     DEPTH,
     HEADS,

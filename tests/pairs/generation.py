@@ -12,12 +12,11 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, T5ForConditionalGeneration
 from transformers import T5Config as TheirT5Config
 
-from openblip.checkpoints.names.opt import decoder_from_lavis
-from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.opt import Opt, OptConfig
 from openblip.nn.t5 import T5, T5Config
+from tests.pairs.lavis_names import decoder_from_lavis, t5_from_lavis
 from tests.pairs.names import opt_names, t5_names
 
 VOCABULARY, WIDTH = 61, 32

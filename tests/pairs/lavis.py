@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openblip.checkpoints.names.lavis import blip2_from_lavis
-from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.nn.blip2 import Blip2Config, Blip2Network, itc_similarity
@@ -32,6 +30,7 @@ from openblip.training.losses import (
     stage2_t5_loss,
 )
 from tests.pairs.gaps import difference
+from tests.pairs.lavis_names import blip2_from_lavis, t5_from_lavis
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "lavis"
 START_OF_TEXT = 53

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
-from openblip.checkpoints.names.opt import decoder_from_lavis
 from openblip.nn.opt import Opt, OptConfig
 from tests.pairs.gaps import difference, random
+from tests.pairs.lavis_names import decoder_from_lavis
 from tests.pairs.names import opt_names
 
 LENGTH = 23

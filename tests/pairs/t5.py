@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import T5Config as TheirConfig
 from transformers import T5ForConditionalGeneration
 
-from openblip.checkpoints.names.t5 import t5_from_lavis
 from openblip.nn.t5 import T5, T5Config
 from openblip.training.losses import IGNORED
 from tests.pairs.gaps import difference, random
+from tests.pairs.lavis_names import t5_from_lavis
 from tests.pairs.names import t5_names
 
 SMALL = T5Config(vocab_size=61, width=36, depth=3, decoder_depth=2, num_heads=3, head_width=8, ffn_width=50, start_id=0)

@@ -15,12 +15,12 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from openblip.checkpoints.lavis.read import LavisFiles, load_lavis, read_lavis
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.names.lavis import blip2_from_lavis
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.t5 import T5Config
 from tests.checkpoints.official import official
 from tests.pairs.lavis import FOLDER, recorded_config, recorded_weights
+from tests.pairs.lavis_names import blip2_from_lavis
 
 FROZEN = ("visual_encoder.", "opt_model.", "t5_model.")
 

@@ -9,11 +9,11 @@ from openblip.checkpoints import blip2_models
 from openblip.checkpoints.hub.sources import WebFile
 from openblip.checkpoints.lavis.write import to_lavis
 from openblip.checkpoints.model_entry import VISION, ModelEntry
-from openblip.checkpoints.names.lavis import blip2_from_lavis
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Network
 from tests.checkpoints.official import FILES, shapes_of
 from tests.pairs.lavis import recorded_config, recorded_weights
+from tests.pairs.lavis_names import blip2_from_lavis
 
 OFFICIAL = [
     (model, source.name)

@@ -323,6 +323,16 @@ def test_the_way_of_a_gpu_through_a_layer_and_a_table() -> None:
     assert all(torch.equal(one, other) for one, other in zip((*found, again), (*expected, expected[0]), strict=True))
 
 
+def test_weights_are_brought_to_floating_point_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, layer = drawn(70, 64, 32, 6)
+    made, calls, product = int8_of(layer), [], int8.float_product
+    monkeypatch.setattr(threads, "CACHED_ELEMENTS", 64)
+    monkeypatch.setattr(int8, "float_product", lambda rows, *rest: calls.append(len(rows)) or product(rows, *rest))
+    with cpu_with(None), torch.inference_mode():
+        made(x)
+    assert calls == [70]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear, Int4WideLinear])

@@ -331,11 +331,6 @@ def _whole(pieces: Mapping[int, Tensor], count: int) -> Tensor:
     return torch.cat([pieces.get(index, zeros) for index in range(count)])
 
 
-def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without this beginning."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
 def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> dict[str, Tensor]:
     """Every tensor under the other name that a table of modules has for it.
 
@@ -347,21 +342,6 @@ def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> 
     if unknown:
         raise CheckpointError(_strangers(f"the {what}", unknown))
     return {other: state[name] for name, other in names.items() if other is not None}
-
-
-def drop_tied(state: dict[str, Tensor], second_names: Mapping[str, str]) -> None:
-    """Drop tensors that repeat another; keep them as that other where it is missing.
-
-    Raises:
-        CheckpointError: the two differ, which the networks here cannot express.
-    """
-    for second, first in second_names.items():
-        if second not in state:
-            continue
-        repeated = state.pop(second)
-        kept = state.setdefault(first, repeated)
-        if kept is not repeated and not torch.equal(kept, repeated):
-            raise CheckpointError(_differ(second, first))
 
 
 def look_up(name: str, table: Mapping[str, str]) -> str | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-
-from torch import Tensor
 
 from openblip.checkpoints.names import qformer, vit
 from openblip.checkpoints.names.engine import Layout, NameTable, Part
@@ -47,18 +44,3 @@ def lavis_layout(config: Blip2Config) -> Layout:
         parts.append(Part(f"{language.prefix}.", files.lavis_prefix, files.table(language)))
     table = NameTable("part of BLIP-2 between its models", beside, roots=tuple(f"{name}." for name in beside))
     return Layout("this BLIP-2 of LAVIS", [*parts, Part("", "", table)])
-
-
-def blip2_from_lavis(state: Mapping[str, Tensor], config: Blip2Config) -> dict[str, Tensor]:
-    """A `Blip2Network` state from what LAVIS saves of `blip2` (stage 1), `blip2_opt` or `blip2_t5` (stage 2).
-
-    Args:
-        state: the file's "model" entry. Official files lack what was frozen: join the image encoder's tensors
-            under `visual_encoder.` and the language model's under `opt_model.` or `t5_model.` first.
-        config: sizes; says whether there is a text side (stage 1) and a language model (stage 2).
-
-    Raises:
-        CheckpointError: a part is missing altogether, or names that the network has no place for, which are
-            listed. Single missing tensors show when the state is loaded.
-    """
-    return lavis_layout(config).to_ours(state)

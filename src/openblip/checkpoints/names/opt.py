@@ -6,11 +6,7 @@ and one projection in ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from openblip.checkpoints.names.engine import Layout, NameTable, Part, under
+from openblip.checkpoints.names.engine import NameTable
 
 OPT = {
     "embed_tokens": "tokens",
@@ -38,14 +34,3 @@ TABLE = NameTable(
     fronts=("model.decoder.", "decoder.", "model.", ""),
 )
 """An OPT in a folder of its own; LAVIS and BLIP-2 folders add their prefix."""
-
-
-def decoder_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `Opt` state from a LAVIS checkpoint, of which other parts are passed over.
-
-    Official files lack it, as it was frozen: its tensors come from an OPT folder.
-
-    Raises:
-        CheckpointError: no OPT in it, a name that belongs to none, or an untied output table.
-    """
-    return Layout(TABLE.what, [Part("", "", TABLE)]).to_ours(under(LAVIS_PREFIX, state))

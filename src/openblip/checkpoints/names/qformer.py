@@ -5,11 +5,7 @@ Each table maps a module or a single parameter; N stands for the layer's index.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from openblip.checkpoints.names.engine import Layout, NameTable, Part
+from openblip.checkpoints.names.engine import NameTable
 
 # LAVIS calls the projections of an attention `attention.self`, transformers `attention.attention`.
 LAYER_NAMES = {
@@ -68,16 +64,3 @@ POSITION_NUMBERS = "Qformer.bert.embeddings.position_ids"
 """A buffer that only counts 0, 1, 2, ..."""
 
 LAVIS = NameTable("Q-Former", LAVIS_QFORMER, second_names=LAVIS_TIED, unused=(POSITION_NUMBERS,), roots=LAVIS_ROOTS)
-
-
-def qformer_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `QFormer` state from a LAVIS checkpoint, of which other parts are passed over.
-
-    Stage-2 files have no text side: no word embeddings, no feed-forward networks for text, no head.
-
-    Raises:
-        CheckpointError: no Q-Former in it, a name that belongs to none, or an untied output table.
-    """
-    part = Part("", "", LAVIS)
-    own = {name: tensor for name, tensor in state.items() if part.claims(name)}
-    return Layout(LAVIS.what, [part]).to_ours(own)

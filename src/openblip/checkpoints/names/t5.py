@@ -6,12 +6,9 @@ both projects: `JOINED`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
-
-from openblip.checkpoints.names.engine import Layout, NameTable, Part, under
+from openblip.checkpoints.names.engine import NameTable
 from openblip.nn.t5 import T5Config
 
 
@@ -68,24 +65,3 @@ TABLE = NameTable("language model T5", T5, joined=JOINED, second_names=TIED, unu
 def table_of(config: T5Config) -> NameTable:
     """The table for a T5 of these sizes: with a tied head, its second name repeats the words, too."""
     return replace(TABLE, second_names={**TIED, **TIED_HEAD}) if config.tied_head else TABLE
-
-
-def t5_from_lavis(state: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
-    """A `T5` state from a LAVIS checkpoint, of which other parts are passed over.
-
-    Official files hold no more of it than the token embeddings, as it was frozen: join a FLAN-T5 folder's
-    tensors under `t5_model.` first.
-
-    Raises:
-        CheckpointError: no T5 in it, a name that belongs to none, or tables that differ where `config` ties them.
-    """
-    return Layout(TABLE.what, [Part("", "", table_of(config))]).to_ours(under(LAVIS_PREFIX, state))
-
-
-def t5_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `T5` state under the names of a T5 folder, each tensor once.
-
-    Raises:
-        CheckpointError: a name that is none of ours.
-    """
-    return Layout(TABLE.what, [Part("", "", TABLE)]).to_theirs(state)

@@ -5,12 +5,7 @@ Each table maps a module or a single parameter; N stands for the block's index.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
-from torch import Tensor
-
-from openblip.checkpoints.names.engine import Layout, NameTable, Part
+from openblip.checkpoints.names.engine import NameTable
 
 LAVIS_EVA = {
     "cls_token": "class_token",
@@ -65,18 +60,3 @@ CLIP = NameTable(
     unused=("ln_post", "proj"),  # behind the block that BLIP-2 drops
     fronts=FRONTS,
 )
-
-
-def vit_from_lavis(state: Mapping[str, Tensor], depth: int | None = None) -> dict[str, Tensor]:
-    """A `VisionTransformer` state from a LAVIS file: EVA's ViT-g or CLIP's ViT-L, told apart by their names.
-
-    Args:
-        state: a whole checkpoint, or the encoder's tensors with or without `visual_encoder.` or `visual.`.
-        depth: blocks to keep from the front; None for all. CLIP's own files have one more than BLIP-2 uses.
-
-    Raises:
-        CheckpointError: a name that belongs to neither layout, or no tensors at all.
-    """
-    table = CLIP if any(CLIP.bare(name) in LAVIS_CLIP for name in state) else EVA
-    own = {name: tensor for name, tensor in state.items() if name.startswith(FRONTS[1:])}
-    return Layout(table.what, [Part("", "", replace(table, depth=depth))]).to_ours(own or state)

@@ -204,6 +204,8 @@ class Int8Linear(nn.Module):
         return self.weight if self.packed is None else self.packed.codes()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and input_levels() is None:
+            return self._forward(x)  # all rows at once, as each part would bring the weights to floating point anew
         return in_row_parts(self._forward, x, max(self.in_features, self.out_features))
 
     def _forward(self, x: Tensor) -> Tensor:
