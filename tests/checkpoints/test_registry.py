@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import openblip
 from openblip.checkpoints import DEFAULT_MODEL, registry
@@ -17,12 +18,19 @@ from openblip.checkpoints.hub.download import LAVIS_ARCHITECTURE, find_files
 from openblip.checkpoints.hub.sources import WebFile
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.registry import did_you_mean, find_model, folder_of, list_models
+from openblip.checkpoints.tools.plan import memory_of
 from openblip.errors import CheckpointError, DownloadError, OptionError
 from openblip.nn.blip2 import Blip2Config, Blip2Network
+from openblip.nn.quant.int4 import Int4Linear
+from openblip.nn.quant.int4_wide import Int4WideLinear
+from openblip.nn.quant.linear import Linear, WordTable
+from openblip.nn.quant.swap import quantized_layers, swap_layers
 
 from .official import official
 
 HUB_T5 = "Salesforce/blip2-flan-t5-xl"
+WITHOUT_HEAD = 768 * 768
+"""Weights of the head that writes, which the hub's folders for matching leave out."""
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +202,26 @@ def test_lists_load_no_pytorch(program: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("model", list_models(), ids=lambda model: model.name)
+def test_memory_of_quantized_models_is_that_of_their_networks(model: openblip.ModelEntry, bits: int) -> None:
+    """Counted in the network that is built for the weights; scales, of which the estimate knows nothing, are few."""
+    family = find_family(model.family, Path("x"))
+    config = load_parts(model.name).network.config if model.folder is not None else model.config()
+    with torch.device("meta"):
+        network = family.network(config)
+    matrices = {
+        name: module.weight.numel()
+        for name, module in network.named_modules()
+        if isinstance(module, Linear | WordTable)
+    }
+    swap_layers(network, bits)
+    layers = quantized_layers(network)
+    fewest = sum(matrices[name] for name, layer in layers.items() if isinstance(layer, Int4Linear | Int4WideLinear))
+    head = WITHOUT_HEAD if model.name.startswith("Salesforce/blip2-itm") else 0
+    assert model.int8_params == sum(matrices[name] for name in layers) - head
+    assert fewest == (model.int4_params if bits == 4 else 0)
+    nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
+    assert memory_of(model)[f"int{bits}"] == pytest.approx(nbytes / 1e6, rel=0.02 if bits == 8 else 0.06)

@@ -24,7 +24,7 @@ def test_the_table_tells_every_model(run: Run, tmp_path: Path, monkeypatch: pyte
         assert (record["licence"], record["memory"]) == (row.licence, memory_of(row))
         (line,) = [line for line in table.lines if line.split()[:1] == [row.name] and "is also" not in line]
         memory = memory_of(row)
-        sizes = [row.megabytes, *(memory[name] for name in ("float32", "bfloat16", "int4"))]
+        sizes = [row.megabytes, *(memory[name] for name in ("float32", "int8", "int4"))]
         expected = [f"{row.parameters / 1e6:.0f}M", *(f"{size / 1e3:.2f}" for size in sizes)]
         assert line.split()[1:] == [*expected, str(row.image_size), "yes" if row.cached else "no"]
         above = table.out[: table.out.index(line)].rpartition("\n\n")[2]  # its group: the heading, and models before it

@@ -104,6 +104,11 @@ PROJECTION_PARAMS = {2048: 1_574_912, 2560: 1_968_640, 4096: 3_149_824}
 TEXT_PARAMS = {"lavis": 81_540_414, "transformers": 80_917_763}
 """Transformers' folders leave out the head that text is written with in stage 1 (ITG)."""
 
+QFORMER_MATRIX_PARAMS = {1408: 104_988_672, 1024: 101_449_728}
+"""Weights of the Q-Former's matrices, by width of the image encoder; `TEXT_MATRIX_PARAMS`: of its text side, words and
+head included."""
+TEXT_MATRIX_PARAMS = {"lavis": 80_654_592, "transformers": 80_064_768}
+
 BERT = "google-bert/bert-base-uncased"
 FROZEN_FILE_BYTES = {"eva_vit_g": 2_030_000_000, "clip_vit_L": 610_000_000}
 """EVA's as people's download logs show it (1.89 GiB: float16, 40 blocks); CLIP's estimated (float16, 24 blocks)."""
@@ -119,6 +124,8 @@ MINI = ModelEntry(
     params={VISION: 4_871_856, QFORMER: 9_763_584, TEXT: 7_013_131, PROJECTION: 123_200, LANGUAGE: 7_848_000},
     licence="non-commercial research (see its LICENSE)",
     terms="non-commercial research (see its LICENSE)",
+    int8_params=24_262_144,
+    int4_params=6_144_000,
     folder=Path(str(resources.files("openblip"))) / "weights" / "mini",
 )
 """Ours, which lies inside the package and so has nothing to fetch."""
@@ -173,9 +180,13 @@ def _official(
     t5 = language is not None and language.kind == "t5"
     params = {VISION: VISION_PARAMS[encoder.name, image_size], QFORMER: QFORMER_PARAMS[encoder.width]}
     licences = {QFORMER: QFORMER_LICENCE, encoder.title: encoder.licence}
+    int4_params, int8_params = encoder.matrix_params, QFORMER_MATRIX_PARAMS[encoder.width]
     if language is None:
         params[TEXT] = TEXT_PARAMS[origin]
+        int8_params += TEXT_MATRIX_PARAMS[origin]
     else:
+        int4_params += language.matrix_params
+        int8_params += language.word_params
         params |= {PROJECTION: PROJECTION_PARAMS[language.width], LANGUAGE: language.params}
         licences[language.title] = language.licence
     made_of = encoder.title if language is None else f"{encoder.title} + {language.title}"
@@ -188,6 +199,8 @@ def _official(
         abilities=MATCHES if language is None else WRITES,
         image_size=image_size,
         params=params,
+        int8_params=int8_params + int4_params,
+        int4_params=int4_params,
         licence=", ".join(f"{licence} ({part})" for part, licence in licences.items()) + card,
         terms=", ".join(dict.fromkeys(licences.values())),
         files=files(params),

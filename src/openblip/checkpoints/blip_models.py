@@ -44,6 +44,11 @@ VISION_PARAMS: Mapping[tuple[Size, int], int] = {
 """Of the image encoder, by size and side of its images."""
 DECODER_PARAMS: Mapping[Size, int] = {"base": 137_881_148, "large": 142_599_740}
 ENCODER_PARAMS: Mapping[Size, int] = {"base": 137_258_496, "large": 141_977_088}
+VISION_MATRIX_PARAMS: Mapping[Size, int] = {"base": 84_934_656, "large": 301_989_888}
+LAYER_MATRIX_PARAMS: Mapping[Size, int] = {"base": 113_246_208, "large": 117_964_800}
+"""Weights of the matrices of an encoder's or a decoder's layers."""
+WORD_PARAMS, DENSE_PARAMS = 30_524 * 768, 768 * 768
+"""Of a table of words, and of the layer in front of the decoder's scores."""
 ITC_PARAMS: Mapping[Size, int] = {"base": 2 * (768 + 1) * 256 + 1, "large": (768 + 1024 + 2) * 256 + 1}
 """Two projections and the temperature."""
 ITM_PARAMS = 2 * (768 + 1)
@@ -83,6 +88,18 @@ def _params(size: Size, task: Task, image_size: int) -> dict[str, int]:
     return params
 
 
+def _matrix_params(size: Size, params: Mapping[str, int]) -> tuple[int, int]:
+    """Weights that int8 holds in 8 bits, and those of them that int4 holds in 4: the image encoder, and the decoder."""
+    int4 = VISION_MATRIX_PARAMS[size]
+    rest = 0
+    if TEXT in params:
+        rest += LAYER_MATRIX_PARAMS[size] + WORD_PARAMS
+    if LANGUAGE in params:
+        int4 += LAYER_MATRIX_PARAMS["base" if TEXT in params else size]
+        rest += WORD_PARAMS + DENSE_PARAMS
+    return int4 + rest, int4
+
+
 def _entry(
     name: str,
     origin: Literal["lavis", "transformers"],
@@ -94,6 +111,8 @@ def _entry(
     aliases: tuple[str, ...] = (),
 ) -> ModelEntry:
     writes = task in ("caption", "answer")
+    params = _params(size, task, image_size)
+    int8_params, int4_params = _matrix_params(size, params)
     return ModelEntry(
         name=name,
         aliases=aliases,
@@ -102,7 +121,9 @@ def _entry(
         origin=origin,
         abilities=ABILITIES[task],
         image_size=image_size,
-        params=_params(size, task, image_size),
+        params=params,
+        int8_params=int8_params,
+        int4_params=int4_params,
         licence=LICENCE,
         terms=LICENCE,
         files=files,

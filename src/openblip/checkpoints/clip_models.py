@@ -45,6 +45,15 @@ PARAMS: Mapping[Size, tuple[int, int]] = {
     "RN50": (38_316_896, 63_690_241),
 }
 """Of the image encoder and of the text side, each with its way into the shared space."""
+MATRIX_PARAMS: Mapping[Size, tuple[int, int]] = {
+    "ViT-B-32": (84_934_656, 37_748_736),
+    "ViT-B-16": (84_934_656, 37_748_736),
+    "ViT-L-14": (301_989_888, 84_934_656),
+    "ViT-L-14-336": (301_989_888, 84_934_656),
+    "RN50": (12_582_912, 37_748_736),
+}
+"""Of the two, weights that are quantized: matrices of layers; of the ResNet, whose convolutions are not, those of the
+attention that pools."""
 HASHES: Mapping[Size, str] = {
     "ViT-B-32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     "ViT-B-16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
@@ -99,6 +108,7 @@ def clip_config(size: Size) -> ClipConfig:
 
 def _entry(size: Size, names: tuple[str, ...], origin: Literal["lavis", "transformers"], files: Any) -> ModelEntry:
     params = dict(zip((VISION, TEXT), PARAMS[size], strict=True))
+    vision, text = MATRIX_PARAMS[size]
     return ModelEntry(
         name=names[0],
         aliases=names[1:],
@@ -108,6 +118,8 @@ def _entry(size: Size, names: tuple[str, ...], origin: Literal["lavis", "transfo
         abilities=ABILITIES,
         image_size=RESNET[size][0] if size in RESNET else VIT[size][0],
         params=params,
+        int8_params=vision + text + WORD_ROWS * TEXT_WIDTHS[size],
+        int4_params=text if size in RESNET else vision + text,
         licence=LICENCE,
         terms=LICENCE,
         files=files(params),

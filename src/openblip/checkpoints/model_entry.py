@@ -44,6 +44,11 @@ class ImageEncoder:
         """Patches of a square image, and the class token."""
         return (image_size // self.patch_size) ** 2 + 1
 
+    @property
+    def matrix_params(self) -> int:
+        """Weights of its blocks' linear layers, which int8 and int4 quantize."""
+        return self.depth * (4 * self.width**2 + 2 * self.width * self.mlp_width)
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -77,6 +82,19 @@ class LanguageModel:
         """Whether an encoder of as many layers reads the prompt, as in T5; otherwise the text goes on where it ends."""
         return self.kind == "t5"
 
+    @property
+    def matrix_params(self) -> int:
+        """Weights of its layers' matrices, which int8 and int4 quantize; tables of words are apart."""
+        attention, ffn = 4 * self.width * self.num_heads * self.head_width, self.width * self.ffn_width
+        if self.kind == "t5":  # an encoder layer, and a decoder layer that attends twice; gated feed-forward networks
+            return self.depth * (3 * attention + 6 * ffn)
+        return self.depth * (attention + 2 * ffn)
+
+    @property
+    def word_params(self) -> int:
+        """Weights of tables of words, output head included, which int8 and int4 hold in 8 bits."""
+        return self.vocab_size * self.width * (2 if self.kind == "t5" else 1)
+
     def cache_elements(self, prompt: int, new: int) -> int:
         """Keys and values of one text: `prompt` tokens read and `new` ones written."""
         return 2 * self.depth * self.num_heads * self.head_width * (prompt + new)
@@ -94,6 +112,8 @@ class ModelEntry:
         abilities: what it can do: "caption", "ask", "chat", "match", "embed", "classify".
         image_size: side of the square images, in pixels.
         params: weights of each of its parts, each counted once however often a file repeats it.
+        int8_params: weights that int8 holds in 8 bits: large matrices, and tables of words; None for all.
+        int4_params: those of them that int4 holds in 4 bits.
         licence: of each part; `terms` in short: all of them hold for the model as a whole.
         files: what it is read from; a part is in exactly one of them. None of a model that lies in a `folder`.
         folder: where it lies on this machine, when it is not downloaded.
@@ -115,6 +135,8 @@ class ModelEntry:
     aliases: tuple[str, ...] = ()
     files: tuple[Source, ...] = ()
     folder: Path | None = None
+    int8_params: int | None = None
+    int4_params: int = 0
     prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
     generation: Mapping[str, Any] = field(default_factory=dict, hash=False)
     vision: ImageEncoder | None = None

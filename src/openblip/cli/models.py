@@ -19,8 +19,8 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip models --cached --json"""
 
 WIDTH = 80
-SHOWN = ("float32", "bfloat16", "int4")
-"""The number formats whose memory the table shows; `--json` and `openblip plan` have the others."""
+SHOWN = ("float32", "int8", "int4")
+"""The number formats whose memory the table shows; bfloat16 takes half of float32, and `--json` has it."""
 
 Pattern = Annotated[
     str, typer.Argument(metavar="PATTERN", help="Part of a name, or a pattern with * and ?.", show_default=False)
@@ -39,11 +39,11 @@ def models(
     cached: Cached = None,
     as_json: args.AsJson = False,
 ) -> None:
-    """List the models that you can load by name: ours, and the official ones of BLIP-2 and BLIP.
+    """List the models that you can load by name: ours, and the official ones of BLIP-2, BLIP and CLIP.
 
-    "files" is the size of the download, and "float32", "bf16" and "int4" are the memory of the loaded weights, all in
-    GB. "px" is the side of the square images, and "here" says whether the files are on this machine. `openblip plan
-    NAME` shows more.
+    "files" is the size of the download, and "float32", "int8" and "int4" are the memory of the loaded weights
+    (bfloat16 takes half of float32), all in GB. "px" is the side of the square images, and "here" says whether the
+    files are on this machine. `openblip plan NAME` shows more.
     """
     from openblip.checkpoints.registry import did_you_mean, list_models
     from openblip.errors import OptionError
@@ -83,16 +83,16 @@ def _row(model: ModelEntry) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Models that can do the same, under the same licence, stand together below a line that says so."""
     wide = max(len(row["name"]) for row in rows)
-    lines = [f"{'name':<{wide - 1}} weights files float32  bf16  int4  px here"]
+    lines = [f"{'name':<{wide - 1}} weights files float32  int8  int4  px here"]
     group = None
     for row in rows:
         if group != (row["abilities"], row["terms"]):
             group = row["abilities"], row["terms"]
             lines += ["", *_wrapped(f"{', '.join(row['abilities'])}:   {row['terms']}")]
-        float32, bf16, int4 = (f"{row['memory'][name] / 1e3:.2f}" for name in SHOWN)
+        float32, int8, int4 = (f"{row['memory'][name] / 1e3:.2f}" for name in SHOWN)
         lines.append(
             f"{row['name']:<{wide}} {row['parameters'] / 1e6:5.0f}M {row['megabytes'] / 1e3:5.2f} {float32:>7}"
-            f" {bf16:>5} {int4:>5} {row['image_size']:>3} {'yes' if row['cached'] else 'no'}"
+            f" {int8:>5} {int4:>5} {row['image_size']:>3} {'yes' if row['cached'] else 'no'}"
         )
     aliases = [f"{row['name']} is also {' and '.join(row['aliases'])}" for row in rows if row["aliases"]]
     return [*lines, *([""] if aliases else []), *(line for text in aliases for line in _wrapped(text))]

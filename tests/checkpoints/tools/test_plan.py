@@ -29,14 +29,9 @@ def leave(monkeypatch: pytest.MonkeyPatch, **left: int | None) -> None:
 def test_memory_follows_the_number_format() -> None:
     for model in list_models():
         memory = memory_of(model)
-        fewest = memory.pop("int4")
-        assert memory == {
-            dtype: pytest.approx(model.parameters * size / 1e6, abs=0.1)
-            for dtype, size in BYTES_PER_WEIGHT.items()
-            if dtype != "int4"
-        }
-        # Of the official models the language model's layers alone have 4 bits.
-        assert model.parameters * BYTES_PER_WEIGHT["int4"] / 1e6 - 0.1 <= fewest <= memory["int8"]
+        assert memory["float32"] == pytest.approx(4 * model.parameters / 1e6, abs=0.1)
+        assert memory["bfloat16"] == pytest.approx(2 * model.parameters / 1e6, abs=0.1)
+        assert memory["int8"] >= model.parameters / 1e6 and memory["int8"] > memory["int4"]
     (memory,) = [memory_of(model) for model in list_models() if model.name == NAME]
     assert memory["int4"] < 0.8 * memory["int8"]
 

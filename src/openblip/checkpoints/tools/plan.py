@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openblip.checkpoints.hub.repositories import hub_home
-from openblip.checkpoints.model_entry import VISION, ModelEntry
+from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.registry import did_you_mean, find_model
 from openblip.errors import CheckpointError, OptionError
 from openblip.fetch import HEADROOM
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
-"""int4: 4 bits a weight, and 32 for scale and centre of every 64; the scales of int8, one a row, count for nothing."""
+"""int8 and int4: of what is quantized, the rest being float32. int4: 4 bits a weight, and 32 for scale and centre of
+every 64; the scales of int8, one a row, count for nothing."""
 DTYPES = {**{name: name for name in BYTES_PER_WEIGHT}, "bf16": "bfloat16"}
 """What may be asked for, and what it is called here."""
 PROGRAM_BYTES = 400 * 10**6
@@ -113,13 +114,13 @@ def memory_of(model: ModelEntry) -> dict[str, float]:
 
 
 def _weight_bytes(model: ModelEntry, dtype: str) -> float:
-    """Of all weights; under int4 those of the image encoder's and the language model's layers have 4 bits, others 8."""
-    if dtype != "int4" or model.vision is None:
+    """Of all weights; where large matrices are quantized, the rest stays float32."""
+    if dtype not in ("int8", "int4"):
         return model.parameters * BYTES_PER_WEIGHT[dtype]
-    language = model.language
-    layers = model.params[VISION]
-    layers += 0 if language is None else language.params - language.table_params
-    return layers * BYTES_PER_WEIGHT["int4"] + (model.parameters - layers) * BYTES_PER_WEIGHT["int8"]
+    quantized = model.parameters if model.int8_params is None else model.int8_params
+    fewest = model.int4_params if dtype == "int4" else 0
+    rest = (model.parameters - quantized) * BYTES_PER_WEIGHT["float32"]
+    return rest + (quantized - fewest) * BYTES_PER_WEIGHT["int8"] + fewest * BYTES_PER_WEIGHT["int4"]
 
 
 def _activations(model: ModelEntry, number_bytes: int) -> int:
