@@ -32,7 +32,9 @@ def write_vocabulary(folder: Path) -> Path:
 
 
 def small_config(task: str, image_width: int = 192) -> BlipConfig:
-    """Of a model that captions ("caption"), answers ("answer"), matches ("match") or embeds ("embed")."""
+    """Of a model that captions ("caption"), answers ("answer"), matches ("match"), embeds ("embed"), or matches and
+    captions ("pretrain").
+    """
     if task == "answer":
         image_width = 128
     vision = VitConfig(32, 8, image_width, depth=2, num_heads=4, mlp_width=256, final_norm=True)
@@ -43,6 +45,8 @@ def small_config(task: str, image_width: int = 192) -> BlipConfig:
         return BlipConfig(vision, decoder=text, **ids)
     if task == "answer":
         return BlipConfig(vision, text, text, answers=True, **ids)
+    if task == "pretrain":
+        return BlipConfig(vision, text, text, shared_width=16, itm=True, shares_text=True, **ids)
     return BlipConfig(vision, text, shared_width=16, itm=task == "match", **ids)
 
 
@@ -50,7 +54,7 @@ def small_parts(task: str, folder: Path, seed: int = 1) -> ModelParts[BlipNetwor
     torch.manual_seed(seed)
     network = BlipNetwork(small_config(task)).eval()
     shake(network)
-    if task in ("match", "embed"):
+    if task in ("match", "embed", "pretrain"):
         network.temperature.data.fill_(0.07)
     return assemble(
         task,

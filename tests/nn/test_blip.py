@@ -15,6 +15,7 @@ from openblip.nn.attention_map import match_map, word_map
 from openblip.nn.bert import Bert, BertConfig
 from openblip.nn.bert_decoder import BertDecoder
 from openblip.nn.blip import BlipConfig, BlipLanguageModel, BlipNetwork
+from openblip.nn.quant.swap import quantize
 from tests.pairs.blip_transformers import CONFIGS, ENCODE, STOP, TEXT, VISION, WIDTH, pair, shake
 from tests.pairs.gaps import difference
 
@@ -145,7 +146,40 @@ def test_two_images_with_one_view_read_as_one() -> None:
     assert difference(seen, one(ids, mask, one.remember(features))) <= CLOSE
 
 
+def test_encoder_and_decoder_share_all_but_self_attention() -> None:
+    """As one BERT each with these weights; a gradient of both reaches what they share, which has one name."""
+    config = replace(CONFIGS["match"], decoder=TEXT, shares_text=True)
+    both = BlipNetwork(config).eval()
+    shake(both)
+    state = both.state_dict()
+    assert [name for name in state if name.startswith("decoder.") and "self_attention" not in name] == [
+        f"decoder.head.{name}" for name in ("bias", "dense.weight", "dense.bias", "norm.weight", "norm.bias")
+    ]
+    decoder = BertDecoder(TEXT).eval()
+    shared = {f"decoder.{name.removeprefix('encoder.')}": one for name, one in state.items() if "encoder." in name}
+    decoder.load_state_dict(
+        {name.removeprefix("decoder."): one for name, one in {**shared, **state}.items() if name.startswith("decoder.")}
+    )
+    features = both.image_features(pixels()).detach()
+    ids, mask = words(6, 4)
+
+    def written(one: BertDecoder) -> Tensor:
+        return one.logits(one.decode(one.embed(ids), mask, one.remember(features)))
+
+    assert torch.equal(written(both.decoder), written(decoder))
+    (written(both.decoder).sum() + both.itm_logits(ids, mask, features).sum()).backward()
+    written(decoder).sum().backward()
+    both.zero_grad()
+    one, two = both.encoder.layers[0].ffn.fc1.weight, decoder.layers[0].ffn.fc1.weight
+    written(both.decoder).sum().backward()
+    assert one.grad is not None and two.grad is not None and difference(one.grad, two.grad) <= CLOSE
+    quantize(both, 8)
+    assert both.decoder.owner is both.encoder and written(both.decoder).shape == written(decoder).shape
+
+
 def test_what_cannot_be_is_said() -> None:
+    with pytest.raises(ValueError, match="whose encoder and decoder share weights captions"):
+        replace(CONFIGS["match"], shares_text=True)
     with pytest.raises(ValueError, match="without a text encoder writes captions and nothing else"):
         BlipConfig(VISION, decoder=TEXT, itm=True)
     with pytest.raises(ValueError, match="a BLIP that answers needs a decoder"):

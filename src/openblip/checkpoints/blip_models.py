@@ -26,14 +26,16 @@ ORIGINAL, LAVIS = f"{BUCKET}BLIP/models/", f"{BUCKET}LAVIS/models/BLIP/"
 BERT = "google-bert/bert-base-uncased"
 
 Size = Literal["base", "large"]
-Task = Literal["caption", "answer", "match", "embed"]
-"""What a model was made for: "embed" has no head that reads a text with an image (ITM)."""
+Task = Literal["caption", "answer", "match", "embed", "pretrain"]
+"""What a model was made for: "embed" has no head that reads a text with an image (ITM), "pretrain" matches and captions
+with weights that encoder and decoder share."""
 
 ABILITIES: Mapping[Task, tuple[str, ...]] = {
     "caption": ("caption",),
     "answer": ("ask",),
     "match": ("match", "embed", "classify"),
     "embed": ("match", "embed", "classify"),
+    "pretrain": ("caption", "match", "embed", "classify"),
 }
 VISION_PARAMS: Mapping[tuple[Size, int], int] = {
     ("base", 224): 85_798_656,
@@ -49,6 +51,8 @@ LAYER_MATRIX_PARAMS: Mapping[Size, int] = {"base": 113_246_208, "large": 117_964
 """Weights of the matrices of an encoder's or a decoder's layers."""
 WORD_PARAMS, DENSE_PARAMS = 30_524 * 768, 768 * 768
 """Of a table of words, and of the layer in front of the decoder's scores."""
+OWN_DECODER_PARAMS, OWN_MATRIX_PARAMS = 28_989_500, 28_311_552
+"""Of a decoder that shares the rest with the encoder: self-attention and the head; the matrices of the former."""
 ITC_PARAMS: Mapping[Size, int] = {"base": 2 * (768 + 1) * 256 + 1, "large": (768 + 1024 + 2) * 256 + 1}
 """Two projections and the temperature."""
 ITM_PARAMS = 2 * (768 + 1)
@@ -74,13 +78,17 @@ def blip_config(size: Size, task: Task, image_size: int) -> BlipConfig:
         return BlipConfig(vision, decoder=text)
     if task == "answer":
         return BlipConfig(vision, text, BertConfig(image_width=text.width), answers=True)
+    if task == "pretrain":
+        return BlipConfig(vision, text, text, shared_width=256, itm=True, shares_text=True)
     return BlipConfig(vision, text, shared_width=256, itm=task == "match")
 
 
 def _params(size: Size, task: Task, image_size: int) -> dict[str, int]:
     params = {VISION: VISION_PARAMS[size, image_size]}
-    if task in ("match", "embed"):
-        params[TEXT] = ENCODER_PARAMS[size] + ITC_PARAMS[size] + (ITM_PARAMS if task == "match" else 0)
+    if task in ("match", "embed", "pretrain"):
+        params[TEXT] = ENCODER_PARAMS[size] + ITC_PARAMS[size] + (0 if task == "embed" else ITM_PARAMS)
+    if task == "pretrain":
+        params[LANGUAGE] = OWN_DECODER_PARAMS
     if task == "answer":
         params[TEXT] = ENCODER_PARAMS[size]
     if task in ("caption", "answer"):
@@ -88,13 +96,16 @@ def _params(size: Size, task: Task, image_size: int) -> dict[str, int]:
     return params
 
 
-def _matrix_params(size: Size, params: Mapping[str, int]) -> tuple[int, int]:
+def _matrix_params(size: Size, task: Task, params: Mapping[str, int]) -> tuple[int, int]:
     """Weights that int8 holds in 8 bits, and those of them that int4 holds in 4: the image encoder, and the decoder."""
     int4 = VISION_MATRIX_PARAMS[size]
     rest = 0
     if TEXT in params:
         rest += LAYER_MATRIX_PARAMS[size] + WORD_PARAMS
-    if LANGUAGE in params:
+    if task == "pretrain":
+        int4 += OWN_MATRIX_PARAMS
+        rest += DENSE_PARAMS
+    elif LANGUAGE in params:
         int4 += LAYER_MATRIX_PARAMS["base" if TEXT in params else size]
         rest += WORD_PARAMS + DENSE_PARAMS
     return int4 + rest, int4
@@ -110,9 +121,9 @@ def _entry(
     trained: str,
     aliases: tuple[str, ...] = (),
 ) -> ModelEntry:
-    writes = task in ("caption", "answer")
+    writes = task in ("caption", "answer", "pretrain")
     params = _params(size, task, image_size)
-    int8_params, int4_params = _matrix_params(size, params)
+    int8_params, int4_params = _matrix_params(size, task, params)
     return ModelEntry(
         name=name,
         aliases=aliases,
@@ -175,6 +186,11 @@ MODELS: tuple[ModelEntry, ...] = (
     _lavis("blip_retrieval/flickr", LAVIS, "blip_flickr_retrieval.pth", "base", "match", 384, FLICKR_RETRIEVAL),
     _lavis(
         *("blip_feature_extractor/base", ORIGINAL, "model_base_capfilt_large.pth", "base", "embed", 224),
+        "pre-trained",
+    ),
+    # The file that the config of LAVIS' blip_pretrain names, though its code never reads it.
+    _lavis(
+        *("blip_pretrain/base", ORIGINAL, "model_base_capfilt_large.pth", "base", "pretrain", 224),
         "pre-trained",
     ),
     _hub("blip-image-captioning-base", "base", "caption", COCO_CAPTIONS),

@@ -205,11 +205,20 @@ class TextHead(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Self-attention, cross-attention where there are images, a feed-forward network."""
+    """Self-attention, cross-attention where there are images, a feed-forward network.
 
-    def __init__(self, config: BertConfig, index: int) -> None:
+    Args:
+        index: of the layer in its BERT.
+        shared: another BERT's layer, whose cross-attention and feed-forward network this one has, too.
+    """
+
+    def __init__(self, config: BertConfig, index: int, shared: BertLayer | None = None) -> None:
         super().__init__()
         self.self_attention = Attention(config, config.width)
+        # In a tuple it is no submodule: each weight has one name.
+        self._shared = None if shared is None else (shared,)
+        if shared is not None:
+            return
         self.cross_attention: Attention | PairAttention | None = None
         if config.image_width is not None:
             if config.images == 2:
@@ -225,6 +234,8 @@ class BertLayer(nn.Module):
             memories: of one image a text, or of one for several texts that follow one another; of two images for NLVR;
                 empty for text alone.
         """
+        if self._shared is not None:
+            return self._shared[0].look(x, memories, index)
         if memories and isinstance(self.cross_attention, PairAttention):
             x = self.cross_attention(x, memories, index)
         elif memories and self.cross_attention is not None:
@@ -242,19 +253,31 @@ class BertLayer(nn.Module):
 class Bert(nn.Module):
     """A text encoder, which reads texts alone or together with images.
 
+    Args:
+        shared: another BERT of these sizes, whose weights this one has, too, apart from self-attention (BLIP's
+            pre-training).
+
     Attributes:
         gradient_checkpointing: as of `VisionTransformer`.
     """
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, shared: Bert | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
         self.dropout = config.dropout
-        self.words = WordTable(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.max_positions, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(BertLayer(config, index) for index in range(config.depth))
+        self._shared = None if shared is None else (shared,)
+        others: list[BertLayer | None] = [None] * config.depth if shared is None else [*shared.blocks()]
+        if shared is None:
+            self.words = WordTable(config.vocab_size, config.width)
+            self.positions = nn.Embedding(config.max_positions, config.width)
+            self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(BertLayer(config, index, other) for index, other in enumerate(others))
+
+    @property
+    def owner(self) -> Bert:
+        """The BERT that embeddings, cross-attention and feed-forward networks belong to: itself, or the other one."""
+        return self if self._shared is None else self._shared[0]
 
     def blocks(self) -> list[BertLayer]:
         return cast("list[BertLayer]", list(self.layers))
@@ -265,7 +288,7 @@ class Bert(nn.Module):
         Raises:
             ValueError: it reads two images, see `remember_pair`, or none.
         """
-        layers = [layer.cross_attention for layer in self.blocks()]
+        layers = [layer.cross_attention for layer in self.owner.blocks()]
         return _remember(cast("list[Projections]", layers), features, image_mask)
 
     def remember_pair(self, first: Tensor, second: Tensor) -> tuple[ImageMemory, ImageMemory]:
@@ -277,7 +300,7 @@ class Bert(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] to embeddings [..., width], without positions."""
-        embedded: Tensor = self.words(ids)
+        embedded: Tensor = self.owner.words(ids)
         return embedded
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, *memories: ImageMemory) -> Tensor:
@@ -310,7 +333,8 @@ class Bert(nn.Module):
 
     def place(self, embeds: Tensor, positions: Tensor) -> Tensor:
         """Embeddings [B, L, width] at their positions [B or 1, L], normalized: what enters the first layer."""
-        return F.dropout(self.norm(embeds + self.positions(positions)), self.dropout, self.training)
+        owner = self.owner
+        return F.dropout(owner.norm(embeds + owner.positions(positions)), self.dropout, self.training)
 
 
 def token_positions(embeds: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,13 +14,13 @@ from openblip.nn.recompute import run_layer
 class BertDecoder(Bert):
     """A BERT that writes: each token sees those before it, and the head's output table is the word table."""
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: BertConfig, shared: Bert | None = None) -> None:
+        super().__init__(config, shared)
         self.head = TextHead(config, config.vocab_size)
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache of self-attention for `batch` rows of up to `capacity` tokens."""
-        config, weight = self.config, self.norm.weight
+        config, weight = self.config, self.owner.norm.weight
         head_width = config.width // config.num_heads
         return KeyValueCache(config.depth, batch, config.num_heads, capacity, head_width, weight.dtype, weight.device)
 
@@ -75,7 +75,7 @@ class BertDecoder(Bert):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., vocabulary] of hidden states [..., width]."""
-        scores: Tensor = self.head(hidden, self.words)
+        scores: Tensor = self.head(hidden, self.owner.words)
         return scores
 
     def _run(

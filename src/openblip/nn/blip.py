@@ -57,6 +57,7 @@ class BlipConfig:
         itm: whether there is a head that says if a text and an image belong together.
         num_classes: of the head that classifies a text with its image or images; None without one.
         answers: the decoder answers questions; otherwise it goes on from the prompt of a caption.
+        shares_text: the decoder has the weights of the encoder, apart from self-attention and its head (pre-training).
         decode_id, encode_id: what a text of the decoder, and a text that is read with an image, begin with.
         prompt_counts: see `openblip.nn.language_model.LanguageConfig`.
     """
@@ -68,6 +69,7 @@ class BlipConfig:
     itm: bool = False
     num_classes: int | None = None
     answers: bool = False
+    shares_text: bool = False
     decode_id: int = DECODE_ID
     encode_id: int = ENCODE_ID
     prompt_counts: bool = True
@@ -83,6 +85,8 @@ class BlipConfig:
             raise ValueError(
                 f"the text encoder reads {self.encoder.image_width} channels, the image encoder has {width}"
             )
+        if self.shares_text and (self.decoder is None or self.decoder != self.encoder or self.answers):
+            raise ValueError("a BLIP whose encoder and decoder share weights captions, and both have the same sizes")
         read = self.encoder.width if self.encoder is not None and self.answers else width
         if self.decoder is not None and self.decoder.image_width != read:
             raise ValueError(f"the decoder reads {self.decoder.image_width} channels, what it reads has {read}")
@@ -154,7 +158,7 @@ class BlipNetwork(nn.Module):
             if config.num_classes is not None:
                 self.class_head = ClassHead(width, config.num_classes)
         if config.decoder is not None:
-            self.decoder = BertDecoder(config.decoder)
+            self.decoder = BertDecoder(config.decoder, self.encoder if config.shares_text else None)
 
     @property
     def language_model(self) -> BlipLanguageModel:

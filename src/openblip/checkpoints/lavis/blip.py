@@ -13,7 +13,7 @@ from openblip.checkpoints.hub.sources import LocalFile, WebFile
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.names.blip import LAVIS_PARTS, ROOTS, layout_of, own_names, second_names
-from openblip.checkpoints.names.engine import Layout, Part
+from openblip.checkpoints.names.engine import Part
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.files import open_weights, save_pickled
@@ -132,9 +132,9 @@ def to_lavis(network: BlipNetwork) -> dict[str, Tensor]:
         raise CheckpointError("LAVIS cannot read quantized weights: load the model in floating point")
     state = network.state_dict()
     config = network.config
-    if config.itm and config.num_classes is None:
-        # LAVIS' class for matching has no place for it.
-        state.pop("temperature", None)
+    temperature = state.pop("temperature", None)
+    # LAVIS' class for matching has no place for it.
+    keeps = temperature is not None and (config.shares_text or not config.itm or config.num_classes is not None)
     counters: Mapping[str, int | None] = {
         "text_encoder": None if config.encoder is None else config.encoder.max_positions,
         "text_decoder.bert": None if config.decoder is None else config.decoder.max_positions,
@@ -144,5 +144,7 @@ def to_lavis(network: BlipNetwork) -> dict[str, Tensor]:
         for part, count in counters.items()
         if count is not None
     }
-    found = Layout("LAVIS' BLIP", LAVIS_PARTS).to_theirs(state)
-    return found | second_names(found, LAVIS_PARTS) | numbers
+    layout = layout_of(config, LAVIS_PARTS)
+    found = layout.to_theirs(state)
+    found |= layout.repeated(found)
+    return found | second_names(found, LAVIS_PARTS) | numbers | ({"temp": temperature} if keeps else {})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -61,6 +62,18 @@ DECODER = NameTable(
     },
     unused=(f"bert.{POSITION_NUMBERS}",),
 )
+OWN_DECODER = NameTable(
+    "text decoder",
+    {theirs: ours for theirs, ours in DECODER.modules.items() if "self_attention" in ours or ours.startswith("head.")},
+    second_names={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    unused=DECODER.unused,
+)
+"""Of a decoder that shares the rest with the encoder."""
+SHARED = {
+    **{f"text_decoder.bert.{theirs}": f"text_encoder.{theirs}" for theirs in MODULES if ".attention." not in theirs},
+    "text_decoder.cls.predictions.decoder.weight": "text_encoder.embeddings.word_embeddings.weight",
+}
+"""What the two share: the decoder's names, and the encoder's."""
 LAVIS_VISION = NameTable("image encoder", {**LAVIS_EVA, "norm": "final_norm"})
 TRANSFORMERS_VISION = NameTable("image encoder", {**TRANSFORMERS_BLIP2, "post_layernorm": "final_norm"})
 CLASSES = NameTable("head for classes", {"0": "fc1", "2": "fc2"})
@@ -105,12 +118,16 @@ def layout_of(config: BlipConfig, parts: tuple[Part, ...]) -> Layout:
         "class_head.": config.num_classes is not None,
         "temperature": False,
     }
-    return Layout("this BLIP", [part for part in parts if has.get(part.ours, True)])
+    own = [part for part in parts if has.get(part.ours, True)]
+    if config.shares_text:
+        own = [replace(part, table=OWN_DECODER) if part.ours == "decoder." else part for part in own]
+    return Layout("this BLIP", own, SHARED if config.shares_text else None)
 
 
 def own_names(names: Iterable[str], layout: Layout, parts: tuple[Part, ...]) -> list[str]:
     """Names without momentum copies, queues, and parts that belong to other tasks than the layout's."""
-    others = [part for part in parts if part not in layout.parts]
+    own = {part.ours for part in layout.parts}
+    others = [part for part in parts if part.ours not in own]
     return [name for name in names if not is_training_state(name) and not any(part.claims(name) for part in others)]
 
 

@@ -236,11 +236,13 @@ class Layout:
     Args:
         what: the model, as errors call it.
         parts: where several claim a name, it belongs to the first.
+        second_names: modules and tensors of theirs that repeat those of another component, and these.
     """
 
-    def __init__(self, what: str, parts: Sequence[Part]) -> None:
+    def __init__(self, what: str, parts: Sequence[Part], second_names: Mapping[str, str] | None = None) -> None:
         self.what = what
         self.parts = tuple(parts)
+        self.second_names = second_names or {}
 
     def sources(self, name: str) -> tuple[Rows, ...]:
         """What our tensor is stacked from, equal heights each; nothing for what they have no place for."""
@@ -260,7 +262,8 @@ class Layout:
         """
         groups: list[list[str]] = [[] for _ in self.parts]
         unknown = []
-        for name in names:
+        stored, repeats = self._apart(names)
+        for name in stored:
             for part, own in zip(self.parts, groups, strict=True):
                 if part.claims(name):
                     own.append(name.removeprefix(part.theirs))
@@ -270,13 +273,29 @@ class Layout:
         if unknown:
             raise CheckpointError(_strangers(self.what, unknown))
         rows: dict[str, tuple[Rows, ...]] = {}
-        repeats: list[tuple[str, str]] = []
         for part, own in zip(self.parts, groups, strict=True):
             plan = part.table.plan(own)
             for name, pieces in plan.rows.items():
-                rows[part.ours + name] = tuple(replace(row, name=part.theirs + row.name) for row in pieces)
+                rows[part.ours + name] = tuple(replace(row, name=stored[part.theirs + row.name]) for row in pieces)
             repeats += [(part.theirs + second, part.theirs + first) for second, first in plan.repeats]
         return Plan(rows, tuple(repeats))
+
+    def _apart(self, names: Iterable[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+        """First names, each with the name that its tensor is stored under; and names that repeat one of these."""
+        names = list(names)
+        seconds = {name: first for name in names if (first := look_up(name, self.second_names)) is not None}
+        stored = {name: name for name in names if name not in seconds}
+        repeats = [(name, stored.setdefault(first, name)) for name, first in seconds.items()]
+        return stored, [(second, first) for second, first in repeats if second != first]
+
+    def repeated(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of theirs, by the second names that `second_names` has for them."""
+        return {
+            other: tensor
+            for second, first in self.second_names.items()
+            for name, tensor in state.items()
+            if (other := look_up(name, {first: second})) is not None
+        }
 
     def places(self, names: Iterable[str]) -> dict[str, Rows]:
         """Where each whole tensor of theirs is among ours: the rows of ours that it is, by its name.

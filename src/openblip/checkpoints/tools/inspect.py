@@ -69,6 +69,10 @@ SECOND_NAMES = (
     (r"(.*)(encoder|decoder)\.embed_tokens\.weight", r"\1shared.weight"),
 )
 """A tensor, and the one that it is tied to."""
+PRETRAINED = "vision_proj.weight"
+SHARED_NAMES = r"text_decoder\.bert\.((?!.*\.attention\.).*)", r"text_encoder.\1"
+"""Where a BLIP's file has this beside a decoder, it is of its pre-training: encoder and decoder share what is no
+self-attention."""
 
 LAYOUTS: tuple[tuple[Layout, str], ...] = (
     ("OpenBLIP", r"qformer\.layers\.|qformer\.queries$"),
@@ -279,7 +283,7 @@ def _is_second_name(name: str, names: Mapping[str, object]) -> bool:
     if ending:  # OPT ties its head to the word table, FLAN-T5 does not.
         words = (f"{before}model.decoder.embed_tokens.weight", f"{before}decoder.embed_tokens.weight")
         return f"{before}shared.weight" not in names and any(first in names for first in words)
-    for second, first in SECOND_NAMES:
+    for second, first in (*SECOND_NAMES, *([SHARED_NAMES] if PRETRAINED in names else [])):
         if re.fullmatch(second, name):
             return re.sub(second, first, name) in names
     return False
