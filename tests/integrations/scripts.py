@@ -32,9 +32,9 @@ CHANGES = {
     # Checkpoints: FOLDER is a small one, which its own test names.
     '"Salesforce/blip2-opt-2.7b"': "FOLDER",
     'model_type="pretrain_flant5xxl"': "model_type=FOLDER",
-    'name="blip_caption", model_type="base_coco"': 'name="blip2_opt", model_type=FOLDER',
-    'name="blip_vqa", model_type="vqav2"': 'name="blip2_opt", model_type=FOLDER',
-    'name="blip_feature_extractor", model_type="base"': 'name="blip2_feature_extractor", model_type=FOLDER',
+    'model_type="base_coco"': "model_type=FOLDER",
+    'model_type="vqav2"': "model_type=FOLDER",
+    'model_type="base"': "model_type=FOLDER",
     'model_type="pretrain_opt2.7b"': "model_type=FOLDER",
     '"blip2_image_text_matching", "pretrain"': '"blip2_image_text_matching", FOLDER',
     # Files.

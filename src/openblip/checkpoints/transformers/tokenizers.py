@@ -159,11 +159,17 @@ def read_bert(folder: Path, added: Mapping[str, int]) -> FastTokenizer:
 
 def bert_files(words: Tokenizer, longest: int) -> dict[str, str]:
     """File names and texts of such a vocabulary for transformers' BlipProcessor."""
+    fast, settings = bert_words(words, longest)
+    return _files(fast, {**settings, "processor_class": "BlipProcessor"})
+
+
+def bert_words(words: Tokenizer, longest: int) -> tuple[FastTokenizer, dict[str, Any]]:
+    """A copy of such a vocabulary that puts texts between [CLS] and [SEP], and its settings for transformers."""
     fast = _copy(words.fast)
     ids = {token: words.token_id(token) for token in ("[CLS]", "[SEP]")}
     _add_around(fast, "[CLS] $A [SEP]", ids)
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
-    return _files(fast, {**names, "model_max_length": longest, "processor_class": "BlipProcessor"})
+    return fast, {**names, "model_max_length": longest}
 
 
 def stop_text(words: Tokenizer, stop: int, folder: Path) -> str:

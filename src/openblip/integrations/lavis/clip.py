@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.checkpoints.lavis.clip import ClipParts
-from openblip.errors import CheckpointError, OptionError
-from openblip.integrations.lavis.models import LavisModel, listed_texts
+from openblip.errors import CheckpointError
+from openblip.integrations.lavis.models import LavisModel, listed_texts, pixels_of
 from openblip.integrations.lavis.outputs import Samples
 from openblip.nn.clip import ClipNetwork
 from openblip.text import ClipText, pad_ids
@@ -48,20 +48,13 @@ class ClipOutput:
 class Clip(LavisModel):
     """LAVIS' `clip` and `clip_feature_extractor`; all of it is trained."""
 
-    network: ClipNetwork  # type: ignore[assignment]
+    network: ClipNetwork
 
     def __init__(self, parts: ClipParts, max_txt_len: int = 77) -> None:
         if not isinstance(parts.matching, ClipText):
             raise CheckpointError(f"{parts.name} is of the family {parts.family}, no CLIP: load it by its architecture")
-        super().__init__(parts, max_txt_len)  # type: ignore[arg-type]
+        super().__init__(parts, max_txt_len)
         self.words: ClipText = parts.matching
-
-    def frozen(self) -> list[nn.Module]:
-        return []
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.log_scale.device
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
         """Ids [B, 77] of texts, filled up with zeros; a text that is too long is cut before its end."""
@@ -131,11 +124,7 @@ class Clip(LavisModel):
         return cosines, cosines.T
 
     def _both(self, samples: Samples) -> ClipFeatures:
-        if "image" not in samples:
-            raise OptionError(
-                'the samples have no "image": give pixels [B, 3, S, S] as vis_processors["eval"] makes them'
-            )
-        images = self.encode_image(samples["image"])
+        images = self.encode_image(pixels_of(samples, self.device))
         texts = self.encode_text(self._ids(samples, len(images)))
         return ClipFeatures(images, F.normalize(images, dim=-1), texts, F.normalize(texts, dim=-1))
 

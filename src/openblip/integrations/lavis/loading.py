@@ -16,6 +16,8 @@ from openblip.checkpoints.registry import all_models
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
+from openblip.integrations.lavis.blip import BlipCaption, BlipVQA
+from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM, BlipRetrieval
 from openblip.integrations.lavis.clip import Clip
 from openblip.integrations.lavis.datasets import dataset_zoo
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
@@ -36,6 +38,11 @@ MODELS: dict[str, type[LavisModel]] = {
     "blip2": Blip2Qformer,
     "blip2_feature_extractor": Blip2Qformer,
     "blip2_image_text_matching": Blip2ITM,
+    "blip_caption": BlipCaption,
+    "blip_vqa": BlipVQA,
+    "blip_image_text_matching": BlipITM,
+    "blip_retrieval": BlipRetrieval,
+    "blip_feature_extractor": BlipFeatureExtractor,
     "clip": Clip,
     "clip_feature_extractor": Clip,
 }
@@ -49,6 +56,12 @@ TEXT_PROCESSORS: dict[str, type[BlipCaptionProcessor] | type[BlipQuestionProcess
     "blip_caption": BlipCaptionProcessor,
     "blip_question": BlipQuestionProcessor,
 }
+
+UNTRAINED = {
+    "blip_pretrain": "LAVIS has no weights of it, and starts it from BERT and DeiT: load blip_feature_extractor/base, "
+    "which BLIP's authors pre-trained, or blip_retrieval",
+}
+"""LAVIS' architectures that no file is there for, and what to do instead."""
 
 Found = TypeVar("Found")
 ImageProcessors = dict[str, ImageProcessor]
@@ -65,7 +78,7 @@ def load_model(
     """A model by LAVIS' architecture and type; what is missing of it is downloaded.
 
     Args:
-        name: "blip2_opt", "blip2_t5", "blip2", "blip2_feature_extractor" or "blip2_image_text_matching".
+        name: as `model_zoo` lists them: "blip_caption", "blip2_opt", ...
         model_type: as `model_zoo` lists them; or a folder, of OpenBLIP or of transformers.
         is_eval: evaluation mode; otherwise all but the frozen parts are in training mode.
         device: on a GPU, weights are in the type that it computes fast.
@@ -75,6 +88,8 @@ def load_model(
         CheckpointError: no such model, or its files are broken.
         DownloadError: its files cannot be had.
     """
+    if name in UNTRAINED:
+        raise CheckpointError(f"{name} cannot be loaded: {UNTRAINED[name]}")
     kind = _known(name, MODELS, "architecture")
     placement = choose_placement(str(device), None)
     folder = Path(model_type)
@@ -94,8 +109,7 @@ def load_model_and_preprocess(
     The training images are BLIP-2's (random crop and mirror image), without the RandAugment of LAVIS' other models.
     """
     model = load_model(name, model_type, is_eval, device)
-    images, texts = _processors(model.parts)
-    return model, images, texts
+    return model, _image_processors(model.parts), model.text_processors()
 
 
 def load_preprocess(
@@ -152,14 +166,11 @@ def _text_processor(name: str, prompt: str = "", max_words: int = 50) -> TextPro
     )
 
 
-def _processors(parts: ModelParts) -> tuple[ImageProcessors, TextProcessors]:
-    middle = parts.transform.crop
-    images: ImageProcessors = {
+def _image_processors(parts: ModelParts[Any, Any]) -> ImageProcessors:
+    return {
         "train": Blip2ImageTrainProcessor(parts.transform),
-        "eval": (ClipImageEvalProcessor if middle else BlipImageEvalProcessor)(parts.transform),
+        "eval": (ClipImageEvalProcessor if parts.transform.crop else BlipImageEvalProcessor)(parts.transform),
     }
-    texts: TextProcessors = {"train": BlipCaptionProcessor(), "eval": BlipCaptionProcessor()}
-    return images, texts
 
 
 class ModelZoo:

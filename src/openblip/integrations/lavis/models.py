@@ -7,7 +7,7 @@ prompt of its own, and a loss needs no process group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.integrations.lavis.outputs import BlipOutput, BlipOutputFeatures, Loss, Samples
-from openblip.nn.blip2 import itc_similarity
+from openblip.integrations.lavis.processors import BlipCaptionProcessor, TextProcessor
+from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.text import MatchingText, Tokenizer, pad_ids
 from openblip.training.losses import IGNORED, Pairing, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
 
@@ -27,9 +28,15 @@ TOP_K = 50
 
 
 class LavisModel(nn.Module):
-    """What all have: a frozen image encoder, and the Q-Former's look at an image."""
+    """What all have: a network, and which of its parts are never trained.
 
-    def __init__(self, parts: ModelParts, max_txt_len: int = 32) -> None:
+    Attributes:
+        parts, network: what was loaded; max_txt_len: where texts are cut that are matched or learnt.
+    """
+
+    network: Any
+
+    def __init__(self, parts: ModelParts[Any, Any], max_txt_len: int = 32) -> None:
         super().__init__()
         self.parts = parts
         self.network = parts.network
@@ -40,7 +47,7 @@ class LavisModel(nn.Module):
 
     def frozen(self) -> list[nn.Module]:
         """The parts that are never trained."""
-        return [self.network.vision]
+        return []
 
     def train(self, mode: bool = True) -> LavisModel:
         super().train(mode)
@@ -50,20 +57,36 @@ class LavisModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.network.vision_norm.weight.device
+        return next(self.parameters()).device
+
+    def text_processors(self) -> dict[str, TextProcessor]:
+        """What LAVIS cleans the model's texts with, under "train" and "eval"."""
+        return {"train": BlipCaptionProcessor(), "eval": BlipCaptionProcessor()}
+
+
+def pixels_of(samples: Samples, device: torch.device) -> Tensor:
+    """The samples' images. Raises OptionError when they have none."""
+    if "image" not in samples:
+        raise OptionError('the samples have no "image": give pixels [B, 3, S, S] as vis_processors["eval"] makes them')
+    return samples["image"].to(device)
+
+
+class Blip2Model(LavisModel):
+    """What BLIP-2s have: a frozen image encoder, and the Q-Former's look at an image."""
+
+    network: Blip2Network
+
+    def frozen(self) -> list[nn.Module]:
+        return [self.network.vision]
 
     def image_features(self, samples: Samples) -> Tensor:
         """Normalized patches [B, N, image width] of the samples' images."""
-        if "image" not in samples:
-            raise OptionError(
-                'the samples have no "image": give pixels [B, 3, S, S] as vis_processors["eval"] makes them'
-            )
         with torch.no_grad():
-            patches = self.network.vision(samples["image"].to(self.device))
+            patches = self.network.vision(pixels_of(samples, self.device))
         return self.network.normalize(patches)
 
 
-class Blip2Writer(LavisModel):
+class Blip2Writer(Blip2Model):
     """Captions and answers from a frozen language model."""
 
     def __init__(self, parts: ModelParts, max_txt_len: int = 32) -> None:
@@ -207,7 +230,7 @@ class Blip2T5(Blip2Writer):
     """LAVIS' `blip2_t5`."""
 
 
-class Blip2Stage1(LavisModel):
+class Blip2Stage1(Blip2Model):
     """Features of images and texts, as every stage-1 model of LAVIS gives them."""
 
     def __init__(self, parts: ModelParts, max_txt_len: int = 32) -> None:

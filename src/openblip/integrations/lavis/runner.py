@@ -159,7 +159,7 @@ class BaseTask:
         losses = vars(output) if isinstance(output, BlipOutput) else output
         if not isinstance(losses, Mapping) or "loss" not in losses:
             raise OptionError(f"a {type(model).__name__} has no loss to train by: use blip2, blip2_opt or blip2_t5")
-        named = {name: value for name, value in losses.items() if "loss" in name}
+        named = {name: value for name, value in losses.items() if "loss" in name and value is not None}
         return named["loss"], named
 
 

@@ -1,0 +1,388 @@
+"""LAVIS' calls of BLIP give what LAVIS recorded (`-m real`), what transformers gives, and what LAVIS should give."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from openblip.checkpoints.blip_models import GENERATION, PROMPTS
+from openblip.checkpoints.lavis.blip import assemble
+from openblip.checkpoints.model_parts import ModelParts, read_defaults
+from openblip.devices import choose_placement
+from openblip.errors import CheckpointError, OptionError
+from openblip.images.transform import ImageTransform
+from openblip.integrations.lavis import (
+    compute_gradcam,
+    load_model,
+    load_model_and_preprocess,
+    load_processor,
+    model_zoo,
+    registry,
+)
+from openblip.integrations.lavis.blip import BlipCaption, BlipVQA
+from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM, BlipRetrieval
+from openblip.integrations.lavis.outputs import BlipIntermediateOutput, BlipOutput, Samples
+from openblip.models.load import model_of
+from openblip.nn.blip import BlipNetwork
+from openblip.text import PromptTemplates
+from tests.models.blip_models import VOCABULARY, small_parts
+from tests.pairs.blip import VARIABLE, Recording, load, recordings
+from tests.pairs.gaps import difference
+
+CLOSE = 2e-5
+REAL = pytest.mark.real
+
+
+def pixels(count: int, seed: int = 4) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def zoo() -> Path:
+    found = recordings()
+    if found is None:
+        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    return Path(found)
+
+
+def parts_of(recording: Recording, folder: Path, **settings: Any) -> ModelParts[BlipNetwork]:
+    (folder / "vocab.txt").write_text("\n".join(recording.vocabulary) + "\n", encoding="utf-8")
+    network = recording.network(**settings)
+    prompts, defaults = PromptTemplates(**PROMPTS), read_defaults(GENERATION, folder)
+    return assemble("recorded", network, ImageTransform(network.config.vision.image_size), folder, prompts, defaults)
+
+
+def close(ours: Tensor | None, theirs: Tensor, tolerance: float = CLOSE) -> None:
+    assert ours is not None and ours.shape == theirs.shape
+    assert difference(ours.detach(), theirs.detach()) <= tolerance * max(1.0, float(theirs.detach().abs().max()))
+
+
+# Recorded
+
+
+@REAL
+@pytest.mark.parametrize("kind", ["base", "large"])
+def test_recorded_captions(zoo: Path, tmp_path: Path, kind: str) -> None:
+    recording = load(zoo, f"blip_caption_{kind}")
+    parts = parts_of(recording, tmp_path, decoder=recording.bert())
+    model = BlipCaption(parts, recording.config["max_txt_len"]).eval()
+    samples = cast(Samples, recording.inputs)
+    output = model(samples)
+    close(output.loss, recording.outputs["loss"])
+    inner = output.intermediate_output
+    close(inner.decoder_output.logits, recording.outputs["decoder_logits"])
+    close(inner.image_embeds, recording.outputs["image_embeds"])
+    assert torch.equal(inner.decoder_labels, recording.outputs["decoder_labels"])
+    for name, found in recording.outputs["generate"].items():
+        captions = model.generate({"image": samples["image"]}, **found["settings"])
+        each = found["settings"]["num_captions"]
+        # LAVIS cuts 13 letters off, also where the prompt goes on without a space.
+        cut = [re.sub("^##.", "", caption) for caption in captions]
+        assert cut[::each] == found["captions"][::each], name
+        assert len(set(captions)) == len(captions) == 3 * each
+
+
+@REAL
+def test_recorded_answers(zoo: Path, tmp_path: Path) -> None:
+    recording = load(zoo, "blip_vqa")
+    sizes = recording.bert()
+    answers = recording.bert(image_width=sizes.width)
+    model = BlipVQA(parts_of(recording, tmp_path, encoder=sizes, decoder=answers, answers=True)).eval()
+    inputs, outputs = recording.inputs, recording.outputs
+    output = model(cast(Samples, inputs))
+    close(output.loss, outputs["loss"])
+    close(output.intermediate_output.decoder_output.loss, outputs["decoder_loss_per_answer"])
+    assert torch.equal(output.intermediate_output.decoder_labels, outputs["decoder_labels"])
+    for name, found in outputs["predict"].items():
+        settings = dict(found["settings"])
+        rows = slice(int(name[-1]), int(name[-1]) + 1) if "alone" in name else slice(len(found["answers"]))
+        questions: Any = inputs["text_input"][rows]
+        samples: Samples = {"image": inputs["image"][rows], "text_input": questions}
+        if "string" in name:
+            samples["text_input"] = questions[0]
+        if settings["inference_method"] == "rank":
+            settings["answer_list"] = inputs["answer_list"]
+        assert model.predict_answers(samples, **settings, read_padding=True) == found["answers"], name
+        alone = [
+            model.predict_answers({"image": inputs["image"][row : row + 1], "text_input": question}, **settings)[0]
+            for row, question in enumerate(inputs["text_input"])
+        ]
+        assert model.predict_answers(samples, **settings) == alone[rows], name
+
+
+@REAL
+@pytest.mark.parametrize("kind", ["base", "large"])
+def test_recorded_matching(zoo: Path, tmp_path: Path, kind: str) -> None:
+    recording = load(zoo, f"blip_itm_{kind}")
+    settings = {"encoder": recording.bert(), "shared_width": recording.config["embed_dim"], "itm": True}
+    model = BlipITM(parts_of(recording, tmp_path, **settings)).eval()
+    samples = cast(Samples, recording.inputs)
+    close(model(samples, match_head="itm"), recording.outputs["itm_logits"])
+    close(model(samples, match_head="itc"), recording.outputs["itc"])
+    words = model.tokenizer(samples["text_input"], padding="longest", truncation=True, max_length=35)
+    assert words["attention_mask"] == recording.outputs["attention_mask"].tolist()
+
+
+@REAL
+def test_recorded_attention(zoo: Path, tmp_path: Path) -> None:
+    recording = load(zoo, "blip_gradcam")
+    width = len(recording.weights["vision_proj.bias"])
+    model = BlipITM(parts_of(recording, tmp_path, encoder=recording.bert(), shared_width=width, itm=True)).eval()
+    wave = torch.sin(torch.arange(2 * 3 * 384 * 384, dtype=torch.float64) * 0.37)  # the image, as it was recorded
+    image = wave.reshape(2, 3, 384, 384).float() * 2
+    texts = recording.inputs["text_input"]
+    tokens = model.tokenizer(texts, padding=True, return_tensors="pt")
+    maps, logits = compute_gradcam(model, image, texts, tokens, recording.inputs["block_num"])
+    close(logits, recording.outputs["itm_logits"])
+    for ours, theirs in zip(maps, recording.outputs["gradcam"], strict=True):
+        close(ours, theirs, 1e-6)
+
+
+@REAL
+def test_recorded_features(zoo: Path, tmp_path: Path) -> None:
+    recording = load(zoo, "blip_feature_extractor")
+    settings = {"encoder": recording.bert(), "shared_width": recording.config["embed_dim"]}
+    model = BlipFeatureExtractor(parts_of(recording, tmp_path, **settings)).eval()
+    samples = cast(Samples, recording.inputs)
+    for mode in ("image", "text", "multimodal"):
+        found = vars(model.extract_features(samples, mode=mode))
+        wanted = recording.outputs[mode]
+        assert {name for name, value in found.items() if value is not None} == wanted.keys()
+        for name, tensor in wanted.items():
+            close(found[name], tensor)
+
+
+@REAL
+def test_recorded_retrieval(zoo: Path, tmp_path: Path) -> None:
+    recording = load(zoo, "blip_retrieval")
+    settings = {"encoder": recording.bert(), "shared_width": recording.config["embed_dim"], "itm": True}
+    model = BlipRetrieval(parts_of(recording, tmp_path, **settings)).eval()
+    asked = recording.outputs["evaluation"]
+    loader = Loader(asked["texts"], [{"image": part} for part in asked["image"].split(2)])
+    found = model.compute_sim_matrix(loader, SimpleNamespace(k_test=asked["k_test"]))
+    for name, scores in zip(("score_i2t", "score_t2i"), found, strict=True):
+        close(torch.from_numpy(scores), asked[name])
+
+
+@REAL
+def test_recorded_processors(zoo: Path) -> None:
+    recorded = torch.load(zoo / "processors.pth", weights_only=True)
+    inputs, outputs = recorded["inputs"], recorded["outputs"]
+    processors: dict[str, Any] = {
+        "blip_caption": load_processor("blip_caption"),
+        "blip_caption_prompt": load_processor("blip_caption", {"prompt": "a picture of "}),
+        "blip_question": load_processor("blip_question"),
+    }
+    for name, processor in processors.items():
+        assert [processor(text) for text in inputs["texts"]] == outputs[name]
+    for name in ("wide", "tall", "small", "odd"):
+        image = Image.fromarray(inputs[f"picture_{name}"].numpy())
+        for kind in ("blip", "clip"):
+            ours: Any = load_processor(f"{kind}_image_eval", {"image_size": 32})
+            close(ours(image), outputs[f"{kind}_image_eval_32_{name}"], 1e-6)
+
+
+# On small models
+
+
+class Loader:
+    """Batches of images, and all texts: what LAVIS evaluates retrieval on."""
+
+    def __init__(self, texts: list[str], batches: list[Samples]) -> None:
+        self.dataset = SimpleNamespace(text=texts)
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+@pytest.fixture
+def captioner(tmp_path: Path) -> BlipCaption:
+    return BlipCaption(small_parts("caption", tmp_path)).eval()
+
+
+def test_captions_are_those_of_our_own_calls(captioner: BlipCaption, tmp_path: Path) -> None:
+    """Lengths count [DEC] and the prompt, 4 tokens; a caption does not depend on its batch."""
+    samples: Samples = {"image": pixels(3)}
+    model = model_of(small_parts("caption", tmp_path), choose_placement("cpu", "float32"))
+    image = Image.effect_noise((32, 32), 90).convert("RGB")
+    processor: Any = load_processor("blip_image_eval", {"image_size": 32})
+    one: Samples = {"image": processor(image)[None]}
+    assert captioner.generate(one) == [model.caption(image)]
+    assert captioner.generate(one, num_beams=1, max_length=9, min_length=0) == [
+        model.caption(image, num_beams=1, max_new_tokens=5, min_new_tokens=0)
+    ]
+    alone = [captioner.generate({"image": row[None]})[0] for row in samples["image"]]
+    assert captioner.generate(samples) == alone
+    prompts = ["a dog", "two children play with", "a dog"]
+    mixed = captioner.generate({**samples, "prompt": prompts}, max_length=14)
+    for place, prompt in enumerate(prompts):
+        image_alone: Samples = {"image": samples["image"][place : place + 1], "prompt": prompt}
+        assert captioner.generate(image_alone, max_length=14) == [mixed[place]]
+
+
+def test_several_captions_of_an_image_differ(captioner: BlipCaption) -> None:
+    found = captioner.generate({"image": pixels(2)}, num_captions=4)
+    assert len(found) == 8 and len(set(found[:4])) == 4
+    assert found[::4] == captioner.generate({"image": pixels(2)}, num_beams=4)
+    torch.manual_seed(0)
+    drawn = captioner.generate({"image": pixels(1)}, use_nucleus_sampling=True, num_captions=3)
+    torch.manual_seed(0)
+    assert drawn == captioner.generate(
+        {"image": pixels(1)}, use_nucleus_sampling=True, num_captions=3, repetition_penalty=1.1
+    )
+
+
+def test_caption_loss(captioner: BlipCaption) -> None:
+    """The prompt is not learnt; one word without a prompt is, where LAVIS gives nan."""
+    texts = ["a picture of a dog", "beach", "a picture of two children on the red ball"]
+    output = captioner({"image": pixels(3), "text_input": texts})
+    assert isinstance(output, BlipOutput) and isinstance(output.intermediate_output, BlipIntermediateOutput)
+    labels = output.intermediate_output.decoder_labels
+    assert (labels >= 0).sum(dim=1).tolist() == [3, 2, 7]
+    logits = output.intermediate_output.decoder_output.logits
+    flat, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    close(output.loss, torch.nn.functional.cross_entropy(flat, wanted, label_smoothing=0.1))
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in captioner.parameters())
+
+
+@pytest.fixture
+def answerer(tmp_path: Path) -> BlipVQA:
+    return BlipVQA(small_parts("answer", tmp_path)).eval()
+
+
+QUESTIONS = ["what is this?", "how many children play with the red ball on the beach?"]
+
+
+def test_answers_do_not_depend_on_padding(answerer: BlipVQA) -> None:
+    samples: Samples = {"image": pixels(2), "text_input": QUESTIONS}
+    alone = [
+        answerer.predict_answers({"image": row[None], "text_input": text})[0]
+        for row, text in zip(samples["image"], QUESTIONS, strict=True)
+    ]
+    assert answerer.predict_answers(samples) == alone
+    padded = answerer.predict_answers(samples, read_padding=True, max_len=20)
+    assert padded[1] == answerer.predict_answers(samples, max_len=20)[1]
+    ranked = answerer.predict_answers(samples, answer_list=["Dog", "cat", "red ball"], num_ans_candidates=2)
+    assert set(ranked) <= {"Dog", "cat", "red ball"}
+
+
+def test_answer_loss_weighs_answers(answerer: BlipVQA) -> None:
+    samples: Samples = {
+        "image": pixels(2),
+        "text_input": QUESTIONS,
+        "answer": ["dog", "a cat", "two"],
+        "n_answers": torch.tensor([2, 1]),
+        "weight": torch.tensor([0.7, 0.3, 1.0]),
+    }
+    output = answerer(samples)
+    each = output.intermediate_output.decoder_output.loss
+    close(output.loss, (each * torch.tensor([0.7, 0.3, 1.0])).sum() / 2)
+    alone = answerer({"image": pixels(2)[:1], "text_input": QUESTIONS[0], "answer": ["a cat"]})
+    close(alone.loss, each[1])
+    with pytest.raises(OptionError, match=r"says \[1, 1\] for 2 images, and there are 3 answers"):
+        answerer({**samples, "n_answers": [1, 1]})
+
+
+@pytest.fixture
+def matcher_folder(tmp_path: Path) -> Path:
+    parts = small_parts("match", tmp_path)
+    return model_of(parts, choose_placement("cpu", "float32")).save(tmp_path / "matcher")
+
+
+def test_matching_features_and_retrieval(matcher_folder: Path) -> None:
+    texts = ["a dog on the beach", "a red ball", "two children"]
+    model = cast(BlipITM, load_model("blip_image_text_matching", matcher_folder, is_eval=True))
+    extractor = cast(BlipFeatureExtractor, load_model("blip_feature_extractor", matcher_folder, is_eval=True))
+    images = pixels(2)
+    cosines = model({"image": images, "text_input": texts}, match_head="itc")
+    embeds = extractor.extract_features({"image": images}, mode="image").image_embeds_proj
+    words = extractor.extract_features({"text_input": texts}, mode="text").text_embeds_proj
+    assert embeds is not None and words is not None
+    assert embeds.shape == (2, 17, 16) and words.shape == (3, 7, 16)
+    close(cosines, embeds[:, 0] @ words[:, 0].T)
+    together = extractor.extract_features({"image": images, "text_input": texts[:2]})
+    assert together.image_embeds is not None and together.multimodal_embeds is not None
+    logits = model({"image": images[:1], "text_input": texts})
+    assert logits.shape == (3, 2)
+    close(logits[:1], model.network.itm_head(together.multimodal_embeds[:1, 0]))
+    retrieval = cast(BlipRetrieval, load_model("blip_retrieval", matcher_folder, is_eval=True))
+    batches: list[Samples] = [{"image": images[:1]}, {"image": images[1:]}]
+    scores, back = retrieval.compute_sim_matrix(Loader(texts, batches), {"k_test": 2})
+    second = model({"image": images[1:], "text_input": texts})
+    whole = torch.stack([logits[:, 1], second[:, 1]]) + cosines
+    best = torch.zeros_like(cosines, dtype=torch.bool).scatter(1, cosines.topk(2).indices, True)
+    close(torch.from_numpy(scores), whole.masked_fill(~best, -100.0))
+    close(torch.from_numpy(back), whole.T)
+    ids, mask = model.tokenizer(texts, padding=True, return_tensors="pt").values()
+    fits = retrieval.compute_itm(model.image_features({"image": images[:1]}).expand(3, -1, -1), ids, mask)
+    close(fits, logits[:, 1])
+
+
+def test_attention_maps(matcher_folder: Path) -> None:
+    model = cast(BlipITM, load_model("blip_image_text_matching", matcher_folder, is_eval=True))
+    texts = ["a dog", "two children play"]
+    maps, logits = compute_gradcam(model, pixels(2), texts, block_num=0)
+    assert [tuple(one.shape) for one in maps] == [(6, 4, 4)] * 2
+    close(logits, model({"image": pixels(2), "text_input": texts}))
+    close(maps[0][1], maps[0][2:4].mean(dim=0))
+    assert not maps[0][5].any() and maps[1][4].any()  # behind [ENC] and the mean, 2 words, [SEP] and padding
+    with pytest.raises(OptionError, match="block_num is 6: the text encoder has 2 layers"):
+        compute_gradcam(model, pixels(2), texts)
+
+
+def test_tokenizer_is_called_as_transformers(captioner: BlipCaption, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    theirs = cast(Any, transformers).BertTokenizer.from_pretrained(tmp_path)
+    theirs.add_special_tokens({"bos_token": "[DEC]"})
+    theirs.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    texts = ["a Dog, playing", "two children"]
+    ours, expected = (words(texts, padding=True, return_tensors="pt") for words in (captioner.tokenizer, theirs))
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(ours[name], expected[name])
+
+
+def test_names_and_processors(tmp_path: Path) -> None:
+    types = dict(model_zoo)
+    assert types["blip_caption"] == ["base_coco", "large_coco"] and types["blip_vqa"] == ["vqav2", "okvqa", "aokvqa"]
+    assert types["blip_image_text_matching"] == ["base", "large"] and types["blip_retrieval"] == ["coco", "flickr"]
+    assert types["blip_feature_extractor"] == ["base"]
+    assert registry.get_model_class("blip_vqa") is BlipVQA
+    for task, name in (("caption", "blip_caption"), ("answer", "blip_vqa")):
+        parts = small_parts(task, tmp_path / task)
+        folder = model_of(parts, choose_placement("cpu", "float32")).save(tmp_path / task / "model")
+        _, images, texts = load_model_and_preprocess(name, folder, is_eval=True)
+        assert images["eval"](Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+        if task == "caption":
+            assert texts["train"]("A 3.5 dog.") == "a picture of a 3 5 dog" and texts["eval"]("A dog.") == "a dog"
+        else:
+            assert texts["train"]("A 3.5 dog?") == texts["eval"]("A 3.5 dog?") == "a 35 dog?"
+
+
+def test_what_is_wrong_is_named(captioner: BlipCaption, answerer: BlipVQA, matcher_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="blip_pretrain cannot be loaded: LAVIS has no weights of it"):
+        load_model("blip_pretrain", "base")
+    with pytest.raises(CheckpointError, match="cannot write captions"):
+        load_model("blip_caption", matcher_folder)
+    with pytest.raises(OptionError, match=r"max_length is 4 and \[DEC\] and the prompt are 4 tokens"):
+        captioner.generate({"image": pixels(1)}, max_length=4)
+    with pytest.raises(OptionError, match='no "image"'):
+        captioner.generate({})
+    with pytest.raises(OptionError, match="nothing to choose from"):
+        answerer.predict_answers({"image": pixels(1), "text_input": "what?"}, inference_method="rank")
+    with pytest.raises(OptionError, match="use rank or generate"):
+        answerer.predict_answers({"image": pixels(1), "text_input": "what?"}, inference_method="guess")  # type: ignore[arg-type]
+    model = load_model("blip_image_text_matching", matcher_folder, is_eval=True)
+    with pytest.raises(OptionError, match="3 texts for 2 images"):
+        model({"image": pixels(2), "text_input": ["a", "b", "c"]})
+    with pytest.raises(OptionError, match="use itm or itc"):
+        model({"image": pixels(1), "text_input": "a"}, match_head="both")
