@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from openblip.results import ClassifiedImage as ClassifiedImage
     from openblip.results import Embedded as Embedded
     from openblip.results import GeneratedText as GeneratedText
+    from openblip.results import Judged as Judged
+    from openblip.results import Judgement as Judgement
     from openblip.results import Match as Match
     from openblip.results import Matched as Matched
     from openblip.results import Ranked as Ranked
@@ -63,6 +65,8 @@ _HOMES = {
     "GeneratedText": "openblip.results",
     "GenerationOptions": "openblip.generation.options",
     "ImageError": "openblip.errors",
+    "Judged": "openblip.results",
+    "Judgement": "openblip.results",
     "Match": "openblip.results",
     "Matched": "openblip.results",
     "Model": "openblip.models.model",
@@ -97,6 +101,8 @@ __all__ = [
     "GeneratedText",
     "GenerationOptions",
     "ImageError",
+    "Judged",
+    "Judgement",
     "Match",
     "Matched",
     "Model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,41 @@ class ClassifiedImage:
 
     source: str
     labels: tuple[Classified, ...] = ()
+    error: ImageError | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model says of one statement about an image, or about two.
+
+    Attributes:
+        label: the most probable class: "True" or "False" (NLVR2), "entailment", "neutral" or "contradiction"
+            (SNLI-VE), or a class of the data that the model was trained on.
+        probabilities: of each class, in the model's order; they add up to 1.
+    """
+
+    statement: str
+    label: str
+    probabilities: Mapping[str, float] = field(hash=False)
+
+    @property
+    def probability(self) -> float:
+        """Of the label."""
+        return self.probabilities[self.label]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image of many, or one pair of images: what the model says of the statements about it, or what was wrong.
+
+    Attributes:
+        sources: the path, URL or description of the image, or of both images.
+        error: of the first image that could not be read.
+    """
+
+    sources: tuple[str, ...]
+    statements: tuple[str, ...]
+    judgements: tuple[Judgement, ...] = ()
     error: ImageError | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ LAVIS_MODELS = {
     "blip_retrieval/flickr": (f"{LAVIS}blip_flickr_retrieval.pth", 223.74),
     "blip_feature_extractor/base": (f"{ORIGINAL}model_base_capfilt_large.pth", 223.45),
     "blip_pretrain/base": (f"{ORIGINAL}model_base_capfilt_large.pth", 252.44),
+    "blip_nlvr/nlvr": (f"{ORIGINAL}model_base_nlvr.pth", 259.37),
 }
 """LAVIS' names, addresses and millions of weights; of retrieval without momentum copies."""
 HUB_NAMES = "image-captioning-base image-captioning-large vqa-base vqa-capfilt-large"
@@ -36,7 +38,7 @@ HUB_NAMES += " itm-base-coco itm-base-flickr itm-large-coco itm-large-flickr"
 
 
 def test_every_name_is_there_once() -> None:
-    wanted = [*LAVIS_MODELS, *(f"Salesforce/blip-{name}" for name in HUB_NAMES.split())]
+    wanted = [*LAVIS_MODELS, "blip_classification/base", *(f"Salesforce/blip-{name}" for name in HUB_NAMES.split())]
     assert Counter(name for model in MODELS for name in model.names) == Counter(wanted)
     assert openblip.list_models(family="blip") == list(MODELS)
 
@@ -57,7 +59,8 @@ def test_weights_of_each_part_are_those_of_the_network(model: ModelEntry) -> Non
     assert model.parameters == count(network)
     matches = {"match", "embed", "classify"} if config.shared_width else set()
     writes = {"ask" if config.answers else "caption"} if config.decoder else set()
-    assert set(model.abilities) == matches | writes
+    judges = {"judge"} if config.num_classes else set()
+    assert set(model.abilities) == matches | writes | judges
 
 
 @pytest.mark.parametrize("name", LAVIS_MODELS)
@@ -69,6 +72,13 @@ def test_sources_of_lavis_models(name: str) -> None:
     assert (weights.url, words.supplies) == (address, ())
     assert model.parameters / 1e6 == pytest.approx(millions, abs=0.01)
     assert weights.size == 4 * model.parameters
+
+
+def test_a_model_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(openblip.CheckpointError, match="nobody has published weights of blip_classification/base"):
+        openblip.load("blip_classification/base")
+    (model,) = openblip.list_models("blip_classification/base")
+    assert not model.has_weights and model.size < 1e6
 
 
 def test_prompts_and_lengths_are_those_of_lavis() -> None:
@@ -84,7 +94,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", LAVIS_MODELS)
+@pytest.mark.parametrize("name", [*LAVIS_MODELS, "blip_classification/base"])
 def test_names_and_shapes_are_those_of_official_files(name: str) -> None:
     """By a list of what LAVIS' classes have at their official sizes, of which `keys_blip_clip.json` is a summary."""
     folder = recordings()

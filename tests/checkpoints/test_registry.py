@@ -129,7 +129,7 @@ def test_what_is_on_this_machine(home: Path) -> None:
         ({"family": "BLIP2"}, "'BLIP2' is no family of models: did you mean blip2?"),
         ({"family": "llava"}, r"'llava' is no family of models: blip2.* are"),
         ({"ability": "captions"}, r"'captions' is no ability of a model: did you mean caption\?"),
-        ({"ability": "vqa"}, r"'vqa' is no ability of a model: caption, ask, chat, match, embed, classify are"),
+        ({"ability": "vqa"}, r"'vqa' is no ability of a model: caption, ask, chat, match, embed, classify, judge are"),
         ({"ability": 3}, "3 is no ability of a model"),
         ({"pattern": None}, "the pattern is None: give a part of a name"),
     ],

@@ -39,6 +39,7 @@ from openblip.cli import (
     evaluate,
     finetune,
     inspect,
+    judge,
     match,
     merge,
     models,
@@ -48,9 +49,11 @@ from openblip.cli import (
     verify,
 )
 from openblip.data.zoo.data_sets import find_entry
+from openblip.devices import choose_placement
 from openblip.evaluation.outcome import Evaluation
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.run import Run as EvaluationRun
+from openblip.models.load import model_of
 from openblip.models.model import Model
 from openblip.nn.opt import OptConfig
 from openblip.training.recipe import Recipe
@@ -58,11 +61,13 @@ from openblip.verification import IMAGES
 from tests.checkpoints.lora.test_files import adapter_of
 from tests.checkpoints.official import official
 from tests.checkpoints.theirs import write_writer
+from tests.models.blip_models import small_parts
 
 from .conftest import Run
 
 MODULES = (
     *(ask, average, caption, chat, classify, convert, datasets, doctor, download, embed, evaluate, finetune, inspect),
+    judge,
     *(match, merge, models, plan, quantize, train, verify),
 )
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
@@ -144,6 +149,9 @@ def test_the_examples_run(
     example: str,
 ) -> None:
     (tmp_path / "photos" / "more").mkdir(parents=True)
+    (tmp_path / "pairs").mkdir()
+    for name in ("left.jpg", "right.jpg", "pairs/1-left.jpg", "pairs/1-right.jpg"):
+        shutil.copy(image_paths[0], tmp_path / name)
     for name in ("photo.jpg", "photos/one.jpg", "photos/more/two.jpg", "photos/merlion.png", "photos/demo.jpg"):
         shutil.copy(image_paths[0], tmp_path / name)
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
@@ -151,7 +159,11 @@ def test_the_examples_run(
     torch.save({"model": {"opt_proj.weight": torch.ones(4, 8)}}, tmp_path / "blip2_pretrained_opt2.7b.pth")
     write_adapter(adapter_of("mini", tmp_path), tmp_path / "my-adapter")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(openblip, "load", lambda *_, **__: tiny_model)
+    loaded = tiny_model
+    if " judge " in example:
+        parts = small_parts("entail" if "my-entailment" in example else "pair", tmp_path)
+        loaded = model_of(parts, choose_placement("cpu", "float32"))
+    monkeypatch.setattr(openblip, "load", lambda *_, **__: loaded)
     if "--json" in example:  # the other example of doctor measures layers of real size
         monkeypatch.setattr(machine, "LANGUAGE", SMALL_LAYER)
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def write_vocabulary(folder: Path) -> Path:
 
 
 def small_config(task: str, image_width: int = 192) -> BlipConfig:
-    """Of a model that captions ("caption"), answers ("answer"), matches ("match"), embeds ("embed"), or matches and
-    captions ("pretrain").
+    """Of a model that captions ("caption"), answers ("answer"), matches ("match"), embeds ("embed"), matches and
+    captions ("pretrain"), or judges statements about two images ("pair") or one ("entail").
     """
     if task == "answer":
         image_width = 128
@@ -47,6 +48,10 @@ def small_config(task: str, image_width: int = 192) -> BlipConfig:
         return BlipConfig(vision, text, text, answers=True, **ids)
     if task == "pretrain":
         return BlipConfig(vision, text, text, shared_width=16, itm=True, shares_text=True, **ids)
+    if task == "pair":
+        return BlipConfig(vision, replace(text, images=2, merge_from=1), num_classes=2, **ids)
+    if task == "entail":
+        return BlipConfig(vision, text, num_classes=3, **ids)
     return BlipConfig(vision, text, shared_width=16, itm=task == "match", **ids)
 
 

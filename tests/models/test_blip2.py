@@ -278,8 +278,9 @@ def alike(found: Any, expected: Any) -> bool:
 
 def test_every_method_is_among_these() -> None:
     public = {name for name, value in vars(Model).items() if callable(value) and not name.startswith("_")}
-    # rank_answers and heatmap are tested with BLIPs, whose own they are.
-    assert public == {*ABOUT_IMAGES, "encode_image", "chat", "embed_texts", "rank_answers", "heatmap", "save"}
+    # rank_answers, heatmap and judge are tested with BLIPs, whose own they are.
+    own = {"rank_answers", "heatmap", "judge", "judge_many"}
+    assert public == {*ABOUT_IMAGES, *own, "encode_image", "chat", "embed_texts", "save"}
 
 
 @pytest.mark.parametrize("name", ABOUT_IMAGES)

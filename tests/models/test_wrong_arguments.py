@@ -44,7 +44,7 @@ def public_call(model: Model, name: str, folder: Path) -> tuple[Callable[..., An
     right = {
         **dict.fromkeys(("images", "image", "source", "inputs"), folder / "image.png"),
         **{"questions": "why?", "question": "why?", "prompts": "a", "texts": ["a", "b"], "labels": ["a", "b"]},
-        **{"answers": ["a", "b"], "text": "a dog"},
+        **{"answers": ["a", "b"], "text": "a dog", "statements": "a dog"},
         **{"pairs": [(GREY, "why?")], "query": GREY if name == "rank_texts" else "a dog", "pattern": "*"},
         **{"folder": folder / "model", "a": torch.eye(2), "b": torch.eye(2), "max_new_tokens": 2},
     }

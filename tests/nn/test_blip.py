@@ -177,6 +177,41 @@ def test_encoder_and_decoder_share_all_but_self_attention() -> None:
     assert both.decoder.owner is both.encoder and written(both.decoder).shape == written(decoder).shape
 
 
+@torch.no_grad()
+def test_a_head_for_classes_reads_two_images_as_one_did() -> None:
+    """Both images have the attention of the model that it came from; what merges them is new."""
+    old = pair("match")[0]
+    one = old.with_class_head(3, 1).eval()
+    two = old.with_class_head(3, 2).eval()
+    assert (two.config.num_classes, two.config.encoder.images, two.config.itm) == (3, 2, False)
+    assert not any("merge" in name for name in two.state_dict())  # these two layers take the mean
+    two.class_head.load_state_dict(one.class_head.state_dict())
+    features = old.image_features(pixels())
+    ids, mask = words(6, 4, first=ENCODE)
+    assert difference(two.class_logits(ids, mask, features, features), one.class_logits(ids, mask, features)) <= CLOSE
+    again = two.with_class_head(3, 2)
+    assert all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert not torch.equal(two.with_class_head(4, 2).class_head.fc1.bias, two.class_head.fc1.bias)
+    merging = replace(old.config, encoder=replace(old.config.encoder, merge_from=1))
+    deeper = BlipNetwork(merging)
+    deeper.load_state_dict(old.state_dict())
+    merge = deeper.with_class_head(2, 2).encoder.layers[1].cross_attention.merge
+    assert float(merge.weight.std()) == pytest.approx(0.02, rel=0.1) and not merge.bias.any()
+    with pytest.raises(ValueError, match="it reads 2 images with a text, not 1"):
+        two.with_class_head(2, 1)
+    with pytest.raises(ValueError, match="it has no text encoder"):
+        pair("caption")[0].with_class_head(2, 1)
+
+
+@torch.no_grad()
+def test_several_texts_share_two_images() -> None:
+    network = pair("match")[0].with_class_head(2, 2).eval()
+    left, right = network.image_features(pixels(4)).chunk(2)
+    ids, mask = words(7, 5, 6, 4)
+    apart = network.class_logits(ids, mask, left.repeat_interleave(2, dim=0), right.repeat_interleave(2, dim=0))
+    assert difference(network.class_logits(ids, mask, left, right), apart) <= CLOSE
+
+
 def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ValueError, match="whose encoder and decoder share weights captions"):
         replace(CONFIGS["match"], shares_text=True)

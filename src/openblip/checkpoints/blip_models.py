@@ -9,6 +9,7 @@ https://huggingface.co/Salesforce.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -26,9 +27,9 @@ ORIGINAL, LAVIS = f"{BUCKET}BLIP/models/", f"{BUCKET}LAVIS/models/BLIP/"
 BERT = "google-bert/bert-base-uncased"
 
 Size = Literal["base", "large"]
-Task = Literal["caption", "answer", "match", "embed", "pretrain"]
+Task = Literal["caption", "answer", "match", "embed", "pretrain", "pair", "entail"]
 """What a model was made for: "embed" has no head that reads a text with an image (ITM), "pretrain" matches and captions
-with weights that encoder and decoder share."""
+with weights that encoder and decoder share, "pair" judges statements about two images and "entail" about one."""
 
 ABILITIES: Mapping[Task, tuple[str, ...]] = {
     "caption": ("caption",),
@@ -36,7 +37,11 @@ ABILITIES: Mapping[Task, tuple[str, ...]] = {
     "match": ("match", "embed", "classify"),
     "embed": ("match", "embed", "classify"),
     "pretrain": ("caption", "match", "embed", "classify"),
+    "pair": ("judge",),
+    "entail": ("judge",),
 }
+TRUTH, ENTAILMENT = ("False", "True"), ("contradiction", "neutral", "entailment")
+"""The classes of NLVR2 and of SNLI-VE, in LAVIS' order."""
 VISION_PARAMS: Mapping[tuple[Size, int], int] = {
     ("base", 224): 85_798_656,
     ("base", 384): 86_090_496,
@@ -56,6 +61,9 @@ OWN_DECODER_PARAMS, OWN_MATRIX_PARAMS = 28_989_500, 28_311_552
 ITC_PARAMS: Mapping[Size, int] = {"base": 2 * (768 + 1) * 256 + 1, "large": (768 + 1024 + 2) * 256 + 1}
 """Two projections and the temperature."""
 ITM_PARAMS = 2 * (768 + 1)
+PAIR_PARAMS = 12 * 4 * (768 + 1) * 768 + 6 * (2 * 768 + 1) * 768
+PAIR_MATRIX_PARAMS = 12 * 4 * 768 * 768 + 6 * 2 * 768 * 768
+"""Of the second image's attention in 12 layers, and of what merges it with the first one's in 6; their matrices."""
 
 PROMPT = "a picture of"
 CAPTIONS = {"num_beams": 3, "max_new_tokens": 26, "min_new_tokens": 6, "length_penalty": 1.0}
@@ -63,6 +71,12 @@ ANSWERS = {"num_beams": 3, "max_new_tokens": 9, "min_new_tokens": 0, "length_pen
 """LAVIS' 10 to 30 and 1 to 10 tokens count what a text begins with: 4 tokens and 1."""
 GENERATION = {"stop_token": "[SEP]", "captions": CAPTIONS, "answers": ANSWERS}
 PROMPTS = {"caption": PROMPT, "question": "{question}"}
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """What so many classes of a file that names none are called: as in NLVR2 and SNLI-VE, otherwise by number."""
+    usual = {len(names): names for names in (TRUTH, ENTAILMENT)}
+    return usual.get(count, tuple(map(str, range(count))))
 
 
 def blip_config(size: Size, task: Task, image_size: int) -> BlipConfig:
@@ -80,7 +94,15 @@ def blip_config(size: Size, task: Task, image_size: int) -> BlipConfig:
         return BlipConfig(vision, text, BertConfig(image_width=text.width), answers=True)
     if task == "pretrain":
         return BlipConfig(vision, text, text, shared_width=256, itm=True, shares_text=True)
+    if task == "pair":
+        return BlipConfig(vision, replace(text, images=2), num_classes=len(TRUTH))
+    if task == "entail":
+        return BlipConfig(vision, text, num_classes=len(ENTAILMENT))
     return BlipConfig(vision, text, shared_width=256, itm=task == "match")
+
+
+def _head_params(classes: int) -> int:
+    return (768 + 1) * (768 + classes)
 
 
 def _params(size: Size, task: Task, image_size: int) -> dict[str, int]:
@@ -91,6 +113,10 @@ def _params(size: Size, task: Task, image_size: int) -> dict[str, int]:
         params[LANGUAGE] = OWN_DECODER_PARAMS
     if task == "answer":
         params[TEXT] = ENCODER_PARAMS[size]
+    if task == "pair":
+        params[TEXT] = ENCODER_PARAMS[size] + PAIR_PARAMS + _head_params(len(TRUTH))
+    if task == "entail":
+        params[TEXT] = ENCODER_PARAMS[size] + _head_params(len(ENTAILMENT))
     if task in ("caption", "answer"):
         params[LANGUAGE] = DECODER_PARAMS["base" if task == "answer" else size]
     return params
@@ -102,6 +128,8 @@ def _matrix_params(size: Size, task: Task, params: Mapping[str, int]) -> tuple[i
     rest = 0
     if TEXT in params:
         rest += LAYER_MATRIX_PARAMS[size] + WORD_PARAMS
+    if task == "pair":
+        rest += PAIR_MATRIX_PARAMS
     if task == "pretrain":
         int4 += OWN_MATRIX_PARAMS
         rest += DENSE_PARAMS
@@ -192,6 +220,11 @@ MODELS: tuple[ModelEntry, ...] = (
     _lavis(
         *("blip_pretrain/base", ORIGINAL, "model_base_capfilt_large.pth", "base", "pretrain", 224),
         "pre-trained",
+    ),
+    _lavis("blip_nlvr/nlvr", ORIGINAL, "model_base_nlvr.pth", "base", "pair", 384, "fine-tuned on NLVR2"),
+    _entry(
+        *("blip_classification/base", "lavis", (Repository(BERT, (), 700_000),), "base", "entail", 384),
+        "to be trained for entailment (SNLI-VE)",
     ),
     _hub("blip-image-captioning-base", "base", "caption", COCO_CAPTIONS),
     _hub("blip-image-captioning-large", "large", "caption", COCO_CAPTIONS),

@@ -153,6 +153,12 @@ def language_of(config: Any) -> Any:
     return getattr(config, "language", None)
 
 
+def class_count(config: Any) -> int | None:
+    """Classes that the head of any network chooses among; None for one without."""
+    count: int | None = getattr(config, "num_classes", None)
+    return count
+
+
 def _with_kinds(config: Any) -> Any:
     """A dataclass as JSON, the dataclasses in it with their `kind` where they have one."""
     if not is_dataclass(config):

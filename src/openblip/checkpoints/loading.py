@@ -74,6 +74,11 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
         raise CheckpointError(f"{name} is neither a model folder nor a known model: {did_you_mean(str(name))}")
     if model is None or model.origin == "transformers":
         _refuse_checkpoint(name, options)
+    if model is not None and not model.has_weights and checkpoint is None:
+        raise CheckpointError(
+            f"nobody has published weights of {name}: train them with `openblip finetune`, or give your own file with "
+            "checkpoint="
+        )
     with download_progress() as progress:
         found = download(name, progress=progress)
     if model is not None and model.origin == "lavis":

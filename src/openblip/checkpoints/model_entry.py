@@ -109,13 +109,14 @@ class ModelEntry:
         family: of models that are built alike.
         summary: what it is made of and was trained on, in one line.
         origin: whose layout its files have.
-        abilities: what it can do: "caption", "ask", "chat", "match", "embed", "classify".
+        abilities: what it can do: "caption", "ask", "chat", "match", "embed", "classify", "judge".
         image_size: side of the square images, in pixels.
         params: weights of each of its parts, each counted once however often a file repeats it.
         int8_params: weights that int8 holds in 8 bits: large matrices, and tables of words; None for all.
         int4_params: those of them that int4 holds in 4 bits.
         licence: of each part; `terms` in short: all of them hold for the model as a whole.
-        files: what it is read from; a part is in exactly one of them. None of a model that lies in a `folder`.
+        files: what it is read from; a part is in exactly one of them, or in none of a model that nobody has published
+            weights of. None of a model that lies in a `folder`.
         folder: where it lies on this machine, when it is not downloaded.
         prompts: what it reads around a user's words, by field of `PromptTemplates`; what is left out is usual.
         generation: how it writes where the user says nothing, as the section "generation" of our config.json.
@@ -164,6 +165,11 @@ class ModelEntry:
     def megabytes(self) -> float:
         """Its files, in 10^6 bytes."""
         return round(self.size / 1e6, 1)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights of it to be read; otherwise they are trained first."""
+        return self.folder is not None or any(file.supplies for file in self.files)
 
     @property
     def cached(self) -> bool:

@@ -112,6 +112,24 @@ class LanguageSource:
     fingerprint: str | None = None
 
 
+def check_classes(classes: object, count: int | None, place: object) -> tuple[str, ...]:
+    """The names of a head's classes, checked.
+
+    Args:
+        count: classes of the head; None without one.
+        place: what names them, in errors.
+
+    Raises:
+        CheckpointError: they are no texts, some are alike, or there are more of them, or fewer.
+    """
+    names = tuple(classes) if isinstance(classes, list | tuple) else ()
+    if len(names) != len(set(map(str, names))) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise CheckpointError(f"{place}: classes are {str(classes)[:100]}: give each a name of its own")
+    if len(names) != (count or 0):
+        raise CheckpointError(f"{place}: there are {len(names)} names of classes, and the network has {count or 0}")
+    return names
+
+
 @dataclass(frozen=True)
 class ModelParts(Generic[Network, MatchedText]):
     """A network and what turns files and words into its tensors.
@@ -121,6 +139,7 @@ class ModelParts(Generic[Network, MatchedText]):
         tokenizer: of the language model; None for a stage-1 checkpoint.
         external: where a language model lies that is no part of the network; None for the network's own.
         family: of models that are built alike, see `openblip.checkpoints.families`.
+        classes: names of what the network's head chooses among, in its order; empty without such a head.
     """
 
     name: str
@@ -132,6 +151,7 @@ class ModelParts(Generic[Network, MatchedText]):
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     external: LanguageSource | None = None
     family: str = "blip2"
+    classes: tuple[str, ...] = ()
 
     def require_words(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError when there is no language model."""

@@ -27,6 +27,7 @@ from openblip.cli import (
     evaluate,
     finetune,
     inspect,
+    judge,
     match,
     merge,
     models,
@@ -71,6 +72,7 @@ app.command(epilog=ask.EXAMPLES)(ask.ask)
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=match.EXAMPLES)(match.match)
 app.command(epilog=classify.EXAMPLES)(classify.classify)
+app.command(epilog=judge.EXAMPLES)(judge.judge)
 app.command(epilog=embed.EXAMPLES)(embed.embed)
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=download.EXAMPLES)(download.download)

@@ -28,12 +28,17 @@ SIGNATURES = (
 """Beginnings of image files; WebP, AVIF and HEIC say what they are a few bytes later."""
 
 
-def find_inputs(inputs: Sequence[str], *, recursive: bool = False) -> list[Image]:
+def find_inputs(inputs: Sequence[str], *, recursive: bool = False, repeats: bool = False) -> list[Image]:
     """As `find_images`, and the images of lists (one path a line), of tables, of tars, and of `-`, standard input.
+
+    Args:
+        repeats: an image that is named again is there again.
 
     Raises:
         ImageError, OpenBlipError: an input that gives no image.
     """
+    if repeats:
+        return [image for text in inputs for image in _images_in(text, recursive)]
     found: dict[str, Image] = {}
     for text in inputs:
         for image in _images_in(text, recursive):

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
     from openblip.checkpoints.model_parts import ModelParts
     from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
+    from openblip.matching.judge import Judge
     from openblip.matching.matcher import Matcher
     from openblip.models.writer import Writer
-    from openblip.results import Answered, Captioned, Embedded, Matched
+    from openblip.results import Answered, Captioned, Embedded, Judged, Matched
 
-Ability: TypeAlias = Literal["caption", "ask", "chat", "match", "embed", "classify"]
+Ability: TypeAlias = Literal["caption", "ask", "chat", "match", "embed", "classify", "judge"]
 ABILITIES: tuple[Ability, ...] = get_args(Ability)
 """All there are, in the order in which they are shown."""
 
@@ -28,6 +29,7 @@ LACKS: dict[Ability, str] = {
     "match": "has no text side to match with",
     "embed": "has no text side to embed with",
     "classify": "does not compare images with the names of classes",
+    "judge": "has no head to judge statements with",
 }
 
 
@@ -40,12 +42,14 @@ class Components:
         writer: captions and answers; None for a model without a language model.
         matcher: compares images and texts; None for a model without a text side.
         abilities: what of it users are offered.
+        judge: says of which class a statement about images is; None for a model without such a head.
     """
 
     encoder: CachedEncoder
     writer: Writer | None
     matcher: Matcher | None
     abilities: tuple[Ability, ...]
+    judge: Judge | None = None
 
 
 class HasAbilities(Protocol):
@@ -95,6 +99,12 @@ class Classifier(Protocol):
     def classify(self, images: Any, labels: Iterable[str]) -> Any: ...
 
 
+class Judging(Protocol):
+    """Says of which class a statement about an image, or about two, is."""
+
+    def judge_many(self, pairs: Iterable[tuple[Any, Any]]) -> Iterator[Judged]: ...
+
+
 def require(model: HasAbilities, ability: Ability) -> None:
     """Raises CheckpointError, which says what the model can do instead, when it lacks an ability."""
     if ability not in model.abilities:
@@ -112,3 +122,9 @@ def matcher_of(model: Composed, ability: Ability) -> Matcher:
     """What compares images and texts for a model. Raises CheckpointError when the model lacks the ability."""
     require(model, ability)
     return cast("Matcher", model.components.matcher)
+
+
+def judge_of(model: Composed) -> Judge:
+    """What judges statements for a model. Raises CheckpointError when it lacks the ability."""
+    require(model, "judge")
+    return cast("Judge", model.components.judge)

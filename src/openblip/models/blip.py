@@ -13,6 +13,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.devices import Placement
 from openblip.generation.prefix import Prefix
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCache
+from openblip.matching.judge import Judge
 from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
@@ -175,4 +176,8 @@ def compose_blip(parts: ModelParts[BlipNetwork], placement: Placement, cache: Im
     if parts.matching is not None and config.shared_width is not None:
         matcher = Matcher(BlipComparison(network, config.shared_width), parts.matching, encoder)
         abilities += ["match", "embed", "classify"]
-    return Components(encoder, writer, matcher, tuple(abilities))
+    judge: Judge | None = None
+    if parts.matching is not None and config.encoder is not None and config.num_classes is not None:
+        judge = Judge(network, parts.classes, config.encoder.images, parts.matching, encoder, parts.name)
+        abilities.append("judge")
+    return Components(encoder, writer, matcher, tuple(abilities), judge)

@@ -13,7 +13,7 @@ from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.devices import Placement
 from openblip.errors import given_path
 from openblip.images.encoded_image import EncodedImage, ImageCache, ImageInput
-from openblip.models import answer_methods, matching_methods, text_methods
+from openblip.models import answer_methods, judge_methods, matching_methods, text_methods
 from openblip.models.abilities import Components, writer_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Model:
 
     Attributes:
         network: the module with the weights.
-        abilities: what it can do: "caption", "ask", "chat", "match", "embed", "classify".
+        abilities: what it can do: "caption", "ask", "chat", "match", "embed", "classify", "judge".
     """
 
     def __init__(self, parts: ModelParts, placement: Placement, components: Components) -> None:
@@ -94,6 +94,8 @@ class Model:
     scores = matching_methods.scores
     classify = matching_methods.classify
     classify_many = matching_methods.classify_many
+    judge = judge_methods.judge
+    judge_many = judge_methods.judge_many
     heatmap = matching_methods.heatmap
     rank_images = matching_methods.rank_images
     rank_texts = matching_methods.rank_texts

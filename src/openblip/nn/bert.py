@@ -231,18 +231,20 @@ class BertLayer(nn.Module):
         """Text [B, T, D] behind self-attention through the rest of the layer, the `index`-th.
 
         Args:
-            memories: of one image a text, or of one for several texts that follow one another; of two images for NLVR;
-                empty for text alone.
+            memories: of one image a text, or of one for several texts that follow one another; for NLVR of two images
+                each; empty for text alone.
         """
         if self._shared is not None:
             return self._shared[0].look(x, memories, index)
-        if memories and isinstance(self.cross_attention, PairAttention):
-            x = self.cross_attention(x, memories, index)
-        elif memories and self.cross_attention is not None:
-            (memory,) = memories
+        if memories and self.cross_attention is not None:
+            memory = memories[0]
             # Texts on one image stand side by side, so that its keys are not copied for each.
             beside = x.reshape(memory.batch, x[..., 0].numel() // max(1, memory.batch), x.shape[-1])
-            x = self.cross_attention(beside, memory.keys[index], memory.values[index], memory.mask).view(x.shape)
+            if isinstance(self.cross_attention, PairAttention):
+                beside = self.cross_attention(beside, memories, index)
+            else:
+                beside = self.cross_attention(beside, memory.keys[index], memory.values[index], memory.mask)
+            x = beside.view(x.shape)
         fed: Tensor = self.ffn(x)
         return fed
 

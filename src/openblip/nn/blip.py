@@ -6,7 +6,8 @@ image's patches, or answers from the states of a question that was read with an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from openblip.nn.bert_decoder import BertDecoder
 from openblip.nn.config_checks import check_settings
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import join_texts
+from openblip.nn.quant.linear import Linear
 from openblip.nn.vit import VitConfig
 
 DECODE_ID, ENCODE_ID = 30522, 30523
@@ -26,6 +28,11 @@ DECODE_ID, ENCODE_ID = 30522, 30523
 
 LABEL_SMOOTHING = 0.1
 """Of every loss over words in LAVIS, also where answers are ranked."""
+
+
+MERGE_STD = 0.02
+"""Of a new layer that merges what a text reads of two images, as of BERT's other layers."""
+PAIR = re.compile(r"\.cross_attention\.(?:first|second)\.(query|key|value|out)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,10 @@ class BlipNetwork(nn.Module):
         if config.decoder is not None:
             self.decoder = BertDecoder(config.decoder, self.encoder if config.shares_text else None)
 
+    def with_class_head(self, classes: int, images: int) -> BlipNetwork:
+        """See `with_class_head`."""
+        return with_class_head(self, classes, images)
+
     @property
     def language_model(self) -> BlipLanguageModel:
         """Its encoder and decoder, as generation takes them. It has one if its config has a `language`."""
@@ -206,7 +217,8 @@ class BlipNetwork(nn.Module):
         Args:
             ids: [B, L]. A text with two images begins with [ENC], whatever its first id is; with one it begins with
                 the id that is given, [CLS] in LAVIS.
-            features: [B, N, image width] of the first image, and of the second.
+            features: [I, N, image width] of the first images, and of the second. Texts may outnumber images, see
+                `Bert.forward`.
         """
         if len(features) == 2:
             states = self.encoder(self.begin_with_encode(ids), mask, *self.encoder.remember_pair(*features))
@@ -214,6 +226,40 @@ class BlipNetwork(nn.Module):
             states = self.encoder(ids, mask, self.encoder.remember(*features))
         logits: Tensor = self.class_head(states[:, 0])
         return logits
+
+
+def with_class_head(network: BlipNetwork, classes: int, images: int) -> BlipNetwork:
+    """A BLIP that puts texts into classes, to be trained, with copies of the weights of one that reads images.
+
+    Where it is to read two images and `network` reads one, both get the attention to that one; the layers that merge
+    them are new, and so is the head, unless `network` has one for as many classes. What it has no use for is left out.
+
+    Args:
+        images: that a text is read with, 1 or 2.
+
+    Raises:
+        ValueError: `network` has no text encoder that reads images, or one that reads more of them.
+    """
+    old = network.config
+    if old.encoder is None:
+        raise ValueError("it has no text encoder that reads images")
+    if old.encoder.images > images:
+        raise ValueError(f"it reads {old.encoder.images} images with a text, not {images}")
+    encoder = replace(old.encoder, images=images)
+    config = BlipConfig(old.vision, encoder, num_classes=classes, decode_id=old.decode_id, encode_id=old.encode_id)
+    made = BlipNetwork(config)
+    for name, module in made.named_modules():
+        if name.endswith(".merge") and isinstance(module, Linear):
+            nn.init.normal_(module.weight, std=MERGE_STD)
+            nn.init.zeros_(module.bias)
+    wanted, state = made.state_dict(), network.state_dict()
+    for name in wanted:
+        one = PAIR.sub(r".cross_attention.\1", name)
+        found = state.get(name, state.get(one))
+        if found is not None and not (name.startswith("class_head.") and old.num_classes != classes):
+            wanted[name] = found.clone()
+    made.load_state_dict(wanted)
+    return made.to(dtype=network.vision.class_token.dtype, device=network.vision.class_token.device)
 
 
 class BlipLanguageModel:

@@ -21,7 +21,7 @@ from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.quant.swap import quantized_layers
 from tests.models.blip_models import ENCODE, small_config, small_parts, write_vocabulary
 
-TASKS = ("caption", "answer", "match", "embed", "pretrain")
+TASKS = ("caption", "answer", "match", "embed", "pretrain", "pair", "entail")
 
 
 def read(
@@ -91,6 +91,20 @@ def test_heads_of_other_tasks_are_dropped(tmp_path: Path) -> None:
     assert not any(name.startswith(("decoder", "itm_head")) for name in found.network.state_dict())
 
 
+def test_classes_are_those_of_the_file(tmp_path: Path) -> None:
+    """Of a head of another size, and with the momentum copies that LAVIS trains with."""
+
+    def change(state: dict[str, Tensor]) -> None:
+        state |= {"cls_head.2.weight": torch.randn(5, 128), "cls_head.2.bias": torch.randn(5)}
+        state |= {name.replace("cls_head.", "cls_head_m."): state[name] for name in state if "cls_head." in name}
+
+    found = read(saved(tmp_path, "entail", change), small_config("entail"))
+    assert found.network.config.num_classes == 5 and found.classes == ("0", "1", "2", "3", "4")
+    assert read(saved(tmp_path, "entail"), small_config("entail")).classes == ("contradiction", "neutral", "entailment")
+    with pytest.raises(CheckpointError, match="holds no head for classes"):
+        read(saved(tmp_path, "match"), small_config("entail"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -147,6 +161,6 @@ def test_inspect_counts_each_weight_once(tmp_path: Path, task: str) -> None:
     assert found.parameters == sum(
         tensor.numel()
         for name, tensor in parts.network.state_dict().items()
-        if task in ("embed", "pretrain") or name != "temperature"
+        if task != "match" or name != "temperature"
     )
     assert "other" not in found.parts

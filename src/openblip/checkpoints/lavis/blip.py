@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from openblip.checkpoints.blip_models import class_names
 from openblip.checkpoints.families import find_family
 from openblip.checkpoints.hub.sources import LocalFile, WebFile
 from openblip.checkpoints.model_entry import ModelEntry
-from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
-from openblip.checkpoints.names.blip import LAVIS_PARTS, ROOTS, layout_of, own_names, second_names
+from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts, check_classes
+from openblip.checkpoints.names.blip import CLASS_BIAS, LAVIS_PARTS, ROOTS, layout_of, own_names, second_names
 from openblip.checkpoints.names.engine import Part
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import ReadOptions
@@ -22,12 +24,13 @@ from openblip.checkpoints.tensors.wrappers import Peeled
 from openblip.checkpoints.transformers.tokenizers import read_bert
 from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform
+from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.quant.swap import quantized_layers
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
 
-LONGEST_TEXT = 35
-"""LAVIS cuts texts that are matched here; those of its feature extractor not at all."""
+LONGEST_TEXT, LONGEST_STATEMENT = 35, 40
+"""LAVIS cuts texts that are matched, and those that are judged with one image, here; others not at all."""
 FAMILY = "blip"
 TEMPERATURE = 0.07
 """Of a file without one: LAVIS' first."""
@@ -42,11 +45,21 @@ def load_blip(model: ModelEntry, found: Sequence[LocalFile], options: ReadOption
         CheckpointError: the file is missing, broken or does not fit; it is named, with the tensors.
     """
     config: BlipConfig = model.config()
-    official = next(file.path for file in found if isinstance(file.source, WebFile))
-    path = official if options.checkpoint is None else options.checkpoint.expanduser()
-    network = read_blip(config, Peeled(open_weights(path), ROOTS), LAVIS_PARTS, path, options)
+    if options.checkpoint is not None:
+        path = options.checkpoint.expanduser()
+    else:
+        path = next(file.path for file in found if isinstance(file.source, WebFile))
+    weights = Peeled(open_weights(path), ROOTS)
+    network = read_blip(_with_classes_of(weights, config), weights, LAVIS_PARTS, path, options)
     words = next(file.path for file in found if not isinstance(file.source, WebFile))
     return assemble(model.name, network, ImageTransform(model.image_size), words, model.templates(), model.defaults())
+
+
+def _with_classes_of(weights: NamedTensors, config: BlipConfig) -> BlipConfig:
+    """The config with as many classes as a file's head has, if it has one: they are those of its data set."""
+    if config.num_classes is None or CLASS_BIAS not in weights.shapes:
+        return config
+    return replace(config, num_classes=weights.shapes[CLASS_BIAS][0])
 
 
 def read_blip(
@@ -90,12 +103,14 @@ def assemble(
     prompts: PromptTemplates,
     defaults: GenerationDefaults,
     longest: int | None = None,
+    classes: tuple[str, ...] = (),
 ) -> ModelParts[BlipNetwork]:
     """A network with BERT's vocabulary, to which [DEC] and [ENC] are added.
 
     Args:
         words: a folder of transformers with the vocabulary.
-        longest: tokens at which texts that are matched are cut.
+        longest: tokens at which texts that are matched or judged are cut.
+        classes: names of what its head chooses among; by default those of the data set that LAVIS has for as many.
 
     Raises:
         CheckpointError: the vocabulary is missing, broken, or does not fit.
@@ -104,12 +119,21 @@ def assemble(
     fast = read_bert(words, {"[DEC]": config.decode_id, "[ENC]": config.encode_id})
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None
-    if config.shared_width is not None and config.encoder is not None:
-        longest = longest or (LONGEST_TEXT if config.itm else config.encoder.max_positions)
+    if config.encoder is not None and (config.shared_width is not None or config.num_classes is not None):
+        longest = longest or _longest_text(config, config.encoder)
         matching = MatchingText(Tokenizer(fast, "[CLS]", "[PAD]"), min(longest, config.encoder.max_positions))
     if config.decoder is not None:
         tokenizer = Tokenizer(fast, "[DEC]", "[PAD]")
-    return ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, family=FAMILY)
+    named = classes or class_names(config.num_classes or 0)
+    check_classes(named, config.num_classes, name)
+    return ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, family=FAMILY, classes=named)
+
+
+def _longest_text(config: BlipConfig, encoder: BertConfig) -> int:
+    """Where LAVIS cuts texts, if it does."""
+    if encoder.images == 1 and config.num_classes is not None:
+        return LONGEST_STATEMENT
+    return LONGEST_TEXT if config.itm else encoder.max_positions
 
 
 def save_blip(parts: ModelParts[BlipNetwork], folder: Path) -> None:

@@ -97,6 +97,8 @@ TRANSFORMERS_PARTS = (Part("vision.", "vision_model.", TRANSFORMERS_VISION), *TE
 ROOTS = tuple(dict.fromkeys(part.theirs for part in (*LAVIS_PARTS, *TRANSFORMERS_PARTS)))
 """How names begin in all of these files."""
 
+CLASS_BIAS = "cls_head.2.bias"
+"""Of the last layer of the head for classes in LAVIS' files: one number a class."""
 MOMENTUM = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj|cls_head)_m\.")
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue")
 """Of training by contrast; the original BLIP has the last where LAVIS has the one before."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from openblip.checkpoints.families import BLIP2, Family, find_family, language_of
+from openblip.checkpoints.families import BLIP2, Family, class_count, find_family, language_of
 from openblip.checkpoints.json_files import build, read_json, to_json
-from openblip.checkpoints.model_parts import LanguageSource, ModelParts, read_defaults
+from openblip.checkpoints.model_parts import LanguageSource, ModelParts, check_classes, read_defaults
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import NOT_FINITE, Placer
@@ -68,6 +68,7 @@ def save_native(parts: ModelParts, folder: Path, storage: str = "float32") -> No
         "external": None if parts.external is None else asdict(parts.external),
         "image": asdict(parts.transform),
         "matching_tokens": None if parts.matching is None else parts.matching.max_tokens,
+        **({"classes": list(parts.classes)} if parts.classes else {}),
         "prompts": asdict(parts.prompts),
         "generation": parts.defaults.to_json(),
     }
@@ -113,6 +114,7 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
         matching_tokens: object = content["matching_tokens"]
         if not isinstance(matching_tokens, int | None):
             raise TypeError(f"matching_tokens is {matching_tokens!r}, not a number")
+        classes = check_classes(content.get("classes", []), class_count(config), path)
         prompts = build(PromptTemplates, content["prompts"], path)
         defaults = read_defaults(content["generation"], path)
         name = content["name"]
@@ -143,7 +145,7 @@ def load_native(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> ModelPa
     elif language_of(config) is not None:
         # Of BLIP-2's: OPT's texts begin with </s>, T5's prompts end with it.
         tokenizer = Tokenizer.from_file(folder / DECODER_FILE, family.start_token, family.pad_token)
-    parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source, family.name)
+    parts = ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, source, family.name, classes)
     _check_words(parts, folder)
     return parts
 
