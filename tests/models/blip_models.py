@@ -17,7 +17,7 @@ from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.vit import VitConfig
 from openblip.text import PromptTemplates
-from tests.pairs.blip_transformers import shake
+from tests.pairs.shake import shake
 
 WORDS = "a picture of photo dog cat red ball on the beach what is this how many where ? two children play with".split()
 LETTERS = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]

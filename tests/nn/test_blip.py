@@ -16,8 +16,9 @@ from openblip.nn.bert import Bert, BertConfig
 from openblip.nn.bert_decoder import BertDecoder
 from openblip.nn.blip import BlipConfig, BlipLanguageModel, BlipNetwork
 from openblip.nn.quant.swap import quantize
-from tests.pairs.blip_transformers import CONFIGS, ENCODE, STOP, TEXT, VISION, WIDTH, pair, shake
+from tests.pairs.blip_transformers import CONFIGS, ENCODE, STOP, TEXT, VISION, WIDTH, pair
 from tests.pairs.gaps import difference
+from tests.pairs.shake import shake
 
 CLOSE = 2e-5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -18,6 +18,7 @@ from openblip.nn import blip
 from openblip.nn.bert import BertConfig
 from openblip.nn.vit import VitConfig
 from tests.pairs.gaps import difference
+from tests.pairs.shake import shake
 
 VOCABULARY, STOP, DECODE, ENCODE = 60, 3, 58, 59
 WIDTH, IMAGE_WIDTH = 24, 32
@@ -82,18 +83,6 @@ def pair(kind: str) -> tuple[blip.BlipNetwork, Any]:
     ours = blip.BlipNetwork(config).eval()
     ours.load_state_dict(ours_of(theirs.state_dict(), ours))
     return ours, theirs
-
-
-def shake(model: nn.Module) -> None:
-    """Weights so large that what is said depends on what is seen."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=1.0 if "embed" in name or "words" in name else 2 * parameter.shape[-1] ** -0.5)
-            elif name.lower().endswith("norm.weight"):
-                parameter.normal_(1.0, 0.3)
-            else:
-                parameter.normal_(std=0.3)
 
 
 def ours_of(state: dict[str, Tensor], network: blip.BlipNetwork) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ class BlipComparison:
         return ComparedImages(self.network, images)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.network.project_texts(self.network.encoder(ids, mask)[:, 0]).float()
+        return self.network.embed_texts(ids, mask).float()
 
     def remember(self, features: Tensor) -> ImageMemory:
         return self.network.encoder.remember(features)

@@ -248,8 +248,17 @@ class BertLayer(nn.Module):
         fed: Tensor = self.ffn(x)
         return fed
 
-    def forward(self, x: Tensor, mask: Tensor | None, memories: Sequence[ImageMemory], index: int) -> Tensor:
-        return self.look(self.self_attention(x, *self.self_attention.keys_values(x), mask), memories, index)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memories: Sequence[ImageMemory],
+        index: int,
+        queries: int | None = None,
+    ) -> Tensor:
+        """Text [B, T, D] through the layer; of the first `queries` tokens only, where the others are not wanted."""
+        attention = self.self_attention
+        return self.look(attention(x[:, :queries], *attention.keys_values(x), mask), memories, index)
 
 
 class Bert(nn.Module):
@@ -305,25 +314,35 @@ class Bert(nn.Module):
         embedded: Tensor = self.owner.words(ids)
         return embedded
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, *memories: ImageMemory) -> Tensor:
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, *memories: ImageMemory, queries: int | None = None
+    ) -> Tensor:
         """Texts, alone or with images: ids [B, L] (mask [B, L], False or 0 for padding) to [B, L, D].
 
         Texts may outnumber images: ids [I * S, L] hold S texts of the first of I images, then S of the second, ...
 
+        Args:
+            queries: how many tokens' states are wanted, from the first: the last layer computes no others; None for
+                all.
+
         Raises:
             ValueError: a text has more tokens than there are positions, or texts cannot be shared out among images.
         """
-        return self.encode(self.embed(ids), mask, *memories)
+        return self.encode(self.embed(ids), mask, *memories, queries=queries)
 
-    def encode(self, embeds: Tensor, mask: Tensor | None = None, *memories: ImageMemory) -> Tensor:
+    def encode(
+        self, embeds: Tensor, mask: Tensor | None = None, *memories: ImageMemory, queries: int | None = None
+    ) -> Tensor:
         """As `forward`, of embeddings [B, L, width] with padding in front or behind."""
         if memories and embeds.shape[0] % max(1, memories[0].batch):
             raise ValueError(f"{embeds.shape[0]} texts cannot be shared out evenly among {memories[0].batch} images")
         self.check_positions(embeds.shape[1])
         x = self.place(embeds, token_positions(embeds, mask))
         visible = visible_keys(mask)
+        last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x = run_layer(layer, self.gradient_checkpointing, x, visible, memories, index)
+            wanted = queries if index == last else None
+            x = run_layer(layer, self.gradient_checkpointing, x, visible, memories, index, wanted)
         return x
 
     def check_positions(self, count: int) -> None:

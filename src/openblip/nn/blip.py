@@ -189,17 +189,24 @@ class BlipNetwork(nn.Module):
         """States of texts read alone [..., width] to unit vectors [..., shared width] (ITC: of the first)."""
         return F.normalize(self.text_projection(hidden), dim=-1)
 
-    def read_together(self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory) -> Tensor:
+    def read_together(
+        self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory, queries: int | None = None
+    ) -> Tensor:
         """Texts read with their images: [B, L, width].
 
         Args:
             ids: [B, L]; [ENC] takes the place of the first, [CLS].
             mask: [B, L], False or 0 for padding.
-            image: features [I, N, image width], or what `encoder.remember` made of them; see `Bert.forward`.
+            image: features [I, N, image width], or what `encoder.remember` made of them; see `Bert.forward`, also for
+                `queries`.
         """
         memory = image if isinstance(image, ImageMemory) else self.encoder.remember(image)
-        states: Tensor = self.encoder(self.begin_with_encode(ids), mask, memory)
+        states: Tensor = self.encoder(self.begin_with_encode(ids), mask, memory, queries=queries)
         return states
+
+    def embed_texts(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Texts read alone [B, L] (mask [B, L]), by their first token, to unit vectors [B, shared width] (ITC)."""
+        return self.project_texts(self.encoder(ids, mask, queries=1)[:, 0])
 
     def begin_with_encode(self, ids: Tensor) -> Tensor:
         """The same texts [B, L] with [ENC] in the place of their first token."""
@@ -208,7 +215,7 @@ class BlipNetwork(nn.Module):
 
     def itm_logits(self, ids: Tensor, mask: Tensor | None, image: Tensor | ImageMemory) -> Tensor:
         """Whether text and image belong together: [B, 2]; index 1 is yes. See `read_together`."""
-        logits: Tensor = self.itm_head(self.read_together(ids, mask, image)[:, 0])
+        logits: Tensor = self.itm_head(self.read_together(ids, mask, image, queries=1)[:, 0])
         return logits
 
     def class_logits(self, ids: Tensor, mask: Tensor | None, *features: Tensor) -> Tensor:
@@ -221,9 +228,9 @@ class BlipNetwork(nn.Module):
                 `Bert.forward`.
         """
         if len(features) == 2:
-            states = self.encoder(self.begin_with_encode(ids), mask, *self.encoder.remember_pair(*features))
+            states = self.encoder(self.begin_with_encode(ids), mask, *self.encoder.remember_pair(*features), queries=1)
         else:
-            states = self.encoder(ids, mask, self.encoder.remember(*features))
+            states = self.encoder(ids, mask, self.encoder.remember(*features), queries=1)
         logits: Tensor = self.class_head(states[:, 0])
         return logits
 

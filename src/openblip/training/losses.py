@@ -174,6 +174,7 @@ def draw_negatives(
     same: Tensor,
     generator: torch.Generator | None = None,
     world: World = ALONE,
+    floor: float = 0.0,
 ) -> HardNegatives:
     """Draw wrong partners among all processes' rows, likelier the more similar they look.
 
@@ -183,6 +184,7 @@ def draw_negatives(
         image_to_text, text_to_image: [b, B] scaled similarities.
         same: bool [b, B], True for captions of one image. Where an image has no stranger (a batch of a single one),
             it gets itself: there is nothing else.
+        floor: added to each stranger's share of the softmax over all rows; 0: the softmax is over strangers alone.
     """
     count, all_rows = same.shape
     rows = world.rows(all_rows)
@@ -192,7 +194,8 @@ def draw_negatives(
 
     def draw(scores: Tensor, uniform: Tensor) -> Tensor:
         # Right answers leave before the softmax: strangers far below them would all underflow after it.
-        weights = scores.double().masked_fill(same, float("-inf")).softmax(dim=1)
+        scores = scores.double() if floor else scores.double().masked_fill(same, float("-inf"))
+        weights = (scores.softmax(dim=1) + floor).masked_fill(same, 0)
         sums = torch.where(alone, own.double(), weights).cumsum(dim=1)
         # Of the first row whose sum is above the number: one of no weight adds nothing to the sum before it.
         # Scores that are no numbers find no row: the loss that comes of them is told, not an index.

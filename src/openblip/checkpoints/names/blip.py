@@ -6,9 +6,10 @@ A model is a list of parts, of which each task has some. N stands for a layer's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from openblip.checkpoints.names.engine import Layout, NameTable, Part
@@ -100,13 +101,46 @@ ROOTS = tuple(dict.fromkeys(part.theirs for part in (*LAVIS_PARTS, *TRANSFORMERS
 CLASS_BIAS = "cls_head.2.bias"
 """Of the last layer of the head for classes in LAVIS' files: one number a class."""
 MOMENTUM = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj|cls_head)_m\.")
-QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue")
+QUEUE_NAMES = {
+    "image_queue": "images",
+    "text_queue": "texts",
+    "idx_queue": "ids",
+    "queue_ptr": "place",
+    "ptr_queue": "place",
+}
 """Of training by contrast; the original BLIP has the last where LAVIS has the one before."""
 
 
 def is_training_state(name: str) -> bool:
     """Whether a tensor is of training alone: a momentum copy or a queue."""
-    return name in QUEUES or MOMENTUM.match(name) is not None
+    return name in QUEUE_NAMES or MOMENTUM.match(name) is not None
+
+
+def momentum_tensors(
+    names: Iterable[str], layout: Layout, parameters: Iterable[str], read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """What a file of LAVIS or the original BLIP has of momentum copies, by our names, and of queues.
+
+    Args:
+        parameters: our names of what is copied.
+        read: gives the tensor of a name of the file.
+
+    Returns:
+        the copies; "images" and "texts" [Q, shared width], "ids" [Q] and "place" [1], where the file has them.
+    """
+    names = list(names)
+    copies = {MOMENTUM.sub(r"\1.", name): name for name in names if MOMENTUM.match(name)}
+    found: dict[str, Tensor] = {}
+    for name in parameters:
+        rows = layout.sources(name)
+        if rows and all(row.name in copies for row in rows):
+            pieces = [row.of(read(copies[row.name])) for row in rows]
+            found[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    for theirs, ours in QUEUE_NAMES.items():
+        if theirs in names:
+            found[ours] = read(theirs)
+    found |= {name: found[name].T for name in ("images", "texts") if name in found}
+    return found | ({"ids": found["ids"][0]} if "ids" in found else {})
 
 
 def layout_of(config: BlipConfig, parts: tuple[Part, ...]) -> Layout:
