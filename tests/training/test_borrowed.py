@@ -161,7 +161,7 @@ def test_a_external_model_cannot_be_trained_or_replaced(
 
 def test_it_comes_in_stage_2(tmp_path: Path, data: Path, tiny_model_folder: Path) -> None:
     recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage1")
-    with pytest.raises(OptionError, match="put behind the Q-Former in stage2"):
+    with pytest.raises(OptionError, match="language_model is for stage2: leave it out of stage stage1"):
         load_recipe(recipe, ["language_model=some/model"])
     with pytest.raises(OpenBlipError, match="is not there"):
         train(replace(load_recipe(recipe, ["stage=stage2"]), language_model="no/such/folder"))

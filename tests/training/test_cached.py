@@ -32,7 +32,7 @@ from openblip.training.monitor.profile import PROFILE_FILE, peak_memory
 from openblip.training.parallel.processes import World
 from openblip.training.recipe import load_recipe
 from openblip.training.run import encoder_for, train
-from openblip.training.tasks.stages import Runtime
+from openblip.training.tasks.task import Runtime
 from tests.checkpoints.theirs import write_writer
 
 from .recipes import write_small_recipe

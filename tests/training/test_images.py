@@ -21,7 +21,7 @@ from openblip.training.loop.nonfinite import first_nonfinite
 from openblip.training.loop.optim import make_optimizer, rate_share, set_rate
 from openblip.training.recipe import OptimizerSection, load_recipe
 from openblip.training.run import train
-from openblip.training.tasks.stages import Views
+from openblip.training.tasks.task import Views
 
 from .recipes import write_small_recipe
 

@@ -78,7 +78,7 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         ("", ["batch_size=1"], "batch_size is 1"),
         ("", ["self_critical=3"], "self_critical is for stage2"),
         ("lora: {targets: [language_model]}\n", [], "stage1 does not use"),
-        ("", ["self_critical=1"], "at least 2"),
+        ("", ["stage=stage2", "self_critical=1"], "at least 2"),
         ("", ["epochs"], "key=value"),
         ("epochs: 3\nepochs: 4\n", [], "duplicate key epochs"),
         ("optimizer: 5\n", [], "OptimizerSection"),

@@ -24,7 +24,8 @@ from openblip.training.loop.precision import Arithmetic
 from openblip.training.losses import IGNORED, TextBatch, stage2_t5_loss
 from openblip.training.recipe import Mixture, Recipe, Stage
 from openblip.training.run import train
-from openblip.training.tasks.stages import Runtime, Stage2Task, Views
+from openblip.training.tasks.stages import Stage2Task
+from openblip.training.tasks.task import Runtime, Views
 
 from ..conftest import lively
 

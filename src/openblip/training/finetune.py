@@ -14,9 +14,9 @@ from openblip.checkpoints.read_options import ReadOptions
 from openblip.data.pairs import DataSource, ImageText, load_pairs
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OptionError
-from openblip.training.init.start import require_trainable
 from openblip.training.lora.adapters import LoraSection
-from openblip.training.recipe import Evaluation, Mixture, OptimizerSection, Precision, Recipe, Stage
+from openblip.training.recipe_keys import Evaluation, Mixture, OptimizerSection, Precision, Recipe, Stage
+from openblip.training.tasks.table import learner_of
 
 SMALL_LANGUAGE_MODEL = 100_000_000
 """A language model with at most this many weights learns, too: it is too small to lose much."""
@@ -120,7 +120,7 @@ def _share_held_out(images: Sequence[ImageText]) -> int:
 def _has_small_language_model(name: str) -> bool:
     # Only its sizes are needed.
     parts = load_parts(name, ReadOptions(left_out=("",)))
-    require_trainable(parts, name)
+    learner_of(Stage.STAGE2, parts.family, name)
     network = parts.network
     if network.config.own_language is None:
         if network.external is None:

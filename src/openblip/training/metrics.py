@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from openblip.evaluation.metrics.recall import DEPTHS
+from openblip.evaluation.settings import Task
 
 CAPTIONS = (*(f"bleu_{order}" for order in range(1, 5)), "rouge_l", "cider")
 """METEOR and SPICE need Java, which takes longer to start than a small evaluation."""
@@ -17,15 +20,21 @@ RECALLS = (
     ),
     "mean",
 )
+METRICS: Mapping[Task, tuple[str, ...]] = {
+    Task.CAPTIONS: CAPTIONS,
+    Task.QUESTIONS: ANSWERS,
+    Task.RETRIEVAL: RECALLS,
+    Task.CLASSIFICATION: ("accuracy",),
+}
 
 
-def is_possible(metric: str, matching: bool) -> bool:
-    """Whether some data could give it. What the data at hand give is known once they are read.
+def metrics_of(tasks: Iterable[Task]) -> list[str]:
+    """The metrics of models that are evaluated in one of these ways, those of kinds of questions aside."""
+    return list(dict.fromkeys(metric for task in tasks for metric in METRICS[task]))
 
-    Args:
-        matching: the run learns to match, rather than to write.
-    """
-    if matching:
-        return metric in RECALLS
+
+def is_possible(metric: str, tasks: Iterable[Task]) -> bool:
+    """Whether some data could give it in one of these ways. What the data at hand give is known once they are read."""
+    tasks = list(tasks)
     before, _ = ACCURACY_OF_KIND.split("{}")
-    return metric in (*CAPTIONS, *ANSWERS) or metric.startswith(before)
+    return metric in metrics_of(tasks) or (Task.QUESTIONS in tasks and metric.startswith(before))

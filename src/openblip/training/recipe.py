@@ -8,253 +8,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
-from openblip.data.image_files import OnBadImage
 from openblip.data.pairs import DataSource
 from openblip.errors import OptionError
 from openblip.recipes import read_recipe
-from openblip.training.lora.adapters import LoraSection
-from openblip.training.metrics import ANSWERS, CAPTIONS, RECALLS, is_possible
+from openblip.training.metrics import is_possible, metrics_of
+from openblip.training.recipe_keys import (
+    Evaluation,
+    Mixture,
+    MonitorSection,
+    NewModel,
+    OptimizerSection,
+    Parallel,
+    Precision,
+    Recipe,
+    Stage,
+    Storage,
+)
+from openblip.training.tasks.table import objective_of, unknown_options
 
-
-class Stage(Enum):
-    """What a run trains, and with which loss."""
-
-    LANGUAGE = "language"
-    STAGE1 = "stage1"
-    STAGE2 = "stage2"
-
-
-class Precision(Enum):
-    """The type of matrix products; weights that learn and losses are float32."""
-
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class Parallel(Enum):
-    """How several processes share a model: each has a copy (DDP), or a part of each weight (FSDP)."""
-
-    DDP = "ddp"
-    FSDP = "fsdp"
-
-
-class Storage(Enum):
-    """The number format of saved weights; int8 stores large matrices in a quarter of the space."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-
+__all__ = [
+    "DataSource",
+    "Evaluation",
+    "Mixture",
+    "MonitorSection",
+    "NewModel",
+    "OptimizerSection",
+    "Parallel",
+    "Precision",
+    "Recipe",
+    "Stage",
+    "Storage",
+    "caches_features",
+    "load_recipe",
+    "problems_of",
+]
+"""The keys of a recipe are re-exported: who reads recipes needs both."""
 
 MOST_REPEATS = 100_000
 """Of an image in an epoch, whose order is drawn as a whole."""
-
-
-@dataclass
-class NewModel:
-    """A new model, built from pretrained parts.
-
-    Attributes:
-        vision: path of an EfficientNet-Lite `.pth`; its name says which (…lite0…, …lite1…, …lite2…).
-        bert: folder with a BERT's `model.safetensors` and `vocab.txt`.
-        bert_layers: the layers of the BERT that become the layers of the Q-Former.
-        qformer_vocab, decoder_vocab: sizes of the vocabularies, which are made from the texts of the data.
-    """
-
-    vision: str
-    bert: str
-    image_size: int = 288
-    place_width: int = 64
-    bert_layers: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
-    num_queries: int = 16
-    shared_width: int = 256
-    qformer_vocab: int = 5000
-    decoder_vocab: int = 5000
-    decoder_width: int = 320
-    decoder_depth: int = 5
-    decoder_heads: int = 5
-    decoder_ffn: int = 1280
-    decoder_dropout: float = 0.1
-    max_text_tokens: int = 32
-    max_positions: int = 256
-
-
-@dataclass
-class OptimizerSection:
-    """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5).
-
-    Attributes:
-        vision_layer_decay: factor from the learning rate of a block of the image encoder to that of the block below it;
-            1: all blocks have the same rate (BLIP-2's fine-tuning: 0.95).
-        vision_rate: factor for the learning rate of the whole image encoder.
-    """
-
-    lr: float = 1e-4
-    min_lr: float = 1e-5
-    warmup_lr: float = 1e-6
-    warmup_steps: int = 200
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.98
-    clip_norm: float = 1.0
-    vision_layer_decay: float = 1.0
-    vision_rate: float = 1.0
-
-
-@dataclass
-class MonitorSection:
-    """Where a run reports to, besides curves.csv, curves.png and the progress bar.
-
-    Attributes:
-        tensorboard: write event files to `output`/tensorboard, if TensorBoard is installed.
-        wandb: the Weights & Biases project to report to; None: nothing is sent.
-    """
-
-    tensorboard: bool = True
-    wandb: str | None = None
-
-
-@dataclass
-class Evaluation:
-    """The evaluation during a run.
-
-    Attributes:
-        data: the data set; only held-out rows if the source has `held_out`. None: no evaluation.
-        every: epochs between evaluations.
-        limit: most rows to evaluate.
-        metric: the metric by which the best weights are chosen, a name in the table of `openblip evaluate`; None: CIDEr
-            of captions, the accuracy of answers, or the mean recall in stage 1.
-        samples: number of captions or answers to show.
-        patience: the run stops after this many evaluations without improvement; 0: never. The best weights are kept.
-    """
-
-    data: DataSource | None = None
-    every: int = 1
-    limit: int = 200
-    num_beams: int = 3
-    metric: str | None = None
-    samples: int = 4
-    patience: int = 0
-
-
-@dataclass
-class Mixture:
-    """The mixture of texts in a batch of stage 2 or of stage language.
-
-    Attributes:
-        questions: share of questions with their answers, for images that have questions and captions.
-        made_questions: share of these questions that were made from captions, for images that have both kinds.
-        statements: share of captions that were made from questions, for images that have both kinds; 0: statements
-            are not used if there is a question.
-    """
-
-    questions: float = 0.0
-    made_questions: float = 0.5
-    statements: float = 0.0
-
-
-@dataclass
-class Recipe:
-    """One training run.
-
-    Attributes:
-        output: folder of the trained model; the last part of its path is the name of the model unless `name` is given.
-        storage: number format of the weights in that folder.
-        init: model to start from, a folder or an official name. Give either `init` or `new`.
-        new: pretrained parts to build a new model from.
-        fresh_qformer: folder of a BERT (model.safetensors, vocab.txt) that the Q-Former of `init` starts from again, as
-            in stage 1 of the paper.
-        image_size: side of the square images; None: the model's own.
-        prompt: the beginning of captions in stage 2; None: the model's own.
-        decoder: another model folder, whose language model is used.
-        language_model: any other frozen language model behind the Q-Former in stage 2: a folder of transformers, or
-            a repository of the hub. It is external: the trained model does not contain a copy of it.
-        language_model_revision: branch, tag or commit of that repository.
-        train_decoder: let the language model learn in stage 2, too (it is frozen in the paper).
-        train_vision: let the image encoder learn, too, as in fine-tuning for COCO captions.
-        vision_blocks: with `train_vision`, number of last blocks that learn; 0: all. The output of the frozen blocks
-            is cached like the features of a frozen encoder.
-        gradient_checkpointing: compute the activations of a learning image encoder again in the backward pass
-            instead of storing them: less memory, a third more time.
-        cache: folder for the features of a frozen encoder or of frozen blocks; null: images are cropped and encoded
-            again at every step, as in the paper.
-        epochs: passes over the images.
-        steps_per_epoch: steps of an epoch, for a streamed source whose number of rows is unknown.
-        batch_size: images of a batch, over all processes; the number of processes does not change the result.
-        accumulate: batches for each step of the optimizer; ITC compares within each batch.
-        precision: type of the image encoder and the language model; with fp16, losses are scaled.
-        qformer_precision: type of the Q-Former and its heads.
-        device: "cpu" or "cuda"; None: CUDA if there is a GPU.
-        parallel: how several processes, started by torchrun or accelerate launch, share the model.
-        texts_per_image: number of texts of each image in a batch of stage language or stage 2; in stage 2, they share
-            the visual prompt.
-        text_tokens: longest text in stage 1, in tokens; longer texts are cut.
-        itm_share: share of each batch that matching (ITM), the most expensive loss of stage 1, uses.
-        patch_share: share of the patches of an image that a training step uses; below 1, a small data set is
-            memorized less.
-        learn_candidates: see `Pairing`.
-        ema: decay of a moving average of the weights, which is evaluated and saved; 0: none.
-        dropout: of the parts that learn; None: the model's own.
-        keep_matching: weight of ITC and ITM in stage 2. With 0, as in the paper, the Q-Former forgets how to match.
-        self_critical: number of captions to sample for each image in stage 2, which then learns from their CIDEr; 0:
-            it imitates the captions of the data.
-        save_every: steps between checkpoints.
-        lora: low-rank adapters that learn instead of the parts of the stage; `output` then has only the adapters, in
-            peft's layout, and `openblip merge` merges them into a model.
-        on_bad_image: what to do about images that cannot be read.
-    """
-
-    stage: Stage
-    output: str
-    data: list[DataSource]
-    data_root: str = "data"
-    name: str | None = None
-    storage: Storage = Storage.FLOAT32
-    init: str | None = None
-    new: NewModel | None = None
-    fresh_qformer: str | None = None
-    image_size: int | None = None
-    prompt: str | None = None
-    decoder: str | None = None
-    language_model: str | None = None
-    language_model_revision: str | None = None
-    train_decoder: bool = False
-    train_vision: bool = False
-    vision_blocks: int = 0
-    gradient_checkpointing: bool = False
-    cache: str | None = "runs/features"
-    epochs: int = 10
-    steps_per_epoch: int = 0
-    batch_size: int = 64
-    accumulate: int = 1
-    seed: int = 42
-    precision: Precision = Precision.FLOAT32
-    qformer_precision: Precision = Precision.FLOAT32
-    device: str | None = None
-    parallel: Parallel = Parallel.DDP
-    threads: int = 0
-    texts_per_image: int = 1
-    text_tokens: int = 32
-    itm_share: float = 1.0
-    patch_share: float = 1.0
-    learn_candidates: bool = False
-    ema: float = 0.0
-    dropout: float | None = None
-    keep_matching: float = 0.0
-    self_critical: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    on_bad_image: OnBadImage = OnBadImage.SKIP
-    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
-    mixture: Mixture = field(default_factory=Mixture)
-    monitor: MonitorSection = field(default_factory=MonitorSection)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    lora: LoraSection | None = None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -274,30 +67,25 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
     if (recipe.init is None) == (recipe.new is None):
         yield "give either init (a model folder) or new (a model to put together)"
     yield from _out_of_range(recipe)
-    if recipe.language_model is not None and recipe.stage is not Stage.STAGE2:
-        yield "a language_model is put behind the Q-Former in stage2: leave it out before"
+    yield from unknown_options(recipe)
+    objective = objective_of(recipe.stage)
     if recipe.self_critical == 1:
         yield "self_critical is 1: an image's captions are compared, draw at least 2"
     if recipe.qformer_precision is Precision.FP16:
         yield "qformer_precision is fp16, in which the Q-Former overflows: use float32 or bf16"
-    if recipe.train_vision and recipe.stage is Stage.LANGUAGE:
-        yield "train_vision is for stages that see: leave it out of stage language"
     if recipe.vision_blocks and not recipe.train_vision:
         yield "vision_blocks says how much of the image encoder learns, and none does: give train_vision=true"
-    if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder or recipe.stage is Stage.LANGUAGE):
+    if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder):
         yield "with lora adapters alone learn: leave out train_vision and train_decoder, and name them in lora.targets"
-    if recipe.lora is not None and recipe.stage is Stage.STAGE1 and "language_model" in recipe.lora.targets:
-        yield "lora.targets names language_model, which stage1 does not use: name qformer or vision"
-    if recipe.stage is not Stage.STAGE2:
-        for name in ("train_decoder", "keep_matching", "self_critical"):
-            if getattr(recipe, name):
-                yield f"{name} is for stage2: leave it out of stage {recipe.stage.value}"
-    if recipe.stage is Stage.STAGE1 and recipe.batch_size == 1:
-        yield "batch_size is 1: stage1 compares the images of a batch, give at least 2"
-    metric, matching = recipe.evaluation.metric, recipe.stage is Stage.STAGE1
-    if metric is not None and not is_possible(metric, matching):
-        metrics = RECALLS if matching else (*CAPTIONS, *ANSWERS)
-        yield f"evaluation.metric is {metric!r}: it is none of {', '.join(metrics)}"
+    if recipe.lora is not None:
+        for name in objective.unused_parts:
+            if name in recipe.lora.targets:
+                yield f"lora.targets names {name}, which {recipe.stage.value} does not use: name others"
+    if objective.compares and recipe.batch_size == 1:
+        yield f"batch_size is 1: {recipe.stage.value} compares the images of a batch, give at least 2"
+    metric = recipe.evaluation.metric
+    if metric is not None and not is_possible(metric, objective.metrics):
+        yield f"evaluation.metric is {metric!r}: it is none of {', '.join(metrics_of(objective.metrics))}"
     if recipe.evaluation.patience and recipe.evaluation.data is None:
         yield "evaluation.patience waits for evaluations, and there are none: give evaluation.data"
     if not recipe.data:
@@ -310,7 +98,7 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
 def caches_features(recipe: Recipe) -> bool:
     """Whether the output of the frozen part of the image encoder is cached, unless adapters go there."""
     frozen = not recipe.train_vision or recipe.vision_blocks > 0
-    return recipe.cache is not None and frozen and recipe.stage is not Stage.LANGUAGE
+    return recipe.cache is not None and frozen and objective_of(recipe.stage).sees
 
 
 def _about_streams(recipe: Recipe) -> Iterator[str]:
@@ -334,7 +122,7 @@ def _about_streams(recipe: Recipe) -> Iterator[str]:
                 f"nobody knows how long an epoch of {source.name} is, which is streamed: give steps_per_epoch, "
                 "or rows of the source"
             )
-    if recipe.stage is Stage.LANGUAGE or recipe.new is not None or recipe.self_critical:
+    if not objective_of(recipe.stage).sees or recipe.new is not None or recipe.self_critical:
         yield "stage language, new and self_critical need all texts before the first step: leave stream out"
     if caches_features(recipe):
         yield "features on disk are computed before the first step, and a stream's images come later: give cache=null"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -38,11 +38,11 @@ from openblip.training.recipe import (
     Parallel,
     Precision,
     Recipe,
-    Stage,
     caches_features,
     problems_of,
 )
-from openblip.training.tasks.stages import LanguageTask, Runtime, Stage1Task, Stage2Task, Task
+from openblip.training.tasks.table import learner_of, objective_of
+from openblip.training.tasks.task import Runtime, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,15 +72,17 @@ def train(recipe: Recipe) -> Path:
         runtime.arithmetic.tell_emulation()
     images = [[] if source.stream else load_pairs(source, Path(recipe.data_root)) for source in recipe.data]
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
-    usable = [[image for image in group if _has_text(image, recipe.stage)] for group in images]
+    objective = objective_of(recipe.stage)
+    usable = [[image for image in group if objective.usable(image)] for group in images]
     feature_cache = FeatureCache(recipe, usable, runtime) if caches_features(recipe) else None
     # The encoder is not loaded if no image has to be encoded.
     is_cached = feature_cache is not None and feature_cache.is_complete()
-    needs_encoder = recipe.stage is not Stage.LANGUAGE and (recipe.train_vision or not is_cached)
+    needs_encoder = objective.sees and (recipe.train_vision or not is_cached)
     parts = start_model(recipe, images, encoder=needs_encoder)
     if next(parts.network.vision.parameters()).is_meta:
         drop_encoder(parts.network)
-    task = _make_task(recipe, parts, [image for group in usable for image in group], runtime)
+    learner = learner_of(recipe.stage, parts.family, parts.name)
+    task = learner.task(parts, recipe, [image for group in usable for image in group], runtime)
     task.to(accelerator.device)
     trained = trained_parts(recipe, task)
     _require_floats(recipe, trained)
@@ -88,7 +90,7 @@ def train(recipe: Recipe) -> Path:
     if recipe.dropout is not None:
         set_dropout(trained, recipe.dropout)
     parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
-    runtime.arithmetic.shrink(frozen_parts(parts))
+    runtime.arithmetic.shrink(task.large_parts())
     output = Path(recipe.output)
     with alone_in(output) if world.rank == 0 else nullcontext():
         loader = _make_loader(recipe, parts, task, usable, feature_cache, accelerator.wait_for_everyone)
@@ -159,22 +161,12 @@ def _require_floats(recipe: Recipe, trained: Sequence[nn.Module | nn.Parameter])
         raise OptionError(f"{recipe.init} is quantized, and such weights cannot learn: start from what it was made of")
 
 
-def save_trained(recipe: Recipe, parts: ModelParts, folder: Path) -> None:
+def save_trained(recipe: Recipe, parts: ModelParts[Any, Any], folder: Path) -> None:
     """Write the trained model; if it has adapters, only the adapters."""
     if recipe.lora is None:
         save_native(parts, folder, recipe.storage.value)
     else:
         save_adapter(parts, folder, recipe.init)
-
-
-def frozen_parts(parts: ModelParts) -> list[nn.Module]:
-    """The image encoder and the language model, which a recipe may freeze."""
-    network = parts.network
-    if network.external is not None:
-        return [network.vision, network.external.model]
-    if network.config.language is None:
-        return [network.vision]
-    return [network.vision, network.own_language_model]
 
 
 def speedup_of(recipe: Recipe, feature_cache: FeatureCache) -> Speedup:
@@ -186,7 +178,9 @@ def speedup_of(recipe: Recipe, feature_cache: FeatureCache) -> Speedup:
     return Speedup(stores, feature_cache.speed, views, machine_name(runtime.device), computed)
 
 
-def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0) -> Callable[[Tensor], Tensor]:
+def encoder_for(
+    parts: ModelParts[Any, Any], precision: Precision, vision_blocks: int = 0
+) -> Callable[[Tensor], Tensor]:
     """The frozen part of the image encoder as a function of pixels, prepared for many images.
 
     Args:
@@ -205,7 +199,7 @@ def encoder_for(parts: ModelParts, precision: Precision, vision_blocks: int = 0)
 
 def _make_loader(
     recipe: Recipe,
-    parts: ModelParts,
+    parts: ModelParts[Any, Any],
     task: Task,
     images: Sequence[Sequence[ImageText]],
     feature_cache: FeatureCache | None,
@@ -233,7 +227,7 @@ def _make_loader(
 
 
 def _make_stream(
-    recipe: Recipe, parts: ModelParts, images: Sequence[Sequence[ImageText]], world: World
+    recipe: Recipe, parts: ModelParts[Any, Any], images: Sequence[Sequence[ImageText]], world: World
 ) -> StreamLoader:
     root = Path(recipe.data_root)
     row_sources: list[RowSource] = []
@@ -243,19 +237,4 @@ def _make_stream(
         row_sources.append(
             StreamedTars(source, tar_paths(source, root)) if source.stream else InMemoryImages(source, group)
         )
-    return StreamLoader(recipe, row_sources, parts.transform, lambda image: _has_text(image, recipe.stage), world)
-
-
-def _make_task(recipe: Recipe, parts: ModelParts, images: Sequence[ImageText], runtime: Runtime) -> Task:
-    if recipe.stage is Stage.LANGUAGE:
-        return LanguageTask(parts, recipe, runtime)
-    if recipe.stage is Stage.STAGE1:
-        return Stage1Task(parts, recipe, runtime)
-    return Stage2Task(parts, recipe, images, runtime)
-
-
-def _has_text(image: ImageText, stage: Stage) -> bool:
-    """Whether an image has texts that this stage can use."""
-    if stage is Stage.STAGE1:
-        return bool(image.descriptions)
-    return bool(image.descriptions or image.questions)
+    return StreamLoader(recipe, row_sources, parts.transform, objective_of(recipe.stage).usable, world)

@@ -90,7 +90,8 @@ from openblip.training.loop.precision import Arithmetic
 from openblip.training.input.batches import BatchRow
 from openblip.training.parallel.processes import World, leave
 from openblip.training.recipe import Mixture, Recipe, Stage
-from openblip.training.tasks.stages import Runtime, Stage2Task, Views
+from openblip.training.tasks.stages import Stage2Task
+from openblip.training.tasks.task import Runtime, Views
 from openblip.training.loop.trainer import freeze_all_but, set_dropout
 
 torch.set_num_threads(1)

@@ -19,8 +19,8 @@ from openblip.data.sample import ImageFile
 from openblip.errors import ImageError, OpenBlipError, printable
 from openblip.training.feature_cache.index import EncoderIndex, EncoderSpeed
 from openblip.training.monitor.profile import machine_name, size_of
-from openblip.training.recipe import Recipe
-from openblip.training.tasks.stages import Runtime
+from openblip.training.recipe_keys import Recipe
+from openblip.training.tasks.task import Runtime
 
 MAX_UNREADABLE = 0.5
 """Share of a source's images that cannot be read from which its paths must be wrong."""

@@ -17,7 +17,7 @@ from typing import Any
 from openblip import __version__
 from openblip.checkpoints.origin import origin_of
 from openblip.data.feature_store import ViewPlan
-from openblip.training.recipe import Recipe
+from openblip.training.recipe_keys import Recipe
 
 ENCODERS_FILE = "encoders.json"
 

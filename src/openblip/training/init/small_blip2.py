@@ -21,7 +21,7 @@ from openblip.nn.qformer import QFormerConfig
 from openblip.text import MatchingText, PromptTemplates, Tokenizer
 from openblip.training.init.pretrained import read_bert, read_efficientnet
 from openblip.training.init.vocabulary import train_decoder_tokenizer, trim_wordpiece
-from openblip.training.recipe import NewModel
+from openblip.training.recipe_keys import NewModel
 
 LITE_SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 TENSORFLOW_MEAN = (127 / 255,) * 3

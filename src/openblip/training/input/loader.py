@@ -22,7 +22,7 @@ from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
 from openblip.images.transform import ImageTransform, fit, normalize
 from openblip.training.input.batches import BatchPlan, BatchRow
-from openblip.training.tasks.stages import Views
+from openblip.training.tasks.task import Views
 
 PATIENCE = 20
 """After this many batches without a readable image, the paths must be wrong."""

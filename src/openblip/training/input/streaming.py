@@ -26,7 +26,7 @@ from openblip.images.transform import ImageTransform
 from openblip.training.input.batches import BatchRow
 from openblip.training.input.loader import Batch, BatchLoader, LoadedRow, load_row, prefetch_batches, skip_or_raise
 from openblip.training.parallel.processes import World
-from openblip.training.recipe import Recipe
+from openblip.training.recipe_keys import Recipe
 
 Row: TypeAlias = "TarRow | ImageText"
 Report = Callable[[Path, str], None]

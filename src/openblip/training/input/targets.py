@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from openblip.data.captions_to_questions import Question, statement_from_question
 from openblip.data.pairs import ImageText
 from openblip.text import PromptTemplates, Tokenizer, trim_prompt
-from openblip.training.recipe import Mixture
+from openblip.training.recipe_keys import Mixture
 
 STOP_WORDS = frozenset(
     "a an the is are was were be and or of to in on at with by for from as his her their its he she it they "

@@ -65,7 +65,11 @@ class Position:
 
 @dataclass
 class TrainingState:
-    """All that changes in a run. Parameters are those that learn: what is frozen is in the model it started from."""
+    """All that changes in a run. Parameters are those that learn: what is frozen is in the model it started from.
+
+    Attributes:
+        others: what changes without being learnt, see `openblip.training.tasks.task.Task.state`.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -74,6 +78,7 @@ class TrainingState:
     total_steps: int
     world: World
     identity: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Tensor] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
 
     def save(self, folder: Path) -> None:
@@ -86,6 +91,7 @@ class TrainingState:
             "identity": dict(self.identity),
             "parameters": {name: whole(parameter).cpu() for name, parameter in self.parameters.items()},
             "optimizer": {name: self._moments(parameter) for name, parameter in self.parameters.items()},
+            "others": {name: whole(tensor).cpu() for name, tensor in self.others.items()},
             "scaler": self.scaler.state_dict(),
             "average": None if self.ema is None else self.ema.whole(),
             "position": asdict(self.position),
@@ -110,6 +116,8 @@ class TrainingState:
                     key: value.clone() if key == "step" else part_like(value.clone(), parameter)
                     for key, value in content["optimizer"][name].items()
                 }
+            for name, tensor in self.others.items():
+                tensor.copy_(part_like(content["others"][name], tensor))
         if self.ema is not None and content["average"] is not None:
             self.ema.load(content["average"])
         self.scaler.load_state_dict(content["scaler"])
@@ -157,6 +165,7 @@ class TrainingState:
             raise OtherRunError(path, ["its steps or what learns"], otherwise)
         whole = (
             _has_moments(content.get("optimizer"), self.parameters)
+            and _alike(content.get("others", {}), self.others)
             and (self.ema is None or _alike(content.get("average"), self.parameters))
             and isinstance(content.get("scaler"), dict)
             and _is_position(content.get("position"), self.total_steps)
@@ -194,8 +203,8 @@ def _mapping(content: object) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _alike(found: object, parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Whether these are tensors of the parameters' names, shapes and types."""
+def _alike(found: object, parameters: Mapping[str, Tensor]) -> bool:
+    """Whether these are tensors of such names, shapes and types."""
     tensors = _mapping(found)
     return tensors.keys() == parameters.keys() and all(
         isinstance(tensors[name], Tensor)

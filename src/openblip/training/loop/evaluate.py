@@ -28,11 +28,11 @@ from openblip.evaluation.settings import (
 from openblip.models.load import model_of
 from openblip.saving import naming
 from openblip.training.init.start import start_model, with_weights
-from openblip.training.metrics import ACCURACY_OF_KIND, ANSWERS, CAPTIONS, RECALLS
-from openblip.training.recipe import Recipe, Stage
+from openblip.training.metrics import ACCURACY_OF_KIND, ANSWERS, METRICS
+from openblip.training.recipe_keys import Recipe
+from openblip.training.tasks.table import objective_of
 
 SAMPLES_FILE = "samples.jsonl"
-METRICS = {Task.CAPTIONS: "cider", Task.QUESTIONS: "accuracy"}
 
 
 class Evaluator:
@@ -42,6 +42,7 @@ class Evaluator:
         """Raises OptionError when there is nothing to evaluate, or no such metric of it."""
         self.recipe, self.images, self.device = recipe, images, device
         self.section = recipe.evaluation
+        self.usual = objective_of(recipe.stage).metrics
         self.samples = self._read()
         self.settings = self._settings()
         check(self.samples, self.settings)
@@ -74,9 +75,8 @@ class Evaluator:
 
     def _settings(self) -> Settings:
         about_questions = all(row.question for row in self.samples)
-        task = Task.QUESTIONS if about_questions else Task.CAPTIONS
-        if self.recipe.stage is Stage.STAGE1:
-            task = Task.RETRIEVAL
+        chosen = Task.QUESTIONS if about_questions else Task.CAPTIONS
+        task = chosen if chosen in self.usual else next(iter(self.usual))
         people = min(len(row.answers) for row in self.samples) if about_questions else 0
         return Settings(
             task,
@@ -88,16 +88,12 @@ class Evaluator:
         )
 
     def _score(self, found: Evaluation) -> float:
-        if self.section.metric is None and self.settings.task is Task.RETRIEVAL:
-            return sum(found.metrics.values()) / len(found.metrics)
-        return found.metrics[self.section.metric or METRICS[self.settings.task]]
+        return found.metrics[self.section.metric or self.usual[self.settings.task]]
 
     def _metrics(self) -> list[str]:
         """What the samples will be given."""
-        if self.settings.task is Task.RETRIEVAL:
-            return list(RECALLS)
-        if self.settings.task is Task.CAPTIONS:
-            return list(CAPTIONS)
+        if self.settings.task is not Task.QUESTIONS:
+            return list(METRICS[self.settings.task])
         shares = ANSWERS if self.settings.questions.accuracy is Accuracy.VQA else ANSWERS[:1]
         return [*shares, *(ACCURACY_OF_KIND.format(kind) for kind in sorted({row.kind for row in self.samples} - {""}))]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openblip.saving import naming, write_text
 from openblip.training.input.batches import BatchRow
-from openblip.training.tasks.stages import Views
+from openblip.training.tasks.task import Views
 
 FOLDER = "bad_batch"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from openblip.training.recipe import OptimizerSection
+from openblip.training.recipe_keys import OptimizerSection
 
 VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
 VISION = "vision."

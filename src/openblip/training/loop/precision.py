@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from openblip.devices import is_emulated
-from openblip.training.recipe import Precision
+from openblip.training.recipe_keys import Precision
 
 LOG = logging.getLogger("openblip")
 DTYPES = {Precision.FLOAT32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}

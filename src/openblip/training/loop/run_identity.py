@@ -19,7 +19,7 @@ from openblip.checkpoints.origin import model_files
 from openblip.checkpoints.registry import folder_of
 from openblip.data.pairs import DataSource, ImageText
 from openblip.errors import OpenBlipError
-from openblip.training.recipe import Recipe
+from openblip.training.recipe_keys import Recipe
 
 FREE = (
     "output name storage data_root device parallel threads cache gradient_checkpointing log_every save_every monitor "

@@ -24,13 +24,12 @@ from openblip.training.loop.nonfinite import first_nonfinite, save_batch
 from openblip.training.loop.optim import learning_rate, make_optimizer, set_rate
 from openblip.training.loop.run_identity import identity_of
 from openblip.training.loop.signals import Stop, Stopped
-from openblip.training.lora.adapters import adapter_parameters
 from openblip.training.monitor.progress import RunMonitor
 from openblip.training.monitor.skipped import write_skipped
 from openblip.training.parallel.fsdp import shard
 from openblip.training.parallel.processes import leave
-from openblip.training.recipe import Parallel, Precision, Recipe
-from openblip.training.tasks.stages import Task, Views
+from openblip.training.recipe_keys import Parallel, Precision, Recipe
+from openblip.training.tasks.task import BatchPosition, Task, Views
 
 Evaluate = Callable[[dict[str, Tensor], Callable[[str], None]], float]
 """How good the weights learnt so far are, more being better; given somewhere to show what they make of examples."""
@@ -81,14 +80,14 @@ class Trainer:
             )
         self.model: nn.Module = task
         if self.world.size > 1 and recipe.parallel is Parallel.FSDP:
-            shard(task, task.network, self.world, self.device)
+            shard(task, task.large_parts(), self.world, self.device)
         elif self.world.size > 1:
             with warnings.catch_warnings():
                 # An option that PyTorch renamed is handed on under the name that older ones know.
                 warnings.simplefilter("ignore", FutureWarning)
                 self.model = wrap(task)
-        own = dict(task.network.named_parameters()) | adapter_parameters(task.network)
-        parameters = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+        own = task.network.named_parameters()
+        parameters = {name: parameter for name, parameter in own if parameter.requires_grad}
         self.parameters = list(parameters.values())
         scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision is Precision.FP16)
         self.state = TrainingState(
@@ -99,6 +98,7 @@ class Trainer:
             self.epoch_steps * recipe.epochs,
             self.world,
             {**identity_of(recipe, loader.images), **loader.identity},
+            task.state(),
         )
 
     def run(self) -> dict[str, Tensor]:
@@ -190,6 +190,8 @@ class Trainer:
         return means, rate
 
     def _losses(self, batch: MicroBatch, number: int) -> dict[str, Tensor]:
+        position, each = self.state.position, self.recipe.accumulate
+        self.task.position = BatchPosition(position.epoch, position.step * each + number, self.epoch_steps * each)
         losses: dict[str, Tensor] = self.model(batch.rows, batch.views, self._seed_generators(number))
         return losses
 

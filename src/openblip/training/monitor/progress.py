@@ -19,7 +19,7 @@ from openblip.errors import OpenBlipError, printable
 from openblip.saving import write_text
 from openblip.training.monitor.curves import Curves, StepTable
 from openblip.training.monitor.profile import PROFILE_FILE, peak_memory
-from openblip.training.recipe import Recipe
+from openblip.training.recipe_keys import Recipe
 
 WANDB_ID_FILE = "wandb_run.txt"
 EVERY_SECONDS = 60.0

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from openblip.nn.blip2 import Blip2Network
 from openblip.training.parallel.processes import World
 
 
-def shard(task: nn.Module, network: Blip2Network, world: World, device: torch.device) -> None:
+def shard(task: nn.Module, large: Sequence[nn.Module], world: World, device: torch.device) -> None:
     """Leave this process a part of every weight; the others' are fetched when they are needed.
 
-    The blocks of the image encoder and of the language model, in which nearly all weights are, are fetched one at a
-    time, the rest for the whole step.
+    Args:
+        large: the parts in which nearly all weights are: their blocks are fetched one at a time, the rest for the whole
+            step.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world.size,))
-    for block in _blocks(network):
+    for block in _blocks(large):
         fully_shard(block, mesh=mesh)
     # A number cannot be divided: every process keeps it, and shares its gradient.
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
@@ -32,13 +32,8 @@ def shard(task: nn.Module, network: Blip2Network, world: World, device: torch.de
     fully_shard(task, mesh=mesh, ignored_params=scalars)
 
 
-def _blocks(network: Blip2Network) -> Iterator[nn.Module]:
-    owners: list[nn.Module] = [network.vision]
-    if network.external is not None:
-        owners.append(network.external.model)
-    elif network.config.language is not None:
-        owners.append(network.own_language_model)
-    for owner in owners:
+def _blocks(large: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    for owner in large:
         for module in owner.modules():
             if isinstance(module, nn.ModuleList):
                 yield from module

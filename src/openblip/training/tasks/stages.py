@@ -1,11 +1,9 @@
-"""What each stage trains and how it turns batches of images into a loss."""
+"""The stages of BLIP-2 (https://arxiv.org/abs/2301.12597), and the training of its language model alone."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.pairs import ImageText
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError
 from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.opt import Opt
@@ -27,7 +25,6 @@ from openblip.training.input.targets import (
     choose_targets,
     encode_target,
 )
-from openblip.training.loop.precision import Arithmetic
 from openblip.training.losses import (
     IGNORED,
     Pairing,
@@ -37,95 +34,32 @@ from openblip.training.losses import (
     pair_losses,
     stage1_loss,
 )
-from openblip.training.parallel.processes import ALONE, World
-from openblip.training.recipe import Recipe
+from openblip.training.recipe_keys import Recipe
 from openblip.training.tasks.scst import SelfCritic
+from openblip.training.tasks.task import Runtime, Task, Views
 
 CHUNK = 32
 """Texts that go through the language model together when it is trained alone."""
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """Where and among whom a task computes."""
+class Blip2Task(Task):
+    """A loss of BLIP-2."""
 
-    arithmetic: Arithmetic
-    world: World = ALONE
-
-    @property
-    def device(self) -> torch.device:
-        return self.arithmetic.device
-
-
-@dataclass(frozen=True)
-class Views:
-    """What is seen of a batch: one of the two.
-
-    Attributes:
-        patches: what the frozen encoder, or what is frozen of it, gave [B, N, C], float32, as it was cached.
-        pixels: [B, 3, S, S] float32, for the encoder to look at now.
-    """
-
-    patches: Tensor | None = None
-    pixels: Tensor | None = None
-
-
-class Task(nn.Module, ABC):
-    """One stage's loss; a module, so that processes can share its gradients and its weights."""
-
-    needs_views: bool
+    network: Blip2Network
 
     def __init__(self, parts: ModelParts, recipe: Recipe, runtime: Runtime) -> None:
-        super().__init__()
-        self.parts, self.recipe, self.runtime = parts, recipe, runtime
-        self.network = parts.network
+        super().__init__(parts, recipe, runtime)
         # An external language model is no part of the network, but moves with it, and may have adapters that learn.
         self.external = None if parts.network.external is None else parts.network.external.model
 
-    @property
-    @abstractmethod
-    def loss_names(self) -> tuple[str, ...]:
-        """What `forward` may give; a batch without anything to say to a loss lacks it."""
-
-    @abstractmethod
-    def trained(self) -> list[nn.Module | nn.Parameter]:
-        """The parts that learn; everything else is frozen, in evaluation mode."""
-
-    @abstractmethod
-    def forward(
-        self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Scalars by name; their sum is minimized. `generator`, on the CPU, draws hard negatives."""
-
-    def patches(self, views: Views | None) -> Tensor:
-        """Raw patches [B, N, C] float32 of what is seen."""
-        if views is None or (views.patches is None) == (views.pixels is None):
-            raise ValueError("this task needs either patches or pixels")
-        if views.patches is not None and not self.recipe.vision_blocks:
-            return views.patches
-        vision = self.network.vision
-        learns = any(parameter.requires_grad for parameter in vision.parameters())
-        with torch.set_grad_enabled(learns), self.runtime.arithmetic.quickly() if learns else nullcontext():
-            if views.pixels is None:
-                assert views.patches is not None
-                features = vision.above(views.patches, self.recipe.vision_blocks)
-            else:
-                features = vision(views.pixels.to(next(vision.parameters(), views.pixels).dtype))
-        return features.float()
-
-    def seen_parts(self) -> list[nn.Module | nn.Parameter]:
-        """What is to learn of the image encoder. Raises OptionError when the recipe names more blocks than it has."""
-        vision, count = self.network.vision, self.recipe.vision_blocks
-        if not self.recipe.train_vision or not count:
-            return [vision] if self.recipe.train_vision else []
-        if count > len(vision.blocks):
-            raise OptionError(
-                f"vision_blocks is {count}, the image encoder has {len(vision.blocks)}: 0 lets all of it learn"
-            )
-        return [vision.get_submodule(name) for name in vision.upper(count)]
+    def large_parts(self) -> list[nn.Module]:
+        if self.external is not None:
+            return [self.network.vision, self.external]
+        own = [] if self.network.config.language is None else [self.network.own_language_model]
+        return [self.network.vision, *own]
 
 
-class LanguageTask(Task):
+class LanguageTask(Blip2Task):
     """Next-token loss of the decoder on texts alone."""
 
     needs_views = False
@@ -174,10 +108,9 @@ class LanguageTask(Task):
         )
 
 
-class Stage1Task(Task):
+class Stage1Task(Blip2Task):
     """ITC, ITM and ITG of the Q-Former."""
 
-    needs_views = True
     loss_names = ("itc", "itm", "itg")
 
     def __init__(self, parts: ModelParts, recipe: Recipe, runtime: Runtime) -> None:
@@ -205,10 +138,8 @@ class Stage1Task(Task):
         return {"itc": loss.itc, "itm": loss.itm, "itg": loss.itg}
 
 
-class Stage2Task(Task):
+class Stage2Task(Blip2Task):
     """Loss through the language model behind the visual prompt, and what the recipe adds to it."""
-
-    needs_views = True
 
     def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], runtime: Runtime) -> None:
         super().__init__(parts, recipe, runtime)

@@ -1,0 +1,46 @@
+"""What a recipe changes of a BLIP-2 before it learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from openblip.checkpoints.loading import with_language_model
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.openblip.folder import load_native
+from openblip.errors import CheckpointError, OptionError
+from openblip.training.init.reinit import reinit_qformer
+from openblip.training.recipe_keys import Recipe, Stage
+
+
+def prepare(parts: ModelParts, recipe: Recipe) -> ModelParts:
+    """The model with a Q-Former or a language model that the recipe names instead of its own.
+
+    Raises OpenBlipError when parts of the model do not fit, or cannot learn as the recipe says.
+    """
+    if recipe.fresh_qformer is not None:
+        parts = reinit_qformer(parts, Path(recipe.fresh_qformer), recipe.seed)
+        torch.manual_seed(recipe.seed)
+    if recipe.language_model is not None:
+        parts = with_language_model(parts, recipe.language_model, recipe.language_model_revision)
+    unusual = recipe.stage is Stage.LANGUAGE or recipe.decoder is not None or recipe.self_critical
+    if parts.network.config.language is not None and parts.network.config.language.encodes_prompts and unusual:
+        raise OptionError(
+            f"{recipe.init} has a T5, for which there is neither stage language nor self_critical nor another decoder: "
+            "leave them out of the recipe"
+        )
+    if parts.external is not None and (unusual or recipe.train_decoder):
+        raise OptionError(
+            f"{parts.external.place} is external and stays as it is, there is neither stage language nor "
+            "train_decoder, self_critical nor another decoder: leave them out of the recipe"
+        )
+    if recipe.decoder is not None:
+        other = load_native(Path(recipe.decoder))
+        if other.network.config.language != parts.network.config.language:
+            raise CheckpointError(f"the language model of {recipe.decoder} has other sizes than that of {recipe.init}")
+        parts.network.own_language_model.load_state_dict(other.network.own_language_model.state_dict())
+        parts.network.start_prompt_projection()
+        parts = replace(parts, tokenizer=other.tokenizer)
+    return parts

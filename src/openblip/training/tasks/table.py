@@ -1,0 +1,185 @@
+"""What a run can train, one row an objective. To add one, write its `Task`, and give it a name in `Stage` and a row.
+
+Families are imported when one of them is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Any, TypeAlias
+
+from openblip.checkpoints.model_parts import ModelParts
+from openblip.data.pairs import ImageText
+from openblip.errors import OptionError
+from openblip.evaluation.settings import Task as EvaluationTask
+from openblip.training.recipe_keys import Recipe, Stage
+from openblip.training.tasks.task import Runtime, Task
+
+Images: TypeAlias = Sequence[ImageText]
+AnyParts: TypeAlias = "ModelParts[Any, Any]"
+
+
+def _unchanged(parts: AnyParts, recipe: Recipe) -> AnyParts:
+    return parts
+
+
+@dataclass(frozen=True)
+class Learner:
+    """How a family learns by an objective.
+
+    Attributes:
+        task: makes the task of a model; it gets the images of the run, too.
+        prepare: gives the model that the recipe makes of the one that it starts from.
+    """
+
+    task: Callable[[AnyParts, Recipe, Images, Runtime], Task]
+    prepare: Callable[[AnyParts, Recipe], AnyParts] = _unchanged
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run learns, and from what.
+
+    Attributes:
+        learners: the families that can learn it.
+        usable: whether an image has the texts that it needs.
+        metrics: as what the model is evaluated during a run, and the metric by which the best weights are chosen then.
+        options: the keys that it knows of those that not all objectives know.
+        sees: whether it needs images, or their features.
+        compares: whether it compares the images of a batch with one another.
+        unused_parts: parts of its models that lora.targets may name, and that it does not use.
+    """
+
+    learners: Mapping[str, Learner]
+    usable: Callable[[ImageText], bool]
+    metrics: Mapping[EvaluationTask, str]
+    options: frozenset[str]
+    sees: bool = True
+    compares: bool = False
+    unused_parts: tuple[str, ...] = field(default=())
+
+
+def _language(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.stages import LanguageTask
+
+    return LanguageTask(parts, recipe, runtime)
+
+
+def _stage1(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.stages import Stage1Task
+
+    return Stage1Task(parts, recipe, runtime)
+
+
+def _stage2(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.stages import Stage2Task
+
+    return Stage2Task(parts, recipe, images, runtime)
+
+
+def _prepare_blip2(parts: AnyParts, recipe: Recipe) -> AnyParts:
+    from openblip.training.init.blip2 import prepare
+
+    return prepare(parts, recipe)
+
+
+def is_described(image: ImageText) -> bool:
+    """Whether there is a caption, or a statement that was made of a question."""
+    return bool(image.descriptions)
+
+
+def has_text(image: ImageText) -> bool:
+    return bool(image.descriptions or image.questions)
+
+
+WRITING = {EvaluationTask.CAPTIONS: "cider", EvaluationTask.QUESTIONS: "accuracy"}
+VISION = frozenset({"train_vision", "vision_blocks", "gradient_checkpointing", "lora"})
+BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
+MATCHING = frozenset({"text_tokens", "itm_share", "learn_candidates"})
+
+OBJECTIVES: Mapping[Stage, Objective] = {
+    Stage.LANGUAGE: Objective(
+        {"blip2": Learner(_language, _prepare_blip2)},
+        has_text,
+        WRITING,
+        BLIP2 | {"texts_per_image"},
+        sees=False,
+    ),
+    Stage.STAGE1: Objective(
+        {"blip2": Learner(_stage1, _prepare_blip2)},
+        is_described,
+        {EvaluationTask.RETRIEVAL: "mean"},
+        BLIP2 | VISION | MATCHING | {"patch_share"},
+        compares=True,
+        unused_parts=("language_model",),
+    ),
+    Stage.STAGE2: Objective(
+        {"blip2": Learner(_stage2, _prepare_blip2)},
+        has_text,
+        WRITING,
+        BLIP2
+        | VISION
+        | MATCHING
+        | {"language_model", "language_model_revision", "train_decoder", "keep_matching", "self_critical"}
+        | {"texts_per_image", "patch_share"},
+    ),
+}
+
+
+def objective_of(stage: Stage) -> Objective:
+    return OBJECTIVES[stage]
+
+
+def learner_of(stage: Stage, family: str, name: str) -> Learner:
+    """How a model learns in a stage.
+
+    Args:
+        name: what the user called the model.
+
+    Raises:
+        OptionError: its family has no such stage.
+    """
+    learners = OBJECTIVES[stage].learners
+    if family in learners:
+        return learners[family]
+    stages = [each.value for each, objective in OBJECTIVES.items() if family in objective.learners]
+    if stages:
+        raise OptionError(
+            f"{name} is of the family {family}, which has no stage {stage.value}: give {_either(stages)}, or a model "
+            f"of {_either(learners)}"
+        )
+    families = dict.fromkeys(each for objective in OBJECTIVES.values() for each in objective.learners)
+    raise OptionError(
+        f"{name} is of the family {family}, which cannot be trained yet: give a model of {_either(families)}"
+    )
+
+
+def unknown_options(recipe: Recipe) -> Iterator[str]:
+    """Sentences about keys of a recipe that its stage does not know."""
+    own = OBJECTIVES[recipe.stage].options
+    for key, stages in _stages_of_keys().items():
+        if key not in own and getattr(recipe, key) != _defaults()[key]:
+            yield f"{key} is for {_either(stages)}: leave it out of stage {recipe.stage.value}"
+
+
+@cache
+def _stages_of_keys() -> Mapping[str, list[str]]:
+    """The keys that only some stages know, in the order of recipes, and those stages."""
+    stages = {
+        key: [stage.value for stage, objective in OBJECTIVES.items() if key in objective.options] for key in _defaults()
+    }
+    return {key: found for key, found in stages.items() if found}
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    return {
+        key.name: key.default_factory() if key.default_factory is not MISSING else key.default for key in fields(Recipe)
+    }
+
+
+def _either(names: Sequence[str] | Mapping[str, Any]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
