@@ -93,7 +93,7 @@ def test_prompts() -> None:
 
 def test_published_figures() -> None:
     """docs/results.md and the recipes say the same of the paper's tables, and leave out none of each other's models."""
-    table = (DOCS / "results.md").read_text("utf-8").partition("## Published")[2]
+    table = (DOCS / "results.md").read_text("utf-8").partition("## Published BLIP-2")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+?)(?:_\*)?\.yaml` \| .*? \| (.*\d) \|$", table, re.MULTILINE)
     compared = 0
     for name, told in rows:
@@ -105,6 +105,21 @@ def test_published_figures() -> None:
             assert numbers == sorted(round(100 * figure.value, 1) for figure in figures), path
             compared += len(numbers)
     assert compared == 36
+
+
+def test_published_figures_of_blip_and_clip() -> None:
+    """docs/results.md has a row for each of their recipes, with all its figures in the recipe's order."""
+    table = (DOCS / "results.md").read_text("utf-8").partition("## Published BLIP and CLIP")[2]
+    rows = dict(re.findall(r"^\| `(\w+)\.yaml` \| .*? \| (.*\d) \|$", table, re.MULTILINE))
+    paths = [
+        path for path in (DOCS.parent / "recipes/evaluate").glob("[bc]lip_*.yaml") if load_evaluation(path).published
+    ]
+    assert sorted(rows) == sorted(path.stem for path in paths)
+    for path in paths:
+        told = re.findall(r"\d+\.\d+", rows[path.stem])
+        assert [float(number) for number in told] == [
+            pytest.approx(100 * figure.value) for figure in load_evaluation(path).published
+        ], path
 
 
 def hub_prompts(model: ModelEntry) -> PromptTemplates:

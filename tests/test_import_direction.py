@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "checkpoints",
         "data",
         "errors",
+        "fetch",
         "files",
         "generation",
         "images",

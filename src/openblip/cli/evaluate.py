@@ -40,7 +40,8 @@ def evaluate(
     with stoppable(), show_progress("images") as progress:
         done = run.evaluate(resolved, progress)
     for line in measured(done.found, resolved):
-        beside = f"   published {line.published} ({line.difference}), {line.source}" if line.published else ""
+        gap = f" ({line.difference})" if line.difference else ""
+        beside = f"   published {line.published}{gap}, {line.source}" if line.published else ""
         print_line(f"{line.name:<28}{line.value:>7}{beside}")
     for note in done.found.notes:
         print_line(note)

@@ -25,8 +25,9 @@ from openblip.evaluation.outcome import Evaluation, Progress, silent
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.report import write_report
 from openblip.evaluation.score import check, score_model
-from openblip.evaluation.settings import Decision, Task
+from openblip.evaluation.settings import Accuracy, Decision, Task
 from openblip.evaluation.tasks.classification import evaluate_labels
+from openblip.evaluation.tasks.questions import answers_of
 from openblip.models.load import load
 from openblip.models.model import Model
 from openblip.nn.quant.int4 import Int4Linear
@@ -88,6 +89,8 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
     _write_predictions(
         output / "predictions.jsonl", found, journaled=not labels_only and recipe.task is not Task.RETRIEVAL
     )
+    if recipe.task is Task.QUESTIONS and recipe.questions.accuracy is Accuracy.HIDDEN:
+        _write_answers(output / "answers.json", found)
     write_text(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
@@ -103,6 +106,8 @@ def _claim(output: Path, recipe: EvaluationRecipe, model: Model, samples: Sequen
         "task": recipe.task.value,
         "text": {"prompt": recipe.prompt, **recipe.text_options()},
         "rerank": recipe.retrieval.rerank if recipe.task is Task.RETRIEVAL else None,
+        "clean texts": (recipe.retrieval.clean_texts or None) if recipe.task is Task.RETRIEVAL else None,
+        "answers to choose from": _mark_of_answers(recipe),
         "classification": _plain(asdict(recipe.classification)) if recipe.task is Task.CLASSIFICATION else None,
         "data": _mark_of_samples(samples),
     }
@@ -132,6 +137,13 @@ def _mark_of_model(recipe: EvaluationRecipe) -> list[list[object]]:
         state = Path(recipe.checkpoint).stat()
         marks.append([recipe.checkpoint, state.st_size, state.st_mtime_ns])
     return marks
+
+
+def _mark_of_answers(recipe: EvaluationRecipe) -> list[object] | None:
+    answers = answers_of(recipe) if recipe.task is Task.QUESTIONS else None
+    if answers is None:
+        return None
+    return [recipe.questions.candidates, len(answers), hashlib.sha256("\n".join(answers).encode()).hexdigest()[:16]]
 
 
 def _mark_of_samples(samples: Sequence[Sample]) -> str:
@@ -212,6 +224,15 @@ def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
     else:
         lines = [{"row": number, **_fields(row)} for number, row in enumerate(found.rows)]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _write_answers(path: Path, found: Evaluation) -> None:
+    """As the VQA challenge takes them: a list of question_id, a number where it can be one, and answer."""
+    answers = [
+        {"question_id": int(row.sample_id) if row.sample_id.isdecimal() else row.sample_id, "answer": row.prediction}
+        for row in found.rows
+    ]
+    write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
 
 
 def _fields(row: Any) -> dict[str, Any]:

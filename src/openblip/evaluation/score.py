@@ -26,9 +26,9 @@ def check(samples: Sequence[Sample], settings: Settings) -> None:
     """Check samples and settings before a model is loaded. Raises OptionError if they do not fit the task."""
     settings.check()
     if settings.task is Task.QUESTIONS:
-        check_questioned(samples, settings.questions.accuracy)
+        check_questioned(samples, settings)
     elif settings.task is Task.CLASSIFICATION:
-        check_labelled(samples, settings.classification.by)
+        check_labelled(samples, settings)
     else:
         check_captioned(samples)
 

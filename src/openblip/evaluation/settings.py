@@ -39,6 +39,7 @@ class Accuracy(Enum):
     LEMMAS = "lemmas"
     SIMPLE = "simple"
     EXACT = "exact"
+    HIDDEN = "hidden"
 
 
 class Decision(Enum):
@@ -71,9 +72,15 @@ class QuestionSettings:
 
     Attributes:
         accuracy: VQA's leave-one-out accuracy (vqa), the same on lemmas (OK-VQA), min(n/3, 1), or exact match (GQA).
+            hidden: the right answers are not public; the model's are written in the challenge's format.
+        answer_list: a file or an address of answers, a JSON list or lines, of which the likeliest is the model's, as
+            BLIP is evaluated; by default the model writes an answer of its own.
+        candidates: how many answers of the list are read whole for each question: those that begin likeliest.
     """
 
     accuracy: Accuracy = Accuracy.VQA
+    answer_list: str | None = None
+    candidates: int = 128
 
 
 @dataclass
@@ -82,9 +89,12 @@ class RetrievalSettings:
 
     Attributes:
         rerank: how many of the best results by contrast (ITC) matching (ITM) orders, for each query; 0: contrast only.
+        clean_texts: texts lose capitals and punctuation before the model reads them, as LAVIS does for CLIP, too; BLIP
+            and BLIP-2 always read them so.
     """
 
     rerank: int = 128
+    clean_texts: bool = False
 
 
 @dataclass
@@ -95,6 +105,9 @@ class ClassificationSettings:
         by: contrast and match compare the image with a text for each label; ask asks a question about the image and
             looks up the answer in `answers`; given reads labels from `predictions`.
         text: the text for a label, with {label} in it (contrast, match).
+        templates: a file of several such texts instead, one a line, each with {label} or {} in it (contrast).
+        names: a file of what the labels are called in those texts: a JSON object, or one name a line in the order of
+            the sorted labels (contrast, match).
         labels: the classes; by default all labels of the data.
         question: the question; {text} stands for the sentence of the sample (ask).
         answers: the label for each answer; all other answers are wrong (ask).
@@ -103,6 +116,8 @@ class ClassificationSettings:
 
     by: Decision = Decision.CONTRAST
     text: str = "a photo of a {label}"
+    templates: str | None = None
+    names: str | None = None
     labels: list[str] | None = None
     question: str | None = None
     answers: dict[str, str] = field(default_factory=dict)
@@ -117,6 +132,7 @@ class Settings:
         text: generation options that replace the model's own, and `prompt`: the beginning of captions, or the template
             of a question ("Question: {question} Short answer:").
         batch_size: number of images that are encoded together.
+        data_root: where the paths of lists begin (`questions.answer_list`, `classification.templates` and `names`).
         on_bad_image: skip lists an image that cannot be read and leaves it out of all scores; stop ends the run.
     """
 
@@ -126,6 +142,7 @@ class Settings:
     questions: QuestionSettings = field(default_factory=QuestionSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     classification: ClassificationSettings = field(default_factory=ClassificationSettings)
+    data_root: str = ""
     batch_size: int = 16
     on_bad_image: OnBadImage = OnBadImage.SKIP
 
@@ -150,10 +167,21 @@ class Settings:
         frame = self.prompt
         if self.task is Task.QUESTIONS and frame is not None and "{question}" not in frame:
             raise OptionError(f"text.prompt is {frame!r}: for questions it needs {{question}} in it")
+        if self.questions.candidates < 1:
+            raise OptionError(f"questions.candidates is {self.questions.candidates}: it must be at least 1")
+        if self.task is Task.QUESTIONS and self.questions.answer_list is not None and self.text_options():
+            names = ", ".join(self.text_options())
+            raise OptionError(
+                f"with questions.answer_list the model chooses an answer, and writes none: leave {names} out"
+            )
+        if self.retrieval.rerank < 0:
+            raise OptionError(f"retrieval.rerank is {self.retrieval.rerank}: it must be 0 or more")
         chosen = self.classification
         if self.task is Task.CLASSIFICATION:
             if chosen.by in (Decision.CONTRAST, Decision.MATCH) and "{label}" not in chosen.text:
                 raise OptionError(f"classification.text is {chosen.text!r}: it needs {{label}} in it")
+            if chosen.templates is not None and chosen.by is not Decision.CONTRAST:
+                raise OptionError(f"classification by {chosen.by.value} reads no templates: leave them out")
             if chosen.by is Decision.ASK and (not chosen.question or not chosen.answers):
                 raise OptionError("classification by ask needs a question, and answers with the labels they stand for")
             if chosen.by is Decision.GIVEN and chosen.predictions is None:

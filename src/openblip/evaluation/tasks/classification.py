@@ -11,6 +11,7 @@ from openblip.data.sources.cells import to_id, to_text
 from openblip.data.sources.json_rows import read_values
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.evaluation.journal import Journal
+from openblip.evaluation.lists import NAMES, TEMPLATES, find_list, read_list, read_names
 from openblip.evaluation.metrics.accuracy import label_accuracy
 from openblip.evaluation.metrics.vqa import normalize
 from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
@@ -24,13 +25,48 @@ NO_LABEL = "(none)"
 """The label of an answer that is not in `answers`: always wrong."""
 
 
-def check_labelled(samples: Sequence[Sample], by: Decision) -> None:
-    """Raises OptionError for a sample without a label or, unless labels are given, without exactly one image."""
+def check_labelled(samples: Sequence[Sample], settings: Settings) -> None:
+    """Checks samples, and the files of templates and names if there are any.
+
+    Raises:
+        OptionError: a sample has no label or, unless labels are given, not exactly one image.
+        OpenBlipError: a file cannot be read, or does not fit the labels.
+    """
+    by = settings.classification.by
     if by is not Decision.GIVEN or not samples:
         grouped(samples, "classes")
     bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
     if bare is not None:
         raise OptionError(f"row {samples[bare].sample_id or bare} has no label to compare with")
+    if by in (Decision.CONTRAST, Decision.MATCH):
+        names_of(_labels(samples, settings), settings)
+        templates_of(settings)
+
+
+def templates_of(settings: Settings) -> list[str]:
+    """The texts around a label, each with {} where it stands. Raises OpenBlipError for a file that cannot be read."""
+    name = settings.classification.templates
+    if name is None:
+        return [settings.classification.text.replace("{label}", "{}")]
+    path = find_list(name, settings.data_root, TEMPLATES)
+    found = [text.replace("{label}", "{}") for text in read_list(path, "templates")]
+    bare = next((text for text in found if "{}" not in text), None)
+    if bare is not None:
+        raise OpenBlipError(f"{path}: the template {bare!r} has no {{label}} in it: say where the label stands")
+    return found
+
+
+def names_of(labels: Sequence[str], settings: Settings) -> list[str]:
+    """What each label is called. Raises OpenBlipError as `read_names` does."""
+    name = settings.classification.names
+    if name is None:
+        return list(labels)
+    called = read_names(find_list(name, settings.data_root, NAMES), sorted(labels))
+    return [dict(zip(sorted(labels), called, strict=True))[label] for label in labels]
+
+
+def _labels(samples: Sequence[Sample], settings: Settings) -> list[str]:
+    return list(dict.fromkeys(settings.classification.labels or sorted({sample.label for sample in samples})))
 
 
 def evaluate_labels(
@@ -56,7 +92,7 @@ def evaluate_labels(
         images = grouped(samples, "classes")
         left = {image: [row for row in rows if row not in journal.done] for image, rows in images.items()}
         left = {image: rows for image, rows in left.items() if rows}
-        decide = _by_question if chosen.by is Decision.ASK else _by_text
+        decide = DECIDE[chosen.by]
         progress(len(images) - len(left), len(images))
         found = decide(model, left, samples, settings)
         for done, (image, labels) in enumerate(found, start=len(images) - len(left) + 1):
@@ -99,25 +135,41 @@ def read_labels(path: Path, samples: Sequence[Sample]) -> list[str]:
 Labels = list[dict[str, Any]]
 
 
-def _by_text(
+def _by_contrast(
     model: Model, images: dict[ImageFile, list[int]], samples: Sequence[Sample], settings: Settings
 ) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
-    """The label whose text fits each image best."""
-    chosen = settings.classification
-    labels = chosen.labels or sorted({sample.label for sample in samples})
-    texts = [chosen.text.replace("{label}", label) for label in labels]
+    """The label whose texts are nearest to each image."""
+    labels = _labels(samples, settings)
+    names = names_of(labels, settings)
+    label_of = {name: label for label, name in reversed(list(zip(labels, names, strict=True)))}
     problems: dict[str, ImageError] = {}
-    image_sources = sources(images, problems)
-    match = chosen.by is Decision.MATCH
-    scored = matcher_of(model, "match").score(image_sources, texts, itm=match, batch_size=settings.batch_size)
+    found = model.classify_many(
+        sources(images, problems), names, templates=templates_of(settings), batch_size=settings.batch_size
+    )
+    for image, one in zip(images, found, strict=True):
+        if one.error is not None:
+            yield image, problems.get(name_of(image), one.error)
+        else:
+            best = one.labels[0]
+            yield image, [{"prediction": label_of[best.label], "probability": best.probability}] * len(images[image])
+
+
+def _by_match(
+    model: Model, images: dict[ImageFile, list[int]], samples: Sequence[Sample], settings: Settings
+) -> Iterator[tuple[ImageFile, Labels | ImageError]]:
+    """The label whose text matches each image best."""
+    labels = _labels(samples, settings)
+    texts = [settings.classification.text.replace("{label}", name) for name in names_of(labels, settings)]
+    problems: dict[str, ImageError] = {}
+    scored = matcher_of(model, "match").score(
+        sources(images, problems), texts, itm=True, batch_size=settings.batch_size
+    )
     for image, found in zip(images, scored, strict=True):
-        likeness = found.itm if match else found.itc
-        if likeness is None:
+        if found.itm is None:
             yield image, problems.get(name_of(image), cast(ImageError, found.error))
         else:
-            best = int(likeness.argmax())
-            fields = {"prediction": labels[best], "likeness": float(likeness[best])}
-            yield image, [fields] * len(images[image])
+            best = int(found.itm.argmax())
+            yield image, [{"prediction": labels[best], "probability": float(found.itm[best])}] * len(images[image])
 
 
 def _by_question(
@@ -141,6 +193,9 @@ def _by_question(
                     for one, question in zip(found, questions_of[image], strict=True)
                 ],
             )
+
+
+DECIDE = {Decision.CONTRAST: _by_contrast, Decision.MATCH: _by_match, Decision.ASK: _by_question}
 
 
 def _sentence(sample: Sample) -> str:

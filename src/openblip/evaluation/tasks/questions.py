@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from openblip.data.sample import ImageFile, Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
+from openblip.evaluation.lists import ANSWERS, find_list, read_list
 from openblip.evaluation.metrics.vqa import exact_accuracy, lemma_accuracy, simple_accuracy, vqa_accuracy
 from openblip.evaluation.outcome import Evaluation, Progress, Row
 from openblip.evaluation.settings import Accuracy, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, load_images, name_of
 from openblip.models.model import Model
-from openblip.results import GeneratedText
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,15 +27,49 @@ RULES = {
     Accuracy.SIMPLE: simple_accuracy,
     Accuracy.EXACT: exact_accuracy,
 }
+CERTAINTY = "certainty"
+"""What orders answers that nobody scores: the model's own probability of each."""
 
 
-def check_questioned(samples: Sequence[Sample], accuracy: Accuracy) -> None:
-    """Raises OptionError for a sample without an image or question, or with too few answers for the accuracy."""
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered; score: the sum of log-probabilities, of an answer from a list smoothed as in training."""
+
+    text: str
+    score: float
+
+
+def check_questioned(samples: Sequence[Sample], settings: Settings) -> None:
+    """Checks samples, and the list of answers if there is one.
+
+    Raises:
+        OptionError: a sample has no image or question, or too few answers for the accuracy.
+        OpenBlipError: the list of answers cannot be read.
+    """
     grouped(samples, "questions")
+    accuracy = settings.questions.accuracy
     for number, sample in enumerate(samples):
+        if accuracy is Accuracy.HIDDEN:
+            if not sample.question.strip() or not sample.sample_id:
+                raise OptionError(
+                    f"row {sample.sample_id or number} has no question, or no id, which the challenge needs"
+                )
+            continue
         if not sample.question.strip() or not sample.answers:
-            raise OptionError(f"row {sample.sample_id or number} has no question, or no answer to compare with")
+            raise OptionError(
+                f"row {sample.sample_id or number} has no question, or no answer to compare with (for answers that are "
+                "not public: questions.accuracy=hidden)"
+            )
         RULES[accuracy](sample.answers[0], sample.answers)
+    answers_of(settings)
+
+
+def answers_of(settings: Settings) -> list[str] | None:
+    """The answers that the model chooses from; None if it writes its own. Raises OpenBlipError as `read_list` does."""
+    name = settings.questions.answer_list
+    if name is None:
+        return None
+    return read_list(find_list(name, settings.data_root, ANSWERS), "answers")
 
 
 def evaluate_answers(
@@ -42,14 +78,14 @@ def evaluate_answers(
     """Answer the question of each sample, and score it; an image is encoded once for all its questions.
 
     Besides the chosen accuracy, the result has the chosen accuracy for each kind of question, and the share of exact
-    matches.
+    matches. If the right answers are hidden, it has no scores.
 
     Raises:
         OptionError: no image can be read.
         ImageError: an image cannot be read, and the policy is to stop.
     """
     images = grouped(samples, "questions")
-    rule = RULES[settings.questions.accuracy]
+    accuracy = settings.questions.accuracy
     lost = [
         excluded(name_of(image), error, settings.on_bad_image)
         for image, error in _ask_all(model, images, samples, settings, journal, progress)
@@ -60,13 +96,19 @@ def evaluate_answers(
         if "prediction" not in fields:
             continue
         sample, prediction = samples[number], str(fields["prediction"])
-        scores = {"accuracy": rule(prediction, sample.answers), "exact": exact_accuracy(prediction, sample.answers)}
+        if accuracy is Accuracy.HIDDEN:
+            scores = {CERTAINTY: math.exp(min(0.0, float(fields["log_probability"])))}
+        else:
+            scores = {
+                "accuracy": RULES[accuracy](prediction, sample.answers),
+                "exact": exact_accuracy(prediction, sample.answers),
+            }
         rows.append(
             Row(
                 image=name_of(sample.image),
                 prediction=prediction,
                 references=sample.answers,
-                score=scores["accuracy"],
+                score=next(iter(scores.values())),
                 question=sample.question,
                 image_id=sample.image_id,
                 sample_id=sample.sample_id,
@@ -74,15 +116,20 @@ def evaluate_answers(
                 image_file=sample.image,
             )
         )
-        if sample.kind:
+        if sample.kind and "accuracy" in scores:
             by_kind[sample.kind].append(scores["accuracy"])
     if not rows:
         raise OptionError(f"none of the {len(images)} images could be read: {lost[0].image}: {lost[0].problem}")
+    notes = [NOTES[accuracy]]
+    if settings.questions.answer_list is not None:
+        notes.append(f"Each answer is the likeliest of the {len(answers_of(settings) or ())} in the list.")
+    if accuracy is Accuracy.HIDDEN:
+        return Evaluation(Task.QUESTIONS, {}, rows, CERTAINTY, lost, tuple(notes))
     metrics = {"accuracy": _mean([row.score for row in rows])}
-    if settings.questions.accuracy is not Accuracy.EXACT:
+    if accuracy is not Accuracy.EXACT:
         metrics["exact"] = _mean([row.scores["exact"] for row in rows])
     metrics |= {f"accuracy ({kind})": _mean(values) for kind, values in sorted(by_kind.items())}
-    return Evaluation(Task.QUESTIONS, metrics, rows, "accuracy", lost, (NOTES[settings.questions.accuracy],))
+    return Evaluation(Task.QUESTIONS, metrics, rows, "accuracy", lost, tuple(notes))
 
 
 NOTES = {
@@ -90,23 +137,28 @@ NOTES = {
     Accuracy.LEMMAS: "Accuracy is the VQA challenge's over lemmas (simplemma's, on both sides).",
     Accuracy.SIMPLE: "Accuracy is min(1, people who agree / 3), not the VQA challenge's.",
     Accuracy.EXACT: "Accuracy is the share of answers equal to a right one after the VQA challenge's normalization.",
+    Accuracy.HIDDEN: "The right answers are not public: upload answers.json to the challenge, which scores them.",
 }
 
 
 def ask_about(
-    model: Model, images: dict[ImageFile, list[str]], settings: Settings
-) -> Iterator[tuple[ImageFile, list[GeneratedText] | ImageError]]:
-    """Each image with the answers to its questions, or its error; images are read ahead."""
+    model: Model, images: dict[ImageFile, list[str]], settings: Settings, answers: Sequence[str] | None = None
+) -> Iterator[tuple[ImageFile, list[Answer] | ImageError]]:
+    """Each image with the answers to its questions, or its error; images are read ahead.
+
+    Args:
+        answers: those that the model chooses from; None if it writes its own.
+    """
     batch: list[tuple[ImageFile, Image | ImageError]] = []
     size = 0
     for image, opened in load_images(list(images)):
         batch.append((image, opened))
         size += len(images[image])
         if size >= settings.batch_size:
-            yield from _answered(model, batch, images, settings)
+            yield from _answered(model, batch, images, settings, answers)
             batch, size = [], 0
     if batch:
-        yield from _answered(model, batch, images, settings)
+        yield from _answered(model, batch, images, settings, answers)
 
 
 def _answered(
@@ -114,11 +166,27 @@ def _answered(
     batch: Sequence[tuple[ImageFile, Image | ImageError]],
     images: Mapping[ImageFile, list[str]],
     settings: Settings,
-) -> Iterator[tuple[ImageFile, list[GeneratedText] | ImageError]]:
+    answers: Sequence[str] | None,
+) -> Iterator[tuple[ImageFile, list[Answer] | ImageError]]:
     pairs = [(opened, images[image]) for image, opened in batch if not isinstance(opened, ImageError)]
-    found = model.ask_many(pairs, template=settings.prompt, batch_size=max(1, len(pairs)), **settings.text_options())
+    found = _written(model, pairs, settings) if answers is None else _chosen(model, pairs, settings, answers)
     for image, opened in batch:
-        yield image, opened if isinstance(opened, ImageError) else list(next(found).answers)
+        yield image, opened if isinstance(opened, ImageError) else next(found)
+
+
+def _written(model: Model, pairs: Sequence[tuple[Image, list[str]]], settings: Settings) -> Iterator[list[Answer]]:
+    options = settings.text_options()
+    for found in model.ask_many(pairs, template=settings.prompt, batch_size=max(1, len(pairs)), **options):
+        yield [Answer(one.text, one.score) for one in found.answers]
+
+
+def _chosen(
+    model: Model, pairs: Sequence[tuple[Image, list[str]]], settings: Settings, answers: Sequence[str]
+) -> Iterator[list[Answer]]:
+    first = settings.questions.candidates
+    for image, questions in pairs:
+        ranked = model.rank_answers(image, questions, answers, top=1, first=first, template=settings.prompt)
+        yield [Answer(best.answer, best.score) for (best,) in ranked]
 
 
 def _ask_all(
@@ -135,7 +203,7 @@ def _ask_all(
     questions_of = {image: [samples[row].question for row in rows] for image, rows in left.items()}
     done = len(images) - len(left)
     progress(done, len(images))
-    for image, found in ask_about(model, questions_of, settings):
+    for image, found in ask_about(model, questions_of, settings, answers_of(settings)):
         for place, row in enumerate(left[image]):
             about = {"image": name_of(image), "question": samples[row].question}
             if isinstance(found, ImageError):

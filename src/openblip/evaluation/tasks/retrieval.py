@@ -29,6 +29,7 @@ from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 from openblip.nn.blip2 import itc_similarity
 from openblip.results import Ranked, Rankings
+from openblip.text import clean_caption
 
 
 def evaluate_retrieval(
@@ -53,7 +54,8 @@ def evaluate_retrieval(
         first = next(iter(lost.values()))
         raise OptionError(f"none of the {len(groups)} images could be read: {first.image}: {first.problem}")
     images = [look.images[number] for number in good]
-    captions = [[text for row in groups[image] for text in samples[row].captions] for image in images]
+    clean = clean_caption if settings.retrieval.clean_texts else str
+    captions = [[clean(text) for row in groups[image] for text in samples[row].captions] for image in images]
     texts = [text for own in captions for text in own]
     owners = [number for number, own in enumerate(captions) for _ in own]
     read_texts = matcher.read(texts)
