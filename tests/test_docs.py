@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -9,7 +10,9 @@ import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import openblip
 from openblip.checkpoints.blip2_models import OFFICIAL
@@ -134,3 +137,16 @@ def hub_prompts(model: ModelEntry) -> PromptTemplates:
         }
         Path(folder, "config.json").write_text(json.dumps(content), encoding="utf-8")
         return read_config(Path(folder)).prompts
+
+
+def test_the_picture_of_heatmaps_is_what_its_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("heatmap_picture", DOCS / "heatmap_picture.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (DOCS / "heatmap.jpg").stat().st_size < 150_000
+    with Image.open(DOCS / "heatmap.jpg") as kept:
+        drawn = script.draw()
+        assert kept.size == drawn.size
+        apart = np.abs(np.asarray(kept, dtype=np.float32) - np.asarray(drawn, dtype=np.float32))
+    assert apart.mean() < 4, "run python docs/heatmap_picture.py"

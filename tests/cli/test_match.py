@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from openblip.images.decode import load_image
+from openblip.images.heatmap import draw_heatmap
 from openblip.models.model import Model
 from openblip.nn.blip2 import Blip2Network
 
@@ -69,3 +72,20 @@ def test_images_of_a_list_are_each_looked_at_once(
     }
     assert {(record["image"], record["text"]): record["itm"] for record in records} == pytest.approx(expected, abs=1e-5)
     assert [record["itm"] for record in records] == sorted((record["itm"] for record in records), reverse=True)
+
+
+def test_a_heatmap_of_blip2(
+    run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path
+) -> None:
+    ran = run("match", image_paths[0], TEXTS[1], "-m", tiny_model_folder, "--heatmap", tmp_path / "heat.png")
+    assert (ran.code, ran.err) == (0, "") and ran.lines[1].endswith(TEXTS[1])
+    with Image.open(tmp_path / "heat.png") as drawn:
+        heat = tiny_model.heatmap(image_paths[0], TEXTS[1])
+        assert drawn.tobytes() == draw_heatmap(load_image(image_paths[0]), heat).tobytes()
+    for wrong, told in (
+        (["-m", tiny_model_folder, "--heatmap", tmp_path / "heat.nothing"], "give a file such as heat.png"),
+        (["-m", tiny_model_folder, "--dtype", "int8", "--heatmap", tmp_path / "other.png"], "load it in float32"),
+        (["-m", tiny_model_folder, "a cat", "--heatmap", tmp_path / "other.png"], "one image and one text"),
+    ):
+        ran = run("match", image_paths[0], TEXTS[1], *wrong)
+        assert ran.code == 2 and told in ran.err and not (tmp_path / "other.png").exists()

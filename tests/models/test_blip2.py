@@ -278,7 +278,7 @@ def alike(found: Any, expected: Any) -> bool:
 
 def test_every_method_is_among_these() -> None:
     public = {name for name, value in vars(Model).items() if callable(value) and not name.startswith("_")}
-    # rank_answers, heatmap and judge are tested with BLIPs, whose own they are.
+    # rank_answers, heatmap and judge take one image or are a BLIP's own; they are tested apart.
     own = {"rank_answers", "heatmap", "judge", "judge_many"}
     assert public == {*ABOUT_IMAGES, *own, "encode_image", "chat", "embed_texts", "save"}
 
@@ -609,3 +609,14 @@ def test_a_model_without_text_side_speaks_but_does_not_match(tiny_parts: ModelPa
     ):
         with pytest.raises(CheckpointError, match=r"stage2 has no text side to .*: it can caption, ask, chat"):
             call()
+
+
+def test_a_heatmap_of_the_queries(tiny_model: Model, image_paths: list[Path]) -> None:
+    heat = tiny_model.heatmap(image_paths[0], "two children play with a red ball")
+    assert heat.shape == (2, 2) and float(heat.min()) >= 0 and float(heat.max()) == pytest.approx(1)
+    assert torch.equal(
+        heat, tiny_model.heatmap(tiny_model.encode_image(image_paths[0]), "Two children play with a red ball.")
+    )
+    assert not torch.equal(heat, tiny_model.heatmap(image_paths[1], "two children play with a red ball"))
+    with pytest.raises(openblip.OptionError, match="read the image in layers 0, not in 1"):
+        tiny_model.heatmap(image_paths[0], "a dog", layer=1)

@@ -7,6 +7,7 @@ import torch
 from transformers import Blip2ForImageTextRetrieval
 
 from openblip.errors import CheckpointError
+from openblip.nn.attention_map import query_map
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.qformer import QFormer, QFormerConfig
 from tests.pairs.gaps import difference, random, right_padded
@@ -141,3 +142,43 @@ def test_names_that_do_not_fit_are_refused() -> None:
     strangers = {f"Qformer.bert.encoder.layer.{index}.gate.weight": words for index in range(5)}
     with pytest.raises(CheckpointError, match=r"layer\.0\.gate\.weight, .*layer\.2\.gate\.weight and 2 more"):
         qformer_from_lavis(strangers)
+
+
+@pytest.mark.parametrize(("layer", "place"), [(0, 0), (2, 1), (4, 2), (None, 2)])
+def test_maps_of_queries_are_those_of_transformers_attention(layer: int | None, place: int) -> None:
+    """Grad-CAM of the attention that transformers gives out, by its own gradients."""
+    ours, theirs = retrieval_pair()
+    ids, mask = random_ids(3, 7), right_padded(3, 7)
+    features = ours.image_features(random(3, 3, 28, 28)).detach()
+    visible = torch.cat([torch.ones(3, TEXTS.num_queries, dtype=torch.bool), mask], dim=1)
+    theirs.set_attn_implementation("eager")
+    weights: list[torch.Tensor] = []
+    cross = theirs.qformer.encoder.layer[2 * place].crossattention.attention
+    cross.register_forward_hook(lambda module, given, out: weights.append(out[1]))
+    found = theirs.qformer(
+        query_embeds=theirs.embeddings(input_ids=ids, query_embeds=theirs.query_tokens.expand(3, -1, -1)),
+        query_length=TEXTS.num_queries,
+        attention_mask=visible.long(),
+        encoder_hidden_states=features,
+    )
+    (attention,) = weights
+    queries = found.last_hidden_state[:, : TEXTS.num_queries]
+    score = theirs.itm_head(queries).mean(dim=1)[:, 1].sum()
+    (gradient,) = torch.autograd.grad(score, attention)
+    expected = (attention * gradient.clamp(min=0)).mean(dim=(1, 2))[:, 1:]  # without the class token
+    with torch.inference_mode():
+        copy = features.clone()  # as a model gives them
+    found_here = query_map(ours, ids, mask, copy, layer)
+    assert expected.shape == (3, ours.vision.num_patches - 1)
+    assert float(expected.detach().max()) > 1e-6
+    assert difference(found_here, expected) <= 1e-6
+    # A grid without a class token in front stays whole.
+    assert query_map(ours, ids, mask, features[:, 1:], layer).shape == expected.shape
+
+
+def test_layers_without_a_map_are_named() -> None:
+    ours, _ = retrieval_pair()
+    features = ours.image_features(random(1, 3, 28, 28))
+    for layer in (1, 3, 5, -1):
+        with pytest.raises(ValueError, match=f"read the image in layers 0, 2, 4, not in {layer}"):
+            query_map(ours, random_ids(1, 3), torch.ones(1, 3), features, layer)

@@ -20,6 +20,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip match photo.jpg "a dog on a beach" "a plate of food"
   openblip match photos/ "a child on a swing"
   openblip match photo.jpg --image photos/one.jpg --image photos/more/ "a dog" "a cat"
+  openblip match photo.jpg "a dog" --heatmap where.png
   openblip match photo.jpg "a dog" "a cat" --json"""
 
 
@@ -41,7 +42,7 @@ def match(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw where the model looks for one text in one image (a BLIP that matches).",
+            help="Draw where the model looks for one text in one image (a BLIP or BLIP-2 that matches).",
             rich_help_panel=args.OUTPUT_PANEL,
             show_default=False,
         ),

@@ -121,8 +121,8 @@ def measured(found: Evaluation, recipe: EvaluationRecipe) -> list[Measured]:
             gap = f"{100 * (value - figure.value):+.1f}"
             lines.append(Measured(shown, ours, f"{100 * figure.value:.1f}", gap, figure.source))
             shown = ours = ""  # shown once
-    shown = dict.fromkeys(figure.metric for figure in recipe.published if figure.metric not in found.metrics)
-    for name in shown:  # which nobody can compute here, as those of hidden answers
+    # What cannot be computed here, as the accuracy of hidden answers.
+    for name in dict.fromkeys(figure.metric for figure in recipe.published if figure.metric not in found.metrics):
         for figure in (figure for figure in recipe.published if figure.metric == name):
             lines.append(Measured(NAMES.get(name, name), "", f"{100 * figure.value:.1f}", "", figure.source))
     return lines

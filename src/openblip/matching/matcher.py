@@ -144,7 +144,7 @@ class Matcher:
             OptionError: there is no such layer.
         """
         if self.comparison.match_map is None:
-            raise CheckpointError(f"the model {name} does not tell where it looks: a BLIP with ITM does")
+            raise CheckpointError(f"the model {name} does not tell where it looks: a BLIP or BLIP-2 with ITM does")
         ids, mask = self._padded([self.words.encode(self.words.clean(text))])
         try:
             found = self.comparison.match_map(ids, mask, image.features[None], layer)

@@ -15,6 +15,7 @@ from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageCach
 from openblip.matching.matcher import Matcher
 from openblip.models.abilities import Ability, Components
 from openblip.models.writer import Writer
+from openblip.nn.attention_map import query_map
 from openblip.nn.bert import ImageMemory
 from openblip.nn.blip2 import Blip2Network
 from openblip.nn.language_model import LanguageModel
@@ -71,7 +72,6 @@ class Blip2Comparison:
     """How a BLIP-2 with a text side compares images and texts, see `openblip.matching.comparison`."""
 
     averages_texts = False
-    match_map = None
 
     def __init__(self, network: Blip2Network) -> None:
         self.network = network
@@ -95,6 +95,9 @@ class Blip2Comparison:
     @property
     def temperature(self) -> Tensor:
         return self.network.temperature
+
+    def match_map(self, ids: Tensor, mask: Tensor, features: Tensor, layer: int | None) -> Tensor:
+        return query_map(self.network, ids, mask, features, layer)[0]
 
     def batch(self, encoder: CachedEncoder, images: Sequence[EncodedImage]) -> QueriedImages:
         return QueriedImages(self.network, images, encoder.cache)

@@ -142,7 +142,8 @@ def heatmap(self: Composed, images: ImageInput, text: str, *, layer: int | None 
 
     Args:
         images: one image.
-        layer: of the text encoder, counted from 0; by default 7, as BLIP's authors show it.
+        layer: counted from 0. Of a BLIP's text encoder, by default 7, as its authors show it; of a BLIP-2's Q-Former,
+            where its queries read the image, by default the last such one.
 
     Returns:
         [G, G], float32 on the CPU: of each patch from 0 to 1, row by row. `openblip.draw_heatmap` paints it.

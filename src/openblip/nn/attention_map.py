@@ -1,16 +1,19 @@
-"""Where a BLIP looks when it matches a text with an image: Grad-CAM of its cross-attention.
+"""Where a BLIP or a BLIP-2 looks when it matches a text with an image: Grad-CAM of its cross-attention.
 
 As in ALBEF and BLIP (https://arxiv.org/abs/2107.07651, section 6.3): what a word attends to, weighed by how much more
-attention there would raise the score of the match.
+attention there would raise the score of the match. In BLIP-2 the queries attend to the image, and words to the queries.
 """
 
 from __future__ import annotations
+
+from math import isqrt
 
 import torch
 from torch import Tensor
 
 from openblip.nn.bert import Attention
 from openblip.nn.blip import BlipNetwork
+from openblip.nn.blip2 import Blip2Network
 
 LAYER = 7
 """The layer of the text encoder whose attention is shown, counted from 0: of 12, what BLIP's authors show."""
@@ -46,15 +49,66 @@ def match_map(network: BlipNetwork, ids: Tensor, mask: Tensor, features: Tensor,
         x = block.self_attention(x, *block.self_attention.keys_values(x), visible)
         cross = block.cross_attention
         assert isinstance(cross, Attention)  # as every BLIP that matches has
-        query = cross.split(cross.query(x))
-        scores = query @ memory.keys[index].transpose(-1, -2) / query.shape[-1] ** 0.5
-        attention = scores.softmax(dim=-1).detach().requires_grad_()
-        mixed = cross.out((attention @ memory.values[index]).transpose(1, 2).reshape(x.shape))
-        x = block.ffn(cross.norm(x + mixed))
+        x, attention = _attend(cross, x, memory.keys[index], memory.values[index])
+        x = block.ffn(x)
     score = network.itm_head(x[:, 0])[:, 1].sum()
-    (gradient,) = torch.autograd.grad(score, attention)
-    weighed = attention.detach() * gradient.clamp(min=0) * mask.bool()[:, None, :, None]
+    weighed = _weigh(attention, score) * mask.bool()[:, None, :, None]
     return weighed[..., 1:].mean(dim=1)
+
+
+@torch.enable_grad()
+def query_map(network: Blip2Network, ids: Tensor, mask: Tensor, features: Tensor, layer: int | None = None) -> Tensor:
+    """How much the queries' attention to each patch speaks for a match, the mean over queries: [B, patches], 0 or more.
+
+    Args:
+        ids, mask: of texts [B, L], which begin with [CLS] and have padding behind.
+        features: of an image a text [B, N, image width]: a square grid of patches, or a class token's in front of one.
+        layer: of the Q-Former, counted from 0, one in which queries read the image; by default the last of these that
+            a text reaches.
+
+    Raises:
+        ValueError: there is no such layer, or queries do not read the image there.
+    """
+    qformer = network.qformer
+    blocks = qformer.blocks()
+    reading = [index for index, block in enumerate(blocks) if block.cross_attention is not None]
+    chosen = reading[-1] if layer is None else layer
+    if chosen not in reading:
+        places = ", ".join(map(str, reading))
+        raise ValueError(f"the Q-Former's queries read the image in layers {places}, not in {chosen}")
+    memory = qformer.remember(features.detach().clone())
+    x, visible = qformer.begin_joint(ids.clone(), mask.clone())
+    count = qformer.config.num_queries
+    attention = x
+    for index, block in enumerate(blocks):
+        x = block.self_attention(x, *block.self_attention.keys_values(x), visible)
+        queries, place = x[:, :count], index // qformer.config.cross_every
+        if index == chosen:
+            assert block.cross_attention is not None
+            queries, attention = _attend(block.cross_attention, queries, memory.keys[place], memory.values[place])
+            queries = block.query_ffn(queries)
+        else:
+            queries = block.feed_queries(queries, memory, place)
+        x = torch.cat([queries, block.feed_text(x[:, count:])], dim=1)
+    score = network.itm_head(x[:, :count]).mean(dim=1)[:, 1].sum()
+    maps = _weigh(attention, score).mean(dim=(1, 2))
+    return maps[:, maps.shape[1] - isqrt(maps.shape[1]) ** 2 :]
+
+
+def _attend(cross: Attention, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What `cross` makes of x [B, T, D], and its attention [B, heads, T, N], where gradients end."""
+    query = cross.split(cross.query(x))
+    scores = query @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5
+    attention = scores.softmax(dim=-1).detach().requires_grad_()
+    mixed = cross.out((attention @ values).transpose(1, 2).reshape(x.shape))
+    normed: Tensor = cross.norm(x + mixed)
+    return normed, attention
+
+
+def _weigh(attention: Tensor, score: Tensor) -> Tensor:
+    """Attention times its positive gradient of a score."""
+    (gradient,) = torch.autograd.grad(score, attention)
+    return attention.detach() * gradient.clamp(min=0)
 
 
 def word_map(maps: Tensor, mask: Tensor) -> Tensor:

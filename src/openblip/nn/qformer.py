@@ -126,7 +126,7 @@ class QFormer(nn.Module):
     def image_side(self) -> list[nn.Module | nn.Parameter]:
         """What queries go through: all that learns when there is no text, as in stage 2."""
         parts: list[nn.Module | nn.Parameter] = [self.queries, self.norm]
-        for layer in self._blocks():
+        for layer in self.blocks():
             parts += [layer.self_attention, layer.query_ffn]
             if layer.cross_attention is not None:
                 parts.append(layer.cross_attention)
@@ -135,7 +135,7 @@ class QFormer(nn.Module):
     def remember(self, features: Tensor, image_mask: Tensor | None = None) -> ImageMemory:
         """Image features [B, N, image width] (mask [B, N]) to the keys and values that queries read."""
         pairs = [
-            layer.cross_attention.keys_values(features) for layer in self._blocks() if layer.cross_attention is not None
+            layer.cross_attention.keys_values(features) for layer in self.blocks() if layer.cross_attention is not None
         ]
         return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), visible_keys(image_mask))
 
@@ -148,7 +148,7 @@ class QFormer(nn.Module):
         memory = self._memory(image)
         queries = self._start_queries(memory.batch)
         keys, values = [], []
-        for index, layer in enumerate(self._blocks()):
+        for index, layer in enumerate(self.blocks()):
             key, value = layer.self_attention.keys_values(queries)
             keys.append(key)
             values.append(value)
@@ -162,7 +162,7 @@ class QFormer(nn.Module):
         """Text alone: ids [B, L] (mask [B, L], False or 0 for padding) to [B, L, D]."""
         x = self._embed_text(ids)
         key_mask = visible_keys(mask)
-        for layer in self._blocks():
+        for layer in self.blocks():
             x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
             x = layer.feed_text(x)
         return x
@@ -176,15 +176,19 @@ class QFormer(nn.Module):
         if ids.shape[0] % max(1, memory.batch):
             raise ValueError(f"{ids.shape[0]} texts cannot be shared out evenly among {memory.batch} images")
         count = self.config.num_queries
-        x = torch.cat([self._start_queries(ids.shape[0]), self._embed_text(ids)], dim=1)
-        if mask is None:
-            mask = torch.ones_like(ids, dtype=torch.bool)
-        key_mask = visible_keys(torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1))
-        for index, layer in enumerate(self._blocks()):
+        x, key_mask = self.begin_joint(ids, mask)
+        for index, layer in enumerate(self.blocks()):
             x = layer.self_attention(x, *layer.self_attention.keys_values(x), key_mask)
             queries = layer.feed_queries(x[:, :count], memory, index // self.config.cross_every)
             x = torch.cat([queries, layer.feed_text(x[:, count:])], dim=1)
         return x
+
+    def begin_joint(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What enters the first layer of `joint` [B, Q + L, D], and the mask of what is visible there."""
+        x = torch.cat([self._start_queries(ids.shape[0]), self._embed_text(ids)], dim=1)
+        if mask is None:
+            mask = torch.ones_like(ids, dtype=torch.bool)
+        return x, visible_keys(torch.cat([mask.new_ones(mask.shape[0], self.config.num_queries), mask], dim=1))
 
     def causal_text(self, ids: Tensor, mask: Tensor | None, query_pass: QueryPass) -> Tensor:
         """Text that sees an image's queries and its own past: [B, L, D], for `text_logits`."""
@@ -194,7 +198,7 @@ class QFormer(nn.Module):
         if mask is not None:
             allowed = allowed & mask.bool()[:, None]
         allowed = F.pad(allowed, (count, 0), value=True)[:, None]
-        for layer, past_keys, past_values in zip(self._blocks(), query_pass.keys, query_pass.values, strict=True):
+        for layer, past_keys, past_values in zip(self.blocks(), query_pass.keys, query_pass.values, strict=True):
             keys, values = layer.self_attention.keys_values(x)
             keys = torch.cat([past_keys, keys], dim=2)
             values = torch.cat([past_values, values], dim=2)
@@ -207,7 +211,7 @@ class QFormer(nn.Module):
         logits: Tensor = self.head(hidden, self.words)
         return logits
 
-    def _blocks(self) -> list[QFormerLayer]:
+    def blocks(self) -> list[QFormerLayer]:
         return cast("list[QFormerLayer]", list(self.layers))
 
     def _memory(self, image: Tensor | ImageMemory) -> ImageMemory:
