@@ -134,13 +134,14 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
     if not -(2**63) <= recipe.seed < 2**63:
         yield f"seed is {recipe.seed}: it must fit 64 bits"
     least = {
-        1: ["epochs", "batch_size", "accumulate", "texts_per_image", "text_tokens", "log_every", "save_every"],
+        1: ["epochs", "batch_size", "accumulate", "texts_per_image", "log_every", "save_every"],
         0: ["threads", "keep_matching", "self_critical", "steps_per_epoch", "vision_blocks"],
     }
     whole = [(name, getattr(recipe, name), low) for low, names in least.items() for name in names]
+    whole += [] if recipe.text_tokens is None else [("text_tokens", recipe.text_tokens, 1)]
     whole += [(f"evaluation.{name}", getattr(evaluation, name), 1) for name in ("every", "limit", "num_beams")]
     whole += [(f"evaluation.{name}", getattr(evaluation, name), 0) for name in ("samples", "patience")]
-    names = ("min_lr", "warmup_lr", "warmup_steps", "weight_decay")
+    names = ("min_lr", "warmup_lr", "warmup_steps", "weight_decay", "clip_norm")
     whole += [(f"optimizer.{name}", getattr(optimizer, name), 0) for name in names]
     for source in recipe.data:
         whole += [
@@ -154,9 +155,8 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
     for name, value, low in whole:
         if not low <= value < math.inf:
             yield f"{name} is {value}: it must be at least {low}"
-    for name in ("lr", "clip_norm"):
-        if not 0 < getattr(optimizer, name) < math.inf:
-            yield f"optimizer.{name} is {getattr(optimizer, name)}: it must be above 0, and finite"
+    if not 0 < optimizer.lr < math.inf:
+        yield f"optimizer.lr is {optimizer.lr}: it must be above 0, and finite"
     shares = [("patch_share", recipe.patch_share), ("itm_share", recipe.itm_share)]
     shares += [("optimizer.vision_layer_decay", optimizer.vision_layer_decay)]
     shares += [("optimizer.vision_rate", optimizer.vision_rate)]

@@ -16,6 +16,8 @@ class Stage(Enum):
     LANGUAGE = "language"
     STAGE1 = "stage1"
     STAGE2 = "stage2"
+    CAPTION = "caption"
+    VQA = "vqa"
 
 
 class Precision(Enum):
@@ -75,6 +77,7 @@ class OptimizerSection:
     """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5).
 
     Attributes:
+        clip_norm: longest gradient of all weights together; longer ones are shortened to it; 0: none is.
         vision_layer_decay: factor from the learning rate of a block of the image encoder to that of the block below it;
             1: all blocks have the same rate (BLIP-2's fine-tuning: 0.95).
         vision_rate: factor for the learning rate of the whole image encoder.
@@ -177,9 +180,10 @@ class Recipe:
         qformer_precision: type of the Q-Former and its heads.
         device: "cpu" or "cuda"; None: CUDA if there is a GPU.
         parallel: how several processes, started by torchrun or accelerate launch, share the model.
-        texts_per_image: number of texts of each image in a batch of stage language or stage 2; in stage 2, they share
-            the visual prompt.
-        text_tokens: longest text in stage 1, in tokens; longer texts are cut.
+        texts_per_image: number of texts of each image in a batch of a stage that learns to write; they share what was
+            computed of the image.
+        text_tokens: longest text that is compared with images, longest caption with its prompt, or longest question, in
+            tokens; longer texts are cut. None: 32, and for BLIP what LAVIS has.
         itm_share: share of each batch that matching (ITM), the most expensive loss of stage 1, uses.
         patch_share: share of the patches of an image that a training step uses; below 1, a small data set is
             memorized less.
@@ -225,7 +229,7 @@ class Recipe:
     parallel: Parallel = Parallel.DDP
     threads: int = 0
     texts_per_image: int = 1
-    text_tokens: int = 32
+    text_tokens: int | None = None
     itm_share: float = 1.0
     patch_share: float = 1.0
     learn_candidates: bool = False

@@ -481,7 +481,7 @@ def test_a_external_language_model(kind: str, tmp_path: Path, tiny_model_folder:
         ({"alpha": 0}, "alpha is 0: it must be above 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"targets": []}, "targets is empty"),
-        ({"targets": ["decoder"]}, "no linear layer is called so: give language_model, qformer, vision, or names such"),
+        ({"targets": ["decoder"]}, "no linear layer is called so: give language_model, qformer, or names such"),
         ({"targets": ["vision"]}, "no linear layers in such a part"),
         ({"targets": ["language_model", "embed_tokens"]}, "no linear layer is called so"),
     ],

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685) in files, as peft writes them.
 
-Their layers go by the names that transformers' BLIP-2 has for them, whoever trained them. peft itself is not needed.
+Their layers go by the names that transformers has for them, whoever trained them. peft itself is not needed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from openblip.checkpoints.json_files import read_json, to_json
+from openblip.checkpoints.lora.names import ADAPTER_ROOTS
 from openblip.checkpoints.lora.notes import CONFIG_FILE, PREFIX
 from openblip.checkpoints.lora.patterns import LayerPatterns
 from openblip.checkpoints.names.engine import first_few
 from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, write_together
-from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, Peeled
+from openblip.checkpoints.tensors.wrappers import Peeled
 from openblip.errors import CheckpointError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -120,7 +121,7 @@ def read_adapter(folder: Path) -> Adapter:
     _refuse_kinds(config, path)
     pickled = (folder / PICKLED_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file()
     stored = PickledFile(folder / PICKLED_FILE) if pickled else SafetensorsFile(folder / WEIGHTS_FILE)
-    file = Peeled(stored, BLIP2_ROOTS)
+    file = Peeled(stored, ADAPTER_ROOTS)
     factors: dict[str, dict[str, Tensor]] = {}
     replaced: dict[str, Tensor] = {}
     unknown = []

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from openblip.checkpoints.hub.download import REPOSITORY_NAME, download
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter
+from openblip.checkpoints.lora.names import adapter_names
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, Rows, first_few
-from openblip.checkpoints.names.transformers import LAYOUT, is_theirs
 from openblip.errors import CheckpointError, OptionError, given_path
 
 WEIGHT = ".weight"
-TABLES = (".tokens.weight", ".words.weight", ".positions.weight", ".table.weight")
+TABLES = (".tokens.weight", ".words.weight", ".positions.weight", ".positions", ".table.weight")
 """Ends of names of matrices that are no linear layers."""
 CONV_1D = "Conv1D"
 """transformers' linear layer of GPT-2's kin, whose weights are [in, out]."""
@@ -33,15 +33,16 @@ class AdapterFit:
         changed: those tensors.
     """
 
-    def __init__(self, adapter: Adapter, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, adapter: Adapter, network: nn.Module, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """
         Args:
             wanted: names and shapes of the network's tensors, as they are in floating point.
 
         Raises:
             CheckpointError: a layer that the network lacks, or a shape that differs; the first misfits are named.
+            OptionError: there are no adapters for networks of its family.
         """
-        places = LAYOUT.places(name for name in wanted if is_theirs(name))
+        places = adapter_names(network).places(wanted)
         shapes = {theirs: _shape(place, wanted) for theirs, place in places.items()}
         layers = {
             theirs.removesuffix(WEIGHT): shape

@@ -65,7 +65,7 @@ class Placer:
         if options.adapter is not None:
             from openblip.checkpoints.lora import fit  # few loads need it, and it takes time to import
 
-            self._adapter = fit.AdapterFit(options.adapter, self.wanted)
+            self._adapter = fit.AdapterFit(options.adapter, network, self.wanted)
         if options.bits:
             swap_layers(network, options.bits)
         self._layers = quantized_layers(network)

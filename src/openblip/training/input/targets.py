@@ -82,6 +82,11 @@ def choose_question(image: ImageText, mixture: Mixture, rng: random.Random) -> Q
     describable = image.captions or (image.statements and mixture.statements)
     if describable and rng.random() >= mixture.questions:
         return None
+    return choose_people_or_made(image, mixture, rng)
+
+
+def choose_people_or_made(image: ImageText, mixture: Mixture, rng: random.Random) -> Question:
+    """One of people's questions, or of those that were made from captions, by the recipe's mixture."""
     if image.made_questions and (not image.questions or rng.random() < mixture.made_questions):
         return rng.choice(image.made_questions)
     return rng.choice(image.questions)

@@ -182,7 +182,8 @@ class Trainer:
                 total = torch.stack(list(losses.values())).sum() / len(micro_batches)
                 state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, section.clip_norm)
+        if section.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, section.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.ema is not None:

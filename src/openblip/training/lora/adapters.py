@@ -20,17 +20,17 @@ from torch import nn
 
 from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter, write_adapter
 from openblip.checkpoints.lora.fit import check_layers
+from openblip.checkpoints.lora.names import adapter_names
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.engine import first_few
 from openblip.checkpoints.registry import folder_of
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
-from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quant.int4 import Int4Linear
 from openblip.nn.quant.int4_wide import Int4WideLinear
 from openblip.nn.quant.int8 import Int8Linear
 from openblip.nn.split_linear import open_layer
-from openblip.training.lora.targets import Target, choose_targets, meant, short_names, targets_of
+from openblip.training.lora.targets import Target, choose_targets, external_of, meant, short_names, targets_of
 
 NAME = "default"
 """What peft calls an adapter that has no name."""
@@ -49,9 +49,9 @@ class LoraSection:
         rank: rows of one factor and columns of the other.
         alpha: what an adapter adds is multiplied by alpha / rank.
         dropout: of what goes into the adapters, in training.
-        targets: where they go: "language_model", "qformer" and "vision" mean the attention of these parts; anything
-            else is a name, an end of names or a pattern of linear layers (`q_proj`, `decoder.layers.0.*`), as they are
-            called here or by transformers.
+        targets: where they go: "language_model", "qformer", "text" (BLIP's text encoder, CLIP's) and "vision" mean the
+            attention of these parts; anything else is a name, an end of names or a pattern of linear layers (`q_proj`,
+            `decoder.layers.0.*`), as they are called here or by transformers.
         rslora: divide by the root of the rank instead (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
         dora: learn the lengths of rows, too (Liu et al. 2024, https://arxiv.org/abs/2402.09353).
     """
@@ -88,7 +88,7 @@ class LearningAdapters:
         return f"{len(self.layers)} adapters: {self.trained:,} of {self.total:,} weights learn ({share:.2f} %)"
 
 
-def add_lora(parts: ModelParts, section: LoraSection) -> LearningAdapters:
+def add_lora(parts: ModelParts[Any, Any], section: LoraSection) -> LearningAdapters:
     """Put adapters into a model, which change nothing before they learn, and freeze all the rest; in place.
 
     All is in evaluation mode then; `adapter_modules` says what is to be in training mode, for the adapters' dropout.
@@ -100,7 +100,7 @@ def add_lora(parts: ModelParts, section: LoraSection) -> LearningAdapters:
         OptionError: a setting out of range, a target that means no linear layer, or a model that has adapters already.
     """
     _check(section)
-    chosen = choose_targets(targets_of(parts.network), section.targets)
+    chosen = choose_targets(parts.network, section.targets)
     narrowest = min(chosen, key=lambda target: min(target.shape))
     if section.rank > min(narrowest.shape):
         raise OptionError(
@@ -121,7 +121,7 @@ def add_lora(parts: ModelParts, section: LoraSection) -> LearningAdapters:
     return _learning(parts.network)
 
 
-def load_adapter(parts: ModelParts, place: Path | Adapter) -> LearningAdapters:
+def load_adapter(parts: ModelParts[Any, Any], place: Path | Adapter) -> LearningAdapters:
     """Put adapters that were saved into a model, to go on training or to run them unmerged; all the rest is frozen.
 
     `openblip.load(..., adapter=...)` merges them instead.
@@ -167,7 +167,7 @@ def load_adapter(parts: ModelParts, place: Path | Adapter) -> LearningAdapters:
     return _learning(parts.network)
 
 
-def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Path:
+def save_adapter(parts: ModelParts[Any, Any], folder: Path, base: str | None = None) -> Path:
     """Write a model's adapters in peft's layout, with transformers' names; returns the file of weights.
 
     `peft.PeftModel.from_pretrained` puts them on transformers' model; `openblip.load(folder)` loads the base with them.
@@ -200,29 +200,29 @@ def save_adapter(parts: ModelParts, folder: Path, base: str | None = None) -> Pa
     return write_adapter(adapter, folder, short_names(list(layers), everywhere))
 
 
-def has_adapters(network: Blip2Network) -> bool:
+def has_adapters(network: nn.Module) -> bool:
     return next(_adapted(network), None) is not None
 
 
-def adapter_parameters(network: Blip2Network) -> dict[str, nn.Parameter]:
+def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """What learns of a model's adapters, by the network's names; those of an external language model, too."""
     return {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
 
 
-def adapter_modules(network: Blip2Network) -> list[nn.Module]:
+def adapter_modules(network: nn.Module) -> list[nn.Module]:
     """What has to be in training mode for adapters to learn, their dropout included; nothing of the frozen model."""
     return [getattr(layer, name) for _, layer in _adapted(network) for name in LEARNING]
 
 
-def adapts_vision(network: Blip2Network) -> bool:
+def adapts_vision(network: nn.Module) -> bool:
     """Whether the image encoder has adapters, so that what it sees cannot be computed beforehand."""
     return any(name.startswith("vision_model.") for name, _ in _adapted(network))
 
 
-def reaches_vision(network: Blip2Network, section: LoraSection) -> bool:
+def reaches_vision(network: nn.Module, section: LoraSection) -> bool:
     """Whether adapters would go into the image encoder, which need not have memory for its weights."""
     layers = [target for target in targets_of(network) if target.path.startswith(VISION) and not target.external]
-    return any(meant(layers, name) for name in section.targets)
+    return any(meant(layers, name, adapter_names(network)) for name in section.targets)
 
 
 def _check(section: LoraSection) -> None:
@@ -234,7 +234,7 @@ def _check(section: LoraSection) -> None:
         raise OptionError(f"dropout is {section.dropout}: it must be at least 0 and below 1")
 
 
-def _inject(parts: ModelParts, chosen: Sequence[Target], **settings: Any) -> None:
+def _inject(parts: ModelParts[Any, Any], chosen: Sequence[Target], **settings: Any) -> None:
     """Let peft wrap the chosen layers. Settings are those of its LoraConfig."""
     network = parts.network
     if has_adapters(network):
@@ -272,9 +272,10 @@ def _is_open(layer: nn.Module) -> bool:
     return next(layer.children(), None) is not None
 
 
-def _trees(network: Blip2Network) -> list[nn.Module]:
+def _trees(network: nn.Module) -> list[nn.Module]:
     """The network, and an external language model beside it."""
-    return [network] if network.external is None else [network, network.external.model]
+    external = external_of(network)
+    return [network] if external is None else [network, external]
 
 
 def _adapters_alone(model: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -291,7 +292,7 @@ def _adapters_alone(model: nn.Module, paths: Sequence[str]) -> nn.Module:
     return tree
 
 
-def _adapted(network: Blip2Network) -> Iterator[tuple[str, Any]]:
+def _adapted(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """transformers' names of the layers that have adapters, with peft's layers."""
     wrapped = [
         {path: module for path, module in root.named_modules() if hasattr(module, "base_layer")}
@@ -303,7 +304,7 @@ def _adapted(network: Blip2Network) -> Iterator[tuple[str, Any]]:
             yield target.theirs, layer
 
 
-def _learning(network: Blip2Network) -> LearningAdapters:
+def _learning(network: nn.Module) -> LearningAdapters:
     every = {parameter for root in _trees(network) for parameter in root.parameters()}
     names = tuple(name for name, _ in _adapted(network))
     return LearningAdapters(names, adapter_parameters(network), sum(parameter.numel() for parameter in every))

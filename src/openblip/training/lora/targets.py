@@ -11,20 +11,12 @@ from typing import Any
 from torch import nn
 
 from openblip.checkpoints.lora.fit import CONV_1D
+from openblip.checkpoints.lora.names import PARTS, AdapterNames, adapter_names
 from openblip.checkpoints.names.engine import BLIP2_LANGUAGE, first_few
-from openblip.checkpoints.names.transformers import layers_of
 from openblip.errors import OptionError
-from openblip.nn.blip2 import Blip2Network
 from openblip.nn.quant.swap import QuantizedLinear
 from openblip.nn.split_linear import Opened
 
-PRESETS = {
-    "language_model": r"decoder\.layers\.\d+\.(qkv|out)|t5\..+_attention\.(qkv|query|kv|out)",
-    "qformer": r"qformer\.layers\.\d+\.(self|cross)_attention\.(query|key|value|out)",
-    "vision": r"vision\.blocks\.\d+\.attention\.(qkv|out)",
-}
-"""All projections of the attention of one part, by our names of layers; of an external language model all linear layers
-but the output head, whatever they are called."""
 BASE = ".base_layer"
 """What peft calls a layer that an adapter stands on."""
 
@@ -59,23 +51,36 @@ class Target:
         names = (self.layer, self.path, self.theirs)
         return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for name in names)
 
-    def is_in(self, preset: str) -> bool:
+    def is_in(self, part: str, names: AdapterNames) -> bool:
+        """Whether it is of the attention of a part. Of an external language model all linear layers but the output
+        head are, whatever they are called.
+        """
         if self.external:
-            return preset == "language_model"
-        return re.fullmatch(PRESETS[preset], self.layer) is not None
+            return part == "language_model"
+        return part in names.parts and re.fullmatch(names.parts[part], self.layer) is not None
 
 
-def targets_of(network: Blip2Network) -> list[Target]:
-    """Every linear layer that transformers has a name for, and those of an external language model."""
-    return [*_own(network), *([] if network.external is None else _external(network.external.model))]
+def external_of(network: nn.Module) -> nn.Module | None:
+    """The external language model of a network, which is no part of the network's tree; None without one."""
+    external: Any = getattr(network, "external", None)
+    return None if external is None else external.model
 
 
-def _own(network: Blip2Network) -> Iterator[Target]:
+def targets_of(network: nn.Module) -> list[Target]:
+    """Every linear layer that transformers has a name for, and those of an external language model.
+
+    Raises OptionError for a network of a family that takes no adapters.
+    """
+    external = external_of(network)
+    return [*_own(network, adapter_names(network)), *([] if external is None else _external(external))]
+
+
+def _own(network: nn.Module, known: AdapterNames) -> Iterator[Target]:
     for found, module in network.named_modules():
         if not isinstance(module, nn.Linear | Opened | QuantizedLinear):
             continue
         name = found.removesuffix(BASE)
-        names = layers_of(name)
+        names = known.layers_of(name)
         shape = (module.out_features // max(1, len(names)), module.in_features)
         quantized = isinstance(module, QuantizedLinear)
         for theirs in names:
@@ -92,32 +97,32 @@ def _external(model: Any) -> Iterator[Target]:
             yield Target(name, BLIP2_LANGUAGE + name, (rows, columns), external=True)
 
 
-def meant(targets: Sequence[Target], name: str) -> list[Target]:
+def meant(targets: Sequence[Target], name: str, names: AdapterNames) -> list[Target]:
     """Those that one of a recipe's `targets` means; there may be none."""
-    return [target for target in targets if (target.is_in(name) if name in PRESETS else target.fits(name))]
+    return [target for target in targets if (target.is_in(name, names) if name in PARTS else target.fits(name))]
 
 
-def choose_targets(targets: Sequence[Target], wanted: Sequence[str]) -> list[Target]:
+def choose_targets(network: nn.Module, wanted: Sequence[str]) -> list[Target]:
     """Those that a recipe's `targets` mean; see `openblip.training.lora.adapters.LoraSection`.
 
     Raises:
         OptionError: one of them means none, or there are none.
     """
+    targets, names = targets_of(network), adapter_names(network)
+    own = ", ".join(part for part in names.parts if meant(targets, part, names))
     chosen: dict[str, Target] = {}
     for name in wanted:
-        preset = name in PRESETS
-        found = meant(targets, name)
-        if not found and preset:
-            raise OptionError(f"targets names {name}, and this model has no linear layers in such a part")
+        found = meant(targets, name, names)
+        if not found and name in PARTS:
+            raise OptionError(f"targets names {name}, and this model has no linear layers in such a part: give {own}")
         if not found:
-            names = first_few(sorted({target.theirs.rpartition(".")[2] for target in targets}))
+            ends = first_few(sorted({target.theirs.rpartition(".")[2] for target in targets}))
             raise OptionError(
-                f"targets names {name!r}, and no linear layer is called so: "
-                f"give {', '.join(PRESETS)}, or names such as {names}"
+                f"targets names {name!r}, and no linear layer is called so: give {own}, or names such as {ends}"
             )
         chosen |= {target.theirs: target for target in found}
     if not chosen:
-        raise OptionError(f"targets is empty: give {', '.join(PRESETS)}, or names of layers")
+        raise OptionError(f"targets is empty: give {own}, or names of layers")
     return list(chosen.values())
 
 

@@ -115,7 +115,7 @@ class Stage1Task(Blip2Task):
 
     def __init__(self, parts: ModelParts, recipe: Recipe, runtime: Runtime) -> None:
         super().__init__(parts, recipe, runtime)
-        self.matching = matching_text(parts, recipe.text_tokens)
+        self.matching = matching_text(parts, self.text_tokens)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         return [*self.seen_parts(), *stage1_parts(self.network)]
@@ -145,7 +145,7 @@ class Stage2Task(Blip2Task):
         super().__init__(parts, recipe, runtime)
         self.tokenizer = decoder_tokenizer(parts)
         self.stop_id = self.tokenizer.only_id(parts.defaults.stop_token)
-        self.matching = matching_text(parts, recipe.text_tokens) if recipe.keep_matching else None
+        self.matching = matching_text(parts, self.text_tokens) if recipe.keep_matching else None
         self.critic = SelfCritic(parts, images, recipe.self_critical) if recipe.self_critical else None
 
     @property

@@ -79,6 +79,18 @@ def _stage2(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -
     return Stage2Task(parts, recipe, images, runtime)
 
 
+def _caption(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.blip import CaptionTask
+
+    return CaptionTask(parts, recipe, runtime)
+
+
+def _vqa(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.blip import AnswerTask
+
+    return AnswerTask(parts, recipe, runtime)
+
+
 def _prepare_blip2(parts: AnyParts, recipe: Recipe) -> AnyParts:
     from openblip.training.init.blip2 import prepare
 
@@ -88,6 +100,11 @@ def _prepare_blip2(parts: AnyParts, recipe: Recipe) -> AnyParts:
 def is_described(image: ImageText) -> bool:
     """Whether there is a caption, or a statement that was made of a question."""
     return bool(image.descriptions)
+
+
+def is_asked(image: ImageText) -> bool:
+    """Whether there is a question with its answer."""
+    return bool(image.questions or image.made_questions)
 
 
 def has_text(image: ImageText) -> bool:
@@ -124,6 +141,18 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         | MATCHING
         | {"language_model", "language_model_revision", "train_decoder", "keep_matching", "self_critical"}
         | {"texts_per_image", "patch_share"},
+    ),
+    Stage.CAPTION: Objective(
+        {"blip": Learner(_caption)},
+        is_described,
+        {EvaluationTask.CAPTIONS: "cider"},
+        VISION | {"prompt", "mixture", "text_tokens", "texts_per_image"},
+    ),
+    Stage.VQA: Objective(
+        {"blip": Learner(_vqa)},
+        is_asked,
+        {EvaluationTask.QUESTIONS: "accuracy"},
+        VISION | {"mixture", "text_tokens", "texts_per_image"},
     ),
 }
 

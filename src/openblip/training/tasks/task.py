@@ -68,15 +68,19 @@ class Task(nn.Module, ABC):
     """One loss on one family; a module, so that processes can share its gradients and its weights.
 
     Attributes:
+        text_tokens: of the longest text; longer ones are cut.
         position: of the batch that `forward` gets next; the trainer sets it.
     """
 
     needs_views = True
+    usual_tokens = 32
+    """`text_tokens` where the recipe does not say."""
 
     def __init__(self, parts: ModelParts[Any, Any], recipe: Recipe, runtime: Runtime) -> None:
         super().__init__()
         self.parts, self.recipe, self.runtime = parts, recipe, runtime
         self.network = parts.network
+        self.text_tokens = self.usual_tokens if recipe.text_tokens is None else recipe.text_tokens
         self.position = BatchPosition()
 
     @property
