@@ -29,11 +29,10 @@ Evaluate = Callable[..., Run]
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of small models by what they do."""
     folder = tmp_path_factory.mktemp("families")
-    for task in ("caption", "answer", "match"):
+    tasks = ("caption", "answer", "match", "pair", "entail")
+    for task in tasks:
         save_native(small_parts(task, folder / f"{task} words"), folder / task)
-    return {task: folder / task for task in ("caption", "answer", "match")} | {
-        "clip": write_clip(folder / "clip").folder
-    }
+    return {task: folder / task for task in tasks} | {"clip": write_clip(folder / "clip").folder}
 
 
 @pytest.fixture
@@ -163,6 +162,38 @@ def test_classes_of_clip(run: Evaluate, data: Path, models: dict[str, Path]) -> 
     (data / "templates.txt").write_text("a photo\n")
     with pytest.raises(OpenBlipError, match=r"the template 'a photo' has no \{label\} in it"):
         run("clip_imagenet", "clip", "classes", *files)
+
+
+@pytest.mark.parametrize(("recipe", "model"), [("blip_nlvr2", "pair"), ("snli_ve", "entail")])
+def test_statements(
+    run: Evaluate, data: Path, models: dict[str, Path], image_paths: list[Path], recipe: str, model: str
+) -> None:
+    """Rows about the same images are judged together; a broken image leaves out its rows alone."""
+    labels = {"pair": ["true", "False"], "entail": ["neutral", "entailment"]}[model]
+    (data / "bad.png").write_bytes(b"x")
+    pairs = [(0, 1, SAID[0]), (1, 0, SAID[0]), (0, 1, SAID[1]), (2, -1, SAID[2])]
+    lines = ["left_image,right_image,statement,label" if model == "pair" else "image,other,hypothesis,label"]
+    names = [*map(str, image_paths), str(data / "bad.png")]
+    if model == "entail":
+        pairs[-1] = (-1, 0, SAID[2])
+    lines += [f"{names[a]},{names[b]},{text},{labels[row % 2]}" for row, (a, b, text) in enumerate(pairs)]
+    (data / "statements.csv").write_text("\n".join(lines) + "\n")
+    done = run(recipe, model, "statements.csv")
+    judge = openblip.load(models[model], device="cpu", dtype="float32")
+    for row, (a, b, text) in zip(done.found.rows, pairs, strict=False):
+        images = (image_paths[a], image_paths[b]) if model == "pair" else image_paths[a]
+        assert (row.prediction, row.question) == (judge.judge(images, text).label, text)
+    assert len(done.found.rows) == 3 and "bad.png" in done.found.excluded[0].image
+    right = [row.prediction.lower() == labels[place % 2].lower() for place, row in enumerate(done.found.rows)]
+    assert done.found.metrics["accuracy"] == pytest.approx(sum(right) / 3)
+    (data / "odd.csv").write_text("image,caption,label\n" + f"{names[0]},a dog,blue\n")
+    with pytest.raises(OpenBlipError, match=r"chooses among .*, and the data has blue"):
+        run(recipe, model, "odd.csv", f"output={data / 'odd'}")
+    (data / "odd.csv").write_text("image,caption,label\n" + f"{names[0]},,{labels[0]}\n")
+    with pytest.raises(OpenBlipError, match="has no sentence to judge"):
+        run(recipe, model, "odd.csv", f"output={data / 'odd2'}")
+    with pytest.raises(OpenBlipError, match="match has no head to judge statements with"):
+        run(recipe, "match", "statements.csv", f"output={data / 'odd3'}")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 from openblip.checkpoints.blip_models import GENERATION, PROMPTS
 from openblip.checkpoints.lavis.blip import assemble
 from openblip.checkpoints.model_parts import ModelParts, read_defaults
+from openblip.checkpoints.openblip.folder import save_native
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
@@ -28,6 +29,7 @@ from openblip.integrations.lavis import (
     registry,
 )
 from openblip.integrations.lavis.blip import BlipCaption, BlipVQA
+from openblip.integrations.lavis.blip_classes import BlipClassification, BlipNLVR
 from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM, BlipRetrieval
 from openblip.integrations.lavis.outputs import BlipIntermediateOutput, BlipOutput, Samples
 from openblip.models.load import model_of
@@ -170,6 +172,29 @@ def test_recorded_retrieval(zoo: Path, tmp_path: Path) -> None:
     found = model.compute_sim_matrix(loader, SimpleNamespace(k_test=asked["k_test"]))
     for name, scores in zip(("score_i2t", "score_t2i"), found, strict=True):
         close(torch.from_numpy(scores), asked[name])
+
+
+@REAL
+def test_recorded_nlvr(zoo: Path, tmp_path: Path) -> None:
+    recording = load(zoo, "blip_nlvr")
+    inputs, outputs = recording.inputs, recording.outputs
+    parts = parts_of(recording, tmp_path, encoder=recording.bert(images=2), num_classes=recording.config["num_classes"])
+    model = BlipNLVR(parts).eval()
+    samples = cast(Any, inputs)
+    close(model(samples)["loss"], outputs["loss"])
+    found = model.predict(samples)
+    close(found["predictions"], outputs["predictions"])
+    assert found["targets"] is inputs["label"]
+    swapped = {**inputs, "image0": inputs["image1"], "image1": inputs["image0"]}
+    close(model(cast(Any, swapped), is_train=False)["predictions"], outputs["swapped_predictions"])
+
+
+@REAL
+def test_recorded_classification(zoo: Path, tmp_path: Path) -> None:
+    recording = load(zoo, "blip_classification")
+    classes = recording.config["num_classes"]
+    model = BlipClassification(parts_of(recording, tmp_path, encoder=recording.bert(), num_classes=classes)).eval()
+    close(model.predict(cast(Any, recording.inputs))["predictions"], recording.outputs["predictions"])
 
 
 @REAL
@@ -338,6 +363,41 @@ def test_attention_maps(matcher_folder: Path) -> None:
     assert not maps[0][5].any() and maps[1][4].any()  # behind [ENC] and the mean, 2 words, [SEP] and padding
     with pytest.raises(OptionError, match="block_num is 6: the text encoder has 2 layers"):
         compute_gradcam(model, pixels(2), texts)
+
+
+def test_statements_are_classified_and_learnt(tmp_path: Path) -> None:
+    """Losses against the network's own logits; copies begin as the network is, and labels are needed to learn alone."""
+    texts, labels = ["a dog on the beach", "two children play"], torch.tensor([1, 0])
+    for task, kind in (("pair", BlipNLVR), ("entail", BlipClassification)):
+        small_parts(task, tmp_path / task)
+        save_native(small_parts(task, tmp_path / task), tmp_path / f"{task} model")
+        name = "blip_nlvr" if task == "pair" else "blip_classification"
+        model, _, words = load_model_and_preprocess(name, tmp_path / f"{task} model", is_eval=True)
+        assert isinstance(model, kind)
+        samples: dict[str, Any] = {"text_input": [words["eval"](text) for text in texts]}
+        shown = [pixels(2), pixels(2, seed=5)] if task == "pair" else [pixels(2)]
+        samples |= zip(("image0", "image1") if task == "pair" else ("image",), shown, strict=True)
+        predicted = model.predict(samples)
+        assert predicted["targets"] is None and predicted["predictions"].shape == (2, 2 if task == "pair" else 3)
+        with pytest.raises(OptionError, match='have no "label"'):
+            model(samples)
+        found = model({**samples, "label": labels, "epoch": 2})
+        expected = torch.nn.functional.cross_entropy(predicted["predictions"], labels)
+        if task == "pair":
+            close(found["loss"], expected)
+            with pytest.raises(OptionError, match='need "image0" and "image1"'):
+                model.predict({"text_input": texts, "image": shown[0]})
+        else:
+            close(found.logits_m, predicted["predictions"])
+            soft = predicted["predictions"].softmax(dim=1)
+            close(found.loss, 0.6 * expected + 0.4 * torch.nn.functional.cross_entropy(predicted["predictions"], soft))
+            with pytest.raises(OptionError, match="a number below 3"):
+                model({**samples, "label": torch.tensor([1, 3])})
+        other = "blip_classification" if task == "pair" else "blip_nlvr"
+        with pytest.raises(CheckpointError, match="cannot judge statements about"):
+            load_model(other, tmp_path / f"{task} model")
+    with pytest.raises(CheckpointError, match="nobody has published weights of blip_classification/base"):
+        load_model("blip_classification", "base")
 
 
 def test_tokenizer_is_called_as_transformers(captioner: BlipCaption, tmp_path: Path) -> None:

@@ -43,11 +43,12 @@ class Accuracy(Enum):
 
 
 class Decision(Enum):
-    """How a class is chosen: by contrast (ITC), by matching (ITM), by a question, or by another program (given)."""
+    """How a class is chosen: by contrast (ITC), matching (ITM), a question, a head (judge), or a file (given)."""
 
     CONTRAST = "contrast"
     MATCH = "match"
     ASK = "ask"
+    JUDGE = "judge"
     GIVEN = "given"
 
 
@@ -103,7 +104,8 @@ class ClassificationSettings:
 
     Attributes:
         by: contrast and match compare the image with a text for each label; ask asks a question about the image and
-            looks up the answer in `answers`; given reads labels from `predictions`.
+            looks up the answer in `answers`; judge puts the sentence of the sample into a class, as a model of NLVR2 or
+            SNLI-VE has learned it; given reads labels from `predictions`.
         text: the text for a label, with {label} in it (contrast, match).
         templates: a file of several such texts instead, one a line, each with {label} or {} in it (contrast).
         names: a file of what the labels are called in those texts: a JSON object, or one name a line in the order of

@@ -57,9 +57,9 @@ class Contrast:
     text_to_image: Tensor
 
 
-def soft_share(alpha: float, epochs: float) -> float:
-    """The share of soft targets after so many epochs: it grows linearly to `alpha`."""
-    return alpha * min(1.0, epochs / RAMP_EPOCHS)
+def soft_share(alpha: float, epochs: float, ramp: float = RAMP_EPOCHS) -> float:
+    """The share of soft targets after so many epochs: it grows linearly to `alpha`, in `ramp` epochs."""
+    return alpha * min(1.0, epochs / ramp)
 
 
 def retrieval_loss(

@@ -16,6 +16,9 @@ PATH = "path"
 """Fields of an image in tables of Hugging Face's `datasets`."""
 LONGEST_REASON = 200
 
+IMAGES = ("image", "second_image")
+"""Our fields of images."""
+
 
 @dataclass(frozen=True)
 class ParquetCell:
@@ -64,7 +67,7 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
     """The rows of a table. Columns that are not chosen are None: they may be large, and of any type.
 
     Args:
-        choose: maps the names of all columns to the columns to read, by our fields; cells of `image` that hold bytes
+        choose: maps the names of all columns to the columns to read, by our fields; cells of images that hold bytes
             become `ParquetCell`s.
 
     Raises:
@@ -79,7 +82,7 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
     if twice:
         raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
     chosen = choose(schema.names)
-    packed = [name for field, name in chosen.items() if field == "image" and _holds_bytes(schema.field(name).type)]
+    packed = [name for field, name in chosen.items() if field in IMAGES and _holds_bytes(schema.field(name).type)]
     plain = [name for name in chosen.values() if name not in packed]
     for group in range(table.num_row_groups):
         try:

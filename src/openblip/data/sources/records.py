@@ -18,9 +18,13 @@ LOG = logging.getLogger("openblip.data")
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": tuple(
-        "image image_path image_name img img_path photo file file_name filename file_path filepath path".split()
+        "image image_path image_name img img_path photo file file_name filename file_path filepath path "
+        "left_image image0 image_0 image1 image_1".split()
     ),
-    "captions": ("captions", "caption", "text", "description", "comment", "sentences", "sentence"),
+    "second_image": tuple("second_image right_image image2 image_2 image1 image_1".split()),
+    "captions": (
+        *("captions", "caption", "text", "description", "comment", "sentences", "sentence", "statement", "hypothesis"),
+    ),
     "question": ("question",),
     "answers": ("answers", "answer"),
     "label": ("label", "class"),
@@ -41,6 +45,8 @@ def known_columns(found: Iterable[object]) -> dict[str, str]:
     columns = {
         field: next((lower[alias] for alias in aliases if alias in lower), None) for field, aliases in COLUMNS.items()
     }
+    if columns["second_image"] == columns["image"]:
+        columns["second_image"] = None
     return {field: column for field, column in columns.items() if column is not None}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from openblip.data.sample import Sample
+from openblip.data.sample import ImageFile, Sample
 from openblip.data.sources.json_rows import read_values, reading
 from openblip.data.sources.parquet import read_parquet
 from openblip.data.sources.records import SAYS, Columns, ImageFinder, known_columns, tell_skipped
@@ -54,7 +54,10 @@ def read_table(
         if split is not None and columns.text(row, "split", place) != split:
             continue
         image, name = finder.find(columns.value(row, "image"), place)
-        samples.append(columns.sample(row, (image,), name, place))
+        images: tuple[ImageFile, ...] = (image,)
+        if "second_image" in columns.names:
+            images += (finder.find(columns.value(row, "second_image"), place)[0],)
+        samples.append(columns.sample(row, images, name, place))
     if failed:
         tell_skipped([f"{path}: {failed} rows are left out, for they say that the image could not be used"], skipped)
     if split is not None and not has_splits and not empty:

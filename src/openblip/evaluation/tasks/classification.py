@@ -1,8 +1,8 @@
-"""The task of classifying images: by contrast, by matching, by a question, or with labels from a file."""
+"""The task of classifying images: by contrast, by matching, by a question, by a head, or with labels from a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
 from openblip.evaluation.settings import Decision, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.evaluation.tasks.questions import ask_about
+from openblip.evaluation.tasks.statements import by_images, judged
 from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 
@@ -34,13 +35,18 @@ def check_labelled(samples: Sequence[Sample], settings: Settings) -> None:
     """
     by = settings.classification.by
     if by is not Decision.GIVEN or not samples:
-        grouped(samples, "classes")
+        _groups(samples, by)
     bare = next((number for number, sample in enumerate(samples) if not sample.label), None)
     if bare is not None:
         raise OptionError(f"row {samples[bare].sample_id or bare} has no label to compare with")
     if by in (Decision.CONTRAST, Decision.MATCH):
         names_of(_labels(samples, settings), settings)
         templates_of(settings)
+
+
+def _groups(samples: Sequence[Sample], by: Decision) -> Mapping[Any, list[int]]:
+    """The indices of samples by what is classified: an image, or all images of a statement."""
+    return by_images(samples) if by is Decision.JUDGE else grouped(samples, "classes")
 
 
 def templates_of(settings: Settings) -> list[str]:
@@ -89,7 +95,7 @@ def evaluate_labels(
     elif model is None:
         raise OptionError(f"classification by {chosen.by.value} needs a model")
     else:
-        images = grouped(samples, "classes")
+        images = _groups(samples, chosen.by)
         left = {image: [row for row in rows if row not in journal.done] for image, rows in images.items()}
         left = {image: rows for image, rows in left.items() if rows}
         decide = DECIDE[chosen.by]
@@ -97,10 +103,10 @@ def evaluate_labels(
         found = decide(model, left, samples, settings)
         for done, (image, labels) in enumerate(found, start=len(images) - len(left) + 1):
             if isinstance(labels, ImageError):
-                lost.append(excluded(name_of(image), labels, settings.on_bad_image))
+                lost.append(excluded(_name(image), labels, settings.on_bad_image))
                 labels = [{"error": labels.problem}] * len(left[image])
             for row, fields in zip(left[image], labels, strict=True):
-                journal.add(row, image=name_of(image), **fields)
+                journal.add(row, image=_name(image), **fields)
             progress(done, len(images))
     rows = [_row(samples[number], fields) for number, fields in sorted(journal.done.items()) if "prediction" in fields]
     if not rows:
@@ -195,7 +201,16 @@ def _by_question(
             )
 
 
-DECIDE = {Decision.CONTRAST: _by_contrast, Decision.MATCH: _by_match, Decision.ASK: _by_question}
+DECIDE: Mapping[Decision, Callable[[Model, dict[Any, list[int]], Sequence[Sample], Settings], Iterator[Any]]] = {
+    Decision.CONTRAST: _by_contrast,
+    Decision.MATCH: _by_match,
+    Decision.ASK: _by_question,
+    Decision.JUDGE: judged,
+}
+
+
+def _name(shown: ImageFile | tuple[ImageFile, ...]) -> str:
+    return ", ".join(map(name_of, shown)) if isinstance(shown, tuple) else name_of(shown)
 
 
 def _sentence(sample: Sample) -> str:
@@ -205,9 +220,8 @@ def _sentence(sample: Sample) -> str:
 def _row(sample: Sample, fields: dict[str, Any]) -> Row:
     prediction = str(fields["prediction"])
     right = float(prediction.strip().casefold() == sample.label.strip().casefold())
-    names = ", ".join(name_of(image) for image in sample.images)
     return Row(
-        image=names,
+        image=_name(sample.images),
         prediction=prediction,
         references=(sample.label,),
         score=right,

@@ -17,6 +17,7 @@ from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
 from openblip.integrations.lavis.blip import BlipCaption, BlipVQA
+from openblip.integrations.lavis.blip_classes import BlipClassification, BlipNLVR
 from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM, BlipRetrieval
 from openblip.integrations.lavis.clip import Clip
 from openblip.integrations.lavis.datasets import dataset_zoo
@@ -43,6 +44,8 @@ MODELS: dict[str, type[LavisModel]] = {
     "blip_image_text_matching": BlipITM,
     "blip_retrieval": BlipRetrieval,
     "blip_feature_extractor": BlipFeatureExtractor,
+    "blip_nlvr": BlipNLVR,
+    "blip_classification": BlipClassification,
     "clip": Clip,
     "clip_feature_extractor": Clip,
 }

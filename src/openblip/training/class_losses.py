@@ -1,0 +1,89 @@
+"""The loss of a head that puts texts into classes, each read with an image or two (NLVR2, SNLI-VE)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from openblip.nn.blip import BlipNetwork
+from openblip.training.losses import TextBatch
+from openblip.training.parallel.processes import ALONE, World
+
+RAMP_EPOCHS = 1
+"""Epochs in which the weight of the soft targets grows to its full size; for pairs it takes two."""
+COPIED = ("vision.", "encoder.", "class_head.")
+
+
+class Copies:
+    """Slow copies of parameters.
+
+    They are tensors, which the network's own modules are run with (`torch.func.functional_call`).
+
+    Attributes:
+        weights: the copies, by the network's names.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, device: torch.device | None = None
+    ) -> None:
+        """Copies start as the parameters are.
+
+        Args:
+            decay: what a copy keeps of itself in each step.
+            device: where tensors are kept; None: where the parameters are.
+        """
+        self.decay = decay
+        self.weights = {name: weight.detach().to(device, copy=True) for name, weight in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the copies towards the network."""
+        parameters = dict(network.named_parameters())
+        for name, weight in self.weights.items():
+            weight.lerp_(parameters[name].detach(), 1 - self.decay)
+
+
+def class_loss(
+    logits: Tensor, labels: Tensor, soft_logits: Tensor | None = None, soft: float = 0.0, world: World = ALONE
+) -> Tensor:
+    """Cross entropy with the right classes and, by a share, with what momentum copies say.
+
+    Args:
+        logits: [B, classes]; labels: [B].
+        soft_logits: the copies' [B, classes], nothing is learnt by them; None for right classes alone.
+        soft: their share, see `momentum_losses.soft_share`.
+    """
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    if soft_logits is not None:
+        targets = soft_logits.detach().float().softmax(dim=1)
+        loss = (1 - soft) * loss + soft * F.cross_entropy(logits.float(), targets, reduction="sum")
+    return world.mean(loss, len(labels))
+
+
+def class_copies(network: BlipNetwork, decay: float, device: torch.device | None = None) -> Copies:
+    """Momentum copies of all that `class_logits` needs."""
+    copied = {name: weight for name, weight in network.named_parameters() if name.startswith(COPIED)}
+    return Copies(copied, decay, device)
+
+
+@torch.no_grad()
+def copied_class_logits(copies: Copies, network: BlipNetwork, pixels: Tensor, text: TextBatch) -> Tensor:
+    """Logits [B, classes] of texts with one image each, by the copies."""
+    weights = {f"network.{name}": weight for name, weight in copies.weights.items()}
+    logits: Tensor = functional_call(_Classifier(network), weights, (pixels, text.ids, text.mask))
+    return logits
+
+
+class _Classifier(nn.Module):
+    """What the copies compute, as `functional_call` runs it."""
+
+    def __init__(self, network: BlipNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.network.class_logits(ids, mask, self.network.image_features(pixels))
