@@ -99,7 +99,7 @@ def assemble(
     name: str,
     network: BlipNetwork,
     transform: ImageTransform,
-    words: Path,
+    words: Path | None,
     prompts: PromptTemplates,
     defaults: GenerationDefaults,
     longest: int | None = None,
@@ -108,7 +108,7 @@ def assemble(
     """A network with BERT's vocabulary, to which [DEC] and [ENC] are added.
 
     Args:
-        words: a folder of transformers with the vocabulary.
+        words: a folder of transformers with the vocabulary; None for a model without one.
         longest: tokens at which texts that are matched or judged are cut.
         classes: names of what its head chooses among; by default those of the data set that LAVIS has for as many.
 
@@ -116,6 +116,8 @@ def assemble(
         CheckpointError: the vocabulary is missing, broken, or does not fit.
     """
     config = network.config
+    if words is None:
+        return ModelParts(name, network, transform, None, None, prompts, defaults, family=FAMILY)
     fast = read_bert(words, {"[DEC]": config.decode_id, "[ENC]": config.encode_id})
     matching: MatchingText | None = None
     tokenizer: Tokenizer | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from openblip.checkpoints.blip_models import GENERATION, PROMPTS
 from openblip.checkpoints.json_files import build, read_json, to_json
@@ -14,7 +16,7 @@ from openblip.checkpoints.model_parts import ModelParts, read_defaults
 from openblip.checkpoints.names.blip import ROOTS, TRANSFORMERS_PARTS
 from openblip.checkpoints.names.engine import Layout
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors.files import WeightFolder, write_together
+from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.config import (
     CONFIG_FILE,
     OWN_SETTINGS,
@@ -26,7 +28,7 @@ from openblip.checkpoints.transformers.config import (
     settings_of,
 )
 from openblip.checkpoints.transformers.tokenizers import Task, bert_files, has_vocabulary, no_vocabulary
-from openblip.checkpoints.transformers.write import WEIGHTS_FILE, image_files
+from openblip.checkpoints.transformers.write import SHARD_BYTES, image_files, write_weights
 from openblip.errors import CheckpointError, OptionError
 from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
@@ -71,9 +73,11 @@ def load_blip_folder(folder: Path, options: ReadOptions) -> ModelParts[BlipNetwo
     path = folder / CONFIG_FILE
     content = read_json(path)
     config = blip_config(content, path)
-    words = folder if options.tokenizer is None else options.tokenizer
-    if not has_vocabulary(words):
-        raise CheckpointError(no_vocabulary(folder, "match"))
+    words: Path | None = options.tokenizer or folder
+    if options.tokenizer is None and not has_vocabulary(folder):
+        if options.needs_tokenizer:
+            raise CheckpointError(no_vocabulary(folder, "match"))
+        words = None
     own = section_of(content, OWN_SETTINGS, path)
     temperature = own.get("temperature", TEMPERATURE)
     network = read_blip(config, WeightFolder(folder, ROOTS), TRANSFORMERS_PARTS, folder, options, temperature)
@@ -116,10 +120,36 @@ def blip_config(content: Mapping[str, Any], path: Path) -> BlipConfig:
     return build(BlipConfig, settings, path)
 
 
-def save_blip_folder(parts: ModelParts[BlipNetwork], folder: Path, task: Task | None = None) -> None:
+@dataclass(frozen=True)
+class BlipWords:
+    """What config.json says of a BLIP's words.
+
+    Attributes:
+        stop, pad: ids of what ends a text, and of what fills short ones.
+        label_smoothing: of transformers' losses; LAVIS' is always 0.1.
+    """
+
+    stop: int
+    pad: int
+    label_smoothing: float = 0.0
+
+
+def save_blip_folder(
+    parts: ModelParts[BlipNetwork],
+    folder: Path,
+    task: Task | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    state: Mapping[str, Tensor] | None = None,
+    words: BlipWords | None = None,
+) -> None:
     """Write a folder for transformers' BLIP classes and `AutoProcessor`.
 
     What they have no place for, a temperature, prompts and lengths, is in a note in config.json.
+
+    Args:
+        shard_bytes: weights beyond this are split into several files.
+        state: written instead of the network's own tensors, under the same names.
+        words: by default what the model's vocabulary says.
 
     Raises:
         CheckpointError: transformers has no class of such a model, or its weights are quantized.
@@ -132,46 +162,63 @@ def save_blip_folder(parts: ModelParts[BlipNetwork], folder: Path, task: Task | 
             f"the weights of {parts.name} are quantized, which transformers cannot read: load it in floating point, "
             "or let `openblip convert` write it"
         )
-    kind = _class_of(config, parts.name)
+    kind = class_of(config, parts.name)
     if task is not None and (task == "match") != (kind == MATCH):
         raise OptionError(f"the model {parts.name} has one task: leave {task} out")
-    text = config.encoder if config.decoder is None else config.decoder
-    state = network.state_dict()
-    temperature = state.pop("temperature", None)
+    temperature = network.state_dict().get("temperature")
+    own = {**(network.state_dict() if state is None else state)}
+    own.pop("temperature", None)
+    content = describe(parts, words or words_of(parts))
+    content[OWN_SETTINGS]["temperature"] = TEMPERATURE if temperature is None else float(temperature)
+    files = {
+        **image_files(parts.transform, "BlipProcessor"),
+        PROCESSOR_FILE: to_json({"processor_class": "BlipProcessor"}),
+        CONFIG_FILE: to_json(content),
+    }
+    vocabulary = parts.tokenizer if parts.matching is None else parts.matching.tokenizer
+    if vocabulary is not None:
+        files |= bert_files(vocabulary, content["text_config"]["max_position_embeddings"])
+    write_weights(folder, files, Layout("transformers' BLIP", TRANSFORMERS_PARTS).to_theirs(own), shard_bytes)
+
+
+def words_of(parts: ModelParts[BlipNetwork]) -> BlipWords:
+    """Of a model with a vocabulary. Raises CheckpointError for one without."""
     words = parts.matching.tokenizer if parts.matching is not None else parts.require_words()
-    content = {
-        "architectures": [kind],
+    return BlipWords(words.token_id("[SEP]"), words.pad_id)
+
+
+def describe(parts: ModelParts[BlipNetwork], words: BlipWords) -> dict[str, Any]:
+    """config.json. Raises CheckpointError when transformers has no class of such a model."""
+    config = parts.network.config
+    text = config.encoder if config.decoder is None else config.decoder
+    assert text is not None  # as every BLIP has one of them
+    return {
+        "architectures": [class_of(config, parts.name)],
         "model_type": MODEL_TYPE,
         "image_text_hidden_size": config.shared_width or SHARED_WIDTH,
-        "projection_dim": text.width if text is not None else None,
+        "projection_dim": text.width,
         "vision_config": {"model_type": "blip_vision_model", **_named(VISION, config.vision)},
         "text_config": {
             "model_type": "blip_text_model",
             **_named(TEXT, text),
             "encoder_hidden_size": config.vision.width,
-            "attention_probs_dropout_prob": 0.0 if text is None else text.dropout,
+            "attention_probs_dropout_prob": text.dropout,
+            "label_smoothing": words.label_smoothing,
             "bos_token_id": config.decode_id,
-            "sep_token_id": words.token_id("[SEP]"),
-            "eos_token_id": words.token_id("[SEP]"),
-            "pad_token_id": words.pad_id,
+            "sep_token_id": words.stop,
+            "eos_token_id": words.stop,
+            "pad_token_id": words.pad,
         },
         OWN_SETTINGS: {
             "prompts": asdict(parts.prompts),
             "generation": parts.defaults.to_json(),
             "matching_tokens": None if parts.matching is None else parts.matching.max_tokens,
-            "temperature": TEMPERATURE if temperature is None else float(temperature),
         },
     }
-    files = {
-        **image_files(parts.transform, "BlipProcessor"),
-        **bert_files(words, 512 if text is None else text.max_positions),
-        PROCESSOR_FILE: to_json({"processor_class": "BlipProcessor"}),
-        CONFIG_FILE: to_json(content),
-    }
-    write_together(folder, files, {WEIGHTS_FILE: Layout("transformers' BLIP", TRANSFORMERS_PARTS).to_theirs(state)})
 
 
-def _class_of(config: BlipConfig, name: str) -> str:
+def class_of(config: BlipConfig, name: str) -> str:
+    """Raises CheckpointError when transformers has no class of such a model."""
     vision, text = config.vision, config.encoder
     plain = vision.final_norm and vision.attention_bias == "qkv" and vision.patch_bias and not vision.pre_norm
     if plain and config.num_classes is None:

@@ -123,11 +123,19 @@ def save_transformers(
         files |= matching_files(parts.matching, config.qformer.max_positions)
     files[PROCESSOR_FILE] = to_json({"processor_class": "Blip2Processor", "num_query_tokens": queries})
     files[CONFIG_FILE] = to_json(content)
+    write_weights(folder, files, state, shard_bytes)
+
+
+def write_weights(folder: Path, files: dict[str, str], state: Mapping[str, Tensor], shard_bytes: int) -> None:
+    """Texts and tensors into a folder, all or none; weights beyond `shard_bytes` go into several files."""
     shards = _shards(state, shard_bytes)
     if len(shards) > 1:
         places = {name: shard for shard, tensors in shards.items() for name in tensors}
         total = sum(tensor.nbytes for tensor in state.values())
-        files[WEIGHTS_FILE + INDEX_SUFFIX] = to_json({"metadata": {"total_size": total}, "weight_map": places})
+        files = {
+            **files,
+            WEIGHTS_FILE + INDEX_SUFFIX: to_json({"metadata": {"total_size": total}, "weight_map": places}),
+        }
     write_together(folder, files, shards)
     if len(shards) > 1:
         # transformers would prefer an older model's single file.

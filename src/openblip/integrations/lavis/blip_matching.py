@@ -151,7 +151,7 @@ class BlipFeatureExtractor(BlipMatcher):
 
     @staticmethod
     def fits(parts: ModelParts[BlipNetwork]) -> bool:
-        return parts.matching is not None
+        return parts.matching is not None and parts.network.config.shared_width is not None
 
     @torch.no_grad()
     def extract_features(

@@ -1,4 +1,6 @@
-"""transformers' names for BLIP-2 (https://github.com/huggingface/transformers): its scripts run with another import.
+"""transformers' names (https://github.com/huggingface/transformers) for BLIP-2, BLIP and CLIP.
+
+Its scripts run with another import.
 
 >>> from openblip.integrations.transformers import Blip2ForConditionalGeneration, Blip2Processor
 >>> processor = Blip2Processor.from_pretrained("Salesforce/blip2-opt-2.7b")
@@ -9,11 +11,22 @@
 Ids, scores and losses are those of transformers 5. It need not be installed.
 """
 
+from openblip.integrations.transformers.auto import (
+    AutoModelForImageTextToText,
+    AutoModelForVision2Seq,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
+from openblip.integrations.transformers.blip import (
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+)
 from openblip.integrations.transformers.clip import CLIPImageProcessor, CLIPModel, CLIPProcessor
 from openblip.integrations.transformers.conditional_generation import Blip2ForConditionalGeneration, Blip2Model
 from openblip.integrations.transformers.optimizers import AdamW, get_linear_schedule_with_warmup
 from openblip.integrations.transformers.outputs import BatchFeature
-from openblip.integrations.transformers.processor import AutoProcessor, Blip2Processor, BlipImageProcessor
+from openblip.integrations.transformers.processor import Blip2Processor, BlipImageProcessor, BlipProcessor
 from openblip.integrations.transformers.retrieval import (
     Blip2ForImageTextRetrieval,
     Blip2TextModelWithProjection,
@@ -21,13 +34,11 @@ from openblip.integrations.transformers.retrieval import (
 )
 from openblip.integrations.transformers.tokenizer import Blip2Tokenizer
 
-AutoModelForImageTextToText = AutoModelForVision2Seq = Blip2ForConditionalGeneration
-"""transformers' ways to the model of any folder; here of any BLIP-2 that writes."""
-
 __all__ = [
     "AdamW",
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
+    "AutoModelForVisualQuestionAnswering",
     "AutoProcessor",
     "BatchFeature",
     "Blip2ForConditionalGeneration",
@@ -37,7 +48,11 @@ __all__ = [
     "Blip2TextModelWithProjection",
     "Blip2Tokenizer",
     "Blip2VisionModelWithProjection",
+    "BlipForConditionalGeneration",
+    "BlipForImageTextRetrieval",
+    "BlipForQuestionAnswering",
     "BlipImageProcessor",
+    "BlipProcessor",
     "CLIPImageProcessor",
     "CLIPModel",
     "CLIPProcessor",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from openblip.checkpoints.json_files import read_json
 from openblip.checkpoints.lavis.clip import ClipParts
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.openblip.file_names import CONFIG_FILE
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.registry import folder_kind
 from openblip.checkpoints.tensors.files import write_together
 from openblip.checkpoints.transformers.clip import clip_image_files, save_clip_folder
 from openblip.checkpoints.transformers.tokenizers import clip_files
-from openblip.devices import choose_placement, tell_substitution
 from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform, centre_crop, normalize
 from openblip.integrations.transformers.config import ModelConfig
-from openblip.integrations.transformers.folders import find_folder, stored_dtype
+from openblip.integrations.transformers.folders import find_folder, read_family
 from openblip.integrations.transformers.options import (
     LoadOptions,
-    chosen_device,
-    named_dtype,
-    refuse_load,
     refuse_unknown,
-    wanted_bits,
 )
 from openblip.integrations.transformers.outputs import BatchFeature, ModelOutput
-from openblip.integrations.transformers.processor import Images, listed_images, loaded_image
-from openblip.integrations.transformers.tokenizer import Padding, Truncation, WordTokenizer, check_tensors
+from openblip.integrations.transformers.processor import Images, ImageTextProcessor, listed_images, loaded_image
+from openblip.integrations.transformers.tokenizer import WordTokenizer, check_tensors
 from openblip.nn.clip import ClipNetwork
-from openblip.nn.quant.swap import prepare_layers
 from openblip.text import CLIP_END, CLIP_START, ClipText
 
 LEGACY_END = 2
@@ -95,30 +85,9 @@ class CLIPModel(nn.Module):
             DownloadError: its files cannot be had.
             OptionError: a keyword of transformers that means nothing here.
         """
-        refuse_load(options)
-        device = chosen_device(options.get("device_map"))
-        name = pretrained_model_name_or_path
-        folder = find_folder(
-            name,
-            options.get("revision"),
-            options.get("cache_dir"),
-            options.get("local_files_only", False),
-            options.get("subfolder", ""),
-            options.get("token") or options.get("use_auth_token"),
-        )
-        content = read_json(folder / CONFIG_FILE)
-        wanted, bits = options.get("dtype") or options.get("torch_dtype") or "auto", wanted_bits(options)
-        theirs = folder_kind(folder) == "transformers"
-        dtype = named_dtype((stored_dtype(folder, content) if theirs else "float32") if wanted == "auto" else wanted)
-        if bits:
-            dtype = choose_placement(str(device)).dtype
-        parts: Any = load_parts(folder, ReadOptions(dtype, device, bits=bits, needs_tokenizer=False))
-        if not isinstance(parts.network, ClipNetwork):
-            raise CheckpointError(f"{name} is of the family {parts.family}, no CLIP: load it by its own class")
-        prepare_layers(parts.network)
-        tell_substitution(device, dtype)
-        model = cls(parts, content if theirs else {"model_type": "clip"}).eval()
-        model.name_or_path = str(name)
+        parts, content = read_family(pretrained_model_name_or_path, options, "clip", "CLIP")
+        model = cls(parts, content or {"model_type": "clip"}).eval()
+        model.name_or_path = str(pretrained_model_name_or_path)
         return model
 
     @property
@@ -203,12 +172,13 @@ class CLIPImageProcessor:
         return BatchFeature(pixel_values=pixels if return_tensors == "pt" else list(pixels.numpy()))
 
 
-class CLIPProcessor:
+class CLIPProcessor(ImageTextProcessor):
     """Image processor and tokenizer in one."""
 
+    image_processor: CLIPImageProcessor
+
     def __init__(self, image_processor: CLIPImageProcessor, tokenizer: WordTokenizer, words: ClipText) -> None:
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
+        super().__init__(image_processor, tokenizer)
         self.words = words
 
     @classmethod
@@ -244,32 +214,6 @@ class CLIPProcessor:
         names = {"bos_token": CLIP_START, "eos_token": CLIP_END, "unk_token": CLIP_END, "pad_token": CLIP_END}
         tokenizer = WordTokenizer(fast, {**names, "model_max_length": parts.matching.max_tokens})
         return cls(CLIPImageProcessor(parts.transform), tokenizer, parts.matching)
-
-    def __call__(
-        self,
-        text: str | Sequence[str] | None = None,
-        images: Images | None = None,
-        *,
-        padding: Padding = False,
-        truncation: Truncation = None,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        **others: object,
-    ) -> BatchFeature:
-        """`input_ids` and `attention_mask` of texts, `pixel_values` of images.
-
-        Raises:
-            ImageError: an image cannot be read.
-            OptionError: another keyword, or tensors of texts of different lengths without `padding`.
-        """
-        refuse_unknown("the processor", others)
-        found = BatchFeature()
-        if text is not None:
-            lengths: dict[str, Any] = {"padding": padding, "truncation": truncation, "max_length": max_length}
-            found.update(self.tokenizer(text, return_tensors=return_tensors, **lengths))
-        if images is not None:
-            found.update(self.image_processor(images, return_tensors=return_tensors))
-        return found
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the files that `from_pretrained` of transformers' CLIPProcessor reads."""

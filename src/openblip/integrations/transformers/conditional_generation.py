@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,22 +10,20 @@ from torch import Tensor
 
 from openblip.checkpoints.names.transformers import tied
 from openblip.checkpoints.transformers.config import WordIds as FolderIds
-from openblip.errors import CheckpointError, OptionError, is_several, whole_number
-from openblip.generation.engine import generate, stream
-from openblip.generation.options import Generation, ResolvedOptions
+from openblip.errors import CheckpointError, OptionError
 from openblip.integrations.transformers.folders import LoadedModel
+from openblip.integrations.transformers.generating import Prompts, counts_words, stop_of, write_behind
 from openblip.integrations.transformers.options import (
     CallOptions,
     GenerateOptions,
     GenerationSettings,
-    Streamer,
     check_tensor,
     engine_options,
     merged_options,
     tuple_wanted,
 )
-from openblip.integrations.transformers.outputs import FeatureOutput, GenerateOutput, WritingOutput
-from openblip.integrations.transformers.pretrained import Pretrained
+from openblip.integrations.transformers.outputs import FeatureOutput, WritingOutput
+from openblip.integrations.transformers.pretrained import Pretrained, blip2_naming
 from openblip.nn.opt import Opt
 from openblip.nn.t5 import T5
 from openblip.training.losses import IGNORED
@@ -54,7 +51,7 @@ class Writer(Pretrained):
         self.language_projection = network.prompt_projection
         self.language_model: Opt | T5 = network.own_language_model
         language = network.config.own_language
-        self.translate("" if language is None else language.prefix, tied(network.config))
+        self.translate(blip2_naming("" if language is None else language.prefix, tied(network.config)))
 
     def forward(
         self,
@@ -222,7 +219,7 @@ class Blip2ForConditionalGeneration(Writer):
         embeds, mask = self._read(visual, ids, attention_mask)
         ids = ids.to(visual.device)
         rows = list(embeds) if mask is None else [row[kept] for row, kept in zip(embeds, mask, strict=True)]
-        stop, pad = self._stop_id(options), options.get("pad_token_id")
+        stop = stop_of(options, self.words.stop)
         language, t5 = self.language_model, self.seq2seq
         if t5 is not None:
             front = ids.new_full((len(ids), 1), t5.config.start_id)
@@ -232,45 +229,13 @@ class Blip2ForConditionalGeneration(Writer):
             front = ids
             opt = cast(Opt, language)
             chosen = engine_options(options, ids.shape[1], opt.config.max_positions - embeds.shape[1], stop)
-            repeats = chosen.repetition_penalty != 1 or chosen.no_repeat_ngram_size > 0
-            used = self._used(opt, ids, attention_mask) if repeats else None
-        streamer = options.get("streamer")
-        if streamer is not None:
-            if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
-                raise OptionError(f"streamer is {streamer!r}: give an object with put and end, as a TextStreamer")
-            return _streamed(language, front, rows, chosen, used, streamer)
-        found = generate(language, rows, chosen, used)
-        texts = [text for group in found for text in group]
-        filler = self.words.pad if pad is None else pad
-        if chosen.num_beams > 1 and filler == 0:
-            filler = stop  # as there, where 0 counts as none
-        front = front.repeat_interleave(chosen.num_return_sequences, dim=0)
-        ids = torch.cat([front, _rectangle(texts, stop, filler).to(front)], dim=1)
-        if not options.get("return_dict_in_generate"):
-            return ids
-        scores: Tensor | None = None
-        if options.get("output_scores"):
-            if chosen.num_beams == 1:
-                raise OptionError(
-                    "output_scores goes with num_beams here: for the log-probability of every token, "
-                    "use openblip.load(...).caption or .ask with details=True"
-                )
-            scores = torch.tensor([text.score for text in texts], device=ids.device)
-        return GenerateOutput(sequences=ids, sequences_scores=scores)
+            used = self._used(opt, ids, attention_mask) if counts_words(chosen) else None
+        return write_behind(Prompts(language, rows, front, used), chosen, options, self.words.pad)
 
     def _start(self, visual: Tensor) -> Tensor:
         """Ids of an image without a prompt: its tokens, and the one that begins a text."""
         ids = [*[self.words.image] * visual.shape[1], self.words.start]
         return torch.tensor([ids] * len(visual), device=visual.device)
-
-    def _stop_id(self, options: GenerateOptions) -> int:
-        stop = options.get("eos_token_id")
-        if stop is None:
-            return self.words.stop
-        ids: list[Any] = list(cast(Any, stop)) if is_several(stop) else [stop]
-        if len(ids) != 1:
-            raise OptionError(f"eos_token_id has {len(ids)} tokens: one ends a text here")
-        return whole_number("eos_token_id", ids[0], 0)
 
     def _used(self, decoder: Opt, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Ids that count as repeated: all of a prompt behind the padding in front; -1 for an image's tokens."""
@@ -319,33 +284,3 @@ def _refuse_padding_in_front(mask: Tensor | None) -> None:
     """Raises OptionError for a mask [B, L] in which something is hidden in front of what is seen."""
     if mask is not None and bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()):
         raise OptionError("decoder_attention_mask hides tokens in front of others: pad what T5 says behind it")
-
-
-def _streamed(
-    language: Opt | T5,
-    front: Tensor,
-    rows: Sequence[Tensor],
-    options: ResolvedOptions,
-    used: Sequence[Tensor] | None,
-    streamer: Streamer,
-) -> Tensor:
-    """As `generate` of one text, whose ids the streamer is told as they come; it is told of the end in any case."""
-    ids = []
-    try:
-        if len(rows) != 1:
-            raise OptionError(f"a streamer was given with {len(rows)} images: it takes the text of one")
-        tokens = stream(language, rows[0], options, prompt_ids=None if used is None else used[0], tell_stop=True)
-        streamer.put(front.cpu())
-        for token in tokens:
-            ids.append(token)
-            streamer.put(torch.tensor([token]))
-    finally:
-        streamer.end()
-    return torch.cat([front, front.new_tensor([ids])], dim=1)
-
-
-def _rectangle(texts: Sequence[Generation], stop: int, filler: int) -> Tensor:
-    """Generated ids with the stop token that ended them: [N, longest]."""
-    rows = [[*text.ids, stop] if text.stopped else list(text.ids) for text in texts]
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], dtype=torch.int64)

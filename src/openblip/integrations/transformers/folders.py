@@ -13,11 +13,12 @@ from openblip.checkpoints.hub.download import download, find_files
 from openblip.checkpoints.hub.progress import download_progress
 from openblip.checkpoints.hub.repositories import using_token
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there
+from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, MATCHING_FILE
 from openblip.checkpoints.openblip.folder import load_native
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.registry import find_model, folder_kind
+from openblip.checkpoints.registry import find_model, folder_kind, transformers_family
 from openblip.checkpoints.tensors.files import WeightFolder
 from openblip.checkpoints.transformers.config import PROCESSOR_FILE, image_token_index, read_config, read_transform
 from openblip.checkpoints.transformers.read import load_transformers
@@ -26,13 +27,20 @@ from openblip.checkpoints.transformers.tokenizers import (
     SETTINGS_FILE,
     SPECIALS_FILE,
     TOKENIZER_FILE,
+    bert_words,
     read_vocabulary,
 )
 from openblip.devices import choose_placement, tell_substitution
 from openblip.errors import CheckpointError, DownloadError, OptionError, given_path
 from openblip.images.transform import ImageTransform
-from openblip.integrations.transformers.options import named_dtype
-from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer
+from openblip.integrations.transformers.options import (
+    LoadOptions,
+    chosen_device,
+    named_dtype,
+    refuse_load,
+    wanted_bits,
+)
+from openblip.integrations.transformers.tokenizer import TOKENS, Blip2Tokenizer, WordTokenizer
 from openblip.nn.quant.swap import prepare_layers
 
 if TYPE_CHECKING:
@@ -42,8 +50,9 @@ WORD_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "p
 T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 MATCHING_TOKENS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
 
-USUAL_SIDE = 224
-"""Of images, in pixels, where a folder does not say."""
+USUAL_SIDE, BLIP_SIDE = 224, 384
+"""Of images, in pixels, where a folder does not say: of BLIP-2's and of BLIP's."""
+BERT_POSITIONS = 512
 
 KEPT_IN_FLOAT32 = ("qformer.",)
 """What transformers does not cast to float16: the Q-Former overflows there."""
@@ -152,6 +161,40 @@ def read_model(folder: Path, dtype: torch.dtype | str, device: torch.device, bit
     tell_substitution(device, kind)
     words = _word_ids(parts, content, folder)
     return LoadedModel(parts, words, _described(parts, words, content))
+
+
+def read_family(
+    name: str | Path, options: LoadOptions, family: str, title: str
+) -> tuple[ModelParts[Any, Any], dict[str, Any] | None]:
+    """A model of a family, by what `from_pretrained` is called with, and config.json of a folder of transformers.
+
+    Raises:
+        CheckpointError: no such model, one of another family, or its files are broken.
+        DownloadError: its files cannot be had.
+        OptionError: a keyword of transformers that means nothing here.
+    """
+    refuse_load(options)
+    device = chosen_device(options.get("device_map"))
+    folder = find_folder(
+        name,
+        options.get("revision"),
+        options.get("cache_dir"),
+        options.get("local_files_only", False),
+        options.get("subfolder", ""),
+        options.get("token") or options.get("use_auth_token"),
+    )
+    content = read_json(folder / CONFIG_FILE)
+    wanted, bits = options.get("dtype") or options.get("torch_dtype") or "auto", wanted_bits(options)
+    theirs = folder_kind(folder) == "transformers"
+    dtype = named_dtype((stored_dtype(folder, content) if theirs else "float32") if wanted == "auto" else wanted)
+    if bits:
+        dtype = choose_placement(str(device)).dtype
+    parts: ModelParts[Any, Any] = load_parts(folder, ReadOptions(dtype, device, bits=bits, needs_tokenizer=False))
+    if parts.family != family:
+        raise CheckpointError(f"{name} is of the family {parts.family}, no {title}: load it by its own class")
+    prepare_layers(parts.network)
+    tell_substitution(device, dtype)
+    return parts, content if theirs else None
 
 
 def stored_dtype(folder: Path, content: Mapping[str, Any]) -> torch.dtype | str:
@@ -279,6 +322,30 @@ def _read_alone(folder: Path) -> ProcessorParts:
     queries = read_json_if_there(folder / PROCESSOR_FILE).get("num_query_tokens")
     settings = {**read_json_if_there(folder / SPECIALS_FILE), **read_json_if_there(folder / SETTINGS_FILE)}
     return ProcessorParts(read_transform(folder, USUAL_SIDE), Blip2Tokenizer(fast, settings), queries)
+
+
+def read_bert_processor(folder: Path) -> tuple[ImageTransform, WordTokenizer]:
+    """Of a BLIP: what makes pixels of images, and BERT's words between [CLS] and [SEP].
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the folder's model is of another family.
+    """
+    if (folder / CONFIG_FILE).exists():
+        kind = folder_kind(folder)
+        family = read_json(folder / CONFIG_FILE).get("family") if kind == "openblip" else transformers_family(folder)
+        if family != "blip":
+            raise CheckpointError(f"{folder} is of the family {family}, no BLIP: load its processor by its own class")
+        if kind == "openblip":
+            parts: ModelParts[Any, Any] = load_parts(folder, ReadOptions(left_out=("",)))
+            words = parts.require_words() if parts.matching is None else parts.matching.tokenizer
+            return parts.transform, WordTokenizer(*bert_words(words, BERT_POSITIONS))
+    specials, stored = read_json_if_there(folder / SPECIALS_FILE), read_json_if_there(folder / SETTINGS_FILE)
+    named = {name: specials[name] for name in TOKENS if name in specials}
+    fast = read_vocabulary(folder, "match")
+    if fast.post_processor is None:
+        # Files older than tokenizer.json do not say what stands around a text.
+        _surround(fast, *_around(MATCHING_TOKENS))
+    return read_transform(folder, BLIP_SIDE), WordTokenizer(fast, {**MATCHING_TOKENS, **named, **stored})
 
 
 def _read_own(folder: Path) -> ProcessorParts:

@@ -7,29 +7,24 @@ layer, which peft would not take for a linear one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from openblip.checkpoints.names.transformers import is_theirs, layers_of, sources
-from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS, peel
+from openblip.checkpoints.names.engine import Rows
+from openblip.checkpoints.tensors.wrappers import peel
 from openblip.nn.quant.swap import QuantizedLinear
 from openblip.nn.split_linear import open_layer
 
-FIRST_LEVEL = {
-    "vision_model.encoder.": "vision.",
-    "vision_model.post_layernorm": "vision_norm",
-    "vision_projection": "image_projection",
-    "language_projection": "prompt_projection",
-}
-"""What parts of our network are called here where they have other names there."""
 DRAWN = ("k_proj", "v_proj", "q_proj")
 """The order of OPT's layers in transformers, which is not that of our rows."""
 JOINED = "joined"
 QUERIES = "query_tokens"
+"""A tensor of BLIP-2's Q-Former that transformers has beside it, too."""
 QUANTIZED = "_quantized"
 OWN = "_own"
 """How names end of weights that transformers has in several layers, of those behind a name that is to be a linear
@@ -38,27 +33,48 @@ TABLES = (".tokens.weight", ".head.weight")
 """Ends of names of tables with a row for each word."""
 
 
+@dataclass(frozen=True)
+class Naming:
+    """What the tensors of a family's network are called below a model, and in transformers' files.
+
+    Attributes:
+        parts: how names below the model begin, and how those of the network do.
+        sources: a tensor of the network to what it is stacked from in files; nothing for what they have no place for.
+        not_theirs: how names begin of tensors of the network that no file of theirs holds.
+        roots: how names in files begin.
+        second_names: of tensors in files, and the first name of the same tensor.
+    """
+
+    parts: Mapping[str, str]
+    sources: Callable[[str], tuple[Rows, ...]]
+    roots: tuple[str, ...]
+    not_theirs: tuple[str, ...] = ()
+    second_names: Mapping[str, str] = field(default_factory=dict)
+
+    def layers_of(self, name: str) -> tuple[str, ...]:
+        """Their names for a layer of the network, several where we have them in one."""
+        return tuple(rows.name.removesuffix(".weight") for rows in self.sources(f"{name}.weight"))
+
+    def network_name(self, name: str) -> str:
+        """What the network calls a module or tensor that goes by this name below the model."""
+        part = next((part for part in self.parts if name.startswith(part)), "")
+        return self.parts.get(part, "") + name.removeprefix(part)
+
+
 class TranslatedModule(nn.Module):
     """A module that tells its layers by transformers' names, and finds them by these."""
 
     _theirs: Mapping[str, str] = {}
     _ours: Mapping[str, str] = {}
-    _parts: Mapping[str, str] = {}
-    _tied: Mapping[str, str] = {}
+    _naming: Naming
     _parents: frozenset[str] = frozenset()
 
-    def translate(self, language: str, second_names: Mapping[str, str]) -> None:
-        """Look up all layers, once they are in place; those that are joined in one are opened.
-
-        Args:
-            language: what our network calls the language model.
-            second_names: of tensors in files of transformers, and the first name of the same tensor.
-        """
-        self._tied = second_names
-        self._parts = {**FIRST_LEVEL, "language_model.": f"{language}."}
+    def translate(self, naming: Naming) -> None:
+        """Look up all layers, once they are in place; those that are joined in one are opened."""
+        self._naming = naming
         found: dict[str, str] = {}
         for name, module in list(super().named_modules()):
-            theirs = layers_of(self.network_name(name))
+            theirs = naming.layers_of(naming.network_name(name))
             above, _, last = name.rpartition(".")
             if len(theirs) == 1 and not isinstance(module, QuantizedLinear):
                 found[name] = theirs[0]
@@ -103,13 +119,6 @@ class TranslatedModule(nn.Module):
             (theirs, super(TranslatedModule, self).get_submodule(ours)) for ours, theirs in self._theirs.items()
         )
 
-    def network_name(self, name: str) -> str:
-        """What our network calls a module or tensor that goes by this name below here."""
-        if name == QUERIES:
-            return "qformer.queries"
-        part = next((part for part in self._parts if name.startswith(part)), "")
-        return self._parts.get(part, "") + name.removeprefix(part)
-
     def own_tensors(self) -> dict[str, Tensor]:
         """All tensors by the names that they have below here, queries as those of the Q-Former alone."""
         found: dict[str, Tensor] = {}
@@ -128,10 +137,11 @@ class TranslatedModule(nn.Module):
         What it lacks is the model's own.
         """
         # Of a model that is wrapped, as torch.compile and DistributedDataParallel do.
-        names = peel(Path("state_dict"), state, BLIP2_ROOTS)
+        names = peel(Path("state_dict"), state, self._naming.roots)
         renamed = {name: state[stored] for name, stored in names.items()}
         _find(self, renamed, "")
-        return {self.network_name(name): renamed.get(name, own) for name, own in self.own_tensors().items()}
+        own = self.own_tensors()
+        return {self._naming.network_name(name): renamed.get(name, tensor) for name, tensor in own.items()}
 
     def get_submodule(self, target: str) -> Any:
         """A module by its name; of names that only transformers has a module for, where their children are."""
@@ -186,13 +196,13 @@ def _find(module: TranslatedModule, state: dict[str, Any], prefix: str, *others:
     What transformers has in several tensors and we in one may be there in part.
     """
     _rename_all(state, prefix, module._ours)
-    own = module.own_tensors()
+    own, naming = module.own_tensors(), module._naming
     used = set()
     for name, tensor in own.items():
-        network = module.network_name(name)
-        if prefix + name in state or not is_theirs(network):
+        network = naming.network_name(name)
+        if prefix + name in state or network.startswith(naming.not_theirs):
             continue
-        rows = sources(network)
+        rows = naming.sources(network)
         # One of ours may be a part of one of theirs, or made of several.
         keys = [
             next((prefix + key for key in _names_of(row.name, module) if prefix + key in state), "") for row in rows
@@ -210,7 +220,7 @@ def _find(module: TranslatedModule, state: dict[str, Any], prefix: str, *others:
         state[prefix + name] = whole
     for key in used - {prefix + name for name in own}:
         state.pop(key, None)
-    for second in module._tied:
+    for second in naming.second_names:
         state.pop(prefix + renamed(second, module._ours), None)
     if f"{prefix}qformer.queries" in state:
         state[prefix + QUERIES] = state[f"{prefix}qformer.queries"]
@@ -218,7 +228,7 @@ def _find(module: TranslatedModule, state: dict[str, Any], prefix: str, *others:
 
 def _names_of(theirs: str, module: TranslatedModule) -> list[str]:
     """Where a tensor of theirs may be in a state whose names were looked up; word tables have several names."""
-    seconds = [second for second, first in module._tied.items() if first == theirs]
+    seconds = [second for second, first in module._naming.second_names.items() if first == theirs]
     return [renamed(name, module._ours) for name in (theirs, *seconds)]
 
 

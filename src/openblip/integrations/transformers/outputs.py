@@ -116,6 +116,48 @@ class MatchingOutput(ModelOutput):
     vision_model_output: FeatureOutput
 
 
+class BlipCaptionOutput(ModelOutput):
+    """Scores of a caption.
+
+    Attributes:
+        loss: mean over the labels; None without labels.
+        logits: [B, L, vocabulary].
+        image_embeds, last_hidden_state: patches [B, N, image width].
+    """
+
+    loss: Tensor | None
+    logits: Tensor
+    image_embeds: Tensor
+    last_hidden_state: Tensor
+
+
+class BlipAnswerOutput(ModelOutput):
+    """The loss of an answer.
+
+    Attributes:
+        loss: mean over the labels; None without labels.
+        image_embeds, last_hidden_state: patches [B, N, image width].
+    """
+
+    loss: Tensor | None
+    image_embeds: Tensor
+    last_hidden_state: Tensor
+
+
+class BlipMatchingOutput(ModelOutput):
+    """How texts fit images.
+
+    Attributes:
+        itm_score: ITM logits [B, 2], of which index 1 is yes, or ITC cosines [images, texts].
+        last_hidden_state: patches [B, N, image width].
+        question_embeds: words [B, L, width], which saw the images where ITM was asked for.
+    """
+
+    itm_score: Tensor
+    last_hidden_state: Tensor
+    question_embeds: Tensor
+
+
 class BatchFeature(dict[str, Any]):
     """What a processor makes of images and texts: `model(**inputs)` takes it."""
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from openblip.checkpoints.names.transformers import NOT_THEIRS, sources
+from openblip.checkpoints.tensors.wrappers import BLIP2_ROOTS
+from openblip.checkpoints.transformers.config import WordIds
+from openblip.checkpoints.transformers.tokenizers import Task
+from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import OptionError
 from openblip.integrations.transformers.config import ModelConfig
 from openblip.integrations.transformers.folders import LoadedModel, find_folder, read_model
+from openblip.integrations.transformers.names import QUERIES, Naming
 from openblip.integrations.transformers.options import (
     GenerationSettings,
     LoadOptions,
@@ -28,6 +35,32 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
+def blip2_naming(language: str = "", second_names: Mapping[str, str] | None = None) -> Naming:
+    """Args: what the network calls the language model; see `Naming`."""
+    parts = {
+        "vision_model.encoder.": "vision.",
+        "vision_model.post_layernorm": "vision_norm",
+        "vision_projection": "image_projection",
+        "language_projection": "prompt_projection",
+        "language_model.": f"{language}.",
+        QUERIES: "qformer.queries",
+    }
+    return Naming(parts, sources, BLIP2_ROOTS, NOT_THEIRS, second_names or {})
+
+
+def check_pixels(pixel_values: Tensor, encoder: nn.Module, interpolate: bool) -> None:
+    """Raises OptionError for no pixels [B, 3, H, W], and for another size than the encoder's without `interpolate`."""
+    check_tensor("pixel_values", pixel_values, 4)
+    if isinstance(encoder, VisionTransformer) and not interpolate:
+        side = encoder.config.image_size
+        if pixel_values.shape[-2:] != (side, side):
+            height, width = pixel_values.shape[-2:]
+            raise OptionError(
+                f"the pixels are {height} x {width}, the model reads {side} x {side}: "
+                "make them with its processor, or give interpolate_pos_encoding=True"
+            )
+
+
 class VisionModel(nn.Module):
     """The image encoder and the norm behind it."""
 
@@ -43,15 +76,7 @@ class VisionModel(nn.Module):
             OptionError: another size than the model was trained on, without `interpolate_pos_encoding`.
         """
         weight = self.post_layernorm.weight
-        check_tensor("pixel_values", pixel_values, 4)
-        if isinstance(self.encoder, VisionTransformer) and not interpolate_pos_encoding:
-            side = self.encoder.config.image_size
-            if pixel_values.shape[-2:] != (side, side):
-                height, width = pixel_values.shape[-2:]
-                raise OptionError(
-                    f"the pixels are {height} x {width}, the model reads {side} x {side}: "
-                    "make them with its processor, or give interpolate_pos_encoding=True"
-                )
+        check_pixels(pixel_values, self.encoder, interpolate_pos_encoding)
         patches: Tensor = self.post_layernorm(self.encoder(pixel_values.to(weight.device, weight.dtype)))
         # Normalized once more, as there.
         return FeatureOutput(last_hidden_state=patches, pooler_output=self.post_layernorm(patches[:, 0]))
@@ -67,6 +92,9 @@ class Pretrained(Trainable):
         generation_config: of a model that writes, what `generate` does where a call says nothing; else None.
         config: config.json, and what it leaves to defaults and scripts ask for.
     """
+
+    task: Task = "write"
+    word_ids: WordIds | None = None
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
@@ -113,6 +141,9 @@ class Pretrained(Trainable):
     @property
     def dtype(self) -> torch.dtype:
         return self.vision_model.post_layernorm.weight.dtype
+
+    def _write(self, folder: Path, shard_bytes: int, state: Mapping[str, Tensor] | None) -> None:
+        save_transformers(self.parts, folder, self.task, shard_bytes, state, self.word_ids)
 
     def _query(self, pixel_values: Tensor, interpolate: bool) -> tuple[FeatureOutput, FeatureOutput]:
         """What the image encoder and the queries see: [B, N, image width] and [B, Q, width]."""

@@ -17,7 +17,7 @@ from openblip.errors import OptionError, given_path, whole_number
 from openblip.images.decode import load_image
 from openblip.images.sources import ImageSource
 from openblip.images.transform import ImageTransform, to_pixels
-from openblip.integrations.transformers.folders import find_folder, read_processor
+from openblip.integrations.transformers.folders import find_folder, read_bert_processor, read_processor
 from openblip.integrations.transformers.options import refuse_unknown
 from openblip.integrations.transformers.outputs import BatchFeature
 from openblip.integrations.transformers.tokenizer import (
@@ -25,6 +25,7 @@ from openblip.integrations.transformers.tokenizer import (
     Ids,
     Padding,
     Truncation,
+    WordTokenizer,
     as_tensor,
     check_tensors,
 )
@@ -176,10 +177,102 @@ class Blip2Processor:
         write_together(given_path("save_directory", save_directory), files, {})
 
 
-class AutoProcessor:
-    """transformers' way to the processor of any model; here of any BLIP-2."""
+class MakesPixels(Protocol):
+    """An image processor."""
 
-    from_pretrained = Blip2Processor.from_pretrained
+    @property
+    def transform(self) -> ImageTransform: ...
+    def __call__(self, images: Images, *, return_tensors: str | None = None) -> BatchFeature: ...
+
+
+class ImageTextProcessor:
+    """Image processor and tokenizer in one, each for itself."""
+
+    image_processor: MakesPixels
+
+    def __init__(self, image_processor: MakesPixels, tokenizer: WordTokenizer) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        images: Images | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        **others: object,
+    ) -> BatchFeature:
+        """`pixel_values` of images, `input_ids` and `attention_mask` of texts.
+
+        Raises:
+            ImageError: an image cannot be read.
+            OptionError: neither images nor text, another keyword, or tensors of texts of different lengths without
+                `padding`.
+        """
+        refuse_unknown("the processor", others)
+        if images is None and text is None:
+            raise OptionError("the processor got neither images nor text: give one of them, or both")
+        found = BatchFeature()
+        if images is not None:
+            found.update(self.image_processor(images, return_tensors=return_tensors))
+        if text is not None:
+            words = self.tokenizer(
+                text,
+                padding=padding,
+                truncation=truncation,
+                max_length=max_length,
+                add_special_tokens=add_special_tokens,
+                return_tensors=return_tensors,
+            )
+            found.update(words)
+        return found
+
+    def decode(self, token_ids: Ids, skip_special_tokens: bool = False) -> Any:
+        """The text of ids, or a list of texts of rows of ids."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens)
+
+    def batch_decode(self, sequences: Sequence[Ids] | Tensor, skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of ids."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens)
+
+
+class BlipProcessor(ImageTextProcessor):
+    """The image processor and BERT's tokenizer, as transformers' BlipProcessor."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        use_fast: bool | None = None,
+        trust_remote_code: bool | None = None,
+        **others: object,
+    ) -> BlipProcessor:
+        """The processor of a model, by its name or folder; see `Blip2Processor.from_pretrained`."""
+        refuse_unknown("from_pretrained of a processor", others)
+        name = pretrained_model_name_or_path
+        transform, words = read_bert_processor(
+            find_folder(name, revision, cache_dir, local_files_only, subfolder, token)
+        )
+        return cls(BlipImageProcessor(transform), words)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write what `from_pretrained`, here and in transformers, makes the same processor of."""
+        files = {
+            **self.tokenizer.files(),
+            **image_files(self.image_processor.transform, "BlipProcessor"),
+            PROCESSOR_FILE: to_json({"processor_class": "BlipProcessor"}),
+        }
+        write_together(given_path("save_directory", save_directory), files, {})
 
 
 class _Array(Protocol):

@@ -12,7 +12,7 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.integrations.transformers.folders import LoadedModel
 from openblip.integrations.transformers.options import tuple_wanted
 from openblip.integrations.transformers.outputs import FeatureOutput, MatchingOutput, ProjectionOutput
-from openblip.integrations.transformers.pretrained import Pretrained
+from openblip.integrations.transformers.pretrained import Pretrained, blip2_naming
 
 
 class Matching(Pretrained):
@@ -33,7 +33,7 @@ class Matching(Pretrained):
         self.vision_projection = network.image_projection
         self.text_projection = network.text_projection
         self.itm_head = network.itm_head
-        self.translate("", {})
+        self.translate(blip2_naming())
         self.image_token: int | None = loaded.config["image_token_index"]
 
     def get_input_embeddings(self) -> nn.Module:

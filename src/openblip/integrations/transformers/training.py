@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor, nn
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.checkpoints.transformers.config import WordIds
-from openblip.checkpoints.transformers.tokenizers import Task
-from openblip.checkpoints.transformers.write import save_transformers
 from openblip.errors import OptionError, given_path
 from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import SaveOptions, byte_count, refuse_unknown
@@ -26,6 +23,8 @@ SHARD_SIZE = "50GB"
 """transformers' own limit for what it saves of a model."""
 BASE_CLASS = "transformers.modeling_utils"
 CHECKPOINTED = "gradient_checkpointing"
+LOSS_TYPES = ("ForConditionalGeneration", "ForQuestionAnswering")
+"""transformers' rules, by how the names of classes end."""
 
 
 class Trainable(TranslatedModule, ABC):
@@ -36,9 +35,7 @@ class Trainable(TranslatedModule, ABC):
         loss_type: whose rule for counting labels it follows; that of transformers' class of the same name.
     """
 
-    parts: ModelParts
-    task: Task = "write"
-    word_ids: WordIds | None = None
+    parts: ModelParts[Any, Any]
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _keys_to_ignore_on_save: frozenset[str] = frozenset()
@@ -67,7 +64,7 @@ class Trainable(TranslatedModule, ABC):
 
     @property
     def loss_type(self) -> str | None:
-        return "ForConditionalGeneration" if type(self).__name__.endswith("ForConditionalGeneration") else None
+        return next((kind for kind in LOSS_TYPES if type(self).__name__.endswith(kind)), None)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Weights; ours has none for EVA's key biases, which are zero."""
@@ -191,7 +188,7 @@ class Trainable(TranslatedModule, ABC):
             max_shard_size: bytes, or as "5GB".
 
         Raises:
-            CheckpointError: transformers' BLIP-2 cannot be such a model.
+            CheckpointError: transformers has no such model.
             OptionError: no such size, pickled files or an upload are asked for, or another keyword.
         """
         refuse_unknown("save_pretrained", options, SaveOptions)
@@ -205,8 +202,11 @@ class Trainable(TranslatedModule, ABC):
         if not is_main_process:
             return
         state = None if state_dict is None else self.network_state(state_dict)
-        folder = given_path("save_directory", save_directory)
-        save_transformers(self.parts, folder, self.task, size, state, self.word_ids)
+        self._write(given_path("save_directory", save_directory), size, state)
+
+    @abstractmethod
+    def _write(self, folder: Path, shard_bytes: int, state: Mapping[str, Tensor] | None) -> None:
+        """A folder, of the network's own tensors or of `state` by the network's names."""
 
     def push_to_hub(self, *arguments: object, **options: object) -> NoReturn:
         """Raises OptionError: save the model, and upload the folder."""
