@@ -5,10 +5,14 @@
 REVISION is any revision of this repository, or the folder of another checkout; by default the tag before-1.0, the tree
 before it was restructured. It is checked out into a temporary folder. Each round starts a fresh process for each build,
 with PYTHONPATH saying which one it imports; the two then take turns, one call at a time, each call with a new photo, so
-that a load on the machine that comes and goes meets both. The table has medians over all rounds of CPU time (user and
-system, all threads) and of wall time, their ratios (this tree by the other), and the quartiles of the ratio of CPU time
-of two calls that followed one another. Ctrl-C shows what was measured so far. Texts have a fixed number of tokens, so
-both builds do the same work, but for a caption with the model's own options, which are whatever a build chooses.
+that a load on the machine that comes and goes meets both. Only the first load in a process counts, so a round also
+starts `--repeats` pairs of processes that load and end. Ctrl-C shows what was measured so far. Texts have a fixed
+number of tokens, so both builds do the same work, but for a caption with the model's own options, which are whatever a
+build chooses.
+
+All times are CPU time: user and system, all threads. The table has medians over all rounds; the median and quartiles
+of the ratio of two calls that followed one another (this tree by the other); and the ratio of the two lowest times,
+which a load on the machine disturbs least. Something counts as slower if the median and the lowest times agree on it.
 
 "real size" is blip2-opt-2.7b with random weights and `--depth` layers of each of its three parts: layers are alike, so
 the ratio is that of the whole.
@@ -30,7 +34,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,14 +47,6 @@ ASKED = ["what is it?", "what color is it?", "where is it?"]
 TOKENS, ANSWER_TOKENS, EMBEDDED = 12, 4, 16
 NEW_NAMES = {"num_beams": "beams", "max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 """What a build from before these names has instead."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Seconds of one call."""
-
-    cpu: float
-    wall: float
 
 
 class Worker:
@@ -121,9 +116,9 @@ class Worker:
         for line in sys.stdin:
             name, number = json.loads(line)
             work = calls[name](number)
-            wall, cpu = time.perf_counter(), time.process_time()
+            start = time.process_time()
             work()
-            print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall]), flush=True)
+            print(json.dumps(time.process_time() - start), flush=True)
 
 
 class Build:
@@ -135,14 +130,15 @@ class Build:
             command, env=environment(source, threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def call(self, name: str, number: int) -> Taken:
+    def call(self, name: str, number: int) -> float:
+        """CPU seconds of one call."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps([name, number]) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{' '.join(map(str, self.process.args))} ended at {name}")  # type: ignore[arg-type]
-        return Taken(*json.loads(line))
+        return float(json.loads(line))
 
     def end(self) -> None:
         self.process.communicate()
@@ -154,12 +150,12 @@ def environment(source: Path, threads: int) -> dict[str, str]:
     return own | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads)}
 
 
-def run_command(source: Path, arguments: list[str]) -> Taken:
-    """A whole process."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+def run_command(source: Path, arguments: list[str]) -> float:
+    """CPU seconds of a whole process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], env=environment(source, 1), check=True, stdout=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Taken(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @contextmanager
@@ -183,16 +179,16 @@ class Comparison:
 
     def __init__(self, ours: Path, theirs: Path) -> None:
         self.sources = {"ours": ours, "theirs": theirs}
-        self.taken: dict[str, list[tuple[Taken, Taken]]] = defaultdict(list)
+        self.seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._turns = 0
 
-    def turn(self, name: str, work: Callable[[str], Taken]) -> None:
+    def turn(self, name: str, work: Callable[[str], float]) -> None:
         """Both do `work`; who begins changes."""
         self._turns += 1
         order = ["ours", "theirs"] if self._turns % 2 else ["theirs", "ours"]
         found = {side: work(side) for side in order}
         if name:
-            self.taken[name].append((found["ours"], found["theirs"]))
+            self.seconds[name].append((found["ours"], found["theirs"]))
 
     def starts(self, repeats: int) -> None:
         commands = {"`import openblip`": ["-c", "import openblip"], "`openblip --help`": ["-m", "openblip", "--help"]}
@@ -201,49 +197,55 @@ class Comparison:
                 # The first one compiles the modules.
                 self.turn(name if count else "", partial(self._command, arguments))
 
-    def _command(self, arguments: list[str], side: str) -> Taken:
+    def _command(self, arguments: list[str], side: str) -> float:
         return run_command(self.sources[side], arguments)
 
     def calls(
         self, title: str, model: str, dtype: str, tasks: list[str], repeats: int, threads: int, seed: int
     ) -> None:
-        """A round: both load `model` in fresh processes and do each task `repeats` times."""
-        builds = {side: Build(source, model, dtype, threads) for side, source in self.sources.items()}
+        """A round: both load in fresh processes, `repeats` times, and in the last ones do each task as often."""
+        for remaining in reversed(range(repeats)):
+            builds = {side: Build(source, model, dtype, threads) for side, source in self.sources.items()}
 
-        def turn(task: str, number: int, counts: bool) -> None:
-            self.turn(f"{title}: {task}" if counts else "", lambda side: builds[side].call(task, number))
+            def call(task: str, number: int, builds: dict[str, Build] = builds, counts: bool = True) -> None:
+                self.turn(f"{title}: {task}" if counts else "", lambda which: builds[which].call(task, number))
 
-        try:
-            turn("load", 0, True)
-            turn("first caption", seed, True)
-            for repeat in range(repeats + 1):
-                for place, task in enumerate(tasks):
-                    turn(task, seed + 1 + repeat * len(tasks) + place, repeat > 0)
-        finally:
-            for build in builds.values():
-                build.end()
+            try:
+                call("load", 0)
+                call("first caption", seed + remaining)
+                for repeat in range(repeats + 1 if not remaining else 0):
+                    for place, task in enumerate(tasks):
+                        call(task, seed + repeats + repeat * len(tasks) + place, counts=repeat > 0)
+            finally:
+                for build in builds.values():
+                    build.end()
 
     def table(self) -> list[str]:
-        heads = ["Before, CPU ms", "Now, CPU ms", "Ratio", "Quartiles", "Before, wall ms", "Now, wall ms", "Ratio"]
-        lines = [f"| What | {' | '.join(heads)} | Calls |", "|---" * (len(heads) + 2) + "|"]
-        for name, pairs in self.taken.items():
-            ratios = [ours.cpu / theirs.cpu for ours, theirs in pairs]
-            low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-            cells = []
-            for kind in ("cpu", "wall"):
-                ours, theirs = (statistics.median(getattr(pair[side], kind) for pair in pairs) for side in (0, 1))
-                cells.append([f"{theirs * 1e3:.1f}", f"{ours * 1e3:.1f}", f"{ours / theirs:.3f}"])
-            spread = [f"{low:.2f} to {high:.2f}"]
-            lines.append(f"| {' | '.join([name, *cells[0], *spread, *cells[1], str(len(pairs))])} |")
+        heads = ["What", "Before, CPU ms", "Now, CPU ms", "Ratio", "Quartiles", "Ratio of lowest", "Calls"]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for name, pairs in self.seconds.items():
+            low, middle, high = quartiles(pairs)
+            ours, theirs = (f"{statistics.median(pair[side] for pair in pairs) * 1e3:.1f}" for side in (0, 1))
+            ratios = f"{middle:.3f} | {low:.2f} to {high:.2f} | {ratio_of_lowest(pairs):.3f}"
+            lines.append(f"| {name} | {theirs} | {ours} | {ratios} | {len(pairs)} |")
         return lines
 
     def slower(self) -> list[str]:
-        """What takes more than `BAR` of the other's CPU time."""
+        """What takes more than `BAR` of the other's CPU time, however one measures."""
         return [
-            name
-            for name, pairs in self.taken.items()
-            if statistics.median(ours.cpu for ours, _ in pairs) > BAR * statistics.median(old.cpu for _, old in pairs)
+            name for name, pairs in self.seconds.items() if quartiles(pairs)[1] > BAR and ratio_of_lowest(pairs) > BAR
         ]
+
+
+def quartiles(pairs: list[tuple[float, float]]) -> list[float]:
+    """Of the ratio of two calls that followed one another."""
+    ratios = [ours / theirs for ours, theirs in pairs]
+    return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+
+
+def ratio_of_lowest(pairs: list[tuple[float, float]]) -> float:
+    ours, theirs = zip(*pairs, strict=True)
+    return min(ours) / min(theirs)
 
 
 WRITING = ["caption, 5 beams", "caption, greedy", "ask, 3 questions"]
@@ -273,7 +275,7 @@ def main() -> None:
     parser.add_argument("revision", nargs="?", default="before-1.0", help="any revision, or another checkout's folder")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "DTYPE"), help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of fresh processes")
-    parser.add_argument("--repeats", type=int, default=5, help="calls of each kind in a process")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each kind, and loads, in a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--depth", type=int, default=4, help="layers of each part at real size")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)

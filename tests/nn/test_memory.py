@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import subprocess
 import sys
@@ -74,3 +75,33 @@ def test_weights_are_gathered_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(10):
         gatherer.add(huge_pages.AT_A_TIME // 4)
     assert len(calls) == 2
+
+
+LAYERS = """
+import resource, sys
+import torch
+from openblip.nn.memory import reuse_freed
+if sys.argv[1] == "reuse":
+    reuse_freed()
+def layers():
+    pieces = [torch.ones(2 * 2**20) for _ in range(3)]  # 8 MB each
+    return float(pieces[0][0])
+for _ in range(8):  # until there is room for what is aligned differently
+    layers()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    layers()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc's alone")
+def test_what_layers_free_is_used_again() -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    faults = {}
+    for way in ("reuse", "not"):
+        command = [sys.executable, "-c", LAYERS, way]
+        faults[way] = int(subprocess.run(command, env=own, capture_output=True, text=True, check=True).stdout)
+    if faults["not"] < 1000:
+        pytest.skip("this allocator gives nothing back")
+    assert faults["reuse"] < faults["not"] / 2

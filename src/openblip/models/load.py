@@ -13,6 +13,7 @@ from openblip.errors import given_path
 from openblip.images.encoded_image import DEFAULT_BYTES, ImageCache
 from openblip.models.families import composer_of
 from openblip.models.model import Model
+from openblip.nn.memory import reuse_freed
 from openblip.nn.quant.swap import prepare_layers
 
 if TYPE_CHECKING:
@@ -79,4 +80,6 @@ def model_of(parts: ModelParts, placement: Placement, image_cache: int = DEFAULT
     network = parts.network.to(device=placement.device, dtype=placement.dtype).eval()
     network.requires_grad_(False)
     prepare_layers(network)
+    if placement.device.type == "cpu":
+        reuse_freed()
     return Model(parts, placement, composer_of(parts.family)(parts, placement, ImageCache(image_cache)))
