@@ -8,6 +8,7 @@ from torch import Tensor
 from openblip.nn.blip import BlipNetwork
 from openblip.training.losses import TextBatch
 from openblip.training.momentum import NO_IMAGE, Momentum
+from openblip.training.momentum_losses import ImageBatch
 from tests.models.blip_models import ENCODE, small_config
 from tests.pairs.shake import shake
 
@@ -27,6 +28,10 @@ def made(task: str) -> tuple[BlipNetwork, Momentum]:
     momentum.ids.copy_(torch.tensor([9, NO_IMAGE, 4, 1, 2, NO_IMAGE]))
     momentum.place.fill_(4)
     return network, momentum
+
+
+def images_of(network: BlipNetwork, pixels: Tensor) -> ImageBatch:
+    return ImageBatch(network.image_features(pixels), pixels)
 
 
 def batch(seed: int = 0) -> tuple[Tensor, TextBatch]:

@@ -20,7 +20,7 @@ from openblip.training.momentum import Momentum
 from openblip.training.momentum_losses import PretrainLoss, pretrain_loss, retrieval_loss, soft_share
 from openblip.training.parallel.processes import World
 from tests.pairs.gaps import difference
-from tests.training.momentum_pairs import DECAY, IDS, QUEUE, SOFT, batch, made
+from tests.training.momentum_pairs import DECAY, IDS, QUEUE, SOFT, batch, images_of, made
 from tests.training.parallel.test_processes import ROOT, together
 
 NEGATIVES = HardNegatives(torch.tensor([2, 3, 3, 0]), torch.tensor([3, 2, 0, 1]))
@@ -90,7 +90,9 @@ def test_losses_are_those_of_the_plain_formula(task: str) -> None:
     expected, queues = plain(task, other, momentum, pixels, text)
     step = retrieval_loss if task == "match" else pretrain_loss
     before = {name: weight.clone() for name, weight in momentum.weights.items()}
-    found = step(network, momentum, pixels, text, SOFT, Pairing(IDS if task == "match" else None, NEGATIVES))
+    found = step(
+        network, momentum, images_of(network, pixels), text, SOFT, Pairing(IDS if task == "match" else None, NEGATIVES)
+    )
     losses = {"itc": found.itc, "itm": found.itm}
     if isinstance(found, PretrainLoss):
         losses["lm"] = found.lm
@@ -116,12 +118,13 @@ def test_a_queue_may_be_empty_and_a_share_of_soft_targets_grows() -> None:
     momentum = Momentum(network, 0, DECAY)
     pixels, text = batch()
     first, second = (
-        retrieval_loss(network, momentum, pixels, text, 0.0, Pairing(IDS, NEGATIVES)).itc for _ in range(2)
+        retrieval_loss(network, momentum, images_of(network, pixels), text, 0.0, Pairing(IDS, NEGATIVES)).itc
+        for _ in range(2)
     )
     assert difference(first, second) <= 1e-5  # copies that are equal do not move
     assert [soft_share(0.4, epochs) for epochs in (0, 0.5, 2, 7)] == pytest.approx([0.0, 0.1, 0.4, 0.4])
     network.temperature.data.fill_(7.0)
-    retrieval_loss(network, momentum, pixels, text, 0.0, Pairing(IDS, NEGATIVES))
+    retrieval_loss(network, momentum, images_of(network, pixels), text, 0.0, Pairing(IDS, NEGATIVES))
     assert float(network.temperature) == 0.5
 
 
@@ -155,7 +158,7 @@ from safetensors.torch import save_file
 from openblip.training.losses import Pairing, TextBatch
 from openblip.training.momentum_losses import pretrain_loss, retrieval_loss
 from openblip.training.parallel.processes import ALONE, World, leave
-from tests.training.momentum_pairs import IDS, SOFT, batch, made
+from tests.training.momentum_pairs import IDS, SOFT, batch, images_of, made
 
 torch.set_num_threads(1)
 if "RANK" in os.environ:
@@ -170,7 +173,7 @@ for task, step in (("match", retrieval_loss), ("pretrain", pretrain_loss)):
         longest = int(text.mask[rows].sum(1).max())  # each process cuts its texts at its own longest
         own = TextBatch(text.ids[rows, :longest], text.mask[rows, :longest])
         pairing = Pairing(ids, None, torch.Generator().manual_seed(number), world=world)
-        loss = step(network, momentum, pixels[rows], own, SOFT, pairing)
+        loss = step(network, momentum, images_of(network, pixels[rows]), own, SOFT, pairing)
         total = sum(value for name, value in vars(loss).items())
         network.zero_grad()
         total.backward()
@@ -181,7 +184,8 @@ for task, step in (("match", retrieval_loss), ("pretrain", pretrain_loss)):
     found |= {f"{task} {name}": tensor.clone().float() for name, tensor in momentum.state().items()}
 if world.size > 1:
     # Negatives of one's own rows alone are possible, too.
-    loss = retrieval_loss(network, momentum, pixels[rows], own, SOFT, Pairing(IDS[rows], world=world), ALONE)
+    images = images_of(network, pixels[rows])
+    loss = retrieval_loss(network, momentum, images, own, SOFT, Pairing(IDS[rows], world=world), ALONE)
     assert loss.itm.isfinite()
 if world.rank == 0:
     save_file(found, sys.argv[1])

@@ -26,6 +26,7 @@ from openblip.training.momentum_losses import (
 from openblip.training.recipe import OptimizerSection
 from tests.pairs.blip import VARIABLE, Recording, load, recordings
 from tests.pairs.gaps import difference
+from tests.training.momentum_pairs import images_of
 
 pytestmark = pytest.mark.real
 CLOSE, GRADIENT = 1e-5, 5e-5
@@ -102,9 +103,9 @@ def test_one_step(folder: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> N
     text, pairing = text_of(recording, inputs["text_input"]), Pairing(inputs.get("image_id"), negatives_of(outputs))
     lm = {}
     if task == "retrieval":
-        found = retrieval_loss(network, momentum, inputs["image"], text, soft, pairing)
+        found = retrieval_loss(network, momentum, images_of(network, inputs["image"]), text, soft, pairing)
     else:
-        pretrained = pretrain_loss(network, momentum, inputs["image"], text, soft, pairing)
+        pretrained = pretrain_loss(network, momentum, images_of(network, inputs["image"]), text, soft, pairing)
         found, lm = pretrained, {"lm": pretrained.lm}  # type: ignore[assignment]
     losses = {"itc": found.itc, "itm": found.itm, **lm}
     for name, value in losses.items():
@@ -139,7 +140,7 @@ def test_targets_and_weights_of_negatives(folder: Path, task: str, monkeypatch: 
     text = text_of(recording, inputs["text_input"])
     soft = soft_of(recording, inputs, inputs["num_iters_per_epoch"])
     step = retrieval_loss if task == "retrieval" else pretrain_loss
-    step(network, momentum, inputs["image"], text, soft, Pairing(inputs.get("image_id")))
+    step(network, momentum, images_of(network, inputs["image"]), text, soft, Pairing(inputs.get("image_id")))
     for direction, (scores, targets) in zip(("i2t", "t2i"), asked, strict=False):
         close(targets, outputs[f"sims_sim_{direction}_targets"])
         if task == "pretrain":
@@ -157,8 +158,8 @@ def test_momentum_embeddings_come_after_the_copies_have_moved(folder: Path) -> N
     inputs, outputs = recording.inputs, recording.outputs
     text = text_of(recording, inputs["text_input"])
     embeds = network.project_images(outputs["image_embeds"][:, 0]), network.project_texts(outputs["text_embeds"][:, 0])
-    momentum_contrast(network, momentum, inputs["image"], text, embeds, inputs["image_id"], 0.1)
-    images, texts = momentum.embed(network, inputs["image"], text.ids, text.mask)
+    momentum_contrast(network, momentum, images_of(network, inputs["image"]), text, embeds, inputs["image_id"], 0.1)
+    images, texts = momentum.embed(network, outputs["image_embeds"], inputs["image"], text.ids, text.mask)
     close(images, momentum.images[4:8])
     close(texts, momentum.texts[4:8])
 
@@ -173,7 +174,7 @@ def test_steps_of_adamw(folder: Path) -> None:
         pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step["image_seed"]))
         pairing = Pairing(step["image_id"], negatives_of(step))
         text = text_of(recording, step["text_input"])
-        found = retrieval_loss(network, momentum, pixels, text, soft_of(recording, step), pairing)
+        found = retrieval_loss(network, momentum, images_of(network, pixels), text, soft_of(recording, step), pairing)
         close(found.itc, step["loss_itc"])
         close(found.itm, step["loss_itm"])
         assert momentum.place.tolist() == step["queue_ptr"].tolist()

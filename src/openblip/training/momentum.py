@@ -16,7 +16,7 @@ from torch.func import functional_call
 from openblip.nn.blip import BlipNetwork
 from openblip.training.parallel.processes import ALONE, World
 
-COPIED = ("vision.", "encoder.", "image_projection.", "text_projection.")
+VISION, COPIED = "vision.", ("encoder.", "image_projection.", "text_projection.")
 READS_IMAGES = ".cross_attention."
 """Texts are embedded alone: of this, no copy is needed."""
 NO_IMAGE = -100
@@ -41,18 +41,21 @@ class Momentum:
         decay: float,
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        vision: bool = True,
     ) -> None:
         """Copies start as the network is, queues with random vectors.
 
         Args:
             decay: what a copy keeps of itself in each step.
+            vision: whether the image encoder learns; a frozen one needs no copy.
             device: where tensors are kept; None: where the network is.
             generator: on the CPU, of the vectors.
         """
         self.decay = decay
+        self.copied = (VISION, *COPIED) if vision else COPIED
         device = network.temperature.device if device is None else device
         self.weights = {
-            name: parameter.detach().to(device, copy=True) for name, parameter in copied_parameters(network).items()
+            name: parameter.detach().to(device, copy=True) for name, parameter in self._parameters(network).items()
         }
         width = network.config.shared_width
         if width is None:
@@ -79,15 +82,22 @@ class Momentum:
     @torch.no_grad()
     def update(self, network: BlipNetwork) -> None:
         """Move the copies towards the network."""
-        parameters = copied_parameters(network)
+        parameters = self._parameters(network)
         for name, weight in self.weights.items():
             weight.lerp_(parameters[name].detach(), 1 - self.decay)
 
     @torch.no_grad()
-    def embed(self, network: BlipNetwork, pixels: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors [B, shared width] of images and of texts [B, L], float32, by the copies."""
+    def embed(
+        self, network: BlipNetwork, features: Tensor, pixels: Tensor | None, ids: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, shared width] of images and of texts [B, L], float32, by the copies.
+
+        Args:
+            features: [B, N, image width], by the network's own image encoder, which the copy of a frozen one equals.
+            pixels: [B, 3, S, S], where the encoder learns.
+        """
         weights = {f"network.{name}": weight for name, weight in self.weights.items()}
-        image, text = functional_call(_Embedding(network), weights, (pixels, ids, mask))
+        image, text = functional_call(_Embedding(network), weights, (features, pixels, ids, mask))
         return image.float(), text.float()
 
     @torch.no_grad()
@@ -109,6 +119,14 @@ class Momentum:
             self.ids.index_copy_(0, places, world.gather(ids))
         self.place.copy_((self.place + count) % size)
 
+    def _parameters(self, network: BlipNetwork) -> dict[str, nn.Parameter]:
+        """The parameters that have copies, by name."""
+        return {
+            name: parameter
+            for name, parameter in network.named_parameters()
+            if name.startswith(self.copied) and READS_IMAGES not in name
+        }
+
 
 class _Embedding(nn.Module):
     """What the copies compute, as `functional_call` runs it."""
@@ -117,15 +135,7 @@ class _Embedding(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, pixels: Tensor | None, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
-        return network.project_images(network.vision.class_vector(pixels)), network.embed_texts(ids, mask)
-
-
-def copied_parameters(network: BlipNetwork) -> dict[str, nn.Parameter]:
-    """The parameters that have momentum copies, by name."""
-    return {
-        name: parameter
-        for name, parameter in network.named_parameters()
-        if name.startswith(COPIED) and READS_IMAGES not in name
-    }
+        image = features[:, 0] if pixels is None else network.vision.class_vector(pixels)
+        return network.project_images(image), network.embed_texts(ids, mask)

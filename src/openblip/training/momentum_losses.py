@@ -34,6 +34,19 @@ NEGATIVE_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
+class ImageBatch:
+    """The images of a batch.
+
+    Attributes:
+        features: [B, N, image width], by the network's image encoder, the class token's vector first.
+        pixels: [B, 3, S, S], for the momentum copy of an encoder that learns; None: it is frozen.
+    """
+
+    features: Tensor
+    pixels: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class PretrainLoss:
     """The three parts, each a scalar."""
 
@@ -65,7 +78,7 @@ def soft_share(alpha: float, epochs: float, ramp: float = RAMP_EPOCHS) -> float:
 def retrieval_loss(
     network: BlipNetwork,
     momentum: Momentum,
-    pixels: Tensor,
+    images: ImageBatch,
     text: TextBatch,
     soft: float,
     pairing: Pairing,
@@ -76,7 +89,6 @@ def retrieval_loss(
     The momentum copies and the queues move on.
 
     Args:
-        pixels: [B, 3, S, S].
         text: one an image, beginning with [CLS].
         soft: the share of the momentum copies' soft targets, see `soft_share`.
         among: the processes that hard negatives come from; None: all of the pairing's.
@@ -84,10 +96,10 @@ def retrieval_loss(
     world = pairing.world
     among = world if among is None else among
     clamp_temperature(network)
-    features = network.image_features(pixels)
+    features = images.features
     image_embeds, text_embeds = _embeds(network, features, text)
     contrast = momentum_contrast(
-        network, momentum, pixels, text, (image_embeds, text_embeds), pairing.image_ids, soft, world
+        network, momentum, images, text, (image_embeds, text_embeds), pairing.image_ids, soft, world
     )
     negatives = pairing.negatives
     if negatives is None:
@@ -107,7 +119,7 @@ def retrieval_loss(
 def pretrain_loss(
     network: BlipNetwork,
     momentum: Momentum,
-    pixels: Tensor,
+    images: ImageBatch,
     text: TextBatch,
     soft: float,
     pairing: Pairing,
@@ -121,16 +133,16 @@ def pretrain_loss(
     world = pairing.world
     among = world if among is None else among
     clamp_temperature(network)
-    features = network.image_features(pixels)
+    features = images.features
     embeds = _embeds(network, features, text)
-    contrast = momentum_contrast(network, momentum, pixels, text, embeds, None, soft, world)
+    contrast = momentum_contrast(network, momentum, images, text, embeds, None, soft, world)
     negatives = pairing.negatives
     if negatives is None:
         count = world.joined(len(text.ids))
-        batch = slice(0, count) if among.size == world.size else world.rows(count)
+        drawn = slice(0, count) if among.size == world.size else world.rows(count)
         negatives = draw_negatives(
-            contrast.image_to_text.detach()[:, batch],
-            contrast.text_to_image.detach()[:, batch],
+            contrast.image_to_text.detach()[:, drawn],
+            contrast.text_to_image.detach()[:, drawn],
             same_image(None, text.ids, among),
             pairing.generator,
             among,
@@ -149,7 +161,7 @@ def clamp_temperature(network: BlipNetwork) -> None:
 def momentum_contrast(
     network: BlipNetwork,
     momentum: Momentum,
-    pixels: Tensor,
+    batch: ImageBatch,
     text: TextBatch,
     embeds: tuple[Tensor, Tensor],
     image_ids: Tensor | None,
@@ -163,7 +175,7 @@ def momentum_contrast(
         image_ids: [b], see `Pairing`.
     """
     momentum.update(network)
-    images, texts = momentum.embed(network, pixels, text.ids, text.mask)
+    images, texts = momentum.embed(network, batch.features, batch.pixels, text.ids, text.mask)
     with torch.autocast(images.device.type, enabled=False):
         all_images = torch.cat([world.gather(images), momentum.images])
         all_texts = torch.cat([world.gather(texts), momentum.texts])

@@ -17,6 +17,7 @@ from openblip.training.metrics import is_possible, metrics_of
 from openblip.training.recipe_keys import (
     Evaluation,
     Mixture,
+    MomentumSection,
     MonitorSection,
     NewModel,
     OptimizerSection,
@@ -32,6 +33,7 @@ __all__ = [
     "DataSource",
     "Evaluation",
     "Mixture",
+    "MomentumSection",
     "MonitorSection",
     "NewModel",
     "OptimizerSection",
@@ -83,6 +85,11 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
                 yield f"lora.targets names {name}, which {recipe.stage.value} does not use: name others"
     if objective.compares and recipe.batch_size == 1:
         yield f"batch_size is 1: {recipe.stage.value} compares the images of a batch, give at least 2"
+    if objective.keeps_copies and 0 < recipe.momentum.queue_size < recipe.batch_size:
+        yield (
+            f"momentum.queue_size is {recipe.momentum.queue_size}, which has no room for a batch of "
+            f"{recipe.batch_size}: give a larger one, or 0 for none"
+        )
     metric = recipe.evaluation.metric
     if metric is not None and not is_possible(metric, objective.metrics):
         yield f"evaluation.metric is {metric!r}: it is none of {', '.join(metrics_of(objective.metrics))}"
@@ -141,6 +148,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
     whole += [] if recipe.text_tokens is None else [("text_tokens", recipe.text_tokens, 1)]
     whole += [(f"evaluation.{name}", getattr(evaluation, name), 1) for name in ("every", "limit", "num_beams")]
     whole += [(f"evaluation.{name}", getattr(evaluation, name), 0) for name in ("samples", "patience")]
+    whole += [("momentum.queue_size", recipe.momentum.queue_size, 0)]
     names = ("min_lr", "warmup_lr", "warmup_steps", "weight_decay", "clip_norm")
     whole += [(f"optimizer.{name}", getattr(optimizer, name), 0) for name in names]
     for source in recipe.data:
@@ -164,7 +172,10 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
     for name, share in shares:
         if not 0 < share <= 1:
             yield f"{name} is {share}: it must be above 0 and at most 1"
-    rates = [("ema", recipe.ema), ("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)]
+    if not 0 <= recipe.momentum.alpha <= 1:
+        yield f"momentum.alpha is {recipe.momentum.alpha}: it must be from 0 to 1"
+    rates = [("momentum.decay", recipe.momentum.decay)]
+    rates += [("ema", recipe.ema), ("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)]
     if recipe.dropout is not None:
         rates += [("dropout", recipe.dropout)]
     rates += [(f"word_dropout of {source.name}", source.word_dropout) for source in recipe.data]

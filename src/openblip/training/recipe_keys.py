@@ -18,6 +18,8 @@ class Stage(Enum):
     STAGE2 = "stage2"
     CAPTION = "caption"
     VQA = "vqa"
+    RETRIEVAL = "retrieval"
+    PRETRAIN = "pretrain"
 
 
 class Precision(Enum):
@@ -148,6 +150,24 @@ class Mixture:
 
 
 @dataclass
+class MomentumSection:
+    """Momentum distillation of stages retrieval and pretrain, with LAVIS' numbers.
+
+    Attributes:
+        queue_size: embeddings of earlier batches that each image and text is compared with, besides its batch; 0: none.
+        decay: what the slow copies of the encoders keep of themselves in each batch; LAVIS: momentum.
+        alpha: the largest share of the copies' soft targets, reached after two epochs.
+        negative_all_rank: hard negatives come from all processes; otherwise each process draws from its own part of the
+            batch.
+    """
+
+    queue_size: int = 57_600
+    decay: float = 0.995
+    alpha: float = 0.4
+    negative_all_rank: bool = True
+
+
+@dataclass
 class Recipe:
     """One training run.
 
@@ -193,6 +213,7 @@ class Recipe:
         keep_matching: weight of ITC and ITM in stage 2. With 0, as in the paper, the Q-Former forgets how to match.
         self_critical: number of captions to sample for each image in stage 2, which then learns from their CIDEr; 0:
             it imitates the captions of the data.
+        momentum: see `MomentumSection`.
         save_every: steps between checkpoints.
         lora: low-rank adapters that learn instead of the parts of the stage; `output` then has only the adapters, in
             peft's layout, and `openblip merge` merges them into a model.
@@ -242,6 +263,7 @@ class Recipe:
     on_bad_image: OnBadImage = OnBadImage.SKIP
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     mixture: Mixture = field(default_factory=Mixture)
+    momentum: MomentumSection = field(default_factory=MomentumSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     evaluation: Evaluation = field(default_factory=Evaluation)
     lora: LoraSection | None = None

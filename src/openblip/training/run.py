@@ -143,6 +143,10 @@ def check_world(recipe: Recipe, world: World) -> None:
             "self_critical does not go with parallel=fsdp, as processes write captions of different lengths and would "
             "wait for one another's weights: use parallel=ddp"
         )
+    if recipe.parallel is Parallel.FSDP and objective_of(recipe.stage).keeps_copies:
+        raise OptionError(
+            f"stage {recipe.stage.value} keeps copies of whole weights, which parallel=fsdp divides: use parallel=ddp"
+        )
     if recipe.parallel is Parallel.FSDP and recipe.precision is Precision.FP16:
         raise OptionError("parallel=fsdp does not go with precision=fp16: use bf16 or float32")
 
@@ -214,7 +218,7 @@ def _make_loader(
         return TextLoader(plan(images))
     if any(source.stream for source in recipe.data):
         return _make_stream(recipe, parts, images, world)
-    if feature_cache is None or adapts_vision(parts.network):
+    if feature_cache is None or (recipe.lora is not None and adapts_vision(parts.network)):
         return ImageLoader(plan(images), recipe.data, parts.transform, recipe.on_bad_image is OnBadImage.SKIP)
     if not isinstance(parts.network.vision, EncoderStub):
         feature_cache.complete(parts, lambda: encoder_for(parts, recipe.precision, recipe.vision_blocks), wait)

@@ -212,6 +212,7 @@ def test_what_was_set_otherwise_is_told_with_both_values(recipe: Path, key: str)
         "stage": (Stage.STAGE2, "stage", "stage1", "stage2"),
         "data": ([replace(usual.data[0], min_area=0.5)], "data.0.min_area", "0.6", "0.5"),
         "optimizer": (replace(usual.optimizer, lr=0.01), "optimizer.lr", "0.001", "0.01"),
+        "momentum": (replace(usual.momentum, alpha=0.3), "momentum.alpha", str(usual.momentum.alpha), "0.3"),
         "mixture": (replace(usual.mixture, questions=0.25), "mixture.questions", str(usual.mixture.questions), "0.25"),
         "lora": (LoraSection(rank=4), "lora", "null", '{"rank": 4,'),
         "precision": (Precision.BF16, "precision", "float32", "bf16"),

@@ -49,6 +49,7 @@ class Objective:
         options: the keys that it knows of those that not all objectives know.
         sees: whether it needs images, or their features.
         compares: whether it compares the images of a batch with one another.
+        keeps_copies: whether its task keeps slow copies of whole weights.
         unused_parts: parts of its models that lora.targets may name, and that it does not use.
     """
 
@@ -58,6 +59,7 @@ class Objective:
     options: frozenset[str]
     sees: bool = True
     compares: bool = False
+    keeps_copies: bool = False
     unused_parts: tuple[str, ...] = field(default=())
 
 
@@ -91,6 +93,18 @@ def _vqa(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> T
     return AnswerTask(parts, recipe, runtime)
 
 
+def _retrieval(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.pairs import RetrievalTask
+
+    return RetrievalTask(parts, recipe, runtime)
+
+
+def _pretrain(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.pairs import PretrainTask
+
+    return PretrainTask(parts, recipe, runtime)
+
+
 def _prepare_blip2(parts: AnyParts, recipe: Recipe) -> AnyParts:
     from openblip.training.init.blip2 import prepare
 
@@ -115,6 +129,7 @@ WRITING = {EvaluationTask.CAPTIONS: "cider", EvaluationTask.QUESTIONS: "accuracy
 VISION = frozenset({"train_vision", "vision_blocks", "gradient_checkpointing", "lora"})
 BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
 MATCHING = frozenset({"text_tokens", "itm_share", "learn_candidates"})
+PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "gradient_checkpointing", "momentum"})
 
 OBJECTIVES: Mapping[Stage, Objective] = {
     Stage.LANGUAGE: Objective(
@@ -153,6 +168,22 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         is_asked,
         {EvaluationTask.QUESTIONS: "accuracy"},
         VISION | {"mixture", "text_tokens", "texts_per_image"},
+    ),
+    Stage.RETRIEVAL: Objective(
+        {"blip": Learner(_retrieval)},
+        is_described,
+        {EvaluationTask.RETRIEVAL: "mean"},
+        PAIRS,
+        compares=True,
+        keeps_copies=True,
+    ),
+    Stage.PRETRAIN: Objective(
+        {"blip": Learner(_pretrain)},
+        is_described,
+        {EvaluationTask.RETRIEVAL: "mean"},
+        PAIRS,
+        compares=True,
+        keeps_copies=True,
     ),
 }
 
