@@ -174,10 +174,16 @@ class Mlp(nn.Module):
         return in_row_parts(self._forward, x, self.fc1.out_features)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        x = F.gelu(x) if self.activation == "gelu" else x * torch.sigmoid(1.702 * x)
-        x = self.fc2(x)
-        return x
+        projected: Tensor = self.fc2(activate(self.fc1(x), self.activation))
+        return projected
+
+
+def activate(x: Tensor, activation: Literal["gelu", "quick_gelu"]) -> Tensor:
+    """x [...] through the activation; without gradients x is overwritten, as new memory costs more than arithmetic."""
+    if activation == "quick_gelu":
+        gate = torch.sigmoid_(1.702 * x)
+        return x * gate if torch.is_grad_enabled() else gate.mul_(x)
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class Block(nn.Module):

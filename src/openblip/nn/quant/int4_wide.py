@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.nn.quant.int4 import CHUNK_ELEMENTS, CODES, GROUP
-from openblip.nn.quant.int8 import TINY, float_product, plain_product, quantize_rows
+from openblip.nn.quant.int8 import TINY, float_product, plain_product, quantize_rows, scaled
 from openblip.nn.quant.int8_packing import LEVELS, input_levels
 
 WIDEST_STEP = 17
@@ -125,7 +125,7 @@ class Int4WideLinear(nn.Module):
         if x.device.type == "cpu" and not learns and input_levels() == LEVELS:
             whole, step = quantize_rows(rows.float())
             y = plain_product(whole, codes, self.scale)
-            y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias, y, step)
+            y = scaled(y, step, self.bias)
         else:
             y = float_product(rows, codes, self.scale)
             y = y if self.bias is None else y + self.bias.to(y.dtype)

@@ -91,13 +91,22 @@ def largest(rows: Tensor, room: Tensor) -> Tensor:
 
 def quantize_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
     """Inputs [N, in] to whole numbers, in float32, and the step of each row [N, 1]: a value is about their product."""
-    step = x.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(levels)
+    highest, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+    step = torch.maximum(highest, lowest.neg_()).clamp_(min=TINY).div_(levels)
     return (x / step).round_(), step
 
 
 def plain_product(whole: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Whole numbers [N, in] @ weights [out, in] int8 as they are, times their scale [out]: [N, out] float32."""
     return torch._int_mm(whole.to(torch.int8), codes.t()).to(torch.float32).mul_(scale)
+
+
+def scaled(y: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
+    """Products of whole numbers y [N, out], which may be overwritten, times the step of each row [N, 1], plus bias."""
+    if bias is None:
+        return y.mul_(step)
+    # New memory costs more than the sum; a bias that learns needs it.
+    return torch.addcmul(bias.float(), y, step, out=None if torch.is_grad_enabled() else y)
 
 
 def gpu_product(whole: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -222,8 +231,7 @@ class Int8Linear(nn.Module):
             y = gpu_product(whole, self.codes(), self.scale)
         else:
             return self.dequantized(rows).view(*x.shape[:-1], self.out_features)
-        y = y.mul_(step) if self.bias is None else torch.addcmul(self.bias.float(), y, step)
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return scaled(y, step, self.bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _count(self, rows: int, levels: int) -> None:
         """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
