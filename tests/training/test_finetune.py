@@ -186,7 +186,21 @@ def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_family_without_recipes_is_refused(table: Path, tmp_path: Path) -> None:
-    save_native(small_parts("caption", tmp_path), tmp_path / "blip")
-    with pytest.raises(OpenBlipError, match="of the family blip, which cannot be trained yet: give a model of blip2"):
+def test_a_model_that_does_not_write_is_refused(table: Path, tmp_path: Path) -> None:
+    save_native(small_parts("match", tmp_path), tmp_path / "blip")
+    with pytest.raises(OpenBlipError, match="blip can neither caption nor answer"):
         finetuning_recipe(FinetuneOptions(str(tmp_path / "blip"), table, tmp_path / "new"))
+
+
+def test_a_blip_learns_what_it_does(table: Path, tmp_path: Path) -> None:
+    asked = questions(table)
+    for task, stage, targets in (
+        ("caption", "caption", ["language_model"]),
+        ("answer", "vqa", ["language_model", "text"]),
+    ):
+        save_native(small_parts(task, tmp_path), tmp_path / task)
+        own, other = (table, asked) if task == "caption" else (asked, table)
+        recipe = finetuning_recipe(FinetuneOptions(str(tmp_path / task), own, tmp_path / "new", lora=True))
+        assert recipe.stage.value == stage and recipe.lora is not None and recipe.lora.targets == targets
+        with pytest.raises(OpenBlipError, match=r"has no (texts|questions with answers), from which .* learns"):
+            finetuning_recipe(FinetuneOptions(str(tmp_path / task), other, tmp_path / "new"))

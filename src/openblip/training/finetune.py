@@ -15,11 +15,9 @@ from openblip.data.pairs import DataSource, ImageText, load_pairs
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OptionError
 from openblip.training.lora.adapters import LoraSection
-from openblip.training.recipe_keys import Evaluation, Mixture, OptimizerSection, Precision, Recipe, Stage
-from openblip.training.tasks.table import learner_of
+from openblip.training.recipe_keys import Evaluation, Mixture, OptimizerSection, Precision, Recipe
+from openblip.training.tasks.table import finetuning_of, objective_of
 
-SMALL_LANGUAGE_MODEL = 100_000_000
-"""A language model with at most this many weights learns, too: it is too small to lose much."""
 SMALLEST_HELD_OUT = 30
 """From this many images on, a tenth of them is held out."""
 HELD_OUT = 10
@@ -27,7 +25,6 @@ FEWEST_HELD_OUT = 3
 """The fewest held-out images: CIDEr weighs words by the other images, so with one image it is always 0."""
 STEPS = 600
 """Enough for a few hundred images; a small model needs minutes for them."""
-RATE, ADAPTER_RATE = 1e-4, 2e-4
 IMAGES_PER_EVALUATION = 100
 
 
@@ -38,7 +35,7 @@ class FinetuneOptions:
     Attributes:
         table: CSV, TSV, JSONL, Parquet, tar or folder: images with texts, or with questions and answers.
         images: the folder that paths in the table are relative to, if it is not the folder of the table.
-        lora: adapters on the language model and the Q-Former learn, instead of the Q-Former itself.
+        lora: adapters learn, of BLIP-2 on the language model and the Q-Former, instead of the model itself.
         rank: rank of the adapters.
     """
 
@@ -55,10 +52,10 @@ class FinetuneOptions:
 
 
 def finetuning_recipe(options: FinetuneOptions) -> Recipe:
-    """A stage-2 recipe for a table; it holds out a tenth of the images if there are enough.
+    """A recipe for a table; it holds out a tenth of the images if there are enough.
 
     Raises:
-        OpenBlipError: the table is missing, empty or not understood, or the model has no language model.
+        OpenBlipError: the table is missing, empty or not understood, or the model can neither caption nor answer.
     """
     if options.rate is not None and not 0 < options.rate < math.inf:
         raise OptionError(f"the learning rate is {options.rate:g}: it must be above 0, and finite")
@@ -73,19 +70,26 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     with_captions = sum(bool(image.captions) for image in images)
     if not with_questions and not with_captions:
         raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
+    # Only the sizes of the model are needed.
+    parts = load_parts(options.model, ReadOptions(left_out=("",)))
+    stage, way = finetuning_of(parts, options.model)
+    objective = objective_of(stage)
+    shown = [image for image in images if objective.usable(image)]
+    if not shown:
+        raise OptionError(f"{options.table} has no {objective.needs}, from which {options.model} learns: add a column")
     if len(images) >= SMALLEST_HELD_OUT:
-        source.held_out = _share_held_out(images)
-    kept = sum(bool(image.captions or image.questions) for image in load_pairs(source, Path()))
+        source.held_out = _share_held_out(shown)
+    kept = sum(objective.usable(image) for image in load_pairs(source, Path()))
     batch = options.batch_size or max(2, min(16, kept // 4))
     if kept < batch:
         wanted = f"a smaller batch than {options.batch_size}" if options.batch_size and kept else f"at least {batch}"
         raise OptionError(f"{options.table} has {kept} images to learn from: give {wanted}")
     epochs = options.epochs or max(2, min(20, math.ceil(STEPS / (kept // batch))))
     steps = epochs * (kept // batch)
-    rate = (ADAPTER_RATE if options.lora else RATE) if options.rate is None else options.rate
+    rate = (way.adapter_rate if options.lora else way.rate) if options.rate is None else options.rate
     held_out = DataSource(**{**vars(source)}) if source.held_out else None
     return Recipe(
-        stage=Stage.STAGE2,
+        stage=stage,
         output=str(options.output),
         data=[source],
         data_root="",
@@ -95,7 +99,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         batch_size=batch,
         seed=options.seed,
         precision=Precision.BF16 if torch.cuda.is_available() else Precision.FLOAT32,
-        train_decoder=not options.lora and _has_small_language_model(options.model),
+        train_decoder=not options.lora and way.train_decoder(parts),
         # Every text is used equally often, however many texts an image has.
         mixture=Mixture(questions=with_questions / (with_questions + with_captions)),
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),
@@ -104,7 +108,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         evaluation=Evaluation(
             data=held_out, limit=IMAGES_PER_EVALUATION, every=max(1, epochs // 5), patience=2 if held_out else 0
         ),
-        lora=LoraSection(rank=options.rank, alpha=2 * options.rank, targets=["language_model", "qformer"])
+        lora=LoraSection(rank=options.rank, alpha=2 * options.rank, targets=list(way.targets))
         if options.lora
         else None,
     )
@@ -112,20 +116,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
 
 def _share_held_out(images: Sequence[ImageText]) -> int:
     """One image in how many is held out: 10, or fewer if names are such that a tenth is too few; 0: none."""
-    shown = [pair.image for pair in images if pair.captions or pair.questions]
-    enough = (n for n in range(HELD_OUT, 3, -1) if sum(is_held_out(image, n) for image in shown) >= FEWEST_HELD_OUT)
+    enough = (
+        n for n in range(HELD_OUT, 3, -1) if sum(is_held_out(pair.image, n) for pair in images) >= FEWEST_HELD_OUT
+    )
     return next(enough, 0)
-
-
-def _has_small_language_model(name: str) -> bool:
-    # Only its sizes are needed.
-    parts = load_parts(name, ReadOptions(left_out=("",)))
-    learner_of(Stage.STAGE2, parts.family, name)
-    network = parts.network
-    if network.config.own_language is None:
-        if network.external is None:
-            raise OptionError(
-                f"{name} has no language model: it matches and embeds, but can neither caption nor answer"
-            )
-        return False
-    return sum(parameter.numel() for parameter in network.own_language_model.parameters()) <= SMALL_LANGUAGE_MODEL

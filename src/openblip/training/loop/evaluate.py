@@ -69,6 +69,11 @@ class Evaluator:
         rows = read_source(source, Path(self.recipe.data_root))
         if source.held_out:
             rows = keep_held_out_part(rows, source.held_out)
+        # A table may have rows that this stage does not learn from.
+        if Task.QUESTIONS not in self.usual and Task.CAPTIONS in self.usual:
+            rows = [row for row in rows if row.captions]
+        elif Task.CAPTIONS not in self.usual and Task.QUESTIONS in self.usual:
+            rows = [row for row in rows if row.question and row.answers]
         if not rows:
             raise OptionError(f"evaluation.data has no rows in {source.name}: check its files, split and held_out")
         return rows[: self.section.limit]

@@ -26,16 +26,36 @@ def _unchanged(parts: AnyParts, recipe: Recipe) -> AnyParts:
 
 
 @dataclass(frozen=True)
+class Finetuning:
+    """How `openblip finetune` has models of a family learn from a table.
+
+    Attributes:
+        suits: whether a model can learn so, by its sizes; its weights may be on the meta device.
+        targets: the parts that adapters go to.
+        rate, adapter_rate: learning rates of the parts themselves, and of adapters.
+        train_decoder: whether the language model of a model learns, too; of a family where that is a question.
+    """
+
+    suits: Callable[[AnyParts], bool]
+    targets: tuple[str, ...]
+    rate: float = 1e-4
+    adapter_rate: float = 2e-4
+    train_decoder: Callable[[AnyParts], bool] = field(default=lambda parts: False)
+
+
+@dataclass(frozen=True)
 class Learner:
     """How a family learns by an objective.
 
     Attributes:
         task: makes the task of a model; it gets the images of the run, too.
         prepare: gives the model that the recipe makes of the one that it starts from.
+        finetuning: on a table of one's own; None: there is no such way.
     """
 
     task: Callable[[AnyParts, Recipe, Images, Runtime], Task]
     prepare: Callable[[AnyParts, Recipe], AnyParts] = _unchanged
+    finetuning: Finetuning | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,7 @@ class Objective:
         compares: whether it compares the images of a batch with one another.
         keeps_copies: whether its task keeps slow copies of whole weights.
         unused_parts: parts of its models that lora.targets may name, and that it does not use.
+        needs: what an image has to have, as errors call it.
     """
 
     learners: Mapping[str, Learner]
@@ -61,6 +82,7 @@ class Objective:
     compares: bool = False
     keeps_copies: bool = False
     unused_parts: tuple[str, ...] = field(default=())
+    needs: str = "texts"
 
 
 def _language(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
@@ -125,6 +147,29 @@ def has_text(image: ImageText) -> bool:
     return bool(image.descriptions or image.questions)
 
 
+def _has_language_model(parts: AnyParts) -> bool:
+    return parts.network.config.language is not None
+
+
+def _has_small_language_model(parts: AnyParts) -> bool:
+    if parts.network.config.own_language is None:
+        return False
+    return sum(parameter.numel() for parameter in parts.network.own_language_model.parameters()) <= SMALL_LANGUAGE_MODEL
+
+
+def _captions(parts: AnyParts) -> bool:
+    return parts.network.config.decoder is not None and not parts.network.config.answers
+
+
+def _answers(parts: AnyParts) -> bool:
+    return bool(parts.network.config.answers)
+
+
+SMALL_LANGUAGE_MODEL = 100_000_000
+"""A language model with at most this many weights learns, too: it is too small to lose much."""
+BLIP2_FINETUNING = Finetuning(
+    _has_language_model, ("language_model", "qformer"), train_decoder=_has_small_language_model
+)
 WRITING = {EvaluationTask.CAPTIONS: "cider", EvaluationTask.QUESTIONS: "accuracy"}
 VISION = frozenset({"train_vision", "vision_blocks", "gradient_checkpointing", "lora"})
 BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
@@ -148,7 +193,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         unused_parts=("language_model",),
     ),
     Stage.STAGE2: Objective(
-        {"blip2": Learner(_stage2, _prepare_blip2)},
+        {"blip2": Learner(_stage2, _prepare_blip2, BLIP2_FINETUNING)},
         has_text,
         WRITING,
         BLIP2
@@ -158,16 +203,17 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         | {"texts_per_image", "patch_share"},
     ),
     Stage.CAPTION: Objective(
-        {"blip": Learner(_caption)},
+        {"blip": Learner(_caption, finetuning=Finetuning(_captions, ("language_model",)))},
         is_described,
         {EvaluationTask.CAPTIONS: "cider"},
         VISION | {"prompt", "mixture", "text_tokens", "texts_per_image"},
     ),
     Stage.VQA: Objective(
-        {"blip": Learner(_vqa)},
+        {"blip": Learner(_vqa, finetuning=Finetuning(_answers, ("language_model", "text")))},
         is_asked,
         {EvaluationTask.QUESTIONS: "accuracy"},
         VISION | {"mixture", "text_tokens", "texts_per_image"},
+        needs="questions with answers",
     ),
     Stage.RETRIEVAL: Objective(
         {"blip": Learner(_retrieval)},
@@ -213,6 +259,25 @@ def learner_of(stage: Stage, family: str, name: str) -> Learner:
     families = dict.fromkeys(each for objective in OBJECTIVES.values() for each in objective.learners)
     raise OptionError(
         f"{name} is of the family {family}, which cannot be trained yet: give a model of {_either(families)}"
+    )
+
+
+def finetuning_of(parts: AnyParts, name: str) -> tuple[Stage, Finetuning]:
+    """The stage in which a model learns from a table of one's own, and how.
+
+    Args:
+        name: what the user called the model.
+
+    Raises:
+        OptionError: there is none.
+    """
+    for stage, objective in OBJECTIVES.items():
+        learner = objective.learners.get(parts.family)
+        if learner is not None and learner.finetuning is not None and learner.finetuning.suits(parts):
+            return stage, learner.finetuning
+    raise OptionError(
+        f"{name} can neither caption nor answer, and so learns nothing from a table: give a model that can, or train "
+        "it by a recipe"
     )
 
 
