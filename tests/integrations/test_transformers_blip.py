@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
@@ -19,8 +20,10 @@ from openblip.integrations.transformers import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
+    BlipModel,
     BlipProcessor,
 )
+from tests.pairs.blip_transformers import shake
 from tests.pairs.gaps import difference
 
 from .blip_theirs import NAMES, Pair, write_pair
@@ -268,6 +271,37 @@ def test_folders_of_openblip_and_ways_to_load(
     assert half.dtype == torch.bfloat16
     small = BlipForConditionalGeneration.from_pretrained(pair.folder, load_in_8bit=True)
     assert small.generate(**given, max_new_tokens=3).shape == (3, 9)
+
+
+def test_blip_model(images: list[Image.Image], tmp_path: Path, pairs: dict[str, Pair]) -> None:
+    """Its poolers and projections are its own: a second norm behind the image encoder, tanh behind the text's."""
+    matching = pairs["match"]
+    torch.manual_seed(4)
+    theirs: Any = transformers.BlipModel(matching.theirs.config).eval()
+    shake(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = BlipModel.from_pretrained(tmp_path)
+    given = pictured(matching, images, TEXTS, padding=True)
+    text = {name: given[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        found, expected = ours(**given, return_loss=True), theirs(**given, return_loss=True)
+        assert list(found) == list(expected)
+        for name in list(found)[:5]:
+            close(found[name], expected[name])
+        for tower in ("text_model_output", "vision_model_output"):
+            close(found[tower].pooler_output, expected[tower].pooler_output)
+        close(ours.get_text_features(**text).pooler_output, theirs.get_text_features(**text).pooler_output)
+        seen = {"pixel_values": given["pixel_values"]}
+        same(ours.get_image_features(**seen), theirs.get_image_features(**seen))
+        close(ours.get_multimodal_features(**given), theirs.get_multimodal_features(**given))
+        larger = torch.nn.functional.interpolate(given["pixel_values"], size=(48, 48))
+        wide = [model.get_image_features(larger, interpolate_pos_encoding=True) for model in (ours, theirs)]
+        close(wide[0].last_hidden_state, wide[1].last_hidden_state)
+    ours.save_pretrained(tmp_path / "again")
+    state = type(theirs).from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in theirs.state_dict().items())
+    with pytest.raises(CheckpointError, match="is no BlipModel of transformers"):
+        BlipModel.from_pretrained(matching.folder)
 
 
 def test_what_is_wrong_is_named(pairs: dict[str, Pair], images: list[Image.Image], tiny_model_folder: Path) -> None:

@@ -22,6 +22,7 @@ from openblip.integrations.transformers.blip import (
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
 )
+from openblip.integrations.transformers.blip_model import BlipModel
 from openblip.integrations.transformers.clip import CLIPImageProcessor, CLIPModel, CLIPProcessor
 from openblip.integrations.transformers.conditional_generation import Blip2ForConditionalGeneration, Blip2Model
 from openblip.integrations.transformers.optimizers import AdamW, get_linear_schedule_with_warmup
@@ -52,6 +53,7 @@ __all__ = [
     "BlipForImageTextRetrieval",
     "BlipForQuestionAnswering",
     "BlipImageProcessor",
+    "BlipModel",
     "BlipProcessor",
     "CLIPImageProcessor",
     "CLIPModel",

@@ -158,6 +158,24 @@ class BlipMatchingOutput(ModelOutput):
     question_embeds: Tensor
 
 
+class BlipModelOutput(ModelOutput):
+    """Images against texts.
+
+    Attributes:
+        loss: the contrastive loss; None unless it was asked for.
+        logits_per_image: scaled cosines [I, T]; logits_per_text: [T, I].
+        text_embeds, image_embeds: unit vectors [T, shared width] and [I, shared width].
+    """
+
+    loss: Tensor | None
+    logits_per_image: Tensor
+    logits_per_text: Tensor
+    text_embeds: Tensor
+    image_embeds: Tensor
+    text_model_output: FeatureOutput
+    vision_model_output: FeatureOutput
+
+
 class BatchFeature(dict[str, Any]):
     """What a processor makes of images and texts: `model(**inputs)` takes it."""
 

@@ -17,9 +17,10 @@ from openblip.errors import OptionError, given_path, whole_number
 from openblip.images.decode import load_image
 from openblip.images.sources import ImageSource
 from openblip.images.transform import ImageTransform, to_pixels
-from openblip.integrations.transformers.folders import find_folder, read_bert_processor, read_processor
+from openblip.integrations.transformers.folders import find_folder
 from openblip.integrations.transformers.options import refuse_unknown
 from openblip.integrations.transformers.outputs import BatchFeature
+from openblip.integrations.transformers.processor_folders import read_bert_processor, read_processor
 from openblip.integrations.transformers.tokenizer import (
     Blip2Tokenizer,
     Ids,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
-from openblip.checkpoints.model_parts import ModelParts
 from openblip.errors import OptionError, given_path
 from openblip.integrations.transformers.names import TranslatedModule
 from openblip.integrations.transformers.options import SaveOptions, byte_count, refuse_unknown
@@ -35,7 +34,6 @@ class Trainable(TranslatedModule, ABC):
         loss_type: whose rule for counting labels it follows; that of transformers' class of the same name.
     """
 
-    parts: ModelParts[Any, Any]
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _keys_to_ignore_on_save: frozenset[str] = frozenset()
