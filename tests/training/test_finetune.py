@@ -204,3 +204,28 @@ def test_a_blip_learns_what_it_does(table: Path, tmp_path: Path) -> None:
         assert recipe.stage.value == stage and recipe.lora is not None and recipe.lora.targets == targets
         with pytest.raises(OpenBlipError, match=r"has no (texts|questions with answers), from which .* learns"):
             finetuning_recipe(FinetuneOptions(str(tmp_path / task), other, tmp_path / "new"))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("task", ["caption", "answer"])
+def test_a_blip_says_what_it_has_learnt(task: str, lora: bool, table: Path, tmp_path: Path) -> None:
+    save_native(small_parts(task, tmp_path), tmp_path / task)
+    own = table if task == "caption" else questions(table)
+    epochs, rate = (6, 1e-2) if lora else (16, 2e-3)
+    wishes = FinetuneOptions(
+        str(tmp_path / task), own, tmp_path / "new", epochs=epochs, batch_size=6, rate=rate, lora=lora
+    )
+    recipe = finetuning_recipe(wishes)
+    recipe.evaluation.patience, recipe.evaluation.every = 0, epochs  # random weights say nothing at all for long
+    folder = train(recipe)
+    model = openblip.load(folder, device="cpu")
+    if lora:
+        assert (folder / "adapter_config.json").exists() and not (folder / "model.safetensors").exists()
+        with (folder / "curves.csv").open(newline="") as file:
+            course = [float(row["lm"]) for row in csv.DictReader(file) if row["lm"]]
+        assert course[-1] < 0.7 * course[0]
+        return
+    for number, word in ((0, "red"), (1, "blue")):
+        image = tmp_path / f"photos/{number:02d}.png"
+        said = model.caption(image) if task == "caption" else model.ask(image, "what color is the ball?")
+        assert word in said
