@@ -16,6 +16,7 @@ from torch import Tensor
 from openblip.checkpoints.blip_models import GENERATION, PROMPTS
 from openblip.checkpoints.lavis.blip import assemble
 from openblip.checkpoints.model_parts import ModelParts, read_defaults
+from openblip.checkpoints.names.blip import LAVIS_PARTS, layout_of, momentum_tensors
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.devices import choose_placement
 from openblip.errors import CheckpointError, OptionError
@@ -30,11 +31,15 @@ from openblip.integrations.lavis import (
 )
 from openblip.integrations.lavis.blip import BlipCaption, BlipVQA
 from openblip.integrations.lavis.blip_classes import BlipClassification, BlipNLVR
-from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM, BlipRetrieval
+from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM
+from openblip.integrations.lavis.blip_pairs import BlipPretrain, BlipRetrieval
 from openblip.integrations.lavis.outputs import BlipIntermediateOutput, BlipOutput, Samples
 from openblip.models.load import model_of
 from openblip.nn.blip import BlipNetwork
 from openblip.text import PromptTemplates
+from openblip.training import momentum_losses
+from openblip.training.losses import HardNegatives
+from openblip.training.momentum import NO_IMAGE, Momentum
 from tests.models.blip_models import VOCABULARY, small_parts
 from tests.pairs.blip import VARIABLE, Recording, load, recordings
 from tests.pairs.gaps import difference
@@ -198,6 +203,31 @@ def test_recorded_classification(zoo: Path, tmp_path: Path) -> None:
 
 
 @REAL
+@pytest.mark.parametrize("task", ["retrieval", "pretrain"])
+def test_recorded_losses_of_pairs(zoo: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = load(zoo, f"blip_{task}")
+    config, text = recording.config, recording.bert()
+    shared = {"decoder": text, "shares_text": True} if task == "pretrain" else {}
+    settings = {"encoder": text, "shared_width": config["embed_dim"], "itm": True, **shared}
+    kind: Any = BlipPretrain if task == "pretrain" else BlipRetrieval
+    model = kind(
+        parts_of(recording, tmp_path, **settings), config["max_txt_len"], config["alpha"], config["momentum"]
+    ).eval()
+    copies = Momentum(model.network, config["queue_size"], config["momentum"])
+    layout = layout_of(model.network.config, LAVIS_PARTS)
+    found = momentum_tensors(recording.weights, layout, copies.weights, recording.weights.__getitem__)
+    assert copies.load({"ids": torch.full((config["queue_size"],), NO_IMAGE), **found})
+    model.copies = copies
+    outputs = recording.outputs
+    drawn = HardNegatives(outputs["negative_image_for_text"], outputs["negative_text_for_image"])
+    monkeypatch.setattr(momentum_losses, "draw_negatives", lambda *_: drawn)
+    output = model(recording.inputs)
+    for name in ("loss", "loss_itc", "loss_itm", "loss_lm"):
+        if name in outputs:
+            close(getattr(output, name), outputs[name])
+
+
+@REAL
 def test_recorded_processors(zoo: Path) -> None:
     recorded = torch.load(zoo / "processors.pth", weights_only=True)
     inputs, outputs = recorded["inputs"], recorded["outputs"]
@@ -353,6 +383,36 @@ def test_matching_features_and_retrieval(matcher_folder: Path) -> None:
     close(fits, logits[:, 1])
 
 
+@pytest.mark.parametrize("task", ["match", "pretrain"])
+def test_pairs_are_learnt(tmp_path: Path, task: str) -> None:
+    """Momentum copies begin as the network, and follow it; queues fill up, whatever the batch."""
+    torch.manual_seed(7)
+    kind: Any = BlipPretrain if task == "pretrain" else BlipRetrieval
+    model = kind(small_parts(task, tmp_path), queue_size=5)
+    samples: Samples = {
+        "image": pixels(4),
+        "text_input": ["a dog", "a red ball", "two children", "the beach"],
+        "image_id": torch.tensor([1, 1, 2, 3]),
+        "epoch": 1,
+        "iters": 2,
+        "num_iters_per_epoch": 4,
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    for _ in range(6):
+        output = model(samples)
+        assert output.loss.item() == pytest.approx(
+            sum(part.item() for part in (output.loss_itc, output.loss_itm, output.loss_lm) if part is not None)
+        )
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert (output.loss_lm is not None) == (task == "pretrain")
+    assert model.copies is not None and int(model.copies.place) == 24 % 5
+    weight = model.network.text_projection.weight
+    assert 0 < difference(model.copies.weights["text_projection.weight"], weight.detach()) < 0.01
+    assert output.loss.isfinite() and set(model.copies.ids.tolist()) <= {1, 2, 3, NO_IMAGE}
+
+
 def test_attention_maps(matcher_folder: Path) -> None:
     model = cast(BlipITM, load_model("blip_image_text_matching", matcher_folder, is_eval=True))
     texts = ["a dog", "two children play"]
@@ -429,8 +489,6 @@ def test_names_and_processors(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_named(captioner: BlipCaption, answerer: BlipVQA, matcher_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="blip_pretrain cannot be loaded: LAVIS has no weights of it"):
-        load_model("blip_pretrain", "base")
     with pytest.raises(CheckpointError, match="cannot write captions"):
         load_model("blip_caption", matcher_folder)
     with pytest.raises(OptionError, match=r"max_length is 4 and \[DEC\] and the prompt are 4 tokens"):

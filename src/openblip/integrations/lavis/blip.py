@@ -122,7 +122,7 @@ class BlipCaption(BlipWriter):
         features = self.image_features(samples)
         texts = listed_texts(samples.get("text_input"), len(features), "text_input")
         rows = [self.words.encode(text)[: self.max_txt_len - 2] for text in texts]
-        ids, mask = self._batch([[self.words.start_id, *row, self.stop_id] for row in rows])
+        ids, mask = self._batch([[self.network.config.decode_id, *row, self.stop_id] for row in rows])
         prompt = self.words.encode(self.prompt)
         labels = ids.masked_fill(~mask, IGNORED)
         for row, own in zip(labels, rows, strict=True):

@@ -32,15 +32,11 @@ class ClassSamples(Samples, total=False):
     Attributes:
         image0, image1: pixels of both images of a text [B, 3, S, S] each (NLVR2).
         label: [B], the number of the right class.
-        epoch, iters, num_iters_per_epoch: where in a run this batch is, which the share of soft targets depends on.
     """
 
     image0: Tensor
     image1: Tensor
     label: Tensor
-    epoch: int
-    iters: int
-    num_iters_per_epoch: int
 
 
 class Predictions(TypedDict):

@@ -1,14 +1,10 @@
-"""LAVIS' BLIPs that compare images and texts: matching, retrieval, features, Grad-CAM.
-
-Where LAVIS fails, these do not: `k_test` may be larger than the data set, and a pair that is among the best both of an
-image and of a text is read once.
-"""
+"""LAVIS' BLIPs that compare images and texts: matching, features, Grad-CAM."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +17,6 @@ from openblip.integrations.lavis.outputs import BlipOutputFeatures, Samples
 from openblip.nn.attention_map import match_map, word_map
 from openblip.nn.blip import BlipNetwork
 from openblip.text import MatchingText
-
-PAIRS = 64
-"""Texts that are read with one image at once."""
-NOT_LISTED = -100.0
-"""The score of a pair that is not among the best of the first round."""
 
 
 class BlipMatcher(BlipModel):
@@ -66,77 +57,6 @@ class BlipITM(BlipMatcher):
             raise OptionError(f"match_head is {match_head!r}: use itm or itc")
         ids, mask = self._texts(samples.get("text_input"), None if len(features) == 1 else len(features))
         return network.itm_logits(ids, mask, features)
-
-
-class TextsDataset(Protocol):
-    """All texts that images are compared with."""
-
-    @property
-    def text(self) -> Sequence[str]: ...
-
-
-class ImageLoader(Protocol):
-    """Batches of a test set's images."""
-
-    @property
-    def dataset(self) -> TextsDataset: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-class RetrievalSettings(Protocol):
-    """LAVIS' task settings."""
-
-    @property
-    def k_test(self) -> int: ...
-
-
-class BlipRetrieval(BlipMatcher):
-    """LAVIS' `blip_retrieval`."""
-
-    @torch.no_grad()
-    def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
-        """How much texts [B, L] fit image features [B, N, image width]: the logits of a match [B]."""
-        return self.network.itm_logits(text_ids, text_atts, image_inputs)[:, 1]
-
-    @torch.no_grad()
-    def compute_sim_matrix(
-        self, data_loader: ImageLoader, task_cfg: RetrievalSettings | Mapping[str, Any]
-    ) -> tuple[Any, Any]:
-        """How LAVIS evaluates: scores of images for texts [I, T] and of texts for images [T, I], as NumPy arrays.
-
-        A score is the logit of a match and the cosine, of the `k_test` texts of an image with the largest cosines, and
-        of the `k_test` images of a text; -100 of all others. A pair that is in both is read once.
-
-        Args:
-            data_loader: batches with "image"; its `dataset` has all texts under `text`.
-            task_cfg: says `k_test`; larger than what there is means all.
-        """
-        told = task_cfg.get("k_test") if isinstance(task_cfg, Mapping) else task_cfg.k_test
-        first = whole_number("k_test", told, 1)
-        network = self.network
-        ids, mask = self._texts(list(data_loader.dataset.text))
-        parts = zip(torch.split(ids, PAIRS), torch.split(mask, PAIRS), strict=True)
-        hidden = [network.encoder(some, present)[:, 0] for some, present in parts]
-        texts = network.project_texts(torch.cat(hidden))
-        # On the CPU, where there is room for thousands.
-        batches = [self.image_features(samples).cpu() for samples in data_loader]
-        features = torch.cat(batches)
-        cosines = network.project_images(features[:, 0].to(self.device)) @ texts.T
-        for_image, for_text = (
-            torch.zeros_like(table, dtype=torch.bool).scatter(1, table.topk(min(first, table.shape[1])).indices, True)
-            for table in (cosines, cosines.T)
-        )
-        wanted = for_image | for_text.T
-        logits = torch.zeros_like(cosines)
-        for row, listed in enumerate(wanted):
-            memory = network.encoder.remember(features[row : row + 1].to(self.device))
-            for places in torch.split(listed.nonzero()[:, 0], PAIRS):
-                length = int(mask[places].sum(dim=1).max())
-                pair = network.itm_logits(ids[places, :length], mask[places, :length], memory)
-                logits[row, places] = pair[:, 1]
-        scores = logits + cosines
-        images = scores.masked_fill(~for_image, NOT_LISTED)
-        return images.float().cpu().numpy(), scores.T.masked_fill(~for_text, NOT_LISTED).float().cpu().numpy()
 
 
 class BlipFeatureExtractor(BlipMatcher):

@@ -18,7 +18,8 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
 from openblip.integrations.lavis.blip import BlipCaption, BlipVQA
 from openblip.integrations.lavis.blip_classes import BlipClassification, BlipNLVR
-from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM, BlipRetrieval
+from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM
+from openblip.integrations.lavis.blip_pairs import BlipPretrain, BlipRetrieval
 from openblip.integrations.lavis.clip import Clip
 from openblip.integrations.lavis.datasets import dataset_zoo
 from openblip.integrations.lavis.models import Blip2ITM, Blip2OPT, Blip2Qformer, Blip2T5, LavisModel
@@ -43,6 +44,7 @@ MODELS: dict[str, type[LavisModel]] = {
     "blip_vqa": BlipVQA,
     "blip_image_text_matching": BlipITM,
     "blip_retrieval": BlipRetrieval,
+    "blip_pretrain": BlipPretrain,
     "blip_feature_extractor": BlipFeatureExtractor,
     "blip_nlvr": BlipNLVR,
     "blip_classification": BlipClassification,
@@ -59,12 +61,6 @@ TEXT_PROCESSORS: dict[str, type[BlipCaptionProcessor] | type[BlipQuestionProcess
     "blip_caption": BlipCaptionProcessor,
     "blip_question": BlipQuestionProcessor,
 }
-
-UNTRAINED = {
-    "blip_pretrain": "LAVIS has no weights of it, and starts it from BERT and DeiT: load blip_feature_extractor/base, "
-    "which BLIP's authors pre-trained, or blip_retrieval",
-}
-"""LAVIS' architectures that no file is there for, and what to do instead."""
 
 Found = TypeVar("Found")
 ImageProcessors = dict[str, ImageProcessor]
@@ -91,8 +87,6 @@ def load_model(
         CheckpointError: no such model, or its files are broken.
         DownloadError: its files cannot be had.
     """
-    if name in UNTRAINED:
-        raise CheckpointError(f"{name} cannot be loaded: {UNTRAINED[name]}")
     kind = _known(name, MODELS, "architecture")
     placement = choose_placement(str(device), None)
     folder = Path(model_type)

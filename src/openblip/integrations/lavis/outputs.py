@@ -18,6 +18,7 @@ class Samples(TypedDict, total=False):
         image_id: [B]; texts of equal ids describe one image (stage-1 loss).
         answer, n_answers, weight: BLIP learns to answer: all answers, how many of them each image has, and what each
             counts.
+        epoch, iters, num_iters_per_epoch: where in a run the batch is, for BLIP's soft targets.
     """
 
     image: Tensor
@@ -28,6 +29,9 @@ class Samples(TypedDict, total=False):
     answer: list[str]
     n_answers: Tensor | list[int]
     weight: Tensor | list[float]
+    epoch: int
+    iters: int
+    num_iters_per_epoch: int
 
 
 @dataclass(frozen=True)
