@@ -1,9 +1,10 @@
 """How far this package is from its references, measured anew on small random models: the table of docs/parity.md.
 
-    python -m benchmarks.parity [--machine "AMD EPYC Genoa, 2 cores"]
+    python -m benchmarks.parity [--machine "AMD EPYC Genoa, 2 cores"] [--only blip]
 
 References are transformers (installed), the package efficientnet-lite-pytorch, and tensors that LAVIS' own code
-recorded (tests/fixtures/lavis). Float32, one thread. Leaves with exit code 1 when a limit is exceeded.
+recorded: of BLIP-2 in tests/fixtures/lavis, of BLIP and CLIP in a folder that OPENBLIP_LAVIS_ZOO names, without which
+those lines are left out. Float32, one thread. Leaves with exit code 1 when a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -25,53 +25,18 @@ import torch
 from rich.progress import track
 
 from tests.pairs import blip_transformers, efficientnet, folders, generation, lavis, opt, qformer, t5, vit
+from tests.pairs.blip import VARIABLE, recordings
+from tests.parity.blip import official_checks, recorded_checks
+from tests.parity.table import LIMIT, Check, Gap, table, worst
 
-LIMIT = 1e-5
 RECORDED = 2e-6
 RECORDED_LOGITS = 2e-5
-
-
-@dataclass(frozen=True)
-class Gap:
-    """One measured difference; of ids it is the number of texts that differ, of `count`."""
-
-    name: str
-    value: float
-    limit: float
-    count: int | None = None
-
-    @property
-    def within(self) -> bool:
-        return self.value <= self.limit  # and not so when it is no number
-
-    def __str__(self) -> str:
-        if self.count is not None:
-            return f"{self.name}: " + (f"all {self.count} equal" if self.within else f"{self.value:g} differ")
-        return f"{self.name} {self.value:.1e}".replace("e-0", "e-") if self.value else f"{self.name} 0"
-
-    def limit_shown(self) -> str:
-        return "equal" if self.limit == 0 else f"{self.limit:.0e}".replace("e-0", "e-")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table."""
-
-    component: str
-    reference: str
-    measure: Callable[[], Sequence[Gap]]
-    test: str
 
 
 def both(pairs: Iterable[tuple[float, float]]) -> list[Gap]:
     """The worst of outputs and of gradients."""
     outputs, gradients = zip(*pairs, strict=True)
     return [Gap("outputs", worst(outputs), LIMIT), Gap("gradients", worst(gradients), LIMIT)]
-
-
-def worst(values: Iterable[float]) -> float:
-    """The largest; a value that is no number is larger than all."""
-    return max(values, key=lambda value: (value != value, value))
 
 
 def recorded(gaps: Mapping[str, float], names: Mapping[str, str], limit: float = RECORDED) -> list[Gap]:
@@ -198,6 +163,7 @@ CHECKS = [
           matcher, "matching/"),
     Check("BLIP: captions, questions, matching", "transformers' BLIP classes",
           lambda: [Gap(name, gap, LIMIT) for name, gap in blip_transformers.gaps().items()], "nn/test_blip.py"),
+    *official_checks(),
     Check("features", "LAVIS' recordings", lavis_features, "nn/test_lavis_reference.py"),
     Check("ITM and ITC scores", "LAVIS' recordings",
           lambda: recorded(lavis.score_gaps(), {"itm_logits": "ITM logits", "itc_scores": "ITC cosines"}),
@@ -209,16 +175,6 @@ CHECKS = [
     Check("stage 2 with T5", "LAVIS' recordings", lavis_t5, "nn/test_t5.py"),
     Check("texts, greedy and beam 5", "LAVIS' recordings", lavis_texts, "generation/test_lavis_reference.py"),
 ]  # fmt: skip
-
-
-def table(measured: Iterable[tuple[Check, Sequence[Gap]]]) -> str:
-    """In the form of docs/parity.md; what exceeds its limit is set in bold."""
-    lines = ["| Component | Reference | Largest difference | Limit | Test |", "|---|---|---|---|---|"]
-    for check, gaps in measured:
-        shown = "; ".join(str(gap) if gap.within else f"**{gap}**" for gap in gaps)
-        limits = list(dict.fromkeys(gap.limit_shown() for gap in gaps))
-        lines.append(f"| {check.component} | {check.reference} | {shown} | {', '.join(limits)} | tests/{check.test} |")
-    return "\n".join(lines)
 
 
 def machine() -> str:
@@ -242,12 +198,18 @@ def run(checks: Sequence[Check], hardware: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", default=machine(), help="what to call this machine")
+    parser.add_argument("--only", default="", metavar="WORD", help="lines whose component has this word in it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # transformers has many to say about models that nobody trained
     logging.disable(logging.WARNING)
     import_module("transformers.utils.logging").disable_progress_bar()
-    sys.exit(run(CHECKS, options.machine))
+    folder = recordings()
+    checks = [*CHECKS, *(recorded_checks(folder) if folder is not None else [])]
+    code = run([check for check in checks if options.only.lower() in check.component.lower()], options.machine)
+    if folder is None:
+        print(f"\nLeft out: lines of LAVIS' recordings of BLIP and CLIP, as {VARIABLE} names no folder of them.")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

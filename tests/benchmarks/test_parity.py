@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
+ARCHITECTURES = """blip_caption/base_coco blip_caption/large_coco blip_vqa/vqav2 blip_image_text_matching/base
+    blip_image_text_matching/large blip_retrieval/coco clip/ViT-B-32 clip/ViT-B-16 clip/ViT-L-14 clip/ViT-L-14-336
+    clip/RN50""".split()
+"""Those that are measured against transformers, open_clip or plain PyTorch; of the others there are recordings."""
+RECORDED = """blip_caption blip_vqa blip_image_text_matching blip_feature_extractor blip_retrieval blip_pretrain
+    blip_nlvr blip_classification clip""".split()
 
 
 @pytest.fixture(scope="module")
 def parity() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parity", ROOT / "benchmarks" / "parity.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "parity", module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return module
+        patch.syspath_prepend(ROOT)
+        return importlib.import_module("benchmarks.parity")
 
 
 def test_what_exceeds_its_limit_is_bold_and_fails(parity: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,3 +51,34 @@ def test_a_line_is_measured_and_every_test_exists(parity: ModuleType) -> None:
     assert all(gap.within and gap.value > 0 for gap in gaps)
     for check in parity.CHECKS:
         assert (ROOT / "tests" / check.test).exists()
+
+
+def test_every_architecture_has_a_line(parity: ModuleType, tmp_path: Path) -> None:
+    components = [check.component for check in parity.CHECKS]
+    for name in ARCHITECTURES:
+        assert [component for component in components if component.split(",")[0] == name], name
+    recorded = parity.recorded_checks(tmp_path)
+    for name in RECORDED:
+        assert [check for check in recorded if name in check.component], name
+    assert all((ROOT / "tests" / check.test).exists() for check in recorded)
+
+
+def test_what_tests_of_recordings_compare_is_measured(parity: ModuleType) -> None:
+    watched = importlib.import_module("tests.parity.blip").watched
+    module = ModuleType("recorded")
+
+    def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
+        raise AssertionError("is replaced")
+
+    module.CLOSE, module.GRADIENT, module.close = 1e-5, 1e-4, close  # type: ignore[attr-defined]
+
+    def compare(apart: float, same: bool) -> None:
+        module.close(torch.zeros(2), torch.tensor([0.0, apart]))
+        module.close(torch.zeros(1), torch.tensor([apart / 2]), 1e-4)
+        assert same
+
+    good = watched(module, [partial(compare, 2e-6, True), partial(compare, 4e-6, True)])
+    assert [str(gap) for gap in good] == ["gradients 2.0e-6", "outputs 4.0e-6", "exact checks: all 2 equal"]
+    bad = watched(module, [partial(compare, 2e-5, True), partial(compare, 0.0, False)])
+    assert [gap.within for gap in bad] == [True, False, False]
+    assert module.close is close
