@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.checkpoints.lavis.blip import to_lavis
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.transformers.tokenizers import bert_words
 from openblip.errors import CheckpointError, OptionError, whole_number
@@ -66,6 +67,9 @@ class BlipModel(LavisModel):
     def fits(parts: ModelParts[BlipNetwork]) -> bool:
         """Whether a BLIP can do what this class is for."""
         raise NotImplementedError
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        return to_lavis(self.network)
 
     def image_features(self, samples: Samples) -> Tensor:
         """Patches [B, N, image width] of the samples' images, the class token's vector first."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.checkpoints.lavis.clip import ClipParts
+from openblip.checkpoints.names.clip import openai_layout
 from openblip.errors import CheckpointError
 from openblip.integrations.lavis.models import LavisModel, listed_texts, pixels_of
 from openblip.integrations.lavis.outputs import Samples
@@ -55,6 +56,9 @@ class Clip(LavisModel):
             raise CheckpointError(f"{parts.name} is of the family {parts.family}, no CLIP: load it by its architecture")
         super().__init__(parts, max_txt_len)
         self.words: ClipText = parts.matching
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        return openai_layout(self.network.config).to_theirs(self.network.state_dict())
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
         """Ids [B, 77] of texts, filled up with zeros; a text that is too long is cut before its end."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.checkpoints.lavis.write import to_lavis
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate
@@ -59,6 +60,12 @@ class LavisModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def checkpoint(self) -> dict[str, Tensor]:
+        """What LAVIS' runner saves, by LAVIS' names. Raises CheckpointError when LAVIS has no such model."""
+        raise CheckpointError(
+            f"LAVIS has no checkpoints of a {type(self).__name__}: save it with openblip.load(...).save"
+        )
+
     def text_processors(self) -> dict[str, TextProcessor]:
         """What LAVIS cleans the model's texts with, under "train" and "eval"."""
         return {"train": BlipCaptionProcessor(), "eval": BlipCaptionProcessor()}
@@ -78,6 +85,9 @@ class Blip2Model(LavisModel):
 
     def frozen(self) -> list[nn.Module]:
         return [self.network.vision]
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        return to_lavis(self.network.state_dict(), self.network.config).checkpoint
 
     def image_features(self, samples: Samples) -> Tensor:
         """Normalized patches [B, N, image width] of the samples' images."""

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -21,14 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from openblip.checkpoints.lavis.write import to_lavis
-from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.tensors.files import save_pickled
 from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.integrations.lavis.datasets import LavisDataset, Row
 from openblip.integrations.lavis.models import LavisModel
-from openblip.integrations.lavis.outputs import BlipOutput, Samples
+from openblip.integrations.lavis.outputs import Samples
 from openblip.saving import naming
 from openblip.training.loop.optim import make_optimizer, set_rate
 from openblip.training.recipe import OptimizerSection
@@ -48,7 +46,6 @@ MEANINGLESS = {
 }
 """Settings of evaluation, of several processes, of the console; and what the model or the task says here."""
 SCHEDULES = ("linear_warmup_cosine_lr", "constant_lr")
-FROZEN = ("network.vision.", *(f"network.{files.config.prefix}." for files in LANGUAGES.values()))
 
 
 @dataclass(frozen=True)
@@ -156,9 +153,11 @@ class BaseTask:
     def train_step(self, model: LavisModel, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that is learnt from, and all losses by name."""
         output = model(samples)
-        losses = vars(output) if isinstance(output, BlipOutput) else output
+        losses = vars(output) if is_dataclass(output) else output
         if not isinstance(losses, Mapping) or "loss" not in losses:
-            raise OptionError(f"a {type(model).__name__} has no loss to train by: use blip2, blip2_opt or blip2_t5")
+            raise OptionError(
+                f"a {type(model).__name__} has no loss to train by: use one that has, such as blip_caption or blip2_opt"
+            )
         named = {name: value for name, value in losses.items() if "loss" in name and value is not None}
         return named["loss"], named
 
@@ -171,11 +170,23 @@ class ImageTextPretrainTask(BaseTask):
     """LAVIS' "image_text_pretrain"."""
 
 
+class RetrievalTask(BaseTask):
+    """LAVIS' "retrieval"."""
+
+
+class VQATask(BaseTask):
+    """LAVIS' "vqa"."""
+
+
+class MultimodalClassificationTask(BaseTask):
+    """LAVIS' "multimodal_classification"."""
+
+
 class RunnerBase:
     """LAVIS' `runner_base`, for training: every epoch leaves `checkpoint_N.pth` and a line of log.txt.
 
-    Checkpoints have LAVIS' layout: all but the frozen image encoder and language model. `load_model` takes one as its
-    `checkpoint`, with a name of the zoo.
+    Checkpoints have LAVIS' layout: of BLIP-2 all but the frozen image encoder and language model, of BLIP no momentum
+    copies. `load_model` takes one as its `checkpoint`, with a name of the zoo.
 
     As in LAVIS, AdamW's weights that are matrices decay, gradients are not clipped, and batches that are not full are
     left out. What learns has float32 weights; frozen parts keep the type that `load_model` chose.
@@ -201,7 +212,7 @@ class RunnerBase:
         self.output_dir = Path(self.settings.output_dir).expanduser() / job_id
         if self.settings.device is not None:
             model.to(choose_placement(self.settings.device).device)
-        to_lavis(model.network.state_dict(), model.network.config)  # better refused now than after an epoch
+        model.checkpoint()  # better refused now than after an epoch
         self._rows: ConcatDataset[Row | None] = ConcatDataset(self._training_sets())
         if len(self._rows) < self.settings.batch_size_train:
             raise OptionError(
@@ -220,7 +231,8 @@ class RunnerBase:
         learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not learning:
             raise OptionError("nothing of the model learns: leave gradients as load_model sets them")
-        if any(name.startswith(FROZEN) for name in learning):
+        frozen = {id(parameter) for module in model.frozen() for parameter in module.parameters()}
+        if any(id(parameter) in frozen for parameter in learning.values()):
             raise OptionError(
                 "the image encoder or the language model is to learn, too: use `openblip train` with train_vision or "
                 "train_decoder, or freeze them as load_model does"
@@ -253,7 +265,9 @@ class RunnerBase:
         settings = self.settings
         sums: dict[str, float] = {}
         count, rate = 0, 0.0
+        steps = len(self._rows) // settings.batch_size_train
         for step, samples in enumerate(self._batches()):
+            samples.update({"epoch": epoch, "iters": step, "num_iters_per_epoch": steps})
             rate = settings.rate(epoch, step)
             set_rate(optimizer, rate)
             with torch.autocast(self.model.device.type, half, enabled=half is not None):
@@ -298,7 +312,7 @@ class RunnerBase:
                 yield _on_device(batch, self.model.device)
 
     def _save(self, epoch: int) -> None:
-        state = to_lavis(self.model.network.state_dict(), self.model.network.config).checkpoint
+        state = self.model.checkpoint()
         path = self.output_dir / f"checkpoint_{epoch}.pth"
         save_pickled({"model": {name: tensor.cpu().clone() for name, tensor in state.items()}, "epoch": epoch}, path)
 
@@ -309,7 +323,7 @@ class RunnerBase:
 
 
 def _on_device(batch: Row, device: torch.device) -> Samples:
-    if not isinstance(batch.get("image"), Tensor):
+    if not isinstance(batch.get("image", batch.get("image0")), Tensor):
         raise OptionError("the data sets give images as they are: tell them how, dataset.set_processors(image, text)")
     if "image_id" in batch:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(batch["image_id"]))}
@@ -319,4 +333,10 @@ def _on_device(batch: Row, device: torch.device) -> Samples:
 
 
 RUNNERS: dict[str, type[RunnerBase]] = {"runner_base": RunnerBase}
-TASKS: dict[str, type[BaseTask]] = {"captioning": CaptionTask, "image_text_pretrain": ImageTextPretrainTask}
+TASKS: dict[str, type[BaseTask]] = {
+    "captioning": CaptionTask,
+    "image_text_pretrain": ImageTextPretrainTask,
+    "retrieval": RetrievalTask,
+    "vqa": VQATask,
+    "multimodal_classification": MultimodalClassificationTask,
+}
