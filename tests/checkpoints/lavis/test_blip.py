@@ -164,3 +164,20 @@ def test_inspect_counts_each_weight_once(tmp_path: Path, task: str) -> None:
         if task != "match" or name != "temperature"
     )
     assert "other" not in found.parts
+
+
+def test_a_captioner_is_read_from_pre_training_at_its_image_size(tmp_path: Path) -> None:
+    """Such a file has positions for smaller images than the models that are trained from it."""
+    pretrained = small_parts("pretrain", tmp_path)
+    width = pretrained.network.config.vision.width
+    config = small_config("caption", width)
+    path = saved(tmp_path, "pretrain")
+    found = read(path, replace(config, vision=replace(config.vision, image_size=48)))
+    assert found.network.config == config and found.transform.image_size == 32
+    ids, features = torch.tensor([[5, 7, 9]]), torch.randn(1, 17, width)
+    with torch.no_grad():
+        first, second = (
+            network.decoder.decode(network.decoder.embed(ids), None, network.decoder.remember(features))
+            for network in (pretrained.network, found.network)
+        )
+    assert torch.allclose(first, second, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from openblip.text import MatchingText, PromptTemplates, Tokenizer
 LONGEST_TEXT, LONGEST_STATEMENT = 35, 40
 """LAVIS cuts texts that are matched, and those that are judged with one image, here; others not at all."""
 FAMILY = "blip"
+POSITIONS = "visual_encoder.pos_embed"
 TEMPERATURE = 0.07
 """Of a file without one: LAVIS' first."""
 
@@ -50,9 +52,21 @@ def load_blip(model: ModelEntry, found: Sequence[LocalFile], options: ReadOption
     else:
         path = next(file.path for file in found if isinstance(file.source, WebFile))
     weights = Peeled(open_weights(path), ROOTS)
-    network = read_blip(_with_classes_of(weights, config), weights, LAVIS_PARTS, path, options)
+    config = _with_size_of(weights, _with_classes_of(weights, config))
+    network = read_blip(config, weights, LAVIS_PARTS, path, options)
     words = next(file.path for file in found if not isinstance(file.source, WebFile))
-    return assemble(model.name, network, ImageTransform(model.image_size), words, model.templates(), model.defaults())
+    return assemble(
+        model.name, network, ImageTransform(config.vision.image_size), words, model.templates(), model.defaults()
+    )
+
+
+def _with_size_of(weights: NamedTensors, config: BlipConfig) -> BlipConfig:
+    """The config with images of the size that a file has positions for: pre-training has smaller ones."""
+    count = weights.shapes.get(POSITIONS, (0, 0))[1] - 1
+    side = math.isqrt(max(0, count))
+    if side * side != count or not side:
+        return config  # what does not fit is named as the file is read
+    return replace(config, vision=replace(config.vision, image_size=side * config.vision.patch_size))
 
 
 def _with_classes_of(weights: NamedTensors, config: BlipConfig) -> BlipConfig:

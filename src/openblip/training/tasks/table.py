@@ -127,6 +127,18 @@ def _pretrain(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime)
     return PretrainTask(parts, recipe, runtime)
 
 
+def _prepare_captions(parts: AnyParts, recipe: Recipe) -> AnyParts:
+    from openblip.training.init.blip import prepare_captions
+
+    return prepare_captions(parts, recipe)
+
+
+def _prepare_answers(parts: AnyParts, recipe: Recipe) -> AnyParts:
+    from openblip.training.init.blip import prepare_answers
+
+    return prepare_answers(parts, recipe)
+
+
 def _prepare_blip2(parts: AnyParts, recipe: Recipe) -> AnyParts:
     from openblip.training.init.blip2 import prepare
 
@@ -203,13 +215,13 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         | {"texts_per_image", "patch_share"},
     ),
     Stage.CAPTION: Objective(
-        {"blip": Learner(_caption, finetuning=Finetuning(_captions, ("language_model",)))},
+        {"blip": Learner(_caption, _prepare_captions, Finetuning(_captions, ("language_model",)))},
         is_described,
         {EvaluationTask.CAPTIONS: "cider"},
         VISION | {"prompt", "mixture", "text_tokens", "texts_per_image"},
     ),
     Stage.VQA: Objective(
-        {"blip": Learner(_vqa, finetuning=Finetuning(_answers, ("language_model", "text")))},
+        {"blip": Learner(_vqa, _prepare_answers, Finetuning(_answers, ("language_model", "text")))},
         is_asked,
         {EvaluationTask.QUESTIONS: "accuracy"},
         VISION | {"mixture", "text_tokens", "texts_per_image"},
