@@ -40,8 +40,8 @@ def prepare_answers(parts: Parts, recipe: Recipe) -> Parts:
         return parts
     if old.encoder.width != old.vision.width:
         raise OptionError(
-            f"{parts.name} reads images of {old.vision.width} channels, and questions have {old.encoder.width}: to answer, "
-            "it needs as many, give a model of the base size"
+            f"{parts.name} reads images of {old.vision.width} channels, and questions have {old.encoder.width}: give a "
+            "model of the base size, whose images are as wide as its texts"
         )
     config = BlipConfig(
         old.vision, old.encoder, old.decoder, answers=True, decode_id=old.decode_id, encode_id=old.encode_id

@@ -160,17 +160,18 @@ def has_text(image: ImageText) -> bool:
 
 
 def _has_language_model(parts: AnyParts) -> bool:
-    return parts.network.config.language is not None
+    return bool(parts.network.config.language is not None)
 
 
 def _has_small_language_model(parts: AnyParts) -> bool:
     if parts.network.config.own_language is None:
         return False
-    return sum(parameter.numel() for parameter in parts.network.own_language_model.parameters()) <= SMALL_LANGUAGE_MODEL
+    weights = sum(parameter.numel() for parameter in parts.network.own_language_model.parameters())
+    return bool(weights <= SMALL_LANGUAGE_MODEL)
 
 
 def _captions(parts: AnyParts) -> bool:
-    return parts.network.config.decoder is not None and not parts.network.config.answers
+    return bool(parts.network.config.decoder is not None and not parts.network.config.answers)
 
 
 def _answers(parts: AnyParts) -> bool:
