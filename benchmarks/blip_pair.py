@@ -44,13 +44,14 @@ class Models:
     int8: Model
     processor: Any
     vocabulary: list[str]
+    places: Mapping[str, int]
 
     def pixels(self, image: Image.Image) -> Tensor:
         found: Tensor = self.processor(image, return_tensors="pt")["pixel_values"]
         return found
 
     def ids(self, text: str) -> list[int]:
-        return [START, *(self.vocabulary.index(word) for word in text.replace("?", " ?").split()), STOP]
+        return [START, *(self.places[word] for word in text.replace("?", " ?").split()), STOP]
 
     def texts(self, rows: Tensor, tokens: int) -> list[str]:
         """The last tokens of each row as one text."""
@@ -93,7 +94,14 @@ def make(size: Size, task: Task, side: int) -> Models:
     small = copy.deepcopy(network)
     quantize(small, 8)
     processor: Any = transformers.BlipImageProcessor(size={"height": side, "width": side})
-    return Models(theirs, placed(made, network), placed(made, small), processor, words)
+    return Models(
+        theirs,
+        placed(made, network),
+        placed(made, small),
+        processor,
+        words,
+        {word: place for place, word in enumerate(words)},
+    )
 
 
 def placed(parts: ModelParts[Any], network: BlipNetwork) -> Model:

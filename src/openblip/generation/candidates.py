@@ -53,24 +53,26 @@ def rank_candidates(
     options = GenerationOptions(max_new_tokens=longest, num_return_sequences=count, do_sample=True).resolved()
     start = prefill(model, prompts, options, None, prefix)
     device = start.logits.device
-    ids = torch.zeros(len(candidates), longest, dtype=torch.int64, device=device)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in candidates], device=device)
     lengths = torch.tensor(list(map(len, candidates)), device=device)
-    for row, candidate in enumerate(candidates):
-        ids[row, : len(candidate)] = torch.tensor(candidate, device=device)
     odds = start.logits.softmax(dim=1)[:, ids[:, 0]]
     # Many begin with one token: which of these are read is up to topk, here as in LAVIS.
     chosen = odds.topk(count, dim=1).indices
-    texts, ends = ids[chosen], lengths[chosen]
-    logits = start.logits[:, None].expand(-1, count, -1)
-    scores = torch.zeros(len(prompts), count, device=device)
-    for place in range(longest):
+    # The longest first: those that have ended are left out of the next step.
+    by_length = lengths[chosen].argsort(dim=1, descending=True, stable=True)
+    texts, ends = ids[chosen].gather(1, by_length[..., None].expand(-1, -1, longest)), lengths[chosen].sort(1, True)[0]
+    sums = torch.zeros(len(prompts), count, device=device)
+    log_probs = start.logits.log_softmax(dim=1)[:, None]
+    smoothing = model.config.label_smoothing
+    for place in range(int(ends.max())):
+        going = int((ends > place).sum(dim=1).max())
         if place:
-            logits = start.reading.step(texts[:, :, place - 1])
-        log_probs = logits.log_softmax(dim=2)
-        token = log_probs.gather(2, texts[:, :, place, None])[..., 0]
-        smoothing = model.config.label_smoothing
+            themselves = torch.arange(going, device=device).expand(len(prompts), -1)
+            log_probs = start.reading.step(texts[:, :going, place - 1], themselves).log_softmax(dim=2)
+        token = log_probs.expand(-1, going, -1).gather(2, texts[:, :going, place, None])[..., 0]
         smoothed = (1 - smoothing) * token + smoothing * log_probs.mean(dim=2)
-        scores += smoothed.masked_fill(place >= ends, 0.0)
+        sums[:, :going] += smoothed.masked_fill(place >= ends[:, :going], 0.0)
+    scores = torch.zeros_like(sums).scatter(1, by_length, sums)
     order = scores.argsort(dim=1, descending=True, stable=True)
     return [
         [Candidate(int(chosen[row, place]), float(scores[row, place])) for place in places]

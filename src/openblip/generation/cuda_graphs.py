@@ -166,9 +166,11 @@ class CapturedReading:
             step = self._move(None)
         fixed_cache(step.reading.cache).advance()
         self.room -= 1
-        step.tokens[: self.prompts] = tokens
-        step.parents[: self.prompts] = step.themselves[: self.prompts] if parents is None else parents
-        return step.replay()[: self.prompts].clone()
+        going = tokens.shape[1]  # a captured step goes on with texts that have ended, too
+        step.tokens[: self.prompts, :going] = tokens
+        own = step.themselves[: self.prompts, :going] if parents is None else parents
+        step.parents[: self.prompts, :going] = own
+        return step.replay()[: self.prompts, :going].clone()
 
     def take_prompts(self, rows: Tensor) -> None:
         self.prompts = len(rows)

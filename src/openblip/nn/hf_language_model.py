@@ -107,13 +107,16 @@ class DecoderReading:
     def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
         if parents is not None:
             # Texts of one prompt share their mask.
-            self.cache.reorder_cache(_rows_of(parents, torch.arange(len(parents), device=parents.device)))
+            rows = _rows_of(parents, torch.arange(len(parents), device=parents.device), self.texts)
+            self.cache.reorder_cache(rows)
+            self.mask = None if self.mask is None else self.mask[rows]
+            self.texts = parents.shape[1]
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(tokens.numel(), 1)], dim=1)
-        return self.read(self.decoder.embed(tokens.view(-1, 1))).view(*tokens.shape, -1)
+        return self.read(self.decoder.embed(tokens.reshape(-1, 1))).view(*tokens.shape, -1)
 
     def take_prompts(self, rows: Tensor) -> None:
-        self.take_rows(_rows_of(torch.arange(self.texts, device=rows.device).expand(len(rows), -1), rows))
+        self.take_rows(_rows_of(torch.arange(self.texts, device=rows.device).expand(len(rows), -1), rows, self.texts))
 
     def take_rows(self, rows: Tensor) -> None:
         self.cache.reorder_cache(rows)
@@ -194,13 +197,16 @@ class Seq2SeqReading:
 
     def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
         if parents is not None:
-            # Texts of one prompt share what was encoded.
-            rows = _rows_of(parents, torch.arange(len(parents), device=parents.device))
-            self.cache.self_attention_cache.reorder_cache(rows)
-        return self.read(tokens.view(-1, 1)).view(*tokens.shape, -1)
+            rows = _rows_of(parents, torch.arange(len(parents), device=parents.device), self.texts)
+            if parents.shape[1] == self.texts:  # texts of one prompt share what was encoded
+                self.cache.self_attention_cache.reorder_cache(rows)
+            else:
+                self.take_rows(rows)
+                self.texts = parents.shape[1]
+        return self.read(tokens.reshape(-1, 1)).view(*tokens.shape, -1)
 
     def take_prompts(self, rows: Tensor) -> None:
-        self.take_rows(_rows_of(torch.arange(self.texts, device=rows.device).expand(len(rows), -1), rows))
+        self.take_rows(_rows_of(torch.arange(self.texts, device=rows.device).expand(len(rows), -1), rows, self.texts))
 
     def take_rows(self, rows: Tensor) -> None:
         self.encoded = type(self.encoded)(last_hidden_state=self.encoded.last_hidden_state[rows])
@@ -216,6 +222,6 @@ def _repeated(prompts: Tensor, texts: int) -> Tensor:
     return torch.arange(len(prompts), device=prompts.device).repeat_interleave(texts)
 
 
-def _rows_of(places: Tensor, prompts: Tensor) -> Tensor:
-    """[P * B] rows of texts that stand at places [P, B] among the B texts of prompts [P]."""
-    return (prompts[:, None] * places.shape[1] + places).flatten()
+def _rows_of(places: Tensor, prompts: Tensor, texts: int) -> Tensor:
+    """[P * B] rows of texts that stand at places [P, B] among so many texts of each of prompts [P]."""
+    return (prompts[:, None] * texts + places).flatten()

@@ -84,10 +84,10 @@ class KeyValueCache:
 
         Args:
             parents: [batch, texts] int64, which earlier text of its prompt each goes on from; None: from itself. The
-                first time all go on from the prompt.
+                first time all go on from the prompt. Texts that none goes on from are left behind.
         """
         start, end = self._make_room(texts)
-        if self.visible.shape[1] != texts:
+        if self.visible.shape[1] == 1 and texts > 1:
             self.visible = self.visible.repeat(1, texts, 1)
             self.hides = True
         elif parents is not None:

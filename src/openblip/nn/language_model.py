@@ -56,7 +56,8 @@ class Reading(Protocol):
 
         Args:
             parents: [P, B] int64, which text of its prompt, as they stood before, each text goes on from; None: from
-                itself. At the first step all go on from their prompt.
+                itself. At the first step all go on from their prompt. B may become less: texts that have ended are
+                left behind.
         """
 
     def take_prompts(self, rows: Tensor) -> None:

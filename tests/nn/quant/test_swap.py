@@ -218,7 +218,7 @@ def test_threads_pack_a_layer_once_and_all_get_the_same() -> None:
         expected = int8_of(layer)(x)
     for _ in range(20):
         made = int8_of(layer)
-        made.lost_by_few = PACK_AFTER
+        made.losses.by_few = PACK_AFTER
 
         def run(made: Int8Linear = made) -> Tensor:
             with torch.inference_mode():
@@ -484,7 +484,7 @@ def test_four_bits_for_many_rows_are_whole_numbers_of_eight(
 
 
 @pytest.mark.parametrize("levels", CPUS)
-def test_a_word_table_looks_up_and_scores(levels: int | None) -> None:
+def test_a_word_table_looks_up_and_scores(levels: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(3)
     table = WordTable(500, 96)
     table.weight.data.normal_(generator=random)
@@ -500,10 +500,18 @@ def test_a_word_table_looks_up_and_scores(levels: int | None) -> None:
     bound = step / 2 * vectors.abs().sum(1) * 1.001 + 1e-4
     with cpu_with(levels), torch.inference_mode():
         found = made.scores(hidden)
-        # Only where the table itself has no exact product it is there a second time, and never in a copy or a file.
+        # Where the table itself has no exact product it is there a second time, and never in a copy or a file.
         assert (made.packed is not None) == (levels == LEVELS // 2)
         assert torch.equal(copy.deepcopy(made).scores(hidden), found)
         assert torch.equal(made.to(torch.float32).scores(hidden), found)
+        if levels == LEVELS:  # elsewhere once it is worth it, unless it is large
+            monkeypatch.setattr(int8, "TWICE", 0)
+            made.losses.by_few = PACK_AFTER
+            assert torch.equal(made.scores(hidden), found)
+            assert made.packed is None
+            monkeypatch.setattr(int8, "TWICE", made.weight.numel())
+            assert torch.equal(made.scores(hidden), found)
+            assert made.packed is not None
     assert made.state_dict().keys() == {"weight", "scale"}
     assert ((found.double() - hidden.double() @ vectors.T).abs() <= bound).all()
     # New weights are scored with, not those that were packed.

@@ -32,6 +32,8 @@ LOSS_OF_ONE, LOSS_OF_FEW = 3, 12
 FEW_ROWS = 32
 ROWS_A_LOSS = 7
 """Of more rows than those, so many lose 1."""
+TWICE = 2**25
+"""Numbers of a word table that may be there twice: 34 MB."""
 ROWS_OF_AN_IMAGE = 100
 """What is packed for its first product is packed for many rows from here on: prompts have fewer, images more."""
 GPU_ROWS, GPU_MULTIPLE = 32, 8
@@ -142,6 +144,25 @@ def float_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     return linear(rows, weight) * scale.to(rows.dtype)
 
 
+class Losses:
+    """What products of plain weights have lost, by few rows and by many, in the measure of `PACK_AFTER`."""
+
+    def __init__(self) -> None:
+        self.by_few = self.by_many = 0
+
+    def add(self, rows: int) -> None:
+        """Count a product."""
+        if rows > FEW_ROWS:
+            self.by_many += rows // ROWS_A_LOSS
+        else:
+            self.by_few += LOSS_OF_ONE if rows == 1 else LOSS_OF_FEW
+
+    @property
+    def enough(self) -> bool:
+        """Whether packing has become worth it."""
+        return self.by_few + self.by_many >= PACK_AFTER
+
+
 class Int8Linear(nn.Module):
     """Takes the place of a linear layer.
 
@@ -163,7 +184,7 @@ class Int8Linear(nn.Module):
         self.scale = nn.Parameter(torch.empty(out_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.packed: Ordered | None = None
-        self.lost_by_few = self.lost_by_many = 0
+        self.losses = Losses()
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -178,7 +199,7 @@ class Int8Linear(nn.Module):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.packed = None
-        self.lost_by_few = self.lost_by_many = 0
+        self.losses = Losses()
 
     def take(self, *pieces: Tensor) -> None:
         """Set the weights from those of a layer in floating point [out, in], whole or in pieces from top to bottom.
@@ -197,7 +218,7 @@ class Int8Linear(nn.Module):
         # Two threads that come here together would pack what the first has emptied.
         with PACKING:
             if self.packed is None and self.weight.device.type == "cpu" and input_levels() is not None:
-                few_rows = self.lost_by_few >= self.lost_by_many if few_rows is None else few_rows
+                few_rows = self.losses.by_few >= self.losses.by_many if few_rows is None else few_rows
                 self.packed = put_in_order(self.weight.detach(), self.scale.detach(), few_rows)
                 self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
@@ -240,11 +261,8 @@ class Int8Linear(nn.Module):
         if levels != LEVELS:
             self.pack(few_rows=rows < ROWS_OF_AN_IMAGE)
             return
-        if rows > FEW_ROWS:
-            self.lost_by_many += rows // ROWS_A_LOSS
-        else:
-            self.lost_by_few += LOSS_OF_ONE if rows == 1 else LOSS_OF_FEW
-        if self.lost_by_few + self.lost_by_many >= PACK_AFTER:
+        self.losses.add(rows)
+        if self.losses.enough:
             self.pack()
 
     def dequantized(self, rows: Tensor) -> Tensor:
@@ -283,8 +301,9 @@ class Int8WordTable(nn.Module):
 
     Attributes:
         dtype: of the vectors that come out: what the network was cast to.
-        packed: the table a second time, in the order for few rows, where plain codes have no exact product: without it
-            every step would turn the whole table into floats. None elsewhere, and before the first scores.
+        packed: the table a second time, in the order for few rows or that for many: where plain codes have no exact
+            product, as every step would turn the whole table into floats otherwise, and for small tables as soon as it
+            is worth it (see `Int8Linear`), as those of BERT. None elsewhere, and before.
     """
 
     def __init__(self, words: int, width: int) -> None:
@@ -294,6 +313,7 @@ class Int8WordTable(nn.Module):
         self.weight = nn.Parameter(torch.empty(words, width, dtype=torch.int8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(words), requires_grad=False)
         self.packed: Ordered | None = None
+        self.losses = Losses()
 
     def put(self, codes: Tensor, scale: Tensor) -> None:
         """Set the table: int8 [words, width] and float32 [words]."""
@@ -327,13 +347,17 @@ class Int8WordTable(nn.Module):
         return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)
 
     def _product(self, whole: Tensor, levels: int) -> Tensor:
-        # Where the table as it is has an exact product, having it twice would gain little.
-        if levels == LEVELS:
-            return plain_product(whole, self.weight, self.scale)
-        with PACKING:
-            if self.packed is None:
-                self.packed = put_in_order(self.weight.detach(), self.scale.detach(), few_rows=True)
-            packed = self.packed
+        packed = self.packed
+        if packed is None and levels == LEVELS:
+            self.losses.add(len(whole))
+            if self.weight.numel() > TWICE or not self.losses.enough:
+                return plain_product(whole, self.weight, self.scale)
+        if packed is None:
+            few_rows = levels != LEVELS or self.losses.by_few >= self.losses.by_many
+            with PACKING:
+                if self.packed is None:
+                    self.packed = put_in_order(self.weight.detach(), self.scale.detach(), few_rows)
+                packed = self.packed
         return packed.product(whole, levels)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8WordTable:
