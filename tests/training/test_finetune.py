@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -187,8 +187,8 @@ def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
 
 
 def test_a_model_that_does_not_write_is_refused(table: Path, tmp_path: Path) -> None:
-    save_native(small_parts("match", tmp_path), tmp_path / "blip")
-    with pytest.raises(OpenBlipError, match="blip can neither caption nor answer"):
+    save_native(small_parts("embed", tmp_path), tmp_path / "blip")
+    with pytest.raises(OpenBlipError, match="blip can neither caption nor answer, nor match images with texts"):
         finetuning_recipe(FinetuneOptions(str(tmp_path / "blip"), table, tmp_path / "new"))
 
 
@@ -229,3 +229,16 @@ def test_a_blip_says_what_it_has_learnt(task: str, lora: bool, table: Path, tmp_
         image = tmp_path / f"photos/{number:02d}.png"
         said = model.caption(image) if task == "caption" else model.ask(image, "what color is the ball?")
         assert word in said
+
+
+@pytest.mark.parametrize(("task", "stage"), [("match", "retrieval"), ("pretrain", "pretrain")])
+def test_a_blip_that_matches_learns_pairs(table: Path, tmp_path: Path, task: str, stage: str) -> None:
+    save_native(small_parts(task, tmp_path), tmp_path / task)
+    options = FinetuneOptions(str(tmp_path / task), table, tmp_path / "new", epochs=2)
+    recipe = finetuning_recipe(options)
+    assert (recipe.stage.value, recipe.optimizer.lr) == (stage, 1e-5)
+    assert recipe.momentum.queue_size and recipe.momentum.queue_size % recipe.batch_size == 0
+    model = openblip.load(str(train(recipe)), device="cpu", dtype="float32")
+    assert "match" in model.abilities and ("caption" in model.abilities) == (task == "pretrain")
+    with pytest.raises(OpenBlipError, match=f"lora is for .*: leave it out of stage {stage}"):
+        train(finetuning_recipe(replace(options, lora=True)))

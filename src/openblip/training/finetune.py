@@ -15,7 +15,14 @@ from openblip.data.pairs import DataSource, ImageText, load_pairs
 from openblip.data.sources.annotations import is_held_out
 from openblip.errors import OptionError
 from openblip.training.lora.adapters import LoraSection
-from openblip.training.recipe_keys import Evaluation, Mixture, OptimizerSection, Precision, Recipe
+from openblip.training.recipe_keys import (
+    Evaluation,
+    Mixture,
+    MomentumSection,
+    OptimizerSection,
+    Precision,
+    Recipe,
+)
 from openblip.training.tasks.table import finetuning_of, objective_of
 
 SMALLEST_HELD_OUT = 30
@@ -55,7 +62,8 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     """A recipe for a table; it holds out a tenth of the images if there are enough.
 
     Raises:
-        OpenBlipError: the table is missing, empty or not understood, or the model can neither caption nor answer.
+        OpenBlipError: the table is missing, empty or not understood, or the model has nothing to learn
+            from it.
     """
     if options.rate is not None and not 0 < options.rate < math.inf:
         raise OptionError(f"the learning rate is {options.rate:g}: it must be above 0, and finite")
@@ -88,6 +96,10 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     steps = epochs * (kept // batch)
     rate = (way.adapter_rate if options.lora else way.rate) if options.rate is None else options.rate
     held_out = DataSource(**{**vars(source)}) if source.held_out else None
+    momentum = MomentumSection()
+    if objective.keeps_copies:
+        # An image waits in the queue until it comes again, and no longer.
+        momentum.queue_size = min(momentum.queue_size, kept // batch * batch)
     return Recipe(
         stage=stage,
         output=str(options.output),
@@ -103,6 +115,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         # Every text is used equally often, however many texts an image has.
         mixture=Mixture(questions=with_questions / (with_questions + with_captions)),
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),
+        momentum=momentum,
         save_every=max(20, steps // 10),
         log_every=max(1, min(20, steps // 20)),
         evaluation=Evaluation(

@@ -44,7 +44,8 @@ class CaptionTask(Task):
             )
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        return [*self.seen_parts(), self.network.decoder]
+        decoder = self.network.decoder
+        return [*self.seen_parts(), decoder, *decoder.shared_parts()]
 
     def forward(
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None

@@ -171,11 +171,20 @@ def _has_small_language_model(parts: AnyParts) -> bool:
 
 
 def _captions(parts: AnyParts) -> bool:
-    return bool(parts.network.config.decoder is not None and not parts.network.config.answers)
+    config = parts.network.config
+    return bool(config.decoder is not None and not config.answers and not config.shares_text)
 
 
 def _answers(parts: AnyParts) -> bool:
     return bool(parts.network.config.answers)
+
+
+def _matches(parts: AnyParts) -> bool:
+    return bool(parts.network.config.itm and parts.network.config.shared_width) and not _pretrains(parts)
+
+
+def _pretrains(parts: AnyParts) -> bool:
+    return bool(parts.network.config.shares_text)
 
 
 SMALL_LANGUAGE_MODEL = 100_000_000
@@ -229,7 +238,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         needs="questions with answers",
     ),
     Stage.RETRIEVAL: Objective(
-        {"blip": Learner(_retrieval)},
+        {"blip": Learner(_retrieval, finetuning=Finetuning(_matches, (), rate=1e-5))},
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         PAIRS,
@@ -237,7 +246,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         keeps_copies=True,
     ),
     Stage.PRETRAIN: Objective(
-        {"blip": Learner(_pretrain)},
+        {"blip": Learner(_pretrain, finetuning=Finetuning(_pretrains, (), rate=1e-5))},
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         PAIRS,
@@ -289,8 +298,8 @@ def finetuning_of(parts: AnyParts, name: str) -> tuple[Stage, Finetuning]:
         if learner is not None and learner.finetuning is not None and learner.finetuning.suits(parts):
             return stage, learner.finetuning
     raise OptionError(
-        f"{name} can neither caption nor answer, and so learns nothing from a table: give a model that can, or train "
-        "it by a recipe"
+        f"{name} can neither caption nor answer, nor match images with texts (ITM), and so learns nothing from a "
+        "table: give a model that can, or train it by a recipe"
     )
 
 
