@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
 
 import openblip
 from openblip import verification
+from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.registry import find_model
 from openblip.cli import main
 from openblip.errors import CheckpointError
+from openblip.images.transform import to_pixels
+from openblip.nn.blip import BlipNetwork
 from openblip.verification import (
     IMAGES,
     PUBLISHED,
     Published,
     PublishedAnswer,
+    PublishedChoice,
+    PublishedClasses,
     PublishedMatch,
+    PublishedMean,
     PublishedText,
     published_outputs,
 )
+from tests.models.blip_models import small_parts
 
 Verify = Callable[..., tuple[int, list[str]]]
 NAME = "blip2_opt/pretrain_opt2.7b"
+NEEDED: dict[type[Published], str] = {
+    PublishedText: "caption",
+    PublishedAnswer: "ask",
+    PublishedChoice: "ask",
+    PublishedMatch: "match",
+    PublishedClasses: "classify",
+    PublishedMean: "embed",
+}
 
 
 @pytest.mark.official
@@ -40,8 +58,9 @@ def test_the_table_is_of_official_models_and_known_photos() -> None:
         assert model is not None and model.name == name
         for each in published:
             assert each.image in IMAGES
-            needed = {PublishedMatch: "match", PublishedAnswer: "ask", PublishedText: "caption"}
-            assert needed[type(each)] in model.abilities
+            assert NEEDED[type(each)] in model.abilities
+            if isinstance(each, PublishedMean):
+                assert model.family == "blip"
     assert published_outputs("blip2_feature_extractor/pretrain") == PUBLISHED["blip2/pretrain"]
     with pytest.raises(CheckpointError, match="no outputs of blip2/coco were published"):
         published_outputs("blip2/coco")
@@ -56,7 +75,9 @@ def verify(
 ) -> Verify:
     """`openblip verify` of the tiny model on a local photo, as if the given outputs had been published."""
 
-    def run(*published: Published, arguments: tuple[str, ...] = ()) -> tuple[int, list[str]]:
+    def run(
+        *published: Published, arguments: tuple[str, ...] = (), weights: Path = tiny_model_folder
+    ) -> tuple[int, list[str]]:
         monkeypatch.setattr(verification, "PUBLISHED", {NAME: published})
         with pytest.raises(SystemExit) as left:
             main(
@@ -64,7 +85,7 @@ def verify(
                     "verify",
                     NAME,
                     "--weights",
-                    str(tiny_model_folder),
+                    str(weights),
                     "--images",
                     str(image_paths[0].parent),
                     *arguments,
@@ -115,3 +136,60 @@ def test_an_unknown_name_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit, match="2"):
         main(["verify", "blip2_opt/nothing"])
     assert capsys.readouterr().err.startswith("error: no outputs of blip2_opt/nothing were published")
+
+
+@pytest.fixture(scope="module")
+def blips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of small BLIPs that answer and that match."""
+    folder = tmp_path_factory.mktemp("blips")
+    for task in ("answer", "match"):
+        save_native(small_parts(task, folder / f"{task} words"), folder / task)
+    return {task: folder / task for task in ("answer", "match")}
+
+
+def test_a_choice_among_answers(verify: Verify, blips: dict[str, Path], image_paths: list[Path]) -> None:
+    answers = ("a dog", "the beach", "two cats")
+    best = openblip.load(blips["answer"]).rank_answers(image_paths[0], "what is this?", answers)[0].answer
+    asked = PublishedChoice("photo1.png", "what is this?", answers, best)
+    code, lines = verify(asked, weights=blips["answer"])
+    assert (code, lines) == (0, [f"same       photo1.png, what is this? (a dog, the beach, two cats): {best}"])
+    assert verify(replace(asked, text="a cow"), weights=blips["answer"])[0] == 1
+
+
+def test_probabilities_of_classes(verify: Verify, blips: dict[str, Path], image_paths: list[Path]) -> None:
+    model = openblip.load(blips["match"])
+    odds = {
+        one.label: one.probability for one in model.classify(image_paths[0], ["a dog", "the beach"], templates="{}")
+    }
+    near = {"a dog": odds["a dog"] + 0.004, "the beach": odds["the beach"] - 0.004}
+    assert verify(PublishedClasses("photo1.png", near), weights=blips["match"])[0] == 0
+    code, lines = verify(
+        PublishedClasses("photo1.png", {**odds, "a dog": odds["a dog"] + 0.006}), weights=blips["match"]
+    )
+    assert code == 1 and lines[0].startswith("different  photo1.png, classes a dog, the beach: 0.")
+
+
+def test_means_of_features(verify: Verify, blips: dict[str, Path], image_paths: list[Path]) -> None:
+    """Each is the mean of what the network gives, by its own methods."""
+    model = openblip.load(blips["match"])
+    network, text = cast(BlipNetwork, model.network), "a dog on the beach"
+    assert model.parts.matching is not None
+    with torch.inference_mode():
+        pixels = to_pixels([openblip.load_image(image_paths[0])], model.parts.transform)
+        features = network.image_features(pixels)
+        ids, mask = model.parts.matching.batch([text])
+        hidden = network.encoder(ids, mask)
+        found = {
+            "image": features,
+            "image projected": network.project_images(features),
+            "text": hidden,
+            "text projected": network.project_texts(hidden),
+            "both": network.read_together(ids, mask, features),
+        }
+    assert len({round(float(tensor.mean()), 4) for tensor in found.values()}) == 5
+    for of, tensor in found.items():
+        mean = float(tensor.mean())
+        published = PublishedMean("photo1.png", text, of, mean)  # type: ignore[arg-type]
+        assert verify(published, weights=blips["match"])[0] == 0
+        code, lines = verify(replace(published, mean=mean + 0.03 * abs(mean) + 1e-4), weights=blips["match"])
+        assert (code, len(lines)) == (1, 2) and f"features: {of}: {mean:.6f}"[:-2] in lines[0]

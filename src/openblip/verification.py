@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from openblip.checkpoints.registry import find_model
 from openblip.errors import CheckpointError
@@ -25,6 +25,8 @@ IMAGES: Mapping[str, str] = {
 
 TOLERANCE = 0.005
 """Of probabilities and cosines: the published ones come from float16 or TF32 runs on other machines."""
+MEAN_TOLERANCE = 0.02, 2e-5
+"""Of means of features: a share of the mean, and what is added to that."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,79 @@ class PublishedMatch:
 
 
 @dataclass(frozen=True)
+class PublishedChoice:
+    """Which of some answers a model found likeliest."""
+
+    image: str
+    question: str
+    answers: tuple[str, ...]
+    text: str
+
+    @property
+    def task(self) -> str:
+        return f"{self.image}, {self.question} ({', '.join(self.answers)})"
+
+    def run(self, model: Model, image: ImageSource) -> Outcome:
+        found = model.rank_answers(image, self.question, self.answers)[0].answer
+        return Outcome(self.task, self.text, found, found == self.text)
+
+
+@dataclass(frozen=True)
+class PublishedClasses:
+    """How probable a model found some labels, each read alone, as it stands."""
+
+    image: str
+    probabilities: Mapping[str, float]
+
+    @property
+    def task(self) -> str:
+        return f"{self.image}, classes {', '.join(self.probabilities)}"
+
+    def run(self, model: Model, image: ImageSource) -> Outcome:
+        found = {one.label: one.probability for one in model.classify(image, list(self.probabilities), templates="{}")}
+        near = all(abs(found[label] - odds) <= TOLERANCE for label, odds in self.probabilities.items())
+        expected, ours = (
+            ", ".join(f"{odds[label]:.5f}" for label in self.probabilities) for odds in (self.probabilities, found)
+        )
+        return Outcome(self.task, expected, ours, near)
+
+
+@dataclass(frozen=True)
+class PublishedMean:
+    """The mean of all numbers in the features of a BLIP: of an image, of a text, or of both together."""
+
+    image: str
+    text: str
+    of: Literal["image", "image projected", "text", "text projected", "both"]
+    mean: float
+
+    @property
+    def task(self) -> str:
+        return f"{self.image} and {self.text!r}, mean of the features: {self.of}"
+
+    def run(self, model: Model, image: ImageSource) -> Outcome:
+        import torch
+
+        network: Any = model.network
+        with torch.inference_mode():
+            found = float(self._features(network, model, image).float().mean())
+        share, more = MEAN_TOLERANCE
+        near = abs(found - self.mean) <= share * abs(self.mean) + more
+        return Outcome(self.task, f"{self.mean:.6f}", f"{found:.6f}", near)
+
+    def _features(self, network: Any, model: Model, image: ImageSource) -> Any:
+        if self.of.startswith("image"):
+            features = model.encode_image(image).features
+            return features if self.of == "image" else network.project_images(features)
+        words: Any = model.parts.matching
+        ids, mask = (tensor.to(model.device) for tensor in words.batch([self.text]))
+        if self.of == "both":
+            return network.read_together(ids, mask, model.encode_image(image).features[None])
+        hidden = network.encoder(ids, mask)
+        return hidden if self.of == "text" else network.project_texts(hidden)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One published output beside what came out here."""
 
@@ -108,7 +183,7 @@ class Outcome:
     same: bool
 
 
-Published = PublishedText | PublishedAnswer | PublishedMatch
+Published = PublishedText | PublishedAnswer | PublishedChoice | PublishedMatch | PublishedClasses | PublishedMean
 
 WHICH_CITY = "Question: which city is this? Answer:"
 MERLION_TALK = (
@@ -126,8 +201,19 @@ def _blip_caption(text: str) -> tuple[Published, ...]:
     return (PublishedText("merlion.png", text, num_beams=3, max_new_tokens=26, min_new_tokens=6),)
 
 
-# Sources: tests/models/test_blip*.py and examples/blip*.ipynb of https://github.com/salesforce/LAVIS, and
-# tests/models/blip_2/test_modeling_blip_2.py of https://github.com/huggingface/transformers (greedy, 20 tokens).
+FOUNTAIN = "a large fountain spewing water into the air"
+LABELS = ("merlion", "sky", "giraffe", "fountain", "marina bay")
+
+
+def _classes(*odds: float) -> PublishedClasses:
+    return PublishedClasses("merlion.png", dict(zip(LABELS, odds, strict=True)))
+
+
+CLIP_B_16 = (_classes(0.40767, 4e-5, 1e-5, 0.0014, 0.59088),)
+
+# Sources: tests/models/test_blip*.py and examples/*.ipynb of https://github.com/salesforce/LAVIS, and
+# tests/models/blip_2/test_modeling_blip_2.py and blip/test_modeling_blip.py of
+# https://github.com/huggingface/transformers (greedy, 20 tokens).
 PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     "blip2_opt/pretrain_opt2.7b": _caption("the merlion fountain in singapore"),
     "blip2_opt/caption_coco_opt2.7b": _caption("a statue of a mermaid spraying water into the air"),
@@ -156,12 +242,18 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     "Salesforce/blip2-itm-vit-g": (
         PublishedMatch("demo.jpg", "A woman and her dog sitting in a beach", 0.9762, 0.4406),
     ),
-    "blip_caption/base_coco": _blip_caption("a large fountain spewing water into the air"),
+    "blip_caption/base_coco": _blip_caption(FOUNTAIN),
     "blip_caption/large_coco": _blip_caption("a large statue of a person spraying water from a fountain"),
     "blip_vqa/vqav2": (
         PublishedAnswer("merlion.png", "Which city is this photo taken?", "singapore"),
         PublishedAnswer("merlion.png", "What time is this during the day?", "sunset"),
         PublishedAnswer("merlion.png", "Is it Singapore or London?", "singapore"),
+        PublishedChoice(
+            "merlion.png",
+            "Which city is this photo taken?",
+            ("Singapore", "London", "Palo Alto", "Tokyo"),
+            "Singapore",
+        ),
     ),
     "blip_image_text_matching/base": (
         PublishedMatch("merlion.png", "merlion in Singapore", 0.98613, 0.4633),
@@ -172,7 +264,22 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
         PublishedMatch("merlion.png", "a random irrelevant caption", 0.04744, 0.12821),
     ),
     "blip_feature_extractor/base": (
-        PublishedMatch("merlion.png", "a large fountain spewing water into the air", None, 0.2622),
+        PublishedMatch("merlion.png", FOUNTAIN, None, 0.2622),
+        PublishedMean("merlion.png", FOUNTAIN, "image", -0.02032),
+        PublishedMean("merlion.png", FOUNTAIN, "image projected", -0.0023),
+        PublishedMean("merlion.png", FOUNTAIN, "text", -6.6098e-5),
+        PublishedMean("merlion.png", FOUNTAIN, "text projected", -0.002149),
+        PublishedMean("merlion.png", FOUNTAIN, "both", -0.00095),
+        _classes(0.82005, 0.00011, 0.0, 0.0106, 0.16924),
+    ),
+    "clip/ViT-B-16": CLIP_B_16,
+    "openai/clip-vit-base-patch16": CLIP_B_16,
+    "Salesforce/blip-image-captioning-base": (
+        PublishedText("demo.jpg", "a woman and her dog on the beach", num_beams=1, max_new_tokens=16),
+    ),
+    "Salesforce/blip-vqa-base": (PublishedAnswer("demo.jpg", "how many dogs are in the picture?", "1"),),
+    "Salesforce/blip-itm-base-coco": (
+        PublishedMatch("demo.jpg", "A woman and her dog sitting in a beach", None, 0.5162),
     ),
 }
 
