@@ -290,14 +290,6 @@ class Bert(nn.Module):
         """The BERT that embeddings, cross-attention and feed-forward networks belong to: itself, or the other one."""
         return self if self._shared is None else self._shared[0]
 
-    def shared_parts(self) -> list[nn.Module]:
-        """The modules of the other BERT that this one has, too; none without another."""
-        if self._shared is None:
-            return []
-        other = self.owner
-        layers = [part for layer in other.blocks() for part in (layer.cross_attention, layer.ffn) if part is not None]
-        return [other.words, other.positions, other.norm, *layers]
-
     def blocks(self) -> list[BertLayer]:
         return cast("list[BertLayer]", list(self.layers))
 

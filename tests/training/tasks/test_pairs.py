@@ -108,15 +108,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert [row["itc"] for row in curves(whole)][-1] == [row["itc"] for row in curves(resumed)][-1]
 
 
-def test_a_pretrained_decoder_learns_with_what_it_shares(tmp_path: Path, data: Path) -> None:
-    """Captions alone: all but the encoder's own self-attention."""
-    recipe = load_recipe(made(tmp_path, data, "pretrain", stage="caption", momentum={}, epochs=1))
-    learnt = moved(tmp_path / "pretrain", train(recipe))
-    assert {"encoder.words.weight", "encoder.layers.0.ffn.fc1.weight", "decoder.head.bias"} <= learnt
-    assert {"encoder.layers.1.cross_attention.key.weight", "decoder.layers.0.self_attention.query.weight"} <= learnt
-    assert not any("encoder" in name and "self_attention" in name for name in learnt)
-
-
 def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path) -> None:
     recipe = made(tmp_path, data, "match", epochs=1, dropout=0.0)
     alone = train(load_recipe(recipe, [f"output={tmp_path / 'one'}"]))

@@ -44,8 +44,7 @@ class CaptionTask(Task):
             )
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        decoder = self.network.decoder
-        return [*self.seen_parts(), decoder, *decoder.shared_parts()]
+        return [*self.seen_parts(), self.network.decoder]
 
     def forward(
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
