@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from openblip.nn.bert import Attention, Bert, BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
-from openblip.nn.vit import VisionTransformer, VitConfig
+from openblip.nn.vit import Block, VisionTransformer, VitConfig
 from openblip.training.loop.optim import make_optimizer
 from openblip.training.losses import HardNegatives, Pairing, TextBatch
 from openblip.training.momentum import Momentum
@@ -89,21 +90,23 @@ class Lavis:
             torch.cat([mask, wrong_masks]),
             torch.cat([wrong_images, image]),
         )
-        logits = network.itm_head(torch.cat([true[:, 0], wrong[:, 0]]))
+        logits: Tensor = network.itm_head(torch.cat([true[:, 0], wrong[:, 0]]))
         labels = torch.cat([torch.ones(len(ids), dtype=torch.long), torch.zeros(2 * len(ids), dtype=torch.long)])
-        return itc + F.cross_entropy(logits, labels)
+        loss: Tensor = itc + F.cross_entropy(logits, labels)
+        return loss
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention, written out: [B, heads, T, width of a head] to [B, T, width]."""
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     weights = (scores if mask is None else scores + mask).softmax(dim=-1)
-    return (weights @ value).transpose(1, 2).flatten(2)
+    mixed: Tensor = (weights @ value).transpose(1, 2).flatten(2)
+    return mixed
 
 
 def encode_image(vision: VisionTransformer, pixels: Tensor) -> Tensor:
     x = vision.embed(pixels)
-    for block in vision.blocks:
+    for block in cast("list[Block]", list(vision.blocks)):
         batch, count, _ = x.shape
         qkv = block.attention.qkv(block.norm1(x)).reshape(batch, count, 3, block.attention.num_heads, -1)
         x = x + block.attention.out(attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0)))
@@ -123,7 +126,8 @@ def encode_text(encoder: Bert, ids: Tensor, mask: Tensor, image: Tensor | None =
             assert isinstance(layer.cross_attention, Attention)
             x = read(layer.cross_attention, x, image, None)
         x = layer.ffn.norm(x + layer.ffn.fc2(F.gelu(layer.ffn.fc1(x))))
-    return x
+    states: Tensor = x
+    return states
 
 
 def read(attention: Attention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:

@@ -34,6 +34,7 @@ from openblip.integrations.lavis.blip_classes import BlipClassification, BlipNLV
 from openblip.integrations.lavis.blip_matching import BlipFeatureExtractor, BlipITM
 from openblip.integrations.lavis.blip_pairs import BlipPretrain, BlipRetrieval
 from openblip.integrations.lavis.outputs import BlipIntermediateOutput, BlipOutput, Samples
+from openblip.integrations.lavis.processors import BlipImageTrainProcessor
 from openblip.models.load import model_of
 from openblip.nn.blip import BlipNetwork
 from openblip.text import PromptTemplates
@@ -481,6 +482,10 @@ def test_names_and_processors(tmp_path: Path) -> None:
         parts = small_parts(task, tmp_path / task)
         folder = model_of(parts, choose_placement("cpu", "float32")).save(tmp_path / task / "model")
         _, images, texts = load_model_and_preprocess(name, folder, is_eval=True)
+        assert type(images["train"]) is BlipImageTrainProcessor
+        torch.manual_seed(2)
+        seen = [images["train"](Image.effect_noise((50, 40), 70)) for _ in range(2)]
+        assert seen[0].shape == (3, 32, 32) and not torch.equal(*seen)
         assert images["eval"](Image.new("RGB", (50, 40))).shape == (3, 32, 32)
         if task == "caption":
             assert texts["train"]("A 3.5 dog.") == "a picture of a 3 5 dog" and texts["eval"]("A dog.") == "a dog"

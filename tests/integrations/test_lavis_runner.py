@@ -21,9 +21,11 @@ from openblip.errors import CheckpointError, OpenBlipError, OptionError
 from openblip.integrations.lavis import load_dataset, load_model, load_model_and_preprocess, registry, setup_task
 from openblip.integrations.lavis.datasets import LavisDataset
 from openblip.integrations.lavis.models import LavisModel
+from openblip.integrations.lavis.processors import ClipImageTrainProcessor
 from openblip.integrations.lavis.runner import RunSettings
 from openblip.models.load import model_of
 from openblip.training.loop.trainer import set_dropout
+from tests.checkpoints.clip_theirs import write_clip
 from tests.checkpoints.theirs import Theirs
 from tests.models.blip_models import small_parts
 
@@ -133,6 +135,16 @@ def test_blip_trains(task: str, coco: dict[str, LavisDataset], tmp_path: Path) -
     log = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text(encoding="utf-8").splitlines()]
     assert all(math.isfinite(float(entry["train_loss"])) for entry in log[1:])
     assert ("train_loss_itc" in log[1]) == (task == "retrieval")
+
+
+def test_clip_trains(coco: dict[str, LavisDataset], tmp_path: Path) -> None:
+    theirs = write_clip(tmp_path / "clip")
+    model, images, texts = load_model_and_preprocess("clip", theirs.folder)
+    assert type(images["train"]) is ClipImageTrainProcessor
+    coco["train"].set_processors(images["train"], texts["train"])
+    runner(model, coco, tmp_path / "out", task="retrieval", batch_size_train=2, max_epoch=1, init_lr=1e-5).train()
+    found = torch.load(tmp_path / "out/checkpoint_0.pth", weights_only=True)["model"]
+    assert {"visual.proj", "text_projection", "logit_scale"} <= found.keys()
 
 
 def test_stage_1_trains(matcher: Theirs, coco: dict[str, LavisDataset], tmp_path: Path) -> None:

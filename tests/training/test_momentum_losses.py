@@ -125,7 +125,7 @@ def test_a_queue_may_be_empty_and_a_share_of_soft_targets_grows() -> None:
     assert [soft_share(0.4, epochs) for epochs in (0, 0.5, 2, 7)] == pytest.approx([0.0, 0.1, 0.4, 0.4])
     network.temperature.data.fill_(7.0)
     retrieval_loss(network, momentum, images_of(network, pixels), text, 0.0, Pairing(IDS, NEGATIVES))
-    assert float(network.temperature) == 0.5
+    assert network.temperature.item() == 0.5
 
 
 def test_pretraining_reaches_every_stranger() -> None:

@@ -29,7 +29,7 @@ from tests.pairs.gaps import difference
 from tests.training.momentum_pairs import images_of
 
 pytestmark = pytest.mark.real
-CLOSE, GRADIENT = 1e-5, 5e-5
+CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def check_gradients(network: BlipNetwork, loss: Tensor, recorded: Mapping[str, T
     places = {**layout_of(network.config, LAVIS_PARTS).places(own), "temp": None}
     parameters = [own[places[name].name if places[name] else "temperature"] for name in recorded]  # type: ignore[union-attr]
     for name, found in zip(recorded, torch.autograd.grad(loss, parameters), strict=True):
-        close(found, recorded[name], GRADIENT)
+        close(found, recorded[name])
 
 
 def check_after(

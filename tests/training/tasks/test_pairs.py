@@ -108,6 +108,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert [row["itc"] for row in curves(whole)][-1] == [row["itc"] for row in curves(resumed)][-1]
 
 
+def test_retrieval_of_a_pretrained_model_leaves_the_decoder_out(tmp_path: Path, data: Path) -> None:
+    recipe = load_recipe(made(tmp_path, data, "pretrain", stage="retrieval", epochs=1))
+    folder = train(recipe)
+    model = openblip.load(str(folder), device="cpu", dtype="float32")
+    assert model.abilities == ("match", "embed", "classify")
+    before, after = (load_file(each / "model.safetensors") for each in (Path(str(recipe.init)), folder))
+    assert after.keys() == {name for name in before if not name.startswith("decoder.")}
+    assert {"encoder.words.weight", "itm_head.weight"} <= {n for n in after if not torch.equal(before[n], after[n])}
+
+
 def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path) -> None:
     recipe = made(tmp_path, data, "match", epochs=1, dropout=0.0)
     alone = train(load_recipe(recipe, [f"output={tmp_path / 'one'}"]))

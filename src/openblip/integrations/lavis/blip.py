@@ -28,7 +28,12 @@ from openblip.integrations.lavis.outputs import (
     DecoderOutput,
     Samples,
 )
-from openblip.integrations.lavis.processors import BlipCaptionProcessor, BlipQuestionProcessor, TextProcessor
+from openblip.integrations.lavis.processors import (
+    BlipCaptionProcessor,
+    BlipImageTrainProcessor,
+    BlipQuestionProcessor,
+    TextProcessor,
+)
 from openblip.integrations.transformers.tokenizer import WordTokenizer
 from openblip.models.blip import ImageBeside
 from openblip.nn.bert import ImageMemory
@@ -50,6 +55,7 @@ class BlipModel(LavisModel):
     """
 
     network: BlipNetwork
+    image_training = BlipImageTrainProcessor
     task = ""
 
     def __init__(self, parts: ModelParts[BlipNetwork], max_txt_len: int = LONGEST_TEXT) -> None:

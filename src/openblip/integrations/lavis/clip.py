@@ -18,6 +18,7 @@ from openblip.checkpoints.names.clip import openai_layout
 from openblip.errors import CheckpointError
 from openblip.integrations.lavis.models import LavisModel, listed_texts, pixels_of
 from openblip.integrations.lavis.outputs import Samples
+from openblip.integrations.lavis.processors import ClipImageTrainProcessor
 from openblip.nn.clip import ClipNetwork
 from openblip.text import ClipText, pad_ids
 
@@ -50,6 +51,7 @@ class Clip(LavisModel):
     """LAVIS' `clip` and `clip_feature_extractor`; all of it is trained."""
 
     network: ClipNetwork
+    image_training = ClipImageTrainProcessor
 
     def __init__(self, parts: ClipParts, max_txt_len: int = 77) -> None:
         if not isinstance(parts.matching, ClipText):

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 
 from openblip.checkpoints.loading import load_parts
-from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.registry import all_models
 from openblip.devices import choose_placement
@@ -27,8 +26,10 @@ from openblip.integrations.lavis.processors import (
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
     BlipImageEvalProcessor,
+    BlipImageTrainProcessor,
     BlipQuestionProcessor,
     ClipImageEvalProcessor,
+    ClipImageTrainProcessor,
     ImageProcessor,
     TextProcessor,
 )
@@ -54,8 +55,9 @@ MODELS: dict[str, type[LavisModel]] = {
 IMAGE_PROCESSORS: dict[str, type[BlipImageEvalProcessor] | type[Blip2ImageTrainProcessor]] = {
     "blip_image_eval": BlipImageEvalProcessor,
     "clip_image_eval": ClipImageEvalProcessor,
-    "blip_image_train": Blip2ImageTrainProcessor,
+    "blip_image_train": BlipImageTrainProcessor,
     "blip2_image_train": Blip2ImageTrainProcessor,
+    "clip_image_train": ClipImageTrainProcessor,
 }
 TEXT_PROCESSORS: dict[str, type[BlipCaptionProcessor] | type[BlipQuestionProcessor]] = {
     "blip_caption": BlipCaptionProcessor,
@@ -101,12 +103,9 @@ def load_model(
 def load_model_and_preprocess(
     name: str, model_type: str | Path, is_eval: bool = False, device: str | torch.device = "cpu"
 ) -> tuple[LavisModel, ImageProcessors, TextProcessors]:
-    """As `load_model`, with image and text processors under "eval" and "train".
-
-    The training images are BLIP-2's (random crop and mirror image), without the RandAugment of LAVIS' other models.
-    """
+    """As `load_model`, with image and text processors under "eval" and "train", as LAVIS' recipes have them."""
     model = load_model(name, model_type, is_eval, device)
-    return model, _image_processors(model.parts), model.text_processors()
+    return model, _image_processors(model), model.text_processors()
 
 
 def load_preprocess(
@@ -143,14 +142,14 @@ def _image_processor(
     image_size: int = 364,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
-    min_scale: float = 0.5,
+    min_scale: float | None = None,
     max_scale: float = 1.0,
 ) -> ImageProcessor:
     kind = _known(name, IMAGE_PROCESSORS, "image processor")
     usual = ImageTransform(image_size)
     transform = ImageTransform(image_size, mean or usual.mean, std or usual.std)
-    if kind is Blip2ImageTrainProcessor:
-        return Blip2ImageTrainProcessor(transform, min_scale, max_scale)
+    if issubclass(kind, Blip2ImageTrainProcessor):
+        return kind(transform, kind.min_scale if min_scale is None else min_scale, max_scale)
     if kind is ClipImageEvalProcessor:
         return ClipImageEvalProcessor(replace(transform, crop=True))
     return BlipImageEvalProcessor(transform)
@@ -163,10 +162,11 @@ def _text_processor(name: str, prompt: str = "", max_words: int = 50) -> TextPro
     )
 
 
-def _image_processors(parts: ModelParts[Any, Any]) -> ImageProcessors:
+def _image_processors(model: LavisModel) -> ImageProcessors:
+    transform = model.parts.transform
     return {
-        "train": Blip2ImageTrainProcessor(parts.transform),
-        "eval": (ClipImageEvalProcessor if parts.transform.crop else BlipImageEvalProcessor)(parts.transform),
+        "train": model.image_training(transform),
+        "eval": (ClipImageEvalProcessor if transform.crop else BlipImageEvalProcessor)(transform),
     }
 
 

@@ -19,7 +19,7 @@ from openblip.errors import CheckpointError, OptionError
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
 from openblip.integrations.lavis.outputs import BlipOutput, BlipOutputFeatures, Loss, Samples
-from openblip.integrations.lavis.processors import BlipCaptionProcessor, TextProcessor
+from openblip.integrations.lavis.processors import Blip2ImageTrainProcessor, BlipCaptionProcessor, TextProcessor
 from openblip.nn.blip2 import Blip2Network, itc_similarity
 from openblip.text import MatchingText, Tokenizer, pad_ids
 from openblip.training.losses import IGNORED, Pairing, TextBatch, stage1_loss, stage2_loss, stage2_t5_loss
@@ -33,9 +33,11 @@ class LavisModel(nn.Module):
 
     Attributes:
         parts, network: what was loaded; max_txt_len: where texts are cut that are matched or learnt.
+        image_training: what makes training images.
     """
 
     network: Any
+    image_training: type[Blip2ImageTrainProcessor] = Blip2ImageTrainProcessor
 
     def __init__(self, parts: ModelParts[Any, Any], max_txt_len: int = 32) -> None:
         super().__init__()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
 
 from openblip.data.augment import Augmentation, augment
+from openblip.data.rand_augment import rand_augment
 from openblip.images.decode import load_image
-from openblip.images.transform import ImageTransform, to_pixels
+from openblip.images.transform import ImageTransform, normalize, squash, to_pixels
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from openblip.images.sources import ImageSource
@@ -60,13 +64,37 @@ class Blip2ImageTrainProcessor:
     min_scale: float = 0.5
     max_scale: float = 1.0
     rng: random.Random | None = None
+    mirror: ClassVar[float] = 0.5
 
     def __call__(self, image: ImageSource) -> Tensor:
         import torch
 
         rng = random.Random(int(torch.randint(2**62, ()))) if self.rng is None else self.rng
-        settings = Augmentation(self.min_scale, self.max_scale)
-        return to_pixels([augment(load_image(image), rng, settings)], self.transform)[0]
+        settings = Augmentation(self.min_scale, self.max_scale, mirror=self.mirror)
+        return self.pixels(augment(load_image(image), rng, settings), rng)
+
+    def pixels(self, part: Image.Image, rng: random.Random) -> Tensor:
+        """What a crop becomes."""
+        return normalize([squash(part, self.transform.image_size)], self.transform)[0]
+
+
+@dataclass(frozen=True)
+class BlipImageTrainProcessor(Blip2ImageTrainProcessor):
+    """LAVIS' "blip_image_train": as BLIP-2's, and RandAugment, whose AutoContrast leaves the image visible here."""
+
+    def pixels(self, part: Image.Image, rng: random.Random) -> Tensor:
+        from PIL import Image
+
+        changed = rand_augment(Image.fromarray(squash(part, self.transform.image_size)), rng)
+        return normalize([np.asarray(changed)], self.transform)[0]
+
+
+@dataclass(frozen=True)
+class ClipImageTrainProcessor(Blip2ImageTrainProcessor):
+    """LAVIS' "clip_image_train": a random crop of nearly all, not mirrored."""
+
+    min_scale: float = 0.9
+    mirror: ClassVar[float] = 0.0
 
 
 @dataclass(frozen=True)

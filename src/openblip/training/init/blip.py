@@ -1,4 +1,4 @@
-"""A BLIP that captions or answers, of one that was pre-trained and does both halves of the work by shared weights."""
+"""A BLIP of one task, of one that was pre-trained, whose encoder and decoder share weights."""
 
 from __future__ import annotations
 
@@ -50,13 +50,22 @@ def prepare_answers(parts: Parts, recipe: Recipe) -> Parts:
     return replace(parts, network=_built(parts, config), matching=None, prompts=prompts)
 
 
+def prepare_retrieval(parts: Parts, recipe: Recipe) -> Parts:
+    """The image encoder and the text encoder, without the decoder."""
+    old = parts.network.config
+    if not old.shares_text:
+        return parts
+    network = _built(parts, replace(old, decoder=None, shares_text=False))
+    return replace(parts, network=network, tokenizer=None, prompts=PromptTemplates())
+
+
 def _built(parts: Parts, config: BlipConfig) -> BlipNetwork:
     """A network of the weights of another one, whose decoder takes what it lacks from the text encoder."""
     network: BlipNetwork = empty_network(config, Path(parts.name), family=find_family(parts.family, Path(parts.name)))
     old = parts.network.state_dict()
 
     def source(name: str) -> Tensor:
-        found = old[name] if name in old else old[name.replace("decoder.", "encoder.", 1)]
+        found: Tensor = old[name] if name in old else old[name.replace("decoder.", "encoder.", 1)]
         return found.clone()
 
     network.load_state_dict({name: source(name) for name in network.state_dict()}, assign=True)

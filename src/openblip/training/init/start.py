@@ -46,9 +46,7 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.image_size is not None:
         parts = resize(parts, recipe.image_size)
     torch.manual_seed(recipe.seed)
-    parts = learner_of(recipe.stage, parts.family, parts.name).prepare(
-        parts, recipe, [image for group in images for image in group]
-    )
+    parts = learner_of(recipe.stage, parts.family, parts.name).prepare(parts, recipe)
     if recipe.lora is not None:
         add_lora(parts, recipe.lora)
     return parts

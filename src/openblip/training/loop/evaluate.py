@@ -19,8 +19,6 @@ from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import (
     Accuracy,
     CaptionSettings,
-    ClassificationSettings,
-    Decision,
     QuestionSettings,
     RetrievalSettings,
     Settings,
@@ -92,7 +90,6 @@ class Evaluator:
             CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER),
             QuestionSettings(Accuracy.VQA if people > 1 else Accuracy.EXACT),
             RetrievalSettings(rerank=16),
-            ClassificationSettings(by=Decision.JUDGE),
         )
 
     def _score(self, found: Evaluation) -> float:

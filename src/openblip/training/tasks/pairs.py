@@ -60,8 +60,8 @@ class RetrievalTask(Task):
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         network = self.network
-        heads = [network.image_projection, network.text_projection, network.itm_head, network.temperature]
-        return [*self.seen_parts(), network.encoder, *heads]
+        heads = [network.image_projection, network.text_projection, network.itm_head]
+        return [*self.seen_parts(), network.encoder, *heads, network.temperature]
 
     def state(self) -> dict[str, Tensor]:
         return self.momentum.state()
