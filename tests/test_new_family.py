@@ -35,6 +35,9 @@ from openblip.nn.quant.swap import quantized_layers
 from openblip.nn.t5 import T5Config
 from openblip.nn.vit import VitConfig
 from openblip.text import Tokenizer
+from openblip.training.lora.adapters import LoraSection, add_lora
+from openblip.training.recipe import Stage
+from openblip.training.tasks.table import learner_of
 from tests.checkpoints.theirs import t5_words
 from tests.cli.conftest import Run, run  # noqa: F401
 
@@ -189,6 +192,13 @@ def test_it_is_evaluated(toy: Model, image_paths: list[Path]) -> None:
         toy, samples, Settings(Task.CAPTIONS, captions=CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER))
     )
     assert [row.prediction for row in found.rows] == toy.caption(image_paths)
+
+
+def test_it_is_not_trained_before_it_has_a_row_in_the_table(toy: Model) -> None:
+    with pytest.raises(openblip.OptionError, match="doodle is of the family toy, which cannot be trained yet: give a "):
+        learner_of(Stage.STAGE2, toy.family, toy.name)
+    with pytest.raises(openblip.OptionError, match="there are no adapters for models of this family"):
+        add_lora(toy.parts, LoraSection())
 
 
 def test_a_name_is_taken_once(toy: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -327,6 +326,8 @@ class ClipText:
 
         OpenAI's code repairs wrongly decoded characters ("Ã©") besides, by the package ftfy, which is not done here.
         """
+        import html  # a table of all of HTML's names, which no other model needs
+
         plain = PRINTED.sub(_typewritten, CONTROL.sub("", html.unescape(html.unescape(text))))
         return " ".join(plain.split())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -90,8 +90,14 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
 def _read_folder(folder: Path, options: ReadOptions) -> ModelParts:
     if is_adapter(folder):
         return _read_with_adapter(folder, options)
-    if folder_kind(folder) == "transformers":
+    kind = folder_kind(folder)
+    if kind == "transformers":
         return _layouts(transformers_family(folder)).read_transformers(folder, options)
+    if kind == "open_clip":
+        from openblip.checkpoints.open_clip import load_open_clip
+
+        found: ModelParts[Any, Any] = load_open_clip(folder, options)
+        return found
     _refuse_tokenizer(str(folder), options)
     return load_native(folder, options)
 

@@ -17,7 +17,9 @@ from openblip.checkpoints.json_files import read_json
 from openblip.checkpoints.model_entry import ModelEntry
 from openblip.errors import CheckpointError, OptionError, yes_or_no
 
-FolderKind: TypeAlias = Literal["openblip", "transformers"]
+FolderKind: TypeAlias = Literal["openblip", "transformers", "open_clip"]
+CONFIG_FILE, OPEN_CLIP_FILE = "config.json", "open_clip_config.json"
+"""What a folder says of its model: one of transformers or of OpenBLIP, and one of open_clip."""
 
 TRANSFORMERS_FAMILIES = {"blip-2": MINI.family, "blip": BLIP, "clip": CLIP}
 """What the config.json of a folder of transformers calls a type of models, and the family that they belong to."""
@@ -113,10 +115,14 @@ def nearest_names(name: str) -> list[str]:
 def folder_kind(folder: Path) -> FolderKind:
     """Who wrote a model folder, by its config.json; `transformers_family` says which family it is of.
 
+    A folder that has config.json and open_clip's is read as one of transformers.
+
     Raises:
         CheckpointError: it has none, or one of another model.
     """
-    content = read_json(folder / "config.json")
+    if not (folder / CONFIG_FILE).exists() and (folder / OPEN_CLIP_FILE).is_file():
+        return "open_clip"
+    content = read_json(folder / CONFIG_FILE)
     if content.get("format") == "openblip":
         return "openblip"
     kind = content.get("model_type")
@@ -129,7 +135,7 @@ def folder_kind(folder: Path) -> FolderKind:
 
 def transformers_family(folder: Path) -> str:
     """The family of a model in a folder that transformers wrote; see `folder_kind`."""
-    return TRANSFORMERS_FAMILIES[read_json(folder / "config.json")["model_type"]]
+    return TRANSFORMERS_FAMILIES[read_json(folder / CONFIG_FILE)["model_type"]]
 
 
 def _check(what: str, value: str, choices: Iterable[str]) -> None:

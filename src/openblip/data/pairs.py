@@ -16,7 +16,7 @@ from openblip.data.sources.open import DataSource, keep_training_part, read_sour
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
 
-__all__ = ["DataSource", "ImageText", "load_pairs", "pair_of"]
+__all__ = ["DataSource", "ImageText", "load_claims", "load_pairs", "pair_of"]
 """`DataSource` is re-exported: recipes and this module share it."""
 
 
@@ -32,6 +32,8 @@ class ImageText:
         statements: made from questions and their answers; less natural than captions.
         questions: asked by people.
         made_questions: made from captions by rules.
+        second: the second image of a claim, see `load_claims`.
+        claim: a sentence that is judged by its images; label: the class that it is in.
     """
 
     image: ImageFile
@@ -39,6 +41,14 @@ class ImageText:
     statements: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     made_questions: tuple[Question, ...] = ()
+    second: ImageFile | None = None
+    claim: str = ""
+    label: str = ""
+
+    @property
+    def images(self) -> tuple[ImageFile, ...]:
+        """The image, or both."""
+        return (self.image,) if self.second is None else (self.image, self.second)
 
     @property
     def descriptions(self) -> tuple[str, ...]:
@@ -50,7 +60,14 @@ class ImageText:
         description_lists = (self.captions, self.statements)
         captions, statements = (tuple(map(swap_sides, texts)) for texts in description_lists)
         questions, made = (tuple(map(_mirrored, group)) for group in (self.questions, self.made_questions))
-        return ImageText(self.image, captions, statements, questions, made)
+        return replace(
+            self,
+            captions=captions,
+            statements=statements,
+            questions=questions,
+            made_questions=made,
+            claim=swap_sides(self.claim),
+        )
 
     def with_fewer_words(self, share: float, rng: random.Random) -> ImageText:
         """The same, with a share of the words of people's questions left out, but never all of them."""
@@ -118,6 +135,32 @@ def load_pairs(source: DataSource, data_root: Path, skipped: list[str] | None = 
     return [entry.build(image, source) for image, entry in sorted(found.items(), key=lambda item: _order(item[0]))]
 
 
+def load_claims(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[ImageText]:
+    """All sentences of a source that are to be judged, each with its image or both its images and its class.
+
+    They stay as many as the rows of the source, in their order: an epoch has each sentence once.
+
+    Args:
+        skipped: see `read_source`.
+
+    Raises:
+        OptionError: the source names no data, or a row has no image, no sentence or no label.
+        OpenBlipError: an annotation file is missing or malformed.
+    """
+    tidy = clean_caption if source.clean else _in_order
+    found = []
+    for number, row in enumerate(keep_training_part(read_source(source, data_root, skipped), source.held_out)):
+        claim, label = tidy(" ".join(row.captions)), row.label.strip()
+        if len(row.images) not in (1, 2) or not claim or not label:
+            raise OptionError(
+                f"row {row.sample_id or number} of the data source {source.name!r} has {len(row.images)} images, the "
+                f"sentence {claim!r} and the label {label!r}: give each one image or two, a sentence and a label"
+            )
+        second = row.images[1] if len(row.images) > 1 else None
+        found.append(ImageText(row.images[0], second=second, claim=claim, label=intern(label)))
+    return found
+
+
 def pair_of(row: Sample, source: DataSource) -> ImageText:
     """The image and the texts of one row. Raises OptionError if the row is not about one image."""
     _check(row, source)
@@ -133,11 +176,13 @@ def _in_order(text: str) -> str:
 def _check(row: Sample, source: DataSource) -> None:
     if len(row.images) != 1:
         raise OptionError(
-            f"the data source {source.name!r} has rows of {len(row.images)} images: training needs one in each"
+            f"the data source {source.name!r} has rows of {len(row.images)} images: training needs one in each, two of "
+            "stage nlvr alone"
         )
     if row.label in JUDGEMENTS and row.captions:
         raise OptionError(
-            f"the data source {source.name!r} has sentences that are to be judged, not captions: training cannot use it"
+            f"the data source {source.name!r} has sentences that are to be judged, not captions: stage classify learns "
+            "them"
         )
 
 

@@ -7,13 +7,16 @@ attention there would raise the score of the match. In BLIP-2 the queries attend
 from __future__ import annotations
 
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from openblip.nn.bert import Attention
-from openblip.nn.blip import BlipNetwork
-from openblip.nn.blip2 import Blip2Network
+
+if TYPE_CHECKING:  # of two families, one of which nobody may load
+    from openblip.nn.blip import BlipNetwork
+    from openblip.nn.blip2 import Blip2Network
 
 LAYER = 7
 """The layer of the text encoder whose attention is shown, counted from 0: of 12, what BLIP's authors show."""

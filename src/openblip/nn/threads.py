@@ -18,8 +18,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")
-PART_ELEMENTS = 2**17
-"""Numbers of a part: so many that starting operations on it costs little, and that it fits in a core's own cache."""
+PART_ELEMENTS = 2**18
+"""Numbers of a part: so many that starting operations on it costs little, and as float32 about a core's own cache."""
 SHARED_ELEMENTS = 2**15 - 1
 """PyTorch shares an operation on more numbers than these, unless it is told not to."""
 CACHED_ELEMENTS = 2**20

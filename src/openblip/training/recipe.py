@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from openblip.data.pairs import DataSource
+from openblip.data.pairs import DataSource, load_pairs
 from openblip.errors import OptionError
 from openblip.recipes import read_recipe
 from openblip.training.metrics import is_possible, metrics_of
@@ -85,7 +85,12 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
                 yield f"lora.targets names {name}, which {recipe.stage.value} does not use: name others"
     if objective.compares and recipe.batch_size == 1:
         yield f"batch_size is 1: {recipe.stage.value} compares the images of a batch, give at least 2"
-    if objective.keeps_copies and 0 < recipe.momentum.queue_size < recipe.batch_size:
+    usual = MomentumSection()
+    if objective.keeps_copies and not objective.compares:
+        for name in ("queue_size", "negative_all_rank"):
+            if getattr(recipe.momentum, name) != getattr(usual, name):
+                yield f"momentum.{name} is for stages that compare images: leave it out of stage {recipe.stage.value}"
+    elif objective.keeps_copies and 0 < recipe.momentum.queue_size < recipe.batch_size:
         yield (
             f"momentum.queue_size is {recipe.momentum.queue_size}, which has no room for a batch of "
             f"{recipe.batch_size}: give a larger one, or 0 for none"
@@ -105,7 +110,8 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
 def caches_features(recipe: Recipe) -> bool:
     """Whether the output of the frozen part of the image encoder is cached, unless adapters go there."""
     frozen = not recipe.train_vision or recipe.vision_blocks > 0
-    return recipe.cache is not None and frozen and objective_of(recipe.stage).sees
+    objective = objective_of(recipe.stage)
+    return recipe.cache is not None and frozen and objective.sees and objective.caches
 
 
 def _about_streams(recipe: Recipe) -> Iterator[str]:
@@ -129,6 +135,8 @@ def _about_streams(recipe: Recipe) -> Iterator[str]:
                 f"nobody knows how long an epoch of {source.name} is, which is streamed: give steps_per_epoch, "
                 "or rows of the source"
             )
+    if objective_of(recipe.stage).load is not load_pairs:
+        yield f"stage {recipe.stage.value} reads all sentences before the first step: leave stream out"
     if not objective_of(recipe.stage).sees or recipe.new is not None or recipe.self_critical:
         yield "stage language, new and self_critical need all texts before the first step: leave stream out"
     if caches_features(recipe):

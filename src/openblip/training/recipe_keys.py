@@ -20,6 +20,9 @@ class Stage(Enum):
     VQA = "vqa"
     RETRIEVAL = "retrieval"
     PRETRAIN = "pretrain"
+    NLVR = "nlvr"
+    CLASSIFY = "classify"
+    CONTRAST = "contrast"
 
 
 class Precision(Enum):
@@ -151,12 +154,14 @@ class Mixture:
 
 @dataclass
 class MomentumSection:
-    """Momentum distillation of stages retrieval and pretrain, with LAVIS' numbers.
+    """Momentum distillation of stages retrieval, pretrain and classify, with LAVIS' numbers.
 
     Attributes:
         queue_size: embeddings of earlier batches that each image and text is compared with, besides its batch; 0: none.
+            Stage classify compares none.
         decay: what the slow copies of the encoders keep of themselves in each batch; LAVIS: momentum.
-        alpha: the largest share of the copies' soft targets, reached after two epochs.
+        alpha: the largest share of the copies' soft targets, reached after two epochs, in stage classify after one; 0
+            there: there are no copies.
         negative_all_rank: hard negatives come from all processes; otherwise each process draws from its own part of the
             batch.
     """

@@ -15,7 +15,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.openblip.new_folder import require_writable
 from openblip.data.image_files import OnBadImage
-from openblip.data.pairs import ImageText, load_pairs
+from openblip.data.pairs import ImageText
 from openblip.data.sources.open import tar_paths
 from openblip.errors import OpenBlipError, OptionError
 from openblip.recipes import alone_in
@@ -70,9 +70,9 @@ def train(recipe: Recipe) -> Path:
     runtime = Runtime(Arithmetic.of(accelerator.device, recipe.precision, recipe.qformer_precision), world)
     if not world.rank:
         runtime.arithmetic.tell_emulation()
-    images = [[] if source.stream else load_pairs(source, Path(recipe.data_root)) for source in recipe.data]
-    evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     objective = objective_of(recipe.stage)
+    images = [[] if source.stream else objective.load(source, Path(recipe.data_root)) for source in recipe.data]
+    evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     usable = [[image for image in group if objective.usable(image)] for group in images]
     feature_cache = FeatureCache(recipe, usable, runtime) if caches_features(recipe) else None
     # The encoder is not loaded if no image has to be encoded.

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import openblip.checkpoints.openblip.folder as native
-import openblip.checkpoints.tensors.files as weight_files
+import openblip.checkpoints.tensors.writing as writing
 from openblip.checkpoints.model_parts import GenerationDefaults, ModelParts
 from openblip.checkpoints.openblip.folder import load_native, pack, save_native
 from openblip.checkpoints.tensors.files import SafetensorsFile
@@ -168,7 +168,7 @@ def test_a_failed_save_keeps_the_old_model(
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weight_files, "save_file", half_written)
+    monkeypatch.setattr(writing, "save_file", half_written)
     with pytest.raises(KeyboardInterrupt):
         save_native(replace(tiny_parts, name="newer", prompts=PromptTemplates("new")), folder)
     assert {name: (folder / name).read_bytes() for name in before} == before

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 import openblip
 from openblip.checkpoints.hub.repositories import is_complete
 from openblip.checkpoints.lora.files import read_adapter
-from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, WeightFolder, unpickle
+from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, WeightFolder
 from openblip.checkpoints.tensors.header import BITS, MAX_TENSORS, read_header, read_index
 from openblip.checkpoints.tensors.mmap import MappedFile
+from openblip.checkpoints.tensors.pickles import unpickle
 from openblip.checkpoints.tools.inspect import inspect
 from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import CheckpointError

@@ -16,7 +16,7 @@ from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors import files as weight_files
+from openblip.checkpoints.tensors import writing
 from openblip.checkpoints.tools.convert import convert
 from openblip.checkpoints.tools.quantize import quantize_model
 from openblip.errors import CheckpointError, OpenBlipError, OptionError
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_nothing(to: str, there: bool, tmp_path: Path, monkey
     def no_room(content: object, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weight_files, "save_file", full)
+    monkeypatch.setattr(writing, "save_file", full)
     with pytest.raises(OpenBlipError, match=r"new(/language_model)? cannot be written \(No space left on device"):
         convert(source, tmp_path / "new", to)
     monkeypatch.setattr(torch, "save", no_room)

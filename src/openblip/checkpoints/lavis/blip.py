@@ -19,9 +19,10 @@ from openblip.checkpoints.names.blip import CLASS_BIAS, LAVIS_PARTS, ROOTS, layo
 from openblip.checkpoints.names.engine import Part
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors.files import open_weights, save_pickled
+from openblip.checkpoints.tensors.files import open_weights
 from openblip.checkpoints.tensors.fill import NamedTensors, fill
 from openblip.checkpoints.tensors.wrappers import Peeled
+from openblip.checkpoints.tensors.writing import save_pickled
 from openblip.checkpoints.transformers.tokenizers import read_bert
 from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform

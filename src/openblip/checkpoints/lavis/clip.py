@@ -14,9 +14,10 @@ from openblip.checkpoints.names.clip import OPENAI_ROOTS, openai_layout
 from openblip.checkpoints.names.engine import Layout
 from openblip.checkpoints.openblip.folder import empty_network
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors.files import open_weights, save_pickled
+from openblip.checkpoints.tensors.files import open_weights
 from openblip.checkpoints.tensors.fill import NamedTensors, fill
 from openblip.checkpoints.tensors.wrappers import Peeled
+from openblip.checkpoints.tensors.writing import save_pickled
 from openblip.checkpoints.transformers.tokenizers import read_clip_words
 from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform

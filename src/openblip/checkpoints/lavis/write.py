@@ -13,7 +13,7 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.lavis import VISION_PREFIX, lavis_layout
 from openblip.checkpoints.names.qformer import LAVIS_TIED, POSITION_NUMBERS
-from openblip.checkpoints.tensors.files import save_pickled, write_together
+from openblip.checkpoints.tensors.writing import save_pickled, write_together
 from openblip.errors import CheckpointError
 from openblip.nn.blip2 import Blip2Config
 from openblip.nn.vit import VitConfig

@@ -19,8 +19,9 @@ from openblip.checkpoints.lora.names import ADAPTER_ROOTS
 from openblip.checkpoints.lora.notes import CONFIG_FILE, PREFIX
 from openblip.checkpoints.lora.patterns import LayerPatterns
 from openblip.checkpoints.names.engine import first_few
-from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile, write_together
+from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile
 from openblip.checkpoints.tensors.wrappers import Peeled
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.errors import CheckpointError
 
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -22,9 +22,10 @@ from openblip.checkpoints.model_parts import LanguageSource, ModelParts, check_c
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, WEIGHTS_FILE
 from openblip.checkpoints.read_options import DEFAULT_OPTIONS, ReadOptions
 from openblip.checkpoints.tensors.assign import NOT_FINITE, Placer
-from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit, write_together
+from openblip.checkpoints.tensors.files import SafetensorsFile, check_fit
 from openblip.checkpoints.tensors.mmap import MappedFile
 from openblip.checkpoints.tensors.wrappers import NATIVE_ROOTS, Peeled
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.errors import CheckpointError, OptionError
 from openblip.images.transform import ImageTransform
 from openblip.nn.blip2 import Blip2Network

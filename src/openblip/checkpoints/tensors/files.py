@@ -5,49 +5,31 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import pickle
-import re
-import shutil
 import sys
-import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from openblip.checkpoints.tensors.header import (
     INDEX_SUFFIX,
-    MAX_NAME,
-    MAX_TENSORS,
     is_safetensors,
     read_header,
     read_index,
 )
-from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
-from openblip.checkpoints.tensors.torchscript import is_torchscript, read_torchscript
+from openblip.checkpoints.tensors.readable import naming_faults, readable
 from openblip.checkpoints.tensors.wrappers import peel, unwrap
 from openblip.errors import CheckpointError, printable
-from openblip.saving import naming, put_names_on_disk, put_on_disk, replacing
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Transformers' names, the one it prefers first; each may be an index of shards instead."""
 REOPEN_BYTES = 10**9
-LOCK_FILE = ".writing.lock"
-"""Beside files while they are written together."""
-MOST_SHARERS = 8
-"""How many times over a file may hold the same elements: T5 has its word table under four names."""
 LET_GO_BYTES = 16 * 10**6
 """After so much, a loader lets go of what it has read."""
-
-GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed")
-"""PyTorch's words for a class that it does not unpickle."""
 
 
 class SafetensorsFile:
@@ -109,6 +91,8 @@ class PickledFile:
     """
 
     def __init__(self, path: Path) -> None:
+        from openblip.checkpoints.tensors.pickles import check_names, unpickle  # few folders are pickled
+
         self.path = path
         content = unpickle(path)
         self._mapped = zipfile.is_zipfile(path)
@@ -171,75 +155,6 @@ def _let_go(mirrors: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
                 libc.madvise(start, stop - start, mmap.MADV_DONTNEED)
 
 
-def unpickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it is made of tensors and plain values; nothing else is ever run or built.
-
-    Of a TorchScript archive, the tensors of its modules by their names.
-
-    Tensors stay on disk until they are looked at; those of a file from before PyTorch 1.6 cannot.
-
-    Raises:
-        CheckpointError: the file is missing, broken, or holds more than that.
-    """
-    with readable(path):
-        mapped = zipfile.is_zipfile(path)
-        if mapped:
-            with zipfile.ZipFile(path) as archive:
-                if is_torchscript(archive):
-                    found = read_torchscript(path)
-                    _refuse_unfolding(path, found)
-                    return found
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    # A few bytes could unfold to any number of them.
-                    raise CheckpointError(f"{path} is compressed, as PyTorch never saves: get the file from its source")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was pickled, which nobody can change
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        _refuse_unfolding(path, content)
-        return content
-
-
-def check_names(path: Path, names: Collection[object]) -> None:
-    """Raises CheckpointError when a file has more tensors, or longer names, than any model."""
-    if len(names) > MAX_TENSORS:
-        raise CheckpointError(f"{path} holds {len(names)} tensors, more than any model has ({MAX_TENSORS})")
-    longest = max((str(name) for name in names), key=len, default="")
-    if len(longest) > MAX_NAME:
-        raise CheckpointError(f"{path} has a tensor whose name has {len(longest)} characters: {printable(longest)}")
-
-
-def _refuse_unfolding(path: Path, content: object) -> None:
-    """Raises CheckpointError for tensors that would take more memory than they have in the file.
-
-    A few bytes may be a tensor of any size: by strides of zero, by strides that overlap, as a sparse tensor, or as many
-    tensors that share their elements.
-    """
-    shared: Counter[int] = Counter()
-    for tensor in _tensors_in(content):
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
-            raise CheckpointError(f"{path} holds a tensor that is no plain one: save it again with dense tensors")
-        stored, size = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
-        shared[stored.data_ptr()] += size
-        if size > stored.nbytes() or shared[stored.data_ptr()] > MOST_SHARERS * stored.nbytes():
-            raise CheckpointError(
-                f"{path} holds {list(tensor.shape)} of which it stores {stored.nbytes()} bytes: save it again with "
-                "contiguous tensors"
-            )
-
-
-def _tensors_in(content: object) -> Iterator[Tensor]:
-    """Every tensor in nested dictionaries and lists, which may hold themselves."""
-    visited: set[int] = set()
-    waiting = [content]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, Tensor):
-            yield one
-        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in visited:
-            visited.add(id(one))
-            waiting.extend(one.values() if isinstance(one, Mapping) else one)
-
-
 WeightFile: TypeAlias = SafetensorsFile | PickledFile
 
 
@@ -248,36 +163,6 @@ def open_weights(path: Path) -> WeightFile:
     with readable(path):
         safe = is_safetensors(path)
     return SafetensorsFile(path) if safe else PickledFile(path)
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """As `naming_faults`, for a file that is opened now: what stands in for it is refused first."""
-    refuse_stand_ins(path)
-    with naming_faults(path):
-        yield
-
-
-@contextmanager
-def naming_faults(path: Path) -> Iterator[None]:
-    """Turns what the libraries raise about a file into a CheckpointError that names it."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        kind = GLOBAL.search(str(error))
-        detail = f" (it names {printable(kind[1])})" if kind else ""
-        hint = ", or save its weights alone: torch.save(model.state_dict(), PATH)" if kind else ""
-        raise CheckpointError(
-            f"{path} is broken or holds more than tensors, which could run code{detail}: get the file from its source "
-            f"again{hint}"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        first = printable(str(error).partition("\n")[0].partition(". ")[0])
-        raise CheckpointError(f"{path} is broken ({first}): get the file again") from error
-    except Exception as error:  # bytes that are no pickle at all take the unpickler anywhere
-        raise CheckpointError(f"{path} is broken, or no file of weights: get it again") from error
 
 
 class WeightFolder:
@@ -352,89 +237,3 @@ def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
         if name in found and found[name] != shape
     ]
     refuse_misfits(source, misfits)
-
-
-def write_together(folder: Path, texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write text files and safetensors files; drafts until all are written, so a kill or a power cut never leaves
-    half of them.
-    Another process that writes to the folder is waited for.
-
-    Raises CheckpointError when they cannot be written; what was there before is kept.
-    """
-    from filelock import FileLock
-
-    drafts = {name: folder / f"{name}.draft" for name in (*weights, *texts)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK_FILE):
-            try:
-                _write_drafts(drafts, texts, weights)
-                for draft in drafts.values():
-                    put_on_disk(draft)
-                for name, draft in drafts.items():
-                    draft.replace(folder / name)
-                put_names_on_disk(folder)
-            finally:
-                for path in (*drafts.values(), folder / LOCK_FILE):
-                    with suppress(OSError):
-                        path.unlink()
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}): make room, or see to its permissions, and give the "
-            "command again"
-        ) from error
-
-
-def _write_drafts(
-    drafts: Mapping[str, Path], texts: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    for name, text in texts.items():
-        with naming(drafts[name]):
-            drafts[name].write_text(text, encoding="utf-8")
-    for name, tensors in weights.items():
-        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        with naming(drafts[name]):
-            save_file(stored, drafts[name], metadata={"format": "pt"})
-        # safetensors makes files that only their owner may read
-        shutil.copymode(drafts[next(iter(texts))], drafts[name])
-
-
-def save_pickled(content: object, path: Path) -> None:
-    """Replace a file by what torch.save makes of `content`; a kill leaves the old file or the new one.
-
-    Raises:
-        OSError: it cannot be written; the old file is kept.
-    """
-    with replacing(path) as draft:
-        write_pickled(content, draft)
-
-
-def write_pickled(content: object, path: Path) -> None:
-    """torch.save, but what is wrong with the disk is an OSError."""
-    with path.open("wb") as file:
-        noted = _NotedFile(file)
-        try:
-            torch.save(content, cast("IO[bytes]", noted))
-        except RuntimeError as error:
-            # What writes archives makes a RuntimeError of its own of whatever goes wrong beneath it.
-            if noted.error is None:
-                raise
-            raise noted.error from error
-
-
-class _NotedFile:
-    """A file that remembers why it could not be written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, content: bytes) -> int:
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.json_files import read_json
-from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
+from openblip.checkpoints.tensors.readable import refuse_stand_ins
 from openblip.errors import CheckpointError, printable
 from openblip.files import open_file
 

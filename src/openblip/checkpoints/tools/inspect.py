@@ -21,7 +21,7 @@ from openblip.checkpoints.lora.notes import PREFIX, AdapterNote, adapter_note
 from openblip.checkpoints.model_entry import LANGUAGE, PARTS, PROJECTION, QFORMER, TEXT, VISION, ModelEntry
 from openblip.checkpoints.registry import all_models, find_model
 from openblip.checkpoints.tensors.header import INDEX_SUFFIX, is_safetensors, read_header, read_index
-from openblip.checkpoints.tensors.stand_ins import refuse_stand_ins
+from openblip.checkpoints.tensors.readable import refuse_stand_ins
 from openblip.errors import CheckpointError, printable
 
 OTHER = "other"
@@ -240,7 +240,7 @@ def _read_safetensors(path: Path) -> Tensors:
 
 
 def _read_pickled(path: Path) -> Tensors:
-    from openblip.checkpoints.tensors.files import check_names, unpickle
+    from openblip.checkpoints.tensors.pickles import check_names, unpickle
     from openblip.checkpoints.tensors.wrappers import unwrap
 
     found = unwrap(unpickle(path))

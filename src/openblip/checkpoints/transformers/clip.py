@@ -12,7 +12,8 @@ from openblip.checkpoints.lavis.clip import ClipParts, read_clip
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.clip import TRANSFORMERS, TRANSFORMERS_ROOTS
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors.files import WeightFolder, write_together
+from openblip.checkpoints.tensors.files import WeightFolder
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.config import (
     CONFIG_FILE,
     IMAGE_FILE,

@@ -15,8 +15,9 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.languages import LANGUAGES
 from openblip.checkpoints.names.transformers import HEAD, to_transformers
 from openblip.checkpoints.openblip.folder import empty_network
-from openblip.checkpoints.tensors.files import SINGLE_FILES, write_together
+from openblip.checkpoints.tensors.files import SINGLE_FILES
 from openblip.checkpoints.tensors.header import INDEX_SUFFIX
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.config import (
     ARCHITECTURES,
     CONFIG_FILE,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from openblip.checkpoints.tensors.files import save_pickled
+from openblip.checkpoints.tensors.writing import save_pickled
 from openblip.devices import choose_placement
 from openblip.errors import OpenBlipError, OptionError
 from openblip.integrations.lavis.datasets import LavisDataset, Row

@@ -14,7 +14,7 @@ from typing_extensions import Self, Unpack
 from openblip.checkpoints.lavis.clip import ClipParts
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.clip import clip_image_files, save_clip_folder
 from openblip.checkpoints.transformers.tokenizers import clip_files
 from openblip.errors import CheckpointError

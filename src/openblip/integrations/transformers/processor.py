@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.json_files import to_json
-from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.config import PROCESSOR_FILE
 from openblip.checkpoints.transformers.write import image_files
 from openblip.errors import OptionError, given_path, whole_number

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.json_files import to_json
-from openblip.checkpoints.tensors.files import write_together
+from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.tokenizers import IMAGE_TOKEN, SETTINGS_FILE, TOKENIZER_FILE
 from openblip.errors import OptionError, given_path, is_several, whole_number
 from openblip.integrations.transformers.options import refuse_unknown

@@ -51,44 +51,56 @@ def quantize_weight(*pieces: Tensor) -> tuple[Tensor, Tensor]:
     """
     height, width, device = sum(map(len, pieces)), pieces[0].shape[1], pieces[0].device
     codes = torch.empty(height, width, dtype=torch.int8, device=device)
-    scales = torch.empty(height, dtype=torch.float32, device=device)
+    scales = torch.empty(height, 1, dtype=torch.float32, device=device)
     parts = row_parts(pieces)
     heights = [len(part) for part in parts]
-    most = max(heights, default=0)
 
     def work(taken: Iterator[tuple[Tensor, Tensor, Tensor]]) -> None:
-        # One place for all parts: memory that is new each time costs more than the arithmetic.
-        room = torch.empty(most, width, device=device)
-        bits = torch.empty(most, width, dtype=torch.int32, device=device)
-        added = torch.full((1, width), TO_WHOLE, device=device)
+        # One place for all parts: memory that is new each time costs more than the arithmetic. And few steps for each
+        # part: starting one costs a hundredth of all.
+        rooms = {rows: _Room(rows, width, device) for rows in set(heights)}
+        levels = torch.full((1,), float(LEVELS), device=device)
         for part, whole, scale in taken:
+            room = rooms[len(part)]
             # Before the cast: the numbers come into the cache in what is the smaller type.
-            highest = largest(part, bits) if part.dtype in HALF_TYPES else None
-            values = room[: len(part)].copy_(part)
-            scale.copy_(largest(values, bits) if highest is None else highest).div_(LEVELS).clamp_(min=TINY)
+            highest = room.largest(part) if part.dtype in HALF_TYPES else None
+            room.values.copy_(part)
+            torch.div(room.largest(room.values) if highest is None else highest, levels, out=scale).clamp_(min=TINY)
             # The quotient is rounded before the sum is. The sum's last byte is the whole number.
-            sums = torch.addcdiv(added.expand_as(values), values, scale[:, None], out=values)
-            whole.copy_(sums.view(torch.int32))
+            torch.addcdiv(room.added, room.values, scale, out=room.values)
+            whole.copy_(room.whole)
 
     on_threads(work, list(zip(parts, torch.split(codes, heights), torch.split(scales, heights), strict=True)), device)
     if not scales.isfinite().all():
         raise ValueError("a weight is infinite or no number")
-    return codes, scales
+    return codes, scales[:, 0]
 
 
-def largest(rows: Tensor, room: Tensor) -> Tensor:
-    """The largest magnitude in each of the rows [N, in] of float32 or a half type; NaN or infinite if a number is.
+class _Room:
+    """Where parts of a matrix of so many rows are quantized, one after the other.
 
-    The bits of floating-point numbers without their signs, read as whole numbers, are in the order of the numbers.
-    Whole numbers are compared faster, on CPUs without AVX several times so.
-
-    Args:
-        room: int32, for at least as many elements; is overwritten.
+    Attributes:
+        values: float32 [rows, width]; whole: the same bits as int32.
+        added: `TO_WHOLE` for each of them.
     """
-    kind = torch.int32 if rows.dtype == torch.float32 else torch.int16
-    bits = room.view(-1).view(kind)[: rows.numel()].view(rows.shape)
-    torch.bitwise_and(rows.view(kind), torch.iinfo(kind).max, out=bits)
-    return bits.amax(dim=1).view(rows.dtype)
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self.values = torch.empty(rows, width, device=device)
+        self.whole = self.values.view(torch.int32)
+        # Whole rows of it are in memory: operations on a lone number, repeated, are not vectorized.
+        self.added = torch.full((1, width), TO_WHOLE, device=device).expand(rows, width)
+        self._bits = {torch.int32: torch.empty(rows, width, dtype=torch.int32, device=device)}
+        self._bits[torch.int16] = self._bits[torch.int32].view(-1).view(torch.int16)[: rows * width].view(rows, width)
+
+    def largest(self, part: Tensor) -> Tensor:
+        """The largest magnitude in each row [rows, 1] of float32 or a half type; NaN or infinite if a number is.
+
+        The bits of floating-point numbers without their signs, read as whole numbers, are in the order of the numbers.
+        Whole numbers are compared faster, on CPUs without AVX several times so.
+        """
+        kind = torch.int32 if part.dtype == torch.float32 else torch.int16
+        bits = torch.bitwise_and(part.view(kind), torch.iinfo(kind).max, out=self._bits[kind])
+        return bits.amax(dim=1, keepdim=True).view(part.dtype)
 
 
 def quantize_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:

@@ -62,11 +62,10 @@ def prepare_retrieval(parts: Parts, recipe: Recipe) -> Parts:
 def _built(parts: Parts, config: BlipConfig) -> BlipNetwork:
     """A network of the weights of another one, whose decoder takes what it lacks from the text encoder."""
     network: BlipNetwork = empty_network(config, Path(parts.name), family=find_family(parts.family, Path(parts.name)))
-    old = parts.network.state_dict()
+    old: dict[str, Tensor] = parts.network.state_dict()
 
     def source(name: str) -> Tensor:
-        found: Tensor = old[name] if name in old else old[name.replace("decoder.", "encoder.", 1)]
-        return found.clone()
+        return (old[name] if name in old else old[name.replace("decoder.", "encoder.", 1)]).clone()
 
     network.load_state_dict({name: source(name) for name in network.state_dict()}, assign=True)
     return network.eval()

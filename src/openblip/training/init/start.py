@@ -46,7 +46,9 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.image_size is not None:
         parts = resize(parts, recipe.image_size)
     torch.manual_seed(recipe.seed)
-    parts = learner_of(recipe.stage, parts.family, parts.name).prepare(parts, recipe)
+    parts = learner_of(recipe.stage, parts.family, parts.name).prepare(
+        parts, recipe, [image for group in images for image in group]
+    )
     if recipe.lora is not None:
         add_lora(parts, recipe.lora)
     return parts

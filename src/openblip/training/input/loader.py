@@ -29,8 +29,8 @@ PATIENCE = 20
 
 Source = TypeVar("Source")
 Batch = tuple[list[BatchRow], Views | None]
-LoadedRow = tuple[BatchRow, "np.ndarray[Any, Any]"]
-"""A row with its resized image [S, S, 3] uint8."""
+LoadedRow = tuple[BatchRow, "list[np.ndarray[Any, Any]]"]
+"""A row with its resized images, each [S, S, 3] uint8: one, or two of a claim about two."""
 
 
 class BatchLoader(ABC):
@@ -137,17 +137,23 @@ class ImageLoader(PlannedLoader):
 
 
 def load_row(row: BatchRow, source: DataSource, transform: ImageTransform) -> LoadedRow:
-    """A row with its image, cropped and mirrored by the row's generator, and with the texts for it.
+    """A row with its images, cropped and mirrored by the row's generator, and with the texts for them.
 
-    Raises ImageError if the image cannot be read.
+    Two images change places half of the time, and sides in their text with them, as in LAVIS: they are the sides of the
+    pair there, so that mirroring one of the images changes no text.
+
+    Raises ImageError if an image cannot be read.
     """
-    image = open_image(row.pair.image)
+    images, mirrored = [open_image(image) for image in row.pair.images], False
     if source.augment:
         settings = Augmentation(source.min_area, mirror=BLIP2.mirror if source.mirror else 0.0)
-        part = draw_part(image.size, row.rng, settings)
-        image = part.of(image)
-        row = row.mirrored() if part.mirrored else row
-    return row, fit(image, transform)
+        parts = [draw_part(image.size, row.rng, settings) for image in images]
+        images = [part.of(image) for part, image in zip(parts, images, strict=True)]
+        mirrored = parts[0].mirrored
+        if len(images) == 2:
+            mirrored = source.mirror and row.rng.random() < 0.5
+            images = images[::-1] if mirrored else images
+    return row.mirrored() if mirrored else row, [fit(image, transform) for image in images]
 
 
 def skip_or_raise(note: Callable[[BadImage], None], image: ImageFile, error: OpenBlipError, skip_bad: bool) -> None:
@@ -188,7 +194,8 @@ def prefetch_batches(
             break
         for rows in waiting if good else []:
             filled = [found or _stand_in(good[place % len(good)], rows) for place, found in enumerate(rows)]
-            yield [row for row, _ in filled], Views(pixels=normalize([pixels for _, pixels in filled], transform))
+            pixels = normalize([image for _, images in filled for image in images], transform)
+            yield [row for row, _ in filled], Views(pixels=pixels)
         if good:
             waiting, problem = [], ""
     if waiting:

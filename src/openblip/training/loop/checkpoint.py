@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openblip.checkpoints.tensors.files import unpickle, write_pickled
+from openblip.checkpoints.tensors.pickles import unpickle
+from openblip.checkpoints.tensors.writing import write_pickled
 from openblip.errors import CheckpointError, OpenBlipError
 from openblip.saving import replacing
 from openblip.training.loop.ema import Ema

@@ -19,6 +19,8 @@ from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import (
     Accuracy,
     CaptionSettings,
+    ClassificationSettings,
+    Decision,
     QuestionSettings,
     RetrievalSettings,
     Settings,
@@ -90,6 +92,7 @@ class Evaluator:
             CaptionSettings(Wish.NEVER, Wish.NEVER, Wish.NEVER),
             QuestionSettings(Accuracy.VQA if people > 1 else Accuracy.EXACT),
             RetrievalSettings(rerank=16),
+            ClassificationSettings(by=Decision.JUDGE),
         )
 
     def _score(self, found: Evaluation) -> float:

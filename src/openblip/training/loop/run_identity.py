@@ -53,7 +53,10 @@ def identity_of(recipe: Recipe, images: Sequence[Sequence[ImageText]]) -> dict[s
     for group in images:
         for pair in group:
             texts = (pair.captions, pair.statements, pair.questions, pair.made_questions)
-            digest.update(repr((pair.image.name, texts)).encode("utf-8", "backslashreplace"))
+            seen: tuple[object, ...] = (pair.image.name, texts)
+            if pair.claim:
+                seen += (pair.second and pair.second.name, pair.claim, pair.label)
+            digest.update(repr(seen).encode("utf-8", "backslashreplace"))
         digest.update(b"|")
     # Whether features are cached changes what is seen of an image; where they are kept does not.
     identity |= {CACHED: str(recipe.cache is not None), ROWS: digest.hexdigest()}

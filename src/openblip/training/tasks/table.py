@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.data.pairs import ImageText
+from openblip.data.pairs import DataSource, ImageText, load_claims, load_pairs
 from openblip.errors import OptionError
 from openblip.evaluation.settings import Task as EvaluationTask
 from openblip.training.recipe_keys import Recipe, Stage
@@ -21,7 +22,7 @@ Images: TypeAlias = Sequence[ImageText]
 AnyParts: TypeAlias = "ModelParts[Any, Any]"
 
 
-def _unchanged(parts: AnyParts, recipe: Recipe) -> AnyParts:
+def _unchanged(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
     return parts
 
 
@@ -49,12 +50,12 @@ class Learner:
 
     Attributes:
         task: makes the task of a model; it gets the images of the run, too.
-        prepare: gives the model that the recipe makes of the one that it starts from.
+        prepare: gives the model that the recipe and the images of the run make of the one that it starts from.
         finetuning: on a table of one's own; None: there is no such way.
     """
 
     task: Callable[[AnyParts, Recipe, Images, Runtime], Task]
-    prepare: Callable[[AnyParts, Recipe], AnyParts] = _unchanged
+    prepare: Callable[[AnyParts, Recipe, Images], AnyParts] = _unchanged
     finetuning: Finetuning | None = None
 
 
@@ -70,6 +71,8 @@ class Objective:
         sees: whether it needs images, or their features.
         compares: whether it compares the images of a batch with one another.
         keeps_copies: whether its task keeps slow copies of whole weights.
+        load: reads the images of a source with what the objective learns of them.
+        caches: whether features of a frozen image encoder may be read from disk instead of images.
         unused_parts: parts of its models that lora.targets may name, and that it does not use.
         needs: what an image has to have, as errors call it.
     """
@@ -81,6 +84,8 @@ class Objective:
     sees: bool = True
     compares: bool = False
     keeps_copies: bool = False
+    load: Callable[[DataSource, Path], list[ImageText]] = load_pairs
+    caches: bool = True
     unused_parts: tuple[str, ...] = field(default=())
     needs: str = "texts"
 
@@ -127,25 +132,55 @@ def _pretrain(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime)
     return PretrainTask(parts, recipe, runtime)
 
 
-def _prepare_captions(parts: AnyParts, recipe: Recipe) -> AnyParts:
+def _prepare_captions(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
     from openblip.training.init.blip import prepare_captions
 
     return prepare_captions(parts, recipe)
 
 
-def _prepare_answers(parts: AnyParts, recipe: Recipe) -> AnyParts:
+def _prepare_answers(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
     from openblip.training.init.blip import prepare_answers
 
     return prepare_answers(parts, recipe)
 
 
-def _prepare_retrieval(parts: AnyParts, recipe: Recipe) -> AnyParts:
+def _prepare_retrieval(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
     from openblip.training.init.blip import prepare_retrieval
 
     return prepare_retrieval(parts, recipe)
 
 
-def _prepare_blip2(parts: AnyParts, recipe: Recipe) -> AnyParts:
+def _nlvr(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.statements import NlvrTask
+
+    return NlvrTask(parts, recipe, runtime)
+
+
+def _classify(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.statements import ClassifyTask
+
+    return ClassifyTask(parts, recipe, runtime)
+
+
+def _contrast(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime) -> Task:
+    from openblip.training.tasks.contrast import ContrastTask
+
+    return ContrastTask(parts, recipe, runtime)
+
+
+def _prepare_nlvr(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
+    from openblip.training.init.class_head import with_classes
+
+    return with_classes(parts, images, 2)
+
+
+def _prepare_classify(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
+    from openblip.training.init.class_head import with_classes
+
+    return with_classes(parts, images, 1)
+
+
+def _prepare_blip2(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
     from openblip.training.init.blip2 import prepare
 
     return prepare(parts, recipe)
@@ -159,6 +194,16 @@ def is_described(image: ImageText) -> bool:
 def is_asked(image: ImageText) -> bool:
     """Whether there is a question with its answer."""
     return bool(image.questions or image.made_questions)
+
+
+def is_pair(image: ImageText) -> bool:
+    """Whether there is a statement about two images, and its class."""
+    return bool(image.label) and len(image.images) == 2
+
+
+def is_labelled(image: ImageText) -> bool:
+    """Whether there is a statement about one image, and its class."""
+    return bool(image.label) and len(image.images) == 1
 
 
 def has_text(image: ImageText) -> bool:
@@ -203,6 +248,7 @@ VISION = frozenset({"train_vision", "vision_blocks", "gradient_checkpointing", "
 BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
 MATCHING = frozenset({"text_tokens", "itm_share", "learn_candidates"})
 PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "gradient_checkpointing", "momentum"})
+WHOLE = frozenset({"train_vision", "gradient_checkpointing", "text_tokens"})
 
 OBJECTIVES: Mapping[Stage, Objective] = {
     Stage.LANGUAGE: Objective(
@@ -258,6 +304,31 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         PAIRS,
         compares=True,
         keeps_copies=True,
+    ),
+    Stage.NLVR: Objective(
+        {"blip": Learner(_nlvr, _prepare_nlvr)},
+        is_pair,
+        {EvaluationTask.CLASSIFICATION: "accuracy"},
+        WHOLE,
+        load=load_claims,
+        caches=False,
+    ),
+    Stage.CLASSIFY: Objective(
+        {"blip": Learner(_classify, _prepare_classify)},
+        is_labelled,
+        {EvaluationTask.CLASSIFICATION: "accuracy"},
+        WHOLE | {"momentum"},
+        keeps_copies=True,
+        load=load_claims,
+        caches=False,
+    ),
+    Stage.CONTRAST: Objective(
+        {"clip": Learner(_contrast)},
+        is_described,
+        {EvaluationTask.RETRIEVAL: "mean"},
+        WHOLE | {"mixture"},
+        compares=True,
+        caches=False,
     ),
 }
 

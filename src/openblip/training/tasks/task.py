@@ -37,7 +37,8 @@ class Views:
 
     Attributes:
         patches: what the frozen encoder, or what is frozen of it, gave [B, N, C], float32, as it was cached.
-        pixels: [B, 3, S, S] float32, for the encoder to look at now.
+        pixels: [B, 3, S, S] float32, for the encoder to look at now; of rows with two images [2B, 3, S, S], both of a
+            row side by side.
     """
 
     patches: Tensor | None = None
