@@ -39,6 +39,7 @@ from openblip.models.load import model_of
 from openblip.nn.blip import BlipNetwork
 from openblip.text import PromptTemplates
 from openblip.training import momentum_losses
+from openblip.training.init.reinit import resize
 from openblip.training.losses import HardNegatives
 from openblip.training.momentum import NO_IMAGE, Momentum
 from tests.models.blip_models import VOCABULARY, small_parts
@@ -160,6 +161,12 @@ def test_recorded_features(zoo: Path, tmp_path: Path) -> None:
     settings = {"encoder": recording.bert(), "shared_width": recording.config["embed_dim"]}
     model = BlipFeatureExtractor(parts_of(recording, tmp_path, **settings)).eval()
     samples = cast(Samples, recording.inputs)
+    larger = BlipFeatureExtractor(resize(parts_of(recording, tmp_path, **settings), 48)).eval()
+    torch.save({"model": recording.weights}, tmp_path / "checkpoint.pth")
+    larger.load_from_pretrained(tmp_path / "checkpoint.pth")
+    close(larger.network.vision.positions, recording.outputs["pos_embed_48"])
+    found_48 = larger.extract_features({"image": recording.outputs["image_48"]}, mode="image").image_embeds
+    close(found_48, recording.outputs["image_embeds_48"])
     for mode in ("image", "text", "multimodal"):
         found = vars(model.extract_features(samples, mode=mode))
         wanted = recording.outputs[mode]
@@ -283,6 +290,27 @@ def test_captions_are_those_of_our_own_calls(captioner: BlipCaption, tmp_path: P
     for place, prompt in enumerate(prompts):
         image_alone: Samples = {"image": samples["image"][place : place + 1], "prompt": prompt}
         assert captioner.generate(image_alone, max_length=14) == [mixed[place]]
+
+
+def test_weights_of_another_image_size(tmp_path: Path) -> None:
+    """Positions are interpolated between the middles of patches; the class token's stays."""
+    one = BlipCaption(small_parts("caption", tmp_path, seed=2))
+    other = BlipCaption(resize(small_parts("caption", tmp_path), 48))
+    torch.save({"model": one.checkpoint()}, tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match="is for images of 32 pixels, the model for 48: load_from_pretrained"):
+        other.load_checkpoint(tmp_path / "checkpoint.pth")
+    other.load_from_pretrained(str(tmp_path / "checkpoint.pth"))
+    small, large = (model.network.vision.positions.detach() for model in (one, other))
+    grid = small[:, 1:].view(1, 4, 4, -1).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
+    close(large[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2))
+    assert torch.equal(large[:, 0], small[:, 0])
+    assert torch.equal(other.network.decoder.words.weight, one.network.decoder.words.weight)
+    same = BlipCaption(small_parts("caption", tmp_path))
+    same.load_checkpoint(tmp_path / "checkpoint.pth")
+    assert torch.equal(same.network.vision.positions, one.network.vision.positions)
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
+        same.load_checkpoint(tmp_path / "nowhere.pth")
 
 
 def test_several_captions_of_an_image_differ(captioner: BlipCaption) -> None:

@@ -61,6 +61,16 @@ def load_blip(model: ModelEntry, found: Sequence[LocalFile], options: ReadOption
     )
 
 
+def read_file(config: BlipConfig, path: Path, options: ReadOptions) -> BlipNetwork:
+    """The network of a file alone, for images of the size that the file has positions for.
+
+    Raises:
+        CheckpointError: the file is missing, broken or does not fit.
+    """
+    weights = Peeled(open_weights(path), ROOTS)
+    return read_blip(_with_size_of(weights, config), weights, LAVIS_PARTS, path, options)
+
+
 def _with_size_of(weights: NamedTensors, config: BlipConfig) -> BlipConfig:
     """The config with images of the size that a file has positions for: pre-training has smaller ones."""
     count = weights.shapes.get(POSITIONS, (0, 0))[1] - 1

@@ -7,16 +7,18 @@ differ, and a caption that does not begin with the prompt is learnt whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.checkpoints.lavis.blip import to_lavis
+from openblip.checkpoints.lavis.blip import read_file, to_lavis
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.transformers.tokenizers import bert_words
-from openblip.errors import CheckpointError, OptionError, whole_number
+from openblip.errors import CheckpointError, OptionError, given_path, whole_number
 from openblip.generation.candidates import rank_candidates
 from openblip.generation.engine import generate
 from openblip.generation.options import Generation, GenerationOptions
@@ -76,6 +78,37 @@ class BlipModel(LavisModel):
 
     def checkpoint(self) -> dict[str, Tensor]:
         return to_lavis(self.network)
+
+    def load_checkpoint(self, url_or_filename: str | Path) -> None:
+        """Take the weights of a file of LAVIS or of the original BLIP, for images of the model's own size.
+
+        Raises:
+            CheckpointError: the file is missing, broken or does not fit, or its images have another size.
+        """
+        found = self._read(url_or_filename)
+        sides = [network.config.vision.image_size for network in (found, self.network)]
+        if sides[0] != sides[1]:
+            raise CheckpointError(
+                f"{url_or_filename} is for images of {sides[0]} pixels, the model for {sides[1]}: load_from_pretrained "
+                "fits it"
+            )
+        self.network.load_state_dict(found.state_dict())
+
+    def load_from_pretrained(self, url_or_filename: str | Path) -> None:
+        """As `load_checkpoint`, and positions of other images are interpolated: to train at another size.
+
+        Raises:
+            CheckpointError: the file is missing, broken or does not fit.
+        """
+        found = self._read(url_or_filename)
+        if found.config.vision.image_size != self.network.config.vision.image_size:
+            found.vision.resize(self.network.config.vision.image_size)
+        self.network.load_state_dict(found.state_dict())
+
+    def _read(self, file: str | Path) -> BlipNetwork:
+        weight = next(self.parameters())
+        options = ReadOptions(weight.dtype, weight.device)
+        return read_file(self.network.config, given_path("the file", file), options)
 
     def image_features(self, samples: Samples) -> Tensor:
         """Patches [B, N, image width] of the samples' images, the class token's vector first."""
