@@ -208,3 +208,62 @@ def test_a_wrong_value_is_told_in_the_recipes_words(override: str, problem: str,
     with pytest.raises(OptionError, match=problem) as caught:
         load_recipe(path, [override])
     assert "enum" not in str(caught.value) and "subclass" not in str(caught.value)
+
+
+WRONG = [
+    ("captions: true\n", "captions has keys of its own: write them as {KEY: VALUE}"),
+    ("captions:\n", "captions may not be null"),
+    ("captions: {meteor: }\n", "captions.meteor may not be null"),
+    ("captions: {metor: auto}\n", "Key 'metor' is unknown: did you mean meteor?"),
+    ("foo: 1\n", "Key 'foo' is unknown"),
+    ("text: 3\n", "text has keys of its own"),
+    ("text: []\n", "text has keys of its own"),
+    ("title: [a]\n", "title is a list: write one value"),
+    ("title: {a: 1}\n", "title is a mapping: write one value"),
+    ("dtype: [1]\n", "dtype is a list: write one value"),
+    ("batch_size: []\n", "batch_size is a list"),
+    ("batch_size: x\n", "batch_size: x is no whole number"),
+    ("limit: 1.5\n", "limit: 1.5 is no whole number"),
+    ("retrieval: {clean_texts: maybe}\n", "retrieval.clean_texts: maybe is neither true nor false"),
+    ("published: 3\n", "published is a list: begin each of its entries with a dash"),
+    ("published: [3]\n", "published.0 has keys of its own"),
+    ("published: [{metric: [a], value: 1, source: b}]\n", "published.0.metric is a list"),
+    ("published: [{metric: a, value: b, source: c}]\n", "value: b is no number"),
+    ("published: [{metric: a, value: .nan, source: c}]\n", "the published a is nan: write a number such as 0.785"),
+    ("published: [{metric: a, value: .inf, source: c}]\n", "the published a is inf"),
+    ("classification: {answers: 3}\n", "classification.answers has keys of its own"),
+    ("classification: {answers: {a: [b]}}\n", "classification.answers.a is a list"),
+    ("classification: {labels: 3}\n", "classification.labels is a list"),
+    ("classification: {labels: [[a]]}\n", "classification.labels.0 is a list"),
+    ("classification: {labels: [a, null]}\n", "classification.labels.1 is null"),
+    ("captions: ${title}\n", "what a key refers to may not be null"),
+    ("questions: {candidates: 0}\n", "questions.candidates is 0: it must be at least 1"),
+    ("retrieval: {rerank: -1}\n", "retrieval.rerank is -1: it must be 0 or more"),
+    (f"batch_size: {'b' * 5000}\n", "batch_size: bbb"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), WRONG)
+def test_a_value_of_a_wrong_kind_is_told_with_its_key(text: str, told: str, tmp_path: Path) -> None:
+    path = write(tmp_path, r="output: out\ntask: captions\ndata: {name: a, captions: a.jsonl}\n" + text)
+    with pytest.raises(OpenBlipError) as caught:
+        load_evaluation(path)
+    said = str(caught.value)
+    assert told in said and "\n" not in said and len(said) < 500 + len(str(path))
+    for name in ("Settings", "DictConfig", "ListConfig", "EvaluationRecipe", "Merge error", "NoneType", "Optional"):
+        assert name not in said
+
+
+def test_overrides_are_held_to_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path, r="output: out\ntask: captions\ndata: {name: a, captions: a.jsonl}\n")
+    for override, told in (
+        ("classification.labels=[[1]]", "classification.labels.0 is a list"),
+        ("classification.answers={a: [1]}", "a list"),
+        ("title=[1]", "title: it is one text, not a list"),
+        ("published=3", "published: it is a list: write [VALUE, VALUE]"),
+        ("questions=[1]", "a list or a mapping stands where the other belongs"),
+        ("captions={a: 1}", "Key 'a' is unknown"),
+    ):
+        with pytest.raises(OpenBlipError) as caught:
+            load_evaluation(path, [override])
+        assert told in str(caught.value)

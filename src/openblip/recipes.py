@@ -11,11 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from openblip.errors import OpenBlipError, OptionError, printable
 from openblip.files import read_text
@@ -30,7 +31,25 @@ SHOWN_CHARACTERS, LONGEST_REASON = 80, 300
 """Of an override, and of what is wrong with it, in a message."""
 MISSING = re.compile(r"missing mandatory value: (\S+)")
 REQUIRED = re.compile(r"field '(.*)' is not Optional")
-PLAIN_FOR_KEYS = re.compile(r"Invalid type assigned: \w+ is not a subclass of \w+")
+PLAIN_FOR_KEYS = re.compile(r"Invalid type assigned: \w+ is not a subclass of \w+|Cannot assign \w+ to Dict\[")
+IN_WORDS = tuple(
+    (re.compile(pattern, re.DOTALL), words)
+    for pattern, words in (
+        (r"Value '(.*)' of type '\w+' could not be converted to Integer", r"\1 is no whole number"),
+        (r"Value '(.*)' of type '\w+' could not be converted to Float", r"\1 is no number"),
+        (r"Value '(.*)' is not a valid bool \(type \w+\)", r"\1 is neither true nor false"),
+        (r"Cannot convert 'list\w*' to string: '.*'", "it is one text, not a list"),
+        (r"Cannot convert 'dict\w*' to string: '.*'", "it is one text, not a mapping"),
+        (r"Invalid value assigned: \w+ is not a ListConfig.*", "it is a list: write [VALUE, VALUE]"),
+        (
+            r"(?:Cannot merge incompatible container types|Merge error: .*)",
+            "a list or a mapping stands where the other belongs",
+        ),
+        (r"Incompatible value 'None' for field of type '\w+'", "it may not be null"),
+        (r"Key '(.*)' not in '\w+'(?:\. Did you mean: '(\w+)'\?)?", lambda found: _unknown(*found.groups())),
+    )
+)
+"""What OmegaConf says, and how recipes call it."""
 NO_CHOICE = re.compile(r"is not a valid input for <enum '\w+'>")
 CHOICES = re.compile(r"expected one of \[[A-Z0-9_, ]+\]")
 ABSENT = re.compile(r"because '(\S+)' is None")
@@ -38,6 +57,10 @@ REFERENCE = re.compile(r"\$\{\s*\.*\w[\w-]*(\.[\w-]+|\[[\w-]+\])*\s*\}")
 """`${seed}`, `${data.images}`, `${.lr}`, `${data[0].path}`; no colon, and nothing nested."""
 
 Schema = TypeVar("Schema")
+
+
+def _unknown(key: str, near: str | None) -> str:
+    return f"Key '{key}' is unknown" + (f": did you mean {near}?" if near else ": --dry-run prints all keys")
 
 
 def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purpose: str, extra: str) -> Schema:
@@ -58,14 +81,61 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
     merged: Any = OmegaConf.structured(schema)
     for file, content in _with_bases(path):
         with _naming(file):
-            for key, kind in get_type_hints(schema).items():
-                if get_origin(kind) is list and key in content and not OmegaConf.is_list(content[key]):
-                    raise OpenBlipError(f"{file}: {key} is a list: begin each of its entries with a dash")
+            _check_shapes(schema, OmegaConf.to_container(content, resolve=False), "", file)
             merged = OmegaConf.merge(merged, content)
     for override in overrides:
         _override(merged, override, path)
+    _check_shapes(schema, OmegaConf.to_container(merged, resolve=False), "", path)
     with _naming(path):
         return cast(Schema, _with_homes(OmegaConf.to_object(merged), ""))
+
+
+def _check_shapes(schema: type[Any], content: Any, above: str, file: Path) -> None:
+    """Raises OpenBlipError for a single value where keys or a list belong, or the other way round, and for null.
+
+    OmegaConf refuses them, too, but names no key of a file.
+    """
+    for key, kind in get_type_hints(schema).items():
+        if key not in content:
+            continue
+        value, name = content[key], f"{above}{key}"
+        if isinstance(value, str) and ("${" in value or value == "???"):
+            continue  # what it stands for, or that it is missing, OmegaConf says
+        kinds = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
+        if value is None and kinds == [kind] and kind is not Any:
+            raise OpenBlipError(f"{file}: {name} may not be null: write a value, or leave it out")
+        if value is None or len(kinds) != 1:
+            continue
+        origin, listed = get_origin(kinds[0]) or kinds[0], isinstance(value, list)
+        if origin is list and not listed:
+            raise OpenBlipError(f"{file}: {name} is a list: begin each of its entries with a dash")
+        if origin is list and is_dataclass(get_args(kinds[0])[0]):
+            for place, entry in enumerate(value):
+                _check_section(get_args(kinds[0])[0], entry, f"{name}.{place}", file)
+        elif origin is list:
+            _check_plain(get_args(kinds[0])[0], dict(enumerate(value)), name, file)
+        elif is_dataclass(origin) or origin is dict:
+            _check_section(origin, value, name, file)
+            if origin is dict:
+                _check_plain(get_args(kinds[0])[1], value, name, file)
+        elif origin is not Any and isinstance(value, dict | list):
+            raise OpenBlipError(f"{file}: {name} is {'a list' if listed else 'a mapping'}: write one value")
+
+
+def _check_section(schema: Any, value: object, name: str, file: Path) -> None:
+    """As `_check_shapes` for something that has keys of its own."""
+    if not isinstance(value, dict):
+        raise OpenBlipError(f"{file}: {name} has keys of its own: write them as {{KEY: VALUE}}")
+    if is_dataclass(schema):
+        _check_shapes(cast(type[Any], schema), value, f"{name}.", file)
+
+
+def _check_plain(kind: Any, values: Mapping[Any, object], name: str, file: Path) -> None:
+    """As `_check_shapes` for entries of a list, or values of a mapping, that are texts or numbers."""
+    for key, value in values.items():
+        if kind is not Any and (value is None or isinstance(value, dict | list)):
+            what = "null" if value is None else "a list" if isinstance(value, list) else "a mapping"
+            raise OpenBlipError(f"{file}: {name}.{key} is {what}: write one value")
 
 
 def _with_bases(path: Path) -> list[tuple[Path, Any]]:
@@ -127,7 +197,7 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OpenBlipError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        raise OpenBlipError(f"{path}: {_reason(error, path)}") from error
+        raise OpenBlipError(f"{path}: {_cut(_reason(error, path))}") from error
 
 
 def _override(recipe: Any, override: str, path: Path) -> None:
@@ -151,8 +221,11 @@ def _override(recipe: Any, override: str, path: Path) -> None:
         reason = _reason(error, path)
         if "invalid literal for int" in reason or "is not an int" in reason:
             reason = f"{key} goes through a list, whose entries have numbers, as in data.0.name=photos"
-        reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
-        raise OptionError(f"{path}: {shown}: {reason}") from error
+        raise OptionError(f"{path}: {shown}: {_cut(reason)}") from error
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -169,9 +242,11 @@ def _reason(error: Exception, path: Path) -> str:
         return f"{reason}: begin it with {absent[1]}={{...}}"
     required = REQUIRED.search(reason)
     if required:
-        return f"{key or required[1]} may not be null: write a value, or leave it out"
+        return f"{key or required[1] or 'what a key refers to'} may not be null: write a value, or leave it out"
     if PLAIN_FOR_KEYS.search(reason):
         return f"{key} has keys of its own: write {key}.KEY=VALUE, or a mapping of keys and values"
+    for pattern, words in IN_WORDS:
+        reason = pattern.sub(words, reason)
     # As recipes write them, not as the code calls them.
     reason = NO_CHOICE.sub("is none of its choices, which are names", reason)
     reason = CHOICES.sub(lambda found: found[0].lower(), reason)

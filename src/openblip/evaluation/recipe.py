@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,9 @@ def load_evaluation(path: Path, overrides: Sequence[str] = ()) -> EvaluationReci
         raise OptionError(f"{path}: an evaluation reads its data as a whole: leave stream out of data")
     if recipe.limit is not None and recipe.limit < 1:
         raise OptionError(f"{path}: limit is {recipe.limit}: it must be at least 1, or null for all")
+    for figure in recipe.published:
+        if not math.isfinite(figure.value):
+            raise OptionError(f"{path}: the published {figure.metric} is {figure.value}: write a number such as 0.785")
     if recipe.examples < 0:
         raise OptionError(f"{path}: examples is {recipe.examples}: it must be 0 or more")
     return recipe
