@@ -59,7 +59,16 @@ def moved(start: Path, folder: Path) -> set[str]:
 @pytest.mark.parametrize("task", ["match", "pretrain"])
 def test_a_run_learns_to_match(tmp_path: Path, data: Path, task: str) -> None:
     recipe = load_recipe(
-        made(tmp_path, data, task, epochs=8, dropout=0.0, momentum={"queue_size": 12, "decay": 0.9}, log_every=1)
+        made(
+            tmp_path,
+            data,
+            task,
+            epochs=8,
+            save_every=100,
+            dropout=0.0,
+            momentum={"queue_size": 12, "decay": 0.9},
+            log_every=1,
+        )
     )
     folder = train(recipe)
     rows = curves(folder)
