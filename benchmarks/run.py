@@ -130,6 +130,11 @@ def training(*size: str) -> Step:
     return Step("training-step", ("stage1_step.py", *size), marks)
 
 
+def pairs(*size: str) -> Step:
+    marks = {"BLIP retrieval step, wall": (1.3, 2.0), "BLIP retrieval step, processor": (1.3, 2.0)}
+    return Step("blip-retrieval-step", ("blip_retrieval_step.py", *size), marks)
+
+
 def on_gpu(name: str, size: str, dtype: str) -> Step:
     arguments = ("engine.py", f"{{{size}}}", "--device", "cuda", "--dtype", dtype, "--theirs", "bfloat16")
     marks = {"greedy": (6.0, 10.0), "8 questions": (8.0, 8.0), "batch of 64": (2.0, 4.0), "decode": (60.0, 80.0)}
@@ -138,13 +143,18 @@ def on_gpu(name: str, size: str, dtype: str) -> Step:
 
 SIZES = {
     "tiny": of_size("tiny", "tiny", marked=False),
-    "small": (*ANYWHERE, training("--small"), *of_size("small", "small-t5", marked=False)),
+    "small": (
+        *ANYWHERE,
+        training("--small"),
+        pairs("--small", "--image-size", "128"),
+        *of_size("small", "small-t5", marked=False),
+    ),
     "gpu": (
         on_gpu("gpu-opt", "opt", "bfloat16"),
         on_gpu("gpu-opt-int8", "opt", "int8"),
         on_gpu("gpu-t5", "t5", "bfloat16"),
     ),
-    "full": (*ANYWHERE, training("--batch", "4"), *of_size("opt", "t5", marked=True)),
+    "full": (*ANYWHERE, training("--batch", "4"), pairs("--batch", "4"), *of_size("opt", "t5", marked=True)),
 }
 
 
