@@ -19,6 +19,7 @@ from openblip.checkpoints.lora.files import Adapter, LowRank, read_adapter, writ
 from openblip.checkpoints.lora.fit import find_adapter
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.tools.inspect import inspect
 from openblip.checkpoints.tools.merge import merge_adapter
 from openblip.errors import CheckpointError, DownloadError, OpenBlipError, OptionError
 from tests.checkpoints.web import Web, add_repository, serve
@@ -276,3 +277,9 @@ def test_adapters_on_the_hub(web: Web, folder: Path, tiny_model_folder: Path) ->
     edit(folder, base_model_name_or_path="someone/else")
     with pytest.raises(DownloadError, match=r"the model under the adapter .* cannot be read: someone/else is not on"):
         load_parts(folder)
+
+
+def test_the_folder_of_a_run_is_inspected_by_its_adapter(folder: Path) -> None:
+    torch.save({"position": {}}, folder / "checkpoint.pt")
+    found = inspect(folder)
+    assert found.adapter is not None and found.format == "LoRA adapter"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openblip.checkpoints.json_files import read_json, to_json
 from openblip.checkpoints.lora.names import ADAPTER_ROOTS
-from openblip.checkpoints.lora.notes import CONFIG_FILE, PREFIX
+from openblip.checkpoints.lora.notes import CONFIG_FILE, PICKLED_FILE, PREFIX, WEIGHTS_FILE
 from openblip.checkpoints.lora.patterns import LayerPatterns
 from openblip.checkpoints.names.engine import first_few
 from openblip.checkpoints.tensors.files import PickledFile, SafetensorsFile
@@ -24,8 +24,6 @@ from openblip.checkpoints.tensors.wrappers import Peeled
 from openblip.checkpoints.tensors.writing import write_together
 from openblip.errors import CheckpointError
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLED_FILE = "adapter_model.bin"
 FACTOR = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
 """A layer, which factor of it, and in states of a model in training the adapter's own name."""
 REFUSED = {

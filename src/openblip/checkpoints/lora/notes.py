@@ -10,6 +10,8 @@ from pathlib import Path
 from openblip.checkpoints.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 """What peft puts in front of a model's own names."""
 

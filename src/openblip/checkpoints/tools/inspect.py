@@ -17,7 +17,7 @@ from typing import Any, Literal
 from openblip.checkpoints.blip2_models import COCO
 from openblip.checkpoints.hub.repositories import PICKLED, SAFETENSORS
 from openblip.checkpoints.json_files import read_json_if_there
-from openblip.checkpoints.lora.notes import PREFIX, AdapterNote, adapter_note
+from openblip.checkpoints.lora.notes import PICKLED_FILE, PREFIX, WEIGHTS_FILE, AdapterNote, adapter_note
 from openblip.checkpoints.model_entry import LANGUAGE, PARTS, PROJECTION, QFORMER, TEXT, VISION, ModelEntry
 from openblip.checkpoints.registry import all_models, find_model
 from openblip.checkpoints.tensors.header import INDEX_SUFFIX, is_safetensors, read_header, read_index
@@ -212,6 +212,10 @@ def _weight_files(path: Path) -> tuple[list[Path], list[str]]:
             return [path / whole], []
         if (path / pieces).is_file():
             return _pieces(path / pieces)
+    # The folder of a run that trained an adapter holds its checkpoints, too.
+    for adapter in (WEIGHTS_FILE, PICKLED_FILE):
+        if (path / adapter).is_file():
+            return [path / adapter], []
     files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *PICKLE_ENDINGS))
     if not files:
         raise CheckpointError(f"{path} holds no weights: give a model folder or a file of weights")
