@@ -563,6 +563,20 @@ def test_lavis_training(
 def test_lavis_zoo() -> None:
     said = run(["LAVIS: model zoo"], {}).said
     assert "blip2_opt" in said and "pretrain_opt2.7b, caption_coco_opt2.7b" in said
+    # As a document of LAVIS shows its table, as far as the models are here.
+    shown = {
+        "blip_caption": "base_coco, large_coco",
+        "blip_classification": "base",
+        "blip_feature_extractor": "base",
+        "blip_nlvr": "nlvr",
+        "blip_pretrain": "base",
+        "blip_retrieval": "coco, flickr",
+        "blip_vqa": "vqav2, okvqa, aokvqa",
+        "clip_feature_extractor": "ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336, RN50",
+        "clip": "ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336, RN50",
+    }
+    lines = said.splitlines()
+    assert all(f"{name:<30} {kinds}" in lines for name, kinds in shown.items())
 
 
 def test_every_script_is_run() -> None:
