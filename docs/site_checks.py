@@ -31,6 +31,8 @@ SHORT_NAMES = {
     "Unpack": "typing_extensions.Unpack",
     "Ability": "openblip.models.abilities.Ability",
     "GenerationDefaults": "openblip.checkpoints.model_parts.GenerationDefaults",
+    "ImagePairs": "openblip.models.judge_methods.ImagePairs",
+    "Judge": "openblip.matching.judge.Judge",
     "Matcher": "openblip.matching.matcher.Matcher",
     "PromptTemplates": "openblip.text.PromptTemplates",
     "Writer": "openblip.models.writer.Writer",
