@@ -39,8 +39,8 @@ def test_scores_are_those_of_lavis(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     levels = to_pixels(images, parts.transform)[:, 0, 0, 0]
     encode = network.image_features
 
-    def encode_recorded(seen: Tensor) -> Tensor:
-        return encode(pixels[(seen[:, 0, 0, 0, None] - levels).abs().argmin(dim=1)])
+    def encode_recorded(batch: Tensor) -> Tensor:
+        return encode(pixels[(batch[:, 0, 0, 0, None] - levels).abs().argmin(dim=1)])
 
     monkeypatch.setattr(network, "image_features", encode_recorded)
     found = model.rank_both(images, texts, top=None, rerank=evaluation["k_test"])

@@ -123,17 +123,17 @@ def test_one_step(folder: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_targets_and_weights_of_negatives(folder: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recording, network, momentum = started(folder, task)
     inputs, outputs = recording.inputs, recording.outputs
-    asked: list[tuple[Tensor, Tensor]] = []
+    entropies: list[tuple[Tensor, Tensor]] = []
     entropy, draw = torch.nn.functional.cross_entropy, momentum_losses.draw_negatives
     drawn: list[tuple[Any, ...]] = []
 
     def note(scores: Tensor, targets: Tensor, **settings: Any) -> Tensor:
-        asked.append((scores, targets))
+        entropies.append((scores, targets))
         return entropy(scores, targets, **settings)
 
-    def note_draw(*given: Any) -> HardNegatives:
-        drawn.append(given)
-        return draw(*given)
+    def note_draw(*arguments: Any) -> HardNegatives:
+        drawn.append(arguments)
+        return draw(*arguments)
 
     monkeypatch.setattr(momentum_losses.F, "cross_entropy", note)
     monkeypatch.setattr(momentum_losses, "draw_negatives", note_draw)
@@ -141,7 +141,7 @@ def test_targets_and_weights_of_negatives(folder: Path, task: str, monkeypatch: 
     soft = soft_of(recording, inputs, inputs["num_iters_per_epoch"])
     step = retrieval_loss if task == "retrieval" else pretrain_loss
     step(network, momentum, images_of(network, inputs["image"]), text, soft, Pairing(inputs.get("image_id")))
-    for direction, (scores, targets) in zip(("i2t", "t2i"), asked, strict=False):
+    for direction, (scores, targets) in zip(("i2t", "t2i"), entropies, strict=False):
         close(targets, outputs[f"sims_sim_{direction}_targets"])
         if task == "pretrain":
             close(scores, outputs[f"sims_sim_{direction}"])

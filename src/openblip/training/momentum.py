@@ -51,15 +51,15 @@ class Momentum:
             device: where tensors are kept; None: where the network is.
             generator: on the CPU, of the vectors.
         """
+        width = network.config.shared_width
+        if width is None:
+            raise ValueError("a BLIP without a shared space has nothing to queue")
         self.decay = decay
         self.copied = (VISION, *COPIED) if vision else COPIED
         device = network.temperature.device if device is None else device
         self.weights = {
             name: parameter.detach().to(device, copy=True) for name, parameter in self._parameters(network).items()
         }
-        width = network.config.shared_width
-        if width is None:
-            raise ValueError("a BLIP without a shared space has nothing to queue")
         rows = torch.randn(2, queue_size, width, generator=generator).to(device)
         self.images, self.texts = F.normalize(rows, dim=-1).unbind(0)
         self.ids = torch.full((queue_size,), NO_IMAGE, dtype=torch.int64, device=rows.device)
