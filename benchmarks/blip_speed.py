@@ -277,15 +277,14 @@ def whole_retrieval(parts: Sequence[Figures]) -> Figures:
 
 
 OURS_LOADED = """
-import openblip, resource, sys
+import openblip, sys
 from PIL import Image
 model = openblip.load(sys.argv[1], dtype=sys.argv[2])
 image = Image.effect_noise((640, 480), 50).convert("RGB")
 model.caption(image, num_beams=3, max_new_tokens=20, min_new_tokens=20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 THEIRS_LOADED = """
-import resource, sys, torch, transformers
+import sys, torch, transformers
 from PIL import Image
 transformers.logging.disable_progress_bar()
 model = transformers.BlipForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
@@ -293,7 +292,6 @@ processor = transformers.AutoProcessor.from_pretrained(sys.argv[1])
 image = Image.effect_noise((640, 480), 50).convert("RGB")
 inputs = processor(images=image, text="a picture of", return_tensors="pt")
 model.generate(**inputs, num_beams=3, max_new_tokens=20, min_new_tokens=20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 

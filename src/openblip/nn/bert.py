@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.nn.config_checks import SettingError, check_heads, check_settings
+from openblip.nn.quant.int8 import project
 from openblip.nn.quant.linear import Linear, WordTable
 from openblip.nn.recompute import run_layer
 
@@ -126,12 +127,22 @@ class Projections(nn.Module):
         return x.view(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.key(source)), self.split(self.value(source))
+        key, value = project(source, (self.key, self.value))
+        return self.split(key), self.split(value)
 
-    def mix(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """What x [B, T, D] attends to, projected: [B, T, D]."""
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All of what x [B, T, D] needs to attend to itself, each [B, heads, T, head width]."""
+        query, key, value = project(x, (self.query, self.key, self.value))
+        return self.split(query), self.split(key), self.split(value)
+
+    def mix(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, query: Tensor | None = None) -> Tensor:
+        """What x [B, T, D] attends to, projected: [B, T, D].
+
+        Args:
+            query: of x, where `query_key_value` gave it.
+        """
         mixed = F.scaled_dot_product_attention(
-            self.split(self.query(x)),
+            self.split(self.query(x)) if query is None else query,
             keys,
             values,
             attn_mask=mask,
@@ -148,8 +159,10 @@ class Attention(Projections):
         super().__init__(config, source_width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        mixed = self.mix(x, keys, values, mask)
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, query: Tensor | None = None
+    ) -> Tensor:
+        mixed = self.mix(x, keys, values, mask, query)
         normed: Tensor = self.norm(x + F.dropout(mixed, self.dropout, self.training))
         return normed
 
@@ -258,6 +271,9 @@ class BertLayer(nn.Module):
     ) -> Tensor:
         """Text [B, T, D] through the layer; of the first `queries` tokens only, where the others are not wanted."""
         attention = self.self_attention
+        if queries is None:
+            query, keys, values = attention.query_key_value(x)
+            return self.look(attention(x, keys, values, mask, query), memories, index)
         return self.look(attention(x[:, :queries], *attention.keys_values(x), mask), memories, index)
 
 
@@ -300,14 +316,12 @@ class Bert(nn.Module):
             ValueError: it reads two images, see `remember_pair`, or none.
         """
         layers = [layer.cross_attention for layer in self.owner.blocks()]
-        return _remember(cast("list[Projections]", layers), features, image_mask)
+        return remember(cast("list[Projections]", layers), features, image_mask)
 
     def remember_pair(self, first: Tensor, second: Tensor) -> tuple[ImageMemory, ImageMemory]:
         """Likewise for the features of two images a text (NLVR)."""
         layers = [cast(PairAttention, layer.cross_attention) for layer in self.blocks()]
-        return _remember([layer.first for layer in layers], first), _remember(
-            [layer.second for layer in layers], second
-        )
+        return remember([layer.first for layer in layers], first), remember([layer.second for layer in layers], second)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] to embeddings [..., width], without positions."""
@@ -364,9 +378,11 @@ def token_positions(embeds: Tensor, mask: Tensor | None) -> Tensor:
     return positions if mask is None else (positions - mask.byte().argmax(dim=1, keepdim=True)).clamp(min=0)
 
 
-def _remember(layers: Sequence[Projections], features: Tensor, image_mask: Tensor | None = None) -> ImageMemory:
-    pairs = [layer.keys_values(features) for layer in layers]
-    return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), visible_keys(image_mask))
+def remember(layers: Sequence[Projections], features: Tensor, image_mask: Tensor | None = None) -> ImageMemory:
+    """Keys and values of image features [B, N, image width] (mask [B, N]) for some cross-attentions."""
+    found = project(features, [part for layer in layers for part in (layer.key, layer.value)])
+    split = [layers[place // 2].split(one) for place, one in enumerate(found)]
+    return ImageMemory(tuple(split[::2]), tuple(split[1::2]), visible_keys(image_mask))
 
 
 def visible_keys(mask: Tensor | None) -> Tensor | None:

@@ -108,10 +108,10 @@ def _read(
     start: int,
 ) -> Tensor:
     """Tokens [B, T, D] through one layer, the `index`-th, behind what the cache has of it."""
-    keys, values = layer.self_attention.keys_values(x)
+    query, keys, values = layer.self_attention.query_key_value(x)
     if cache is not None:
         keys, values = cache.write(index, start, keys, values)
-    return layer.look(layer.self_attention(x, keys, values, mask), (memory,), index)
+    return layer.look(layer.self_attention(x, keys, values, mask, query), (memory,), index)
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

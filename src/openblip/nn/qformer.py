@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.bert import Attention, FeedForward, ImageMemory, TextHead, visible_keys
+from openblip.nn.bert import Attention, FeedForward, ImageMemory, TextHead, remember, visible_keys
 from openblip.nn.config_checks import check_heads, check_settings
 from openblip.nn.quant.linear import WordTable
 from openblip.nn.recompute import run_layer
@@ -134,10 +134,8 @@ class QFormer(nn.Module):
 
     def remember(self, features: Tensor, image_mask: Tensor | None = None) -> ImageMemory:
         """Image features [B, N, image width] (mask [B, N]) to the keys and values that queries read."""
-        pairs = [
-            layer.cross_attention.keys_values(features) for layer in self.blocks() if layer.cross_attention is not None
-        ]
-        return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), visible_keys(image_mask))
+        layers = [layer.cross_attention for layer in self.blocks() if layer.cross_attention is not None]
+        return remember(layers, features, image_mask)
 
     def image(self, image: Tensor | ImageMemory) -> Tensor:
         """Image features [B, N, image width], or what was remembered of them, to queries [B, Q, D]."""

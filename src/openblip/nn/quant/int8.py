@@ -7,7 +7,7 @@ exact, so the error of a layer is that of rounding its weights and its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -255,21 +255,26 @@ class Int8Linear(nn.Module):
         # Products of whole numbers send no gradient back to what adapters below have done.
         levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
         if levels is not None:
-            self._count(len(rows), levels)
-            weight = self.weight  # taken before `packed` is looked at: another thread may be packing
-            whole, step = quantize_rows(rows.float(), levels)
-            y = plain_product(whole, weight, self.scale) if self.packed is None else self.packed.product(whole, levels)
-        elif multiplies_on_gpu(x, self.out_features):
+            y = self.multiply(*quantize_rows(rows.float(), levels), levels)
+            return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        if multiplies_on_gpu(x, self.out_features):
             whole, step = quantize_rows(rows.float())
             y = gpu_product(whole, self.codes(), self.scale)
         else:
             return self.dequantized(rows).view(*x.shape[:-1], self.out_features)
         return scaled(y, step, self.bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
 
+    def multiply(self, whole: Tensor, step: Tensor, levels: int) -> Tensor:
+        """The layer on inputs on the CPU that `quantize_rows` gave: [N, out] float32."""
+        if self.packed is None:
+            self._count(len(whole), levels)
+        weight = self.weight  # taken before `packed` is looked at: another thread may be packing
+        packed = self.packed
+        y = plain_product(whole, weight, self.scale) if packed is None else packed.product(whole, levels)
+        return scaled(y, step, self.bias)
+
     def _count(self, rows: int, levels: int) -> None:
         """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
-        if self.packed is not None:
-            return
         if levels != LEVELS:
             self.pack(few_rows=rows < ROWS_OF_AN_IMAGE)
             return
@@ -302,6 +307,16 @@ class Int8Linear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
             destination[prefix + "weight"] = self.codes()
+
+
+def project(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """What each of some linear layers gives for x [..., in]: where all have 8 bits, x is quantized once for all."""
+    levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
+    plain = [layer for layer in layers if type(layer) is Int8Linear and not layer._forward_hooks]
+    if levels is None or len(plain) < len(layers):
+        return [layer(x) for layer in layers]
+    whole, step = quantize_rows(x.reshape(-1, x.shape[-1]).float(), levels)
+    return [layer.multiply(whole, step, levels).to(x.dtype).view(*x.shape[:-1], layer.out_features) for layer in plain]
 
 
 def _learns(x: Tensor) -> bool:
