@@ -75,7 +75,7 @@ def test_sources_of_lavis_models(name: str) -> None:
 
 
 def test_a_model_without_weights_says_so(tmp_path: Path) -> None:
-    with pytest.raises(openblip.CheckpointError, match="nobody has published weights of blip_classification/base"):
+    with pytest.raises(openblip.CheckpointError, match="weights of blip_classification/base: give your own file"):
         openblip.load("blip_classification/base")
     (model,) = openblip.list_models("blip_classification/base")
     assert not model.has_weights and model.size < 1e6

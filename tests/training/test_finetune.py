@@ -20,6 +20,7 @@ from openblip.errors import OpenBlipError
 from openblip.training.finetune import FinetuneOptions, finetuning_recipe
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
+from tests.checkpoints.clip_theirs import write_clip
 from tests.models.blip_models import small_parts
 
 COLOURS = {"red": (220, 30, 30), "blue": (40, 60, 220)}
@@ -240,5 +241,58 @@ def test_a_blip_that_matches_learns_pairs(table: Path, tmp_path: Path, task: str
     assert recipe.momentum.queue_size and recipe.momentum.queue_size % recipe.batch_size == 0
     model = openblip.load(str(train(recipe)), device="cpu", dtype="float32")
     assert "match" in model.abilities and ("caption" in model.abilities) == (task == "pretrain")
-    with pytest.raises(OpenBlipError, match=f"lora is for .*: leave it out of stage {stage}"):
-        train(finetuning_recipe(replace(options, lora=True)))
+    with pytest.raises(OpenBlipError, match=f"has no adapters for stage {stage}: leave out --lora"):
+        finetuning_recipe(replace(options, lora=True))
+
+
+def claims(table: Path, pairs: bool) -> Path:
+    """Sentences about the images of the table, half of them true; each of two images with `pairs`."""
+    path = table.with_name("claims.csv")
+    with table.open(newline="") as file:
+        names = [row["file"] for row in csv.DictReader(file)]
+    rows = [["left_image", "right_image", "sentence", "label"] if pairs else ["image", "sentence", "label"]]
+    for number, name in enumerate(names):
+        true = number // 2 % 2 == 0
+        sentence = f"the ball is {list(COLOURS)[number % 2 if true else 1 - number % 2]}"
+        label = str(true) if pairs else "entailment" if true else "contradiction"
+        rows.append([name, names[-number], sentence, label] if pairs else [name, sentence, label])
+    path.write_text("\n".join(map(",".join, rows)))
+    return path
+
+
+@pytest.mark.parametrize(("start", "stage"), [("match", "nlvr"), ("answer", "classify"), ("embed", "classify")])
+def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: str, stage: str) -> None:
+    save_native(small_parts(start, tmp_path), tmp_path / start)
+    own = claims(table, stage == "nlvr")
+    wishes = FinetuneOptions(str(tmp_path / start), own, tmp_path / "new", epochs=1)
+    recipe = finetuning_recipe(wishes)
+    assert (recipe.stage.value, recipe.train_vision, recipe.data[0].held_out) == (stage, True, 10)
+    folder = train(recipe)
+    model = openblip.load(folder, device="cpu")
+    assert model.abilities == ("judge",) and (folder / "samples.jsonl").exists()
+    # A model with the head goes on, whatever its classes are called.
+    again = finetuning_recipe(replace(wishes, model=str(folder), output=tmp_path / "again"))
+    assert again.stage is recipe.stage
+    with pytest.raises(OpenBlipError, match=f"has no adapters for stage {stage}: leave out --lora"):
+        finetuning_recipe(replace(wishes, lora=True))
+    if stage == "nlvr":
+        alone = claims(table, pairs=False)
+        with pytest.raises(OpenBlipError, match="cannot learn to judge sentences with 1 images each"):
+            finetuning_recipe(replace(wishes, model=str(folder), table=alone))
+    save_native(small_parts("caption", tmp_path), tmp_path / "caption")
+    with pytest.raises(OpenBlipError, match="cannot learn to judge sentences"):
+        finetuning_recipe(replace(wishes, model=str(tmp_path / "caption")))
+
+
+def test_a_clip_learns_by_contrast(table: Path, tmp_path: Path) -> None:
+    start = write_clip(tmp_path / "clip").folder
+    wishes = FinetuneOptions(str(start), table, tmp_path / "new", epochs=2)
+    recipe = finetuning_recipe(wishes)
+    assert (recipe.stage.value, recipe.optimizer.lr, recipe.train_vision) == ("contrast", 1e-5, True)
+    folder = train(recipe)
+    assert openblip.load(folder, device="cpu").match(tmp_path / "photos/00.png", "a red ball").itm is None
+    assert (folder / "samples.jsonl").exists()
+    with pytest.raises(OpenBlipError, match="has no texts, from which"):
+        finetuning_recipe(replace(wishes, table=questions(table)))
+    with pytest.raises(OpenBlipError, match="leave out --lora"):
+        finetuning_recipe(replace(wishes, lora=True))

@@ -76,8 +76,8 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
         _refuse_checkpoint(name, options)
     if model is not None and not model.has_weights and checkpoint is None:
         raise CheckpointError(
-            f"nobody has published weights of {name}: train them with `openblip finetune`, or give your own file with "
-            "checkpoint="
+            f"nobody has published weights of {name}: give your own file with checkpoint=, or train another model of "
+            f"the family {model.family} on your data with `openblip finetune`"
         )
     with download_progress() as progress:
         found = download(name, progress=progress)

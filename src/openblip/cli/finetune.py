@@ -17,11 +17,13 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip finetune --data pairs.csv --images photos --output my-model --epochs 10
   openblip finetune --model Salesforce/blip2-opt-2.7b --data questions.jsonl --lora
   openblip finetune --model blip_caption/base_coco --data pairs.csv
+  openblip finetune --model openai/clip-vit-base-patch32 --data pairs.csv
   openblip finetune --data pairs.csv --dry-run > recipe.yaml
 
 The table has a column of images (image, path, file, ...) and one of texts (caption, text, ...), or two of questions and
-answers. BLIP models learn one of the two, whichever they do. A tenth of the images is held out: the weights that do
-best on it are kept, and texts for it shown as it goes. A run that was stopped goes on when it is started again."""
+answers, or two of sentences and labels, for a BLIP that is to judge them. Other BLIP models learn texts or answers,
+whichever they do. A tenth of the images is held out: the weights that do best on it are kept, and texts for it shown as
+it goes. A run that was stopped goes on when it is started again."""
 
 
 FLAGS = {

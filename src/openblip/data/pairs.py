@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
@@ -16,11 +17,12 @@ from openblip.data.sources.open import DataSource, keep_training_part, read_sour
 from openblip.errors import OptionError
 from openblip.text import clean_caption, clean_question
 
-__all__ = ["DataSource", "ImageText", "load_claims", "load_pairs", "pair_of"]
+__all__ = ["DataSource", "ImageText", "are_claims", "load_claims", "load_pairs", "pair_of"]
 """`DataSource` is re-exported: recipes and this module share it."""
 
 
 JUDGEMENTS = frozenset({"entailment", "neutral", "contradiction"})
+TRUTHS = frozenset({"true", "false"})
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,14 @@ def load_pairs(source: DataSource, data_root: Path, skipped: list[str] | None = 
         _check(row, source)
         found.setdefault(row.image, _PairBuilder()).add(row, source)
     return [entry.build(image, source) for image, entry in sorted(found.items(), key=lambda item: _order(item[0]))]
+
+
+def are_claims(rows: Sequence[Sample]) -> bool:
+    """Whether rows are sentences to be judged: each has a label, and two images or a class of NLVR2 or SNLI-VE."""
+    classes = JUDGEMENTS | TRUTHS
+    return bool(rows) and all(
+        row.label and row.captions and (len(row.images) == 2 or row.label.strip().casefold() in classes) for row in rows
+    )
 
 
 def load_claims(source: DataSource, data_root: Path, skipped: list[str] | None = None) -> list[ImageText]:

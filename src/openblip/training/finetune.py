@@ -11,8 +11,9 @@ import torch
 
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.read_options import ReadOptions
-from openblip.data.pairs import DataSource, ImageText, load_pairs
+from openblip.data.pairs import DataSource, ImageText, are_claims, load_claims, load_pairs
 from openblip.data.sources.annotations import is_held_out
+from openblip.data.sources.open import read_source
 from openblip.errors import OptionError
 from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe_keys import (
@@ -40,7 +41,8 @@ class FinetuneOptions:
     """Options of fine-tuning; None: chosen by the data and the model.
 
     Attributes:
-        table: CSV, TSV, JSONL, Parquet, tar or folder: images with texts, or with questions and answers.
+        table: CSV, TSV, JSONL, Parquet, tar or folder: images with texts, with questions and answers, or with sentences
+            and their labels.
         images: the folder that paths in the table are relative to, if it is not the folder of the table.
         lora: adapters learn, of BLIP-2 on the language model and the Q-Former, instead of the model itself.
         rank: rank of the adapters.
@@ -73,22 +75,28 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         images=None if options.images is None else str(options.images.absolute()),
         clean=False,
     )
-    images = load_pairs(source, Path())
-    with_questions = sum(bool(image.questions) for image in images)
-    with_captions = sum(bool(image.captions) for image in images)
-    if not with_questions and not with_captions:
+    rows = read_source(source, Path())
+    if not any(row.captions or row.question for row in rows):
         raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
     # Only the sizes of the model are needed.
     parts = load_parts(options.model, ReadOptions(left_out=("",)))
-    stage, way = finetuning_of(parts, options.model)
+    claims = load_claims(source, Path()) if are_claims(rows) or parts.classes else []
+    stage, way = finetuning_of(parts, options.model, claims)
     objective = objective_of(stage)
+    if options.lora and not way.targets:
+        raise OptionError(f"{options.model} has no adapters for stage {stage.value}: leave out --lora")
+    images = claims or load_pairs(source, Path())
+    with_questions = sum(bool(image.questions) for image in images)
+    with_captions = sum(bool(image.captions) for image in images)
+    if not claims and not with_questions and not with_captions:
+        raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
     shown = [image for image in images if objective.usable(image)]
     if not shown:
         raise OptionError(f"{options.table} has no {objective.needs}, from which {options.model} learns: add a column")
     if len(images) >= SMALLEST_HELD_OUT:
         source.held_out = _share_held_out(shown)
-    kept = sum(objective.usable(image) for image in load_pairs(source, Path()))
-    batch = options.batch_size or max(2, min(16, kept // 4))
+    kept = sum(objective.usable(image) for image in objective.load(source, Path()))
+    batch = options.batch_size or max(2, min(way.batch_size, kept // 4))
     if kept < batch:
         wanted = f"a smaller batch than {options.batch_size}" if options.batch_size and kept else f"at least {batch}"
         raise OptionError(f"{options.table} has {kept} images to learn from: give {wanted}")
@@ -97,7 +105,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     rate = (way.adapter_rate if options.lora else way.rate) if options.rate is None else options.rate
     held_out = DataSource(**{**vars(source)}) if source.held_out else None
     momentum = MomentumSection()
-    if objective.keeps_copies:
+    if objective.keeps_copies and objective.compares:
         # An image waits in the queue until it comes again, and no longer.
         momentum.queue_size = min(momentum.queue_size, kept // batch * batch)
     return Recipe(
@@ -112,8 +120,9 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         seed=options.seed,
         precision=Precision.BF16 if torch.cuda.is_available() else Precision.FLOAT32,
         train_decoder=not options.lora and way.train_decoder(parts),
+        train_vision=way.train_vision,
         # Every text is used equally often, however many texts an image has.
-        mixture=Mixture(questions=with_questions / (with_questions + with_captions)),
+        mixture=Mixture(questions=with_questions / max(1, with_questions + with_captions)),
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),
         momentum=momentum,
         save_every=max(20, steps // 10),

@@ -35,6 +35,8 @@ class Finetuning:
         targets: the parts that adapters go to.
         rate, adapter_rate: learning rates of the parts themselves, and of adapters.
         train_decoder: whether the language model of a model learns, too; of a family where that is a question.
+        train_vision: whether the image encoder learns, too.
+        batch_size: images of a batch, where there are enough.
     """
 
     suits: Callable[[AnyParts], bool]
@@ -42,6 +44,8 @@ class Finetuning:
     rate: float = 1e-4
     adapter_rate: float = 2e-4
     train_decoder: Callable[[AnyParts], bool] = field(default=lambda parts: False)
+    train_vision: bool = False
+    batch_size: int = 16
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,18 @@ def _pretrains(parts: AnyParts) -> bool:
     return bool(parts.network.config.shares_text)
 
 
+def _reads_images(parts: AnyParts) -> bool:
+    return parts.network.config.encoder is not None
+
+
+def _reads_one(parts: AnyParts) -> bool:
+    return _reads_images(parts) and parts.network.config.encoder.images == 1
+
+
+def _any(parts: AnyParts) -> bool:
+    return True
+
+
 SMALL_LANGUAGE_MODEL = 100_000_000
 """A language model with at most this many weights learns, too: it is too small to lose much."""
 BLIP2_FINETUNING = Finetuning(
@@ -306,7 +322,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         keeps_copies=True,
     ),
     Stage.NLVR: Objective(
-        {"blip": Learner(_nlvr, _prepare_nlvr)},
+        {"blip": Learner(_nlvr, _prepare_nlvr, Finetuning(_reads_images, (), 2.5e-5, train_vision=True))},
         is_pair,
         {EvaluationTask.CLASSIFICATION: "accuracy"},
         WHOLE,
@@ -314,7 +330,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         caches=False,
     ),
     Stage.CLASSIFY: Objective(
-        {"blip": Learner(_classify, _prepare_classify)},
+        {"blip": Learner(_classify, _prepare_classify, Finetuning(_reads_one, (), 2e-5, train_vision=True))},
         is_labelled,
         {EvaluationTask.CLASSIFICATION: "accuracy"},
         WHOLE | {"momentum"},
@@ -323,7 +339,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         caches=False,
     ),
     Stage.CONTRAST: Objective(
-        {"clip": Learner(_contrast)},
+        {"clip": Learner(_contrast, finetuning=Finetuning(_any, (), 1e-5, train_vision=True, batch_size=64))},
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         WHOLE | {"mixture"},
@@ -361,19 +377,28 @@ def learner_of(stage: Stage, family: str, name: str) -> Learner:
     )
 
 
-def finetuning_of(parts: AnyParts, name: str) -> tuple[Stage, Finetuning]:
+def finetuning_of(parts: AnyParts, name: str, claims: Images = ()) -> tuple[Stage, Finetuning]:
     """The stage in which a model learns from a table of one's own, and how.
 
     Args:
         name: what the user called the model.
+        claims: what the table has, where it has sentences to be judged.
 
     Raises:
         OptionError: there is none.
     """
     for stage, objective in OBJECTIVES.items():
         learner = objective.learners.get(parts.family)
+        judges = objective.load is load_claims
+        if judges != bool(claims) or (judges and not any(map(objective.usable, claims))):
+            continue
         if learner is not None and learner.finetuning is not None and learner.finetuning.suits(parts):
             return stage, learner.finetuning
+    if claims:
+        raise OptionError(
+            f"{name} cannot learn to judge sentences with {len(claims[0].images)} images each, which the table has: "
+            "give a BLIP that matches, embeds or answers, or one that judges such sentences"
+        )
     raise OptionError(
         f"{name} can neither caption nor answer, nor match images with texts (ITM), and so learns nothing from a "
         "table: give a model that can, or train it by a recipe"
