@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import random
 import shutil
@@ -24,14 +25,17 @@ from openblip.checkpoints.lavis.read import LavisFiles, read_lavis
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.openblip.folder import save_native
-from openblip.errors import OpenBlipError
+from openblip.checkpoints.transformers.blip import save_blip_folder
+from openblip.errors import CheckpointError, OpenBlipError
 from openblip.models.model import Model
+from tests.checkpoints.clip_theirs import write_clip
 from tests.checkpoints.lavis.test_read import lay_out
 from tests.checkpoints.theirs import FLAN, write_matcher, write_t5_writer, write_writer
+from tests.models.blip_models import small_parts
 from tests.pairs.lavis import recorded_config, recorded_weights
 
 SEED = 18
-LAYOUTS = ("float16", "int8", "opt", "t5", "matcher", "shards", "bin", "lavis")
+LAYOUTS = ("float16", "int8", "opt", "t5", "matcher", "shards", "bin", "lavis", "blip", "own blip", "clip", "own clip")
 DEEP = "[" * 100_000
 VALUES: tuple[object, ...] = (
     *(None, True, 0, -1, 7, 2.5, 10**9, 10**30, -0.0, 1e308, float("nan"), float("inf")),
@@ -61,6 +65,10 @@ def write_layouts(folder: Path, tiny: ModelParts) -> None:
             places |= dict.fromkeys(names[number - 1 :: 2], shard)
         index = {"metadata": {}, "weight_map": places}
         (folder / layout / f"{whole}.{ending}.index.json").write_text(json.dumps(index))
+    save_blip_folder(small_parts("caption", folder), folder / "blip")
+    save_native(small_parts("match", folder), folder / "own blip", "float16")
+    write_clip(folder / "clip")
+    openblip.load(folder / "clip", device="cpu").save(folder / "own clip")
     (folder / "lavis").mkdir()
     lay_out(folder / "lavis", recorded_weights(1))
 
@@ -78,13 +86,15 @@ def read(folder: Path, layout: str) -> object:
 
 def use(model: Model) -> None:
     image = Image.new("RGB", (40, 30), "red")
-    if model.parts.tokenizer is not None:
+    if "caption" in model.abilities:
         model.caption(image, num_beams=1, max_new_tokens=2)
+    if "ask" in model.abilities:
         model.ask(image, "what is this?", num_beams=1, max_new_tokens=2)
-    if model.parts.matching is not None:
+    if "match" in model.abilities:
         found = model.match(image, "a dog")
-        assert 0 <= found.itm <= 1
-    if model.parts.tokenizer is None and model.parts.matching is None:
+        assert found.itm is None or 0 <= found.itm <= 1
+        assert math.isfinite(found.itc or 0)
+    if not model.abilities:
         raise AssertionError("a model without any use")
 
 
@@ -250,6 +260,26 @@ def test_a_damaged_folder_loads_or_is_explained(layout: str, layouts: Path, tmp_
             wrong[f"{file} {label}"] = problem
         shutil.rmtree(folder)
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "place", "value", "message"),
+    [
+        ("blip", "config.json", ("text_config", "bos_token_id"), "x", "bos_token_id is x, not a number"),
+        ("blip", "config.json", ("openblip", "generation", "stop_token"), "a dog", "2 tokens in this vocabulary"),
+        ("own blip", "config.json", ("image", "image_size"), 7, "image_size is 7, not a multiple of its patch size 8"),
+        ("blip", "config.json", ("openblip", "temperature"), "", "temperature is , not a number"),
+    ],
+)
+def test_what_does_not_fit_together(
+    layouts: Path, tmp_path: Path, layout: str, file: str, place: tuple[str, ...], value: object, message: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(layouts / layout, folder)
+    put(folder / file, place, value)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        openblip.load(folder, device="cpu")
+    assert str(folder) in str(caught.value)
 
 
 def test_a_path_with_a_null_is_no_folder() -> None:

@@ -159,6 +159,11 @@ def class_count(config: Any) -> int | None:
     return count
 
 
+def patch_size_of(config: Any) -> int:
+    """The sides of any network's images are multiples of it; 1 for one that has no patches."""
+    return int(getattr(getattr(config, "vision", None), "patch_size", 1))
+
+
 def _with_kinds(config: Any) -> Any:
     """A dataclass as JSON, the dataclasses in it with their `kind` where they have one."""
     if not is_dataclass(config):

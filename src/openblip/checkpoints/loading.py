@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from openblip.checkpoints.families import patch_size_of
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.model_parts import LanguageSource, ModelParts
 from openblip.checkpoints.openblip.folder import empty_network, load_native
@@ -38,6 +39,9 @@ def load_parts(name: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> Mode
     if not str(name).strip():
         raise CheckpointError("the model's name is empty: `openblip models` lists names, or give a folder")
     parts = _find_and_read(name, options)
+    side, patch = parts.transform.image_size, patch_size_of(parts.network.config)
+    if side % patch:
+        raise CheckpointError(f"{name}: image_size is {side}, not a multiple of its patch size {patch}: get it again")
     if options.adapter is not None:
         parts = replace(parts, name=f"{parts.name} + {options.adapter.name}")
     return parts
@@ -90,6 +94,15 @@ def _find_and_read(name: str | Path, options: ReadOptions) -> ModelParts:
 def _read_folder(folder: Path, options: ReadOptions) -> ModelParts:
     if is_adapter(folder):
         return _read_with_adapter(folder, options)
+    try:
+        return _read_model(folder, options)
+    except CheckpointError as error:
+        if str(folder) in str(error):
+            raise
+        raise CheckpointError(f"{folder}: {error}") from error  # of a vocabulary, which does not know where it lies
+
+
+def _read_model(folder: Path, options: ReadOptions) -> ModelParts:
     kind = folder_kind(folder)
     if kind == "transformers":
         return _layouts(transformers_family(folder)).read_transformers(folder, options)

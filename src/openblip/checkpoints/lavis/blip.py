@@ -151,6 +151,7 @@ def assemble(
         matching = MatchingText(Tokenizer(fast, "[CLS]", "[PAD]"), min(longest, config.encoder.max_positions))
     if config.decoder is not None:
         tokenizer = Tokenizer(fast, "[DEC]", "[PAD]")
+        tokenizer.only_id(defaults.stop_token)
     named = classes or class_names(config.num_classes or 0)
     check_classes(named, config.num_classes, name)
     return ModelParts(name, network, transform, matching, tokenizer, prompts, defaults, family=FAMILY, classes=named)

@@ -29,7 +29,7 @@ from openblip.checkpoints.transformers.config import (
 )
 from openblip.checkpoints.transformers.tokenizers import Task, bert_files, has_vocabulary, no_vocabulary
 from openblip.checkpoints.transformers.write import SHARD_BYTES, image_files, write_weights
-from openblip.errors import CheckpointError, OptionError
+from openblip.errors import CheckpointError, OptionError, printable
 from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.quant.swap import quantized_layers
@@ -80,6 +80,9 @@ def load_blip_folder(folder: Path, options: ReadOptions) -> ModelParts[BlipNetwo
         words = None
     own = section_of(content, OWN_SETTINGS, path)
     temperature = own.get("temperature", TEMPERATURE)
+    if not isinstance(temperature, float):
+        shown = printable(str(temperature), 100)
+        raise CheckpointError(f"{path}: temperature is {shown}, not a number with a fraction: get it again")
     network = read_blip(config, WeightFolder(folder, ROOTS), TRANSFORMERS_PARTS, folder, options, temperature)
     prompts = build(PromptTemplates, section_of(own, "prompts", path) or PROMPTS, path)
     check_prompts(prompts, path)
@@ -109,6 +112,8 @@ def blip_config(content: Mapping[str, Any], path: Path) -> BlipConfig:
     vision = build(VitConfig, {**values, "final_norm": True}, path)
     text = build(BertConfig, {**settings_of(TEXT, text_section), "image_width": vision.width}, path)
     decode_id = setting_of(text_section, "bos_token_id", DECODE_ID)
+    if not isinstance(decode_id, int):
+        raise CheckpointError(f"{path}: bos_token_id is {printable(str(decode_id), 100)}, not a number: get it again")
     settings: dict[str, Any] = {"vision": vision, "decode_id": decode_id, "encode_id": decode_id + 1}
     if kind == CAPTION:
         settings |= {"decoder": text}
