@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 import openblip
 
@@ -113,6 +113,26 @@ def test_folders_of_a_trainer_load_everywhere(
     train(pair.our_class.from_pretrained(last), rows, tmp_path / "again")
     assert (tmp_path / "again" / f"checkpoint-{STEPS}" / "config.json").is_file()
     assert pair.their_class.from_pretrained(tmp_path / "again" / f"checkpoint-{STEPS}") is not None
+
+
+def test_a_trainer_generates(pair: Pair, rows: list[dict[str, Tensor]], tmp_path: Path) -> None:
+    """Theirs fails: its config has no id to pad with."""
+    arguments = Seq2SeqTrainingArguments(
+        str(tmp_path),
+        predict_with_generate=True,
+        generation_max_length=24,
+        per_device_eval_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    model = pair.our_class.from_pretrained(pair.folder)
+    found = Seq2SeqTrainer(model=model, args=arguments, eval_dataset=rows[:3]).predict(rows[:3])
+    for row, ids in zip(rows, found.predictions.tolist(), strict=False):
+        given = {name: tensor[None] for name, tensor in row.items() if name != "labels"}
+        expected = model.generate(**given, max_length=24)[0].tolist()
+        assert [token for token in ids if token] == [token for token in expected if token]
+    assert found.metrics["test_loss"] > 0
 
 
 TARGETS: dict[str, dict[str, Any]] = {

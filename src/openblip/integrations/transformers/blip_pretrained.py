@@ -100,7 +100,9 @@ class BlipPretrained(Trainable):
             SEPARATOR_ID if stop is None else stop, pad or 0, float(text.get("label_smoothing") or 0.0)
         )
         self.parts = parts
-        self.config = ModelConfig(_merged(describe(parts, self.words), content or {}))
+        # A Seq2SeqTrainer pads what it generates with what stands here, where transformers' BLIP says nothing.
+        usual = {"pad_token_id": self.words.pad, **describe(parts, self.words)}
+        self.config = ModelConfig(_merged(usual, content or {}))
         self.name_or_path = parts.name
         self.generation_config: GenerationSettings | None = None
         self.vision_model = BlipVision(network.vision)
@@ -184,4 +186,5 @@ def _merged(usual: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, A
     groups = {
         name: _merged(value, content.get(name) or {}) for name, value in usual.items() if isinstance(value, Mapping)
     }
-    return {**usual, **content, **groups}
+    told = {name: value for name, value in content.items() if value is not None or name not in usual}
+    return {**usual, **told, **groups}
