@@ -18,6 +18,7 @@ from openblip.evaluation.lists import ANSWERS, NAMES, TEMPLATES, find_list, read
     [
         ("a.json", '["yes", "no", "", " ", "yes"]', ["yes", "no"]),
         ("a.json", '\ufeff["\u00e9t\u00e9"]', ["\u00e9t\u00e9"]),
+        ("a.json", '["a \\ud800 b"]', ["a \ufffd b"]),
         ("a.txt", "yes\r\nno\n\nyes\n", ["yes", "no"]),
         ("a.txt", "[yes]\n{}\n", ["[yes]", "{}"]),
     ],

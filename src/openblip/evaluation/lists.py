@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from openblip.data.sources.cells import encodable
 from openblip.data.sources.json_rows import load_json, reading
 from openblip.data.sources.paths import check_path
 from openblip.data.zoo.entries import data_home
@@ -111,4 +112,4 @@ def _texts(values: Sequence[object], path: Path, what: str) -> list[str]:
     for place, value in enumerate(values, start=1):
         if not isinstance(value, str):
             raise OpenBlipError(f"{path}, entry {place}, is no text: {what} are a JSON list of texts")
-    return [str(value) for value in values]
+    return [encodable(str(value)) for value in values]
