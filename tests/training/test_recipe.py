@@ -63,6 +63,8 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         ("", ["colour=red"], "colour"),
         ("", ["patch_share=0"], "patch_share is 0"),
         ("", ["dropout=1"], "dropout is 1"),
+        ("", ["drop_path=1", "train_vision=true"], "drop_path is 1"),
+        ("", ["drop_path=0.1"], "give train_vision=true"),
         ("", ["optimizer.lr=.nan"], "optimizer.lr is nan"),
         ("", ["optimizer.lr=-1"], "optimizer.lr is -1"),
         ("", ["optimizer.beta1=1"], "optimizer.beta1 is 1"),

@@ -77,6 +77,8 @@ def problems_of(recipe: Recipe) -> Iterator[str]:
         yield "qformer_precision is fp16, in which the Q-Former overflows: use float32 or bf16"
     if recipe.vision_blocks and not recipe.train_vision:
         yield "vision_blocks says how much of the image encoder learns, and none does: give train_vision=true"
+    if recipe.drop_path is not None and not recipe.train_vision:
+        yield "drop_path is for an image encoder that learns: give train_vision=true, or leave it out"
     if recipe.lora is not None and (recipe.train_vision or recipe.train_decoder):
         yield "with lora adapters alone learn: leave out train_vision and train_decoder, and name them in lora.targets"
     if recipe.lora is not None:
@@ -186,6 +188,8 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
     rates += [("ema", recipe.ema), ("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)]
     if recipe.dropout is not None:
         rates += [("dropout", recipe.dropout)]
+    if recipe.drop_path is not None:
+        rates += [("drop_path", recipe.drop_path)]
     rates += [(f"word_dropout of {source.name}", source.word_dropout) for source in recipe.data]
     for name, rate in rates:
         if not 0 <= rate < 1:

@@ -215,6 +215,8 @@ class Recipe:
         learn_candidates: see `Pairing`.
         ema: decay of a moving average of the weights, which is evaluated and saved; 0: none.
         dropout: of the parts that learn; None: the model's own.
+        drop_path: stochastic depth (https://arxiv.org/abs/1603.09382) of a learning vision transformer: the chance that
+            the last block's branches are left out; further down it falls to 0. None: the model's own.
         keep_matching: weight of ITC and ITM in stage 2. With 0, as in the paper, the Q-Former forgets how to match.
         self_critical: number of captions to sample for each image in stage 2, which then learns from their CIDEr; 0:
             it imitates the captions of the data.
@@ -261,6 +263,7 @@ class Recipe:
     learn_candidates: bool = False
     ema: float = 0.0
     dropout: float | None = None
+    drop_path: float | None = None
     keep_matching: float = 0.0
     self_critical: int = 0
     log_every: int = 20

@@ -29,7 +29,7 @@ from openblip.training.input.streaming import InMemoryImages, RowSource, Streame
 from openblip.training.loop.evaluate import Evaluator
 from openblip.training.loop.precision import Arithmetic
 from openblip.training.loop.run_identity import require_same_start
-from openblip.training.loop.trainer import Trainer, freeze_all_but, set_dropout
+from openblip.training.loop.trainer import Trainer, freeze_all_but, set_drop_path, set_dropout
 from openblip.training.lora.adapters import adapter_modules, adapts_vision, save_adapter
 from openblip.training.monitor.profile import machine_name
 from openblip.training.monitor.skipped import write_skipped
@@ -89,6 +89,8 @@ def train(recipe: Recipe) -> Path:
     freeze_all_but(parts.network, trained)
     if recipe.dropout is not None:
         set_dropout(trained, recipe.dropout)
+    if recipe.drop_path is not None:
+        set_drop_path(parts.network.vision, recipe.drop_path)
     parts.network.vision.gradient_checkpointing = recipe.gradient_checkpointing
     runtime.arithmetic.shrink(task.large_parts())
     output = Path(recipe.output)

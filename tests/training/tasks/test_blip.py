@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import openblip
@@ -21,7 +22,7 @@ from openblip.errors import OpenBlipError
 from openblip.nn.blip import BlipNetwork
 from openblip.training.input.batches import BatchRow
 from openblip.training.loop.precision import Arithmetic
-from openblip.training.loop.trainer import freeze_all_but
+from openblip.training.loop.trainer import freeze_all_but, set_drop_path
 from openblip.training.recipe import Recipe, Stage, load_recipe
 from openblip.training.run import train
 from openblip.training.tasks.table import learner_of
@@ -146,6 +147,18 @@ def test_a_model_learns_and_is_used(stage: str, data: Path, tmp_path: Path) -> N
     image = data / "images/00.png"
     said = model.caption(image) if stage == "caption" else model.ask(image, "what color is the ball?")
     assert "red" in said
+
+
+def test_blocks_are_left_out_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, data, "caption", epochs=1))
+    vision = small_parts("caption", tmp_path).network.vision
+    set_drop_path(vision, 0.4)
+    assert [block.drop_path for block in vision.blocks] == [0.0, 0.4]
+    found = []
+    for name, rate in (("none", 0.0), ("some", 0.5), ("again", 0.5)):
+        recipe.output, recipe.drop_path = str(tmp_path / name), rate
+        found.append(load_file(train(recipe) / "model.safetensors")["vision.blocks.1.mlp.fc1.weight"])
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")

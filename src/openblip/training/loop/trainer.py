@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, OptionError
 from openblip.training.feature_cache.speedup import Speedup
 from openblip.training.input.batches import BatchRow
 from openblip.training.input.loader import BatchLoader
@@ -287,6 +287,22 @@ def set_dropout(parts: Sequence[nn.Module | nn.Parameter], dropout: float) -> No
         for module in part.modules() if isinstance(part, nn.Module) else ():
             if isinstance(getattr(module, "dropout", None), float | int):
                 cast(Any, module).dropout = dropout
+
+
+def set_drop_path(vision: nn.Module, rate: float) -> None:
+    """Another rate of stochastic depth than the model's own, for this run.
+
+    Args:
+        rate: of the last block; it grows from 0 in equal steps.
+
+    Raises:
+        OptionError: the image encoder is no vision transformer.
+    """
+    blocks = [module for module in vision.modules() if isinstance(getattr(module, "drop_path", None), float)]
+    if not blocks:
+        raise OptionError("drop_path is for vision transformers, and this image encoder is none: leave it out")
+    for index, block in enumerate(blocks):
+        cast(Any, block).drop_path = rate * index / max(1, len(blocks) - 1)
 
 
 def _take(batches: Any, count: int) -> list[Any]:

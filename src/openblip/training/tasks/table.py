@@ -260,11 +260,11 @@ BLIP2_FINETUNING = Finetuning(
     _has_language_model, ("language_model", "qformer"), train_decoder=_has_small_language_model
 )
 WRITING = {EvaluationTask.CAPTIONS: "cider", EvaluationTask.QUESTIONS: "accuracy"}
-VISION = frozenset({"train_vision", "vision_blocks", "gradient_checkpointing", "lora"})
+VISION = frozenset({"train_vision", "vision_blocks", "drop_path", "gradient_checkpointing", "lora"})
 BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
 MATCHING = frozenset({"text_tokens", "itm_share", "learn_candidates"})
-PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "gradient_checkpointing", "momentum"})
-WHOLE = frozenset({"train_vision", "gradient_checkpointing", "text_tokens"})
+PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "drop_path", "gradient_checkpointing", "momentum"})
+WHOLE = frozenset({"train_vision", "drop_path", "gradient_checkpointing", "text_tokens"})
 
 OBJECTIVES: Mapping[Stage, Objective] = {
     Stage.LANGUAGE: Objective(
