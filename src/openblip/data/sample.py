@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -54,29 +52,6 @@ class PackedFile:
 
 ImageFile: TypeAlias = "Path | PackedFile | ParquetCell"
 """An image in a file, in a tar or in a Parquet table. Each kind has a `name` and `read_bytes()`."""
-
-
-def image_names(images: Sequence[ImageFile]) -> list[str]:
-    """A unique name for each image: its path below the folder that holds all of them.
-
-    Images in one folder get their file names; `a/1.jpg` and `b/1.jpg` stay apart. Names do not change when the whole
-    folder moves.
-    """
-    folders = {str(_container(image).parent) for image in images}
-    common = os.path.commonpath([os.path.abspath(folder) for folder in folders]) if folders else ""
-    below = {folder: os.path.relpath(os.path.abspath(folder), common).replace(os.sep, "/") for folder in folders}
-
-    def name_of(image: ImageFile) -> str:
-        container = _container(image)
-        folder = below[str(container.parent)]
-        path = container.name if folder == "." else f"{folder}/{container.name}"
-        return path if isinstance(image, Path) else f"{path}/{image.name}"
-
-    return [name_of(image) for image in images]
-
-
-def _container(image: ImageFile) -> Path:
-    return image if isinstance(image, Path) else image.archive
 
 
 @dataclass(frozen=True, slots=True)

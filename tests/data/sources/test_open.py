@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from openblip.data.pairs import DataSource, load_pairs
-from openblip.data.sample import PackedFile, Sample, image_names
+from openblip.data.sample import PackedFile, Sample
 from openblip.data.sources.open import find_missing, keep_held_out_part, keep_training_part, read_source
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.images.decode import load_image
@@ -317,11 +317,6 @@ def test_gather_keeps_images_of_one_name_apart(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\nx/1.jpg,one\ny/1.jpg,two\nx/1.jpg,three\n")
     images = load_pairs(DataSource("mine", table="a.csv"), tmp_path)
     assert [image.captions for image in images] == [("one", "three"), ("two",)]
-    assert image_names([pair.image for pair in images]) == ["x/1.jpg", "y/1.jpg"]
-    packed = [PackedFile(tmp_path / name, 512, 9, "1.jpg") for name in ("t/0.tar", "t/1.tar")]
-    assert image_names(packed) == ["0.tar/1.jpg", "1.tar/1.jpg"]
-    assert image_names([tmp_path / "x/1.jpg", tmp_path / "x/2.jpg"]) == ["1.jpg", "2.jpg"]
-    assert image_names([]) == []
 
 
 def test_gather_refuses_what_is_no_description(tmp_path: Path) -> None:

@@ -23,14 +23,14 @@ from openblip.training.recipe_keys import Recipe
 from openblip.training.tasks.task import Runtime
 
 MAX_UNREADABLE = 0.5
-"""Share of a source's images that cannot be read from which its paths must be wrong."""
+"""If a larger share of a source's images cannot be read, its paths must be wrong."""
 
 
 class FeatureCache:
     """The features of a run: a store for each of its data sources; sources with the same views share one.
 
     Attributes:
-        stores: one a source, as soon as it is known which they are.
+        stores: one for each source, once their fingerprints are known.
         speed: of the encoder, where this run or an earlier one measured it.
     """
 
@@ -81,7 +81,7 @@ class FeatureCache:
         )
         with Progress(*columns, disable=world.rank > 0) as progress:
             for source, group, plan, store in zip(self.recipe.data, self.images, self.plans, self.stores, strict=True):
-                # By their places in the whole list, which all processes agree on, whatever is there already.
+                # By their places in the whole list, which is the same in all processes, whatever is on disk already.
                 own = [pair.image for pair in group[world.rank :: world.size] if pair.image not in store]
                 what = f"features of {printable(source.name)}"
                 bar = progress.add_task(what, total=len(own) * world.size, visible=bool(own))
@@ -108,7 +108,7 @@ class FeatureCache:
         self.speed = self.index.speed(marks)
 
     def _lacks(self, source: int) -> bool:
-        """Whether an image has no features, and could have."""
+        """Whether an image that can be read has no features."""
         missing = (pair.image for pair in self.images[source] if pair.image not in self.stores[source])
         return any(_problem(image) is None for image in missing)
 
@@ -144,7 +144,7 @@ class _Timed:
         return patches
 
     def speed(self) -> EncoderSpeed | None:
-        """None when it has not been needed. The first batch, which finds nothing prepared, counts where it is alone."""
+        """None if the encoder was not needed. The first batch, which is slower, counts only if it is the only one."""
         counted = self.taken[1:] or self.taken
         if not counted:
             return None
@@ -155,7 +155,7 @@ class _Timed:
 def without_unreadable(
     recipe: Recipe, images: Sequence[Sequence[ImageText]], stores: Sequence[FeatureStore]
 ) -> tuple[list[list[ImageText]], list[BadImage]]:
-    """The images that have features, and those that have none, because they cannot be read.
+    """The images that have features, and those that have none because they cannot be read.
 
     Raises:
         ImageError: one cannot be read, and the recipe says to stop then.

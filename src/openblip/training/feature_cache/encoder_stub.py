@@ -1,4 +1,4 @@
-"""What stands for an image encoder of which all that a run needs is on disk."""
+"""Takes the place of the image encoder in a run that reads all its features from disk."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from openblip.nn.blip2 import Blip2Network
 
 
 class EncoderStub(nn.Module):
-    """No weights; it can be moved, frozen and shared among processes as any other module, and not looked through."""
+    """A module without weights: it can be moved, frozen and shared among processes, but it encodes nothing."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raises OpenBlipError."""
         raise OpenBlipError(
-            "the image encoder is not loaded, since features of all images are on disk, and yet an image is to be "
-            "looked at: please report this, and train with cache=null meanwhile"
+            "the image encoder is not loaded, since the features of all images are on disk, but an image needs it: "
+            "please report this, and train with cache=null meanwhile"
         )
 
 
 def drop_encoder(network: Blip2Network) -> None:
-    """Make room: the network goes on without its image encoder."""
+    """Free the memory of the image encoder, which the run does not need."""
     network.add_module("vision", EncoderStub())

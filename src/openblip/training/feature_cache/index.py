@@ -47,7 +47,7 @@ class EncoderIndex:
         self.origin = None if recipe.init is None else origin_of(recipe.init)
 
     def fingerprint(self, plan: ViewPlan) -> str | None:
-        """What features of the recipe's encoder are filed under, if its files are those that some run knew."""
+        """The fingerprint of the recipe's encoder, if an earlier run has computed it from the same files."""
         key = self._key(plan)
         found = self._read("fingerprints").get(key) if key is not None else None
         return found if isinstance(found, str) else None
@@ -58,7 +58,7 @@ class EncoderIndex:
             self._write("fingerprints", key, fingerprint)
 
     def speed(self, fingerprints: Sequence[str]) -> EncoderSpeed | None:
-        """Of the encoder that made the first of these features of which it is known."""
+        """The speed of the first of these encoders for which it is known."""
         speeds = self._read("speeds")
         for fingerprint in fingerprints:
             with suppress(KeyError, TypeError, ValueError):
@@ -80,16 +80,16 @@ class EncoderIndex:
         content = {name: self._read(name) for name in ("fingerprints", "speeds")}
         content[section][key] = value
         draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.draft")
-        # Who cannot write here, or has no room, loads the encoder the next time, too.
+        # If it cannot be written, the next run loads the encoder again.
         with suppress(OSError):
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             draft.replace(self.path)
 
     def _key(self, plan: ViewPlan) -> str | None:
-        """All that a fingerprint is made of, by the files that it comes from; None when they cannot be told."""
+        """A digest of everything that a fingerprint depends on; None if the encoder's files are unknown."""
         if self.origin is None:
             return None
-        # Another version of this program may read the same files otherwise.
+        # Another version of this program may read the same files in another way.
         settings = [self.recipe.image_size, self.recipe.precision.value, self.recipe.vision_blocks]
         identity = [__version__, self.origin, *settings, plan.identity]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""How much faster features on disk make a run, reported once enough of its steps were timed."""
+"""How much faster a run is with features from disk: reported once, when enough steps were timed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from openblip.training.monitor.profile import size_of
 
 SPEEDUP_FILE = "cache.json"
 STEPS = 50
-"""Enough for a median; a first epoch that is shorter has to do."""
+"""Enough for a median. A shorter first epoch is enough, too."""
 
 
 @dataclass
 class Speedup:
-    """Times steps that take features from disk, against steps that would run the encoder.
+    """Compares steps that read features from disk with steps that would run the encoder.
 
     Attributes:
         stores: of each data source, by its name.
@@ -70,12 +70,12 @@ class Speedup:
 
     @property
     def with_features(self) -> float:
-        """Seconds of a step; the first, which finds nothing prepared, counts where it is alone."""
+        """Seconds of a step. The first one, which is slower, counts only if it is the only one."""
         return max(1e-9, statistics.median(self.seconds[1:] or self.seconds))
 
     @property
     def with_encoder(self) -> float:
-        """About the seconds of a step that runs the encoder: the measured ones and what the encoder took."""
+        """Estimated seconds of a step that runs the encoder: a measured step and the time that the encoder needed."""
         return self.with_features + (0.0 if self.speed is None else self.speed.seconds * self.views)
 
     def _sentence(self) -> str:

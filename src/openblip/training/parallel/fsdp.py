@@ -1,4 +1,4 @@
-"""Weights that are divided among processes (FSDP), and whole again."""
+"""Weights are divided among processes (FSDP), and gathered again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openblip.training.parallel.processes import World
 
 
 def shard(task: nn.Module, large: Sequence[nn.Module], world: World, device: torch.device) -> None:
-    """Leave this process a part of every weight; the others' are fetched when they are needed.
+    """Keep only a part of each weight in this process; the other parts are fetched when they are needed.
 
     Args:
         large: the parts in which nearly all weights are: their blocks are fetched one at a time, the rest for the whole
@@ -40,7 +40,7 @@ def _blocks(large: Sequence[nn.Module]) -> Iterator[nn.Module]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a weight, as every process then has it. All processes have to ask."""
+    """The whole weight, in every process. All processes have to call this."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

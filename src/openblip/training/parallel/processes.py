@@ -31,7 +31,7 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """Of the process group there is; alone when there is none."""
+        """The processes of the current process group; one process if there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -76,7 +76,7 @@ class World:
         return _gather(F.pad(rows, (0, int(longest) - rows.shape[1]), value=fill), self)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes of a number that nothing is learnt from."""
+        """The sum over all processes of a number that needs no gradient."""
         value = value.detach().clone()
         if self.size > 1:
             dist.all_reduce(value)
@@ -104,14 +104,14 @@ ALONE = World()
 
 
 def leave() -> None:
-    """Part from the other processes, all together: one that ends while others still speak to it ends in a crash."""
+    """Leave the process group after all processes have come here: leaving while others still send data is a crash."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _gather(rows: Tensor, world: World) -> Tensor:
-    # Gloo knows no booleans.
+    # Gloo cannot send booleans.
     sent = rows.byte() if rows.dtype == torch.bool else rows
     if world.parts is not None:
         missing = max(world.parts) - rows.shape[0]
