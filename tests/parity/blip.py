@@ -34,11 +34,13 @@ def watched(module: ModuleType, tests: Sequence[Callable[[], None]]) -> list[Gap
     """The largest differences that tests of recordings compare, by their limits, instead of what they say of them.
 
     Args:
-        module: of the tests, which compare tensors by its `close`; CLOSE and GRADIENT are its limits.
+        module: of the tests, which compare tensors by its `close`. CLOSE is its limit, and GRADIENT that of gradients
+            where it is another.
         tests: what they compare exactly, such as ids, is counted test by test.
     """
     seen: dict[float, list[float]] = {}
-    names = {module.CLOSE: "outputs", getattr(module, "GRADIENT", None): "gradients"}
+    apart = getattr(module, "GRADIENT", None)
+    names = {module.CLOSE: "outputs and gradients" if apart is None else "outputs", apart: "gradients"}
 
     def note(ours: Tensor, theirs: Tensor, tolerance: float = module.CLOSE) -> None:
         assert ours.shape == theirs.shape
