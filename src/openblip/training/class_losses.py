@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,40 +9,12 @@ from torch.func import functional_call
 
 from openblip.nn.blip import BlipNetwork
 from openblip.training.losses import TextBatch
+from openblip.training.momentum import Copies
 from openblip.training.parallel.processes import ALONE, World
 
 RAMP_EPOCHS = 1
 """Epochs in which the weight of the soft targets grows to its full size; for pairs it takes two."""
 COPIED = ("vision.", "encoder.", "class_head.")
-
-
-class Copies:
-    """Slow copies of parameters.
-
-    They are tensors, which the network's own modules are run with (`torch.func.functional_call`).
-
-    Attributes:
-        weights: the copies, by the network's names.
-    """
-
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], decay: float, device: torch.device | None = None
-    ) -> None:
-        """Copies start as the parameters are.
-
-        Args:
-            decay: what a copy keeps of itself in each step.
-            device: where tensors are kept; None: where the parameters are.
-        """
-        self.decay = decay
-        self.weights = {name: weight.detach().to(device, copy=True) for name, weight in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the copies towards the network."""
-        parameters = dict(network.named_parameters())
-        for name, weight in self.weights.items():
-            weight.lerp_(parameters[name].detach(), 1 - self.decay)
 
 
 def class_loss(
@@ -64,10 +34,17 @@ def class_loss(
     return world.mean(loss, len(labels))
 
 
-def class_copies(network: BlipNetwork, decay: float, device: torch.device | None = None) -> Copies:
-    """Momentum copies of all that `class_logits` needs."""
-    copied = {name: weight for name, weight in network.named_parameters() if name.startswith(COPIED)}
-    return Copies(copied, decay, device)
+def class_copies(network: BlipNetwork, decay: float, device: torch.device | None = None, vision: bool = True) -> Copies:
+    """Momentum copies of all that `class_logits` needs.
+
+    Args:
+        decay, device: see `Copies`.
+        vision: whether the image encoder learns; a frozen one needs no copy.
+    """
+    copied = COPIED if vision else COPIED[1:]
+    return Copies(
+        {name: weight for name, weight in network.named_parameters() if name.startswith(copied)}, decay, device
+    )
 
 
 @torch.no_grad()

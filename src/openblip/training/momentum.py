@@ -23,13 +23,39 @@ NO_IMAGE = -100
 """Stands in the queue where no image has been yet, as in LAVIS."""
 
 
-class Momentum:
-    """Slow copies of what embeds images and texts, and the latest embeddings that they made.
+class Copies:
+    """Slow copies of parameters.
 
-    The copies are tensors, which the network's own modules are run with.
+    They are tensors, which the network's own modules are run with (`torch.func.functional_call`).
 
     Attributes:
         weights: the copies, by the network's names.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, device: torch.device | None = None
+    ) -> None:
+        """Copies start as the parameters are.
+
+        Args:
+            decay: what a copy keeps of itself in each step.
+            device: where tensors are kept; None: where the parameters are.
+        """
+        self.decay = decay
+        self.weights = {name: weight.detach().to(device, copy=True) for name, weight in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the copies towards the network."""
+        parameters = dict(network.named_parameters())
+        for name, weight in self.weights.items():
+            weight.lerp_(parameters[name].detach(), 1 - self.decay)
+
+
+class Momentum(Copies):
+    """Slow copies of what embeds images and texts, and the latest embeddings that they made.
+
+    Attributes:
         images, texts: queues [Q, shared width] of unit vectors; `ids` [Q] are those of the images.
         place: [1] int64, where the next batch is written.
     """
@@ -54,12 +80,9 @@ class Momentum:
         width = network.config.shared_width
         if width is None:
             raise ValueError("a BLIP without a shared space has nothing to queue")
-        self.decay = decay
         self.copied = (VISION, *COPIED) if vision else COPIED
         device = network.temperature.device if device is None else device
-        self.weights = {
-            name: parameter.detach().to(device, copy=True) for name, parameter in self._parameters(network).items()
-        }
+        super().__init__(self._parameters(network), decay, device)
         rows = torch.randn(2, queue_size, width, generator=generator).to(device)
         self.images, self.texts = F.normalize(rows, dim=-1).unbind(0)
         self.ids = torch.full((queue_size,), NO_IMAGE, dtype=torch.int64, device=rows.device)
@@ -78,13 +101,6 @@ class Momentum:
             for name, own in state.items():
                 own.copy_(tensors[name])
         return fits
-
-    @torch.no_grad()
-    def update(self, network: BlipNetwork) -> None:
-        """Move the copies towards the network."""
-        parameters = self._parameters(network)
-        for name, weight in self.weights.items():
-            weight.lerp_(parameters[name].detach(), 1 - self.decay)
 
     @torch.no_grad()
     def embed(

@@ -106,12 +106,13 @@ def test_a_model_learns_to_judge(tmp_path: Path, data: Path, stage: str) -> None
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, data: Path, stage: str) -> None:
     """Momentum copies come back, too."""
-    recipe = made(tmp_path, data, stage, epochs=2, save_every=1, dropout=0.1)
+    # A frozen image encoder needs no copy.
+    recipe = made(tmp_path, data, stage, epochs=2, save_every=1, dropout=0.1, train_vision=stage == "nlvr")
     whole = train(load_recipe(recipe, [f"output={tmp_path / 'whole'}"]))
     killed = tmp_path / "killed"
     train_until_killed(load_recipe(recipe, [f"output={killed}"]), 6)
     state = torch.load(killed / CHECKPOINT_FILE, weights_only=True)["others"]
-    assert ("class_head.fc1.weight" in state) == (stage == "classify")
+    assert ("class_head.fc1.weight" in state) == (stage == "classify") and "vision.class_token" not in state
     train(load_recipe(recipe, [f"output={killed}", "name=whole"]))
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert json.loads((killed / "config.json").read_text()) == json.loads((whole / "config.json").read_text())
@@ -207,6 +208,26 @@ def test_what_does_not_fit_is_one_sentence(
     (data / "claims.jsonl").write_text(text)
     with pytest.raises(OpenBlipError, match=told):
         train(load_recipe(recipe))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, data: Path) -> None:
+    """Whichever of a pair it is; another pair takes the place of its own."""
+    recipe = made(tmp_path, data, "nlvr", epochs=1)
+    rows = [json.loads(line) for line in (data / "claims.jsonl").read_text().splitlines()]
+    rows[3]["second_image"] = "images/broken.png"
+    (data / "images/broken.png").write_bytes(b"x")
+    (data / "claims.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder = train(load_recipe(recipe))
+    assert "broken.png" in (folder / "skipped.csv").read_text()
+    with pytest.raises(OpenBlipError, match=r"broken\.png"):
+        train(load_recipe(recipe, ["on_bad_image=stop", f"output={tmp_path / 'other'}"]))
+
+
+def test_weights_in_8_bits_cannot_learn(tmp_path: Path, data: Path) -> None:
+    recipe = made(tmp_path, data, "classify")
+    small = openblip.load(tmp_path / "match", device="cpu", dtype="int8").save(tmp_path / "int8")
+    with pytest.raises(OptionError, match="is quantized, and such weights cannot learn"):
+        train(load_recipe(recipe, [f"init={small}"]))
 
 
 def test_claims_stay_as_many_as_their_rows(data: Path) -> None:

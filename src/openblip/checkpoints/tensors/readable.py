@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from openblip.errors import CheckpointError, printable
 from openblip.files import open_file
 
@@ -45,6 +43,8 @@ def readable(path: Path) -> Iterator[None]:
 @contextmanager
 def naming_faults(path: Path) -> Iterator[None]:
     """Turns what the libraries raise about a file into a CheckpointError that names it."""
+    from safetensors import SafetensorError  # a command that lists models needs no reader of weights
+
     try:
         yield
     except CheckpointError:

@@ -19,8 +19,9 @@ from openblip.integrations.lavis.models import listed_texts, pixels_of
 from openblip.integrations.lavis.outputs import Loss, Samples
 from openblip.nn.blip import BlipNetwork
 from openblip.text import MatchingText
-from openblip.training.class_losses import RAMP_EPOCHS, Copies, class_copies, class_loss, copied_class_logits
+from openblip.training.class_losses import RAMP_EPOCHS, class_copies, class_loss, copied_class_logits
 from openblip.training.losses import TextBatch
+from openblip.training.momentum import Copies
 from openblip.training.momentum_losses import soft_share
 
 LONGEST_STATEMENT = 40

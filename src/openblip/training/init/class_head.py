@@ -10,6 +10,7 @@ from openblip.checkpoints.blip_models import ENTAILMENT, TRUTH
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.data.pairs import ImageText
 from openblip.errors import OptionError
+from openblip.nn.quant.swap import quantized_layers
 from openblip.text import MatchingText, Tokenizer
 
 SHOWN = {1: "one image", 2: "two images"}
@@ -37,6 +38,8 @@ def with_classes(parts: ModelParts[Any, Any], images: Iterable[ImageText], count
     encoder = getattr(config, "encoder", None)
     if classes == parts.classes and encoder is not None and encoder.images == count:
         return parts
+    if quantized_layers(parts.network):
+        raise OptionError(f"{parts.name} is quantized, and such weights cannot learn: start from what it was made of")
     try:
         network = parts.network.with_class_head(len(classes), count)
     except ValueError as error:

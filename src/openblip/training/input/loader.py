@@ -133,7 +133,8 @@ class ImageLoader(PlannedLoader):
         return load_row(row, self.sources[row.source], self.transform)
 
     def _skip(self, row: BatchRow, error: ImageError) -> None:
-        skip_or_raise(self._note, row.pair.image, error, self.skip_bad)
+        bad = next((image for image in row.pair.images if str(image) == error.source), row.pair.image)
+        skip_or_raise(self._note, bad, error, self.skip_bad)
 
 
 def load_row(row: BatchRow, source: DataSource, transform: ImageTransform) -> LoadedRow:

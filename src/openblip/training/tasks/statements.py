@@ -62,7 +62,9 @@ class ClassifyTask(NlvrTask):
     def __init__(self, parts: ModelParts[Any, Any], recipe: Recipe, runtime: Runtime) -> None:
         super().__init__(parts, recipe, runtime)
         section = recipe.momentum
-        self.copies = class_copies(self.network, section.decay, runtime.device) if section.alpha else None
+        self.copies = None
+        if section.alpha:
+            self.copies = class_copies(self.network, section.decay, runtime.device, recipe.train_vision)
 
     def state(self) -> Mapping[str, Tensor]:
         return {} if self.copies is None else self.copies.weights
