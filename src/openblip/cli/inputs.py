@@ -11,6 +11,7 @@ from typing import IO, TypeAlias, cast
 
 from openblip.cli.report import say
 from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.images.path_lists import listed_path, read_lines
 from openblip.images.sources import MAX_FILE_BYTES, describe_source, find_images, is_address
 
 Image: TypeAlias = "str | IO[bytes]"
@@ -80,7 +81,7 @@ def _images_in(text: str, recursive: bool) -> Iterator[Image]:
     if is_address(text) or kind not in LISTS | TABLES | TARS or not path.is_file() or _is_image(path):
         yield from find_images([text], recursive=recursive)
     elif kind in LISTS:
-        yield from _listed(_lines(path.read_bytes()), str(path), path.parent)
+        yield from _listed(list(read_lines(io.BytesIO(path.read_bytes()))), str(path), path.parent)
     elif kind in TABLES:
         yield from _in_table(path)
     else:
@@ -100,7 +101,7 @@ def _standard_input() -> Iterator[Image]:
     if _begins_as_image(content[:HEADER_BYTES]):
         yield packed_image(STDIN, lambda: content)
     else:
-        yield from _listed(_lines(content), "standard input", None)
+        yield from _listed(list(read_lines(io.BytesIO(content))), "standard input", None)
 
 
 def _is_image(path: Path) -> bool:
@@ -113,20 +114,12 @@ def _begins_as_image(head: bytes) -> bool:
     return packed or head.startswith(SIGNATURES)
 
 
-def _lines(content: bytes) -> list[str]:
-    """Paths as `ls` and `find` print them, also with `find -print0`; names may be of bytes that are no text."""
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\0" if b"\0" in content else b"\n")
-    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
-
-
 def _listed(lines: Sequence[str], place: str, folder: Path | None) -> Iterator[str]:
     """The images of a list: from the folder that the command runs in, or else from the list's own."""
     paths = []
     there = False
     for line in lines:
-        path = line if is_address(line) or os.path.lexists(line) else line.strip()
-        if not is_address(path) and not os.path.lexists(path) and folder and os.path.lexists(folder / path):
-            path = str(folder / path)
+        path = listed_path(line, folder)
         there = there or is_address(path) or os.path.lexists(path)
         paths.append(path)
     if not paths:

@@ -41,6 +41,33 @@ def parse_json(text: str, place: str) -> Any:
         raise OpenBlipError(f"{place} is not JSON, or cut short ({error}): get it again") from error
 
 
+def split_object(text: str, place: str) -> dict[str, str]:
+    """The fields of a JSON object, each with the text of its value as it is written: `1.00` stays `1.00`.
+
+    Raises:
+        OpenBlipError: as `parse_json`, or it is no object.
+    """
+    if not isinstance(parse_json(text, place), dict):
+        raise OpenBlipError(f"{place} is no JSON object: write {{...}} a line")
+    decoder = json.JSONDecoder()
+    fields: dict[str, str] = {}
+    at = _past_space(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = decoder.raw_decode(text, _past_space(text, at))
+        start = _past_space(text, _past_space(text, at) + 1)  # behind the colon
+        _, at = decoder.raw_decode(text, start)
+        fields[name] = text[start:at]
+        at = _past_space(text, at)
+        at += text[at] == ","
+    return fields
+
+
+def _past_space(text: str, at: int) -> int:
+    while text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
 def load_json(path: Path) -> Any:
     """The content of a JSON file. Raises OpenBlipError if the file is missing or not JSON."""
     with reading(path):

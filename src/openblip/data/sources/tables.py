@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from openblip.data.sample import ImageFile, Sample
-from openblip.data.sources.json_rows import read_values, reading
+from openblip.data.sources.csv_records import CsvFile
+from openblip.data.sources.json_rows import read_values
 from openblip.data.sources.parquet import read_parquet
 from openblip.data.sources.records import SAYS, Columns, ImageFinder, known_columns, tell_skipped
 from openblip.errors import OpenBlipError
@@ -17,7 +16,6 @@ from openblip.errors import OpenBlipError
 CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 TABLE_SUFFIXES = CSV_SUFFIXES | JSON_SUFFIXES | {".parquet"}
-DELIMITERS = ",;\t|"
 FAILED = "error"
 """The key that `openblip caption --json` writes instead of captions if it could not read an image."""
 LONGEST_CELL = 20
@@ -94,36 +92,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        # Counted in the header only, which is short and has no prose.
-        delimiter = max(DELIMITERS, key=header.count)
-        file.seek(0)
-        # A quote in a TSV is an ordinary character unless texts are quoted.
-        has_tabs = delimiter == "\t"
-        quoting: Literal[0, 3] = csv.QUOTE_NONE if has_tabs else csv.QUOTE_MINIMAL
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
-        before = 1
-        try:
-            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1 and name.strip()]
-            if twice:
-                raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
-            for row in reader:
-                place = f"{path}, line {before + 1},"
-                if reader.line_num - before > LONGEST_CELL:
-                    raise OpenBlipError(f"{place} begins a row of {reader.line_num - before} lines: close its quote")
-                before = reader.line_num
-                if None in row:
-                    raise OpenBlipError(f"{place} has more cells than the header: quote texts that hold {delimiter!r}")
-                yield (
-                    place,
-                    {name: _unquoted(value) if quoting == csv.QUOTE_NONE else value for name, value in row.items()},
-                )
-        except csv.Error as error:
-            raise OpenBlipError(f"{path}, line {reader.line_num}, is no CSV: {error}") from error
-
-
-def _unquoted(value: str | None) -> str | None:
-    if value is None or len(value) < 2 or not (value[0] == value[-1] == '"'):
-        return value
-    return value[1:-1].replace('""', '"')
+    file = CsvFile(path)
+    names = file.columns
+    for record in file.records():
+        place = f"{path}, line {record.line},"
+        if record.lines > LONGEST_CELL:
+            raise OpenBlipError(f"{place} begins a row of {record.lines} lines: close its quote")
+        # A short row ends early.
+        missing = [None] * (len(names) - len(record.cells))
+        yield place, dict(zip(names, [*record.cells, *missing], strict=True))
