@@ -46,10 +46,17 @@ def page() -> Iterator[str]:
     """All commands, in the order of `openblip --help`."""
     group = cast(Any, get_command(openblip.cli.app))
     for name, command in group.commands.items():
-        yield from (f"## {name}", "", plain(command.help or ""), "")
-        yield from tables(command.params)
-        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
-        yield from ("```sh", *examples, "```", "")
+        yield from section(name, command)
+        for inner, each in getattr(command, "commands", {}).items():
+            yield from section(f"{name} {inner}", each)
+
+
+def section(name: str, command: Any) -> Iterator[str]:
+    """One command: what it does, its options and examples."""
+    yield from (f"## {name}", "", plain(command.help or ""), "")
+    yield from tables(command.params)
+    examples = [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
+    yield from ("```sh", *examples, "```", "")
 
 
 class Commands(SphinxDirective):

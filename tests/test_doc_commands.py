@@ -84,6 +84,10 @@ def check_openblip(words: list[str]) -> None:
     group = cast(Any, get_command(openblip.cli.app))
     name, *arguments = words
     assert name in group.commands or name.startswith("-"), f"there is no command {name}"
+    while arguments and hasattr(group.commands.get(name), "commands"):
+        group = group.commands[name]
+        name, *arguments = arguments
+        assert name in group.commands or name.startswith("-"), f"there is no command {name}"
     if name.startswith("-") or not arguments:
         return
     try:
@@ -131,6 +135,8 @@ def check(command: str) -> None:
     [
         "openblip captoin photo.jpg",
         "openblip caption photo.jpg --beam 3",
+        "openblip run captions photos/ -o a.csv",
+        "openblip run caption photos/ -o a.csv --beam 3",
         "openblip ask --streams",
         "openblip finetune --data pairs.csv --epochs many",
         "openblip evaluate recipes/evaluate/mini_captions.yaml limits=3",
@@ -156,10 +162,18 @@ def test_commands(page: Page) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def all_commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """Every command with its name, and those of groups."""
+    for name, command in group.commands.items():
+        yield name, command
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", each) for inner, each in all_commands(command))
+
+
 def known_options() -> set[str]:
     """Options of every command, and of every script in benchmarks/."""
     group = cast(Any, get_command(openblip.cli.app))
-    options = {name for command in group.commands.values() for parameter in command.params for name in parameter.opts}
+    options = {name for _, command in all_commands(group) for parameter in command.params for name in parameter.opts}
     for script in REPOSITORY.glob("benchmarks/*.py"):
         options |= set(re.findall(r'"(--[\w-]+)"', script.read_text(encoding="utf-8")))
     return options | {"--help", "--version"}
@@ -179,7 +193,7 @@ def test_an_option_of_no_command_is_found() -> None:
 def test_examples_of_help() -> None:
     group = cast(Any, get_command(openblip.cli.app))
     checked = 0
-    for name, command in group.commands.items():
+    for name, command in all_commands(group):
         examples = [line for line in (command.epilog or "").splitlines() if line.startswith("  openblip ")]
         assert examples, f"openblip {name} --help has no examples"
         for example in examples:

@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "saving",
         "text",
     },
+    "jobs": {"", "data", "errors", "generation", "images", "models", "saving"},
     "integrations": MODEL_ROOMS | {"data", "models", "training"},
     "cli": {
         "",
@@ -67,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "files",
         "generation",
         "images",
+        "jobs",
         "machine",
         "models",
         "recipes",

@@ -33,6 +33,7 @@ from openblip.cli import (
     models,
     plan,
     quantize,
+    run,
     train,
     verify,
 )
@@ -74,6 +75,7 @@ app.command(epilog=match.EXAMPLES)(match.match)
 app.command(epilog=classify.EXAMPLES)(classify.classify)
 app.command(epilog=judge.EXAMPLES)(judge.judge)
 app.command(epilog=embed.EXAMPLES)(embed.embed)
+app.add_typer(run.app, name="run")
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=download.EXAMPLES)(download.download)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -36,7 +36,7 @@ def _about_model(metavar: str, explained: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel="Model")
 
 
-def _about_text(metavar: str | None, explained: str, *names: str) -> Any:
+def about_text(metavar: str | None, explained: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel=TEXT_PANEL)
 
 
@@ -93,8 +93,8 @@ Words = Annotated[
     ),
 ]
 
-Prompt = Annotated[str | None, _about_text("TEXT", "The words that captions begin with; they are not printed again.")]
-NumCaptions = Annotated[int, _about_text("N", "Number of captions for each image, best first.")]
+Prompt = Annotated[str | None, about_text("TEXT", "The words that captions begin with; they are not printed again.")]
+NumCaptions = Annotated[int, about_text("N", "Number of captions for each image, best first.")]
 Stream = Annotated[
     bool,
     typer.Option(
@@ -142,7 +142,7 @@ def _text_flags() -> list[inspect.Parameter]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[kinds[name], _about_text(about["metavar"], about["help"], *about["flags"])],
+            annotation=Annotated[kinds[name], about_text(about["metavar"], about["help"], *about["flags"])],
         )
         for name, about in USER_OPTIONS.items()
     ]
@@ -154,21 +154,32 @@ def command_of(context: typer.Context, images: Sequence[Image]) -> Command | Non
         return None
     import hashlib
 
-    from openblip.checkpoints.origin import origin_of
-
-    settings: dict[str, Any] = {}
-    for parameter in context.command.params:
-        if parameter.name is not None and parameter.name not in NO_CONTENT:
-            settings[max(parameter.opts, key=len)] = context.params.get(parameter.name)
-    for name in ("model", "adapter"):
-        if context.params.get(name) is not None:
-            settings[f"{FILES}--{name}"] = origin_of(context.params[name])
+    settings = settings_of(context, NO_CONTENT)
     digest = hashlib.sha256()
     for image in images:
         digest.update(name_of(image).encode("utf-8", "backslashreplace") + b"\n")
     settings["the list of images"] = digest.hexdigest()
-    settings["--version"] = __version__
     return Command(json.loads(json.dumps(settings)), len(images))
+
+
+def settings_of(context: typer.Context, ignored: Collection[str]) -> dict[str, Any]:
+    """What decides the texts of a command, by the names that the user has for it: options, and the model's files.
+
+    Args:
+        ignored: parameters that decide nothing.
+    """
+    from openblip.checkpoints.origin import origin_of
+
+    settings: dict[str, Any] = {}
+    for parameter in context.command.params:
+        if parameter.name is not None and parameter.name not in ignored:
+            value = context.params.get(parameter.name)
+            settings[max(parameter.opts, key=len)] = str(value) if isinstance(value, Path) else value
+    for name in ("model", "adapter"):
+        if context.params.get(name) is not None:
+            settings[f"{FILES}--{name}"] = origin_of(context.params[name])
+    settings["--version"] = __version__
+    return settings
 
 
 def refuse_images(texts: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def classify(
     """
     import openblip
 
-    candidates = [*(label or []), *_lines(labels)]
+    candidates = [*(label or []), *read_labels(labels)]
     if not candidates:
         raise OptionError("there are no labels: give some with --label, or a file of them with --labels")
     images = find_inputs(inputs, recursive=recursive)
@@ -85,7 +85,8 @@ def classify(
                 report.line(f"{found.source}: {shown}")
 
 
-def _lines(path: Path | None) -> list[str]:
+def read_labels(path: Path | None) -> list[str]:
+    """The labels of a file, one a line. Raises OptionError if it cannot be read."""
     if path is None:
         return []
     try:

@@ -1,0 +1,369 @@
+"""`openblip run`: caption, ask, match, embed or classify all rows of a table, or all images of a folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openblip.checkpoints import DEFAULT_MODEL
+from openblip.cli import arguments as args
+from openblip.cli.interrupts import stoppable
+from openblip.cli.progress import show_progress
+from openblip.cli.report import SOME_FAILED, print_line, say
+from openblip.errors import OptionError
+from openblip.generation.options import TextOptions
+
+if TYPE_CHECKING:
+    from openblip.jobs.verbs import Verb
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip run caption photos/ -o captions.csv
+  openblip run ask products.csv --question "what color is it?" -o colors.csv
+
+[bold]Never loses work[/bold]
+  Stop it, kill it, pull the plug: the same command goes on, and the file has the same bytes in the end."""
+CAPTION_EXAMPLES = """[bold]Examples[/bold]
+  openblip run caption photos/ -o captions.csv
+  openblip run caption products.csv -o captioned.csv --prompt "a photo of a {category}"
+  openblip run caption 'photos/*.jpg' -o captions.jsonl --num-captions 3
+  openblip run caption photos.txt -o part3.csv --shard 3/16
+  find photos -name '*.jpg' | openblip run caption - -o captions.csv"""
+ASK_EXAMPLES = """[bold]Examples[/bold]
+  openblip run ask photos/ --question "what animal is this?" -o animals.csv
+  openblip run ask photos/ --question "is it day?" --question "how many people are there?" -o answers.csv
+  openblip run ask table.jsonl --question-column question -o answers.jsonl"""
+MATCH_EXAMPLES = """[bold]Examples[/bold]
+  openblip run match photos/ --text "a dog on a beach" -o scores.csv
+  openblip run match photos/ --text "a dog" --text "a cat" -o scores.jsonl"""
+EMBED_EXAMPLES = """[bold]Examples[/bold]
+  openblip run embed photos/ -o vectors.jsonl"""
+CLASSIFY_EXAMPLES = """[bold]Examples[/bold]
+  openblip run classify photos/ --label indoors --label outdoors -o places.csv
+  openblip run classify photos/ --labels labels.txt --template "a drawing of a {}" -o classes.csv"""
+
+ROWS_PANEL = "Rows"
+NO_CONTENT = frozenset({"source", "output", "retry_errors", "dry_run", "exclude"})
+"""Parameters that decide nothing but which rows there are; these are compared by themselves."""
+
+
+def _about_rows(metavar: str | None, explained: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel=ROWS_PANEL, show_default=False)
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="A folder (with its subfolders), a quoted pattern, a table with a column of images (.csv, .tsv, .jsonl), "
+        "a list of paths (.txt), an image, or - for a list of paths from standard input.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The .csv, .tsv or .jsonl file to write: all columns of the input, and the new ones.",
+        rich_help_panel=args.OUTPUT_PANEL,
+        show_default=False,
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The name of the new column. Default: caption, answer, embedding or label.",
+        rich_help_panel=args.OUTPUT_PANEL,
+        show_default=False,
+    ),
+]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Try rows with errors again.", rich_help_panel=args.OUTPUT_PANEL)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=args.OUTPUT_PANEL),
+]
+Exclude = Annotated[
+    list[str] | None,
+    _about_rows("PATTERN", "Leave out files and folders of a folder by name, such as 'drafts' or '*.png'; repeatable."),
+]
+ImageColumn = Annotated[str | None, _about_rows("NAME", "The column of images. Default: image, path, file_name, ...")]
+DataRoot = Annotated[
+    Path | None,
+    _about_rows(
+        "FOLDER",
+        "The folder that paths in the table or list are relative to; paths on Windows drives are looked for in it. "
+        "Default: that of the file.",
+    ),
+]
+Limit = Annotated[int | None, _about_rows("N", "Only the first N rows.")]
+Shard = Annotated[str | None, _about_rows("I/N", "Only the I-th of N parts, such as 3/16: for several machines.")]
+
+app = typer.Typer(
+    help="Caption, ask, match, embed or classify all rows of a table or a folder; never loses work.",
+    epilog=EXAMPLES,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+)
+
+
+@app.command(epilog=CAPTION_EXAMPLES)
+@args.with_text_options
+def caption(
+    context: typer.Context,
+    source: Source,
+    output: Out,
+    exclude: Exclude = None,
+    image_column: ImageColumn = None,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
+    prompt: Annotated[
+        str | None,
+        args.about_text("TEXT", "The words that captions begin with; {column}, {folder} and {name} are the row's."),
+    ] = None,
+    num_captions: args.NumCaptions = 1,
+    prefix: Annotated[
+        str | None, args.about_text("TEXT", "Put before each caption; {column}, {folder} and {name} as in --prompt.")
+    ] = None,
+    suffix: Annotated[str | None, args.about_text("TEXT", "Put behind each caption.")] = None,
+    *,
+    options: TextOptions,
+    column: Column = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Caption images: a column `caption`, or lists of captions with --num-captions."""
+    from openblip.jobs.templates import Template
+    from openblip.jobs.verbs import Caption
+
+    verb = Caption(
+        prompt=None if prompt is None else Template(prompt, "--prompt"),
+        count=num_captions,
+        prefix=None if prefix is None else Template(prefix, "--prefix"),
+        suffix=None if suffix is None else Template(suffix, "--suffix"),
+        column=column or "caption",
+        options=options,
+    )
+    _run(context, verb)
+
+
+@app.command(epilog=ASK_EXAMPLES)
+@args.with_text_options
+def ask(
+    context: typer.Context,
+    source: Source,
+    output: Out,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--question",
+            "-q",
+            metavar="TEXT",
+            help="A question about every image; repeat it for more, each with a column of its own. {column}, {folder} "
+            "and {name} stand for the row's.",
+            show_default=False,
+        ),
+    ] = None,
+    question_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column that has the question of each row.", show_default=False),
+    ] = None,
+    exclude: Exclude = None,
+    image_column: ImageColumn = None,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
+    *,
+    options: TextOptions,
+    column: Column = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Answer questions about images: a column `answer`, or with several questions a column for each."""
+    from openblip.jobs.templates import Template
+    from openblip.jobs.verbs import Ask
+
+    questions = tuple(Template(text, "--question") for text in question or ())
+    _run(context, Ask(questions, question_column, column or "answer", options))
+
+
+@app.command(epilog=MATCH_EXAMPLES)
+def match(
+    context: typer.Context,
+    source: Source,
+    output: Out,
+    text: Annotated[
+        list[str], typer.Option("--text", "-t", metavar="TEXT", help="A text to compare; repeat it for more.")
+    ],
+    exclude: Exclude = None,
+    image_column: ImageColumn = None,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score how well texts fit each image: columns `itm` and `itc`.
+
+    With several texts, both are lists in the order of the texts, and `best_text` is the text that fits best.
+    """
+    from openblip.jobs.verbs import Match
+
+    _run(context, Match(tuple(text)))
+
+
+@app.command(epilog=EMBED_EXAMPLES)
+def embed(
+    context: typer.Context,
+    source: Source,
+    output: Out,
+    exclude: Exclude = None,
+    image_column: ImageColumn = None,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
+    column: Column = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Embed images: a column `embedding` with a list of unit vectors. For NumPy's format use openblip embed."""
+    from openblip.jobs.verbs import Embed
+
+    _run(context, Embed(column or "embedding"))
+
+
+@app.command(epilog=CLASSIFY_EXAMPLES)
+def classify(
+    context: typer.Context,
+    source: Source,
+    output: Out,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="TEXT", help="A label; repeat it for more.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file with one label per line.", show_default=False)
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="A text with {} where a label stands; repeat it to average over several. Default: a photo of a {}",
+            show_default=False,
+        ),
+    ] = None,
+    exclude: Exclude = None,
+    image_column: ImageColumn = None,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    batch_size: args.BatchSize = 8,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
+    tokenizer: args.Words = None,
+    column: Column = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Choose among labels: columns `label` and `probability`, which is the label's share among those that you give."""
+    from openblip.cli.classify import read_labels
+    from openblip.jobs.verbs import Classify
+
+    chosen = (*(label or ()), *read_labels(labels))
+    _run(context, Classify(chosen, tuple(template or ()), column or "label"), {"the labels": chosen})
+
+
+def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = None) -> None:
+    """Everything that is the same for all verbs."""
+    from openblip.jobs.job import JobOptions, plan_job, run_job
+
+    given = context.params
+    output = given["output"].expanduser().absolute()
+    limit = given["limit"]
+    if limit is not None and limit < 1:
+        raise OptionError(f"--limit is {limit}: it must be at least 1")
+    options = JobOptions(
+        source=given["source"],
+        output=output,
+        verb=verb,
+        settings=args.settings_of(context, NO_CONTENT) | {"run": verb.ability} | (settings or {}),
+        loading={name: given[name] for name in ("device", "dtype", "adapter", "tokenizer")} | {"name": given["model"]},
+        batch_size=given["batch_size"],
+        exclude=tuple(given["exclude"] or ()),
+        image_column=given["image_column"],
+        data_root=given["data_root"],
+        limit=limit,
+        shard=_shard(given["shard"]),
+        retry_errors=given["retry_errors"],
+        listed=_standard_input() if given["source"] == "-" else None,
+    )
+    plan = plan_job(options)
+    if given["dry_run"]:
+        print_line(f"rows        {plan.total:,} of {plan.scan.rows:,}, {plan.done:,} of them done")
+        print_line(f"image       {plan.table.column or 'image'}")
+        print_line(f"new columns {', '.join((*verb.columns, 'error'))}")
+        print_line(f"model       {given['model']}")
+        print_line(f"output      {output}")
+        return
+    if plan.done:
+        say(f"going on: {plan.done:,} of {plan.total:,} rows are done")
+    with stoppable(), show_progress("rows") as progress:
+        outcome = run_job(plan, progress)
+    copies = f", {outcome.copies:,} of them with the image of an earlier row" if outcome.copies else ""
+    errors = f", {outcome.errors:,} with an error (see its column error; --retry-errors tries them again)"
+    print_line(f"{output}: {outcome.rows:,} rows{copies}{errors if outcome.errors else ''}")
+    if outcome.errors:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 1
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise OptionError(f"--shard is {text!r}: give it as 3/16, the third of sixteen parts")
+    return int(part), int(parts)
+
+
+def _standard_input() -> list[str]:
+    from openblip.images.path_lists import read_lines
+
+    if sys.stdin is None:
+        raise OptionError("there is no standard input to read: give a folder, or a list of paths")
+    lines = list(read_lines(sys.stdin.buffer))
+    if not lines:
+        raise OptionError("standard input names no image: it has to have the path of one in each line")
+    return lines

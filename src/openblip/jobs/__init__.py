@@ -1,0 +1,1 @@
+"""Long runs over many images: rows in, columns added, nothing lost when the process is killed."""

@@ -1,0 +1,240 @@
+"""The process that has the model: it goes from rows to results, chunk by chunk.
+
+It is a process of its own so that an image that kills it costs one row, not the run. Its parent writes what it sends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from openblip.errors import ImageError, OpenBlipError
+from openblip.images.prefetch import anything, read_ahead
+from openblip.images.sources import describe_source, open_encoded
+from openblip.jobs.journal import Record, SeenImages, read_records
+from openblip.jobs.rows import Table
+from openblip.jobs.verbs import Engine, Texts, Verb
+
+LONGEST_CHUNK = 4096
+"""Rows of a chunk at most: where image after image is a copy of an earlier one, no batch gets full."""
+KILLED = "the process that reads it was killed"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker has to do.
+
+    Attributes:
+        start, stop: rows of the table, counted from 0.
+        again: the only rows to do, in order; None: all of them.
+        loading: keywords of `openblip.load`.
+        careful: chunks at the beginning for which nothing is read ahead.
+        alone: do the images of the first chunk one by one.
+        deadly: rows that kill the process, which are errors.
+    """
+
+    table: Table
+    verb: Verb
+    loading: dict[str, Any]
+    batch_size: int
+    journal: Path
+    start: int
+    stop: int
+    again: tuple[int, ...] | None = None
+    careful: int = 0
+    alone: bool = False
+    deadly: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """A row after its image's file was read.
+
+    Attributes:
+        content: the file; None for a row with an error.
+    """
+
+    row: int
+    texts: Texts
+    content: bytes | None = None
+    digest: bytes = b""
+    error: str = ""
+
+
+def work(plan: Work, parent: Connection) -> None:
+    """Load the model, and send ("ready",), then ("chunk", records) and ("alone", row) until ("end",).
+
+    An error is sent as ("failed", error), and ends the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
+    with suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+        try:
+            import openblip
+            from openblip.images.decode import silence_decoders
+
+            silence_decoders()
+            engine = plan.verb.start(openblip.load(**plan.loading), plan.batch_size)
+            parent.send(("ready",))
+            for message in _Chunks(plan, engine).messages():
+                parent.send(message)
+            parent.send(("end",))
+        except (OpenBlipError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, BrokenPipeError | ConnectionResetError):
+                raise
+            parent.send(("failed", error))
+
+
+class _Chunks:
+    def __init__(self, plan: Work, engine: Engine) -> None:
+        self.plan = plan
+        self.engine = engine
+        self.seen = SeenImages(_known(plan))
+        # One iterator for all chunks: what was read ahead belongs to the next one.
+        self.rows = chain.from_iterable(
+            (_failed(item, found) if isinstance(found, ImageError) else found for item, found in batch)
+            for batch in read_ahead(self._items(), _read, plan.batch_size, anything)
+        )
+        self.at_end = False
+
+    def messages(self) -> Iterator[tuple[Any, ...]]:
+        careful = self.plan.careful
+        if self.plan.alone:
+            yield from self._one_by_one()
+            careful -= 1
+        while not self.at_end:
+            yield from self._segment(one_batch=careful > 0)
+            careful -= 1
+
+    def _items(self) -> Iterator[tuple[int, str, Texts] | _ReadRow]:
+        """Rows with the paths of their images, or with what is wrong with them."""
+        plan = self.plan
+        wanted = None if plan.again is None else iter(plan.again)
+        number = None if wanted is None else next(wanted, None)
+        for at, row in enumerate(plan.table.rows()):
+            if at >= plan.stop or (wanted is not None and number is None):
+                return
+            if at < plan.start or (wanted is not None and at != number):
+                continue
+            if wanted is not None:
+                number = next(wanted, None)
+            if at in plan.deadly:
+                yield _ReadRow(at, (), error=KILLED)
+                continue
+            try:
+                image = plan.table.image_of(row)
+                yield at, image, plan.verb.texts(row.values, image)
+            except OpenBlipError as error:
+                yield _ReadRow(at, (), error=str(error))
+
+    def _segment(self, one_batch: bool) -> Iterator[tuple[Any, ...]]:
+        """Chunks of one run of the engine, each up to the last new image of a batch.
+
+        Where a chunk ends depends on the rows behind the chunk before it alone: a run that was killed has the same
+        batches as one that was not.
+        """
+        pending: deque[Record] = deque()
+
+        def images() -> Iterator[tuple[bytes, Texts]]:
+            taken = rows = 0
+            for read in self.rows:
+                record, content = self._record(read)
+                pending.append(record)
+                rows += 1
+                if content is not None:
+                    taken += 1
+                    yield content, read.texts
+                if taken == self.plan.batch_size:
+                    if one_batch:
+                        return
+                    taken = rows = 0
+                if rows >= LONGEST_CHUNK:
+                    return
+            self.at_end = True
+
+        chunk: list[Record] = []
+        for done, result in enumerate(self.engine(images()), start=1):
+            while _is_complete(pending[0]):
+                chunk.append(pending.popleft())
+            chunk.append(_complete(pending.popleft(), result))
+            if done % self.plan.batch_size == 0:
+                yield "chunk", chunk
+                chunk = []
+        chunk += pending
+        if chunk:
+            yield "chunk", chunk
+
+    def _one_by_one(self) -> Iterator[tuple[Any, ...]]:
+        """The chunk that killed the process, with a message before each image."""
+        chunk: list[Record] = []
+        taken = 0
+        for read in self.rows:
+            record, content = self._record(read)
+            if content is not None:
+                yield "alone", read.row
+                (result,) = self.engine(iter([(content, read.texts)]))
+                record = _complete(record, result)
+                taken += 1
+            chunk.append(record)
+            if taken == self.plan.batch_size or len(chunk) >= LONGEST_CHUNK:
+                break
+        else:
+            self.at_end = True
+        if chunk:
+            yield "chunk", chunk
+
+    def _record(self, read: _ReadRow) -> tuple[Record, bytes | None]:
+        """A row's record, and its image if there is something to compute."""
+        record: Record = {"row": read.row}
+        if read.content is None:
+            return record | {"error": read.error}, None
+        earlier = self.seen.find_or_add(_key(read.digest.hex(), read.texts), read.row)
+        record["hash"] = read.digest.hex()
+        if read.texts:
+            record["texts"] = list(read.texts)
+        if earlier != read.row:
+            return record | {"same": earlier}, None
+        return record, read.content
+
+
+def _known(plan: Work) -> Iterator[tuple[bytes, int]]:
+    """Images that were computed already. Those with errors are computed again in a second try."""
+    for record in read_records(plan.journal):
+        if "hash" in record and "same" not in record and not (plan.again is not None and "error" in record):
+            yield _key(record["hash"], tuple(record.get("texts", ()))), record["row"]
+
+
+def _key(digest: str, texts: Texts) -> bytes:
+    return hashlib.sha256(json.dumps([digest, *texts]).encode()).digest()
+
+
+def _read(item: tuple[int, str, Texts] | _ReadRow) -> _ReadRow:
+    """Read the file of an image. Raises ImageError."""
+    if isinstance(item, _ReadRow):
+        return item
+    row, image, texts = item
+    with open_encoded(image, describe_source(image)) as file:
+        content = file.read()
+    return _ReadRow(row, texts, content, hashlib.sha256(content).digest())
+
+
+def _failed(item: tuple[int, str, Texts] | _ReadRow, error: ImageError) -> _ReadRow:
+    if isinstance(item, _ReadRow):
+        return replace(item, error=error.problem)
+    return _ReadRow(item[0], item[2], error=error.problem)
+
+
+def _is_complete(record: Record) -> bool:
+    return "error" in record or "same" in record
+
+
+def _complete(record: Record, result: dict[str, Any] | ImageError) -> Record:
+    return record | ({"error": result.problem} if isinstance(result, ImageError) else {"result": result})

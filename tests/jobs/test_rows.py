@@ -1,0 +1,153 @@
+"""What a job reads and writes: every byte of the old columns, in all kinds of files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.errors import OpenBlipError
+from openblip.jobs.output import written
+from openblip.jobs.rows import Table, find_rows
+from openblip.jobs.templates import Template
+
+NEW = ["caption", "error"]
+TRICKY = (
+    'id,image,"a ""name"""\r\n'
+    "007,a.jpg,NA\r\n"
+    '1.00,b.jpg,"two\nlines, ""quoted"""\r\n'
+    " 08 ,c.jpg,\r\n"
+    "9,d.jpg\r\n"
+    "\r\n"
+    "NaN,é 𝄞.jpg,9007199254740993"
+)
+
+
+def output_of(table: Table, name: str) -> bytes:
+    columns = table.scan().columns
+    rows = ((row, {"caption": f'{number}, "a dog"', "error": None}) for number, row in enumerate(table.rows()))
+    return b"".join(written(table, columns, NEW, rows, Path(name)))
+
+
+def open_table(path: Path, **options: Any) -> Table:
+    table, _ = find_rows(str(path), path.parent / "spool", **options)
+    return table
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_csv_keeps_every_byte(tmp_path: Path, mark: bytes, delimiter: str) -> None:
+    text = TRICKY if delimiter == "," else TRICKY.replace(",", ";")
+    path = tmp_path / "in.csv"
+    path.write_bytes(mark + text.encode())
+    found = output_of(open_table(path), "out.csv")
+    expected = text.replace("9" + delimiter + "d.jpg\r", "9" + delimiter + "d.jpg" + delimiter + "\r")
+    lines = expected.replace("\r\n\r\n", "\r\n").split("\r\n")
+    added = [delimiter.join(NEW)] + [f'"{number}, ""a dog"""{delimiter}' for number in range(5)]
+    wanted = "\r\n".join(line + delimiter + new for line, new in zip(lines, added, strict=True)) + "\r\n"
+    assert found.decode() == (mark.decode() + wanted).replace('"0, ""a dog"""', '"0, ""a dog"""')
+    rows = list(csv.DictReader(io.StringIO(found.decode("utf-8-sig"), newline=""), delimiter=delimiter))
+    assert [row["id"] for row in rows] == ["007", "1.00", " 08 ", "9", "NaN"]
+    assert rows[1]['a "name"'] == f'two\nlines{delimiter} "quoted"' and rows[1]["caption"] == '1, "a dog"'
+
+
+def test_csv_as_jsonl_and_tsv(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text(TRICKY, encoding="utf-8", newline="")
+    table = open_table(path)
+    records = [json.loads(line) for line in output_of(table, "out.jsonl").splitlines()]
+    assert records[0] == {"id": "007", "image": "a.jpg", 'a "name"': "NA", "caption": '0, "a dog"', "error": None}
+    assert output_of(table, "out.tsv").decode().splitlines()[2] == '1.00\tb.jpg\ttwo lines, "quoted"\t1, "a dog"\t'
+
+
+def test_tsv_keeps_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "in.tsv"
+    path.write_text('id\tpath\tsize\n007\ta.jpg\t5" wide\n8\tb.jpg\t"x"\n', encoding="utf-8")
+    assert output_of(open_table(path), "out.tsv").decode() == (
+        "id\tpath\tsize\tcaption\terror\n" + '007\ta.jpg\t5" wide\t0, "a dog"\t\n' + '8\tb.jpg\t"x"\t1, "a dog"\t\n'
+    )
+
+
+def test_jsonl_keeps_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    lines = [
+        '{"image": "a.jpg", "price": 1.00,"big":12345678901234567890 , "tags":["x", 1.0]}',
+        '{ "file_name":"b.jpg","x":null, "n": "a\\u00e9\\n" }',
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = open_table(path)
+    found = output_of(table, "out.jsonl").decode().splitlines()
+    assert found[0] == lines[0][:-1] + ', "caption": "0, \\"a dog\\"", "error": null}'
+    assert found[1] == lines[1][:-2] + ', "caption": "1, \\"a dog\\"", "error": null}'
+    assert [table.image_of(row) for row in table.rows()] == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    rows = list(csv.DictReader(io.StringIO(output_of(table, "out.csv").decode(), newline="")))
+    assert (rows[0]["price"], rows[0]["big"], rows[0]["tags"]) == ("1.00", "12345678901234567890", '["x", 1.0]')
+    assert (rows[1]["n"], rows[1]["x"], rows[1]["image"]) == ("aé\n", "", "")
+
+
+def test_folders_patterns_and_lists(tmp_path: Path) -> None:
+    for name in ("img2.jpg", "img10.jpg", "sub/c.png", "drafts/d.png", "sub/e.png", "note.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _, images = find_rows(str(tmp_path), tmp_path / "spool", exclude=["drafts", "sub/e.*"])
+    assert images == [str(tmp_path / name) for name in ("img2.jpg", "img10.jpg", "sub/c.png")]
+    _, images = find_rows(str(tmp_path / "*" / "*.png"), tmp_path / "spool", exclude=["e.png"])
+    assert images == [str(tmp_path / name) for name in ("drafts/d.png", "sub/c.png")]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfimg2.jpg\r\n\r\nhttps://example.com/a.jpg\r\ngone \xff.jpg")
+    table = open_table(tmp_path / "list.txt")
+    found = [table.image_of(row) for row in table.rows()]
+    assert found == [str(tmp_path / "img2.jpg"), "https://example.com/a.jpg", "gone \udcff.jpg"]
+    assert output_of(table, "out.csv").splitlines()[3].startswith(b"gone \xff.jpg,")
+
+
+def test_paths_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "one").mkdir(parents=True)
+    (tmp_path / "photos" / "one" / "a.jpg").touch()
+    path = tmp_path / "in.csv"
+    path.write_text('image\none\\a.jpg\nC:\\Users\\ann\\photos\\one\\a.jpg\nD:\\other.jpg\n" "\n', encoding="utf-8")
+    table = open_table(path, data_root=tmp_path / "photos")
+    first, second, third, fourth = table.rows()
+    assert table.image_of(first) == table.image_of(second) == str(tmp_path / "photos" / "one" / "a.jpg")
+    with pytest.raises(OpenBlipError, match=r"D:.other\.jpg is on a Windows drive, .* with --data-root"):
+        table.image_of(third)
+    with pytest.raises(OpenBlipError, match="the row names no image"):
+        table.image_of(fourth)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "said"),
+    [
+        ("a.csv", "id,caption\n1,x\n", {}, "no column of images: name it with --image-column; it has id, caption"),
+        ("a.csv", "id,image\n1,x\n", {"column": "photo"}, "no column photo: it has id, image"),
+        ("a.csv", "image\nx,y\n", {}, "line 2, has more cells than the header"),
+        ("a.csv", 'image,note\nx,"y\nz\n', {}, "line 2, opens a quote that is never closed"),
+        ("a.csv", "image,image\nx,y\n", {}, "has several columns 'image'"),
+        ("a.jsonl", '{"image": "x"}\n[1]\n', {}, "line 2, is no JSON object"),
+        ("a.jsonl", '{"image": "x"}\n{"image": \n', {}, "line 2, is not JSON"),
+        ("a.txt", "x.jpg\n", {"column": "x"}, "--image-column is for tables"),
+        ("a.txt", "x.jpg\n", {"exclude": ["x"]}, "--exclude is for folders and patterns"),
+        ("a.parquet", "x", {}, "cannot be read by run: give a CSV, TSV or JSONL file, a list, or a folder"),
+    ],
+)
+def test_refusals(tmp_path: Path, name: str, content: str, options: dict[str, Any], said: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(OpenBlipError) as refused:
+        open_table(tmp_path / name, **options).scan()
+    assert said in str(refused.value)
+
+
+def test_templates() -> None:
+    values = {"category": " dog ", "name": "from the table"}
+    template = Template("{{a}} {category} in {folder}: {name}", "--prompt")
+    template.check(values)
+    assert template.fill(values, "photos/beach day/img.1.jpg") == "{a} dog in beach day: from the table"
+    assert Template("{name}", "--prefix").fill({}, "https://example.com/x/img.1.jpg?y=1") == "img.1"
+    with pytest.raises(OpenBlipError, match=r"--prompt has \{color\} in it, .* use category, name, folder or name"):
+        Template("{color}", "--prompt").check(values)
+    for wrong in ("{", "{}", "{a!r}", "}"):
+        with pytest.raises(OpenBlipError, match="--prompt is"):
+            Template(wrong, "--prompt")
