@@ -68,19 +68,21 @@ class Momentum(Copies):
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
         vision: bool = True,
+        adapters: bool = False,
     ) -> None:
         """Copies start as the network is, queues with random vectors.
 
         Args:
             decay: what a copy keeps of itself in each step.
             vision: whether the image encoder learns; a frozen one needs no copy.
+            adapters: whether nothing but adapters learns, which alone are copied then.
             device: where tensors are kept; None: where the network is.
             generator: on the CPU, of the vectors.
         """
         width = network.config.shared_width
         if width is None:
             raise ValueError("a BLIP without a shared space has nothing to queue")
-        self.copied = (VISION, *COPIED) if vision else COPIED
+        self.copied, self.adapters = (VISION, *COPIED) if vision else COPIED, adapters
         device = network.temperature.device if device is None else device
         super().__init__(self._parameters(network), decay, device)
         rows = torch.randn(2, queue_size, width, generator=generator).to(device)
@@ -140,7 +142,9 @@ class Momentum(Copies):
         return {
             name: parameter
             for name, parameter in network.named_parameters()
-            if name.startswith(self.copied) and READS_IMAGES not in name
+            if name.startswith(self.copied)
+            and READS_IMAGES not in name
+            and (parameter.requires_grad or not self.adapters)
         }
 
 

@@ -18,6 +18,7 @@ from openblip.errors import CheckpointError
 from openblip.nn.blip import BlipNetwork
 from openblip.training.input.batches import BatchRow
 from openblip.training.input.targets import choose_caption
+from openblip.training.lora.adapters import adapts_vision
 from openblip.training.losses import Pairing, TextBatch
 from openblip.training.momentum import NO_IMAGE, Momentum
 from openblip.training.momentum_losses import ImageBatch, pretrain_loss, retrieval_loss, soft_share
@@ -47,16 +48,19 @@ class RetrievalTask(Task):
                 "contrast and matching, such as blip_retrieval/coco"
             )
         self.matching = matching_text(parts, self.text_tokens)
-        section = recipe.momentum
+        section, adapters = recipe.momentum, recipe.lora is not None
+        self.vision_learns = adapts_vision(self.network) if adapters else recipe.train_vision
         self.momentum = Momentum(
             self.network,
             section.queue_size,
             section.decay,
             runtime.device,
             torch.Generator().manual_seed(recipe.seed),
-            recipe.train_vision,
+            self.vision_learns,
+            adapters,
         )
-        start_momentum(self.momentum, self.network, str(recipe.init))
+        if not adapters:
+            start_momentum(self.momentum, self.network, str(recipe.init))
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         network = self.network
@@ -71,7 +75,7 @@ class RetrievalTask(Task):
     ) -> dict[str, Tensor]:
         texts = [choose_caption(row.pair, self.recipe.mixture, row.rng) for row in batch]
         text = TextBatch(*self.matching.batch(texts)).to(self.runtime.device)
-        pixels = views.pixels if views is not None and self.recipe.train_vision else None
+        pixels = views.pixels if views is not None and self.vision_learns else None
         images = ImageBatch(self.patches(views), pixels)
         among, world = self.runtime.world, self.runtime.world
         if not self.recipe.momentum.negative_all_rank and world.size > 1:

@@ -187,7 +187,7 @@ WRITING = {EvaluationTask.CAPTIONS: "cider", EvaluationTask.QUESTIONS: "accuracy
 VISION = frozenset({"train_vision", "vision_blocks", "drop_path", "gradient_checkpointing", "lora"})
 BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
 MATCHING = frozenset({"text_tokens", "itm_share", "learn_candidates"})
-PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "drop_path", "gradient_checkpointing", "momentum"})
+PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "drop_path", "gradient_checkpointing", "lora", "momentum"})
 WHOLE = frozenset({"train_vision", "drop_path", "gradient_checkpointing", "text_tokens"})
 
 OBJECTIVES: Mapping[Stage, Objective] = {
@@ -230,7 +230,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         needs="questions with answers",
     ),
     Stage.RETRIEVAL: Objective(
-        {"blip": Learner(_retrieval, _prepare_retrieval, Finetuning(_matches, (), rate=1e-5))},
+        {"blip": Learner(_retrieval, _prepare_retrieval, Finetuning(_matches, ("text",), rate=1e-5))},
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         PAIRS,
@@ -238,7 +238,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         keeps_copies=True,
     ),
     Stage.PRETRAIN: Objective(
-        {"blip": Learner(_pretrain, finetuning=Finetuning(_pretrains, (), rate=1e-5))},
+        {"blip": Learner(_pretrain, finetuning=Finetuning(_pretrains, ("text", "language_model"), rate=1e-5))},
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         PAIRS,
