@@ -333,9 +333,12 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}\n\n{HEAD}"
     )
     rows: list[Row] = []
+    different: list[str] = []
     for name, measure in {"caption": captions, "questions": questions, "rank": rankings}.items():
         if name in options.rows:
-            rows += [row for figures in measure(options) for row in figures.rows()]
+            found = measure(options)
+            rows += [row for figures in found for row in figures.rows()]
+            different += [figures.name for figures in found if len(set(figures.same(FLOAT32))) > 1]
     if "retrieval" in options.rows:
         parts = retrieval(options)
         whole = whole_retrieval(parts)
@@ -345,6 +348,8 @@ def main() -> None:
     if "memory" in options.rows:
         rows += memory()
     finish(rows, options.json, settings)
+    if different:
+        raise SystemExit(f"in float32, texts are not the peer's: {'; '.join(different)}")
 
 
 if __name__ == "__main__":

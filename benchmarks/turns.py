@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from results import Row
@@ -14,6 +14,10 @@ from results import Row
 WARM = 1
 """Rounds that do not count; int8 layers are packed before."""
 PEER, FLOAT32, INT8 = "peer", "float32", "int8"
+NOTHING = 1e-4
+"""Seconds."""
+Field: TypeAlias = Literal["wall", "cpu"]
+FIELDS: tuple[Field, Field] = ("wall", "cpu")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Figures:
     name: str
     taken: Mapping[str, Sequence[Taken]]
 
-    def ratio(self, way: str, of: Literal["wall", "cpu"]) -> float:
+    def ratio(self, way: str, of: Field) -> float:
         """Times as fast as the peer, by the field `of` of `Taken`."""
         pairs = zip(self.taken[PEER], self.taken[way], strict=True)
         return float(statistics.median(getattr(theirs, of) / getattr(own, of) for theirs, own in pairs))
@@ -50,10 +54,9 @@ class Figures:
         shown = [f"| {self.name} | {self.seconds(PEER):.2f} |"]
         for way in (FLOAT32, INT8):
             equal, count = self.same(way)
-            shown.append(
-                f" {self.seconds(way):.3f} | **{self.ratio(way, 'wall'):.2f}** | {self.ratio(way, 'cpu'):.2f} |"
-                f" {equal} of {count} |"
-            )
+            # What the peer does not do costs it nothing.
+            wall, cpu = (f"{self.ratio(way, of):.2f}" if self.seconds(PEER) > NOTHING else "-" for of in FIELDS)
+            shown.append(f" {self.seconds(way):.3f} | **{wall}** | {cpu} | {equal} of {count} |")
         return "".join(shown)
 
     def rows(self) -> list[Row]:
