@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from openblip.checkpoints.lavis.blip import assemble
 from openblip.checkpoints.model_parts import GenerationDefaults
+from openblip.data.sample import Sample
 from openblip.devices import choose_placement
+from openblip.evaluation.score import score_model
+from openblip.evaluation.settings import RetrievalSettings, Settings, Task
 from openblip.images.transform import ImageTransform, to_pixels
 from openblip.models.load import model_of
 from openblip.results import Ranked
@@ -21,6 +25,8 @@ from tests.pairs.blip import VARIABLE, load, recordings
 pytestmark = pytest.mark.real
 OUTSIDE = -100.0
 """LAVIS' score of what is not among a query's best."""
+OWNERS = (0, 1, 1, 2, 2, 3, 4)
+"""The image of each text."""
 
 
 def test_scores_are_those_of_lavis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +53,19 @@ def test_scores_are_those_of_lavis(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check(found.texts, evaluation["score_i2t"], evaluation["cosine"])
     check(found.images, evaluation["score_t2i"], evaluation["cosine"].T)
     assert model.rank_both(images, texts, rerank=100).texts[0][0].score is not None  # more than there are
+    samples = []
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+        own = tuple(text for text, owner in zip(texts, OWNERS, strict=True) if owner == number)
+        samples.append(Sample((tmp_path / f"{number}.png",), str(number), captions=own))
+    settings = Settings(Task.RETRIEVAL, retrieval=RetrievalSettings(rerank=evaluation["k_test"]), batch_size=2)
+    metrics = score_model(model, samples, settings).metrics
+    for name, scores, right in (
+        ("image_to_text", evaluation["score_i2t"], torch.arange(5)[:, None] == torch.tensor(OWNERS)),
+        ("text_to_image", evaluation["score_t2i"], torch.tensor(OWNERS)[:, None] == torch.arange(5)),
+    ):
+        first = right.gather(1, scores.argsort(dim=1, descending=True)[:, :1]).float().mean()
+        assert metrics[f"{name}_at_1"] == pytest.approx(float(first))
 
 
 def check(rankings: Sequence[Sequence[Ranked]], scores: Tensor, cosines: Tensor) -> None:
