@@ -9,7 +9,7 @@ import pytest
 from tests.pairs import official
 
 TOLERANCE = 1e-5
-FEW = ("blip_caption/large_coco", "ViT-B-32")
+FEW = ("ViT-B-32",)
 """Of the others, `make parity` says as much; `pytest -m slow` tests them, too."""
 
 
