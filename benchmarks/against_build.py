@@ -245,7 +245,7 @@ def quartiles(pairs: list[tuple[float, float]]) -> list[float]:
 
 def ratio_of_lowest(pairs: list[tuple[float, float]]) -> float:
     ours, theirs = zip(*pairs, strict=True)
-    return min(ours) / min(theirs)
+    return float(min(ours) / min(theirs))
 
 
 WRITING = ["caption, 5 beams", "caption, greedy", "ask, 3 questions"]
