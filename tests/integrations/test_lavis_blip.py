@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.checkpoints.blip_models import GENERATION, PROMPTS
-from openblip.checkpoints.lavis.blip import assemble
+from openblip.checkpoints.lavis.blip import assemble, to_lavis
 from openblip.checkpoints.model_parts import ModelParts, read_defaults
 from openblip.checkpoints.names.blip import LAVIS_PARTS, layout_of, momentum_tensors
 from openblip.checkpoints.openblip.folder import save_native
@@ -311,6 +311,28 @@ def test_weights_of_another_image_size(tmp_path: Path) -> None:
     assert torch.equal(same.network.vision.positions, one.network.vision.positions)
     with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
         same.load_checkpoint(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize(("task", "kind"), [("pair", BlipNLVR), ("entail", BlipClassification)])
+def test_a_file_of_pre_training_gives_what_it_has(tmp_path: Path, task: str, kind: type[BlipNLVR]) -> None:
+    """Attention to one image is doubled; heads, what merges, and momentum copies come from elsewhere."""
+    one = small_parts("match", tmp_path, seed=2).network
+    state = to_lavis(one)
+    state |= {name.replace("text_encoder.", "text_encoder_m."): state[name] for name in state if "text_enc" in name}
+    torch.save({"model": state, "epoch": 1}, tmp_path / "pretrained.pth")
+    model = kind(small_parts(task, tmp_path / task))
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    model.load_from_pretrained(tmp_path / "pretrained.pth")
+    after, own = model.network.state_dict(), one.state_dict()
+    for name, tensor in after.items():
+        kept = name.startswith("class_head.") or ".merge." in name
+        single = name.replace(".first.", ".").replace(".second.", ".")
+        assert torch.equal(tensor, before[name] if kept else own[single]), name
+    # LAVIS' own file of the model, with its head, is read as it is.
+    torch.save({"model": model.checkpoint()}, tmp_path / "tuned.pth")
+    other = kind(small_parts(task, tmp_path / task, seed=3))
+    other.load_from_pretrained(tmp_path / "tuned.pth")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in other.network.state_dict().items())
 
 
 def test_several_captions_of_an_image_differ(captioner: BlipCaption) -> None:

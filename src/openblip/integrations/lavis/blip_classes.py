@@ -5,15 +5,22 @@ Where LAVIS fails, these do not: predictions need no labels, and `blip_classific
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.checkpoints.lavis.blip import read_file
 from openblip.checkpoints.model_parts import ModelParts
-from openblip.errors import OptionError
+from openblip.checkpoints.names.blip import CLASS_BIAS, ROOTS
+from openblip.checkpoints.read_options import ReadOptions
+from openblip.checkpoints.tensors.files import open_weights
+from openblip.checkpoints.tensors.wrappers import Peeled
+from openblip.errors import OptionError, given_path
 from openblip.integrations.lavis.blip import BlipModel
 from openblip.integrations.lavis.models import listed_texts, pixels_of
 from openblip.integrations.lavis.outputs import Loss, Samples
@@ -25,6 +32,8 @@ from openblip.training.momentum import Copies
 from openblip.training.momentum_losses import soft_share
 
 LONGEST_STATEMENT = 40
+NEW = re.compile(r"^class_head\.|\.merge\.")
+"""Names of what a file of pre-training has not."""
 
 
 class ClassSamples(Samples, total=False):
@@ -65,6 +74,30 @@ class BlipClassifier(BlipModel):
     def _reads(cls, parts: ModelParts[BlipNetwork]) -> bool:
         encoder = parts.network.config.encoder
         return parts.network.config.num_classes is not None and encoder is not None and encoder.images == cls.images
+
+    def load_from_pretrained(self, url_or_filename: str | Path) -> None:
+        """Take the weights of a file of pre-training, to train: its attention to one image is that to both of two.
+
+        The head, and the layers that merge two images, stay as they are where the file has none. Positions of images of
+        another size are interpolated.
+
+        Raises:
+            CheckpointError: the file is missing, broken or does not fit.
+        """
+        file = given_path("the file", url_or_filename)
+        if CLASS_BIAS in Peeled(open_weights(file), ROOTS).shapes:
+            super().load_from_pretrained(file)
+            return
+        config, weight = self.network.config, next(self.parameters())
+        assert config.encoder is not None and config.num_classes is not None
+        plain = replace(config, encoder=replace(config.encoder, images=1), num_classes=None)
+        found = read_file(plain, file, ReadOptions(weight.dtype, weight.device))
+        if found.config.vision.image_size != config.vision.image_size:
+            found.vision.resize(config.vision.image_size)
+        pair = found.with_class_head(config.num_classes, self.images).state_dict()
+        self.network.load_state_dict(
+            {name: own if NEW.search(name) else pair[name] for name, own in self.network.state_dict().items()}
+        )
 
     def _texts(self, samples: ClassSamples, count: int) -> TextBatch:
         ids, mask = self.text.batch(listed_texts(samples.get("text_input"), count, "text_input"))
