@@ -117,7 +117,7 @@ def test_hidden_answers_are_written_for_the_challenge(run: Evaluate, capsys: pyt
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", str(RECIPES / "blip_vqav2_test.yaml"), *arguments])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "accuracy (test-dev) published 78.2, LAVIS, docs/benchmark".split()
+    assert lines[0].split() == "Accuracy (test-dev) published 78.2, LAVIS, docs/benchmark".split()
 
 
 @pytest.mark.parametrize(

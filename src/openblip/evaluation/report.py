@@ -124,7 +124,8 @@ def measured(found: Evaluation, recipe: EvaluationRecipe) -> list[Measured]:
     # What cannot be computed here, as the accuracy of hidden answers.
     for name in dict.fromkeys(figure.metric for figure in recipe.published if figure.metric not in found.metrics):
         for figure in (figure for figure in recipe.published if figure.metric == name):
-            lines.append(Measured(NAMES.get(name, name), "", f"{100 * figure.value:.1f}", "", figure.source))
+            shown = NAMES.get(name, name[:1].upper() + name[1:])
+            lines.append(Measured(shown, "", f"{100 * figure.value:.1f}", "", figure.source))
     return lines
 
 
