@@ -240,12 +240,12 @@ class Comparison:
 def quartiles(pairs: list[tuple[float, float]]) -> list[float]:
     """Of the ratio of two calls that followed one another."""
     ratios = [ours / theirs for ours, theirs in pairs]
-    return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    found: list[float] = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return found
 
 
 def ratio_of_lowest(pairs: list[tuple[float, float]]) -> float:
-    ours, theirs = zip(*pairs, strict=True)
-    return float(min(ours) / min(theirs))
+    return min(ours for ours, _ in pairs) / min(theirs for _, theirs in pairs)
 
 
 WRITING = ["caption, 5 beams", "caption, greedy", "ask, 3 questions"]
