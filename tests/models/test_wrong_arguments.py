@@ -16,7 +16,10 @@ import torch
 
 import openblip
 from openblip import Model, OpenBlipError, OptionError
+from openblip.checkpoints.openblip.folder import save_native
 from openblip.generation.options import USER_OPTIONS
+from tests.checkpoints.clip_theirs import write_clip
+from tests.models.blip_models import small_parts
 
 FLAGS = {"stream", "details", "itm", "no_repeat_words", "early_stopping", "do_sample", "recursive"}
 """Parameters that are True or False, and nothing else: "no" would count as true."""
@@ -63,10 +66,28 @@ def test_odd_values_are_taken_or_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where models are saved by odd names
     (tmp_path / "image.png").write_bytes(image_paths[0].read_bytes())
-    call, right, names = public_call(tiny_model, name, tmp_path)
+    give_odd_values(tiny_model, name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("match", "heatmap"), ("answer", "rank_answers"), ("pair", "judge"), ("clip", "classify"), ("clip", "match")],
+)
+def test_odd_values_for_other_families(kind: str, name: str, image_paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(image_paths[0].read_bytes())
+    if kind == "clip":
+        write_clip(tmp_path / "source")
+    else:
+        save_native(small_parts(kind, tmp_path), tmp_path / "source", "float32")
+    give_odd_values(openblip.load(tmp_path / "source", device="cpu"), name, tmp_path)
+
+
+def give_odd_values(model: Model, name: str, folder: Path) -> None:
+    """One after the other, in place of each argument."""
+    call, right, names = public_call(model, name, folder)
     for parameter in names:
         sampled = {"top_p": 0.9} if parameter in ("temperature", "top_k", "seed") else {}
-        for value in odd_values(tiny_model):
+        for value in odd_values(model):
             try:
                 found = call(**sampled | right | {parameter: value})
                 if hasattr(found, "__next__"):
