@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +218,31 @@ def test_an_output_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     refused = run(table, output)
     assert (refused.returncode, output.read_text(encoding="utf-8")) == (2, "mine")
     assert refused.stderr == f"error: {output} is there already: give another --output, or delete it\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 kB, where the system lets us have one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root may mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
+    table = make_table(tmp_path, 120)
+    whole, output = tmp_path / "whole.csv", small_disk / "out.csv"
+    run(table, whole)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(20_000))
+    done = run(table, output)
+    assert (done.returncode, "No space left on device): make room" in done.stderr) == (2, True)
+    assert 0 < rows_file(output).stat().st_size < 20_000
+    ballast.unlink()
+    assert run(table, output).returncode == 0
+    assert output.read_bytes() == whole.read_bytes()
