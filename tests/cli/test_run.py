@@ -124,3 +124,18 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing(run: Run, image_paths: lis
     ran = run("run", "caption", image_paths[0], "-o", tmp_path / "o.csv", "--model", tmp_path / "no")
     assert ran.code == 2 and ran.err.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_that_the_model_refuses_is_an_error_of_its_row(
+    run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path
+) -> None:
+    questions = ["how many?", "what is it?", "why " * 300, "what color?"]
+    table = tmp_path / "table.csv"
+    lines = [f"{path},{question}" for path, question in zip(image_paths, questions)]  # noqa: B905
+    table.write_text("\n".join(["image,q", *lines, ""]), encoding="utf-8")
+    options = ["--question-column", "q", "--batch-size", "2", "--model", tiny_model_folder]
+    assert run("run", "ask", table, "-o", tmp_path / "out.csv", *options).code == 1
+    found = rows_of(tmp_path / "out.csv")
+    assert [bool(row["error"]) for row in found] == [False, False, True, False]
+    assert "positions" in found[2]["error"] or "long" in found[2]["error"]
+    assert found[3]["answer"] == tiny_model.ask(image_paths[3], "what color?")

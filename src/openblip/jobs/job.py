@@ -252,10 +252,10 @@ def _work(plan: JobPlan, journal: Journal) -> Work:
 
 
 def _work_until_done(rest: Work, journal: Journal, chunk_done: Callable[[], Work]) -> None:
-    """Run workers until all rows are done; one that is killed is replaced.
+    """Run workers until all rows are done; one that is killed, or whose model refuses a chunk, is replaced.
 
-    The first time, the next one does not read ahead, so that it is clear which chunk kills it. Then the images of this
-    chunk are done alone, and the one that kills its process is an error.
+    The first time, the next one does not read ahead, so that it is clear which chunk it is. Then the images of this
+    chunk are done alone, and the one that kills its process or is refused is an error.
     """
     while True:
         loaded, alone = False, None
@@ -273,7 +273,10 @@ def _work_until_done(rest: Work, journal: Journal, chunk_done: Callable[[], Work
                     journal.add(message[1])
                     rest, alone = replace(chunk_done(), careful=max(0, rest.careful - 1)), None
                 elif message[0] == "failed":
-                    raise message[1]
+                    # A question that is too long, for one, is an error of its row.
+                    if not loaded or rest.alone or not isinstance(message[1], OpenBlipError):
+                        raise message[1]
+                    break
                 else:
                     return
         ended = f"(exit code {exit_code()})"

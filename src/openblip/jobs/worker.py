@@ -173,21 +173,32 @@ class _Chunks:
             yield "chunk", chunk
 
     def _one_by_one(self) -> Iterator[tuple[Any, ...]]:
-        """The chunk that killed the process, with a message before each image."""
+        """The chunk that killed the process or that the model refused, with a message before each image.
+
+        Raises:
+            OpenBlipError: the model refuses all of them: not a row is at fault, but the command.
+        """
         chunk: list[Record] = []
+        refusals: list[OpenBlipError] = []
         taken = 0
         for read in self.rows:
             record, content = self._record(read)
             if content is not None:
                 yield "alone", read.row
-                (result,) = self.engine(iter([(content, read.texts)]))
-                record = _complete(record, result)
                 taken += 1
+                try:
+                    (result,) = self.engine(iter([(content, read.texts)]))
+                    record = _complete(record, result)
+                except OpenBlipError as error:
+                    refusals.append(error)
+                    record["error"] = str(error)
             chunk.append(record)
             if taken == self.plan.batch_size or len(chunk) >= LONGEST_CHUNK:
                 break
         else:
             self.at_end = True
+        if refusals and len(refusals) == taken:
+            raise refusals[0]
         if chunk:
             yield "chunk", chunk
 
