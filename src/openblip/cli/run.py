@@ -344,7 +344,9 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         outcome = run_job(plan, progress)
     copies = f", {outcome.copies:,} of them with the image of an earlier row" if outcome.copies else ""
     errors = f", {outcome.errors:,} with an error (see its column error; --retry-errors tries them again)"
-    print_line(f"{output}: {outcome.rows:,} rows{copies}{errors if outcome.errors else ''}")
+    print_line(
+        f"{output}: {outcome.rows:,} {'row' if outcome.rows == 1 else 'rows'}{copies}{errors if outcome.errors else ''}"
+    )
     if outcome.errors:
         raise typer.Exit(SOME_FAILED)
 
