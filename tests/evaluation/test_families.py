@@ -186,6 +186,9 @@ def test_statements(
     assert len(done.found.rows) == 3 and "bad.png" in done.found.excluded[0].image
     right = [row.prediction.lower() == labels[place % 2].lower() for place, row in enumerate(done.found.rows)]
     assert done.found.metrics["accuracy"] == pytest.approx(sum(right) / 3)
+    (data / "good.csv").write_text("\n".join(lines[:-1]) + "\n")
+    first, again = (run(recipe, model, "good.csv", f"output={data / 'good'}").found for _ in range(2))
+    assert first.metrics == again.metrics == done.found.metrics  # again, nothing is left to be judged
     (data / "odd.csv").write_text("image,caption,label\n" + f"{names[0]},a dog,blue\n")
     with pytest.raises(OpenBlipError, match=r"chooses among .*, and the data has blue"):
         run(recipe, model, "odd.csv", f"output={data / 'odd'}")

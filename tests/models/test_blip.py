@@ -215,6 +215,9 @@ def test_heatmaps(make: Make, image_paths: list[Path], tmp_path: Path) -> None:
     assert isinstance(hot, tuple) and isinstance(blue, tuple) and hot[0] > blue[0] and hot[2] < blue[2] + 60
     with pytest.raises(openblip.OptionError, match="the text encoder has 2 layers"):
         model.heatmap(image_paths[0], "a dog", layer=2)
+    for nothing in ("", " \t"):
+        with pytest.raises(openblip.OptionError, match="has no words: say what to look for"):
+            model.heatmap(image_paths[0], nothing)
     with pytest.raises(openblip.OptionError, match="one image has one heatmap"):
         model.heatmap(image_paths, "a dog")  # type: ignore[arg-type]
     with pytest.raises(

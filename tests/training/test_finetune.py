@@ -288,7 +288,7 @@ def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: st
         finetuning_recipe(replace(wishes, lora=True))
     if stage == "nlvr":
         alone = claims(table, pairs=False)
-        with pytest.raises(OpenBlipError, match="cannot learn to judge sentences with 1 images each"):
+        with pytest.raises(OpenBlipError, match="cannot learn to judge sentences with one image each"):
             finetuning_recipe(replace(wishes, model=str(folder), table=alone))
     save_native(small_parts("caption", tmp_path), tmp_path / "caption")
     with pytest.raises(OpenBlipError, match="cannot learn to judge sentences"):

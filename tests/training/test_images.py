@@ -42,7 +42,7 @@ def skipped(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("cache", ["null", "features"])
 def test_images_that_cannot_be_read_are_listed_and_left_out(
-    recipe: Path, data: Path, tmp_path: Path, cache: str
+    recipe: Path, data: Path, tmp_path: Path, cache: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (data / "images/03.png").write_bytes(b"no image")
     (data / "images/11.png").unlink()
@@ -51,6 +51,8 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(
     place = cache if cache == "null" else str(tmp_path / cache)
     folder = train(load_recipe(recipe, [f"cache={place}"]))
     assert sorted(skipped(folder)) == ["03.png", "07.png", "11.png"]
+    said = "".join(capfd.readouterr())
+    assert said.count("cannot be read") >= 1 and "see skipped.csv" in said
     with pytest.raises(ImageError, match=r"(03|07|11)\.png"):
         train(load_recipe(recipe, [f"cache={place}", "on_bad_image=stop", f"output={tmp_path / 'stopped'}"]))
 

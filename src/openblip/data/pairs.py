@@ -163,8 +163,9 @@ def load_claims(source: DataSource, data_root: Path, skipped: list[str] | None =
         claim, label = tidy(" ".join(row.captions)), row.label.strip()
         if len(row.images) not in (1, 2) or not claim or not label:
             raise OptionError(
-                f"row {row.sample_id or number} of the data source {source.name!r} has {len(row.images)} images, the "
-                f"sentence {claim!r} and the label {label!r}: give each one image or two, a sentence and a label"
+                f"row {row.sample_id or number} of the data source {source.name!r} has {len(row.images)} "
+                f"image{'s' * (len(row.images) != 1)}, the sentence {claim!r} and the label {label!r}: give each one "
+                "image or two, a sentence and a label"
             )
         second = row.images[1] if len(row.images) > 1 else None
         found.append(ImageText(row.images[0], second=second, claim=claim, label=intern(label)))

@@ -141,11 +141,14 @@ class Matcher:
 
         Raises:
             CheckpointError: the network does not tell, or is quantized: there are no gradients then.
-            OptionError: there is no such layer.
+            OptionError: there is no such layer, or the text has no words.
         """
         if self.comparison.match_map is None:
             raise CheckpointError(f"the model {name} does not tell where it looks: a BLIP or BLIP-2 with ITM does")
-        ids, mask = self._padded([self.words.encode(self.words.clean(text))])
+        cleaned = self.words.clean(text)
+        if not cleaned:
+            raise OptionError(f"the text {text!r} has no words: say what to look for")
+        ids, mask = self._padded([self.words.encode(cleaned)])
         try:
             found = self.comparison.match_map(ids, mask, image.features[None], layer)
         except ValueError as error:

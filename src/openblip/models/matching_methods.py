@@ -150,7 +150,7 @@ def heatmap(self: Composed, images: ImageInput, text: str, *, layer: int | None 
 
     Raises:
         ImageError: the image cannot be read.
-        OptionError: several images or texts, or there is no such layer.
+        OptionError: several images or texts, a text without words, or there is no such layer.
         CheckpointError: the model does not tell where it looks, or is quantized.
     """
     matcher = matcher_of(self, "match")

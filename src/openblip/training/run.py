@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,12 @@ def train(recipe: Recipe) -> Path:
     if next(parts.network.vision.parameters()).is_meta:
         drop_encoder(parts.network)
     learner = learner_of(recipe.stage, parts.family, parts.name)
+    if not (any(usable) or any(source.stream for source in recipe.data)):
+        raise OptionError(
+            f"the data has no {objective.needs}, from which stage {recipe.stage.value} learns: give other data"
+        )
+    # Errors call it by the name that the user gave; the model that is saved is made anew.
+    parts = replace(parts, name=parts.name if recipe.init is None else str(recipe.init))
     task = learner.task(parts, recipe, [image for group in usable for image in group], runtime)
     task.to(accelerator.device)
     trained = trained_parts(recipe, task)

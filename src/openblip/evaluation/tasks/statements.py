@@ -48,7 +48,8 @@ def judged(
         CheckpointError: the model has no head to judge with.
     """
     judge = judge_of(model)
-    labels = sorted({samples[row].label for rows in groups.values() for row in rows})
+    # Of all, not only of those that a run that was stopped has left over.
+    labels = sorted({sample.label for sample in samples})
     classes = {name.casefold() for name in judge.classes}
     if not classes.intersection(label.strip().casefold() for label in labels):
         raise OptionError(

@@ -15,15 +15,17 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.assign import VISION
 from openblip.data.pairs import ImageText
+from openblip.errors import OptionError
 from openblip.training.init.reinit import resize
 from openblip.training.init.small_blip2 import build_small_blip2
 from openblip.training.lora.adapters import adapter_parameters, add_lora, reaches_vision
+from openblip.training.lora.targets import targets_of
 from openblip.training.recipe_keys import Recipe
 from openblip.training.tasks.table import learner_of
 
 
 def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: bool = True) -> ModelParts[Any, Any]:
-    """The model that a recipe starts from, always the same.
+    """The model that a recipe starts from, always the same. Errors call it by the name that the user gave.
 
     Args:
         encoder: without it the weights of a stored model's image encoder are not read, and it is on the meta device;
@@ -40,18 +42,40 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
         learner_of(recipe.stage, parts.family, str(recipe.init))
         if not encoder and recipe.lora is not None and reaches_vision(parts.network, recipe.lora):
             parts = load_parts(str(recipe.init))
-        parts = replace(parts, name=name)
+        parts = replace(parts, name=str(recipe.init))
     if recipe.prompt is not None:
         parts = replace(parts, prompts=replace(parts.prompts, caption=recipe.prompt))
     if recipe.image_size is not None:
         parts = resize(parts, recipe.image_size)
+    own = None if recipe.lora is None or recipe.new is not None else _linear_layers(parts)
     torch.manual_seed(recipe.seed)
     parts = learner_of(recipe.stage, parts.family, parts.name).prepare(
         parts, recipe, [image for group in images for image in group]
     )
     if recipe.lora is not None:
-        add_lora(parts, recipe.lora)
-    return parts
+        adapted = add_lora(parts, recipe.lora).layers
+        if own is not None:
+            _require_layers(recipe, own, adapted, _linear_layers(parts))
+    return replace(parts, name=name)
+
+
+def _linear_layers(parts: ModelParts[Any, Any]) -> dict[str, tuple[int, int]]:
+    """Shapes of the layers that adapters can go to, by transformers' names."""
+    return {target.theirs: target.shape for target in targets_of(parts.network)}
+
+
+def _require_layers(
+    recipe: Recipe, own: Mapping[str, tuple[int, int]], adapted: Sequence[str], shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Raises OptionError when the model that a run starts from lacks layers that have adapters in what was made of it:
+    adapters are saved alone, and could never be put on it again.
+    """
+    for name in adapted:
+        if own.get(name) != shapes[name]:
+            raise OptionError(
+                f"stage {recipe.stage.value} makes another model of {recipe.init}, and adapters for {name} would not "
+                "fit the one that is given: train without lora first, and give what comes of it as init"
+            )
 
 
 def with_weights(parts: ModelParts[Any, Any], learnt: Mapping[str, Tensor]) -> ModelParts[Any, Any]:

@@ -125,7 +125,7 @@ class Trainer:
                 self._epoch(monitor)
                 position.step, position.epoch = 0, epoch + 1
                 self._after_epoch(monitor)
-                self._save()
+                self._save(monitor)
                 if self._stopped_early():
                     monitor.say(f"stopped: no better for {recipe.evaluation.patience} evaluations")
                     break
@@ -148,17 +148,19 @@ class Trainer:
             # What comes after an epoch's last step is saved with it.
             is_last = position.step == self.epoch_steps
             if self.stop.wanted(self.world, self.device) and not is_last:
-                self._save()
+                self._save(monitor)
                 leave()
                 raise Stopped(self.stop.signal, position.total, self.state.total_steps)
             if position.total % recipe.save_every == 0 and not is_last:
-                self._save()
+                self._save(monitor)
 
-    def _save(self) -> None:
+    def _save(self, monitor: RunMonitor) -> None:
         self.state.save(self.output)
         bad = self.world.all_of(self.loader.take_unreadable())
         if self.world.rank == 0:
-            write_skipped(self.output, bad)
+            new = write_skipped(self.output, bad)
+            if new:
+                monitor.say(f"{new} image{'s' * (new != 1)} cannot be read, and are left out: see skipped.csv")
 
     def _report_speedup(self, monitor: RunMonitor, seconds: float) -> None:
         if self.speedup is None or self.world.rank:

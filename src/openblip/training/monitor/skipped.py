@@ -12,13 +12,14 @@ from openblip.saving import replacing
 SKIPPED_FILE = "skipped.csv"
 
 
-def write_skipped(folder: Path, bad: Sequence[BadImage]) -> None:
-    """Add bad images to the list in the folder; nothing is written if there are none."""
+def write_skipped(folder: Path, bad: Sequence[BadImage]) -> int:
+    """Add bad images to the list in the folder; returns how many are new. Nothing is written if there are none."""
     if not bad:
-        return
+        return 0
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SKIPPED_FILE
     problems = _listed(path)
+    before = len(problems)
     for each in bad:
         # A problem begins with the name of the image, which has its own column here.
         problems.setdefault(str(each.image), each.problem.removeprefix(f"{each.image}: "))
@@ -27,6 +28,7 @@ def write_skipped(folder: Path, bad: Sequence[BadImage]) -> None:
         writer = csv.writer(file)
         writer.writerow(["image", "problem"])
         writer.writerows(problems.items())
+    return len(problems) - before
 
 
 def _listed(path: Path) -> dict[str, str]:

@@ -319,8 +319,9 @@ def finetuning_of(parts: AnyParts, name: str, claims: Images = ()) -> tuple[Stag
         if learner is not None and learner.finetuning is not None and learner.finetuning.suits(parts):
             return stage, learner.finetuning
     if claims:
+        images = "two images" if len(claims[0].images) == 2 else "one image"
         raise OptionError(
-            f"{name} cannot learn to judge sentences with {len(claims[0].images)} images each, which the table has: "
+            f"{name} cannot learn to judge sentences with {images} each, which the table has: "
             "give a BLIP that matches, embeds or answers, or one that judges such sentences"
         )
     raise OptionError(
