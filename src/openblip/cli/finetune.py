@@ -21,8 +21,8 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip finetune --data pairs.csv --dry-run > recipe.yaml
 
 The table has a column of images (image, path, file, ...) and one of texts (caption, text, ...), or two of questions and
-answers, or two of sentences and labels, for a BLIP that is to judge them. Other BLIP models learn texts or answers,
-whichever they do. A tenth of the images is held out: the weights that do best on it are kept, and texts for it shown as
+answers, or two of sentences and labels, for a BLIP that is to judge them. Other BLIP models learn what they do: texts,
+answers, or which texts belong to which images. A tenth of the images is held out: the weights that do best on it are kept, and texts for it shown as
 it goes. A run that was stopped goes on when it is started again."""
 
 
@@ -61,7 +61,7 @@ def finetune(
         int | None, typer.Option(min=1, help="Number of passes over the images.", show_default="by size")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.", show_default="by size")] = None,
-    rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="1e-4, LoRA 2e-4")] = None,
+    rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="by model")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters (LoRA) only.")] = False,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
