@@ -22,8 +22,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
 The table has a column of images (image, path, file, ...) and one of texts (caption, text, ...), or two of questions and
 answers, or two of sentences and labels, for a BLIP that is to judge them. Other BLIP models learn what they do: texts,
-answers, or which texts belong to which images. A tenth of the images is held out: the weights that do best on it are kept, and texts for it shown as
-it goes. A run that was stopped goes on when it is started again."""
+answers, or which texts belong to which images. A tenth of the images is held out: the weights that do best on it are
+kept, and texts for it shown as it goes. A run that was stopped goes on when it is started again."""
 
 
 FLAGS = {
