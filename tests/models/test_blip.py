@@ -135,6 +135,8 @@ def test_ranked_answers(make: Make, image_paths: list[Path]) -> None:
     assert len(model.rank_answers(image_paths[0], QUESTIONS[0], answers, first=2)) == 2
     with pytest.raises(openblip.OptionError, match="there are no answers, or one is empty"):
         model.rank_answers(image_paths[0], QUESTIONS[0], ["red", " "])
+    with pytest.raises(openblip.OptionError, match="positions: shorten the question, or leave long answers out"):
+        model.rank_answers(image_paths[0], QUESTIONS[0], ["red", "dog " * 200])
 
 
 def test_matching(make: Make, image_paths: list[Path]) -> None:

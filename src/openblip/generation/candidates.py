@@ -51,7 +51,7 @@ def rank_candidates(
         return [[] for _ in prompts]
     count, longest = min(first, len(candidates)), max(map(len, candidates))
     options = GenerationOptions(max_new_tokens=longest, num_return_sequences=count, do_sample=True).resolved()
-    start = prefill(model, prompts, options, None, prefix)
+    start = prefill(model, prompts, options, None, prefix, "shorten the question, or leave long answers out")
     device = start.logits.device
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in candidates], device=device)
     lengths = torch.tensor(list(map(len, candidates)), device=device)

@@ -38,11 +38,13 @@ def prefill(
     options: ResolvedOptions,
     prompt_ids: Sequence[Tensor] | None,
     prefix: Prefix | Sequence[Prefix] | None = None,
+    advice: str = "shorten the prompt or lower max_new_tokens",
 ) -> Prefilled:
     """Read each prompt [T_i, token width] once, leaving room for the texts that are to go on from it.
 
     Args:
         prefix: what the prompts, which are given without it, begin with: one for all, or one each.
+        advice: what to do about too many tokens, as the error says.
 
     Raises:
         OptionError: the longest prompt and the new tokens exceed the model's positions.
@@ -56,7 +58,7 @@ def prefill(
     if not fits(model.config, longest, new_tokens):
         raise OptionError(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {model.config.max_positions} "
-            "positions: shorten the prompt or lower max_new_tokens"
+            f"positions: {advice}"
         )
     reader: Reader = model
     if isinstance(prefix, Prefix):
