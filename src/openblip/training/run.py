@@ -235,7 +235,9 @@ def _make_loader(
     if world.rank == 0:
         write_skipped(Path(recipe.output), bad)
         if bad:
-            Console(stderr=True).print(f"{len(bad)} images cannot be read and are left out: see skipped.csv")
+            Console(stderr=True).print(
+                f"{len(bad)} image{'s' * (len(bad) != 1)} cannot be read, and are left out: see skipped.csv"
+            )
     return FeatureLoader(plan(kept), feature_cache.stores)
 
 
