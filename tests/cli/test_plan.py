@@ -29,7 +29,7 @@ def test_it_tells_what_fits(run: Run) -> None:
     assert ran.lines == [
         f"{NAME}, 3,942 M weights in int8",
         "  disk    15.77 GB to fetch, 20.00 GB free: fits",
-        f"  memory  {made.memory / 1e9:.2f} GB: 3.94 GB weights, {(made.memory - made.weights) / 1e9:.2f} GB beside",
+        f"  memory  {made.memory / 1e9:.2f} GB: 3.95 GB weights, {(made.memory - made.weights) / 1e9:.2f} GB beside",
         "  cpu     10.00 GB free: fits",
         "  cuda:0  unknown",
     ]
