@@ -84,6 +84,7 @@ def captions_of(models: Models, size: str, beams: int, tokens: int, rounds: int)
 
 
 def caption(model: Model, number: int, beams: int, tokens: int) -> list[str]:
+    model.image_cache.clear()  # or the next row would find the image encoded
     found = model.caption(photo(number), num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens, details=True)
     return ["".join(found.tokens)]
 
@@ -101,6 +102,7 @@ def questions(options: argparse.Namespace) -> list[Figures]:
         return models.texts(found, ANSWER_TOKENS)
 
     def ours(model: Model, number: int) -> list[str]:
+        model.image_cache.clear()
         found = model.ask(
             photo(number),
             asked,
@@ -145,6 +147,7 @@ def rankings_of(models: Models, asked: list[str], answers: list[str], rounds: in
         return [lavis_rank(models, pixels, text, answers) for text in asked]
 
     def ours(model: Model, number: int) -> list[str]:
+        model.image_cache.clear()
         rows = model.rank_answers(photo(number), asked, answers, first=READ_WHOLE, template="{question}")
         return [row[0].answer for row in rows]
 
