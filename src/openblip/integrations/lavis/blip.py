@@ -6,6 +6,7 @@ differ, and a caption that does not begin with the prompt is learnt whole.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -49,7 +50,7 @@ SAMPLING_PENALTY = 1.1
 """What LAVIS lowers repetitions by where it samples, whatever it is told."""
 
 
-class BlipModel(LavisModel):
+class BlipModel(LavisModel, ABC):
     """What BLIPs have in common; all of a BLIP is trained.
 
     Attributes:
@@ -72,9 +73,9 @@ class BlipModel(LavisModel):
         self.tokenizer = WordTokenizer(*bert_words(words, text.max_positions))
 
     @staticmethod
+    @abstractmethod
     def fits(parts: ModelParts[BlipNetwork]) -> bool:
         """Whether a BLIP can do what this class is for."""
-        raise NotImplementedError
 
     def checkpoint(self) -> dict[str, Tensor]:
         return to_lavis(self.network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -35,9 +35,6 @@ from openblip.integrations.transformers.options import (
     wanted_bits,
 )
 from openblip.nn.quant.swap import prepare_layers
-
-if TYPE_CHECKING:
-    pass
 
 KEPT_IN_FLOAT32 = ("qformer.",)
 """What transformers does not cast to float16: the Q-Former overflows there."""
