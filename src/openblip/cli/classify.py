@@ -23,25 +23,29 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip classify photos/ --label indoors --label outdoors --output classes.txt
   openblip classify photo.jpg -l dog -l cat --template "a photo of a {}" --template "a drawing of a {}" --json"""
 
+Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", "-l", metavar="TEXT", help="A label; repeat it for more.", show_default=False),
+]
+LabelFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A text file with one label per line.", show_default=False)
+]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A text with {} where a label stands; repeat it to average over several. Default: a photo of a {}",
+        show_default=False,
+    ),
+]
+
 
 def classify(
     context: typer.Context,
     inputs: args.Inputs,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", "-l", metavar="TEXT", help="A label; repeat it for more.", show_default=False),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text file with one label per line.", show_default=False)
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="A text with {} where a label stands; repeat it to average over several. Default: a photo of a {}",
-            show_default=False,
-        ),
-    ] = None,
+    label: Label = None,
+    labels: LabelFile = None,
+    template: Templates = None,
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Number of labels to show for each image.")] = 1,
     recursive: args.Recursive = False,
     batch_size: args.BatchSize = 8,

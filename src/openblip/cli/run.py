@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +13,7 @@ import typer
 
 from openblip.checkpoints import DEFAULT_MODEL
 from openblip.cli import arguments as args
+from openblip.cli.classify import Label, LabelFile, Templates, read_labels
 from openblip.cli.interrupts import stoppable
 from openblip.cli.progress import show_progress
 from openblip.cli.report import SOME_FAILED, print_line, say
@@ -113,10 +117,7 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog=CAPTION_EXAMPLES)
-@args.with_text_options
-def caption(
-    context: typer.Context,
+def _job_options(
     source: Source,
     output: Out,
     exclude: Exclude = None,
@@ -130,6 +131,33 @@ def caption(
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
     tokenizer: args.Words = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """What all verbs have; `_run` finds them in the context."""
+
+
+def _with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `_job_options`, beside its own."""
+    shared = inspect.signature(_job_options, eval_str=True).parameters
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        command(**{name: value for name, value in arguments.items() if name not in shared})
+
+    context, *own = signature.parameters.values()
+    parameters = [context, *list(shared.values())[:2], *own, *list(shared.values())[2:]]
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
+    return run
+
+
+@app.command(epilog=CAPTION_EXAMPLES)
+@_with_job_options
+@args.with_text_options
+def caption(
+    context: typer.Context,
     prompt: Annotated[
         str | None,
         args.about_text("TEXT", "The words that captions begin with; {column}, {folder} and {name} are the row's."),
@@ -142,8 +170,6 @@ def caption(
     *,
     options: TextOptions,
     column: Column = None,
-    retry_errors: RetryErrors = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Caption images: a column `caption`, or lists of captions with --num-captions."""
     from openblip.jobs.templates import Template
@@ -161,11 +187,10 @@ def caption(
 
 
 @app.command(epilog=ASK_EXAMPLES)
+@_with_job_options
 @args.with_text_options
 def ask(
     context: typer.Context,
-    source: Source,
-    output: Out,
     question: Annotated[
         list[str] | None,
         typer.Option(
@@ -181,22 +206,9 @@ def ask(
         str | None,
         typer.Option(metavar="NAME", help="The column that has the question of each row.", show_default=False),
     ] = None,
-    exclude: Exclude = None,
-    image_column: ImageColumn = None,
-    data_root: DataRoot = None,
-    limit: Limit = None,
-    shard: Shard = None,
-    batch_size: args.BatchSize = 8,
-    model: args.Model = DEFAULT_MODEL,
-    device: args.Device = None,
-    dtype: args.Dtype = None,
-    adapter: args.Adapter = None,
-    tokenizer: args.Words = None,
     *,
     options: TextOptions,
     column: Column = None,
-    retry_errors: RetryErrors = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Answer questions about images: a column `answer`, or with several questions a column for each."""
     from openblip.jobs.templates import Template
@@ -207,26 +219,12 @@ def ask(
 
 
 @app.command(epilog=MATCH_EXAMPLES)
+@_with_job_options
 def match(
     context: typer.Context,
-    source: Source,
-    output: Out,
     text: Annotated[
         list[str], typer.Option("--text", "-t", metavar="TEXT", help="A text to compare; repeat it for more.")
     ],
-    exclude: Exclude = None,
-    image_column: ImageColumn = None,
-    data_root: DataRoot = None,
-    limit: Limit = None,
-    shard: Shard = None,
-    batch_size: args.BatchSize = 8,
-    model: args.Model = DEFAULT_MODEL,
-    device: args.Device = None,
-    dtype: args.Dtype = None,
-    adapter: args.Adapter = None,
-    tokenizer: args.Words = None,
-    retry_errors: RetryErrors = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Score how well texts fit each image: columns `itm` and `itc`.
 
@@ -238,24 +236,10 @@ def match(
 
 
 @app.command(epilog=EMBED_EXAMPLES)
+@_with_job_options
 def embed(
     context: typer.Context,
-    source: Source,
-    output: Out,
-    exclude: Exclude = None,
-    image_column: ImageColumn = None,
-    data_root: DataRoot = None,
-    limit: Limit = None,
-    shard: Shard = None,
-    batch_size: args.BatchSize = 8,
-    model: args.Model = DEFAULT_MODEL,
-    device: args.Device = None,
-    dtype: args.Dtype = None,
-    adapter: args.Adapter = None,
-    tokenizer: args.Words = None,
     column: Column = None,
-    retry_errors: RetryErrors = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Embed images: a column `embedding` with a list of unit vectors. For NumPy's format use openblip embed."""
     from openblip.jobs.verbs import Embed
@@ -264,42 +248,15 @@ def embed(
 
 
 @app.command(epilog=CLASSIFY_EXAMPLES)
+@_with_job_options
 def classify(
     context: typer.Context,
-    source: Source,
-    output: Out,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", "-l", metavar="TEXT", help="A label; repeat it for more.", show_default=False),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text file with one label per line.", show_default=False)
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="A text with {} where a label stands; repeat it to average over several. Default: a photo of a {}",
-            show_default=False,
-        ),
-    ] = None,
-    exclude: Exclude = None,
-    image_column: ImageColumn = None,
-    data_root: DataRoot = None,
-    limit: Limit = None,
-    shard: Shard = None,
-    batch_size: args.BatchSize = 8,
-    model: args.Model = DEFAULT_MODEL,
-    device: args.Device = None,
-    dtype: args.Dtype = None,
-    adapter: args.Adapter = None,
-    tokenizer: args.Words = None,
+    label: Label = None,
+    labels: LabelFile = None,
+    template: Templates = None,
     column: Column = None,
-    retry_errors: RetryErrors = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Choose among labels: columns `label` and `probability`, which is the label's share among those that you give."""
-    from openblip.cli.classify import read_labels
     from openblip.jobs.verbs import Classify
 
     chosen = (*(label or ()), *read_labels(labels))
