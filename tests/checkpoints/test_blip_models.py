@@ -16,7 +16,7 @@ from openblip.checkpoints.hub.sources import Repository, WebFile
 from openblip.checkpoints.model_entry import LANGUAGE, TEXT, VISION, ModelEntry
 from openblip.checkpoints.names.blip import LAVIS_PARTS, layout_of, own_names
 from openblip.nn.blip import BlipConfig, BlipNetwork
-from tests.pairs.blip import VARIABLE, recordings
+from tests.pairs.blip import need_recordings
 
 LAVIS_MODELS = {
     "blip_caption/base_coco": (f"{LAVIS}blip_coco_caption_base.pth", 223.97),
@@ -97,9 +97,7 @@ def count(module: nn.Module) -> int:
 @pytest.mark.parametrize("name", [*LAVIS_MODELS, "blip_classification/base"])
 def test_names_and_shapes_are_those_of_official_files(name: str) -> None:
     """By a list of what LAVIS' classes have at their official sizes, of which `keys_blip_clip.json` is a summary."""
-    folder = recordings()
-    if folder is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    folder = need_recordings()
     listed = json.loads((folder / "keys_blip_clip.json").read_text(encoding="utf-8"))
     entry = listed[name]
     while isinstance(entry["keys"], str):  # "as blip_vqa/vqav2"

@@ -43,7 +43,7 @@ from openblip.training.init.reinit import resize
 from openblip.training.losses import HardNegatives
 from openblip.training.momentum import NO_IMAGE, Momentum
 from tests.models.blip_models import VOCABULARY, small_parts
-from tests.pairs.blip import VARIABLE, Recording, load, recordings
+from tests.pairs.blip import Recording, load, need_recordings
 from tests.pairs.gaps import difference
 
 CLOSE = 2e-5
@@ -56,10 +56,7 @@ def pixels(count: int, seed: int = 4) -> Tensor:
 
 @pytest.fixture
 def zoo() -> Path:
-    found = recordings()
-    if found is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
-    return Path(found)
+    return need_recordings()
 
 
 def parts_of(recording: Recording, folder: Path, **settings: Any) -> ModelParts[BlipNetwork]:

@@ -20,7 +20,7 @@ from openblip.images.transform import ImageTransform, to_pixels
 from openblip.models.load import model_of
 from openblip.results import Ranked
 from openblip.text import PromptTemplates
-from tests.pairs.blip import VARIABLE, load, recordings
+from tests.pairs.blip import load, need_recordings
 
 pytestmark = pytest.mark.real
 OUTSIDE = -100.0
@@ -30,9 +30,7 @@ OWNERS = (0, 1, 1, 2, 2, 3, 4)
 
 
 def test_scores_are_those_of_lavis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = recordings()
-    if folder is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    folder = need_recordings()
     recording = load(folder, "blip_retrieval")
     evaluation = recording.outputs["evaluation"]
     network = recording.network(encoder=recording.bert(), shared_width=recording.config["embed_dim"], itm=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from openblip.checkpoints.blip_models import GENERATION, PROMPTS
 from openblip.checkpoints.lavis.blip import assemble
 from openblip.checkpoints.model_parts import ModelParts, read_defaults
 from openblip.images.transform import ImageTransform
+from openblip.models.model import Model
 from openblip.nn.bert import BertConfig
 from openblip.nn.blip import BlipConfig, BlipNetwork
 from openblip.nn.vit import VitConfig
@@ -23,6 +25,8 @@ WORDS = "a picture of photo dog cat red ball on the beach what is this how many 
 LETTERS = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
 VOCABULARY = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *LETTERS]))
 DECODE, ENCODE = len(VOCABULARY), len(VOCABULARY) + 1
+Make = Callable[[str], Model]
+"""A task to a model of it."""
 
 
 def write_vocabulary(folder: Path) -> Path:

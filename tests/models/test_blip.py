@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import openblip
-from openblip.devices import choose_placement
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
-from openblip.models.load import model_of
-from openblip.models.model import Model
 from openblip.nn.blip import BlipLanguageModel
 from openblip.nn.quant.int8_packing import LEVELS, input_levels
 from openblip.nn.quant.swap import quantized_layers
-from tests.models.blip_models import ENCODE, small_parts
+from tests.models.blip_models import ENCODE, Make
 from tests.models.test_wrong_arguments import odd_values, public_call
 
 QUESTIONS = ["what is this?", "how many children play on the beach?", "where is the red ball?"]
-Make = Callable[[str], Model]
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Model] = {}
-
-    def model(task: str) -> Model:
-        if task not in made:
-            parts = small_parts(task, tmp_path_factory.mktemp(task))
-            made[task] = model_of(parts, choose_placement("cpu", "float32"))
-        return made[task]
-
-    return model
 
 
 def test_abilities(make: Make) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,13 @@ import pytest
 import torch
 
 import openblip
-from openblip.devices import choose_placement
-from openblip.models.load import model_of
-from openblip.models.model import Model
 from openblip.nn.quant.swap import quantized_layers
 from tests.cli.conftest import Run, run  # noqa: F401
-from tests.models.blip_models import small_parts
+from tests.models.blip_models import Make
 from tests.models.test_wrong_arguments import odd_values, public_call
 
 STATEMENTS = ["a red ball on the beach", "two dogs play with a cat in the picture", "a photo of children"]
 CLASSES = {"pair": ("False", "True"), "entail": ("contradiction", "neutral", "entailment")}
-Make = Callable[[str], Model]
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Model] = {}
-
-    def model(task: str) -> Model:
-        if task not in made:
-            parts = small_parts(task, tmp_path_factory.mktemp(task))
-            made[task] = model_of(parts, choose_placement("cpu", "float32"))
-        return made[task]
-
-    return model
 
 
 def groups_of(task: str, paths: list[Path]) -> list[Any]:

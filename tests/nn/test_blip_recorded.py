@@ -18,7 +18,7 @@ from openblip.nn.attention_map import match_map, word_map
 from openblip.nn.bert_decoder import sequence_loss
 from openblip.nn.blip import LABEL_SMOOTHING, BlipLanguageModel, BlipNetwork
 from openblip.nn.vit import interpolate_positions
-from tests.pairs.blip import VARIABLE, Recording, load, recordings
+from tests.pairs.blip import Recording, load, need_recordings
 from tests.pairs.gaps import difference
 
 pytestmark = pytest.mark.real
@@ -28,10 +28,7 @@ GRADIENT = 1e-4
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    found = recordings()
-    if found is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
-    return found
+    return need_recordings()
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = CLOSE) -> None:

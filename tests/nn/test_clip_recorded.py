@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openblip.checkpoints.names.clip import openai_layout
 from openblip.images.transform import ImageTransform, to_pixels
-from tests.pairs.blip import VARIABLE, recordings
+from tests.pairs.blip import need_recordings
 from tests.pairs.clip import ClipRecording, load_recording, mask_of
 from tests.pairs.gaps import difference
 
@@ -22,10 +22,7 @@ CLOSE, GRADIENT = 2e-5, 1e-4
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    found = recordings()
-    if found is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
-    return found
+    return need_recordings()
 
 
 @pytest.fixture(params=["clip_vit", "clip_rn"])

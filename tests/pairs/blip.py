@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,6 +25,14 @@ VARIABLE = "OPENBLIP_LAVIS_ZOO"
 def recordings() -> Path | None:
     path = os.environ.get(VARIABLE)
     return None if path is None else Path(path)
+
+
+def need_recordings() -> Path:
+    """The folder of the recordings; without one the test is skipped."""
+    found = recordings()
+    if found is None:
+        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    return found
 
 
 @dataclass(frozen=True)

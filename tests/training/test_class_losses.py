@@ -16,7 +16,7 @@ from openblip.training.class_losses import RAMP_EPOCHS, class_copies, class_loss
 from openblip.training.losses import TextBatch
 from openblip.training.momentum_losses import soft_share
 from tests.models.blip_models import small_config
-from tests.pairs.blip import VARIABLE, load, recordings
+from tests.pairs.blip import load, need_recordings
 from tests.pairs.blip_transformers import shake
 from tests.pairs.gaps import difference
 
@@ -77,9 +77,7 @@ def test_copies_follow_the_network_and_compute_as_it_does() -> None:
 
 @pytest.mark.real
 def test_distilled_loss_is_that_of_lavis() -> None:
-    folder = recordings()
-    if folder is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    folder = need_recordings()
     recording = load(Path(folder), "blip_classification")
     inputs, outputs, config = recording.inputs, recording.outputs, recording.config
     network = recording.network(encoder=recording.bert(), num_classes=config["num_classes"])

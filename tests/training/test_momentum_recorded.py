@@ -24,7 +24,7 @@ from openblip.training.momentum_losses import (
     soft_share,
 )
 from openblip.training.recipe import OptimizerSection
-from tests.pairs.blip import VARIABLE, Recording, load, recordings
+from tests.pairs.blip import Recording, load, need_recordings
 from tests.pairs.gaps import difference
 from tests.training.momentum_pairs import images_of
 
@@ -34,10 +34,7 @@ CLOSE = 1e-5
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    found = recordings()
-    if found is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
-    return found
+    return need_recordings()
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = CLOSE) -> None:

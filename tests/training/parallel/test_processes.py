@@ -166,6 +166,16 @@ def together(command: list[str], count: int, succeed: bool = True, **environment
     return said
 
 
+def check_two_train_as_one(recipe: Path, place: Path) -> None:
+    """Train a recipe in one process and in two, in folders of `place`, and compare the weights."""
+    alone = train(load_recipe(recipe, [f"output={place / 'one'}"]))
+    together([sys.executable, "-m", "openblip", "train", str(recipe), f"output={place / 'two'}"], 2)
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, place / "two"))
+    for name, value in one.items():
+        if not name.endswith(("key.bias", "qkv.bias")):  # Adam makes steps of their rounding
+            assert (two[name] - value).abs().mean() <= 2e-5, name
+
+
 @pytest.mark.parametrize(("learn_candidates", "share"), [(False, 1.0), (True, 0.5)])
 def test_the_losses_of_two_processes_are_those_of_one(tmp_path: Path, learn_candidates: bool, share: float) -> None:
     def compute(count: int) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ from openblip.training.loop.trainer import freeze_all_but
 from openblip.training.recipe import OptimizerSection, Recipe, Stage
 from openblip.training.tasks.table import learner_of
 from openblip.training.tasks.task import Runtime, Task, Views
-from tests.pairs.blip import VARIABLE, Recording, load, recordings
+from tests.pairs.blip import Recording, load, need_recordings
 from tests.pairs.gaps import difference
 
 pytestmark = pytest.mark.real
@@ -40,10 +40,7 @@ CLOSE, AFTER_STEPS = 1e-5, 2e-4
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    found = recordings()
-    if found is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
-    return found
+    return need_recordings()
 
 
 def parts_of(recording: Recording, network: BlipNetwork, place: Path) -> ModelParts[BlipNetwork, Any]:

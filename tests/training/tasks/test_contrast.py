@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 import openblip
@@ -23,10 +21,10 @@ from openblip.training.recipe import load_recipe
 from openblip.training.run import train
 from openblip.training.tasks.contrast import MOST, clamp_scale, clip_loss
 from tests.checkpoints.clip_theirs import write_clip
-from tests.pairs.blip import VARIABLE, recordings
+from tests.pairs.blip import need_recordings
 from tests.pairs.clip import load_recording
 from tests.pairs.gaps import difference
-from tests.training.parallel.test_processes import together
+from tests.training.parallel.test_processes import check_two_train_as_one
 from tests.training.recipes import train_until_killed, write_small_recipe
 
 COLOURS = ("red", "green", "blue", "white")
@@ -70,9 +68,7 @@ def test_loss_is_that_of_the_plain_formula(ids: list[int]) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["clip_vit", "clip_rn"])
 def test_loss_and_gradients_are_those_of_lavis(kind: str) -> None:
-    folder = recordings()
-    if folder is None:
-        pytest.skip(f"{VARIABLE} names no folder of recordings")
+    folder = need_recordings()
     recording = load_recording(folder / f"{kind}.pth")
     network, outputs = recording.network(), recording.outputs
     images = network.embed_images(recording.inputs["image"])
@@ -131,12 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, data: Path) -> N
 def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path) -> None:
     """Features of both processes are compared, and gradients come back to where they are from."""
     recipe = made(tmp_path, data, epochs=1)
-    alone = train(load_recipe(recipe, [f"output={tmp_path / 'one'}"]))
-    together([sys.executable, "-m", "openblip", "train", str(recipe), f"output={tmp_path / 'two'}"], 2)
-    one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path / "two"))
-    for name, value in one.items():
-        if not name.endswith(("key.bias", "qkv.bias")):  # Adam makes steps of their rounding
-            assert (two[name] - value).abs().mean() <= 2e-5, name
+    check_two_train_as_one(recipe, tmp_path)
 
 
 def test_a_clip_needs_its_own_stage(tmp_path: Path, data: Path) -> None:

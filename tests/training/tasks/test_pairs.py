@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from openblip.training.recipe import load_recipe
 from openblip.training.run import check_world, train
 from openblip.training.tasks.pairs import start_momentum
 from tests.models.blip_models import small_parts
-from tests.training.parallel.test_processes import together
+from tests.training.parallel.test_processes import check_two_train_as_one
 from tests.training.recipes import train_until_killed, write_small_recipe
 
 COLOURS = ("red", "green", "blue", "white")
@@ -129,12 +128,7 @@ def test_retrieval_of_a_pretrained_model_leaves_the_decoder_out(tmp_path: Path, 
 
 def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path) -> None:
     recipe = made(tmp_path, data, "match", epochs=1, dropout=0.0)
-    alone = train(load_recipe(recipe, [f"output={tmp_path / 'one'}"]))
-    together([sys.executable, "-m", "openblip", "train", str(recipe), f"output={tmp_path / 'two'}"], 2)
-    one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path / "two"))
-    for name, value in one.items():
-        if not name.endswith(("key.bias", "qkv.bias")):  # Adam makes steps of their rounding
-            assert (two[name] - value).abs().mean() <= 2e-5, name
+    check_two_train_as_one(recipe, tmp_path)
 
 
 def test_copies_and_queues_of_a_file_are_taken_on(

@@ -6,13 +6,11 @@ import csv
 import json
 import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import openblip
 from openblip.checkpoints.lavis.blip import to_lavis
@@ -31,7 +29,7 @@ from openblip.training.run import train
 from openblip.training.tasks.table import learner_of
 from openblip.training.tasks.task import BatchPosition, Runtime, Views
 from tests.models.blip_models import small_parts
-from tests.training.parallel.test_processes import together
+from tests.training.parallel.test_processes import check_two_train_as_one
 from tests.training.recipes import train_until_killed, write_small_recipe
 
 COLOURS = ("red", "green", "blue", "white")
@@ -124,12 +122,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, data: Path, stag
 def test_two_processes_train_the_model_that_one_trains(tmp_path: Path, data: Path) -> None:
     """Stage nlvr has the same loss without the copies."""
     recipe = made(tmp_path, data, "classify", epochs=1, dropout=0.0)
-    alone = train(load_recipe(recipe, [f"output={tmp_path / 'one'}"]))
-    together([sys.executable, "-m", "openblip", "train", str(recipe), f"output={tmp_path / 'two'}"], 2)
-    one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path / "two"))
-    for name, value in one.items():
-        if not name.endswith(("key.bias", "qkv.bias")):  # Adam makes steps of their rounding
-            assert (two[name] - value).abs().mean() <= 2e-5, name
+    check_two_train_as_one(recipe, tmp_path)
 
 
 def test_losses_are_those_of_the_head(tmp_path: Path) -> None:
