@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from openblip.cli import main
 from openblip.cli import output as output_files
+from tests.signals import heed_signals
 
 from .conftest import Run
 
@@ -79,9 +80,8 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def running(gate: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     program = [sys.executable, "-c", WAITING, str(gate), *map(str, arguments)]
-    # A shell that runs commands in the background has them ignore Ctrl-C.
     process = subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
     )
     try:
         yield process
@@ -89,10 +89,6 @@ def running(gate: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def killed_while_writing(arguments: Sequence[str | Path], after: int, share: float) -> bool:

@@ -357,7 +357,7 @@ def test_distributed_data_parallel(sets: list[dict[str, Any]], monkeypatch: pyte
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-        told = {**names, "num_epochs": 2, "losses": losses[reference]}
+        told = {**names, "num_epochs": 2, "losses": losses[reference], "groups": []}
         run(["DistributedDataParallel"], told, DISTRIBUTED, reference=bool(reference))
     assert len(losses[0]) == 4
     assert torch.stack(losses[0]).tolist() == pytest.approx(torch.stack(losses[1]).tolist(), rel=TOLERANCE)

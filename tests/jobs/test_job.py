@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.signals import heed_signals
+
 DRIVER = Path(__file__).with_name("driver.py")
 DEADLY = (1, 2, 3)
 
@@ -90,7 +92,9 @@ def test_killed_ten_times_the_output_has_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_it_with_a_sentence_and_it_goes_on(tmp_path: Path, stop: signal.Signals, code: int) -> None:
     table = make_table(tmp_path, 30)
-    process = subprocess.Popen(command(table, tmp_path / "out.csv", pause=0.2), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(table, tmp_path / "out.csv", pause=0.2), stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    )
     wait_for(tmp_path / "out.csv", 1, process)
     process.send_signal(stop)
     _, said = process.communicate()

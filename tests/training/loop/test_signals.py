@@ -21,6 +21,7 @@ from openblip.errors import OpenBlipError
 from openblip.training.loop.checkpoint import BEST_FILE, CHECKPOINT_FILE
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
+from tests.signals import heed_signals
 from tests.training.parallel.test_processes import free_port
 from tests.training.recipes import EVALUATED
 
@@ -70,7 +71,9 @@ def first_epoch(path: Path, *overrides: str) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", WAITING, "train", str(recipe)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    ) as process:
         wait_for_two_steps(process, tmp_path / "run/curves.csv")
         process.send_signal(number)
         _, told = process.communicate(timeout=600)
@@ -96,6 +99,7 @@ def test_processes_stop_together_though_one_alone_is_asked_to(recipe: Path, tmp_
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_signals,
         )
         for rank in range(2)
     ]
