@@ -24,30 +24,7 @@ from openblip.checkpoints.hub.download import find_files
 from openblip.checkpoints.hub.sources import LocalFile
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.lora.files import write_adapter
-from openblip.cli import (
-    app,
-    ask,
-    average,
-    caption,
-    chat,
-    classify,
-    convert,
-    datasets,
-    doctor,
-    download,
-    embed,
-    evaluate,
-    finetune,
-    inspect,
-    judge,
-    match,
-    merge,
-    models,
-    plan,
-    quantize,
-    train,
-    verify,
-)
+from openblip.cli.commands import SUMMARIES, Commands
 from openblip.data.zoo.data_sets import find_entry
 from openblip.devices import choose_placement
 from openblip.evaluation.outcome import Evaluation
@@ -65,12 +42,9 @@ from tests.models.blip_models import small_parts
 
 from .conftest import Run
 
-MODULES = (
-    *(ask, average, caption, chat, classify, convert, datasets, doctor, download, embed, evaluate, finetune, inspect),
-    judge,
-    *(match, merge, models, plan, quantize, train, verify),
-)
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+WITH_OTHER_TESTS = {"run"}
+"""Commands whose examples run in a test file of their own."""
+COMMANDS = [name for name in SUMMARIES if name not in WITH_OTHER_TESTS]
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -80,9 +54,24 @@ def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, encoding="utf-8", env=buffered, stderr=subprocess.PIPE, **options)
 
 
-def test_every_command_is_tested_here() -> None:
-    registered = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert registered == set(COMMANDS)
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
+    told, *_ = (Commands()[name].help or "").split("\n\n")
+    assert " ".join(told.split()) == SUMMARIES[name]
+
+
+def test_the_list_of_commands_builds_none() -> None:
+    program = """
+import sys
+from openblip.cli import main
+try:
+    main(["--help"])
+finally:
+    print(*sorted(name for name in sys.modules if name.startswith("openblip.")), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert not {f"openblip.cli.{name}" for name in SUMMARIES} & set(done.stderr.split())
+    assert all(f"│ {name} " in done.stdout for name in SUMMARIES)
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -98,7 +87,7 @@ heavy = {"torch", "numpy", "PIL", "tokenizers", "safetensors", "omegaconf", "mat
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, *COMMANDS],
+        [sys.executable, "-c", program, *SUMMARIES],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -128,7 +117,7 @@ SMALL_LAYER = OptConfig(vocab_size=300, width=256, depth=1, num_heads=4, ffn_wid
 
 
 def examples(name: str) -> list[str]:
-    return [line.strip() for line in COMMANDS[name].EXAMPLES.splitlines() if " openblip " in f" {line}"]
+    return [line.strip() for line in (Commands()[name].epilog or "").splitlines() if " openblip " in f" {line}"]
 
 
 @pytest.fixture(scope="module")

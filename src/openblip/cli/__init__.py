@@ -13,30 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from openblip import __version__
-from openblip.cli import (
-    ask,
-    average,
-    caption,
-    chat,
-    classify,
-    convert,
-    datasets,
-    doctor,
-    download,
-    embed,
-    evaluate,
-    finetune,
-    inspect,
-    judge,
-    match,
-    merge,
-    models,
-    plan,
-    quantize,
-    run,
-    train,
-    verify,
-)
+from openblip.cli.commands import LazyGroup
 from openblip.cli.interrupts import Ended, ended_by_signals
 from openblip.cli.report import complain, say
 from openblip.errors import OpenBlipError, OptionError, printable
@@ -60,6 +37,7 @@ EPILOG = """[bold]Start with[/bold]
   143  ended by SIGTERM"""
 
 app = typer.Typer(
+    cls=LazyGroup,
     help="BLIP-2 on the command line: captions, answers, image-text matching and features.",
     epilog=EPILOG,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -68,28 +46,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(epilog=caption.EXAMPLES)(caption.caption)
-app.command(epilog=ask.EXAMPLES)(ask.ask)
-app.command(epilog=chat.EXAMPLES)(chat.chat)
-app.command(epilog=match.EXAMPLES)(match.match)
-app.command(epilog=classify.EXAMPLES)(classify.classify)
-app.command(epilog=judge.EXAMPLES)(judge.judge)
-app.command(epilog=embed.EXAMPLES)(embed.embed)
-app.add_typer(run.app, name="run")
-app.command(epilog=models.EXAMPLES)(models.models)
-app.command(epilog=download.EXAMPLES)(download.download)
-app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command(epilog=plan.EXAMPLES)(plan.plan)
-app.command(epilog=convert.EXAMPLES)(convert.convert)
-app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
-app.command(epilog=merge.EXAMPLES)(merge.merge)
-app.command(epilog=average.EXAMPLES)(average.average)
-app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command(epilog=verify.EXAMPLES)(verify.verify)
-app.command(epilog=datasets.EXAMPLES)(datasets.datasets)
-app.command(epilog=train.EXAMPLES)(train.train)
-app.command(epilog=finetune.EXAMPLES)(finetune.finetune)
-app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -114,6 +114,7 @@ app = typer.Typer(
     epilog=EXAMPLES,
     rich_markup_mode="rich",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 
