@@ -17,13 +17,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openblip.checkpoints.openblip.file_names import CONFIG_FILE, DECODER_FILE, FORMAT, MATCHING_FILE, word_files
 from openblip.checkpoints.tensors.header import read_index
 from openblip.errors import CheckpointError, DownloadError
-from openblip.fetch import Progress, check_room, fetch, part_of, wait_asked
 from openblip.files import read_text
 from openblip.saving import NO_ROOM
+
+if TYPE_CHECKING:
+    from openblip.fetch import Progress
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -217,6 +220,9 @@ def look_up(
         ]
     files = sorted(choose_files(listed, weights, include, exclude), key=_rank)
     cache = cache_dir or hub_cache()
+    # A model that is here already starts without what talks to servers: 10 ms.
+    from openblip.fetch import part_of
+
     folder = local_dir or cache / _folder_name(name) / "snapshots" / str(info.sha)
     missing = tuple(file for file in files if not (folder / file.name).is_file())
     order = Order(name, revision, cache, local_dir, tuple(files), missing, 0)
@@ -237,6 +243,8 @@ def fetch_order(order: Order, progress: Progress | None = None) -> Path:
     Raises:
         DownloadError: no network, no room, a damaged file.
     """
+    from openblip.fetch import check_room
+
     check_room(order.local_dir or order.cache_dir, order.size, order.name)
     folder = Path()
     for file in order.files:
@@ -251,6 +259,8 @@ def _fetch_large(order: Order, file: RemoteFile, progress: Progress | None) -> P
     """None when a copy of it lies in the cache, from where the client takes it."""
     if order.local_dir is not None and order.blob(file).is_file():
         return None
+    from openblip.fetch import fetch
+
     with _explaining(order.name, order.revision):
         from huggingface_hub import get_token, hf_hub_url
 
@@ -363,6 +373,8 @@ def _explain(error: Exception, name: str, revision: str | None, place: Path | No
     elif isinstance(error, OSError) and error.filename is not None:
         problem = f"{error.filename} cannot be written ({error.strerror}): give another folder, or set HF_HOME"
     elif status is not None and response is not None:
+        from openblip.fetch import wait_asked
+
         wait = wait_asked(response.headers.get("Retry-After"))
         when = f"in {wait:.0f} seconds" if wait else "later"
         problem = f"the Hugging Face hub refuses {name} (it answered {status}): try again {when}"

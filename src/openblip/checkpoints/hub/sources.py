@@ -6,9 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openblip.checkpoints.hub.repositories import Order, fetch_order, find_repository, hub_home, is_complete, look_up
-from openblip.fetch import Progress, fetch, part_of
+
+if TYPE_CHECKING:
+    from openblip.fetch import Progress
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 
@@ -98,6 +101,8 @@ class Place:
 
     def missing_bytes(self) -> int:
         """About how much of a web file is still to come."""
+        from openblip.fetch import part_of
+
         part = part_of(self.web_folder / self.source.name)
         if self.find() is not None:
             return 0
@@ -117,6 +122,8 @@ class Place:
 
     def fetch(self, order: Order | None, progress: Progress | None) -> Path:
         if isinstance(self.source, WebFile):
+            from openblip.fetch import fetch
+
             target = self.web_folder / self.source.name
             return self.find() or fetch(self.source.url, target, sha256=self.source.sha256, progress=progress)
         return fetch_order(order or self.look_up((), ()), progress)
