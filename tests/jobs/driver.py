@@ -25,6 +25,7 @@ from openblip.cli.report import complain
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import read_ahead
 from openblip.jobs.job import JobOptions, plan_job, run_job
+from openblip.jobs.rows import ColumnType
 from openblip.models.abilities import Ability
 
 openblip.load = lambda **_: None  # type: ignore[assignment]
@@ -34,7 +35,7 @@ openblip.load = lambda **_: None  # type: ignore[assignment]
 class Shade:
     pause: float = 0.0
     ability: ClassVar[Ability] = "caption"
-    columns: ClassVar[tuple[str, ...]] = ("shade", "batch")
+    columns: ClassVar[Mapping[str, ColumnType]] = {"shade": "int64", "batch": "list<int64>"}
 
     def check(self, columns: Collection[str]) -> None:
         pass

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from openblip.errors import OpenBlipError
-from openblip.jobs.output import written
-from openblip.jobs.rows import Table, find_rows
+from openblip.jobs.inputs import find_rows
+from openblip.jobs.output import writer_of
+from openblip.jobs.rows import Table
 from openblip.jobs.templates import Template
 
 NEW = ["caption", "error"]
@@ -30,7 +31,9 @@ TRICKY = (
 def output_of(table: Table, name: str) -> bytes:
     columns = table.scan().columns
     rows = ((row, {"caption": f'{number}, "a dog"', "error": None}) for number, row in enumerate(table.rows()))
-    return b"".join(written(table, columns, NEW, rows, Path(name)))
+    path = table.path.with_name(name)
+    writer_of(path)(table, columns, dict.fromkeys(NEW, "string"), rows, path)
+    return path.read_bytes()
 
 
 def open_table(path: Path, **options: Any) -> Table:

@@ -19,10 +19,12 @@ from typing import Any
 from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.records import known_columns
 from openblip.errors import OpenBlipError, OptionError
+from openblip.jobs.inputs import find_rows
 from openblip.jobs.journal import Journal, count_done
-from openblip.jobs.output import ERROR, kind_of, written
-from openblip.jobs.rows import IMAGE, Row, Scan, Table, find_rows
+from openblip.jobs.output import ERROR, writer_of
+from openblip.jobs.rows import IMAGE, ColumnType, Row, Scan, Table
 from openblip.jobs.supervisor import work_until_done
+from openblip.jobs.text_tables import ListTable
 from openblip.jobs.verbs import Verb
 from openblip.jobs.worker import Work
 from openblip.saving import locked, naming, put_names_on_disk, replacing, write_text
@@ -105,14 +107,15 @@ def plan_job(options: JobOptions) -> JobPlan:
         OpenBlipError: the input cannot be read, or does not fit the options; the output is there, or cannot be.
     """
     output = options.output
-    kind_of(output)
+    writer_of(output)
     if output.is_dir() or not output.parent.is_dir():
         raise OptionError(f"{output} cannot be written: give --output the name of a file in an existing folder")
     folder = folder_of(output)
     spool = folder / IMAGES
+    table: Table
     images: list[str] | None
     if options.listed is not None:
-        table, images = Table(spool, "list", None, IMAGE), list(options.listed)
+        table, images = ListTable(spool, None, IMAGE), list(options.listed)
     else:
         table, images = find_rows(
             options.source,
@@ -121,7 +124,7 @@ def plan_job(options: JobOptions) -> JobPlan:
             column=options.image_column,
             data_root=options.data_root,
         )
-    if output.exists() and table.path == output.resolve():
+    if output.exists() and output.resolve() in (file.resolve() for file in table.files):
         raise OptionError(f"{output} is the input itself: give another --output")
     if output.exists() and not any((folder / name).exists() for name in (JOB, FINISHED)):
         raise OptionError(f"{output} is there already: give another --output, or delete it")
@@ -255,23 +258,17 @@ def _write(plan: JobPlan, journal: Journal) -> int:
     def rows() -> Iterator[tuple[Row, Mapping[str, Any]]]:
         nonlocal copies
         records = journal.records()
-        for number, row in enumerate(plan.table.rows()):
-            if number >= plan.stop:
-                break
-            if number < plan.start:
-                continue
-            record = next(records)
+        numbers = range(plan.start, plan.stop)
+        for number, row, record in zip(numbers, plan.table.rows(plan.start), records, strict=False):
             copies += record["row"] != number
             if "error" in record:
                 yield row, {ERROR: record["error"]}
             else:
-                image = plan.table.image_of(row)
-                yield row, options.verb.finish(record["result"], row.values, image)
+                yield row, options.verb.finish(record["result"], row.values, plan.table.name_of(row))
 
-    new = [*options.verb.columns, ERROR]
-    with replacing(options.output) as draft, naming(draft), draft.open("wb") as file:
-        for line in written(plan.table, plan.scan.columns, new, rows(), options.output):
-            file.write(line)
+    new: dict[str, ColumnType] = {**options.verb.columns, ERROR: "string"}
+    with replacing(options.output) as draft:
+        writer_of(options.output)(plan.table, plan.scan.columns, new, rows(), draft)
     return copies
 
 
@@ -346,7 +343,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _scan_of(images: Sequence[str]) -> Scan:
-    return Scan(len(images), (IMAGE,), hashlib.sha256(_spooled(images)).hexdigest())
+    return Scan(len(images), {IMAGE: "string"}, hashlib.sha256(_spooled(images)).hexdigest())
 
 
 def _spooled(images: Sequence[str]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.generation.options import TextOptions, read_options
+from openblip.jobs.rows import ColumnType
 from openblip.jobs.templates import Template
 from openblip.models.abilities import Ability, Composed, require, writer_of
 
@@ -25,8 +26,8 @@ class Verb(Protocol):
     ability: ClassVar[Ability]
 
     @property
-    def columns(self) -> Texts:
-        """Names of the columns that are added."""
+    def columns(self) -> Mapping[str, ColumnType]:
+        """The columns that are added, each with its type."""
         ...
 
     def check(self, columns: Collection[str]) -> None:
@@ -81,8 +82,8 @@ class Caption(_Plain):
         _check_sampling(self.options)
 
     @property
-    def columns(self) -> Texts:
-        return (self.column,)
+    def columns(self) -> Mapping[str, ColumnType]:
+        return {self.column: "string" if self.count == 1 else "list<string>"}
 
     def check(self, columns: Collection[str]) -> None:
         for template in filter(None, (self.prompt, self.prefix, self.suffix)):
@@ -135,10 +136,10 @@ class Ask(_Plain):
             raise OptionError("a question is there twice: ask each once")
 
     @property
-    def columns(self) -> Texts:
+    def columns(self) -> Mapping[str, ColumnType]:
         if len(self.questions) > 1:
-            return tuple(question.text for question in self.questions)
-        return (self.column,)
+            return {question.text: "string" for question in self.questions}
+        return {self.column: "string"}
 
     def check(self, columns: Collection[str]) -> None:
         for question in self.questions:
@@ -178,8 +179,10 @@ class Match(_Plain):
     ability: ClassVar[Ability] = "match"
 
     @property
-    def columns(self) -> Texts:
-        return ("itm", "itc") if len(self.matched) == 1 else ("best_text", "itm", "itc")
+    def columns(self) -> Mapping[str, ColumnType]:
+        if len(self.matched) == 1:
+            return {"itm": "double", "itc": "double"}
+        return {"best_text": "string", "itm": "list<double>", "itc": "list<double>"}
 
     def start(self, model: Any, batch_size: int) -> Engine:
         require(model, self.ability)
@@ -209,8 +212,8 @@ class Embed(_Plain):
     ability: ClassVar[Ability] = "embed"
 
     @property
-    def columns(self) -> Texts:
-        return (self.column,)
+    def columns(self) -> Mapping[str, ColumnType]:
+        return {self.column: "list<list<float>>"}
 
     def start(self, model: Any, batch_size: int) -> Engine:
         require(model, self.ability)
@@ -240,8 +243,8 @@ class Classify(_Plain):
             raise OptionError("there are no labels: give some with --label, or a file of them with --labels")
 
     @property
-    def columns(self) -> Texts:
-        return (self.column, "probability")
+    def columns(self) -> Mapping[str, ColumnType]:
+        return {self.column: "string", "probability": "double"}
 
     def start(self, model: Any, batch_size: int) -> Engine:
         require(model, self.ability)

@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
 from openblip.images.sources import describe_source, open_encoded
 from openblip.jobs.journal import Record, SeenImages, read_records
-from openblip.jobs.rows import Table
+from openblip.jobs.rows import PackedImage, Table
 from openblip.jobs.verbs import Engine, Texts, Verb
 
 LONGEST_CHUNK = 4096
 """Rows of a chunk at most: where image after image is a copy of an earlier one, no batch gets full."""
+_Item: TypeAlias = "tuple[int, str | PackedImage, Texts]"
+"""The number of a row, its image, and the texts that belong to it alone."""
 KILLED = "the process that reads it was killed"
 
 
@@ -114,15 +116,16 @@ class _Chunks:
             yield from self._segment(one_batch=careful > 0)
             careful -= 1
 
-    def _items(self) -> Iterator[tuple[int, str, Texts] | _ReadRow]:
+    def _items(self) -> Iterator[_Item | _ReadRow]:
         """Rows with the paths of their images, or with what is wrong with them."""
         plan = self.plan
         wanted = None if plan.again is None else iter(plan.again)
         number = None if wanted is None else next(wanted, None)
-        for at, row in enumerate(plan.table.rows()):
+        first = plan.start if number is None else number
+        for at, row in enumerate(plan.table.rows(first, packed=True), start=first):
             if at >= plan.stop or (wanted is not None and number is None):
                 return
-            if at < plan.start or (wanted is not None and at != number):
+            if wanted is not None and at != number:
                 continue
             if wanted is not None:
                 number = next(wanted, None)
@@ -131,7 +134,7 @@ class _Chunks:
                 continue
             try:
                 image = plan.table.image_of(row)
-                yield at, image, plan.verb.texts(row.values, image)
+                yield at, image, plan.verb.texts(row.values, plan.table.name_of(row))
             except OpenBlipError as error:
                 yield _ReadRow(at, (), error=str(error))
 
@@ -227,17 +230,20 @@ def _key(digest: str, texts: Texts) -> bytes:
     return hashlib.sha256(json.dumps([digest, *texts]).encode()).digest()
 
 
-def _read(item: tuple[int, str, Texts] | _ReadRow) -> _ReadRow:
+def _read(item: _Item | _ReadRow) -> _ReadRow:
     """Read the file of an image. Raises ImageError."""
     if isinstance(item, _ReadRow):
         return item
     row, image, texts = item
-    with open_encoded(image, describe_source(image)) as file:
-        content = file.read()
+    if isinstance(image, str):
+        with open_encoded(image, describe_source(image)) as file:
+            content = file.read()
+    else:
+        content = image.read_bytes()
     return _ReadRow(row, texts, content, hashlib.sha256(content).digest())
 
 
-def _failed(item: tuple[int, str, Texts] | _ReadRow, error: ImageError) -> _ReadRow:
+def _failed(item: _Item | _ReadRow, error: ImageError) -> _ReadRow:
     if isinstance(item, _ReadRow):
         return replace(item, error=error.problem)
     return _ReadRow(item[0], item[2], error=error.problem)
