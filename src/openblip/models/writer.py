@@ -55,6 +55,7 @@ class Writer:
         self.encoder = encoder
         self.visual_prompts = visual_prompts
         self.prefix = prefix
+        self.ranked: tuple[list[str], list[list[int]]] = [], []
 
     def options(
         self,
@@ -157,14 +158,20 @@ class Writer:
         Args:
             first: how many answers are read of each prompt: those that begin likeliest.
         """
-        # Where a prompt goes on, the next word begins with a space.
-        space = "" if self.language_model.config.encodes_prompts else " "
-        ids = [[*self.tokenizer.encode(space + answer), self.parts.stop_id] for answer in answers]
         with torch.inference_mode(), self._kept(image):
             (prefix,) = self._prefixes([image])
             rows = [self.language_model.embed(self._ids(prompt)) for prompt in prompts]
-            found = rank_candidates(self.language_model, rows, ids, prefix, first)
+            found = rank_candidates(self.language_model, rows, self._answer_ids(answers), prefix, first)
         return [[RankedAnswer(one.index, answers[one.index], one.score) for one in row] for row in found]
+
+    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The ids of each, and a stop token. Kept for the next image, which mostly has the same thousands of answers."""
+        if self.ranked[0] != list(answers):
+            # Where a prompt goes on, the next word begins with a space.
+            space = "" if self.language_model.config.encodes_prompts else " "
+            ids = [[*self.tokenizer.encode(space + answer), self.parts.stop_id] for answer in answers]
+            self.ranked = list(answers), ids
+        return self.ranked[1]
 
     def stream(self, image: EncodedImage, prompt: str, options: ResolvedOptions, *, caption: bool = False) -> Pieces:
         """The pieces of what follows a prompt, as they are written, greedily or sampled.
