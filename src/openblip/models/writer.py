@@ -165,7 +165,7 @@ class Writer:
         return [[RankedAnswer(one.index, answers[one.index], one.score) for one in row] for row in found]
 
     def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """The ids of each, and a stop token. Kept for the next image, which mostly has the same thousands of answers."""
+        """The ids of each, and a stop token. Kept: the next image mostly has the same thousands."""
         if self.ranked[0] != list(answers):
             # Where a prompt goes on, the next word begins with a space.
             space = "" if self.language_model.config.encodes_prompts else " "
