@@ -82,6 +82,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Which other rooms each room may import. A room is a folder or a lone module right under the package."""
 
+DATA = {"weights", "word_lists"}
+"""Folders of files that are no modules."""
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
     "peft": {"openblip.training.lora.adapters"},
@@ -196,7 +198,7 @@ def empty_rooms(package: Path) -> list[str]:
     return sorted(
         str(folder.relative_to(package))
         for folder in package.rglob("*")
-        if folder.is_dir() and folder.name != "__pycache__" and "weights" not in folder.parts
+        if folder.is_dir() and folder.name != "__pycache__" and not DATA & set(folder.parts)
         if not any(_defines_something(path) for path in folder.rglob("*.py"))
     )
 
