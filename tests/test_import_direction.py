@@ -88,6 +88,7 @@ LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
     "peft": {"openblip.training.lora.adapters"},
     "pyarrow": {"openblip.data.sources.parquet"},
+    "pypdfium2": {"openblip.images.pdf"},
     "transformers": {"openblip.checkpoints.language_models"},
 }
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""

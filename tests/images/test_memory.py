@@ -18,7 +18,8 @@ from PIL import Image
 
 from openblip.errors import ImageError
 from openblip.images import decode, rgb
-from openblip.images.decode import MemoryBudget, load_image
+from openblip.images.decode import load_image
+from openblip.images.memory import MemoryBudget
 from openblip.images.transform import ImageTransform, load_square
 
 SIDE = 3000

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from openblip.errors import ImageError, OpenBlipError, OptionError, yes_or_no
+from openblip.images.memory import MemoryBudget
 from openblip.images.rgb import to_rgb
 from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
 
@@ -45,40 +46,6 @@ GREEDY = {"WEBP": 18, "JPEG2000": 25, "AVIF": 14}
 USUAL = 10
 
 
-class MemoryBudget:
-    """So many bytes for all threads; an image that needs more waits until it is alone.
-
-    Args:
-        size: bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def lease(self) -> Iterator[Callable[[int], None]]:
-        """What one thread calls, once, to wait for so many bytes, which are given back at the end."""
-        own = 0
-
-        def take(size: int) -> None:
-            nonlocal own
-            if own:  # whoever had some and waited for more would keep others waiting
-                raise RuntimeError("memory was taken already")
-            with self._changed:
-                self._changed.wait_for(lambda: not self._taken or self._taken + size <= self.size)
-                self._taken += size
-            own = size
-
-        try:
-            yield take
-        finally:
-            with self._changed:
-                self._taken -= own
-                self._changed.notify_all()
-
-
 _BUDGET = MemoryBudget(BYTES_PER_PIXEL * DEFAULT_MAX_PIXELS)
 _SILENT = threading.Event()
 _ORIENTATION_TAG = 0x0112
@@ -88,12 +55,14 @@ _REFUSED_FORMATS = ("EPS", "WMF", "EMF")
 
 _CUT_SHORT = "is cut short; copy or download it again"
 _KNOWN_CONTENT = (
-    (b"%pdf", "a PDF document; export its pages as PNG or JPEG"),
+    (b"%pdf", "a PDF document; `openblip analyze` reads its pages, or export them as PNG or JPEG"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the real file with `git lfs pull`"),
     (b"<svg", "an SVG drawing; export it as PNG"),
     (b"<?xml", "an XML file (perhaps an SVG drawing); export it as PNG"),
     (b"<", "a web page; check the address it was downloaded from"),
 )
+_DICOM_MARK = slice(128, 132)
+_HEAD_BYTES = 132
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -136,7 +105,24 @@ def loaded(
         name: of the image in errors.
     """
     with _BUDGET.lease() as take:
-        yield _load(source, name, _pixel_limit(max_pixels), allow_urls, take)
+        yield _load(source, name, pixel_limit(max_pixels), allow_urls, take)
+
+
+@contextmanager
+def room_for(size: tuple[int, int], name: str) -> Iterator[None]:
+    """Memory for pixels that another library draws, within the same limits: other threads wait meanwhile.
+
+    Args:
+        size: width and height in pixels.
+        name: of the image in errors.
+
+    Raises:
+        ImageError: more pixels than OPENBLIP_MAX_PIXELS allows, or none.
+    """
+    _check_size(size, name, pixel_limit())
+    with _BUDGET.lease() as take:
+        take(size[0] * size[1] * BYTES_PER_PIXEL)
+        yield
 
 
 def silence_decoders() -> None:
@@ -177,13 +163,13 @@ def _load(
     numpy = sys.modules.get("numpy")
     try:
         if isinstance(source, Image.Image):
-            _check_size(source, name, limit)
+            _check_size(source.size, name, limit)
             take(_bytes_needed(source))
             rgb = _finish(source, name)
             return rgb.copy() if rgb.im is source.im else rgb
         if numpy is not None and isinstance(source, numpy.ndarray):
             made = _from_array(source, name)
-            _check_size(made, name, limit)
+            _check_size(made.size, name, limit)
             return _finish(made, name)
         with open_encoded(source, name, allow_urls) as stream:
             return _decode(stream, name, limit, take)
@@ -191,7 +177,7 @@ def _load(
         raise
     except Exception as error:
         # Pillow's plugins raise whatever their parsing ran into: struct.error, SyntaxError, zlib.error, ...
-        raise ImageError(name, _explain(error)) from error
+        raise ImageError(name, explain(error)) from error
 
 
 def _bytes_needed(image: Image.Image) -> int:
@@ -199,7 +185,8 @@ def _bytes_needed(image: Image.Image) -> int:
     return image.width * image.height * GREEDY.get(image.format or "", USUAL)
 
 
-def _pixel_limit(max_pixels: int | None) -> int:
+def pixel_limit(max_pixels: int | None = None) -> int:
+    """The largest width x height, see `load_image`. Raises OptionError when it is no positive whole number."""
     value: object = max_pixels
     label = "max_pixels"
     if value is None:
@@ -217,20 +204,20 @@ def _pixel_limit(max_pixels: int | None) -> int:
 def _decode(stream: BinaryIO, name: str, limit: int, take: Callable[[int], None]) -> Image.Image:
     from PIL import Image
 
-    head = stream.read(64)
+    head = stream.read(_HEAD_BYTES)
     if not head:
         raise ImageError(name, "is empty (0 bytes); copy or download it again")
     # Registers every format once. Left to Image.open, two threads that meet their first WebP at the same
     # moment can be told that it is no image.
     Image.init()
-    image = _identified(stream)
+    image = identified(stream)
     if image is None:
         raise ImageError(name, _not_an_image(head))
     if image.format in _REFUSED_FORMATS:
         raise ImageError(name, f"{image.format} drawings are not read; export it as PNG or JPEG")
     if not _has_end_mark(stream, image.format):
         raise ImageError(name, _CUT_SHORT)
-    _check_size(image, name, limit)
+    _check_size(image.size, name, limit)
     needed = _bytes_needed(image)
     most = max(BYTES_PER_PIXEL * limit, SMALL_BYTES)
     if needed > most:
@@ -245,10 +232,11 @@ def _decode(stream: BinaryIO, name: str, limit: int, take: Callable[[int], None]
     return _finish(image, name, own=True)
 
 
-def _identified(stream: BinaryIO) -> Image.Image | None:
+def identified(stream: BinaryIO) -> Image.Image | None:
     """What `PIL.Image.open` makes of a file: the first format that takes it, its pixels not read yet.
 
-    Done by hand because `open` measures by a limit of its own, which other programs' threads share, and warns below it.
+    Call `PIL.Image.init` before. Done by hand because `open` measures by a limit of its own, which other programs'
+    threads share, and warns below it.
     """
     from PIL import Image
 
@@ -306,12 +294,14 @@ def _not_an_image(head: bytes) -> str:
     for start, meaning in _KNOWN_CONTENT:
         if text.startswith(start):
             return f"is not an image but {meaning}"
+    if head[_DICOM_MARK] == b"DICM":
+        return "is a DICOM file; export it as PNG or TIFF, with the window that shows what matters"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
         return "is a HEIC photo, which Pillow needs a plugin for; convert it to JPEG or register pillow-heif"
     return "is not an image in a known format, or its beginning is damaged; pass a JPEG, PNG or similar file"
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     from PIL import Image
 
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -338,8 +328,8 @@ def _finish(image: Image.Image, name: str, own: bool = False) -> Image.Image:
     return upright
 
 
-def _check_size(image: Image.Image, name: str, limit: int) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], name: str, limit: int) -> None:
+    width, height = size
     if width < 1 or height < 1:
         raise ImageError(name, f"has no pixels ({width} x {height}); pass another image")
     if width * height > limit:
