@@ -24,11 +24,13 @@ from openblip.cli.interrupts import ended_by_signals, stoppable
 from openblip.cli.report import complain
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import read_ahead
+from openblip.jobs import worker
 from openblip.jobs.job import JobOptions, plan_job, run_job
 from openblip.jobs.rows import ColumnType
 from openblip.models.abilities import Ability
 
 openblip.load = lambda **_: None  # type: ignore[assignment]
+worker.BLOCK_BATCHES = 4
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import random
@@ -148,15 +150,47 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_that_kill_the_process_are_errors(tmp_path: Path) -> None:
-    table = make_table(tmp_path, 30, {7: DEADLY, 8: (*DEADLY[:2], 4), 22: DEADLY})
+    other = io.BytesIO()
+    Image.new("RGB", (3, 3), DEADLY).save(other, "png")
+    table = make_table(tmp_path, 30, {7: DEADLY, 8: (*DEADLY[:2], 4), 11: DEADLY, 22: other.getvalue()})
     done = run(table, tmp_path / "out.csv")
-    assert json.loads(done.stdout) == {"rows": 30, "errors": 2, "copies": 0}, done.stderr
+    assert json.loads(done.stdout) == {"rows": 30, "errors": 3, "copies": 1}, done.stderr
     lines = (tmp_path / "out.csv").read_text(encoding="utf-8").replace("two\nlines", "").splitlines()
     killed = [line for line in lines if "the process that reads it was killed" in line]
-    assert [line[:3] for line in killed] == ["007", "022"]
+    assert [line[:3] for line in killed] == ["007", "011", "022"]
     # Both files of it name the same rows again, whenever the command was interrupted.
     assert run(table, tmp_path / "again.csv").returncode == 1
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_batches_are_those_of_a_block_alone(tmp_path: Path) -> None:
+    """Blocks have 12 rows here: the last batch of one is not filled up with images of the next."""
+    special: dict[int, Any] = dict.fromkeys((5, 9, 20, 37), (4, 0, 7)) | dict.fromkeys(range(31, 36), (30, 0, 7))
+    table = make_table(tmp_path, 50, special | {3: None, 14: b"no image"})
+    assert run(table, tmp_path / "out.csv").returncode == 1
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        found = [json.loads(row["batch"] or "null") for row in csv.DictReader(file)]
+    expected: list[list[int] | None] = [None] * 50
+    for begin in range(0, 50, 12):
+        new = [row for row in range(begin, min(begin + 12, 50)) if row not in special and row != 3]
+        for batch in (new[at : at + 3] for at in range(0, len(new), 3)):
+            shades = [row * 65536 + 7 for row in (*batch, *[batch[-1]] * (3 - len(batch))) if row != 14]
+            for row in batch:
+                expected[row] = shades if begin < 48 else shades[: len(batch)]
+    expected[14] = None
+    for row, color in special.items():
+        expected[row] = expected[color[0]]
+    assert found == expected
+
+
+def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 9)
+    parent = subprocess.Popen(command(table, tmp_path / "out.csv", pause=600), stdout=subprocess.PIPE)
+    wait_for(tmp_path / "out.csv", 0, parent)
+    time.sleep(1)
+    parent.kill()
+    # The worker has the pipe, too: this returns when it is gone.
+    assert parent.communicate(timeout=600)[0] == b""
 
 
 def test_errors_are_tried_again(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.records import known_columns
 from openblip.errors import OpenBlipError, OptionError
 from openblip.jobs.inputs import find_rows
-from openblip.jobs.journal import Journal, count_done
+from openblip.jobs.journal import Journal, Record, count_done
 from openblip.jobs.output import ERROR, writer_of
 from openblip.jobs.rows import IMAGE, ColumnType, Row, Scan, Table
-from openblip.jobs.supervisor import work_until_done
+from openblip.jobs.supervisor import Supervisor
 from openblip.jobs.text_tables import ListTable
 from openblip.jobs.verbs import Verb
 from openblip.jobs.worker import Work
@@ -206,36 +206,39 @@ def folder_of(output: Path) -> Path:
 
 
 def _compute(plan: JobPlan, journal: Journal, progress: Progress) -> None:
-    while journal.next < plan.stop:
-        _first_try(plan, journal, progress)
-    if plan.options.retry_errors and journal.retry is None and journal.errors:
-        journal.begin_retry()
-    if journal.retry:
-        _second_try(plan, journal, progress)
+    with Supervisor() as supervisor:
+        if journal.next < plan.stop:
+            _first_try(plan, journal, supervisor, progress)
+        if plan.options.retry_errors and journal.retry is None and journal.errors:
+            journal.begin_retry()
+        if journal.retry:
+            _second_try(plan, journal, supervisor, progress)
 
 
-def _first_try(plan: JobPlan, journal: Journal, progress: Progress) -> None:
+def _first_try(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
     progress(len(journal), plan.total)
     base = _work(plan, journal)
 
-    def chunk_done() -> Work:
+    def write(records: list[Record]) -> Work:
+        journal.add(records)
         progress(len(journal), plan.total)
         return replace(base, start=journal.next)
 
-    work_until_done(base, journal, chunk_done)
+    supervisor.work_until_done(base, write)
 
 
-def _second_try(plan: JobPlan, journal: Journal, progress: Progress) -> None:
+def _second_try(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
     rest = journal.retry or []
     progress(0, len(rest))
-    base = _work(plan, journal)
+    base = replace(_work(plan, journal), start=plan.start, again=tuple(rest))
 
-    def chunk_done() -> Work:
+    def write(records: list[Record]) -> Work:
+        journal.add(records)
         left = tuple(journal.retry or ())
         progress(len(rest) - len(left), len(rest))
-        return replace(base, start=plan.start, again=left)
+        return replace(base, again=left)
 
-    work_until_done(replace(base, start=plan.start, again=tuple(rest)), journal, chunk_done)
+    supervisor.work_until_done(base, write)
 
 
 def _work(plan: JobPlan, journal: Journal) -> Work:
@@ -246,6 +249,7 @@ def _work(plan: JobPlan, journal: Journal) -> Work:
         dict(options.loading),
         options.batch_size,
         journal.path,
+        range(plan.start, plan.stop),
         journal.next,
         plan.stop,
     )

@@ -7,37 +7,56 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from openblip.errors import OpenBlipError
-from openblip.jobs.journal import Journal
+from openblip.jobs.journal import Record
 from openblip.jobs.worker import Work, work
 
 CAREFUL_CHUNKS = 8
 """Chunks for which nothing is read ahead after a worker was killed: its images are among them."""
 
 
-def work_until_done(rest: Work, journal: Journal, chunk_done: Callable[[], Work]) -> None:
-    """Run workers until all rows are done; one that is killed, or whose model refuses a chunk, is replaced.
+class Supervisor:
+    """A worker that is replaced when it dies; a context that ends it.
 
-    The first time, the next one does not read ahead, so that it is clear which chunk it is. Then the images of this
-    chunk are done alone, and the one that kills its process or is refused is an error.
+    Its model stays loaded from one work to the next.
     """
-    while True:
-        loaded, alone = False, None
-        with _worker(rest) as (receive, exit_code):
-            while True:
-                try:
-                    message = receive()
-                except EOFError:
-                    break
+
+    def __init__(self) -> None:
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def work_until_done(self, rest: Work, write: Callable[[list[Record]], Work]) -> None:
+        """Do all rows; a worker that is killed, or whose model refuses a chunk, is replaced.
+
+        The first time, the next one does not read ahead, so that it is clear which chunk it is. Then the images of this
+        chunk are done alone, and the one that kills its process or is refused is an error.
+
+        Args:
+            write: keeps the records of a chunk, and says what is left to do.
+
+        Raises:
+            OpenBlipError: the model cannot be loaded, or refuses all; or workers die without an image being at fault.
+        """
+        while True:
+            alone = None
+            loaded = self._process is not None
+            for message in self._messages(rest):
                 if message[0] == "ready":
                     loaded = True
                 elif message[0] == "alone":
                     alone = message[1]
                 elif message[0] == "chunk":
-                    journal.add(message[1])
-                    rest, alone = replace(chunk_done(), careful=max(0, rest.careful - 1)), None
+                    rest, alone = replace(write(message[1]), careful=max(0, rest.careful - 1)), None
                 elif message[0] == "failed":
                     # A question that is too long, for one, is an error of its row.
                     if not loaded or rest.alone or not isinstance(message[1], OpenBlipError):
@@ -45,45 +64,62 @@ def work_until_done(rest: Work, journal: Journal, chunk_done: Callable[[], Work]
                     break
                 else:
                     return
-        ended = f"(exit code {exit_code()})"
-        if not loaded:
-            raise OpenBlipError(
-                f"the process that loads the model ended {ended}: there may not be enough memory; use a smaller model, "
-                "or --dtype int8"
-            )
-        if alone is not None:
-            rest = replace(rest, deadly=rest.deadly | {alone})
-        elif rest.alone:
-            raise OpenBlipError(
-                f"the process of the model ended again and again {ended}: check the machine's memory, and give the "
-                "command again"
-            )
-        elif rest.careful:
-            rest = replace(rest, alone=True)
-        else:
-            rest = replace(rest, careful=CAREFUL_CHUNKS)
+            ended = f"(exit code {self._exit_code()})"
+            if not loaded:
+                raise OpenBlipError(
+                    f"the process that loads the model ended {ended}: there may not be enough memory; use a smaller "
+                    "model, or --dtype int8"
+                )
+            if alone is not None:
+                rest = replace(rest, deadly=rest.deadly | {alone})
+            elif rest.alone:
+                raise OpenBlipError(
+                    f"the process of the model ended again and again {ended}: check the machine's memory, and give the "
+                    "command again"
+                )
+            elif rest.careful:
+                rest = replace(rest, alone=True)
+            else:
+                rest = replace(rest, careful=CAREFUL_CHUNKS)
+
+    def stop(self) -> None:
+        if self._process is not None and self._pipe is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def _messages(self, rest: Work) -> Iterator[tuple[Any, ...]]:
+        """What the worker says of a work, until it ends."""
+        if self._process is None or self._pipe is None:
+            self._process, self._pipe = _start()
+        try:
+            self._pipe.send(rest)
+            while True:
+                yield self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+    def _exit_code(self) -> int | None:
+        """How the worker ended; there is none then."""
+        process = self._process
+        if process is None:
+            return None
+        process.join()
+        code = process.exitcode
+        self.stop()
+        return code
 
 
-@contextmanager
-def _worker(plan: Work) -> Iterator[tuple[Callable[[], Any], Callable[[], int | None]]]:
-    """A process that works; a function that waits for its next message, and one that tells its exit code."""
+def _start() -> tuple[BaseProcess, Connection]:
+    """A process that works, and the pipe to it."""
     context = multiprocessing.get_context("spawn")
-    parent, child = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(plan, child), name="openblip worker", daemon=True)
+    parent, child = context.Pipe()
+    process = context.Process(target=work, args=(child,), name="openblip worker", daemon=True)
     with _sheltered():
         process.start()
     child.close()  # or the end of the process would not end the pipe
-
-    def exit_code() -> int | None:
-        process.join()
-        return process.exitcode
-
-    try:
-        yield parent.recv, exit_code
-    finally:
-        process.kill()
-        process.join()
-        parent.close()
+    return process, parent
 
 
 @contextmanager

@@ -1,19 +1,26 @@
 """The process that has the model: it goes from rows to results, chunk by chunk.
 
 It is a process of its own so that an image that kills it costs one row, not the run. Its parent writes what it sends.
+
+Rows lie in blocks of equal size, and no batch reaches over the end of a block: which images are computed together
+depends on the rows of their block alone, and on which of them are copies of earlier ones. So the results are the same
+bytes whoever computes a block, and whatever was computed before it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,8 +31,8 @@ from openblip.jobs.journal import Record, SeenImages, read_records
 from openblip.jobs.rows import PackedImage, Table
 from openblip.jobs.verbs import Engine, Texts, Verb
 
-LONGEST_CHUNK = 4096
-"""Rows of a chunk at most: where image after image is a copy of an earlier one, no batch gets full."""
+BLOCK_BATCHES = 64
+"""Batches of a block in which no image is a copy."""
 _Item: TypeAlias = "tuple[int, str | PackedImage, Texts]"
 """The number of a row, its image, and the texts that belong to it alone."""
 KILLED = "the process that reads it was killed"
@@ -36,12 +43,14 @@ class Work:
     """What a worker has to do.
 
     Attributes:
-        start, stop: rows of the table, counted from 0.
+        job: all rows of the job, counted from 0; its blocks begin at the first.
+        start, stop: those of them to do.
         again: the only rows to do, in order; None: all of them.
         loading: keywords of `openblip.load`.
         careful: chunks at the beginning for which nothing is read ahead.
         alone: do the images of the first chunk one by one.
         deadly: rows that kill the process, which are errors.
+        copies: of rows whose image another block has: the number of that row, which is lower.
     """
 
     table: Table
@@ -49,12 +58,27 @@ class Work:
     loading: dict[str, Any]
     batch_size: int
     journal: Path
+    job: range
     start: int
     stop: int
     again: tuple[int, ...] | None = None
     careful: int = 0
     alone: bool = False
     deadly: frozenset[int] = frozenset()
+    copies: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def block(self) -> int:
+        """Rows of a block."""
+        return block_rows(self.batch_size)
+
+    def is_block_end(self, row: int) -> bool:
+        """Whether the next row begins a block. The end of the job is none: there is nothing to be kept apart."""
+        return self.again is None and row + 1 < self.job.stop and (row + 1 - self.job.start) % self.block == 0
+
+
+def block_rows(batch_size: int) -> int:
+    return BLOCK_BATCHES * batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +96,41 @@ class _ReadRow:
     error: str = ""
 
 
-def work(plan: Work, parent: Connection) -> None:
-    """Load the model, and send ("ready",), then ("chunk", records) and ("alone", row) until ("end",).
+def work(parent: Connection) -> None:
+    """Load the model of the first Work, and send ("ready",); for this and each further Work of the same model, send
+    ("chunk", records) and ("alone", row) until ("end",).
 
     An error is sent as ("failed", error), and ends the process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
-    with suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+    threading.Thread(target=_end_with_parent, name="openblip parent", daemon=True).start()
+    with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone
+        plan: Work = parent.recv()
         try:
             import openblip
             from openblip.images.decode import silence_decoders
 
             silence_decoders()
-            engine = plan.verb.start(openblip.load(**plan.loading), plan.batch_size)
+            # Without a cache of images: which of them are encoded together would depend on what came before.
+            engine = plan.verb.start(openblip.load(**plan.loading, image_cache=0), plan.batch_size)
             parent.send(("ready",))
-            for message in _Chunks(plan, engine).messages():
-                parent.send(message)
-            parent.send(("end",))
+            while True:
+                for message in _Chunks(plan, engine).messages():
+                    parent.send(message)
+                parent.send(("end",))
+                plan = parent.recv()
         except (OpenBlipError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, BrokenPipeError | ConnectionResetError):
                 raise
             parent.send(("failed", error))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed needs no results: its model must not stay in memory beside that of the next one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 class _Chunks:
@@ -129,8 +167,8 @@ class _Chunks:
                 continue
             if wanted is not None:
                 number = next(wanted, None)
-            if at in plan.deadly:
-                yield _ReadRow(at, (), error=KILLED)
+            if at in plan.copies:
+                yield _ReadRow(at, ())
                 continue
             try:
                 image = plan.table.image_of(row)
@@ -142,9 +180,11 @@ class _Chunks:
         """Chunks of one run of the engine, each up to the last new image of a batch.
 
         Where a chunk ends depends on the rows behind the chunk before it alone: a run that was killed has the same
-        batches as one that was not.
+        batches as one that was not. The last batch of a block is filled with its last image, rather than the engine
+        being started anew for each block, which would wait for images to be decoded and labels to be read.
         """
-        pending: deque[Record] = deque()
+        plan = self.plan
+        pending: deque[Record | None] = deque()  # None: an image that fills a batch
 
         def images() -> Iterator[tuple[bytes, Texts]]:
             taken = rows = 0
@@ -154,24 +194,32 @@ class _Chunks:
                 rows += 1
                 if content is not None:
                     taken += 1
-                    yield content, read.texts
-                if taken == self.plan.batch_size:
+                    last = content, read.texts
+                    yield last
+                block_ends = plan.is_block_end(read.row)
+                while block_ends and 0 < taken < plan.batch_size:
+                    taken += 1
+                    pending.append(None)
+                    yield last
+                if taken == plan.batch_size:
                     if one_batch:
                         return
                     taken = rows = 0
-                if rows >= LONGEST_CHUNK:
+                # Where image after image is a copy of an earlier one, no batch gets full.
+                if rows >= plan.block and (block_ends or plan.again is not None):
                     return
             self.at_end = True
 
         chunk: list[Record] = []
         for done, result in enumerate(self.engine(images()), start=1):
-            while _is_complete(pending[0]):
-                chunk.append(pending.popleft())
-            chunk.append(_complete(pending.popleft(), result))
-            if done % self.plan.batch_size == 0:
+            while (record := pending.popleft()) is not None and _is_complete(record):
+                chunk.append(record)
+            if record is not None:
+                chunk.append(_complete(record, result))
+            if done % plan.batch_size == 0:
                 yield "chunk", chunk
                 chunk = []
-        chunk += pending
+        chunk += (record for record in pending if record is not None)
         if chunk:
             yield "chunk", chunk
 
@@ -196,7 +244,7 @@ class _Chunks:
                     refusals.append(error)
                     record["error"] = str(error)
             chunk.append(record)
-            if taken == self.plan.batch_size or len(chunk) >= LONGEST_CHUNK:
+            if taken == self.plan.batch_size or self.plan.is_block_end(read.row) or len(chunk) >= self.plan.block:
                 break
         else:
             self.at_end = True
@@ -208,6 +256,8 @@ class _Chunks:
     def _record(self, read: _ReadRow) -> tuple[Record, bytes | None]:
         """A row's record, and its image if there is something to compute."""
         record: Record = {"row": read.row}
+        if read.row in self.plan.copies:
+            return record | {"same": self.plan.copies[read.row]}, None
         if read.content is None:
             return record | {"error": read.error}, None
         earlier = self.seen.find_or_add(_key(read.digest.hex(), read.texts), read.row)
@@ -216,6 +266,8 @@ class _Chunks:
             record["texts"] = list(read.texts)
         if earlier != read.row:
             return record | {"same": earlier}, None
+        if read.row in self.plan.deadly:
+            return record | {"error": KILLED}, None
         return record, read.content
 
 
