@@ -79,7 +79,7 @@ def test_killed_ten_times_the_output_has_the_same_bytes(tmp_path: Path) -> None:
     full = rows_file(whole).stat().st_size
     kills = 0
     for number in range(10):
-        process = subprocess.Popen(command(table, killed, pause=0.02), stderr=subprocess.PIPE)
+        process = subprocess.Popen(command(table, killed, pause=0.15), stderr=subprocess.PIPE)
         wait_for(killed, full * number // 10, process)
         time.sleep(random_source.uniform(0, 0.03))
         kills += process.poll() is None
