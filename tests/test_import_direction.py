@@ -92,6 +92,27 @@ OPTIONAL_LIBRARIES = {
     "transformers": {"openblip.checkpoints.language_models"},
 }
 """What the core does without, and the modules that may import it, in functions, when it is asked for."""
+FAMILIES = ("blip", "clip")
+"""Families that came after the seam; BLIP-2's parts are what others are made of."""
+OWN_MODULES = {
+    *("checkpoints.open_clip", "nn.resnet_clip", "training.class_losses", "training.init.class_head"),
+    *("training.momentum", "training.momentum_losses", "training.tasks.contrast", "training.tasks.pairs"),
+    "training.tasks.statements",
+}
+"""A family's own modules that do not bear its name, without the package's."""
+TABLES = {
+    *("checkpoints.families", "checkpoints.layouts", "checkpoints.lora.names", "checkpoints.registry"),
+    "checkpoints.loading",  # folders of open_clip, which are CLIP's alone
+    *("models.families", "training.tasks.table"),
+    *(
+        "integrations.lavis",
+        "integrations.lavis.loading",
+        "integrations.transformers",
+        "integrations.transformers.auto",
+    ),
+    "nn.attention_map",  # the layer whose attention a heatmap shows, by network
+}
+"""Modules that list families, one row each; docs/families.md names them."""
 HEAVY_LIBRARIES = {"torch", "numpy", "PIL", *OPTIONAL_LIBRARIES}
 
 
@@ -192,6 +213,21 @@ def libraries_of(package: Path, room: str | None = None) -> set[str]:
         found.imported.split(".")[0] for found in imports_of(package) if room is None or room_of(found.importer) == room
     }
     return names - sys.stdlib_module_names - {package.name}
+
+
+def of_family(module: str) -> bool:
+    """Whether a module is a family's own."""
+    last = module.rpartition(".")[2].split("_")[0]
+    return last in FAMILIES or module.partition(".")[2] in OWN_MODULES
+
+
+def knows_families(package: Path) -> set[str]:
+    """Modules that import a family's own ones without being a family's, without the package's name."""
+    return {
+        found.importer.partition(".")[2]
+        for found in imports_of(package)
+        if of_family(found.imported) and not of_family(found.importer)
+    }
 
 
 def empty_rooms(package: Path) -> list[str]:
@@ -296,6 +332,19 @@ def write_package(root: Path, **changes: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8")
     return package
+
+
+def test_families_are_known_to_tables_alone() -> None:
+    assert knows_families(PACKAGE) == TABLES
+    page = (PACKAGE.parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    files = {module: str(modules_of(PACKAGE)[f"openblip.{module}"].relative_to(PACKAGE)) for module in TABLES}
+    assert [module for module, file in files.items() if f"`{file}`" not in page] == []
+
+
+@pytest.mark.parametrize(("module", "known"), [("high__blip_text", set()), ("high__table", {"high.table"})])
+def test_who_knows_a_family_is_found(tmp_path: Path, module: str, known: set[str]) -> None:
+    package = write_package(tmp_path, low__blip="WIDTH = 1", **{module: "from house.low import blip"})
+    assert knows_families(package) == known
 
 
 def test_a_sound_package_has_no_fault(tmp_path: Path) -> None:
