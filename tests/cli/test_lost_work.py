@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 
 from openblip.cli import main
-from openblip.cli import output as output_files
+from openblip.jobs.journal import Journal, count_done
 from tests.signals import heed_signals
 
 from .conftest import Run
@@ -46,10 +46,10 @@ import sys, time
 from pathlib import Path
 from openblip.checkpoints.tools import quantize
 from openblip.cli import main
-from openblip.cli.output import Kept
+from openblip.jobs.kept_output import KeptOutput
 
 gate = Path(sys.argv[1])
-add, load = Kept.add, quantize.load_parts
+add, load = KeptOutput.add, quantize.load_parts
 
 def wait():
     while gate.exists():
@@ -64,7 +64,7 @@ def loaded(*arguments, **options):
     wait()
     return load(*arguments, **options)
 
-Kept.add, quantize.load_parts = added, loaded
+KeptOutput.add, quantize.load_parts = added, loaded
 main(sys.argv[2:])
 """
 """In the middle of its work, however fast the machine is, a command waits until a file is gone."""
@@ -95,18 +95,18 @@ def killed_while_writing(arguments: Sequence[str | Path], after: int, share: flo
     """Whether a command was killed, as it is after so many writes to its files and a share of the next one."""
     child = os.fork()
     if not child:
-        append, written = output_files._append, 0
+        append, written = Journal._append, 0
 
-        def killed(path: Path, content: bytes) -> None:
+        def killed(journal: Journal, content: bytes) -> None:
             nonlocal written
             if written == after:
-                append(path, content[: int(share * len(content))])
+                os.write(journal._file.fileno(), content[: int(share * len(content))])
                 os.kill(os.getpid(), signal.SIGKILL)
             written += 1
-            append(path, content)
+            append(journal, content)
 
         try:
-            output_files._append = killed
+            Journal._append = killed  # type: ignore[method-assign]
             main([str(argument) for argument in arguments])
         finally:
             os._exit(0)
@@ -114,17 +114,16 @@ def killed_while_writing(arguments: Sequence[str | Path], after: int, share: flo
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def progress_of(output: Path) -> list[dict[str, int]]:
-    path = output.with_name(output.name + ".part.progress")
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[1:-1]
-    return [json.loads(line) for line in lines]
+def folder_of(output: Path) -> Path:
+    return output.with_name(output.name + ".openblip")
+
+
+def rows_file(output: Path) -> Path:
+    return folder_of(output) / "rows.jsonl"
 
 
 def done(output: Path) -> int:
-    lines = progress_of(output)
-    return lines[-1]["done"] if lines else 0
+    return count_done(rows_file(output), 0) if rows_file(output).exists() else 0
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -182,14 +181,13 @@ def test_a_command_that_is_stopped_goes_on(
         _, err = process.communicate()
         assert process.returncode == 128 + number, err
     kept = done(output)
-    part = output.with_name(output.name + ".part")
+    place = folder_of(output)
     assert 8 < kept < 61
-    assert f"{kept} of 61 images are done and kept in {part}: the same command goes on from there" in err
-    assert part.stat().st_size >= progress_of(output)[-1]["bytes"] > 0
+    assert f"{kept} of 61 images are done and kept in {place}: the same command goes on from there" in err
     assert output.read_text() == "old"
     again = run(*command, "--output", output)
     assert again.code == 1
-    assert f"going on in {part}: {kept} of 61 images are done, 1 of which could not be read" in again.err
+    assert f"going on in {place}: {kept} of 61 images are done, 1 of which could not be read" in again.err
     assert again.out.replace(str(output), "") == whole.out.replace(str(straight), "")
     assert content_of(output) == content_of(straight)
     assert {path.name for path in tmp_path.iterdir()} == {"photos", straight.name, name}
@@ -200,19 +198,17 @@ def test_killed_again_and_again(run: Run, folder: Path, tiny_model_folder: Path,
     straight, output = tmp_path / "straight.jsonl", tmp_path / "captions.jsonl"
     run(*command, "--output", straight)
     expected = straight.read_bytes()
-    part = output.with_name("captions.jsonl.part")
     chance = random.Random(7)
-    kept, kills = 0, 0
-    while killed_while_writing([*command, "--output", output], chance.randint(0, 12), chance.random()):
+    kept, kills, content = 0, 0, b""
+    while killed_while_writing([*command, "--output", output], chance.randint(0, 5), chance.random()):
         kills += 1
         assert not output.exists()
         assert done(output) >= kept
         kept = done(output)
-        size = progress_of(output)[-1]["bytes"] if kept else 0
-        content = part.read_bytes() if part.exists() else b""
-        assert len(content) >= size
-        assert content[:size] == expected[:size]
-        assert len(content[:size].splitlines()) == kept
+        before, content = content, rows_file(output).read_bytes() if rows_file(output).exists() else b""
+        whole = before[: before.rfind(b'\n{"done"') + 1]
+        assert content.startswith(whole)
+        assert len(content.splitlines()) >= kept
     assert kills > 4
     assert output.read_bytes() == expected
     assert {path.name for path in tmp_path.iterdir()} == {"photos", straight.name, output.name}
@@ -222,26 +218,29 @@ def test_half_a_line_is_no_line(run: Run, folder: Path, tiny_model_folder: Path,
     command = commands(folder, tiny_model_folder)["captions.txt"]
     straight, output = tmp_path / "straight.txt", tmp_path / "captions.txt"
     run(*command, "--output", straight)
-    assert killed_while_writing([*command, "--output", output], 10, 0.0)
+    assert killed_while_writing([*command, "--output", output], 5, 0.0)
     assert done(output) == 10
-    part, progress = (output.with_name(output.name + end) for end in (".part", ".part.progress"))
-    kept, noted = part.read_bytes(), progress.read_bytes()
-    cuts = [(kept[:-1], noted), (kept + b"/half of a", noted), (kept, noted[:-3]), (kept, noted + b'{"done": 60, "by')]
-    cuts += [(kept[:5], noted), (b"", noted), (kept, noted[: noted.index(b"\n") + 1])]
-    for content, lines in cuts:
+    rows, job = rows_file(output), folder_of(output) / "job.json"
+    kept, identity = rows.read_bytes(), job.read_bytes()
+    middle = len(kept) // 2
+    cuts = [kept[:-1], kept + b"/half of a", kept[:-3], kept + b'{"done": 60, "by', kept[:5], b""]
+    cuts.append(kept[:middle] + bytes([kept[middle] ^ 1]) + kept[middle + 1 :])
+    for content in cuts:
         output.unlink(missing_ok=True)
-        part.write_bytes(content)
-        progress.write_bytes(lines)
+        job.parent.mkdir(exist_ok=True)
+        job.write_bytes(identity)
+        rows.write_bytes(content)
         assert run(*command, "--output", output).code == 1
         assert output.read_bytes() == straight.read_bytes()
     output.unlink()
-    # Without its first line nobody knows whose it is.
-    part.write_bytes(kept)
-    progress.write_bytes(noted[:20])
+    # Without a whole job.json nobody knows whose it is.
+    job.parent.mkdir()
+    rows.write_bytes(kept)
+    job.write_bytes(identity[:20])
     ran = run(*command, "--output", output)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
-    assert f"{part} is in the way, which is not of this command: move it" in ran.err
-    assert part.read_bytes() == kept
+    assert f"{job} cannot be read (" in ran.err and f"delete the folder {job.parent} to begin anew" in ran.err
+    assert rows.read_bytes() == kept
 
 
 def test_other_commands_leave_what_is_kept_alone(
@@ -249,10 +248,9 @@ def test_other_commands_leave_what_is_kept_alone(
 ) -> None:
     command = commands(folder, tiny_model_folder)["captions.txt"]
     output = tmp_path / "captions.txt"
-    assert killed_while_writing([*command, "--output", output], 10, 0.0)
+    assert killed_while_writing([*command, "--output", output], 5, 0.0)
     assert done(output) == 10
-    part = output.with_name("captions.txt.part")
-    kept = part.read_bytes()
+    kept = rows_file(output).read_bytes()
     ask = commands(folder, tiny_model_folder)["answers.jsonl"]
     others: list[tuple[list[str | Path], str]] = [
         ([*command, "--num-beams", "2"], "--num-beams was left out, now 2"),
@@ -266,8 +264,9 @@ def test_other_commands_leave_what_is_kept_alone(
     for other, told in others:
         ran = run(*other, "--output", output)
         assert (ran.code, ran.err.count("\n")) == (2, 1), ran.err
-        assert told in ran.err and f"delete {part} to begin anew" in ran.err
-        assert part.read_bytes() == kept
+        assert f"{folder_of(output)} holds the work of another command (" in ran.err
+        assert told in ran.err and "delete this folder to begin anew" in ran.err
+        assert rows_file(output).read_bytes() == kept
     # The same name for another model.
     config = tiny_model_folder / "config.json"
     state = config.stat()
@@ -289,7 +288,8 @@ def test_a_second_command_keeps_out(
         wait_for(process, lambda: done(output) > 8)
         ran = run(*command, "--output", output)
         assert (ran.code, ran.err.count("\n")) == (2, 1)
-        assert f"another command is writing to {output}: wait for it, or give another --output" in ran.err
+        whose = f"(process {process.pid})"
+        assert f"another command is writing to {output} {whose}: wait for it, or give another --output" in ran.err
         gate.unlink()
         process.communicate()
         assert process.returncode == 1

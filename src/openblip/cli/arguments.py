@@ -14,9 +14,10 @@ import typer
 
 from openblip import __version__
 from openblip.cli.inputs import Image, name_of
-from openblip.cli.output import FILES, Command
 from openblip.errors import OptionError
 from openblip.generation.options import USER_OPTIONS, GenerationOptions
+from openblip.jobs.folder import FILES
+from openblip.jobs.kept_output import Command
 
 TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"

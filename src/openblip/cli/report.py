@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import json
@@ -10,14 +11,15 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
 
-from openblip.cli.output import Command, Kept, kept_output, write_all
 from openblip.errors import ImageError, OpenBlipError, printable
-from openblip.saving import NO_ROOM
+from openblip.jobs.kept_output import Command, KeptOutput, kept_output
+from openblip.saving import NO_ROOM, naming
 
 SOME_FAILED = 1
 STDOUT = "standard output"
@@ -36,21 +38,23 @@ class Report:
     Attributes:
         as_json: whether results are JSON objects; the command forms its lines accordingly.
         failures: images that could not be used.
-        finish: writes the whole file, where it is not what was kept of each batch.
+        finish: writes the whole file, where it is not the lines of all images.
         summary: a line on standard output once the file is there.
     """
 
-    def __init__(self, as_json: bool, file: io.FileIO | None = None, kept: Kept | None = None) -> None:
+    def __init__(self, as_json: bool, file: io.FileIO | None = None, kept: KeptOutput | None = None) -> None:
         self.as_json = as_json
         self.failures = len(kept.failed) if kept is not None else 0
         self._file = file
         self._kept = kept
-        self._batch = bytearray()
+        self._image = _OfImage()
+        self._batch: list[dict[str, Any]] = []
         self._bad: list[int] = []
         self._at = 0 if kept is None else kept.done
         self._notes: list[dict[str, Any]] = []
-        self._lines: bytearray | None = None
-        self.finish: Callable[[Path], None] | None = None
+        self._data = bytearray()
+        self._lines: list[str] | None = None
+        self.finish: Callable[[Path], None] = self._write_lines
         self.summary = ""
 
     def over(
@@ -66,24 +70,25 @@ class Report:
             return
         for image, result in zip(rest, work(rest), strict=True):
             yield image, result
+            if self._kept is not None:
+                self._batch.append(self._image.record(self._at))
+                self._image = _OfImage()
             self._at += 1
             if self._at % batch_size == 0:
                 self._keep()
-        if self._at % batch_size:
-            self._keep()
+        self._keep()
 
     def line(self, text: str) -> None:
         """A line of text; names and contents in it show themselves and do nothing else to a terminal."""
         self._write(printable(text, LONGEST_LINE, kept="\t"))
 
     def _write(self, text: str) -> None:
-        content = (text + "\n").encode("utf-8", "backslashreplace")
         if self._lines is not None:
-            self._lines += content
+            self._lines.append(text)
         elif self._file is not None:
-            write_all(self._file, Path(str(self._file.name)), content)
+            _write_all(self._file, Path(str(self._file.name)), _encoded(text))
         elif self._kept is not None:
-            self.keep(content)
+            self._image.lines.append(text)
         else:
             print_line(text)
 
@@ -92,27 +97,28 @@ class Report:
         self._write(NOT_ASCII.sub(_in_json, json.dumps(fields, ensure_ascii=False)))
 
     def keep(self, content: bytes) -> None:
-        """Bytes that are kept with their batch, and are the file unless `finish` or lines after `notes` are."""
-        self._batch += content
+        """Bytes of an image for `kept_bytes`, from which `finish` makes the file."""
+        if self._kept is None:
+            self._data += content
+        else:
+            self._image.data += content
 
     def note(self, **fields: object) -> None:
         """What `notes` gives back when all images are done: for lines that need all of them."""
-        if self._kept is None:
-            self._notes.append(fields)
-        else:
-            self.keep(json.dumps(fields).encode() + b"\n")
+        (self._notes if self._kept is None else self._image.notes).append(fields)
 
     def notes(self) -> list[dict[str, Any]]:
         """The notes of all images; the lines that come after it are the file."""
         if self._kept is None:
             return self._notes
-        lines = self._lines = bytearray()
-        self.finish = lambda draft: _write_bytes(draft, bytes(lines))
-        return [json.loads(line) for line in self._kept.part.read_bytes().splitlines()]
+        self._lines = []
+        return [note for record in self._kept.records() for note in record.get("notes", ())]
 
     def kept_bytes(self) -> bytes:
         """What `keep` got of all images."""
-        return bytes(self._batch) if self._kept is None else self._kept.part.read_bytes()
+        if self._kept is None:
+            return bytes(self._data)
+        return b"".join(base64.b64decode(record.get("data", "")) for record in self._kept.records())
 
     def failure(self, image: str, error: ImageError) -> None:
         """Tell that one image failed; the command goes on with the others."""
@@ -124,6 +130,7 @@ class Report:
         """As `failure`, on standard error alone."""
         self.failures += 1
         self._bad.append(self._at)
+        self._image.error = error.problem
         complain(error)
 
     @property
@@ -132,9 +139,50 @@ class Report:
         return self._bad if self._kept is None else self._kept.failed
 
     def _keep(self) -> None:
-        if self._kept is not None:
-            self._kept.add(bytes(self._batch), self._at, self._bad)
-            self._batch, self._bad = bytearray(), []
+        if self._kept is not None and self._batch:
+            self._kept.add(self._batch)
+            self._batch = []
+
+    def _write_lines(self, path: Path) -> None:
+        """The lines after `notes`, or else those of all images, as a file."""
+        if self._lines is not None:
+            lines: Iterable[str] = self._lines
+        elif self._kept is not None:
+            lines = (line for record in self._kept.records() for line in record.get("lines", ()))
+        else:
+            return  # they were written as they came
+        with path.open("wb") as file:
+            file.writelines(map(_encoded, lines))
+
+
+@dataclass
+class _OfImage:
+    """What a command makes of one image."""
+
+    lines: list[str] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    data: bytearray = field(default_factory=bytearray)
+    error: str | None = None
+
+    def record(self, row: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"row": row, "lines": self.lines}
+        if self.notes:
+            found["notes"] = self.notes
+        if self.data:
+            found["data"] = base64.b64encode(self.data).decode()
+        return found if self.error is None else found | {"error": self.error}
+
+
+def _encoded(line: str) -> bytes:
+    return (line + "\n").encode("utf-8", "backslashreplace")
+
+
+def _write_all(file: io.RawIOBase, path: Path, content: bytes) -> None:
+    """Write to a file without a buffer. Raises OSError, with the file's name, when it takes no more."""
+    rest = memoryview(content)
+    with naming(path):
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
 
 
 def _in_json(found: re.Match[str]) -> str:
@@ -166,8 +214,7 @@ def open_report(as_json: bool, path: Path | None = None, command: Command | None
             with path.open("wb", buffering=0) as file:  # a pipe or /dev/null is written to, never replaced
                 report = Report(as_json, file)
                 yield report
-                if report.finish is not None:
-                    report.finish(path)
+                report.finish(path)
         else:
             with kept_output(path, command, say) as kept:
                 report = Report(as_json, kept=kept)
@@ -177,10 +224,6 @@ def open_report(as_json: bool, path: Path | None = None, command: Command | None
         print_line(report.summary)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def print_line(text: str, end: str = "\n") -> None:

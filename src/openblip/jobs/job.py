@@ -11,14 +11,25 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.records import known_columns
-from openblip.errors import OpenBlipError, OptionError
+from openblip.errors import OptionError
+from openblip.jobs.folder import (
+    FINISHED,
+    JOB,
+    ROWS,
+    begin,
+    check_same,
+    clear,
+    folder_of,
+    held,
+    identity_of,
+    read_identity,
+)
 from openblip.jobs.inputs import find_rows
 from openblip.jobs.journal import Journal, Record, count_done
 from openblip.jobs.output import ERROR, writer_of
@@ -27,13 +38,10 @@ from openblip.jobs.supervisor import Supervisor
 from openblip.jobs.text_tables import ListTable
 from openblip.jobs.verbs import Verb
 from openblip.jobs.worker import Work
-from openblip.saving import locked, naming, put_names_on_disk, replacing, write_text
+from openblip.saving import naming, put_names_on_disk, replacing, write_text
 
-FOLDER = ".openblip"
-JOB, FINISHED, ROWS, IMAGES, LOCK, PID = "job.json", "finished.json", "rows.jsonl", "images", "lock", "pid"
-FORMAT = 1
-FILES = "the files of "
-"""Begins the settings that are states of files; None where they were not on this machine yet."""
+IMAGES = "images"
+"""The file in the folder that lists the images of a folder or a pattern."""
 
 Progress = Callable[[int, int], None]
 
@@ -147,7 +155,7 @@ def plan_job(options: JobOptions) -> JobPlan:
     start, stop = total * (part - 1) // parts, total * part // parts
     done = count_done(folder / ROWS, start) if (folder / JOB).exists() and (folder / ROWS).exists() else 0
     if done:
-        _check_same(folder / JOB, output, _identity(options, scan))
+        check_same(folder / JOB, output, _identity(options, scan))
     return JobPlan(options, table, scan, images, start, stop, done)
 
 
@@ -159,17 +167,18 @@ def run_job(plan: JobPlan, progress: Progress = lambda done, total: None) -> Out
         OSError: something cannot be written. What was done is kept.
     """
     options = plan.options
-    with _held(options.output) as folder:
+    folder = folder_of(options.output)
+    with held(folder, options.output):
         identity = _identity(options, plan.scan)
         if (folder / FINISHED).exists():  # killed while it cleared up
-            _check_same(folder / FINISHED, options.output, identity)
-            outcome = Outcome(**_read(folder / FINISHED)["outcome"])
-            _remove(folder)
+            check_same(folder / FINISHED, options.output, identity)
+            outcome = Outcome(**read_identity(folder / FINISHED)["outcome"])
+            clear(folder, IMAGES)
             return outcome
         journal = Journal(folder / ROWS, plan.start)
         try:
             if len(journal) and (folder / JOB).exists():
-                _check_same(folder / JOB, options.output, identity)
+                check_same(folder / JOB, options.output, identity)
             else:
                 journal = _begin(plan, journal, folder, identity)
             _compute(plan, journal, progress)
@@ -177,13 +186,13 @@ def run_job(plan: JobPlan, progress: Progress = lambda done, total: None) -> Out
         finally:
             journal.close()
             if not len(journal):  # nothing to go on with
-                _remove(folder)
+                clear(folder, IMAGES)
         outcome = Outcome(len(journal), len(journal.errors), copies)
         if not journal.errors:
             write_text(folder / JOB, json.dumps(identity | {"outcome": vars(outcome)}, indent=1))
             (folder / JOB).replace(folder / FINISHED)
             put_names_on_disk(folder)
-            _remove(folder)
+            clear(folder, IMAGES)
         return outcome
 
 
@@ -195,14 +204,8 @@ def _begin(plan: JobPlan, journal: Journal, folder: Path, identity: Mapping[str,
     if plan.images is not None:
         with replacing(folder / IMAGES) as draft:
             draft.write_bytes(_spooled(plan.images))
-    write_text(folder / JOB, json.dumps(identity, indent=1))
-    put_names_on_disk(folder.parent)
+    begin(folder, identity)
     return Journal(journal.path, plan.start)
-
-
-def folder_of(output: Path) -> Path:
-    """Where a job keeps what it has done."""
-    return output.with_name(output.name + FOLDER)
 
 
 def _compute(plan: JobPlan, journal: Journal, progress: Progress) -> None:
@@ -277,73 +280,7 @@ def _write(plan: JobPlan, journal: Journal) -> int:
 
 
 def _identity(options: JobOptions, scan: Scan) -> dict[str, Any]:
-    settings = dict(options.settings) | {"the input": scan.digest}
-    return json.loads(json.dumps({"format": FORMAT, "rows": scan.rows, "settings": settings}))  # type: ignore[no-any-return]
-
-
-def _check_same(path: Path, output: Path, now: Mapping[str, Any]) -> None:
-    """Raises OpenBlipError, which names what differs, if the job that was begun is another one."""
-    then = _read(path)
-    if then.get("format") != FORMAT:
-        raise OpenBlipError(f"{path} is not of this version: delete the folder {path.parent} to begin anew")
-    changed = changes(then["settings"], now["settings"])
-    if then["rows"] != now["rows"]:
-        changed.append(f"it had {then['rows']:,} rows, now {now['rows']:,}")
-    if changed:
-        raise OpenBlipError(
-            f"{path.parent} holds the work of another command ({'; '.join(changed)}): give that command to go on, "
-            f"delete this folder to begin anew, or give another --output than {output.name}"
-        )
-
-
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the settings of two commands, in the user's words."""
-    found = []
-    for name in dict.fromkeys([*now, *then]):
-        before, after = then.get(name), now.get(name)
-        if before == after or (name.startswith(FILES) and None in (before, after)):
-            continue
-        shown = name.startswith("-") and all(len(json.dumps(value)) < 80 for value in (before, after))
-        was, is_now = ("left out" if value is None else str(value) for value in (before, after))
-        found.append(f"{name} was {was}, now {is_now}" if shown else f"{name} changed")
-    return found
-
-
-@contextmanager
-def _held(output: Path) -> Iterator[Path]:
-    """The folder of a job, which no other process has. Raises OpenBlipError, which names the process that has it."""
-    folder = folder_of(output)
-    with naming(folder):
-        folder.mkdir(exist_ok=True)
-    pid = ""
-    with suppress(OSError):
-        pid = (folder / PID).read_text(encoding="utf-8").strip()
-    whose = f" (process {pid})" if pid else ""
-    refusal = f"another command is writing to {output}{whose}: wait for it, or give another --output"
-    try:
-        with locked(folder / LOCK, refusal):
-            write_text(folder / PID, str(os.getpid()))
-            try:
-                yield folder
-            finally:
-                with suppress(OSError):
-                    (folder / PID).unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # unless something is kept in it
-
-
-def _remove(folder: Path) -> None:
-    """Clear up after a complete job; what says so goes last."""
-    for name in (JOB, ROWS, IMAGES, FINISHED):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise OpenBlipError(f"{path} cannot be read ({error}): delete the folder {path.parent} to begin anew") from None
+    return identity_of(dict(options.settings) | {"the input": scan.digest}, scan.rows)
 
 
 def _scan_of(images: Sequence[str]) -> Scan:

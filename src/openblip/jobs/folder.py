@@ -1,0 +1,114 @@
+"""The folder OUT.openblip beside an output: what is done of it so far, and what command does it.
+
+`job.json` says what decides the content of the output, `rows.jsonl` what is done (see `journal`). The folder is one
+command's at a time, and a command whose settings differ from those of `job.json` is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from openblip.errors import OpenBlipError
+from openblip.saving import locked, naming, put_names_on_disk, write_text
+
+FOLDER = ".openblip"
+JOB, FINISHED, ROWS, LOCK, PID = "job.json", "finished.json", "rows.jsonl", "lock", "pid"
+FORMAT = 1
+FILES = "the files of "
+"""Begins the settings that are states of files; None where they were not on this machine yet."""
+
+
+def folder_of(output: Path) -> Path:
+    """Where what is done of an output is kept."""
+    return output.with_name(output.name + FOLDER)
+
+
+@contextmanager
+def held(folder: Path, output: Path) -> Iterator[None]:
+    """The folder is there, and no other process has it; at the end it goes, unless something is kept in it.
+
+    Raises:
+        OpenBlipError: another process has it, which is named.
+        OSError: it cannot be made.
+    """
+    with naming(folder):
+        folder.mkdir(exist_ok=True)
+    pid = ""
+    with suppress(OSError):
+        pid = (folder / PID).read_text(encoding="utf-8").strip()
+    whose = f" (process {pid})" if pid else ""
+    refusal = f"another command is writing to {output}{whose}: wait for it, or give another --output"
+    try:
+        with locked(folder / LOCK, refusal):
+            write_text(folder / PID, str(os.getpid()))
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    (folder / PID).unlink()
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def identity_of(settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """What `job.json` holds.
+
+    Args:
+        settings: what decides the content of the output, by the names that the user has for it.
+        rows: the number of all rows or images.
+    """
+    return json.loads(json.dumps({"format": FORMAT, "rows": rows, "settings": dict(settings)}))  # type: ignore[no-any-return]
+
+
+def begin(folder: Path, identity: Mapping[str, Any]) -> None:
+    """From now on the folder is of this job, of which nothing is done yet. Raises OSError if it cannot be written."""
+    write_text(folder / JOB, json.dumps(identity, indent=1))
+    put_names_on_disk(folder.parent)
+
+
+def check_same(path: Path, output: Path, now: Mapping[str, Any]) -> None:
+    """Raises OpenBlipError, which names what differs, if the job that was begun is another one."""
+    then = read_identity(path)
+    if then.get("format") != FORMAT:
+        raise OpenBlipError(f"{path} is not of this version: delete the folder {path.parent} to begin anew")
+    changed = changes(then["settings"], now["settings"])
+    if then["rows"] != now["rows"]:
+        changed.append(f"it had {then['rows']:,} rows, now {now['rows']:,}")
+    if changed:
+        raise OpenBlipError(
+            f"{path.parent} holds the work of another command ({'; '.join(changed)}): give that command to go on, "
+            f"delete this folder to begin anew, or give another --output than {output.name}"
+        )
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of two commands, in the user's words."""
+    found = []
+    for name in dict.fromkeys([*now, *then]):
+        before, after = then.get(name), now.get(name)
+        if before == after or (name.startswith(FILES) and None in (before, after)):
+            continue
+        shown = name.startswith("-") and all(len(json.dumps(value)) < 80 for value in (before, after))
+        was, is_now = ("left out" if value is None else str(value) for value in (before, after))
+        found.append(f"{name} was {was}, now {is_now}" if shown else f"{name} changed")
+    return found
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What a `job.json` or `finished.json` holds. Raises OpenBlipError if it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise OpenBlipError(f"{path} cannot be read ({error}): delete the folder {path.parent} to begin anew") from None
+
+
+def clear(folder: Path, *more: str) -> None:
+    """Remove what is kept; `more` names files beside the usual ones. What says that all was done goes last."""
+    for name in (JOB, ROWS, *more, FINISHED):
+        (folder / name).unlink(missing_ok=True)
