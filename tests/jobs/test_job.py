@@ -211,8 +211,8 @@ def test_errors_are_tried_again(tmp_path: Path) -> None:
 def test_two_runs_at_once(tmp_path: Path) -> None:
     table = make_table(tmp_path, 30)
     output = tmp_path / "out.csv"
-    first = subprocess.Popen(command(table, output, pause=0.3), stdout=subprocess.DEVNULL)
-    wait_for(output, 1, first)
+    first = subprocess.Popen(command(table, output, pause=20), stdout=subprocess.DEVNULL)
+    wait_for(output, 0, first)  # until it has its journal
     second = run(table, output)
     assert (second.returncode, second.stderr) == (
         2,
