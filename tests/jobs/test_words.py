@@ -93,7 +93,7 @@ def test_own_lists(line: str, finds: list[str], leaves: list[str]) -> None:
 
 
 def test_what_a_term_is_called_is_as_the_list_writes_it() -> None:
-    found = words("# cars", "", "VW Golf, golf", "BMW*: bmw*", "! mini golf")
+    found = words("# cars", "", "VW Golf, golf  # a comment, golfs", "BMW*: bmw*", "! mini golf")
     assert found.find("golf, a bmw320, a VW golf") == ["VW Golf", "BMW"]
     assert found.find("mini golf") == []
 

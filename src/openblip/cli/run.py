@@ -22,6 +22,7 @@ from openblip.generation.options import TextOptions
 
 if TYPE_CHECKING:
     from openblip.jobs.verbs import Verb
+    from openblip.jobs.wording import Wording
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip run caption photos/ -o captions.csv
@@ -33,11 +34,14 @@ CAPTION_EXAMPLES = """[bold]Examples[/bold]
   openblip run caption photos/ -o captions.csv
   openblip run caption products.csv -o captioned.csv --prompt "a photo of a {category}"
   openblip run caption 'photos/*.jpg' -o captions.jsonl --num-captions 3
+  openblip run caption products.csv -o found.csv --find colors,textures,materials
+  openblip run caption photos/ -o animals.jsonl --find animals.txt --replace "puppy=dog"
   openblip run caption photos.txt -o part3.csv --shard 3/16
   find photos -name '*.jpg' | openblip run caption - -o captions.csv"""
 ASK_EXAMPLES = """[bold]Examples[/bold]
   openblip run ask photos/ --question "what animal is this?" -o animals.csv
   openblip run ask photos/ --question "is it day?" --question "how many people are there?" -o answers.csv
+  openblip run ask products/ --question "what color is it?" -o colors.csv --find colors
   openblip run ask table.jsonl --question-column question -o answers.jsonl"""
 MATCH_EXAMPLES = """[bold]Examples[/bold]
   openblip run match photos/ --text "a dog on a beach" -o scores.csv
@@ -49,6 +53,7 @@ CLASSIFY_EXAMPLES = """[bold]Examples[/bold]
   openblip run classify photos/ --labels labels.txt --template "a drawing of a {}" -o classes.csv"""
 
 ROWS_PANEL = "Rows"
+WORDS_PANEL = "Words"
 NO_CONTENT = frozenset({"source", "output", "retry_errors", "dry_run", "exclude"})
 """Parameters that decide nothing but which rows there are; these are compared by themselves."""
 
@@ -57,6 +62,26 @@ def _about_rows(metavar: str | None, explained: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel=ROWS_PANEL, show_default=False)
 
 
+def _about_words(metavar: str | None, explained: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=explained, rich_help_panel=WORDS_PANEL, show_default=False)
+
+
+Find = Annotated[
+    list[str] | None,
+    _about_words(
+        "LISTS",
+        "Put the words of lists that the text has in columns of their own: colors, materials, shapes, textures, or "
+        "files with a word in each line; separate them by commas, or repeat it. NAME=FILE names the column.",
+    ),
+]
+Replace = Annotated[
+    list[str] | None,
+    _about_words(
+        "OLD=NEW",
+        "Replace a word, in singular and plural; or a .csv or .tsv file with an old and a new word in each row. "
+        "Repeatable. With nothing behind the = the word goes.",
+    ),
+]
 Source = Annotated[
     str,
     typer.Argument(
@@ -168,6 +193,14 @@ def caption(
         str | None, args.about_text("TEXT", "Put before each caption; {column}, {folder} and {name} as in --prompt.")
     ] = None,
     suffix: Annotated[str | None, args.about_text("TEXT", "Put behind each caption.")] = None,
+    find: Find = None,
+    replace: Replace = None,
+    tags: Annotated[
+        bool,
+        _about_words(
+            None, "Captions are tags with commas between them: write each once, those of --prefix first.", "--tags"
+        ),
+    ] = False,
     *,
     options: TextOptions,
     column: Column = None,
@@ -176,6 +209,7 @@ def caption(
     from openblip.jobs.templates import Template
     from openblip.jobs.verbs import Caption
 
+    wording = _wording(find, replace, tags)
     verb = Caption(
         prompt=None if prompt is None else Template(prompt, "--prompt"),
         count=num_captions,
@@ -183,8 +217,9 @@ def caption(
         suffix=None if suffix is None else Template(suffix, "--suffix"),
         column=column or "caption",
         options=options,
+        wording=wording,
     )
-    _run(context, verb)
+    _run(context, verb, wording.settings)
 
 
 @app.command(epilog=ASK_EXAMPLES)
@@ -207,6 +242,8 @@ def ask(
         str | None,
         typer.Option(metavar="NAME", help="The column that has the question of each row.", show_default=False),
     ] = None,
+    find: Find = None,
+    replace: Replace = None,
     *,
     options: TextOptions,
     column: Column = None,
@@ -216,7 +253,8 @@ def ask(
     from openblip.jobs.verbs import Ask
 
     questions = tuple(Template(text, "--question") for text in question or ())
-    _run(context, Ask(questions, question_column, column or "answer", options))
+    wording = _wording(find, replace)
+    _run(context, Ask(questions, question_column, column or "answer", options, wording), wording.settings)
 
 
 @app.command(epilog=MATCH_EXAMPLES)
@@ -307,6 +345,14 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
     )
     if outcome.errors:
         raise typer.Exit(SOME_FAILED)
+
+
+def _wording(find: list[str] | None, replace: list[str] | None, has_tags: bool = False) -> Wording:
+    from openblip.jobs.replacements import read_replacements
+    from openblip.jobs.wording import Wording
+    from openblip.jobs.words import load_word_lists
+
+    return Wording(load_word_lists(find) if find else (), read_replacements(replace or ()), has_tags)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

@@ -11,13 +11,17 @@ _IRREGULAR = """
     calf/calves child/children elf/elves foot/feet goose/geese half/halves hoof/hooves knife/knives leaf/leaves
     life/lives loaf/loaves man/men mouse/mice ox/oxen person/people scarf/scarves shelf/shelves thief/thieves
     tooth/teeth wife/wives wolf/wolves woman/women bus/buses canvas/canvases gas/gases iris/irises lens/lenses
-    tennis/tennis species/species series/series
+    tennis/tennis species/species series/series potato/potatoes tomato/tomatoes hero/heroes echo/echoes
 """
 _PLURALS = dict(pair.split("/") for pair in _IRREGULAR.split())
 _SINGULARS = {plural: singular for singular, plural in _PLURALS.items()}
 _ENDS = tuple((one, _PLURALS[one]) for one in "child foot knife leaf man shelf tooth wife".split())
 """What compounds end with: snowmen, bookshelves."""
 _NO_COMPOUNDS = frozenset("caiman german human ottoman roman shaman talisman".split())
+_ENDING_IN_IE = frozenset(
+    "birdie brownie calorie collie cookie doggie genie hoodie hippie movie newbie pixie prairie selfie smoothie "
+    "sweetie talkie zombie".split()
+)
 _ONE_NUMBER = frozenset(
     """
     christmas clothes deer fish glasses goggles grass headphones jeans news overall overalls pajamas pants pyjamas
@@ -56,38 +60,36 @@ def forms_of(word: str) -> frozenset[str]:
     >>> sorted(forms_of("box")), sorted(forms_of("striped"))
     (['box', 'boxes'], ['stripe', 'striped', 'stripes', 'stripey', 'stripy'])
     """
-    return _FAMILY_OF.get(word) or singulars_of(word) | plurals_of(word) | {word}
+    return _FAMILY_OF.get(word) or frozenset({word, plural_of(word), singular_of(word)} - {None})
 
 
-def plurals_of(word: str) -> frozenset[str]:
-    """What the plural of a lower-case noun may be; empty if the word is one or has none."""
+def plural_of(word: str) -> str | None:
+    """The plural of a lower-case noun; None if the word is one or has none."""
     if word in _PLURALS:
-        return frozenset({_PLURALS[word]})
+        return _PLURALS[word]
     for singular, plural in _ENDS:
         if word.endswith(singular) and word not in _NO_COMPOUNDS:
-            return frozenset({word.removesuffix(singular) + plural})
-    if word in _ONE_NUMBER or singulars_of(word):
-        return frozenset()
+            return word.removesuffix(singular) + plural
+    if word in _ONE_NUMBER or singular_of(word) is not None:
+        return None
     if re.search(r"[sxz]$|[cs]h$", word):
-        return frozenset({word + "es"})
+        return word + "es"
     if re.search(r"[^aeiou]y$", word):
-        return frozenset({word[:-1] + "ies"})
-    if re.search(r"[^aeiou]o$", word):  # photos, but tomatoes
-        return frozenset({word + "s", word + "es"})
-    return frozenset({word + "s"})
+        return word[:-1] + "ies"
+    return word + "s"
 
 
-def singulars_of(word: str) -> frozenset[str]:
-    """What the singular of a lower-case plural may be; empty if the word does not look like one."""
+def singular_of(word: str) -> str | None:
+    """The singular of a lower-case plural; None if the word does not look like one."""
     if word in _SINGULARS:
-        return frozenset({_SINGULARS[word]})
+        return _SINGULARS[word]
     for singular, plural in _ENDS:
         if word.endswith(plural):
-            return frozenset({word.removesuffix(plural) + singular})
+            return word.removesuffix(plural) + singular
     if word in _ONE_NUMBER or word in _PLURALS or len(word) < 4 or not re.search(r"[^su]s$", word):
-        return frozenset()
-    if word.endswith("ies"):
-        return frozenset({word[:-3] + "y", word[:-1]})
-    if re.search(r"([sxzo]|[cs]h)es$", word):
-        return frozenset({word[:-2], word[:-1]})
-    return frozenset({word[:-1]})
+        return None
+    if word.endswith("ies") and len(word) > 4 and word[:-1] not in _ENDING_IN_IE:
+        return word[:-3] + "y"
+    if re.search(r"(ss|x|zz|[cs]h)es$", word):
+        return word[:-2]
+    return word[:-1]

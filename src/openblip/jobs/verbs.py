@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.generation.options import TextOptions, read_options
+from openblip.jobs.output import ERROR
 from openblip.jobs.rows import ColumnType
 from openblip.jobs.templates import Template
+from openblip.jobs.wording import Wording
 from openblip.models.abilities import Ability, Composed, require, writer_of
 
 Texts: TypeAlias = "tuple[str, ...]"
@@ -68,6 +70,7 @@ class Caption(_Plain):
         count: captions of each image; more than one give a list.
         prefix, suffix: put before and behind each caption.
         column: the name of the new column.
+        wording: what is done with captions; what is looked for has columns of its own.
     """
 
     prompt: Template | None = None
@@ -76,6 +79,7 @@ class Caption(_Plain):
     suffix: Template | None = None
     column: str = "caption"
     options: TextOptions = field(default_factory=lambda: TextOptions())
+    wording: Wording = field(default_factory=Wording)
     ability: ClassVar[Ability] = "caption"
 
     def __post_init__(self) -> None:
@@ -83,9 +87,10 @@ class Caption(_Plain):
 
     @property
     def columns(self) -> Mapping[str, ColumnType]:
-        return {self.column: "string" if self.count == 1 else "list<string>"}
+        return {self.column: "string" if self.count == 1 else "list<string>", **self.wording.columns}
 
     def check(self, columns: Collection[str]) -> None:
+        self.wording.check([*columns, self.column, ERROR])
         for template in filter(None, (self.prompt, self.prefix, self.suffix)):
             template.check(columns)
 
@@ -106,8 +111,9 @@ class Caption(_Plain):
 
     def finish(self, result: Result, values: Mapping[str, str], image: str) -> Result:
         before, behind = ("" if part is None else part.fill(values, image) for part in (self.prefix, self.suffix))
-        captions = [f"{before}{text}{behind}" for text in result["captions"]]
-        return {self.column: captions if self.count > 1 else captions[0]}
+        texts = self.wording.applied(result["captions"])
+        captions = [self.wording.finished(f"{before}{text}{behind}") for text in texts]
+        return {self.column: captions if self.count > 1 else captions[0], **self.wording.found(texts)}
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,14 @@ class Ask(_Plain):
         questions: of all rows; with several, each gives a column that is named as it.
         question_column: the column that has the question of each row, instead of `questions`.
         column: the name of the new column for one question.
+        wording: what is done with answers; what is looked for in all of them has columns of its own.
     """
 
     questions: tuple[Template, ...] = ()
     question_column: str | None = None
     column: str = "answer"
     options: TextOptions = field(default_factory=lambda: TextOptions())
+    wording: Wording = field(default_factory=Wording)
     ability: ClassVar[Ability] = "ask"
 
     def __post_init__(self) -> None:
@@ -137,11 +145,15 @@ class Ask(_Plain):
 
     @property
     def columns(self) -> Mapping[str, ColumnType]:
-        if len(self.questions) > 1:
-            return {question.text: "string" for question in self.questions}
-        return {self.column: "string"}
+        return {**dict.fromkeys(self._answers, cast(ColumnType, "string")), **self.wording.columns}
+
+    @property
+    def _answers(self) -> Texts:
+        """The columns of the answers."""
+        return tuple(question.text for question in self.questions) if len(self.questions) > 1 else (self.column,)
 
     def check(self, columns: Collection[str]) -> None:
+        self.wording.check([*columns, *self._answers, ERROR])
         for question in self.questions:
             question.check(columns)
         if self.question_column is not None and self.question_column not in columns:
@@ -168,7 +180,8 @@ class Ask(_Plain):
         return answers
 
     def finish(self, result: Result, values: Mapping[str, str], image: str) -> Result:
-        return dict(zip(self.columns, result["answers"], strict=True))
+        answers = self.wording.applied(result["answers"])
+        return dict(zip(self._answers, answers, strict=True)) | self.wording.found(answers)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 A list is a text file with a term a line:
 
-    # A line like this is a comment.
-    gray, grayish              the term, and other words for it
-    light blue, pale blue      of overlapping terms the longest counts
-    rose: rose-colored         a term that only other words stand for
-    "orange"                   in this form alone: no plural
-    stripe*                    with any ending
-    ! golden retriever         a phrase in which no word counts
+    # What stands behind a # is a comment.
+    gray, grayish              # the term, and other words for it
+    light blue, pale blue      # of overlapping terms the longest counts
+    rose: rose-colored         # a term that only other words stand for
+    "orange"                   # in this form alone: no plural
+    stripe*                    # with any ending
+    ! golden retriever         # a phrase in which no word counts
 
 Words are compared without regard to case; hyphens and spaces are alike, and so are "grey" and "gray", "colour" and
 "color". The last word of a term may be singular or plural (see `inflections`).
@@ -47,6 +47,7 @@ _LETTERS = rf"(?:[^\W_{_HAN}]|[{_MARKS}])+"
 _WORD = re.compile(rf"[{_HAN}]|{_LETTERS}(?:['\u2019]{_LETTERS})*")
 _JOINT = re.compile(r"[\s_\u2010-\u2015\u2212-]*")
 """What may stand between two words of one term."""
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,13 @@ class WordList:
         name: the name of its column.
         forms: the words of each form with its term; None is a phrase in which no word counts.
         beginnings: the words in front of a last word of which the beginning alone is known, with these beginnings.
+        written: the forms that the list has itself; the others are inflected.
     """
 
     name: str
     forms: Mapping[Key, str | None]
     beginnings: Mapping[Key, tuple[tuple[str, str | None], ...]] = field(default_factory=dict)
+    written: frozenset[Key] = frozenset()
 
     @classmethod
     def from_lines(cls, name: str, lines: Iterable[str], place: str = "the list") -> WordList:
@@ -89,15 +92,10 @@ class WordList:
         Raises:
             OptionError: a line that means nothing, one word for two terms, or no term at all.
         """
-        reader = _Reader(place)
+        reader = ListReader()
         for number, line in enumerate(lines, start=1):
-            reader.read(line, number)
-        if not any(term is not None for term in [*reader.forms.values(), *reader.beginnings.values()]):
-            raise OptionError(f"{place} has no words in it: write a word in each line")
-        beginnings: dict[Key, tuple[tuple[str, str | None], ...]] = {}
-        for (*front, last), term in reader.beginnings.items():
-            beginnings[tuple(front)] = (*beginnings.get(tuple(front), ()), (last, term))
-        return cls(name, reader.forms, beginnings)
+            reader.read(line, f"{place}, line {number},")
+        return reader.word_list(name, place)
 
     def find(self, text: str) -> list[str]:
         """The terms that occur in a text, each once, in the order in which they first occur."""
@@ -161,30 +159,38 @@ class WordList:
                 yield term
 
 
-class _Reader:
-    """Reads the lines of a list."""
+class ListReader:
+    """Makes a list of its lines."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self) -> None:
         self.forms: dict[Key, str | None] = {}
         self.beginnings: dict[Key, str | None] = {}
         self.exact: dict[Key, str | None] = {}
         """Forms that were written, and not made by inflection: these go before."""
 
-    def read(self, line: str, number: int) -> None:
-        line = normalize("NFC", line).strip()
-        if not line or line.startswith("#"):
+    def read(self, line: str, where: str) -> None:
+        """Add a line. Raises OptionError, which begins with `where`, if it means nothing."""
+        line = _COMMENT.sub("", normalize("NFC", line)).strip()
+        if not line:
             return
-        where = f"{self.place}, line {number},"
         if line.startswith("!"):
             for phrase in line[1:].split(","):
                 self._add(phrase, None, where)
             return
         name, colon, others = line.partition(":")
         term, *synonyms = name.split(",") if not colon else [name, *others.split(",")]
-        shown = _shown(term)
+        shown = shown_term(term)
         for form in synonyms if colon else [term, *synonyms]:
             self._add(form, shown, where)
+
+    def word_list(self, name: str, place: str) -> WordList:
+        """The list of all lines that were read. Raises OptionError, which begins with `place`, if it has no term."""
+        if not any(term is not None for term in [*self.forms.values(), *self.beginnings.values()]):
+            raise OptionError(f"{place} has no words in it: write a word in each line")
+        beginnings: dict[Key, tuple[tuple[str, str | None], ...]] = {}
+        for (*front, last), term in self.beginnings.items():
+            beginnings[tuple(front)] = (*beginnings.get(tuple(front), ()), (last, term))
+        return WordList(name, self.forms, beginnings, frozenset(self.exact))
 
     def _add(self, form: str, term: str | None, where: str) -> None:
         text = form.strip()
@@ -192,7 +198,7 @@ class _Reader:
         if is_exact:
             text = text[1:-1].strip()
         is_open = text.endswith("*")
-        key = _keys(text)
+        key = keys_of(text)
         if not key or (term is not None and not term) or "*" in text[:-1]:
             raise OptionError(f"{where} is {form.strip()!r}: write words, with commas between words for the same thing")
         if is_open:
@@ -246,7 +252,11 @@ def _load(given: str) -> WordList:
         near = get_close_matches(source, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}, or a file"
         raise OptionError(f"there is no list of words {source}: {hint}")
-    name = called.strip() or path.stem
+    return WordList.from_lines(called.strip() or path.stem, read_text(path).splitlines(), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of words. Raises OptionError if it is none."""
     try:
         if path.stat().st_size > LARGEST:
             raise OptionError(f"{path} is too large for a list of words: write a word in each line")
@@ -257,10 +267,11 @@ def _load(given: str) -> WordList:
         raise OptionError(f"{path} cannot be read: {error.strerror or error}") from None
     if "\0" in text:
         raise OptionError(f"{path} is no text: write a word in each line")
-    return WordList.from_lines(name, text.splitlines(), str(path))
+    return text
 
 
-def _keys(text: str) -> Key:
+def keys_of(text: str) -> Key:
+    """The words of a text as words are compared."""
     return tuple(_key(word) for word in _WORD.findall(text))
 
 
@@ -275,5 +286,6 @@ def _possessive(word: str) -> int:
     return 2 if len(word) > 2 and word[-2] in "'\u2019" and word[-1] in "sS" else 0
 
 
-def _shown(term: str) -> str:
+def shown_term(term: str) -> str:
+    """A term of a list without the marks around it."""
     return " ".join(term.replace('"', " ").replace("*", " ").split())
