@@ -87,7 +87,12 @@ DATA = {"weights", "word_lists"}
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
     "peft": {"openblip.training.lora.adapters"},
-    "pyarrow": {"openblip.data.sources.parquet"},
+    "pyarrow": {
+        "openblip.data.sources.parquet",
+        "openblip.jobs.arrow_cells",
+        "openblip.jobs.parquet_output",
+        "openblip.jobs.parquet_table",
+    },
     "pypdfium2": {"openblip.images.pdf"},
     "transformers": {"openblip.checkpoints.language_models"},
 }

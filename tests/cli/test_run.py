@@ -87,7 +87,7 @@ def test_scores_and_labels(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["caption", "PHOTOS", "-o", "OUT.xlsx"], "has an unknown ending: a run writes .csv, .tsv or .jsonl"),
+        (["caption", "PHOTOS", "-o", "OUT.xlsx"], "has an unknown ending: a run writes .csv, .tsv, .jsonl or .parquet"),
         (["caption", "PHOTOS", "-o", "OUT.csv", "--top-p", "0.9"], "a run that samples needs --seed"),
         (["caption", "PHOTOS", "-o", "OUT.csv", "--prompt", "a {color}"], "there is no such column: use image, folder"),
         (

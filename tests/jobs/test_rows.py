@@ -32,7 +32,7 @@ def output_of(table: Table, name: str) -> bytes:
     columns = table.scan().columns
     rows = ((row, {"caption": f'{number}, "a dog"', "error": None}) for number, row in enumerate(table.rows()))
     path = table.path.with_name(name)
-    writer_of(path)(table, columns, dict.fromkeys(NEW, "string"), rows, path)
+    writer_of(path).write(table, columns, dict.fromkeys(NEW, "string"), rows, path)
     return path.read_bytes()
 
 
@@ -132,8 +132,10 @@ def test_paths_of_windows(tmp_path: Path) -> None:
         ("a.jsonl", '{"image": "x"}\n[1]\n', {}, "line 2, is no JSON object"),
         ("a.jsonl", '{"image": "x"}\n{"image": \n', {}, "line 2, is not JSON"),
         ("a.txt", "x.jpg\n", {"column": "x"}, "--image-column is for tables"),
-        ("a.txt", "x.jpg\n", {"exclude": ["x"]}, "--exclude is for folders and patterns"),
-        ("a.parquet", "x", {}, "cannot be read by run: give a CSV, TSV or JSONL file, a list, or a folder"),
+        ("a.txt", "x.jpg\n", {"exclude": ["x"]}, "--exclude is for folders, patterns and tars"),
+        ("a.parquet", "x", {}, "is no Parquet table, or damaged"),
+        ("a.json", "[]", {}, "cannot be read by run: give JSON lines (.jsonl), an object a line"),
+        ("a.tar", "x", {}, "is no tar, or broken"),
     ],
 )
 def test_refusals(tmp_path: Path, name: str, content: str, options: dict[str, Any], said: str) -> None:

@@ -36,6 +36,7 @@ CAPTION_EXAMPLES = """[bold]Examples[/bold]
   openblip run caption 'photos/*.jpg' -o captions.jsonl --num-captions 3
   openblip run caption products.csv -o found.csv --find colors,textures,materials
   openblip run caption photos/ -o animals.jsonl --find animals.txt --replace "puppy=dog"
+  openblip run caption 'shards/{000..099}.tar' -o captions.parquet
   openblip run caption photos.txt -o part3.csv --shard 3/16
   find photos -name '*.jpg' | openblip run caption - -o captions.csv"""
 ASK_EXAMPLES = """[bold]Examples[/bold]
@@ -86,8 +87,9 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="INPUT",
-        help="A folder (with its subfolders), a quoted pattern, a table with a column of images (.csv, .tsv, .jsonl), "
-        "a list of paths (.txt), an image, or - for a list of paths from standard input.",
+        help="A folder (with its subfolders), a quoted pattern, a table with a column of images (.csv, .tsv, .jsonl, "
+        ".parquet), a list of paths (.txt), a tar or 'shards/{000..099}.tar', an image, or - for a list of paths from "
+        "standard input.",
         show_default=False,
     ),
 ]
@@ -97,7 +99,7 @@ Out = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="The .csv, .tsv or .jsonl file to write: all columns of the input, and the new ones.",
+        help="The .csv, .tsv, .jsonl or .parquet file to write: all columns of the input, and the new ones.",
         rich_help_panel=args.OUTPUT_PANEL,
         show_default=False,
     ),
@@ -120,7 +122,7 @@ DryRun = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None,
-    _about_rows("PATTERN", "Leave out files and folders of a folder by name, such as 'drafts' or '*.png'; repeatable."),
+    _about_rows("PATTERN", "Leave out files and folders of a folder or tar by name: 'drafts', '*.png'; repeatable."),
 ]
 ImageColumn = Annotated[str | None, _about_rows("NAME", "The column of images. Default: image, path, file_name, ...")]
 DataRoot = Annotated[
@@ -327,6 +329,8 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         listed=_standard_input() if given["source"] == "-" else None,
     )
     plan = plan_job(options)
+    for note in plan.scan.notes:
+        say(note)
     if given["dry_run"]:
         print_line(f"rows        {plan.total:,} of {plan.scan.rows:,}, {plan.done:,} of them done")
         print_line(f"image       {plan.table.column or 'image'}")

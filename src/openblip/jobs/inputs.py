@@ -1,23 +1,32 @@
-"""What an input of the command line means: a table, a list of paths, a folder, a pattern, or an image."""
+"""What an input of the command line means: a table, a list of paths, tars, a folder, a pattern, or an image."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from fnmatch import fnmatch
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.csv_records import CsvFile
+from openblip.data.sources.paths import expand_pattern
 from openblip.data.sources.records import known_columns
 from openblip.errors import OptionError
-from openblip.images.sources import find_images, is_address
+from openblip.images.sources import find_images, has_marks, is_address
+from openblip.jobs.paths import is_excluded
 from openblip.jobs.rows import IMAGE, Table
+from openblip.jobs.tar_table import TarTable
 from openblip.jobs.text_tables import CsvTable, JsonTable, ListTable
 
-CSV = frozenset({".csv", ".tsv"})
 JSON_LINES = frozenset({".jsonl", ".ndjson"})
+TABLES = frozenset({".csv", ".tsv", ".parquet"}) | JSON_LINES
+ARCHIVES = frozenset({".parquet", ".tar"})
+"""Of these, a pattern may give several files."""
 LISTS = frozenset({".txt", ".lst", ".list"})
+REFUSED = {
+    ".json": "give JSON lines (.jsonl), an object a line",
+    ".gz": "unpack it with gunzip first",
+    ".tgz": "unpack it with gunzip first",
+    ".zip": "unpack it first, and give the folder",
+}
 
 
 def find_rows(
@@ -26,7 +35,7 @@ def find_rows(
     """The rows that an input of the command line means.
 
     Args:
-        text: a table, a list of paths, a folder, a pattern, or an image.
+        text: a table, a list of paths, a tar, a pattern of Parquet tables or tars, a folder, a pattern, or an image.
         spool: where the list of a folder's or a pattern's images will be written.
         exclude: patterns of names, or of paths below the folder, that are left out.
         column: the column of images of a table; by default the first with one of the usual names.
@@ -40,28 +49,53 @@ def find_rows(
     """
     path = Path(text)
     suffix = path.suffix.lower()
-    is_file = not is_address(text) and path.is_file()
-    if column is not None and suffix not in CSV | JSON_LINES:
+    is_pattern = not is_address(text) and not path.exists() and (has_marks(text) or "{" in text)
+    if column is not None and suffix not in TABLES:
         raise OptionError(f"--image-column is for tables: {text} is none")
-    if not is_file or suffix not in CSV | JSON_LINES | LISTS:
-        if is_file and suffix in (".json", ".parquet", ".tar"):
-            raise OptionError(f"{text} cannot be read by run: give a CSV, TSV or JSONL file, a list, or a folder")
-        if not is_address(text) and not path.exists() and suffix in CSV | JSON_LINES | LISTS:
-            raise OptionError(f"there is no file {text}: check the path")
-        root = text if path.is_dir() else ""
-        images = [image for image in find_images([text], recursive=True) if not is_excluded(image, root, exclude)]
-        if not images:
-            raise OptionError(f"--exclude leaves no image of {text}: exclude less")
-        return ListTable(spool, None, IMAGE), images
+    if suffix in ARCHIVES and (is_pattern or path.is_file()):
+        return _archives(expand_pattern(text, Path()), suffix, exclude, column, data_root), None
+    is_file = not is_address(text) and path.is_file()
+    if not is_file or suffix not in TABLES | LISTS:
+        return ListTable((spool,), None, IMAGE), _listed(text, exclude)
     if exclude:
-        raise OptionError(f"--exclude is for folders and patterns: {text} is a file")
+        raise OptionError(f"--exclude is for folders, patterns and tars: {text} is a file")
     folder = data_root or path.absolute().parent
     path = path.absolute()
     if suffix in LISTS:
-        return ListTable(path, folder, IMAGE), None
+        return ListTable((path,), folder, IMAGE), None
     if suffix in JSON_LINES:  # rows may have different fields; the scan knows all of them
-        return JsonTable(path, folder, column or ""), None
-    return CsvTable(path, folder, image_column(path, CsvFile(path).columns, column)), None
+        return JsonTable((path,), folder, column or ""), None
+    return CsvTable((path,), folder, image_column(path, CsvFile(path).columns, column)), None
+
+
+def _archives(
+    paths: Sequence[Path], suffix: str, exclude: Sequence[str], column: str | None, data_root: Path | None
+) -> Table:
+    gone = next((path for path in paths if not path.is_file()), None)
+    if gone is not None:
+        raise OptionError(f"there is no file {gone}: check the pattern")
+    if suffix == ".tar":
+        return TarTable(tuple(paths), None, IMAGE, tuple(exclude))
+    if exclude:
+        raise OptionError(f"--exclude is for folders, patterns and tars: {paths[0]} is a table")
+    from openblip.jobs.parquet_table import find_parquet
+
+    return find_parquet(paths, column, data_root)
+
+
+def _listed(text: str, exclude: Sequence[str]) -> list[str]:
+    """The images of a folder or a pattern, or an image itself."""
+    path = Path(text)
+    suffix = path.suffix.lower()
+    if not is_address(text) and path.is_file() and suffix in REFUSED:
+        raise OptionError(f"{text} cannot be read by run: {REFUSED[suffix]}")
+    if not is_address(text) and not path.exists() and not has_marks(text) and suffix in TABLES | LISTS | ARCHIVES:
+        raise OptionError(f"there is no file {text}: check the path")
+    root = text if path.is_dir() else ""
+    images = [image for image in find_images([text], recursive=True) if not is_excluded(image, root, exclude)]
+    if not images:
+        raise OptionError(f"--exclude leaves no image of {text}: exclude less")
+    return images
 
 
 def image_column(path: Path, names: Sequence[str], column: str | None) -> str:
@@ -72,16 +106,3 @@ def image_column(path: Path, names: Sequence[str], column: str | None) -> str:
     if found is None:
         raise OptionError(f"{path} has no column of images: name it with --image-column; it has {shown_columns(names)}")
     return found
-
-
-def is_excluded(image: str, root: str, exclude: Sequence[str]) -> bool:
-    """Whether one of the patterns is of the image's name, of a folder in its path, or of its path below `root`."""
-    if is_address(image):
-        return any(fnmatch(image, pattern) for pattern in exclude)
-    path = PurePath(os.path.relpath(image, root) if root else image)
-    shown = path.as_posix()
-    # "drafts" means a folder of that name wherever it is, "2019/*.png" a path below the input.
-    return any(
-        fnmatch(shown, pattern.rstrip("/")) or any(fnmatch(part, pattern.rstrip("/")) for part in path.parts)
-        for pattern in exclude
-    )

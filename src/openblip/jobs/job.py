@@ -123,7 +123,7 @@ def plan_job(options: JobOptions) -> JobPlan:
     table: Table
     images: list[str] | None
     if options.listed is not None:
-        table, images = ListTable(spool, None, IMAGE), list(options.listed)
+        table, images = ListTable((spool,), None, IMAGE), list(options.listed)
     else:
         table, images = find_rows(
             options.source,
@@ -260,13 +260,14 @@ def _work(plan: JobPlan, journal: Journal) -> Work:
 
 def _write(plan: JobPlan, journal: Journal) -> int:
     """Write the output; the number of rows whose image an earlier row had."""
-    options, copies = plan.options, 0
+    options, copies, writer = plan.options, 0, writer_of(plan.options.output)
 
     def rows() -> Iterator[tuple[Row, Mapping[str, Any]]]:
         nonlocal copies
         records = journal.records()
         numbers = range(plan.start, plan.stop)
-        for number, row, record in zip(numbers, plan.table.rows(plan.start), records, strict=False):
+        table_rows = plan.table.rows(plan.start, packed=writer.keeps_images)
+        for number, row, record in zip(numbers, table_rows, records, strict=False):
             copies += record["row"] != number
             if "error" in record:
                 yield row, {ERROR: record["error"]}
@@ -275,7 +276,7 @@ def _write(plan: JobPlan, journal: Journal) -> int:
 
     new: dict[str, ColumnType] = {**options.verb.columns, ERROR: "string"}
     with replacing(options.output) as draft:
-        writer_of(options.output)(plan.table, plan.scan.columns, new, rows(), draft)
+        writer.write(plan.table, plan.scan.columns, new, rows(), draft)
     return copies
 
 

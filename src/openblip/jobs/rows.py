@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
-from openblip.data.sources.json_rows import reading
-
 IMAGE = "image"
 """The column of images of what is no table: a list, a folder, tars."""
-DIGEST_PIECE = 1 << 20
 
 ColumnType: TypeAlias = Literal[
     "string", "bool", "int64", "double", "list<string>", "list<int64>", "list<double>", "list<list<float>>"
@@ -75,19 +71,19 @@ class Table(ABC):
     """An input whose rows can be read. Instances are pickled.
 
     Attributes:
-        path: the file, or the first of several.
+        files: what the rows are read from, in order.
         folder: relative paths of images are relative to it; None: to the current folder.
         column: the column of images; "" means that each row is searched for the usual names.
     """
 
-    path: Path
+    files: tuple[Path, ...]
     folder: Path | None
     column: str
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that the rows are read from, in order."""
-        return (self.path,)
+    def path(self) -> Path:
+        """The file, or the first of several."""
+        return self.files[0]
 
     @abstractmethod
     def rows(self, start: int = 0, *, packed: bool = False) -> Iterator[Row]:
@@ -120,12 +116,3 @@ class Table(ABC):
         """The path, address or name of a row's image, which its texts may name. Raises OpenBlipError as `image_of`."""
         image = self.image_of(row)
         return image if isinstance(image, str) else image.name
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex. Raises OpenBlipError if it cannot be read."""
-    digest = hashlib.sha256()
-    with reading(path), path.open("rb") as file:
-        while piece := file.read(DIGEST_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from openblip.data.sources.csv_records import CsvFile, CsvRecord
 from openblip.data.sources.json_rows import reading, split_object
-from openblip.data.sources.paths import local_path
 from openblip.data.sources.records import known_columns
-from openblip.errors import OpenBlipError
 from openblip.images.path_lists import listed_path, read_lines
 from openblip.images.sources import is_address
 from openblip.jobs.json_types import JsonTypes
-from openblip.jobs.rows import IMAGE, ColumnType, Row, Scan, Table, file_digest
-
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+from openblip.jobs.paths import file_digest, image_path
+from openblip.jobs.rows import IMAGE, ColumnType, Row, Scan, Table
 
 
 @dataclass(frozen=True)
@@ -90,35 +84,6 @@ class CsvTable(Table):
 
     def image_of(self, row: Row) -> str:
         return image_path(row.values.get(self.column, ""), self.folder)
-
-
-def image_path(text: str, folder: Path | None) -> str:
-    """The path or address that the text of a cell means; paths may be of any system.
-
-    Raises:
-        OpenBlipError: it is empty, or no path.
-    """
-    text = text.strip()
-    if not text:
-        raise OpenBlipError("the row names no image")
-    if is_address(text):
-        return text
-    folder = folder or Path()
-    if os.name != "nt" and _DRIVE.match(text):
-        return str(_without_drive(text, folder))
-    return str(local_path(text, folder, "the row"))
-
-
-def _without_drive(text: str, folder: Path) -> Path:
-    r"""`C:\Users\ann\photos\a.jpg` below a folder: as much of its end as there is a file for."""
-    parts = [part for part in PureWindowsPath(text).parts[1:] if part not in ("..", ".")]
-    ends = [folder / PurePosixPath(*parts[start:]) for start in range(len(parts))]
-    found = next((path for path in ends if path.is_file()), None)
-    if found is None:
-        raise OpenBlipError(
-            f"{text} is on a Windows drive, and no end of it is below {folder}: name the folder with --data-root"
-        )
-    return found
 
 
 def _text_of(value: str) -> str:

@@ -15,6 +15,7 @@ BYTES = "bytes"
 PATH = "path"
 """Fields of an image in tables of Hugging Face's `datasets`."""
 LONGEST_REASON = 200
+NOT_INSTALLED = 'Parquet tables need one more package: pip install "openblip[parquet]"'
 
 IMAGES = ("image", "second_image")
 """Our fields of images."""
@@ -60,7 +61,7 @@ class ParquetCell:
 # Two groups: threads that read one table may be on both sides of a border between groups.
 @lru_cache(maxsize=2)
 def _column(path: Path, row_group: int, column: str) -> Any:
-    return _open(path).read_row_group(row_group, columns=[column]).column(column)
+    return open_parquet(path).read_row_group(row_group, columns=[column]).column(column)
 
 
 def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
@@ -73,23 +74,23 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
     Raises:
         OpenBlipError: pyarrow is not installed, or the file is missing, is no Parquet table or cannot be read.
     """
-    table = _open(path)
+    table = open_parquet(path)
     try:
         schema = table.schema_arrow
     except Exception as error:  # pyarrow raises many kinds of errors
-        raise _damaged(path, error) from error
+        raise damaged_parquet(path, error) from error
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
     chosen = choose(schema.names)
-    packed = [name for field, name in chosen.items() if field in IMAGES and _holds_bytes(schema.field(name).type)]
+    packed = [name for field, name in chosen.items() if field in IMAGES and holds_bytes(schema.field(name).type)]
     plain = [name for name in chosen.values() if name not in packed]
     for group in range(table.num_row_groups):
         try:
             columns = table.read_row_group(group, columns=[*plain, *(f"{name}.{PATH}" for name in packed)])
             rows = table.metadata.row_group(group).num_rows
         except Exception as error:  # pyarrow raises many kinds of errors
-            raise _damaged(path, error) from error
+            raise damaged_parquet(path, error) from error
         values = {name: _values(path, columns, name) for name in columns.column_names if name in (*plain, *packed)}
         if any(len(column) != rows for column in values.values()):
             raise OpenBlipError(f"{path} is damaged (its row groups are not as long as they say): get it again")
@@ -114,7 +115,8 @@ def _values(path: Path, columns: Any, name: str) -> list[Any]:
         ) from error
 
 
-def _holds_bytes(kind: Any) -> bool:
+def holds_bytes(kind: Any) -> bool:
+    """Whether cells of this type of Arrow's are image files, or objects with one."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
@@ -123,7 +125,8 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pa.types.is_fixed_size_binary(kind)) or str(kind) in ("binary", "large_binary", "binary_view")
 
 
-def _damaged(path: Path, error: Exception) -> OpenBlipError:
+def damaged_parquet(path: Path, error: Exception) -> OpenBlipError:
+    """What to raise for an error of pyarrow, which has many kinds of them, about a table."""
     return OpenBlipError(f"{path} is no Parquet table, or damaged ({_reason(error)}): get it again")
 
 
@@ -131,14 +134,19 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__} {error}".split())[:LONGEST_REASON]
 
 
-def _open(path: Path) -> Any:
+def open_parquet(path: Path, **options: Any) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, with options of its own.
+
+    Raises:
+        OpenBlipError: pyarrow is not installed, or the file is missing or no Parquet table.
+    """
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        raise OpenBlipError('Parquet tables need one more package: pip install "openblip[parquet]"') from None
+        raise OpenBlipError(NOT_INSTALLED) from None
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, **options)
     except FileNotFoundError:
         raise OpenBlipError(f"there is no table at {path}: check the path") from None
     except Exception as error:  # pyarrow raises many kinds of errors
-        raise _damaged(path, error) from error
+        raise damaged_parquet(path, error) from error
