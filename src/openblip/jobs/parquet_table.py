@@ -19,6 +19,7 @@ from openblip.jobs.rows import IMAGE, PackedImage, Row, Scan, Table
 PIECE_BYTES = 8 * 2**20
 """About as much is read at a time."""
 PIECE_ROWS = 1024
+PIECE_IMAGES = 64
 READ_BYTES = 2**20
 
 
@@ -103,7 +104,9 @@ class ParquetTable(Table):
                 columns.append(f"{self.column}.{PATH}")
         taken = [file.metadata.row_group(group) for group in groups]
         rows, size = (sum(getattr(group, name) for group in taken) for name in ("num_rows", "total_byte_size"))
-        count = min(PIECE_ROWS, max(1, PIECE_BYTES * rows // max(1, size)))
+        # Cells that are alike take no room in the file, but do in memory.
+        most = PIECE_IMAGES if self.is_packed and packed else PIECE_ROWS
+        count = min(most, max(1, PIECE_BYTES * rows // max(1, size)))
         try:
             yield from file.iter_batches(count, row_groups=list(groups), columns=columns, use_threads=False)
         except OpenBlipError:
