@@ -135,7 +135,7 @@ def hugging_face(cells: Sequence[dict[str, Any] | None]) -> pa.Table:
 
 
 def test_images_in_cells(tmp_path: Path) -> None:
-    cells = [
+    cells: list[dict[str, Any] | None] = [
         {"bytes": b"one", "path": "sub/a.jpg"},
         {"bytes": None, "path": "b.jpg"},
         {"bytes": b"three", "path": None},
