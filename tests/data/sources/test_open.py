@@ -112,7 +112,7 @@ def test_questions_answers_and_splits_of_a_table(tmp_path: Path) -> None:
         ("a.json", "3", "line 1, is no JSON object"),
         ("a.json", '[{"image": "a.jpg"}, ', "not JSON, or cut short"),
         ("a.json", '{"image": "a.jpg"}', r"a.json says nothing about its images"),
-        ("a.json", '{"images": [],\n "annotations": []}', "a.json has no column of images.* it has images, annot"),
+        ("a.json", '{"images": [],\n "annotations": []}', "a.json has no images: check"),
         ("a.parquet", "PAR1 but not really", "no Parquet table, or damaged"),
         ("a.xlsx", "", "is no table"),
     ],

@@ -18,7 +18,8 @@ from openblip.data.sources.records import Columns
 from openblip.errors import OpenBlipError
 from openblip.images.sources import IMAGE_SUFFIXES
 
-CAPTIONS = ("txt", "text", "caption", "captions")
+CAPTIONS = ("caption", "captions", "txt", "text")
+"""The first that is there is read: kohya's tools write captions to .caption, and tags to .txt."""
 TEXTS = (*CAPTIONS, "json", "cls")
 LONGEST_TEXT = 2**20
 """Largest text file beside an image, in bytes."""

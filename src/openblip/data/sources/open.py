@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openblip.data.sample import Sample
@@ -14,7 +14,7 @@ from openblip.data.sources.folders import read_folder
 from openblip.data.sources.paths import check_path, expand_pattern
 from openblip.data.sources.records import tell_skipped
 from openblip.data.sources.stream import SHUFFLED
-from openblip.data.sources.tables import read_table
+from openblip.data.sources.tables import TableOptions, read_table
 from openblip.data.sources.tars import read_tars
 from openblip.data.zoo.data_sets import find_entry
 from openblip.data.zoo.entries import Place, data_home, find_layout, open_dataset
@@ -35,11 +35,13 @@ class DataSource:
         captions: JSON lines with an image and its captions.
         questions: JSON lines with an image, a question and its answers.
         split: the part to use; None: all. For a dataset, one of its splits, by default "train".
-        table: a CSV, TSV, JSONL or Parquet file, a folder of images, a tar, or a pattern of several
-            (`shards/{00000..00017}.tar`, `part-*.parquet`).
+        table: a CSV, TSV, JSONL or Parquet file, an annotation file (COCO's, Karpathy's, VQA's, LLaVA's, kohya's), a
+            folder of images, a tar, or a pattern of several (`shards/{00000..00017}.tar`, `part-*.parquet`).
         dataset: a name of `openblip datasets`.
         images: the folder of the images, if it is not the default one.
-        annotations: the folder of a dataset's annotation files, if it is not the default one.
+        annotations: the folder of a dataset's annotation files, if it is not the default one; of a table of VQA's
+            questions, the file of their answers, if it is not beside it under its official name.
+        question: of a table without questions, the one that all its answers answer.
         held_out: leave out the `1 / held_out` of the images that evaluation uses (see `is_held_out`).
         clean: make captions lower case and remove their punctuation, as in the paper; otherwise only white space is
             normalized.
@@ -77,6 +79,7 @@ class DataSource:
     dataset: str | None = None
     images: str | None = None
     annotations: str | None = None
+    question: str | None = None
     stream: bool = False
     rows: int = 0
     shuffle: int = SHUFFLED
@@ -97,6 +100,8 @@ def read_source(source: DataSource, data_root: Path, skipped: list[str] | None =
         OpenBlipError: a file is missing or malformed, or there is no row in it.
     """
     left_out: list[str] = []
+    if source.question is not None and source.table is None:
+        raise OptionError(f"the data source {source.name!r} has questions of its own: leave question out")
     kinds = [source.captions or source.questions, source.table, source.dataset]
     if sum(kind is not None for kind in kinds) != 1:
         raise OptionError(
@@ -188,15 +193,20 @@ def _from_zoo(source: DataSource, data_root: Path) -> list[Sample]:
 def _from_table(source: DataSource, data_root: Path, skipped: list[str]) -> list[Sample]:
     table = str(source.table)
     images = None if source.images is None else data_root / source.images
+    annotations = None if source.annotations is None else data_root / source.annotations
+    options = TableOptions(images, source.split, annotations, source.question or "")
     place = data_root / table
     if place.is_dir():
-        return _from_folder(place, images, source.split, skipped)
+        return _from_folder(place, options, skipped)
     paths = [place] if place.exists() else expand_pattern(table, data_root)
     if all(path.suffix.lower() == ".tar" for path in paths):
         if source.split is not None:
             raise OptionError(f"{table} is made of tars, which have no splits: leave split: {source.split} out")
+        if options.question or options.annotations:
+            raise OptionError(f"{table} is made of tars: leave question and annotations out")
         return read_tars(paths, skipped)
-    return [row for path in paths for row in read_table(path, images, source.split, skipped)]
+    options = replace(options, together=frozenset(paths))
+    return [row for path in paths for row in read_table(path, options, skipped)]
 
 
 def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
@@ -210,13 +220,16 @@ def tar_paths(source: DataSource, data_root: Path) -> list[Path]:
     return paths
 
 
-def _from_folder(folder: Path, images: Path | None, split: str | None, skipped: list[str]) -> list[Sample]:
+def _from_folder(folder: Path, options: TableOptions, skipped: list[str]) -> list[Sample]:
     """Read a folder of tars, tables or images; if it has a subfolder with the name of the split, read that."""
+    split = options.split
+    if options.question or options.annotations:
+        raise OptionError(f"{folder} is a folder: leave question and annotations out")
     if split is not None and (folder / split).is_dir():
         folder, split = folder / split, None
     for name in METADATA:
         if (folder / name).is_file():
-            return read_table(folder / name, images, split, skipped)
+            return read_table(folder / name, replace(options, split=split), skipped)
     tars = sorted(folder.glob("*.tar"))
     if tars and split is None:
         return read_tars(tars, skipped)
