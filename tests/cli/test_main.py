@@ -113,6 +113,7 @@ def test_wrong_usage_is_code_2(run: Run, arguments: list[str]) -> None:
     assert "Usage: openblip" in ran.err + ran.out
 
 
+KARPATHY = [{"filename": name, "split": "train", "sentences": [{"raw": "A ball."}]} for name in ("one.jpg", "demo.jpg")]
 SMALL_LAYER = OptConfig(vocab_size=300, width=256, depth=1, num_heads=4, ffn_width=512)
 
 
@@ -159,6 +160,10 @@ def test_the_examples_run(
     for seed in ("seed1", "seed2", "seed3", "before", "after"):
         shutil.copytree(tiny_model_folder, tmp_path / "runs" / seed)
     (tmp_path / "pairs.csv").write_text("image,caption\n" + "photos/one.jpg,a ball\nphotos/more/two.jpg,a dog\n")
+    for image in ("photos/photos/one.jpg", "photos/photos/more/two.jpg"):  # of the examples with --images
+        (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image_paths[0], tmp_path / image)
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": KARPATHY, "dataset": "flickr8k"}))
     (tmp_path / "questions.jsonl").write_text(
         "".join(f'{{"image": "photos/{name}", "question": "what is it?", "answer": "a ball"}}\n' for name in PHOTOS)
     )

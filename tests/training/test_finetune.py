@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import openblip
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.data.sources.annotations import is_held_out
+from openblip.data.sources.own import OwnData
 from openblip.errors import OpenBlipError
 from openblip.training.finetune import FinetuneOptions, finetuning_recipe
 from openblip.training.recipe import load_recipe
@@ -54,10 +55,12 @@ def questions(table: Path) -> Path:
 
 
 def test_a_table_is_all_there_is_to_say(table: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new"))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), OwnData(table), tmp_path / "new"))
     assert recipe.data[0].held_out == 10 and recipe.evaluation.data == recipe.data[0]
     assert recipe.train_decoder and recipe.lora is None and recipe.mixture.questions == 0
-    asked = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), questions(table), tmp_path / "new", lora=True))
+    asked = finetuning_recipe(
+        FinetuneOptions(str(tiny_model_folder), OwnData(questions(table)), tmp_path / "new", lora=True)
+    )
     assert asked.lora is not None and not asked.train_decoder and asked.mixture.questions == 1
     # What --dry-run prints is a recipe that says the same.
     written = tmp_path / "recipe.yaml"
@@ -71,12 +74,12 @@ def test_enough_is_held_out_to_tell_better_from_worse(table: Path, tiny_model_fo
     unlucky = [row for row in rows[1:] if not is_held_out(Path(row.partition(",")[0]), 10)]
     assert len(unlucky) >= 30
     table.write_text("\n".join([rows[0], *unlucky]))
-    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, table.parent / "new"))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), OwnData(table), table.parent / "new"))
     assert recipe.evaluation.data is not None
     images = [Path(row.partition(",")[0]) for row in unlucky]
     assert 3 <= sum(is_held_out(image, recipe.data[0].held_out) for image in images) < len(images) / 3
     table.write_text("\n".join([rows[0], *unlucky[:29]]))
-    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, table.parent / "new"))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), OwnData(table), table.parent / "new"))
     assert recipe.evaluation.data is None and not recipe.data[0].held_out
 
 
@@ -96,7 +99,9 @@ def test_captions_change_and_the_best_weights_are_kept(
     monkeypatch.setattr("openblip.training.monitor.progress.EVERY_SECONDS", 0.0)
     image = tmp_path / "photos/00.png"
     before = openblip.load(tiny_model_folder, device="cpu").caption(image)
-    wishes = FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", epochs=15, batch_size=6, rate=5e-3)
+    wishes = FinetuneOptions(
+        str(tiny_model_folder), OwnData(table), tmp_path / "new", epochs=15, batch_size=6, rate=5e-3
+    )
     folder = train(finetuning_recipe(wishes))
     after = openblip.load(folder, device="cpu").caption(image)
     # Texts are learnt as they were written, but for their spaces.
@@ -115,10 +120,12 @@ def test_captions_change_and_the_best_weights_are_kept(
 def test_a_run_that_gets_worse_gives_back_what_it_was_given(
     table: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    wishes = FinetuneOptions(str(tiny_model_folder), table, tmp_path / "good", epochs=15, batch_size=6, rate=5e-3)
+    wishes = FinetuneOptions(
+        str(tiny_model_folder), OwnData(table), tmp_path / "good", epochs=15, batch_size=6, rate=5e-3
+    )
     good = train(finetuning_recipe(wishes))
     recipe = finetuning_recipe(
-        FinetuneOptions(str(good), table, tmp_path / "worse", epochs=10, batch_size=6, rate=10.0)
+        FinetuneOptions(str(good), OwnData(table), tmp_path / "worse", epochs=10, batch_size=6, rate=10.0)
     )
     recipe.optimizer.clip_norm = 1e9
     recipe.evaluation.every = 1
@@ -136,7 +143,13 @@ def test_adapters_are_all_that_a_run_with_lora_learns_and_leaves(
     table: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     wishes = FinetuneOptions(
-        str(tiny_model_folder), questions(table), tmp_path / "lora", epochs=12, batch_size=6, rate=2e-2, lora=True
+        str(tiny_model_folder),
+        OwnData(questions(table)),
+        tmp_path / "lora",
+        epochs=12,
+        batch_size=6,
+        rate=2e-2,
+        lora=True,
     )
     folder = train(finetuning_recipe(wishes))
     assert (folder / "adapter_config.json").exists() and not (folder / "model.safetensors").exists()
@@ -167,19 +180,19 @@ def test_tables_that_teach_nothing(
 ) -> None:
     table.write_text(content)
     with pytest.raises(OpenBlipError, match=message):
-        finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new"))
+        finetuning_recipe(FinetuneOptions(str(tiny_model_folder), OwnData(table), tmp_path / "new"))
 
 
 @pytest.mark.parametrize("rate", [float("nan"), -1.0, 0.0, float("inf")])
 def test_rates_out_of_range(table: Path, tiny_model_folder: Path, tmp_path: Path, rate: float) -> None:
     with pytest.raises(OpenBlipError, match="learning rate is"):
-        finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", rate=rate))
+        finetuning_recipe(FinetuneOptions(str(tiny_model_folder), OwnData(table), tmp_path / "new", rate=rate))
 
 
 def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
     table: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), table, tmp_path / "new", epochs=1))
+    recipe = finetuning_recipe(FinetuneOptions(str(tiny_model_folder), OwnData(table), tmp_path / "new", epochs=1))
     recipe.evaluation.metric = "accuracy"
     recipe.init = "no-such-model"
     with pytest.raises(OpenBlipError, match=r"'accuracy': it is none of bleu_1"):
@@ -190,7 +203,7 @@ def test_a_metric_that_the_data_do_not_give_is_told_before_any_work(
 def test_a_model_that_does_not_write_is_refused(table: Path, tmp_path: Path) -> None:
     save_native(small_parts("embed", tmp_path), tmp_path / "blip")
     with pytest.raises(OpenBlipError, match="blip can neither caption nor answer, nor match images with texts"):
-        finetuning_recipe(FinetuneOptions(str(tmp_path / "blip"), table, tmp_path / "new"))
+        finetuning_recipe(FinetuneOptions(str(tmp_path / "blip"), OwnData(table), tmp_path / "new"))
 
 
 def test_a_blip_learns_what_it_does(table: Path, tmp_path: Path) -> None:
@@ -201,10 +214,10 @@ def test_a_blip_learns_what_it_does(table: Path, tmp_path: Path) -> None:
     ):
         save_native(small_parts(task, tmp_path), tmp_path / task)
         own, other = (table, asked) if task == "caption" else (asked, table)
-        recipe = finetuning_recipe(FinetuneOptions(str(tmp_path / task), own, tmp_path / "new", lora=True))
+        recipe = finetuning_recipe(FinetuneOptions(str(tmp_path / task), OwnData(own), tmp_path / "new", lora=True))
         assert recipe.stage.value == stage and recipe.lora is not None and recipe.lora.targets == targets
         with pytest.raises(OpenBlipError, match=r"has no (texts|questions with answers), from which .* learns"):
-            finetuning_recipe(FinetuneOptions(str(tmp_path / task), other, tmp_path / "new"))
+            finetuning_recipe(FinetuneOptions(str(tmp_path / task), OwnData(other), tmp_path / "new"))
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -214,7 +227,7 @@ def test_a_blip_says_what_it_has_learnt(task: str, lora: bool, table: Path, tmp_
     own = table if task == "caption" else questions(table)
     epochs, rate = (6, 1e-2) if lora else (16, 2e-3)
     wishes = FinetuneOptions(
-        str(tmp_path / task), own, tmp_path / "new", epochs=epochs, batch_size=6, rate=rate, lora=lora
+        str(tmp_path / task), OwnData(own), tmp_path / "new", epochs=epochs, batch_size=6, rate=rate, lora=lora
     )
     recipe = finetuning_recipe(wishes)
     recipe.evaluation.patience, recipe.evaluation.every = 0, epochs  # random weights say nothing at all for long
@@ -235,7 +248,7 @@ def test_a_blip_says_what_it_has_learnt(task: str, lora: bool, table: Path, tmp_
 @pytest.mark.parametrize(("task", "stage"), [("match", "retrieval"), ("pretrain", "pretrain")])
 def test_a_blip_that_matches_learns_pairs(table: Path, tmp_path: Path, task: str, stage: str) -> None:
     save_native(small_parts(task, tmp_path), tmp_path / task)
-    options = FinetuneOptions(str(tmp_path / task), table, tmp_path / "new", epochs=2)
+    options = FinetuneOptions(str(tmp_path / task), OwnData(table), tmp_path / "new", epochs=2)
     recipe = finetuning_recipe(options)
     assert (recipe.stage.value, recipe.optimizer.lr) == (stage, 1e-5)
     assert recipe.momentum.queue_size and recipe.momentum.queue_size % recipe.batch_size == 0
@@ -275,7 +288,7 @@ def claims(table: Path, pairs: bool) -> Path:
 def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: str, stage: str) -> None:
     save_native(small_parts(start, tmp_path), tmp_path / start)
     own = claims(table, stage == "nlvr")
-    wishes = FinetuneOptions(str(tmp_path / start), own, tmp_path / "new", epochs=1)
+    wishes = FinetuneOptions(str(tmp_path / start), OwnData(own), tmp_path / "new", epochs=1)
     recipe = finetuning_recipe(wishes)
     assert (recipe.stage.value, recipe.train_vision, recipe.data[0].held_out) == (stage, True, 10)
     folder = train(recipe)
@@ -289,7 +302,7 @@ def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: st
     if stage == "nlvr":
         alone = claims(table, pairs=False)
         with pytest.raises(OpenBlipError, match="cannot learn to judge sentences with one image each"):
-            finetuning_recipe(replace(wishes, model=str(folder), table=alone))
+            finetuning_recipe(replace(wishes, model=str(folder), data=OwnData(alone)))
     save_native(small_parts("caption", tmp_path), tmp_path / "caption")
     with pytest.raises(OpenBlipError, match="cannot learn to judge sentences"):
         finetuning_recipe(replace(wishes, model=str(tmp_path / "caption")))
@@ -297,13 +310,13 @@ def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: st
 
 def test_a_clip_learns_by_contrast(table: Path, tmp_path: Path) -> None:
     start = write_clip(tmp_path / "clip").folder
-    wishes = FinetuneOptions(str(start), table, tmp_path / "new", epochs=2)
+    wishes = FinetuneOptions(str(start), OwnData(table), tmp_path / "new", epochs=2)
     recipe = finetuning_recipe(wishes)
     assert (recipe.stage.value, recipe.optimizer.lr, recipe.train_vision) == ("contrast", 1e-5, True)
     folder = train(recipe)
     assert openblip.load(folder, device="cpu").match(tmp_path / "photos/00.png", "a red ball").itm is None
     assert (folder / "samples.jsonl").exists()
     with pytest.raises(OpenBlipError, match="has no texts, from which"):
-        finetuning_recipe(replace(wishes, table=questions(table)))
+        finetuning_recipe(replace(wishes, data=OwnData(questions(table))))
     with pytest.raises(OpenBlipError, match="leave out --lora"):
         finetuning_recipe(replace(wishes, lora=True))

@@ -17,6 +17,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip finetune --data pairs.csv --images photos --output my-model --epochs 10
   openblip finetune --model Salesforce/blip2-opt-2.7b --data questions.jsonl --lora
   openblip finetune --model blip_caption/base_coco --data pairs.csv
+  openblip finetune --data dataset_flickr8k.json --images photos --split train
   openblip finetune --model openai/clip-vit-base-patch32 --data pairs.csv
   openblip finetune --data pairs.csv --dry-run > recipe.yaml
 
@@ -30,6 +31,9 @@ FLAGS = {
     "init": "--model",
     "data.0.table": "--data",
     "data.0.images": "--images",
+    "data.0.split": "--split",
+    "data.0.annotations": "--annotations",
+    "data.0.question": "--question",
     "epochs": "--epochs",
     "batch_size": "--batch-size",
     "optimizer.lr": "--lr",
@@ -46,13 +50,24 @@ def finetune(
         typer.Option(
             "--data",
             metavar="TABLE",
-            help="Your images and texts: CSV, TSV, JSONL, Parquet, tar or a folder.",
+            help="Your images and texts: CSV, TSV, JSONL, Parquet, a tar, a folder, or a file of COCO, Karpathy, VQA, "
+            "LLaVA or kohya.",
             show_default=False,
         ),
     ],
     model: Model = "mini",
     images: Annotated[
         Path | None, typer.Option("--images", help="The folder that image paths are relative to.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to train on, of data that has several.", show_default=False)
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="The answers to VQA's questions, if not beside them by name.", show_default=False),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What the texts of a table answer, if it has no questions.", show_default=False)
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder of the new model.", show_default="TABLE-model")
@@ -68,12 +83,15 @@ def finetune(
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a model on images with captions, or with questions and answers, and print the new folder."""
+    from openblip.data.sources.own import OwnData
     from openblip.training.finetune import FinetuneOptions, finetuning_recipe
 
     # No shell replaces the ~ of --data=~/pairs.csv.
     data, images = data.expanduser(), images and images.expanduser()
     place = _beside(data) if output is None else output.expanduser()
-    recipe = finetuning_recipe(FinetuneOptions(model, data, place, images, epochs, batch_size, rate, lora, rank, seed))
+    annotations = annotations and annotations.expanduser()
+    source = OwnData(data, images, split, annotations, question)
+    recipe = finetuning_recipe(FinetuneOptions(model, source, place, epochs, batch_size, rate, lora, rank, seed))
     if dry_run:
         print_recipe(recipe)
         return

@@ -13,7 +13,7 @@ from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.data.pairs import DataSource, ImageText, are_claims, load_claims, load_pairs
 from openblip.data.sources.annotations import is_held_out
-from openblip.data.sources.open import read_source
+from openblip.data.sources.own import OwnData
 from openblip.errors import OptionError
 from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe_keys import (
@@ -41,17 +41,14 @@ class FinetuneOptions:
     """Options of fine-tuning; None: chosen by the data and the model.
 
     Attributes:
-        table: CSV, TSV, JSONL, Parquet, tar or folder: images with texts, with questions and answers, or with sentences
-            and their labels.
-        images: the folder that paths in the table are relative to, if it is not the folder of the table.
+        data: images with texts, with questions and answers, or with sentences and their labels.
         lora: adapters learn, of BLIP-2 on the language model and the Q-Former, instead of the model itself.
         rank: rank of the adapters.
     """
 
     model: str
-    table: Path
+    data: OwnData
     output: Path
-    images: Path | None = None
     epochs: int | None = None
     batch_size: int | None = None
     rate: float | None = None
@@ -69,37 +66,33 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     """
     if options.rate is not None and not 0 < options.rate < math.inf:
         raise OptionError(f"the learning rate is {options.rate:g}: it must be above 0, and finite")
-    source = DataSource(
-        name="own",
-        table=str(options.table.absolute()),
-        images=None if options.images is None else str(options.images.absolute()),
-        clean=False,
-    )
-    rows = read_source(source, Path())
+    table, source = options.data.table, options.data.source()
+    told: list[str] = []  # the run will say it
+    rows = options.data.read(told)
     if not any(row.captions or row.question for row in rows):
-        raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
+        raise OptionError(f"{table} has images, but neither texts nor questions with answers")
     # Only the sizes of the model are needed.
     parts = load_parts(options.model, ReadOptions(left_out=("",)))
-    claims = load_claims(source, Path()) if are_claims(rows) or parts.classes else []
+    claims = load_claims(source, Path(), told) if are_claims(rows) or parts.classes else []
     stage, way = finetuning_of(parts, options.model, claims)
     objective = objective_of(stage)
     if options.lora and not way.targets:
         raise OptionError(f"{options.model} has no adapters for stage {stage.value}: leave out --lora")
-    images = claims or load_pairs(source, Path())
+    images = claims or load_pairs(source, Path(), told)
     with_questions = sum(bool(image.questions) for image in images)
     with_captions = sum(bool(image.captions) for image in images)
     if not claims and not with_questions and not with_captions:
-        raise OptionError(f"{options.table} has images, but neither texts nor questions with answers")
+        raise OptionError(f"{table} has images, but neither texts nor questions with answers")
     shown = [image for image in images if objective.usable(image)]
     if not shown:
-        raise OptionError(f"{options.table} has no {objective.needs}, from which {options.model} learns: add a column")
+        raise OptionError(f"{table} has no {objective.needs}, from which {options.model} learns: add a column")
     if len(images) >= SMALLEST_HELD_OUT:
         source.held_out = _share_held_out(shown)
-    kept = sum(objective.usable(image) for image in objective.load(source, Path()))
+    kept = sum(objective.usable(image) for image in objective.load(source, Path(), told))
     batch = options.batch_size or max(2, min(way.batch_size, kept // 4))
     if kept < batch:
         wanted = f"a smaller batch than {options.batch_size}" if options.batch_size and kept else f"at least {batch}"
-        raise OptionError(f"{options.table} has {kept} images to learn from: give {wanted}")
+        raise OptionError(f"{table} has {kept} images to learn from: give {wanted}")
     epochs = options.epochs or max(2, min(20, math.ceil(STEPS / (kept // batch))))
     steps = epochs * (kept // batch)
     rate = (way.adapter_rate if options.lora else way.rate) if options.rate is None else options.rate

@@ -72,7 +72,7 @@ def train(recipe: Recipe) -> Path:
     if not world.rank:
         runtime.arithmetic.tell_emulation()
     objective = objective_of(recipe.stage)
-    images = [[] if source.stream else objective.load(source, Path(recipe.data_root)) for source in recipe.data]
+    images = [[] if source.stream else objective.load(source, Path(recipe.data_root), None) for source in recipe.data]
     evaluator = Evaluator(recipe, images, accelerator.device) if recipe.evaluation.data and not world.rank else None
     usable = [[image for image in group if objective.usable(image)] for group in images]
     feature_cache = FeatureCache(recipe, usable, runtime) if caches_features(recipe) else None

@@ -83,7 +83,7 @@ class Objective:
     sees: bool = True
     compares: bool = False
     keeps_copies: bool = False
-    load: Callable[[DataSource, Path], list[ImageText]] = load_pairs
+    load: Callable[[DataSource, Path, list[str] | None], list[ImageText]] = load_pairs
     caches: bool = True
     unused_parts: tuple[str, ...] = field(default=())
     needs: str = "texts"
