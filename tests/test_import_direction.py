@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
     },
     "jobs": {"", "data", "errors", "generation", "images", "models", "saving"},
+    "search": {"", "errors", "files", "images", "models", "saving"},
     "integrations": MODEL_ROOMS | {"data", "models", "training"},
     "cli": {
         "",
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recipes",
         "results",
         "saving",
+        "search",
         "training",
         "verification",
     },
@@ -87,11 +89,13 @@ DATA = {"weights", "word_lists"}
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
     "peft": {"openblip.training.lora.adapters"},
+    "lancedb": {"openblip.search.store"},
     "pyarrow": {
         "openblip.data.sources.parquet",
         "openblip.jobs.arrow_cells",
         "openblip.jobs.parquet_output",
         "openblip.jobs.parquet_table",
+        "openblip.search.store",
     },
     "pypdfium2": {"openblip.images.pdf"},
     "transformers": {"openblip.checkpoints.language_models"},

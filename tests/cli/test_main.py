@@ -154,6 +154,8 @@ def test_the_examples_run(
         parts = small_parts("entail" if "my-entailment" in example else "pair", tmp_path)
         loaded = model_of(parts, choose_placement("cpu", "float32"))
     monkeypatch.setattr(openblip, "load", lambda *_, **__: loaded)
+    if "--db photos.index" in example:
+        assert run("index", "photos", "--db", "photos.index").code == 0
     if "--json" in example:  # the other example of doctor measures layers of real size
         monkeypatch.setattr(machine, "LANGUAGE", SMALL_LAYER)
     monkeypatch.setattr("openblip.verification.IMAGES", {name: Path("photos", name) for name in IMAGES})

@@ -23,6 +23,8 @@ SUMMARIES = {
     "judge": "Judge statements about images: print a line for each, with the class and its probability.",
     "embed": "Embed images and texts: write unit vectors that you can compare and search.",
     "run": "Caption, ask, match, embed or classify all rows of a table or a folder; never loses work.",
+    "index": "Make photos searchable: put their vectors into an index, or bring it up to date.",
+    "search": "Find photos in an index by a text or a photo, or find duplicates.",
     "models": "List the models that you can load by name: ours, and the official ones of BLIP-2, BLIP and CLIP.",
     "download": "Download the files of a model that are not here yet, and print the path of each file.",
     "inspect": "Show what is in a model folder or a file of weights, without loading the weights.",

@@ -1,0 +1,81 @@
+"""Exact search against products in float64, and against LanceDB's index, on vectors of clustered images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.search import scan
+
+
+def clustered(images: int, vectors: int, width: int = 256, seed: int = 0) -> Tensor:
+    """Unit vectors [images, vectors, width], float32: images of a cluster are alike, so are vectors of an image."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(max(1, images // 20), width, generator=generator)
+    own = centres[torch.randint(len(centres), (images,), generator=generator)]
+    own = own + 0.5 * torch.randn(images, width, generator=generator)
+    found = own[:, None] + 0.7 * torch.randn(images, vectors, width, generator=generator)
+    return F.normalize(found, dim=-1)
+
+
+def queries_for(vectors: Tensor, count: int, seed: int = 1) -> Tensor:
+    """Unit vectors [count, width], each near one image as a text is."""
+    generator = torch.Generator().manual_seed(seed)
+    near = vectors[torch.randint(len(vectors), (count,), generator=generator), 0]
+    noise = F.normalize(torch.randn(count, vectors.shape[-1], generator=generator), dim=-1)
+    return F.normalize(near + 1.5 * noise, dim=-1)
+
+
+def exact(vectors: Tensor, query: Tensor) -> Tensor:
+    return (vectors.double() @ query.double().T).amax(dim=1).mean(dim=-1)
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(("count", "kept"), [(32, 32), (16, 1), (1, 1)])
+def test_the_best_are_those_of_float64(half: bool, count: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text's vector, or several of an image; also with the products in half precision where these are slow."""
+    monkeypatch.setattr(scan, "half_is_fast", lambda: half)
+    vectors = clustered(900, count)
+    halves = vectors.half()
+    blocks = [halves[:1], halves[1:400], halves[400:]]
+    for query in queries_for(vectors, 5 * kept).view(5, kept, -1):
+        wanted = exact(halves, query)
+        found = scan.best(blocks, [query], [1.0], 25)
+        assert [place for place, _ in found] == wanted.argsort(descending=True)[:25].tolist()
+        assert torch.allclose(torch.tensor([score for _, score in found]), wanted[[p for p, _ in found]].float())
+
+
+def test_unwanted_words_are_subtracted() -> None:
+    vectors = clustered(300, 8)
+    query, other = queries_for(vectors, 2)[:, None]
+    wanted = exact(vectors.half(), query) - 0.5 * exact(vectors.half(), other)
+    found = scan.best([vectors.half()], [query, other], [1.0, -0.5], 9)
+    assert [place for place, _ in found] == wanted.argsort(descending=True)[:9].tolist()
+
+
+def test_equals_keep_their_order_and_half_precision_costs_no_recall() -> None:
+    vectors = clustered(1000, 32)
+    same = vectors[:1].half().expand(7, -1, -1).contiguous()
+    assert [place for place, _ in scan.best([same], [vectors[0, :1]], [1.0], 3)] == [0, 1, 2]
+    assert scan.best([], [vectors[0, :1]], [1.0], 3) == []
+    hits = 0
+    for query in queries_for(vectors, 40)[:, None]:
+        wanted = set(exact(vectors, query).topk(10).indices.tolist())
+        hits += len(wanted & {place for place, _ in scan.best([vectors.half()], [query], [1.0], 10)})
+    assert hits >= 0.99 * 400
+
+
+def test_no_pair_of_near_duplicates_is_missed() -> None:
+    vectors = clustered(500, 8)
+    generator = torch.Generator().manual_seed(3)
+    for place, noise in ((3, 0.005), (90, 0.01), (91, 0.015), (300, 0.02), (499, 0.025)):
+        vectors[place] = F.normalize(vectors[7] + noise * torch.randn(8, 256, generator=generator), dim=-1)
+    halves = vectors.half()
+    cosines = torch.einsum("nqd,mqd->nm", halves.float(), halves.float()) / 8
+    wanted = [(i, j) for i, j in (cosines >= 0.9).nonzero().tolist() if i < j]
+    assert 10 <= len(wanted) < 500
+    found = list(scan.alike([halves[:200], halves[200:]], 0.9))
+    assert sorted((i, j) for i, j, _ in found) == wanted
+    assert all(abs(cosine - cosines[i, j]) < 1e-5 for i, j, cosine in found)
