@@ -90,6 +90,20 @@ def read_recipe(schema: type[Schema], path: Path, overrides: Sequence[str], purp
         return cast(Schema, _with_homes(OmegaConf.to_object(merged), ""))
 
 
+def change_recipe(recipe: Schema, place: Path, overrides: Sequence[str], purpose: str, extra: str) -> Schema:
+    """A recipe that was made of the data at `place`, with overrides applied. Arguments and errors as `read_recipe`."""
+    try:
+        from omegaconf import OmegaConf
+    except ImportError:
+        raise OpenBlipError(f'{purpose} needs more packages: pip install "openblip[{extra}]"') from None
+    merged: Any = OmegaConf.structured(recipe)
+    for override in overrides:
+        _override(merged, override, place)
+    _check_shapes(type(recipe), OmegaConf.to_container(merged, resolve=False), "", place)
+    with _naming(place):
+        return cast(Schema, _with_homes(OmegaConf.to_object(merged), ""))
+
+
 def _check_shapes(schema: type[Any], content: Any, above: str, file: Path) -> None:
     """Raises OpenBlipError for a single value where keys or a list belong, or the other way round, and for null.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from io import StringIO
 from pathlib import Path
@@ -117,3 +118,26 @@ def test_terminals_get_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         for done in range(4):
             progress(done, 3)
     assert "3/3" in terminal.getvalue()
+
+
+def test_data_instead_of_a_recipe(
+    run: Run, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"image": str(path), "caption": "a dog"} for path in image_paths[:2]] + [
+        {"image": "gone.jpg", "caption": "x"}
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    settings = ["captions={tokenizer: never, meteor: never, spice: never}", "device=cpu", "limit=2"]
+    ran = run("evaluate", "--model", tiny_model_folder, "--data", tmp_path / "own.json", *settings)
+    assert ran.code == 0, ran.err
+    assert "1 of 3 images are missing" in caplog.text
+    assert ran.lines[-1] == str(tmp_path / "own-evaluation/report.html")
+    ran = run("evaluate", "--data", tmp_path / "own.json", "num_beams=3")
+    assert ran.code == 2 and "num_beams" in ran.err
+    for arguments, words in (
+        (["--model", "mini", "x.yaml"], "--model goes with --data: in a recipe, write KEY=VALUE"),
+        ([], "give RECIPE.yaml, or --data TABLE"),
+        (["x.yaml", "--data", tmp_path / "own.json"], "give a recipe or --data, not both"),
+    ):
+        ran = run("evaluate", *arguments)
+        assert (ran.code, ran.out) == (2, "") and words in ran.err

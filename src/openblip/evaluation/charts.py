@@ -47,6 +47,8 @@ class Chart:
 
 def charts_of(found: Evaluation) -> list[Chart]:
     """The charts for an evaluation."""
+    if not found.metrics:
+        return []
     if found.task is Task.CAPTIONS:
         return [_spread(found.rows, "CIDEr"), _lengths(found.rows)]
     if found.task is Task.RETRIEVAL:

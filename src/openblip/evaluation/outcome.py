@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -11,6 +12,15 @@ from openblip.evaluation.settings import Task
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of finished items and the total."""
+
+
+CERTAINTY = "certainty"
+"""What orders texts that nobody scores: the model's own probability of each."""
+
+
+def certainty(log_probability: object) -> float:
+    """From 0 to 1."""
+    return math.exp(min(0.0, float(str(log_probability))))
 
 
 def silent(done: int, total: int) -> None:

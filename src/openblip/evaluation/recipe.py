@@ -12,6 +12,9 @@ from openblip.errors import OptionError
 from openblip.evaluation.settings import Settings
 from openblip.recipes import read_recipe
 
+PURPOSE = ("evaluation", "eval")
+"""What needs which extra of the package."""
+
 
 @dataclass
 class Published:
@@ -38,6 +41,8 @@ class EvaluationRecipe(Settings):
         title: the title of the report.
         model: a name of `openblip models`, or a model folder.
         checkpoint: a `.pth` file that LAVIS saved, instead of the official one.
+        results: a file for an evaluation server, of answers or of captions; by default, test sets without answers or
+            captions give answers.json or captions.json in the output folder.
         limit: use only this many rows of the data, from the first.
         examples: how many of the best, the median and the worst rows the report shows.
         published: published numbers that the report shows beside ours.
@@ -49,6 +54,7 @@ class EvaluationRecipe(Settings):
     data_root: str = "data"
     model: str = "mini"
     checkpoint: str | None = None
+    results: str | None = None
     dtype: str | None = None
     device: str | None = None
     limit: int | None = None
@@ -62,10 +68,16 @@ def load_evaluation(path: Path, overrides: Sequence[str] = ()) -> EvaluationReci
     Raises:
         OpenBlipError: omegaconf is not installed, the file is missing, or a key or value is wrong.
     """
-    recipe = read_recipe(EvaluationRecipe, path, overrides, "evaluation", "eval")
+    return checked(read_recipe(EvaluationRecipe, path, overrides, *PURPOSE), path)
+
+
+def checked(recipe: EvaluationRecipe, path: Path) -> EvaluationRecipe:
+    """The recipe, which is of the file at `path`. Raises OptionError for values that make no sense."""
     recipe.check()
     if not recipe.output.strip():
         raise OptionError(f"{path}: output is empty: name a folder for the scores")
+    if recipe.results is not None and not recipe.results.strip():
+        raise OptionError(f"{path}: results is empty: name a file, or leave it out")
     if recipe.data.stream:
         raise OptionError(f"{path}: an evaluation reads its data as a whole: leave stream out of data")
     if recipe.limit is not None and recipe.limit < 1:

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,7 @@ from openblip.evaluation.journal import Journal
 from openblip.evaluation.outcome import Evaluation, Progress, silent
 from openblip.evaluation.recipe import EvaluationRecipe
 from openblip.evaluation.report import write_report
+from openblip.evaluation.results_file import NAMES, results_ids, write_results
 from openblip.evaluation.score import check, score_model
 from openblip.evaluation.settings import Accuracy, Decision, Task
 from openblip.evaluation.tasks.classification import evaluate_labels
@@ -54,6 +55,19 @@ class Run:
     def output(self) -> Path:
         return Path(self.recipe.output)
 
+    @property
+    def results(self) -> Path | None:
+        """The file for an evaluation server, if there is one."""
+        return results_of(self.recipe)
+
+
+def results_of(recipe: EvaluationRecipe) -> Path | None:
+    """Where the file for an evaluation server is to be; None if none is wanted."""
+    if recipe.results is not None:
+        return Path(recipe.results)
+    hidden = {Task.QUESTIONS: recipe.questions.accuracy is Accuracy.HIDDEN, Task.CAPTIONS: recipe.captions.hidden}
+    return Path(recipe.output) / NAMES[recipe.task] if hidden.get(recipe.task) else None
+
 
 def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
     """Run a recipe, or continue a run that was stopped.
@@ -63,6 +77,8 @@ def evaluate(recipe: EvaluationRecipe, progress: Progress = silent) -> Run:
     """
     samples = read_samples(recipe)
     check(samples, recipe)
+    if results_of(recipe) is not None:
+        results_ids(samples, recipe.task)
     output = Path(recipe.output)
     with alone_in(output):
         return _evaluate(recipe, samples, output, progress)
@@ -85,12 +101,16 @@ def _evaluate(recipe: EvaluationRecipe, samples: Sequence[Sample], output: Path,
         finally:
             journal.close()
     seconds = time.monotonic() - started
+    results = results_of(recipe)
+    if results is not None:
+        empty = write_results(results, samples, found)
+        hidden = "" if found.metrics else f"Nothing is scored here: upload {results.name} to the evaluation server."
+        notes = [hidden, empty, _left_out(recipe, samples)]
+        found = replace(found, notes=(*found.notes, *filter(None, notes)))
     run = Run(recipe, found, _about(recipe, model, samples, None if earlier else seconds))
     _write_predictions(
         output / "predictions.jsonl", found, journaled=not labels_only and recipe.task is not Task.RETRIEVAL
     )
-    if recipe.task is Task.QUESTIONS and recipe.questions.accuracy is Accuracy.HIDDEN:
-        _write_answers(output / "answers.json", found)
     write_text(output / "metrics.json", json.dumps(_summary(run), indent=1, ensure_ascii=False) + "\n")
     write_report(output / "report.html", run.recipe, found, run.about)
     return run
@@ -226,13 +246,10 @@ def _write_predictions(path: Path, found: Evaluation, journaled: bool) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _write_answers(path: Path, found: Evaluation) -> None:
-    """As the VQA challenge takes them: a list of question_id, a number where it can be one, and answer."""
-    answers = [
-        {"question_id": int(row.sample_id) if row.sample_id.isdecimal() else row.sample_id, "answer": row.prediction}
-        for row in found.rows
-    ]
-    write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
+def _left_out(recipe: EvaluationRecipe, samples: Sequence[Sample]) -> str:
+    if recipe.limit is None or len(samples) < recipe.limit:
+        return ""
+    return f"The file has the first {len(samples):,} rows alone (limit); servers take whole test sets."
 
 
 def _fields(row: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def check(samples: Sequence[Sample], settings: Settings) -> None:
     elif settings.task is Task.CLASSIFICATION:
         check_labelled(samples, settings)
     else:
-        check_captioned(samples)
+        check_captioned(samples, settings)
 
 
 def score_model(

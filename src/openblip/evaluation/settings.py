@@ -60,11 +60,14 @@ class CaptionSettings:
         tokenizer: Java's PTB tokenizer, as for published numbers; never: our own, unofficial tokenizer.
         meteor: METEOR, in Java.
         spice: SPICE, in Java; takes a minute for 1,000 images and 8 GB of memory.
+        hidden: there are no captions to compare with, as in test sets: nothing is scored, and the model's captions are
+            written as an evaluation server takes them.
     """
 
     tokenizer: Wish = Wish.AUTO
     meteor: Wish = Wish.AUTO
     spice: Wish = Wish.AUTO
+    hidden: bool = False
 
 
 @dataclass
@@ -73,7 +76,7 @@ class QuestionSettings:
 
     Attributes:
         accuracy: VQA's leave-one-out accuracy (vqa), the same on lemmas (OK-VQA), min(n/3, 1), or exact match (GQA).
-            hidden: the right answers are not public; the model's are written in the challenge's format.
+            hidden: the right answers are not public; the model's are written as an evaluation server takes them.
         answer_list: a file or an address of answers, a JSON list or lines, of which the likeliest is the model's, as
             BLIP is evaluated; by default the model writes an answer of its own.
         candidates: how many answers of the list are read whole for each question: those that begin likeliest.

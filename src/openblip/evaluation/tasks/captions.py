@@ -8,17 +8,25 @@ from openblip.data.sample import Sample
 from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.metrics.captions import score_captions
-from openblip.evaluation.outcome import Evaluation, Excluded, Progress, Row
+from openblip.evaluation.outcome import CERTAINTY, Evaluation, Excluded, Progress, Row, certainty
 from openblip.evaluation.settings import Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, name_of, sources
 from openblip.models.model import Model
 
 
-def check_captioned(samples: Sequence[Sample]) -> None:
-    """Checks samples for captions and retrieval. Raises OptionError if an image or a caption is missing."""
+def check_captioned(samples: Sequence[Sample], settings: Settings) -> None:
+    """Checks samples for captions and retrieval. Raises OptionError if an image, or a caption to compare with, is
+    missing.
+    """
+    if settings.task is Task.CAPTIONS and settings.captions.hidden:
+        grouped(samples, "captions")
+        return
     for image, rows in grouped(samples, "captions and retrieval").items():
         if not any(samples[row].captions for row in rows):
-            raise OptionError(f"{name_of(image)} has no caption: leave it out, or choose another split")
+            raise OptionError(
+                f"{name_of(image)} has no caption: leave it out, or choose another split "
+                "(for captions that are not public: captions.hidden=true)"
+            )
 
 
 def evaluate_captions(
@@ -31,6 +39,7 @@ def evaluate_captions(
         ImageError: an image cannot be read, and the policy is to stop.
     """
     images = grouped(samples, "captions")
+    chosen = settings.captions
     references = [tuple(text for number in rows for text in samples[number].captions) for rows in images.values()]
     names = [name_of(image) for image in images]
     left = [number for number in range(len(names)) if number not in journal.done]
@@ -57,7 +66,25 @@ def evaluate_captions(
     }
     if not predictions:
         raise OptionError(f"none of the {len(names)} images could be read: {lost[0].image}: {lost[0].problem}")
-    chosen = settings.captions
+    if chosen.hidden:
+        return Evaluation(
+            Task.CAPTIONS,
+            {},
+            [
+                Row(
+                    image=names[number],
+                    prediction=text,
+                    references=(),
+                    score=certainty(journal.done[number]["log_probability"]),
+                    image_id=samples[images[listed[number]][0]].image_id,
+                    scores={CERTAINTY: certainty(journal.done[number]["log_probability"])},
+                    image_file=listed[number],
+                )
+                for number, text in predictions.items()
+            ],
+            CERTAINTY,
+            lost,
+        )
     scores = score_captions(
         {str(number): text for number, text in predictions.items()},
         {str(number): references[number] for number in predictions},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from openblip.errors import ImageError, OptionError
 from openblip.evaluation.journal import Journal
 from openblip.evaluation.lists import ANSWERS, find_list, read_list
 from openblip.evaluation.metrics.vqa import exact_accuracy, lemma_accuracy, simple_accuracy, vqa_accuracy
-from openblip.evaluation.outcome import Evaluation, Progress, Row
+from openblip.evaluation.outcome import CERTAINTY, Evaluation, Progress, Row, certainty
 from openblip.evaluation.settings import Accuracy, Settings, Task
 from openblip.evaluation.tasks.images import excluded, grouped, load_images, name_of
 from openblip.models.model import Model
@@ -27,8 +26,6 @@ RULES = {
     Accuracy.SIMPLE: simple_accuracy,
     Accuracy.EXACT: exact_accuracy,
 }
-CERTAINTY = "certainty"
-"""What orders answers that nobody scores: the model's own probability of each."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def evaluate_answers(
             continue
         sample, prediction = samples[number], str(fields["prediction"])
         if accuracy is Accuracy.HIDDEN:
-            scores = {CERTAINTY: math.exp(min(0.0, float(fields["log_probability"])))}
+            scores = {CERTAINTY: certainty(fields["log_probability"])}
         else:
             scores = {
                 "accuracy": RULES[accuracy](prediction, sample.answers),
@@ -137,7 +134,7 @@ NOTES = {
     Accuracy.LEMMAS: "Accuracy is the VQA challenge's over lemmas (simplemma's, on both sides).",
     Accuracy.SIMPLE: "Accuracy is min(1, people who agree / 3), not the VQA challenge's.",
     Accuracy.EXACT: "Accuracy is the share of answers equal to a right one after the VQA challenge's normalization.",
-    Accuracy.HIDDEN: "The right answers are not public: upload answers.json to the challenge, which scores them.",
+    Accuracy.HIDDEN: "The right answers are not public: only the challenge can score the model's.",
 }
 
 
