@@ -88,6 +88,7 @@ DATA = {"weights", "word_lists"}
 """Folders of files that are no modules."""
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
+    "av": {"openblip.images.video_decode"},
     "peft": {"openblip.training.lora.adapters"},
     "lancedb": {"openblip.search.store"},
     "pyarrow": {

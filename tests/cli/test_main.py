@@ -38,6 +38,7 @@ from openblip.verification import IMAGES
 from tests.checkpoints.lora.test_files import adapter_of
 from tests.checkpoints.official import official
 from tests.checkpoints.theirs import write_writer
+from tests.videos import numbered, write_video
 from tests.models.blip_models import small_parts
 
 from .conftest import Run
@@ -144,6 +145,8 @@ def test_the_examples_run(
         shutil.copy(image_paths[0], tmp_path / name)
     for name in ("photo.jpg", "photos/one.jpg", "photos/more/two.jpg", "photos/merlion.png", "photos/demo.jpg"):
         shutil.copy(image_paths[0], tmp_path / name)
+    if "clip.mp4" in example:
+        write_video(tmp_path / "clip.mp4", [numbered(number) for number in range(30)])
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     shutil.copytree(tiny_model_folder, tmp_path / "weights")
     torch.save({"model": {"opt_proj.weight": torch.ones(4, 8)}}, tmp_path / "blip2_pretrained_opt2.7b.pth")

@@ -25,6 +25,8 @@ SUMMARIES = {
     "run": "Caption, ask, match, embed or classify all rows of a table or a folder; never loses work.",
     "index": "Make photos searchable: put their vectors into an index, or bring it up to date.",
     "search": "Find photos in an index by a text or a photo, or find duplicates.",
+    "video": "Describe a video: print one line for each part, with its times and what is seen; or write subtitles or a "
+    "page.",
     "models": "List the models that you can load by name: ours, and the official ones of BLIP-2, BLIP and CLIP.",
     "download": "Download the files of a model that are not here yet, and print the path of each file.",
     "inspect": "Show what is in a model folder or a file of weights, without loading the weights.",

@@ -12,8 +12,15 @@ EVERY_SECONDS = 60.0
 
 
 @contextmanager
-def show_progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to be called with (done, in all), which shows a bar, speed and time left, or a line a minute."""
+def show_progress(unit: str, *, beside_results: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A function to be called with (done, in all), which shows a bar, speed and time left, or a line a minute.
+
+    Args:
+        beside_results: results are printed meanwhile; on a terminal they are progress enough.
+    """
+    if beside_results and sys.stdout.isatty():
+        yield lambda done, total: None
+        return
     if not sys.stderr.isatty():
         yield ProgressLines(unit)
         return
