@@ -38,8 +38,8 @@ from openblip.verification import IMAGES
 from tests.checkpoints.lora.test_files import adapter_of
 from tests.checkpoints.official import official
 from tests.checkpoints.theirs import write_writer
-from tests.videos import numbered, write_video
 from tests.models.blip_models import small_parts
+from tests.videos import numbered, write_video
 
 from .conftest import Run
 
