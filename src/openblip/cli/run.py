@@ -307,6 +307,7 @@ def classify(
 def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = None) -> None:
     """Everything that is the same for all verbs."""
     from openblip.jobs.job import JobOptions, plan_job, run_job
+    from openblip.jobs.supervisor import Supervisor
 
     given = context.params
     output = given["output"].expanduser().absolute()
@@ -328,20 +329,21 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         retry_errors=given["retry_errors"],
         listed=_standard_input() if given["source"] == "-" else None,
     )
-    plan = plan_job(options)
-    for note in plan.scan.notes:
-        say(note)
-    if given["dry_run"]:
-        print_line(f"rows        {plan.total:,} of {plan.scan.rows:,}, {plan.done:,} of them done")
-        print_line(f"image       {plan.table.column or 'image'}")
-        print_line(f"new columns {', '.join((*verb.columns, 'error'))}")
-        print_line(f"model       {given['model']}")
-        print_line(f"output      {output}")
-        return
-    if plan.done:
-        say(f"going on: {plan.done:,} of {plan.total:,} rows are done")
-    with stoppable(), show_progress("rows") as progress:
-        outcome = run_job(plan, progress)
+    with Supervisor() as supervisor:
+        plan = plan_job(options, None if given["dry_run"] else supervisor)
+        for note in plan.scan.notes:
+            say(note)
+        if given["dry_run"]:
+            print_line(f"rows        {plan.total:,} of {plan.scan.rows:,}, {plan.done:,} of them done")
+            print_line(f"image       {plan.table.column or 'image'}")
+            print_line(f"new columns {', '.join((*verb.columns, 'error'))}")
+            print_line(f"model       {given['model']}")
+            print_line(f"output      {output}")
+            return
+        if plan.done:
+            say(f"going on: {plan.done:,} of {plan.total:,} rows are done")
+        with stoppable(), show_progress("rows") as progress:
+            outcome = run_job(plan, progress, supervisor)
     copies = f", {outcome.copies:,} of them with the image of an earlier row" if outcome.copies else ""
     errors = f", {outcome.errors:,} with an error (see its column error; --retry-errors tries them again)"
     print_line(

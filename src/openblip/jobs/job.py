@@ -108,8 +108,11 @@ class Outcome:
     copies: int
 
 
-def plan_job(options: JobOptions) -> JobPlan:
+def plan_job(options: JobOptions, supervisor: Supervisor | None = None) -> JobPlan:
     """Read the whole input once, and check everything that can be checked without the model.
+
+    Args:
+        supervisor: begins to load the model meanwhile, for both may take seconds.
 
     Raises:
         OpenBlipError: the input cannot be read, or does not fit the options; the output is there, or cannot be.
@@ -120,6 +123,9 @@ def plan_job(options: JobOptions) -> JobPlan:
         raise OptionError(f"{output} cannot be written: give --output the name of a file in an existing folder")
     folder = folder_of(output)
     spool = folder / IMAGES
+    is_new = not any((folder / name).exists() for name in (JOB, FINISHED))
+    if supervisor is not None and not (is_new and output.exists()):
+        supervisor.start(options.loading)
     table: Table
     images: list[str] | None
     if options.listed is not None:
@@ -134,7 +140,7 @@ def plan_job(options: JobOptions) -> JobPlan:
         )
     if output.exists() and output.resolve() in (file.resolve() for file in table.files):
         raise OptionError(f"{output} is the input itself: give another --output")
-    if output.exists() and not any((folder / name).exists() for name in (JOB, FINISHED)):
+    if output.exists() and is_new:
         raise OptionError(f"{output} is there already: give another --output, or delete it")
     scan = table.scan() if images is None else _scan_of(images)
     if not scan.rows:
@@ -159,8 +165,13 @@ def plan_job(options: JobOptions) -> JobPlan:
     return JobPlan(options, table, scan, images, start, stop, done)
 
 
-def run_job(plan: JobPlan, progress: Progress = lambda done, total: None) -> Outcome:
+def run_job(
+    plan: JobPlan, progress: Progress = lambda done, total: None, supervisor: Supervisor | None = None
+) -> Outcome:
     """Do the rows that are not done, and write the output.
+
+    Args:
+        supervisor: that of `plan_job`.
 
     Raises:
         OpenBlipError: another process is at it; the model cannot be loaded, or lacks the ability.
@@ -181,7 +192,8 @@ def run_job(plan: JobPlan, progress: Progress = lambda done, total: None) -> Out
                 check_same(folder / JOB, options.output, identity)
             else:
                 journal = _begin(plan, journal, folder, identity)
-            _compute(plan, journal, progress)
+            with supervisor or Supervisor() as workers:
+                _compute(plan, journal, workers, progress)
             copies = _write(plan, journal)
         finally:
             journal.close()
@@ -208,14 +220,13 @@ def _begin(plan: JobPlan, journal: Journal, folder: Path, identity: Mapping[str,
     return Journal(journal.path, plan.start)
 
 
-def _compute(plan: JobPlan, journal: Journal, progress: Progress) -> None:
-    with Supervisor() as supervisor:
-        if journal.next < plan.stop:
-            _first_try(plan, journal, supervisor, progress)
-        if plan.options.retry_errors and journal.retry is None and journal.errors:
-            journal.begin_retry()
-        if journal.retry:
-            _second_try(plan, journal, supervisor, progress)
+def _compute(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
+    if journal.next < plan.stop:
+        _first_try(plan, journal, supervisor, progress)
+    if plan.options.retry_errors and journal.retry is None and journal.errors:
+        journal.begin_retry()
+    if journal.retry:
+        _second_try(plan, journal, supervisor, progress)
 
 
 def _first_try(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:

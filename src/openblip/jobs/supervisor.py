@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from openblip.errors import OpenBlipError
 from openblip.jobs.journal import Record
@@ -28,6 +28,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._is_ready = False
 
     def __enter__(self) -> Supervisor:
         return self
@@ -49,23 +50,23 @@ class Supervisor:
         """
         while True:
             alone = None
-            loaded = self._process is not None
             for message in self._messages(rest):
                 if message[0] == "ready":
-                    loaded = True
+                    self._is_ready = True
                 elif message[0] == "alone":
                     alone = message[1]
                 elif message[0] == "chunk":
                     rest, alone = replace(write(message[1]), careful=max(0, rest.careful - 1)), None
                 elif message[0] == "failed":
                     # A question that is too long, for one, is an error of its row.
-                    if not loaded or rest.alone or not isinstance(message[1], OpenBlipError):
+                    if not self._is_ready or rest.alone or not isinstance(message[1], OpenBlipError):
                         raise message[1]
                     break
                 else:
                     return
+            was_ready = self._is_ready
             ended = f"(exit code {self._exit_code()})"
-            if not loaded:
+            if not was_ready:
                 raise OpenBlipError(
                     f"the process that loads the model ended {ended}: there may not be enough memory; use a smaller "
                     "model, or --dtype int8"
@@ -82,23 +83,33 @@ class Supervisor:
             else:
                 rest = replace(rest, careful=CAREFUL_CHUNKS)
 
+    def start(self, loading: Mapping[str, Any]) -> None:
+        """Begin to load the model, before it is known what there is to do.
+
+        Args:
+            loading: keywords of `openblip.load`.
+        """
+        self._process, self._pipe = _start()
+        self._pipe.send(dict(loading))
+
     def stop(self) -> None:
         if self._process is not None and self._pipe is not None:
             self._process.kill()
             self._process.join()
             self._pipe.close()
         self._process = self._pipe = None
+        self._is_ready = False
 
     def _messages(self, rest: Work) -> Iterator[tuple[Any, ...]]:
         """What the worker says of a work, until it ends."""
-        if self._process is None or self._pipe is None:
-            self._process, self._pipe = _start()
-        try:
-            self._pipe.send(rest)
+        if self._pipe is None:
+            self.start(rest.loading)
+        pipe = cast(Connection, self._pipe)
+        with suppress(BrokenPipeError, ConnectionResetError):  # what it said at last is still to be read
+            pipe.send(rest)
+        with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             while True:
-                yield self._pipe.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+                yield pipe.recv()
 
     def _exit_code(self) -> int | None:
         """How the worker ended; there is none then."""

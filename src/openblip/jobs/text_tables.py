@@ -79,8 +79,8 @@ class CsvTable(Table):
             file.check_end(record)
 
     def scan(self) -> Scan:
-        columns: dict[str, ColumnType] = dict.fromkeys(CsvFile(self.path).columns, "string")
-        return Scan(sum(1 for _ in self.rows()), columns, file_digest(self.path))
+        file = CsvFile(self.path)
+        return Scan(file.count_records(), dict.fromkeys(file.columns, "string"), file_digest(self.path))
 
     def image_of(self, row: Row) -> str:
         return image_path(row.values.get(self.column, ""), self.folder)

@@ -97,22 +97,25 @@ class _ReadRow:
 
 
 def work(parent: Connection) -> None:
-    """Load the model of the first Work, and send ("ready",); for this and each further Work of the same model, send
-    ("chunk", records) and ("alone", row) until ("end",).
+    """Load a model with the keywords that are sent first, and send ("ready",) as soon as there is a Work for it.
+
+    For this and each further Work, send ("chunk", records) and ("alone", row) until ("end",).
 
     An error is sent as ("failed", error), and ends the process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     threading.Thread(target=_end_with_parent, name="openblip parent", daemon=True).start()
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the parent is gone
-        plan: Work = parent.recv()
+        loading: dict[str, Any] = parent.recv()
         try:
             import openblip
             from openblip.images.decode import silence_decoders
 
             silence_decoders()
             # Without a cache of images: which of them are encoded together would depend on what came before.
-            engine = plan.verb.start(openblip.load(**plan.loading, image_cache=0), plan.batch_size)
+            model = openblip.load(**loading, image_cache=0)
+            plan: Work = parent.recv()
+            engine = plan.verb.start(model, plan.batch_size)
             parent.send(("ready",))
             while True:
                 for message in _Chunks(plan, engine).messages():

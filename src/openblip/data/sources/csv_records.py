@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Literal
 
@@ -79,11 +80,34 @@ class CsvFile:
             next(records, None)
             for record in records:
                 if len(record.cells) > len(self.columns):
-                    raise OpenBlipError(
-                        f"{self.path}, line {record.line}, has more cells than the header: quote texts that hold "
-                        f"{self.delimiter!r}"
-                    )
+                    raise self._too_wide(record.line)
                 yield record
+
+    def count_records(self) -> int:
+        """How many `records` there are; much faster than to read them.
+
+        Raises:
+            OpenBlipError: as `records` and `check_end`.
+        """
+        count = before = start = 0
+        widest = len(self.columns)
+        with self._open() as file, reading(self.path):
+            reader = csv.reader(file, delimiter=self.delimiter, quoting=self.quoting)
+            try:
+                for cells in reader:
+                    if cells:
+                        count += 1
+                        start = before
+                        if len(cells) > widest:
+                            raise self._too_wide(before + 1)
+                    before = reader.line_num
+            except csv.Error as error:
+                raise OpenBlipError(f"{self.path}, line {reader.line_num}, is no CSV: {error}") from error
+            if count:
+                file.seek(0)
+                raw = "".join(islice(file, start, before))
+                self.check_end(CsvRecord(start + 1, before - start, raw, []))
+        return max(0, count - 1)
 
     def check_end(self, last: CsvRecord) -> None:
         """Raises OpenBlipError if the file ends within the quotes of its last record."""
@@ -95,6 +119,11 @@ class CsvFile:
             if "unexpected end" in str(error):
                 place = f"{self.path}, line {last.line},"
                 raise OpenBlipError(f"{place} opens a quote that is never closed: close it") from None
+
+    def _too_wide(self, line: int) -> OpenBlipError:
+        return OpenBlipError(
+            f"{self.path}, line {line}, has more cells than the header: quote texts that hold {self.delimiter!r}"
+        )
 
     def _open(self) -> IO[str]:
         with reading(self.path):
