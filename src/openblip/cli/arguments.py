@@ -126,7 +126,9 @@ def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         options = {name: arguments.pop(name) for name in USER_OPTIONS}
-        command(**arguments, options={name: value for name, value in options.items() if value is not None})
+        if options["bad_words"]:
+            options["bad_words"] = forms_to_avoid(options["bad_words"])
+        command(**arguments, options={name: value for name, value in options.items() if value not in (None, [])})
 
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
@@ -137,7 +139,7 @@ def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @functools.cache
 def _text_flags() -> list[inspect.Parameter]:
-    kinds = get_type_hints(GenerationOptions)
+    kinds = get_type_hints(GenerationOptions) | {"bad_words": list[str] | None}
     return [
         inspect.Parameter(
             name,
@@ -147,6 +149,13 @@ def _text_flags() -> list[inspect.Parameter]:
         )
         for name, about in USER_OPTIONS.items()
     ]
+
+
+def forms_to_avoid(given: Sequence[str]) -> list[str]:
+    """The words of --avoid, some of which may be in files, in all forms that they have."""
+    from openblip.jobs.words import forms_to_avoid
+
+    return forms_to_avoid(given)
 
 
 def command_of(context: typer.Context, images: Sequence[Image]) -> Command | None:
@@ -176,6 +185,8 @@ def settings_of(context: typer.Context, ignored: Collection[str]) -> dict[str, A
         if parameter.name is not None and parameter.name not in ignored:
             value = context.params.get(parameter.name)
             settings[max(parameter.opts, key=len)] = str(value) if isinstance(value, Path) else value
+    if context.params.get("bad_words"):
+        settings["the words of --avoid"] = forms_to_avoid(context.params["bad_words"])
     for name in ("model", "adapter"):
         if context.params.get(name) is not None:
             settings[f"{FILES}--{name}"] = origin_of(context.params[name])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from openblip.generation.bad_words import bad_words
 from openblip.generation.options import ResolvedOptions
-from openblip.generation.repeated_words import Vocabulary
 
 
 def process_logits(scores: Tensor, used: Tensor, new_tokens: int, options: ResolvedOptions) -> Tensor:
-    """Scores after the repetition penalty, without tokens that would repeat, or stop before `min_new_tokens`.
+    """Scores after the repetition penalty, without tokens that would repeat, say bad words, or stop before
+    `min_new_tokens`.
 
     Args:
         scores: [R, vocabulary] logits or log-probabilities.
@@ -27,7 +30,9 @@ def process_logits(scores: Tensor, used: Tensor, new_tokens: int, options: Resol
     if options.no_repeat_ngram_size:
         scores = without_repeated_ngrams(scores, used, options.no_repeat_ngram_size)
     if options.no_repeat_words and options.vocabulary is not None:
-        scores = without_repeated_words(scores, used, options.vocabulary)
+        scores = without_tokens(scores, used, options.vocabulary.repeating)
+    if options.bad_words and options.vocabulary is not None:
+        scores = without_tokens(scores, used, bad_words(options.vocabulary, options.bad_words).completing)
     if new_tokens < options.min_new_tokens and options.stop_ids:
         scores = scores.clone()
         scores[:, list(options.stop_ids)] = -torch.inf
@@ -45,9 +50,9 @@ def without_repeated_ngrams(scores: Tensor, used: Tensor, size: int) -> Tensor:
     return scores.index_put((rows, sequences[rows, places, -1]), scores.new_tensor(-torch.inf))
 
 
-def without_repeated_words(scores: Tensor, used: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Scores of -inf for tokens that would complete a content word that `used` [R, n] has already."""
-    found = [(row, token) for row, ids in enumerate(used.tolist()) for token in vocabulary.repeating(ids)]
+def without_tokens(scores: Tensor, used: Tensor, forbidden: Callable[[list[int]], set[int]]) -> Tensor:
+    """Scores of -inf for the tokens that are `forbidden` behind the ids of each row of `used` [R, n]."""
+    found = [(row, token) for row, ids in enumerate(used.tolist()) for token in forbidden(ids)]
     if not found:
         return scores
     rows, tokens = torch.tensor(found, device=scores.device).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -37,11 +37,20 @@ class TextOptions(TypedDict, total=False):
     repetition_penalty: float | None
     no_repeat_ngram_size: int | None
     no_repeat_words: bool | None
+    bad_words: Collection[str] | None
 
 
 def _by_user(metavar: str | None, explained: str, *flags: str) -> Any:
     """A field that users may set, and how the command line explains it; by default its flag is the field's name."""
     return field(default=None, metadata={"metavar": metavar, "help": explained, "flags": flags})
+
+
+def _checked_words(words: object) -> tuple[str, ...]:
+    if isinstance(words, list | tuple | set | frozenset):
+        texts = [word for word in words if isinstance(word, str) and any(map(str.isalnum, word))]
+        if len(texts) == len(words):
+            return tuple(sorted(texts) if isinstance(words, set | frozenset) else texts)
+    raise OptionError(f"bad_words is {words!r:.80}: it must be a list of words")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +70,14 @@ class GenerationOptions:
         no_repeat_ngram_size: no sequence of so many tokens occurs twice in a text; 0 is off.
         no_repeat_words: no content word occurs twice in a text: only those of
             `openblip.generation.repeated_words.FUNCTION_WORDS` do. The words of a caption's prompt count.
+        bad_words: words and phrases that do not occur in a text, in this form and in any capitals: "dog" is not "dogs".
+            A word of several tokens goes on until its last one; a prompt may have it.
         early_stopping: end a beam search as soon as `num_beams` texts are finished; otherwise it goes on while a live
             beam still scores better than the worst finished text.
         do_sample: by default, whether one of top_p, top_k and temperature is set.
         num_return_sequences: texts of each prompt, best first; sampled independently of one another.
         stop_ids: any of these tokens ends a text and is not part of it.
-        vocabulary: of the language model, for no_repeat_words.
+        vocabulary: of the language model, for no_repeat_words and bad_words.
 
     Raises:
         OptionError: a value out of range, or options that exclude each other.
@@ -84,6 +95,9 @@ class GenerationOptions:
     no_repeat_ngram_size: int | None = _by_user("N", "No sequence of N tokens occurs twice; 0 is off.")
     no_repeat_words: bool | None = _by_user(
         None, "No word but those like 'a', 'and', 'of' occurs twice.", "--no-repeat-words/--repeat-words"
+    )
+    bad_words: Collection[str] | None = _by_user(
+        "WORD", "A word that must not occur, in singular or plural, or a file of them; repeatable.", "--avoid"
     )
     early_stopping: bool | None = None
     do_sample: bool | None = None
@@ -105,6 +119,8 @@ class GenerationOptions:
                 raise OptionError(f"{called} is {value}: it must be {wanted}")
             # Of Python: PyTorch takes no fractions, and no whole number of more than 64 bits for a float.
             object.__setattr__(self, name, CONVERSIONS[kind](value))
+        if self.bad_words is not None:
+            object.__setattr__(self, "bad_words", _checked_words(self.bad_words))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -137,19 +153,20 @@ class GenerationOptions:
         """Every option set: as `merged`, and where nothing is said greedy search without penalties.
 
         Args:
-            vocabulary: asked for where no_repeat_words needs it and the options have none.
+            vocabulary: asked for where no_repeat_words or bad_words need it and the options have none.
 
         Raises:
-            OptionError: a seed where nothing is sampled, no_repeat_words without a vocabulary, or options that exclude
-                each other.
+            OptionError: a seed where nothing is sampled, no_repeat_words or bad_words without a vocabulary, or options
+                that exclude each other.
         """
         filled = self._filled(defaults or PLAIN)
         found = vars(PLAIN) | {name: value for name, value in filled.items() if value is not None}
         if found["seed"] is not None and not found["do_sample"]:
             raise OptionError("a seed is for sampling: give top_p, top_k or temperature with it")
-        if found["no_repeat_words"] and found["vocabulary"] is None:
+        wants = next((name for name in ("no_repeat_words", "bad_words") if found[name]), None)
+        if wants is not None and found["vocabulary"] is None:
             if vocabulary is None:
-                raise OptionError("no_repeat_words needs the vocabulary of the language model")
+                raise OptionError(f"{wants} needs the vocabulary of the language model")
             found["vocabulary"] = vocabulary()
         return ResolvedOptions(**found)
 
@@ -170,8 +187,8 @@ class GenerationOptions:
 class ResolvedOptions(GenerationOptions):
     """Options that are all set, as the engine reads them.
 
-    A seed of None samples anew each time; only no_repeat_words needs a vocabulary. `GenerationOptions.resolved` makes
-    them of options whose values were checked one by one.
+    A seed of None samples anew each time; only no_repeat_words and bad_words need a vocabulary.
+    `GenerationOptions.resolved` makes them of options whose values were checked one by one.
     """
 
     num_beams: int
@@ -184,6 +201,7 @@ class ResolvedOptions(GenerationOptions):
     repetition_penalty: float
     no_repeat_ngram_size: int
     no_repeat_words: bool
+    bad_words: tuple[str, ...]
     early_stopping: bool
     do_sample: bool
     num_return_sequences: int
@@ -243,6 +261,7 @@ PLAIN = GenerationOptions(
     repetition_penalty=1.0,
     no_repeat_ngram_size=0,
     no_repeat_words=False,
+    bad_words=(),
     early_stopping=False,
     do_sample=False,
     num_return_sequences=1,

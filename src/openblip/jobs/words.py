@@ -237,6 +237,30 @@ def load_word_lists(names: str | Iterable[str]) -> tuple[WordList, ...]:
     return tuple(lists)
 
 
+def forms_to_avoid(given: Iterable[str]) -> list[str]:
+    """Words in singular and plural, as `bad_words` of a model has to have them.
+
+    Args:
+        given: lines of a list, or the names of files of them.
+
+    Raises:
+        OptionError: a line means nothing, or what only a search can do.
+    """
+    reader = ListReader()
+    for text in given:
+        if os.path.isfile(text):
+            for number, line in enumerate(read_text(Path(text)).splitlines(), start=1):
+                reader.read(line, f"{text}, line {number},")
+        else:
+            reader.read(text, "--avoid")
+    found = reader.word_list("--avoid", "--avoid")
+    if found.beginnings or None in found.forms.values():
+        raise OptionError("--avoid takes words alone, without * and !: write each word that must not occur")
+    forms = [" ".join(form) for form in found.forms]
+    british = [form.replace("gray", "grey").replace("color", "colour") for form in forms]
+    return sorted({*forms, *british})
+
+
 def built_in_lists() -> list[str]:
     """The names of the lists that come with the package."""
     return sorted(path.stem for path in BUILT_IN.glob("*.txt"))
