@@ -23,6 +23,7 @@ import typer
 from typer.main import get_command
 
 import openblip.cli
+from openblip.analysis.set_files import load_question_set
 from openblip.data.sources.open import DataSource
 from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
@@ -173,7 +174,8 @@ def all_commands(group: Any) -> Iterator[tuple[str, Any]]:
 def known_options() -> set[str]:
     """Options of every command, and of every script in benchmarks/."""
     group = cast(Any, get_command(openblip.cli.app))
-    options = {name for _, command in all_commands(group) for parameter in command.params for name in parameter.opts}
+    parameters = [parameter for _, command in all_commands(group) for parameter in command.params]
+    options = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     for script in REPOSITORY.glob("benchmarks/*.py"):
         options |= set(re.findall(r'"(--[\w-]+)"', script.read_text(encoding="utf-8")))
     return options | {"--help", "--version"}
@@ -250,7 +252,7 @@ def test_dotted_names(page: Page) -> None:
 
 
 def test_recipes(page: Page, tmp_path: Path) -> None:
-    """YAML that a reader would write is a recipe, or the data of one."""
+    """YAML that a reader would write is a recipe, the data of one, or a set of questions."""
     for block in page.fenced("yaml"):
         path = tmp_path / "recipe.yaml"
         path.write_text(block, encoding="utf-8")
@@ -262,6 +264,8 @@ def test_recipes(page: Page, tmp_path: Path) -> None:
             load_evaluation(path)
         elif re.search(r"^stage:", block, re.MULTILINE):
             load_recipe(path)
+        elif re.search(r"^questions:", block, re.MULTILINE):
+            assert load_question_set(path).questions
         else:
             entry = re.match(r"data:\n  - (.*(?:\n   .*)*)", block)
             assert entry, block

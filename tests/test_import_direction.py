@@ -59,9 +59,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "jobs": {"", "data", "errors", "generation", "images", "models", "saving"},
     "search": {"", "errors", "files", "images", "models", "saving"},
+    "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
     "integrations": MODEL_ROOMS | {"data", "models", "training"},
     "cli": {
         "",
+        "analysis",
         "checkpoints",
         "data",
         "errors",

@@ -13,6 +13,13 @@ import importlib
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from openblip.analysis.analyze import analyze as analyze
+    from openblip.analysis.analyze import analyze_many as analyze_many
+    from openblip.analysis.question_sets import Question as Question
+    from openblip.analysis.question_sets import QuestionSet as QuestionSet
+    from openblip.analysis.results import Analysis as Analysis
+    from openblip.analysis.results import AnalyzedPage as AnalyzedPage
+    from openblip.analysis.results import PageAnswer as PageAnswer
     from openblip.checkpoints.families import Family as Family
     from openblip.checkpoints.model_entry import ModelEntry as ModelEntry
     from openblip.checkpoints.registry import list_models as list_models
@@ -50,6 +57,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Analysis": "openblip.analysis.results",
+    "AnalyzedPage": "openblip.analysis.results",
+    "PageAnswer": "openblip.analysis.results",
+    "Question": "openblip.analysis.question_sets",
+    "QuestionSet": "openblip.analysis.question_sets",
+    "analyze": "openblip.analysis.analyze",
+    "analyze_many": "openblip.analysis.analyze",
     "Answered": "openblip.results",
     "Captioned": "openblip.results",
     "Chat": "openblip.models.chat",
@@ -86,6 +100,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
+    "AnalyzedPage",
     "Answered",
     "Captioned",
     "Chat",
@@ -109,10 +125,15 @@ __all__ = [
     "ModelEntry",
     "OpenBlipError",
     "OptionError",
+    "PageAnswer",
+    "Question",
+    "QuestionSet",
     "Ranked",
     "Rankings",
     "Scores",
     "__version__",
+    "analyze",
+    "analyze_many",
     "find_images",
     "list_models",
     "load",

@@ -181,3 +181,15 @@ def test_one_bad_line_costs_one_image(run: Run, here: Path, tiny_model_folder: P
     assert [record["image"] for record in ran.records if "error" not in record] == ["a.png", "b ü.png"]
     assert ran.err.count("error: ") == 4
     assert ran.records[-1]["captions"][0]["text"] == captions[1]
+
+
+def test_a_tiff_of_several_pages_is_told_of(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Of a file that is named; in a folder it is one image among many."""
+    page, path = Image.new("L", (30, 20)), tmp_path / "scan.tif"
+    page.save(path, save_all=True, append_images=[page, page])
+    ran = run("caption", path, "--model", tiny_model_folder)
+    assert (ran.code, len(ran.lines)) == (0, 1)
+    assert f"{path} has 3 pages, of which the first is used: openblip analyze reads all of them" in ran.err
+    assert "pages" not in run("caption", tmp_path, "--model", tiny_model_folder).err
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4")
+    assert "`openblip analyze` reads its pages" in run("caption", tmp_path / "a.pdf", "-m", tiny_model_folder).err

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import openblip
 from openblip import machine
+from openblip.analysis.question_sets import built_in_sets
 from openblip.checkpoints.hub.download import download as download_files
 from openblip.checkpoints.hub.download import find_files
 from openblip.checkpoints.hub.sources import LocalFile
@@ -39,6 +41,7 @@ from tests.checkpoints.lora.test_files import adapter_of
 from tests.checkpoints.official import official
 from tests.checkpoints.theirs import write_writer
 from tests.models.blip_models import small_parts
+from tests.pdf_files import pdf_of
 from tests.videos import numbered, write_video
 
 from .conftest import Run
@@ -147,6 +150,12 @@ def test_the_examples_run(
         shutil.copy(image_paths[0], tmp_path / name)
     if "clip.mp4" in example:
         write_video(tmp_path / "clip.mp4", [numbered(number) for number in range(30)])
+    if " analyze " in example:
+        shutil.copy(image_paths[0], tmp_path / "invoice.jpg")
+        for name in ("report.pdf", "scan.pdf"):
+            (tmp_path / name).write_bytes(pdf_of([b""] * 8))
+        Image.new("L", (30, 20)).save(tmp_path / "scan.tiff", save_all=True, append_images=[Image.new("1", (9, 9))])
+        (tmp_path / "my.yaml").write_text(built_in_sets()["document"].to_yaml())
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     shutil.copytree(tiny_model_folder, tmp_path / "weights")
     torch.save({"model": {"opt_proj.weight": torch.ones(4, 8)}}, tmp_path / "blip2_pretrained_opt2.7b.pth")

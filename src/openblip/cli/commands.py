@@ -27,6 +27,8 @@ SUMMARIES = {
     "search": "Find photos in an index by a text or a photo, or find duplicates.",
     "video": "Describe a video: print one line for each part, with its times and what is seen; or write subtitles or a "
     "page.",
+    "analyze": "Ask a set of questions about each page of PDFs, TIFFs and images; each page is encoded once for all of "
+    "them.",
     "models": "List the models that you can load by name: ours, and the official ones of BLIP-2, BLIP and CLIP.",
     "download": "Download the files of a model that are not here yet, and print the path of each file.",
     "inspect": "Show what is in a model folder or a file of weights, without loading the weights.",

@@ -21,6 +21,7 @@ STDIN = "-"
 LISTS = frozenset({".txt", ".lst", ".list"})
 TABLES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"})
 TARS = frozenset({".tar"})
+PAGED = frozenset({".tif", ".tiff"})
 HEADER_BYTES = 32
 SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0", b"qoif", b"\xff\x0a"),
@@ -78,6 +79,8 @@ def _images_in(text: str, recursive: bool) -> Iterator[Image]:
         return
     path = Path(text)
     kind = path.suffix.lower()
+    if kind in PAGED and not is_address(text) and path.is_file():
+        _tell_of_pages(path)
     if is_address(text) or kind not in LISTS | TABLES | TARS or not path.is_file() or _is_image(path):
         yield from find_images([text], recursive=recursive)
     elif kind in LISTS:
@@ -86,6 +89,14 @@ def _images_in(text: str, recursive: bool) -> Iterator[Image]:
         yield from _in_table(path)
     else:
         yield from _in_tar(path)
+
+
+def _tell_of_pages(path: Path) -> None:
+    from openblip.images.documents import count_pages
+
+    pages = count_pages(str(path))
+    if pages > 1:
+        say(f"{path} has {pages:,} pages, of which the first is used: openblip analyze reads all of them")
 
 
 def _standard_input() -> Iterator[Image]:

@@ -24,7 +24,7 @@ from openblip.saving import NO_ROOM, naming
 SOME_FAILED = 1
 STDOUT = "standard output"
 LONGEST_LINE = 10_000
-NOT_ASCII = re.compile(r"[^\x20-\x7e]")
+NOT_ASCII = re.compile(r"[^\n\x20-\x7e]")
 READER_GONE = 141
 """What shells report of a program that a closed pipe has stopped (128 + SIGPIPE)."""
 
@@ -94,7 +94,7 @@ class Report:
 
     def record(self, **fields: object) -> None:
         """A line of JSON, with escapes in place of what would do something to a terminal."""
-        self._write(NOT_ASCII.sub(_in_json, json.dumps(fields, ensure_ascii=False)))
+        self._write(shown_json(json.dumps(fields, ensure_ascii=False)))
 
     def keep(self, content: bytes) -> None:
         """Bytes of an image for `kept_bytes`, from which `finish` makes the file."""
@@ -183,6 +183,11 @@ def _write_all(file: io.RawIOBase, path: Path, content: bytes) -> None:
     with naming(path):
         while rest:
             rest = rest[file.write(rest) or 0 :]
+
+
+def shown_json(text: str) -> str:
+    """JSON with escapes in place of what would do something to a terminal; line breaks between values stay."""
+    return NOT_ASCII.sub(_in_json, text)
 
 
 def _in_json(found: re.Match[str]) -> str:

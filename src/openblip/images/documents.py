@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from openblip.errors import ImageError, OptionError
 from openblip.images.decode import loaded
 from openblip.images.pdf import PdfPages
-from openblip.images.sources import ImageSource, describe_source, is_address, open_encoded
+from openblip.images.sources import (
+    IMAGE_SUFFIXES,
+    ImageSource,
+    describe_source,
+    has_marks,
+    is_address,
+    match_pattern,
+    natural_order,
+    open_encoded,
+)
 from openblip.images.tiff_pages import TiffPages, find_frames
 
 if TYPE_CHECKING:
@@ -23,36 +33,9 @@ DEFAULT_DPI = 150.0
 LEAST_DPI, MOST_DPI = 1, 2400
 PDF_MARK, MARK_WITHIN = b"%PDF-", 1024
 """What a PDF begins with; readers look for it among so many first bytes."""
-DOCUMENT_SUFFIXES = frozenset({".pdf", ".tif", ".tiff"})
-"""Of files that may have several pages."""
+DOCUMENT_SUFFIXES = IMAGE_SUFFIXES | {".pdf"}
 
 _PART = re.compile(r"(\d*)\s*-\s*(\d*)|(\d+)", re.ASCII)
-
-
-class Document(Protocol):
-    """Pages, counted from 0, that can be read in any order, also from several threads.
-
-    Attributes:
-        name: of the file, as shown to the user.
-    """
-
-    name: str
-
-    @property
-    def kind(self) -> Literal["pdf", "tiff", "image"]: ...
-
-    def __len__(self) -> int: ...
-
-    def page(self, index: int, dpi: float) -> AbstractContextManager[Image.Image]:
-        """One page as RGB, for a while: threads wait for one another rather than for memory.
-
-        Args:
-            dpi: pixels an inch of a page that is drawn; pages that are images have a resolution of their own.
-
-        Raises:
-            ImageError: the page cannot be read; the message names it.
-        """
-        ...
 
 
 class OneImage:
@@ -73,10 +56,18 @@ class OneImage:
             yield image
 
 
+AnyDocument: TypeAlias = PdfPages | TiffPages | OneImage
+"""Pages, counted from 0, that can be read in any order, also from several threads.
+
+`name` is of the file in errors, `kind` "pdf", "tiff" or "image", and `page(index, dpi)` a context manager of one page
+as RGB; pages that are images have a resolution of their own. It raises ImageError when the page cannot be read.
+"""
+
+
 @contextmanager
 def open_document(
     source: ImageSource, *, name: str | None = None, password: str | None = None
-) -> Iterator[PdfPages | TiffPages | OneImage]:
+) -> Iterator[AnyDocument]:
     """A document, for as long as its pages are read.
 
     Args:
@@ -108,6 +99,38 @@ def open_document(
         else:
             # A stream that was read already: an address is fetched once.
             yield OneImage(source if _is_path(source) else _rest_of(stream), name)
+
+
+def find_documents(inputs: Iterable[str]) -> list[str]:
+    """Paths and addresses of documents: folders and patterns stand for the PDFs and images in them.
+
+    Args:
+        inputs: files (kept whatever their suffix), folders (without their subfolders), patterns, addresses (kept).
+
+    Raises:
+        ImageError: there is no such file, or no document in a folder.
+    """
+    found: dict[str, str] = {}
+    for text in inputs:
+        if is_address(text):
+            found.setdefault(text, text)
+            continue
+        paths = [text]
+        if os.path.isdir(text) or (has_marks(text) and not os.path.lexists(text)):
+            pattern = os.path.join(glob.escape(text), "*") if os.path.isdir(text) else text
+            paths = [path for path in match_pattern(pattern) if _is_document(path)]
+            if not paths:
+                raise ImageError(describe_source(text), "there is no PDF and no image; check the folder and the suffix")
+        elif not os.path.lexists(text):
+            raise ImageError(describe_source(text), "there is no such file or folder; check the path")
+        for path in sorted(paths, key=natural_order):
+            found.setdefault(os.path.normcase(os.path.abspath(path)), path)
+    return list(found.values())
+
+
+def _is_document(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in DOCUMENT_SUFFIXES and os.path.isfile(path)
 
 
 def count_pages(path: str) -> int:

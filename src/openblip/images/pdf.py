@@ -44,6 +44,7 @@ class PdfPages:
         except ImportError:
             raise OpenBlipError(f'reading {name} needs pypdfium2: pip install "openblip[documents]"') from None
         self.name = name
+        self._closed = False
         self._error = pypdfium2.PdfiumError
         self._source = source  # PDFium reads on in the bytes
         with PDFIUM:
@@ -60,6 +61,7 @@ class PdfPages:
         """One page as RGB, at `dpi` pixels an inch. Raises ImageError when it cannot be drawn, or is too large."""
         name = page_name(self.name, index)
         with PDFIUM:
+            self._check_open(name)
             try:
                 size = _pixels(self._document.get_page_size(index), dpi, name)
             except self._error as error:
@@ -68,11 +70,18 @@ class PdfPages:
             yield self._draw(index, dpi, name)
 
     def close(self) -> None:
+        """Give up the document, whatever other threads are about to do with it."""
         with PDFIUM:
+            self._closed = True
             self._document.close()
+
+    def _check_open(self, name: str) -> None:
+        if self._closed:
+            raise ImageError(name, "was closed; open it again")
 
     def _draw(self, index: int, dpi: float, name: str) -> Image.Image:
         with PDFIUM:
+            self._check_open(name)
             page = bitmap = None
             try:
                 page = self._document[index]

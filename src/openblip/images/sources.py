@@ -329,7 +329,7 @@ def _expand(text: str, recursive: bool) -> list[str]:
     matches = [path for path in matches if os.path.isfile(path)]
     if not matches:
         raise ImageError(name, "the pattern matches no image file; check the folder and the suffix")
-    return sorted(matches, key=_natural_order)
+    return sorted(matches, key=natural_order)
 
 
 def has_marks(text: str) -> bool:
@@ -378,14 +378,16 @@ def _images_in_folder(folder: str, recursive: bool) -> list[str]:
     if not found:
         hint = "" if recursive else ", or ask for its subfolders too (recursive)"
         raise ImageError(describe_source(folder), f"there is no image in this folder; pass another one{hint}")
-    return sorted(found, key=_natural_order)
+    return sorted(found, key=natural_order)
 
 
 def _has_image_suffix(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
-def _natural_order(path: str) -> list[tuple[list[str | int], str]]:
+def natural_order(path: str) -> list[tuple[list[str | int], str]]:
+    """A key that sorts `img2` before `img10`."""
+
     def order(part: str) -> tuple[list[str | int], str]:
         pieces = re.split(r"([0-9]+)", part.casefold())
         return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], part
