@@ -174,6 +174,8 @@ def analyze(
             failed = write_to_file(
                 output, command, find, lambda records: write_report(chosen, heading, records), batch_size, say, progress
             )
+        errors = f", {failed:,} with an error" if failed else ""
+        print_line(f"{output}: {len(plan):,} {'page' if len(plan) == 1 else 'pages'}{errors}")
     if failed:
         raise typer.Exit(SOME_FAILED)
 
