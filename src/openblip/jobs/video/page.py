@@ -65,8 +65,9 @@ def page(found: Description, thumbnails: Thumbnails) -> Iterator[str]:
 def _summary(found: Description) -> str:
     length = found.end if found.duration is None else found.duration
     images = "1 image" if found.images == 1 else f"{found.images:,} images"
-    what = "one of each scene" if found.questions.every is None else f"one every {found.questions.every:g} s"
-    return f"{clock_time(length)} long. {images} ({what}; the same view once), described by the model {found.model}."
+    every = found.questions.every
+    what = "one of each scene" if every is None else f"one every {every:g} s, the same view once"
+    return f"{clock_time(length)} long. {images} ({what}), described by the model {found.model}."
 
 
 def _card(segment: Segment, thumbnails: Thumbnails, digits: int) -> Iterator[str]:
