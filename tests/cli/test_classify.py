@@ -58,6 +58,8 @@ def test_a_folder_goes_into_a_file_and_a_bad_image_is_told(
         ((), "there are no labels: give some with --label"),
         (("--labels", "gone.txt"), "gone.txt cannot be read"),
         (("-l", "dog", "--template", "a photo"), "'a photo' has no {} in it"),
+        (("-l", "dog", "-l", "cat", "-l", "dog"), "the label 'dog' is there twice"),
+        (("-l", "dog", "-l", " "), "one of the labels is blank"),
     ],
 )
 def test_what_is_missing_is_told(

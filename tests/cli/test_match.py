@@ -77,9 +77,9 @@ def test_images_of_a_list_are_each_looked_at_once(
 def test_a_heatmap_of_blip2(
     run: Run, tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path
 ) -> None:
-    ran = run("match", image_paths[0], TEXTS[1], "-m", tiny_model_folder, "--heatmap", tmp_path / "heat.png")
+    ran = run("match", image_paths[0], TEXTS[1], "-m", tiny_model_folder, "--heatmap", tmp_path / "new/heat.png")
     assert (ran.code, ran.err) == (0, "") and ran.lines[1].endswith(TEXTS[1])
-    with Image.open(tmp_path / "heat.png") as drawn:
+    with Image.open(tmp_path / "new/heat.png") as drawn:
         heat = tiny_model.heatmap(image_paths[0], TEXTS[1])
         assert drawn.tobytes() == draw_heatmap(load_image(image_paths[0]), heat).tobytes()
     for wrong, told in (

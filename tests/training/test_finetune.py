@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -297,8 +299,28 @@ def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: st
     # A model with the head goes on, whatever its classes are called.
     again = finetuning_recipe(replace(wishes, model=str(folder), output=tmp_path / "again"))
     assert again.stage is recipe.stage
-    with pytest.raises(OpenBlipError, match=f"has no adapters for stage {stage}: leave out --lora"):
+    with pytest.raises(OpenBlipError, match="has no head for classes yet, and adapters are saved without one"):
         finetuning_recipe(replace(wishes, lora=True))
+    adapters = finetuning_recipe(replace(again_wishes := replace(wishes, model=str(folder)), lora=True, rate=1e-2))
+    adapters.output = str(tmp_path / "adapter")
+    adapters.evaluation.data, adapters.evaluation.patience = (
+        None,
+        0,
+    )  # or the run may find that what it began with is best
+    assert adapters.lora is not None and adapters.lora.targets == ["text"] and not adapters.train_vision
+    adapter = train(adapters)
+    assert (adapter / "adapter_config.json").exists() and not (adapter / "model.safetensors").exists()
+    image = tmp_path / "photos/00.png"
+    judged = (image, image) if stage == "nlvr" else image
+    both = [openblip.load(place, device="cpu").judge(judged, "the ball is red") for place in (folder, adapter)]
+    assert both[0].probabilities != both[1].probabilities
+    # A class that the head has not would need another one.
+    own.write_text(own.read_text().replace("contradiction", "neither").replace("False", "Neither"))
+    with pytest.raises(
+        OpenBlipError, match="a new head for the classes of the data, and adapters are saved without it"
+    ):
+        train(finetuning_recipe(replace(again_wishes, lora=True, output=tmp_path / "other")))
+    own = claims(table, stage == "nlvr")
     if stage == "nlvr":
         alone = claims(table, pairs=False)
         with pytest.raises(OpenBlipError, match="cannot learn to judge sentences with one image each"):
@@ -318,5 +340,15 @@ def test_a_clip_learns_by_contrast(table: Path, tmp_path: Path) -> None:
     assert (folder / "samples.jsonl").exists()
     with pytest.raises(OpenBlipError, match="has no texts, from which"):
         finetuning_recipe(replace(wishes, data=OwnData(questions(table))))
-    with pytest.raises(OpenBlipError, match="leave out --lora"):
-        finetuning_recipe(replace(wishes, lora=True))
+    adapters = finetuning_recipe(replace(wishes, lora=True, output=tmp_path / "adapter", rate=1e-2))
+    assert adapters.lora is not None and adapters.lora.targets == ["text", "vision"] and not adapters.train_vision
+    adapter = train(adapters)
+    assert not (adapter / "model.safetensors").exists()
+    ours = openblip.load(adapter, device="cpu", dtype="float32").embed_texts(["a red ball"])
+    before = openblip.load(start, device="cpu", dtype="float32").embed_texts(["a red ball"])
+    assert (ours - before).abs().max() > 1e-3
+    theirs = PeftModel.from_pretrained(transformers.CLIPModel.from_pretrained(start), str(adapter))
+    assert {name.rpartition(".lora_")[0] for name in theirs.state_dict() if ".lora_A" in name} and all(
+        torch.equal(theirs.state_dict()[f"{name.removesuffix('.weight')}.default.weight"], value)
+        for name, value in load_file(adapter / "adapter_model.safetensors").items()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +67,9 @@ def classify(
     candidates = [*(label or []), *read_labels(labels)]
     if not candidates:
         raise OptionError("there are no labels: give some with --label, or a file of them with --labels")
+    twice = [name for name, count in Counter(candidates).items() if count > 1]
+    if twice:
+        raise OptionError(f"the label {twice[0]!r} is there twice, and would share its probability: give it once")
     images = find_inputs(inputs, recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[ClassifiedImage]:

@@ -43,13 +43,15 @@ def draw_heatmap(image: Image.Image, heatmap: Tensor) -> Image.Image:
 
 
 def save_heatmap(source: ImageSource, heatmap: Tensor, path: Path) -> None:
-    """Draw a heatmap over an image into a file, whose ending says the format.
+    """Draw a heatmap over an image into a file, whose ending says the format; its folder is made if it is missing.
 
     Raises:
         ImageError: the image cannot be read.
         OptionError: the file's ending is of no format, or it cannot be written.
     """
+    drawn = draw_heatmap(load_image(source), heatmap)
     try:
-        draw_heatmap(load_image(source), heatmap).save(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(path)
     except (OSError, ValueError) as error:
         raise OptionError(f"the heatmap cannot be written to {path} ({error}): give a file such as heat.png") from error

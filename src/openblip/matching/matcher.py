@@ -221,10 +221,12 @@ class Matcher:
         """Labels of each image, most probable first; of equals, what was given first is first.
 
         Raises:
-            OptionError: there are no labels or templates, or a template has no place for the label.
+            OptionError: there are no labels or templates, a label is blank, or a template has no place for the label.
         """
         if not labels or not templates:
             raise OptionError(f"there are no {'templates' if labels else 'labels'}: give at least one")
+        if not all(label.strip() for label in labels):
+            raise OptionError("one of the labels is blank: leave it out, or say what it is")
         for template in templates:
             if "{}" not in template:
                 raise OptionError(f"the template {template!r} has no {{}} in it: say where the label stands")

@@ -34,17 +34,27 @@ def class_loss(
     return world.mean(loss, len(labels))
 
 
-def class_copies(network: BlipNetwork, decay: float, device: torch.device | None = None, vision: bool = True) -> Copies:
+def class_copies(
+    network: BlipNetwork,
+    decay: float,
+    device: torch.device | None = None,
+    vision: bool = True,
+    adapters: bool = False,
+) -> Copies:
     """Momentum copies of all that `class_logits` needs.
 
     Args:
         decay, device: see `Copies`.
         vision: whether the image encoder learns; a frozen one needs no copy.
+        adapters: whether nothing but adapters learns, which alone are copied then.
     """
     copied = COPIED if vision else COPIED[1:]
-    return Copies(
-        {name: weight for name, weight in network.named_parameters() if name.startswith(copied)}, decay, device
-    )
+    weights = {
+        name: weight
+        for name, weight in network.named_parameters()
+        if name.startswith(copied) and (weight.requires_grad or not adapters)
+    }
+    return Copies(weights, decay, device)
 
 
 @torch.no_grad()

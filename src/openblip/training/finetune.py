@@ -14,6 +14,7 @@ from openblip.checkpoints.read_options import ReadOptions
 from openblip.data.pairs import DataSource, ImageText, are_claims, load_claims, load_pairs
 from openblip.data.sources.annotations import is_held_out
 from openblip.data.sources.own import OwnData
+from openblip.data.sources.records import tell_skipped
 from openblip.errors import OptionError
 from openblip.training.lora.adapters import LoraSection
 from openblip.training.recipe_keys import (
@@ -76,8 +77,13 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
     claims = load_claims(source, Path(), told) if are_claims(rows) or parts.classes else []
     stage, way = finetuning_of(parts, options.model, claims)
     objective = objective_of(stage)
-    if options.lora and not way.targets:
-        raise OptionError(f"{options.model} has no adapters for stage {stage.value}: leave out --lora")
+    if options.lora and claims and not parts.classes:
+        raise OptionError(
+            f"{options.model} has no head for classes yet, and adapters are saved without one: leave out --lora"
+        )
+    if not claims and any(row.label for row in rows):
+        passed = f"{table} has labels, and {options.model} learns from {objective.needs} alone: they are passed over"
+        tell_skipped([f"{passed} (a recipe with stage classify learns them)"], None)
     images = claims or load_pairs(source, Path(), told)
     with_questions = sum(bool(image.questions) for image in images)
     with_captions = sum(bool(image.captions) for image in images)
@@ -113,7 +119,7 @@ def finetuning_recipe(options: FinetuneOptions) -> Recipe:
         seed=options.seed,
         precision=Precision.BF16 if torch.cuda.is_available() else Precision.FLOAT32,
         train_decoder=not options.lora and way.train_decoder(parts),
-        train_vision=way.train_vision,
+        train_vision=way.train_vision and not options.lora,
         # Every text is used equally often, however many texts an image has.
         mixture=Mixture(questions=with_questions / max(1, with_questions + with_captions)),
         optimizer=OptimizerSection(lr=rate, min_lr=rate / 10, warmup_steps=max(1, min(100, steps // 10))),

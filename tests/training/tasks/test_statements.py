@@ -184,7 +184,12 @@ def test_classes_have_the_order_of_their_data_set() -> None:
         ("classify", "pair", {}, "cannot judge statements about one image .it reads 2 images with a text, not 1"),
         ("nlvr", "match", {"second_image": "other"}, "no row has two images, a sentence and a label"),
         ("nlvr", "match", {"label": "other"}, "the label '': give each one image or two, a sentence and a label"),
-        ("classify", "match", {"lora": {}}, "lora is for"),
+        (
+            "classify",
+            "match",
+            {"lora": {"targets": ["text"]}},
+            "or a value|leave out train_vision|a new head for the classes",
+        ),
         ("nlvr", "match", {"momentum": {"alpha": 0.1}}, "momentum is for"),
         ("classify", "match", {"momentum": {"queue_size": 9}}, "momentum.queue_size is for stages that compare images"),
     ],

@@ -49,10 +49,16 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
         parts = resize(parts, recipe.image_size)
     own = None if recipe.lora is None or recipe.new is not None else _linear_layers(parts)
     torch.manual_seed(recipe.seed)
+    given = parts.network
     parts = learner_of(recipe.stage, parts.family, parts.name).prepare(
         parts, recipe, [image for group in images for image in group]
     )
     if recipe.lora is not None:
+        if parts.classes and parts.network is not given:
+            raise OptionError(
+                f"stage {recipe.stage.value} gives {recipe.init} a new head for the classes of the data, and adapters "
+                "are saved without it: train without lora first, and give what comes of it as init"
+            )
         adapted = add_lora(parts, recipe.lora).layers
         if own is not None:
             _require_layers(recipe, own, adapted, _linear_layers(parts))

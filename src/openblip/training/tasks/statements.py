@@ -13,6 +13,7 @@ from openblip.nn.blip import BlipNetwork
 from openblip.training.class_losses import RAMP_EPOCHS, class_copies, class_loss, copied_class_logits
 from openblip.training.init.class_head import LONGEST
 from openblip.training.input.batches import BatchRow
+from openblip.training.lora.adapters import adapts_vision
 from openblip.training.losses import TextBatch
 from openblip.training.momentum_losses import soft_share
 from openblip.training.recipe_keys import Recipe
@@ -64,7 +65,9 @@ class ClassifyTask(NlvrTask):
         section = recipe.momentum
         self.copies = None
         if section.alpha:
-            self.copies = class_copies(self.network, section.decay, runtime.device, recipe.train_vision)
+            adapters = recipe.lora is not None
+            vision = adapts_vision(self.network) if adapters else recipe.train_vision
+            self.copies = class_copies(self.network, section.decay, runtime.device, vision, adapters)
 
     def state(self) -> Mapping[str, Tensor]:
         return {} if self.copies is None else self.copies.weights

@@ -188,7 +188,7 @@ VISION = frozenset({"train_vision", "vision_blocks", "drop_path", "gradient_chec
 BLIP2 = frozenset({"new", "fresh_qformer", "decoder", "prompt", "mixture", "qformer_precision"})
 MATCHING = frozenset({"text_tokens", "itm_share", "learn_candidates"})
 PAIRS = frozenset({"text_tokens", "mixture", "train_vision", "drop_path", "gradient_checkpointing", "lora", "momentum"})
-WHOLE = frozenset({"train_vision", "drop_path", "gradient_checkpointing", "text_tokens"})
+WHOLE = frozenset({"train_vision", "drop_path", "gradient_checkpointing", "text_tokens", "lora"})
 
 OBJECTIVES: Mapping[Stage, Objective] = {
     Stage.LANGUAGE: Objective(
@@ -246,7 +246,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         keeps_copies=True,
     ),
     Stage.NLVR: Objective(
-        {"blip": Learner(_nlvr, _prepare_nlvr, Finetuning(_reads_images, (), 2.5e-5, train_vision=True))},
+        {"blip": Learner(_nlvr, _prepare_nlvr, Finetuning(_reads_images, ("text",), 2.5e-5, train_vision=True))},
         is_pair,
         {EvaluationTask.CLASSIFICATION: "accuracy"},
         WHOLE,
@@ -254,7 +254,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         caches=False,
     ),
     Stage.CLASSIFY: Objective(
-        {"blip": Learner(_classify, _prepare_classify, Finetuning(_reads_one, (), 2e-5, train_vision=True))},
+        {"blip": Learner(_classify, _prepare_classify, Finetuning(_reads_one, ("text",), 2e-5, train_vision=True))},
         is_labelled,
         {EvaluationTask.CLASSIFICATION: "accuracy"},
         WHOLE | {"momentum"},
@@ -263,7 +263,11 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         caches=False,
     ),
     Stage.CONTRAST: Objective(
-        {"clip": Learner(_contrast, finetuning=Finetuning(_any, (), 1e-5, train_vision=True, batch_size=64))},
+        {
+            "clip": Learner(
+                _contrast, finetuning=Finetuning(_any, ("text", "vision"), 1e-5, train_vision=True, batch_size=64)
+            )
+        },
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         WHOLE | {"mixture"},
