@@ -176,3 +176,51 @@ def test_the_lists_of_the_package_hold_together() -> None:
         assert len(written) == len(terms)
         for term in terms:  # what is found is found again, unless only other words stand for it
             assert one.find(term) in ([term], []), term
+
+
+SAME = """a pair of orange plastic toys on a white background
+a red metal sculpture with a curved shape
+a set of wooden blocks in a row
+a pink and blue headband on a white surface
+a silver metal object with a red dot on it
+a black ball with a red handle on a white background
+a clear plastic keychain with a blue, green and white design
+an orange rubber ring on a white background
+a wooden stick with a red handle
+a furry brown dog in a velvet chair
+a sky blue vase with a smooth rim
+a shiny gold ring
+a metal bar with a hole in it"""
+OTHERWISE = {
+    "a bunch of pink and green colored rollers": {"red"},
+    "a ball with multicolored beads": {"red"},
+    "an orange plastic stand with a yellow top": {"tan"},
+    "a clear plastic rectangle": {"tan"},
+    "a vase that has been placed on a table": {"lace"},
+    "a disc with a hole cut through the center": {"rough"},
+    "a hair dryer": {"dry"},
+    "a pencil sharpener": {"sharp"},
+    "a blue and white toy on a white background": {"white"},
+    "a stick that looks like a grey dog": {"gray"},
+}
+"""Captions with the words that one of the two finds: letters within words, and colors that it passes over."""
+
+
+def test_a_table_of_products_has_the_words_that_a_script_finds_in_it() -> None:
+    """A script as people write it: letters anywhere in a caption, and no white if there is a background."""
+    colors = "red orange yellow green blue purple pink brown gray black white gold silver tan sky-blue".split()
+    colors[-1] = "sky blue"
+    textures = "smooth rough sharp wet dry wooden plastic rubber furry lace silk velvet metallic shiny".split()
+    ours = words(*colors, *textures, "! white background")
+
+    def script(caption: str) -> set[str]:
+        found = {word for word in [*colors, *textures] if word in caption}
+        return found - {"white"} if "background" in caption else found
+
+    for caption in SAME.splitlines():
+        found = set(ours.find(caption))
+        assert found | ({"blue"} if "sky blue" in found else set()) == script(caption), caption
+    for caption, expected in OTHERWISE.items():
+        assert set(ours.find(caption)) ^ script(caption) == expected, caption
+    (built_in,) = load_word_lists("colors")
+    assert built_in.find("a blue and white toy on a white background") == ["blue", "white"]

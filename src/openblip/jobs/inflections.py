@@ -60,7 +60,7 @@ def forms_of(word: str) -> frozenset[str]:
     >>> sorted(forms_of("box")), sorted(forms_of("striped"))
     (['box', 'boxes'], ['stripe', 'striped', 'stripes', 'stripey', 'stripy'])
     """
-    return _FAMILY_OF.get(word) or frozenset({word, plural_of(word), singular_of(word)} - {None})
+    return _FAMILY_OF.get(word) or frozenset({word, plural_of(word) or word, singular_of(word) or word})
 
 
 def plural_of(word: str) -> str | None:

@@ -145,7 +145,8 @@ class Ask(_Plain):
 
     @property
     def columns(self) -> Mapping[str, ColumnType]:
-        return {**dict.fromkeys(self._answers, cast(ColumnType, "string")), **self.wording.columns}
+        answers: Mapping[str, ColumnType] = dict.fromkeys(self._answers, "string")
+        return {**answers, **self.wording.columns}
 
     @property
     def _answers(self) -> Texts:
