@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from openblip.errors import OpenBlipError
 from openblip.jobs.inputs import find_rows
@@ -56,6 +60,72 @@ def test_csv_keeps_every_byte(tmp_path: Path, mark: bytes, delimiter: str) -> No
     rows = list(csv.DictReader(io.StringIO(found.decode("utf-8-sig"), newline=""), delimiter=delimiter))
     assert [row["id"] for row in rows] == ["007", "1.00", " 08 ", "9", "NaN"]
     assert rows[1]['a "name"'] == f'two\nlines{delimiter} "quoted"' and rows[1]["caption"] == '1, "a dog"'
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8) | st.sampled_from(
+    ["007", "NA", "nan", "1.00", "", " x ", '"', '""', "a\r\nb", "\n", ",", ";", "=1+1", "\ufeff", "\u2028", "\x85"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.lists(CELLS, min_size=3, max_size=3).filter(lambda cells: any(cells)), min_size=1, max_size=5),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    mark=st.sampled_from(["", "\ufeff"]),
+)
+def test_any_csv_keeps_every_byte(rows: list[list[str]], quoting: Any, end: str, mark: str) -> None:
+    """Behind each row of the input stand the new cells, and nothing else is changed; other readers agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in.csv"
+        raws = []
+        for cells in [["image", "note", "id"], *rows]:
+            line = io.StringIO()
+            csv.writer(line, quoting=quoting, lineterminator=end).writerow(cells)
+            raws.append(line.getvalue())
+        path.write_bytes((mark + "".join(raws)).encode())
+        table = open_table(path)
+        assert table.scan().rows == len(rows)
+        found = output_of(table, "out.csv").decode()
+        new = ["caption,error", *(f'"{number}, ""a dog""",' for number in range(len(rows)))]
+        assert found == mark + "".join(
+            raw.removesuffix(end) + "," + added + end for raw, added in zip(raws, new, strict=True)
+        )
+        as_json = [json.loads(line) for line in output_of(table, "out.jsonl").decode().split("\n")[:-1]]
+        assert [[row["image"], row["note"], row["id"]] for row in as_json] == rows
+        output_of(table, "out.parquet")
+        as_parquet = pq.read_table(Path(folder) / "out.parquet").to_pylist()
+        assert [[row["image"], row["note"], row["id"]] for row in as_parquet] == rows
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | CELLS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(CELLS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from("abcd"), JSON_VALUES), min_size=1, max_size=4),
+    ascii_only=st.booleans(),
+)
+def test_any_json_keeps_its_values(rows: list[dict[str, Any]], ascii_only: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in.jsonl"
+        lines = [json.dumps(row | {"image": "x"}, ensure_ascii=ascii_only) for row in rows]
+        path.write_text("\n".join(lines), encoding="utf-8", newline="")
+        table = open_table(path)
+        found = output_of(table, "out.jsonl").decode().split("\n")[:-1]
+        assert [line[: len(old) - 1] for line, old in zip(found, lines, strict=True)] == [old[:-1] for old in lines]
+        types = table.scan().columns
+        output_of(table, "out.parquet")
+        for row, old in zip(pq.read_table(Path(folder) / "out.parquet").to_pylist(), rows, strict=True):
+            for name, value in old.items():
+                if types[name] == "string" and not isinstance(value, str) and value is not None:
+                    assert json.loads(row[name]) == value
+                else:
+                    assert row[name] == value
 
 
 def test_csv_as_jsonl_and_tsv(tmp_path: Path) -> None:
