@@ -3,9 +3,9 @@
     python benchmarks/jobs.py [--only throughput pandas memory start] [--photos 2000] [--rounds 3] [--cores 2]
 
 Each measurement is a process of its own; ours and the peer's take turns, and medians are compared. The photos are
-those in examples/, each a few pixels smaller than the last, so that no two are the same. `pandas` is the loop that
-people write: `data.apply` over a table, with transformers' processor and `generate` on one image at a time and 20 new
-tokens; the weights are the same, in its layout, and both decode greedily.
+those in examples/, each cropped by a few pixels more, so that no two are the same. `pandas` is the loop that people
+write: `data.apply` over a table, with transformers' processor and `generate` on one image at a time and 20 new tokens.
+Both load one folder of transformers, with random weights (see real_size.py), and decode greedily in float32.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from PIL import Image
 from results import Row, add_json_option, finish
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+REAL_SIZE = Path(__file__).with_name("real_size.py")
 LARGE, SMALL = 200_000, 2_000
 DIFFERENT = 200
 """Photos of the large tables, whose rows name them again and again."""
@@ -54,7 +55,7 @@ from PIL import Image
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
 table, folder = sys.argv[1:3]
 processor = AutoProcessor.from_pretrained(folder)
-model = Blip2ForConditionalGeneration.from_pretrained(folder)
+model = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 data = pd.read_csv(table)
 def generate_text(row):
     raw_image = Image.open(row["image"].replace("\\\\", "/")).convert("RGB")
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--photos", type=int, default=2_000)
     parser.add_argument("--peer-photos", type=int, default=100, help="photos for the loop over pandas")
+    parser.add_argument("--peer-size", default="small", help="a size of real_size.py")
     parser.add_argument("--rows", type=int, default=LARGE, help="rows of the large table")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
@@ -124,21 +126,18 @@ def throughput(given: argparse.Namespace, folder: Path) -> list[Row]:
 
 def pandas(given: argparse.Namespace, folder: Path) -> list[Row]:
     """Images a second of `run caption` and of a loop over a pandas table."""
-    photos = make_photos(folder / "photos", given.photos)
-    table = make_table(
-        folder / "peer.csv", itertools.islice(itertools.cycle(sorted(photos.iterdir())), given.peer_photos)
-    )
-    theirs = folder / "for-transformers"
-    if not theirs.exists():
-        subprocess.run([*OPENBLIP, "convert", given.model, str(theirs), "--to", "transformers"], check=True)
+    photos = make_photos(folder / "theirs", given.peer_photos)
+    table = make_table(folder / "peer.csv", sorted(photos.iterdir()))
+    model = folder / given.peer_size
+    subprocess.run([sys.executable, str(REAL_SIZE), given.peer_size, str(model)], check=True, stderr=subprocess.DEVNULL)
     rows = []
     for cores in given.cores:
         ours, peer = [], []
         for number in range(given.rounds):
-            options = ("--max-new-tokens", "20", "--num-beams", "1")
-            run = run_caption(photos, folder / f"pandas{cores}-{number}.csv", given.model, cores, *options)
-            ours.append((given.photos - 8) / run.steady)
-            found = call([sys.executable, "-c", PANDAS, str(table), str(theirs), str(folder / "loop.csv")], cores)
+            options = ("--max-new-tokens", "20", "--num-beams", "1", "--dtype", "float32")
+            run = run_caption(table, folder / f"pandas{cores}-{number}.csv", str(model), cores, *options)
+            ours.append((given.peer_photos - 8) / run.steady)
+            found = call([sys.executable, "-c", PANDAS, str(table), str(model), str(folder / "loop.csv")], cores)
             peer.append(given.peer_photos / found["seconds"])
             print(f"{cores} cores: run {ours[-1]:.2f}, pandas {peer[-1]:.2f} images/s", flush=True)
         rows.append(compared(f"run caption against a loop over pandas, {cores} cores (images/s)", ours, peer))
@@ -154,7 +153,6 @@ def memory(given: argparse.Namespace, folder: Path) -> list[Row]:
             table = make_table(
                 folder / f"{count}.csv", itertools.islice(itertools.cycle(sorted(photos.iterdir())), count)
             )
-            # Another prefix each time would make texts anew; another question makes images of one content differ.
             run = run_caption(table, folder / f"memory{count}-{number}.csv", given.model, max(given.cores))
             peaks[count].append(run.peak)
             print(f"{count:,} rows: {run.peak:.0f} MB, {run.seconds:.1f} s", flush=True)
