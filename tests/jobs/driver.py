@@ -27,6 +27,7 @@ from openblip.images.prefetch import read_ahead
 from openblip.jobs import worker
 from openblip.jobs.job import JobOptions, plan_job, run_job
 from openblip.jobs.rows import ColumnType
+from openblip.jobs.sidecars import Sidecars
 from openblip.models.abilities import Ability
 
 openblip.load = lambda **_: None  # type: ignore[assignment]
@@ -38,6 +39,7 @@ class Shade:
     pause: float = 0.0
     ability: ClassVar[Ability] = "caption"
     columns: ClassVar[Mapping[str, ColumnType]] = {"shade": "int64", "batch": "list<int64>"}
+    has_tags: ClassVar[bool] = False
 
     def check(self, columns: Collection[str]) -> None:
         pass
@@ -59,6 +61,16 @@ class Shade:
         return shades
 
 
+@dataclass(frozen=True)
+class Told(Shade):
+    """In words: a text, and the batch as tags."""
+
+    columns: ClassVar[Mapping[str, ColumnType]] = {"told": "string", "words": "list<string>"}
+
+    def finish(self, result: dict[str, Any], values: Mapping[str, str], image: str) -> dict[str, Any]:
+        return {"told": f"a shade of {result['shade']}", "words": [f"with {one}" for one in result["batch"]]}
+
+
 def _shade(image: bytes) -> int:
     from PIL import Image
 
@@ -73,8 +85,11 @@ def _shade(image: bytes) -> int:
 
 
 def main(source: str, output: str, **options: Any) -> int:
-    verb = Shade(options.pop("pause", 0.0))
+    sidecar = options.pop("sidecar", None)
+    verb = (Told if sidecar else Shade)(options.pop("pause", 0.0))
     batch_size = options.pop("batch_size", 3)
+    if sidecar:
+        options["sidecars"] = Sidecars(*sidecar)
     settings = {"--batch-size": batch_size} | options.pop("settings", {})
     if "shard" in options:
         options["shard"] = tuple(options["shard"])
@@ -87,7 +102,8 @@ def main(source: str, output: str, **options: Any) -> int:
     except (OpenBlipError, OSError) as error:
         complain(error)
         return 2
-    print(json.dumps(vars(outcome)))
+    counts = vars(outcome)
+    print(json.dumps(counts if sidecar else {name: counts[name] for name in ("rows", "errors", "copies")}))
     return 1 if outcome.errors else 0
 
 

@@ -13,6 +13,7 @@ import typer
 
 from openblip.checkpoints import DEFAULT_MODEL
 from openblip.cli import arguments as args
+from openblip.cli import sidecars as beside
 from openblip.cli.classify import Label, LabelFile, Templates, read_labels
 from openblip.cli.interrupts import stoppable
 from openblip.cli.progress import show_progress
@@ -37,6 +38,8 @@ CAPTION_EXAMPLES = """[bold]Examples[/bold]
   openblip run caption products.csv -o found.csv --find colors,textures,materials
   openblip run caption photos/ -o animals.jsonl --find animals.txt --replace "puppy=dog"
   openblip run caption 'shards/{000..099}.tar' -o captions.parquet
+  openblip run caption photos/ --sidecar txt
+  openblip run caption photos/ --sidecar xmp --existing append --find colors
   openblip run caption photos.txt -o part3.csv --shard 3/16
   find photos -name '*.jpg' | openblip run caption - -o captions.csv"""
 ASK_EXAMPLES = """[bold]Examples[/bold]
@@ -94,12 +97,13 @@ Source = Annotated[
     ),
 ]
 Out = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--output",
         "-o",
         metavar="FILE",
-        help="The .csv, .tsv, .jsonl or .parquet file to write: all columns of the input, and the new ones.",
+        help="The .csv, .tsv, .jsonl or .parquet file to write: all columns of the input, and the new ones. "
+        "With --sidecar: keep what is done in FILE.openblip, rather than beside the input.",
         rich_help_panel=args.OUTPUT_PANEL,
         show_default=False,
     ),
@@ -147,7 +151,9 @@ app = typer.Typer(
 
 def _job_options(
     source: Source,
-    output: Out,
+    output: Out = None,
+    sidecar: beside.Sidecar = None,
+    existing: beside.IfExisting = None,
     exclude: Exclude = None,
     image_column: ImageColumn = None,
     data_root: DataRoot = None,
@@ -175,7 +181,7 @@ def _with_job_options(command: Callable[..., None]) -> Callable[..., None]:
         command(**{name: value for name, value in arguments.items() if name not in shared})
 
     context, *own = signature.parameters.values()
-    parameters = [context, *list(shared.values())[:2], *own, *list(shared.values())[2:]]
+    parameters = [context, *list(shared.values())[:4], *own, *list(shared.values())[4:]]
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
     return run
@@ -310,7 +316,8 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
     from openblip.jobs.supervisor import Supervisor
 
     given = context.params
-    output = given["output"].expanduser().absolute()
+    sidecars, shard = beside.read_sidecars(given), _shard(given["shard"])
+    output = beside.output_of(given, shard)
     limit = given["limit"]
     if limit is not None and limit < 1:
         raise OptionError(f"--limit is {limit}: it must be at least 1")
@@ -325,7 +332,8 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         image_column=given["image_column"],
         data_root=given["data_root"],
         limit=limit,
-        shard=_shard(given["shard"]),
+        shard=shard,
+        sidecars=sidecars,
         retry_errors=given["retry_errors"],
         listed=_standard_input() if given["source"] == "-" else None,
     )
@@ -336,14 +344,18 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         if given["dry_run"]:
             print_line(f"rows        {plan.total:,} of {plan.scan.rows:,}, {plan.done:,} of them done")
             print_line(f"image       {plan.table.column or 'image'}")
-            print_line(f"new columns {', '.join((*verb.columns, 'error'))}")
+            if sidecars is None:
+                print_line(f"new columns {', '.join((*verb.columns, 'error'))}")
             print_line(f"model       {given['model']}")
-            print_line(f"output      {output}")
+            print_line(f"output      {output}" if sidecars is None else beside.planned(plan, sidecars))
             return
         if plan.done:
             say(f"going on: {plan.done:,} of {plan.total:,} rows are done")
         with stoppable(), show_progress("rows") as progress:
             outcome = run_job(plan, progress, supervisor)
+    if sidecars is not None:
+        beside.tell(outcome, sidecars, given["source"])
+        raise typer.Exit(SOME_FAILED if outcome.errors else 0)
     copies = f", {outcome.copies:,} of them with the image of an earlier row" if outcome.copies else ""
     errors = f", {outcome.errors:,} with an error (see its column error; --retry-errors tries them again)"
     print_line(

@@ -17,7 +17,8 @@ from typing import Any
 
 from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.records import known_columns
-from openblip.errors import OptionError
+from openblip.errors import OpenBlipError, OptionError
+from openblip.jobs.chosen_rows import ChosenRows, RowSet
 from openblip.jobs.folder import (
     FINISHED,
     JOB,
@@ -34,6 +35,7 @@ from openblip.jobs.inputs import find_rows
 from openblip.jobs.journal import Journal, Record, count_done
 from openblip.jobs.output import ERROR, writer_of
 from openblip.jobs.rows import IMAGE, ColumnType, Row, Scan, Table
+from openblip.jobs.sidecars import CHOSEN, WRITTEN, Sidecars, SidecarWriter
 from openblip.jobs.supervisor import Supervisor
 from openblip.jobs.text_tables import ListTable
 from openblip.jobs.verbs import Verb
@@ -42,6 +44,7 @@ from openblip.saving import naming, put_names_on_disk, replacing, write_text
 
 IMAGES = "images"
 """The file in the folder that lists the images of a folder or a pattern."""
+BESIDE = (IMAGES, CHOSEN, WRITTEN)
 
 Progress = Callable[[int, int], None]
 
@@ -55,6 +58,7 @@ class JobOptions:
         settings: what decides the content of the output, by the names that the user has for it, as JSON.
         loading: keywords of `openblip.load`.
         shard: (3, 16) is the third of sixteen parts, each of neighbouring rows.
+        sidecars: write files beside the photos; `output` names the folder of the job alone.
     """
 
     source: str
@@ -69,6 +73,7 @@ class JobOptions:
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
     retry_errors: bool = False
+    sidecars: Sidecars | None = None
     listed: Sequence[str] | None = field(default=None, repr=False)
 
 
@@ -80,6 +85,7 @@ class JobPlan:
         start, stop: its rows.
         images: the list of images to be kept with the job; None of a table.
         done: rows that an earlier run of the same command did.
+        skipped: rows that are none of the job, as their photos have a text already.
     """
 
     options: JobOptions
@@ -89,6 +95,7 @@ class JobPlan:
     start: int
     stop: int
     done: int
+    skipped: int = 0
 
     @property
     def total(self) -> int:
@@ -101,11 +108,15 @@ class Outcome:
 
     Attributes:
         rows: all of them; errors: those with an error; copies: those whose image an earlier row had.
+        skipped: rows that are none of the job, as their photos have a text already.
+        problems: of rows without a sidecar, what is wrong with them.
     """
 
     rows: int
     errors: int
     copies: int
+    skipped: int = 0
+    problems: Sequence[str] = ()
 
 
 def plan_job(options: JobOptions, supervisor: Supervisor | None = None) -> JobPlan:
@@ -118,13 +129,17 @@ def plan_job(options: JobOptions, supervisor: Supervisor | None = None) -> JobPl
         OpenBlipError: the input cannot be read, or does not fit the options; the output is there, or cannot be.
     """
     output = options.output
-    writer_of(output)
-    if output.is_dir() or not output.parent.is_dir():
+    if options.sidecars is None:
+        writer_of(output)
+    else:
+        options.sidecars.check(options.verb)
+    if (output.is_dir() and options.sidecars is None) or not output.parent.is_dir():
         raise OptionError(f"{output} cannot be written: give --output the name of a file in an existing folder")
     folder = folder_of(output)
     spool = folder / IMAGES
     is_new = not any((folder / name).exists() for name in (JOB, FINISHED))
-    if supervisor is not None and not (is_new and output.exists()):
+    # Where a text may be beside each photo already, there may be nothing to do.
+    if supervisor is not None and options.sidecars is None and not (is_new and output.exists()):
         supervisor.start(options.loading)
     table: Table
     images: list[str] | None
@@ -138,10 +153,11 @@ def plan_job(options: JobOptions, supervisor: Supervisor | None = None) -> JobPl
             column=options.image_column,
             data_root=options.data_root,
         )
-    if output.exists() and output.resolve() in (file.resolve() for file in table.files):
-        raise OptionError(f"{output} is the input itself: give another --output")
-    if output.exists() and is_new:
-        raise OptionError(f"{output} is there already: give another --output, or delete it")
+    if output.exists() and options.sidecars is None:
+        if output.resolve() in (file.resolve() for file in table.files):
+            raise OptionError(f"{output} is the input itself: give another --output")
+        if is_new:
+            raise OptionError(f"{output} is there already: give another --output, or delete it")
     scan = table.scan() if images is None else _scan_of(images)
     if not scan.rows:
         raise OptionError(f"{options.source} has no rows: check that it is the right file")
@@ -153,16 +169,34 @@ def plan_job(options: JobOptions, supervisor: Supervisor | None = None) -> JobPl
         )
     options.verb.check(scan.columns)
     for name in (*options.verb.columns, ERROR):
-        if name in scan.columns:
+        if name in scan.columns and options.sidecars is None:
             fix = "rename it" if name == ERROR else "give another name with --column, or rename it"
             raise OptionError(f"{options.source} has a column {name!r} already: {fix}")
     total = scan.rows if options.limit is None else min(scan.rows, options.limit)
     part, parts = options.shard
     start, stop = total * (part - 1) // parts, total * part // parts
+    if options.sidecars is not None:
+        return _sidecar_plan(options, options.sidecars, table, scan, images, range(start, stop))
     done = count_done(folder / ROWS, start) if (folder / JOB).exists() and (folder / ROWS).exists() else 0
     if done:
         check_same(folder / JOB, output, _identity(options, scan))
     return JobPlan(options, table, scan, images, start, stop, done)
+
+
+def _sidecar_plan(
+    options: JobOptions, sidecars: Sidecars, table: Table, scan: Scan, images: list[str] | None, wanted: range
+) -> JobPlan:
+    """A job of those rows alone whose sidecars are to be written; the choice of a job that was begun stands."""
+    folder = folder_of(options.output)
+    done = count_done(folder / ROWS, 0) if (folder / JOB).exists() and (folder / ROWS).exists() else 0
+    if done:
+        check_same(folder / JOB, options.output, _identity(options, scan))
+        chosen = RowSet((folder / CHOSEN).read_bytes())
+    else:
+        rows = table.rows(packed=True) if images is None else (Row(image, {IMAGE: image}) for image in images)
+        chosen = sidecars.choose(table, rows, wanted, options.verb)
+    some = ChosenRows(table.files, table.folder, table.column, table, chosen)
+    return JobPlan(options, some, scan, images, 0, len(chosen), done, len(wanted) - len(chosen))
 
 
 def run_job(
@@ -179,12 +213,14 @@ def run_job(
     """
     options = plan.options
     folder = folder_of(options.output)
+    if not plan.total and not folder.exists():
+        return Outcome(0, 0, 0, plan.skipped)
     with held(folder, options.output):
         identity = _identity(options, plan.scan)
         if (folder / FINISHED).exists():  # killed while it cleared up
             check_same(folder / FINISHED, options.output, identity)
             outcome = Outcome(**read_identity(folder / FINISHED)["outcome"])
-            clear(folder, IMAGES)
+            clear(folder, *BESIDE)
             return outcome
         journal = Journal(folder / ROWS, plan.start)
         try:
@@ -192,19 +228,25 @@ def run_job(
                 check_same(folder / JOB, options.output, identity)
             else:
                 journal = _begin(plan, journal, folder, identity)
+            writer = _sidecar_writer(plan, journal)
             with supervisor or Supervisor() as workers:
-                _compute(plan, journal, workers, progress)
-            copies = _write(plan, journal)
+                _compute(plan, journal, workers, progress if writer is None else writer.writing(progress))
+            if writer is None:
+                outcome = Outcome(len(journal), len(journal.errors), _write(plan, journal))
+            else:
+                writer.finish()
+                problems = [problem for _, problem in sorted(writer.problems.items())]
+                outcome = Outcome(len(journal), len(problems), 0, plan.skipped, problems)
         finally:
             journal.close()
             if not len(journal):  # nothing to go on with
-                clear(folder, IMAGES)
-        outcome = Outcome(len(journal), len(journal.errors), copies)
-        if not journal.errors:
+                clear(folder, *BESIDE)
+        # The next command does rows without sidecars anyway, where those with sidecars are skipped.
+        if not outcome.errors or (options.sidecars is not None and options.sidecars.existing == "skip"):
             write_text(folder / JOB, json.dumps(identity | {"outcome": vars(outcome)}, indent=1))
             (folder / JOB).replace(folder / FINISHED)
             put_names_on_disk(folder)
-            clear(folder, IMAGES)
+            clear(folder, *BESIDE)
         return outcome
 
 
@@ -216,8 +258,22 @@ def _begin(plan: JobPlan, journal: Journal, folder: Path, identity: Mapping[str,
     if plan.images is not None:
         with replacing(folder / IMAGES) as draft:
             draft.write_bytes(_spooled(plan.images))
+    if isinstance(plan.table, ChosenRows):
+        (folder / WRITTEN).unlink(missing_ok=True)
+        with replacing(folder / CHOSEN) as draft:
+            draft.write_bytes(plan.table.chosen.bits)
     begin(folder, identity)
     return Journal(journal.path, plan.start)
+
+
+def _sidecar_writer(plan: JobPlan, journal: Journal) -> SidecarWriter | None:
+    options, table = plan.options, plan.table
+    if options.sidecars is None or not isinstance(table, ChosenRows):
+        return None
+    folder = journal.path.parent
+    if (folder / CHOSEN).read_bytes() != table.chosen.bits:
+        raise OpenBlipError(f"another command wrote beside {options.source} meanwhile: give the command again")
+    return SidecarWriter(options.sidecars, options.verb, table, journal, folder / WRITTEN)
 
 
 def _compute(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:

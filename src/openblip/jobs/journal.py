@@ -87,13 +87,21 @@ class Journal:
         """The rows in order, each with its latest result or error."""
         with self.path.open("rb") as file:
             for number in range(self.start, self.next):
-                record = self._at(file, number)
-                while "same" in record:
-                    record = self._at(file, record["same"])
-                yield record
+                yield self._resolved(file, number)
+
+    def record(self, number: int) -> Record:
+        """One row, as in `records`."""
+        with self.path.open("rb") as file:
+            return self._resolved(file, number)
 
     def close(self) -> None:
         self._file.close()
+
+    def _resolved(self, file: Any, number: int) -> Record:
+        record = self._at(file, number)
+        while "same" in record:
+            record = self._at(file, record["same"])
+        return record
 
     def _at(self, file: Any, number: int) -> Record:
         file.seek(self._offsets[number - self.start])

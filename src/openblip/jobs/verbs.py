@@ -32,6 +32,11 @@ class Verb(Protocol):
         """The columns that are added, each with its type."""
         ...
 
+    @property
+    def has_tags(self) -> bool:
+        """Whether its texts are tags, with commas between them, rather than descriptions."""
+        ...
+
     def check(self, columns: Collection[str]) -> None:
         """Raises OptionError if an option names a column that is not there."""
         ...
@@ -50,6 +55,10 @@ class Verb(Protocol):
 @dataclass(frozen=True)
 class _Plain:
     """A verb to which all rows are alike."""
+
+    @property
+    def has_tags(self) -> bool:
+        return False
 
     def check(self, columns: Collection[str]) -> None:
         pass
@@ -88,6 +97,10 @@ class Caption(_Plain):
     @property
     def columns(self) -> Mapping[str, ColumnType]:
         return {self.column: "string" if self.count == 1 else "list<string>", **self.wording.columns}
+
+    @property
+    def has_tags(self) -> bool:
+        return self.wording.has_tags
 
     def check(self, columns: Collection[str]) -> None:
         self.wording.check([*columns, self.column, ERROR])
@@ -259,6 +272,10 @@ class Classify(_Plain):
     @property
     def columns(self) -> Mapping[str, ColumnType]:
         return {self.column: "string", "probability": "double"}
+
+    @property
+    def has_tags(self) -> bool:
+        return True
 
     def start(self, model: Any, batch_size: int) -> Engine:
         require(model, self.ability)
