@@ -6,7 +6,6 @@ name other files and web addresses, which are not followed.
 
 from __future__ import annotations
 
-import bisect
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from openblip.errors import ImageError, OpenBlipError, printable
 from openblip.files import NotAFileError, open_file
 from openblip.images.decode import pixel_limit
+from openblip.images.key_frames import begins_anew
 from openblip.images.sources import describe_source, is_address
+from openblip.images.video_clock import AHEAD, Clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,20 +53,14 @@ PICTURE = "_pipe"
 BOXES = (b"ftyp", b"mdat", b"wide", b"free", b"skip", b"moov")
 """How a file of the MP4 family begins, four bytes behind its start."""
 ATTACHED_PICTURE = 0x400
-AHEAD = 64
-"""Packets that are read before one is decoded: more than the frames that a codec puts in another order (at most 32)."""
+MOST_HELD, MOST_HELD_BYTES = 600, 32 << 20
+"""Packets, and bytes of them, that are held back at most."""
 SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video"})
 """Their decoders leave out frames that no other frame refers to, without a trace on the others."""
-SNAP = Fraction(1, 50)
-"""Seconds between the start of a file's sound and its first frame that count as none."""
-TIMES_IN_DECODING_ORDER = frozenset({"avi"})
-"""Containers that say when a frame is decoded, not when it is shown."""
 WHOLE_INDEX = frozenset({"mov", "avi"})
 """Containers that list every frame, so that missing ones are known to be missing."""
 CUT_SHORT = 1.0
 """Seconds by which the last frame may end before the video should."""
-BRIEFEST = Fraction(1, 1000)
-"""Seconds that a frame lasts at least, where nothing says when the next one comes."""
 PQ, HLG = 16, 18
 """Numbers of the transfer functions of HDR (ITU-T H.273)."""
 
@@ -166,8 +161,9 @@ class VideoFile:
             ImageError: behind the last frame, if the file is damaged or cut short, or has no frame.
         """
         self._context.thread_type = "AUTO"
-        clock = _Clock(self._container, self._stream, self._av.time_base)
-        may_skip = wanted is not None and self._context.name in SKIPPING_CODECS and clock.is_exact
+        clock = Clock(self._container, self._stream, self._av.time_base)
+        held: list[Any] = []
+        held_bytes = 0
         shape = Fraction(self._stream.sample_aspect_ratio or 1)
         fault = ""
         given = 0
@@ -181,10 +177,22 @@ class VideoFile:
             except (self._av.error.FFmpegError, OSError) as error:
                 fault, packets = f"cannot be read further ({_reason(error)})", iter(())
             packet = ahead.popleft() if ahead else None
-            if may_skip and wanted is not None and packet is not None:
+            due, unwanted = [packet], 0
+            if wanted is not None and packet is not None:
+                # What nobody wants is held back until a wanted frame needs it, or a key frame makes it needless.
+                if packet.is_keyframe and begins_anew(packet, self._context, ahead):
+                    held, held_bytes = [], 0
                 span = clock.span(packet)
-                self._context.skip_frame = "NONREF" if span is not None and not wanted(*span) else "DEFAULT"
-            for raw in self._decoded(packet):
+                is_wanted = span is None or wanted(*span)
+                if not is_wanted:
+                    held.append(packet)
+                    held_bytes += packet.size
+                if not is_wanted and held_bytes < MOST_HELD_BYTES and len(held) < MOST_HELD:
+                    continue
+                due = [*held, packet] if is_wanted else held
+                held, held_bytes = [], 0
+                unwanted = len(due) - is_wanted
+            for raw in self._decoded(due, unwanted):
                 time, end = clock.time(raw)
                 if not given:
                     self._tell_about(raw)
@@ -192,7 +200,7 @@ class VideoFile:
                 self.end = max(self.end, end)
                 self._reached(float(self.end))
                 yield VideoFrame(time, raw, shape)
-            if packet is None:
+            if due[-1] is None:
                 break
         self._raise_fault(fault, given)
 
@@ -267,19 +275,24 @@ class VideoFile:
             if packet.size:  # PyAV ends with an empty one; AVI has empty ones where a frame stays
                 yield packet
 
-    def _decoded(self, packet: Any) -> Iterator[Any]:
-        try:
-            found = self._context.decode(packet)
-        except self._av.error.EOFError:
-            return
-        except self._av.error.FFmpegError:
-            self._damaged += 1
-            return
-        for raw in found:
-            if raw.is_corrupt:
+    def _decoded(self, packets: list[Any], unwanted: int) -> Iterator[Any]:
+        """The frames that come out of the decoder for packets, of whose frames the first `unwanted` may be left out."""
+        may_skip = self._context.name in SKIPPING_CODECS
+        for index, packet in enumerate(packets):
+            if may_skip:
+                self._context.skip_frame = "NONREF" if index < unwanted else "DEFAULT"
+            try:
+                found = self._context.decode(packet)
+            except self._av.error.EOFError:
+                return
+            except self._av.error.FFmpegError:
                 self._damaged += 1
-            else:
-                yield raw
+                continue
+            for raw in found:
+                if raw.is_corrupt:
+                    self._damaged += 1
+                else:
+                    yield raw
 
     def _own_duration(self) -> Fraction | None:
         if self._stream.duration is None or self._stream.time_base is None:
@@ -313,66 +326,6 @@ class VideoFile:
         if self._damaged:
             places = "a damaged place" if self._damaged == 1 else f"{self._damaged:,} damaged places"
             raise ImageError(self.name, f"has {places}, which were passed over; everything else was read")
-
-
-class _Clock:
-    """When frames are shown, in seconds since the start of the video.
-
-    The start is that of the container, whose sound may begin before the pictures: subtitles count from there.
-
-    Attributes:
-        is_exact: packets say when their frames are shown; False where they say when they are decoded, or nothing.
-    """
-
-    def __init__(self, container: Any, stream: Any, microseconds: int) -> None:
-        self._sorts = container.format.name in TIMES_IN_DECODING_ORDER
-        self.is_exact = not self._sorts
-        self._base = Fraction(stream.time_base)
-        self._container_start = None if container.start_time is None else Fraction(container.start_time, microseconds)
-        self._read: list[int] = []
-        self._first: int | None = None
-        self._start: Fraction | None = None
-        self._next = Fraction(0)
-        self._usual = 1 / Fraction(stream.average_rate or 25)
-
-    def add(self, packet: Any) -> None:
-        """A packet that was read."""
-        if packet.pts is None:
-            self.is_exact = False
-        elif not packet.is_discard:
-            bisect.insort(self._read, packet.pts)
-
-    def span(self, packet: Any) -> tuple[Fraction, Fraction | None] | None:
-        """When a packet's frame is shown, and when the next one is, in seconds since the first frame; None: not known.
-
-        Asked for in the order of decoding, when so many packets behind this one are read that the next frame's is
-        among them.
-        """
-        if not self.is_exact or packet.is_discard:
-            return None
-        if self._first is None:
-            self._first = self._read[0]
-        if len(self._read) > 4 * AHEAD:
-            del self._read[:AHEAD]
-        place = bisect.bisect_right(self._read, packet.pts)
-        shown = (packet.pts - self._first) * self._base
-        return shown, (self._read[place] - self._first) * self._base if place < len(self._read) else None
-
-    def time(self, raw: Any) -> tuple[Fraction, Fraction]:
-        """When a decoded frame begins to be shown, and until when it is. Asked for once for each, in order."""
-        base = self._base if raw.time_base is None else Fraction(raw.time_base)
-        if self._sorts and self._read:
-            now = self._read.pop(0) * self._base
-        else:
-            now = self._next if raw.pts is None else raw.pts * base
-        if self._start is None:
-            start = self._container_start
-            self._start = now if start is None or self._sorts or now - start <= SNAP else start
-        lasts = Fraction(raw.duration or 0) * base
-        if raw.pts is None and lasts < BRIEFEST:
-            lasts = self._usual  # what streams without a container say of it is the tick of a clock, or nothing
-        self._next = now + lasts
-        return now - self._start, self._next - self._start
 
 
 def _pyav() -> Any:
