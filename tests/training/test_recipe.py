@@ -68,6 +68,8 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         ("", ["optimizer.lr=.nan"], "optimizer.lr is nan"),
         ("", ["optimizer.lr=-1"], "optimizer.lr is -1"),
         ("", ["optimizer.beta1=1"], "optimizer.beta1 is 1"),
+        ("", ["optimizer.decay_rate=0.9"], "decay_rate is for optimizer.schedule=linear_warmup_step_lr"),
+        ("", ["optimizer.decay_rate=0", "optimizer.schedule=linear_warmup_step_lr"], "decay_rate is 0"),
         ("", ["evaluation.every=0"], "evaluation.every is 0"),
         ("", ["evaluation.patience=1"], "give evaluation.data"),
         ("", ["evaluation.metric=cider"], "evaluation.metric is 'cider': it is none of text_to_image_at_1"),
@@ -96,6 +98,7 @@ def test_overrides_reach_nested_keys(tmp_path: Path) -> None:
         ("", ["data.x=1"], "r.yaml: "),
         ("", ["epochs=2024-99-99"], "epochs: 2024-99-99 is no whole number"),
         ("", ["lora.rank=8"], "begin it with lora={...}"),
+        ("", ["optimizer.schedule=step"], "optimizer.schedule"),
         ("", ["name=[" + "[" * 2000], "nested too deeply"),
     ],
 )

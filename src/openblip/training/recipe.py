@@ -24,6 +24,7 @@ from openblip.training.recipe_keys import (
     Parallel,
     Precision,
     Recipe,
+    Schedule,
     Stage,
     Storage,
 )
@@ -175,6 +176,10 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
             yield f"{name} is {value}: it must be at least {low}"
     if not 0 < optimizer.lr < math.inf:
         yield f"optimizer.lr is {optimizer.lr}: it must be above 0, and finite"
+    if not 0 < optimizer.decay_rate <= 1:
+        yield f"optimizer.decay_rate is {optimizer.decay_rate}: it must be above 0, and at most 1"
+    if optimizer.decay_rate != 1 and optimizer.schedule is not Schedule.EPOCH_STEP:
+        yield "optimizer.decay_rate is for optimizer.schedule=linear_warmup_step_lr: leave it out"
     shares = [("patch_share", recipe.patch_share), ("itm_share", recipe.itm_share)]
     shares += [("optimizer.vision_layer_decay", optimizer.vision_layer_decay)]
     shares += [("optimizer.vision_rate", optimizer.vision_rate)]

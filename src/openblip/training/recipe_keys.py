@@ -40,6 +40,16 @@ class Parallel(Enum):
     FSDP = "fsdp"
 
 
+class Schedule(Enum):
+    """How the learning rate falls after a linear warm-up: with each step along a cosine, or as LAVIS' two schedules of
+    these names with each epoch.
+    """
+
+    COSINE = "cosine"
+    EPOCH_COSINE = "linear_warmup_cosine_lr"
+    EPOCH_STEP = "linear_warmup_step_lr"
+
+
 class Storage(Enum):
     """The number format of saved weights; int8 stores large matrices in a quarter of the space."""
 
@@ -82,6 +92,9 @@ class OptimizerSection:
     """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5).
 
     Attributes:
+        schedule: how the learning rate falls. LAVIS' schedules warm up within the first epoch and are constant in each
+            later one.
+        decay_rate: of linear_warmup_step_lr: what an epoch multiplies the learning rate by, down to `min_lr`.
         clip_norm: longest gradient of all weights together; longer ones are shortened to it; 0: none is.
         vision_layer_decay: factor from the learning rate of a block of the image encoder to that of the block below it;
             1: all blocks have the same rate (BLIP-2's fine-tuning: 0.95).
@@ -98,6 +111,8 @@ class OptimizerSection:
     clip_norm: float = 1.0
     vision_layer_decay: float = 1.0
     vision_rate: float = 1.0
+    schedule: Schedule = Schedule.COSINE
+    decay_rate: float = 1.0
 
 
 @dataclass

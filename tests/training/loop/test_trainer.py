@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from openblip.training.init.start import start_model
 from openblip.training.loop.checkpoint import CHECKPOINT_FILE
 from openblip.training.loop.optim import learning_rate
 from openblip.training.recipe import OptimizerSection, load_recipe
+from openblip.training.recipe_keys import Schedule
 from openblip.training.run import train
 from tests.training.recipes import train_until_killed
 
@@ -189,6 +191,19 @@ def test_scores_that_are_no_numbers_stop_a_run_that_draws_by_them(
     with pytest.raises(OpenBlipError, match=r"loss [a-z, ]+ is not finite at step 0 .*the weight vision_norm\.weight"):
         train(load_recipe(recipe, settings))
     assert (tmp_path / "stage2/bad_batch/batch.json").exists()
+
+
+def test_schedules_by_epochs_are_those_of_lavis() -> None:
+    """Numbers of `lavis.common.optims`, with a rate of 1, ten epochs, and a warm-up from 0.1 in four steps."""
+    section = OptimizerSection(lr=1.0, min_lr=0.5, warmup_lr=0.1, warmup_steps=4, schedule=Schedule.EPOCH_COSINE)
+    first = [learning_rate(step, 60, section, 0, 10) for step in range(6)]
+    assert first == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0, 1.0])
+    later = [learning_rate(6 * epoch + 3, 60, section, epoch, 10) for epoch in (1, 5, 9)]
+    assert later == pytest.approx([0.98776413, 0.75, 0.51223587])
+    section = replace(section, schedule=Schedule.EPOCH_STEP, decay_rate=0.9)
+    later = [learning_rate(6 * epoch, 60, section, epoch, 10) for epoch in (0, 1, 2, 6, 7, 9)]
+    assert later == pytest.approx([0.1, 0.9, 0.81, 0.531441, 0.5, 0.5])
+    assert learning_rate(6, 60, replace(section, warmup_steps=100), 1, 10) == pytest.approx(0.9)
 
 
 def test_schedule_warms_up_and_decays_to_its_ends() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from openblip.training.recipe_keys import OptimizerSection
+from openblip.training.recipe_keys import OptimizerSection, Schedule
 
 VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
 VISION = "vision."
@@ -18,12 +18,30 @@ VISION_END = ("vision.head.", "vision.final_norm.")
 RATE_SHARE = "rate_share"
 
 
-def learning_rate(step: int, total: int, section: OptimizerSection) -> float:
-    """Linear warm-up, then cosine decay to the last of `total` steps."""
+def learning_rate(step: int, total: int, section: OptimizerSection, epoch: int = 0, epochs: int = 1) -> float:
+    """Linear warm-up, then cosine decay to the last of `total` steps; or one of LAVIS' schedules by epochs.
+
+    Args:
+        step: of the whole run, from 0 on, in which `epoch` of `epochs` is running.
+    """
+    if section.schedule is not Schedule.COSINE:
+        return _rate_of_epoch(step, section, epoch, epochs)
     if step < section.warmup_steps:
         return section.warmup_lr + (section.lr - section.warmup_lr) * step / section.warmup_steps
     done = (step - section.warmup_steps) / max(1, total - section.warmup_steps)
     return section.min_lr + (section.lr - section.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def _rate_of_epoch(step: int, section: OptimizerSection, epoch: int, epochs: int) -> float:
+    """As LAVIS' schedules of these names (`lavis.common.optims`): the first epoch warms up and then stays at the full
+    rate, a warm-up that is longer than it is cut off, and the rate of a later epoch depends on its number alone.
+    """
+    if not epoch:
+        warm = min(1.0, step / section.warmup_steps) if section.warmup_steps else 1.0
+        return section.warmup_lr + (section.lr - section.warmup_lr) * warm
+    if section.schedule is Schedule.EPOCH_STEP:
+        return max(section.min_lr, section.lr * section.decay_rate**epoch)
+    return section.min_lr + (section.lr - section.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSection) -> torch.optim.AdamW:

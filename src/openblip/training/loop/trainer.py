@@ -172,7 +172,7 @@ class Trainer:
 
     def _step(self, micro_batches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
         state, section = self.state, self.recipe.optimizer
-        rate = learning_rate(state.position.total, state.total_steps, section)
+        rate = learning_rate(state.position.total, state.total_steps, section, state.position.epoch, self.recipe.epochs)
         set_rate(state.optimizer, rate)
         state.optimizer.zero_grad(set_to_none=True)
         means: dict[str, float] = {}
