@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -10,12 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import openblip
+from openblip.data.sample import Sample
 from openblip.errors import ImageError, OpenBlipError, OptionError
+from openblip.evaluation.journal import Journal
+from openblip.evaluation.settings import RetrievalSettings, Settings, Task
+from openblip.evaluation.tasks.retrieval import evaluate_retrieval
 from openblip.models.model import Model
 from openblip.search import Changes, Index
 from openblip.search import index as index_module
@@ -284,3 +290,50 @@ def test_faults_are_sentences(tiny_model: Model, photos: Path, tmp_path: Path, m
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(OpenBlipError, match=r'pip install "openblip\[search\]"'):
         Index.open(tmp_path / "none")
+
+
+def test_recall_is_that_of_the_evaluation(tiny_model: Model, tmp_path: Path) -> None:
+    """Text to image, with and without ITM, over images that have several texts each."""
+    check_recall(tiny_model, write_described(tmp_path / "photos", 12), tmp_path / "db", rerank=4)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("images", [60])
+def test_recall_on_flickr8k(images: int, tmp_path: Path) -> None:
+    """The bundled model on real captions; the folder of the data is OPENBLIP_FLICKR8K."""
+    folder = Path(os.environ.get("OPENBLIP_FLICKR8K", "data/flickr8k"))
+    if not (folder / "captions.jsonl").is_file():
+        pytest.skip(f"there is no {folder}")
+    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] == "val"][:images]
+    samples = [Sample((folder / row["image"],), row["image"], captions=tuple(row["captions"])) for row in rows]
+    check_recall(openblip.load("mini"), samples, tmp_path / "db", rerank=8)
+
+
+def write_described(folder: Path, count: int) -> list[Sample]:
+    folder.mkdir()
+    random = np.random.default_rng(5)
+    words = ["dog", "ball", "beach", "child", "red", "runs", "two", "plays"]
+    samples = []
+    for number in range(count):
+        path = folder / f"{number:02}.png"
+        Image.fromarray(random.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((64, 64)).save(path)
+        texts = tuple(" ".join(random.choice(words, 4)) for _ in range(2))
+        samples.append(Sample((path,), str(number), captions=texts))
+    return samples
+
+
+def check_recall(model: Model, samples: list[Sample], db: Path, rerank: int) -> None:
+    index = Index.open(db, model=model)
+    index.add([str(sample.image) for sample in samples])
+    texts = [(text, str(sample.image)) for sample in samples for text in sample.captions]
+    for matched in (0, rerank):
+        settings = Settings(Task.RETRIEVAL, retrieval=RetrievalSettings(rerank=matched))
+        wanted = evaluate_retrieval(model, samples, settings, Journal(), lambda done, total: None).metrics
+        found = [
+            ([os.path.abspath(one.path) for one in index.search(text, top=10, rerank=matched)], os.path.abspath(image))
+            for text, image in texts
+        ]
+        for depth in (1, 5, 10):
+            share = sum(image in paths[:depth] for paths, image in found) / len(found)
+            assert share == pytest.approx(wanted[f"text_to_image_at_{depth}"], abs=1e-9), (matched, depth)

@@ -202,7 +202,8 @@ class Index:
         top, rerank = whole_number("top", top, 1), whole_number("rerank", rerank, 0)
         unwanted = [without] if isinstance(without, str) else list(without)
         self._there()
-        queries = [self.model.embed_texts([text]) if text is not None else self.model.embed_images([image])[0]]
+        query = self.model.embed_texts([text or ""]) if image is None else self.model.embed_images([image])[0]
+        queries = [query]
         queries += [vector[None] for vector in self.model.embed_texts(unwanted)]
         reads = image is None and rerank > 0 and self._reads_pairs()
         near = self._nearest(queries, max(top, rerank if reads else 0))
