@@ -109,7 +109,7 @@ def main() -> None:
         for turn in range(options.rounds):
             for query in queries[:timed]:
                 start = time.perf_counter()
-                scan.best(vectors, [query[None]], [1.0], BEST)
+                scan.best(vectors, query[None], BEST)
                 middle = time.perf_counter()
                 theirs(store, query)
                 end = time.perf_counter()
@@ -120,12 +120,12 @@ def main() -> None:
         rows.append(Row("exact search, ms, against LanceDB's", theirs_ms / ours_ms, ours=ours_ms, theirs=theirs_ms))
         hits = 0
         for query, wanted in zip(queries, truth, strict=True):
-            hits += len(wanted & {numbers[place] for place, _ in scan.best(vectors, [query[None]], [1.0], BEST)})
+            hits += len(wanted & {numbers[place] for place, _ in scan.best(vectors, query[None], BEST)})
         rows.append(Row(f"recall@{BEST}, exact search", hits / (BEST * len(queries)), ""))
 
         photo = images.chunk(1)[0]
         start = time.perf_counter()
-        scan.best(vectors, [photo], [1.0], BEST)
+        scan.best(vectors, photo, BEST)
         taken = 1000 * (time.perf_counter() - start)
         rows.append(Row(f"search by a photo ({options.vectors} vectors)", taken, "ms", less_is_better=True))
 
@@ -149,7 +149,7 @@ def indexed(store: Store, queries: Tensor, truth: list[set[int]]) -> list[Row]:
     for query, wanted in zip(queries, truth, strict=True):
         start = time.perf_counter()
         numbers, vectors = store.take(store.candidates(query[None], CANDIDATES, PROBES) or [])
-        best = scan.exact(vectors, [query[None]], [1.0]).topk(min(BEST, len(numbers))).indices.tolist()
+        best = scan.exact(vectors, query[None]).topk(min(BEST, len(numbers))).indices.tolist()
         taken.append(time.perf_counter() - start)
         hits += len(wanted & {numbers[row] for row in best})
     return [

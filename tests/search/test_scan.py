@@ -42,28 +42,28 @@ def test_the_best_are_those_of_float64(half: bool, count: int, kept: int, monkey
     blocks = [halves[:1], halves[1:400], halves[400:]]
     for query in queries_for(vectors, 5 * kept).view(5, kept, -1):
         wanted = exact(halves, query)
-        found = scan.best(blocks, [query], [1.0], 25)
+        found = scan.best(blocks, query, 25)
         assert [place for place, _ in found] == wanted.argsort(descending=True)[:25].tolist()
         assert torch.allclose(torch.tensor([score for _, score in found]), wanted[[p for p, _ in found]].float())
 
 
-def test_unwanted_words_are_subtracted() -> None:
-    vectors = clustered(300, 8)
-    query, other = queries_for(vectors, 2)[:, None]
-    wanted = exact(vectors.half(), query) - 0.5 * exact(vectors.half(), other)
-    found = scan.best([vectors.half()], [query, other], [1.0, -0.5], 9)
+def test_what_is_unwanted_is_subtracted() -> None:
+    vectors = clustered(300, 8).half()
+    query, *others = queries_for(vectors.float(), 3)[:, None]
+    wanted = exact(vectors, query) - torch.stack([exact(vectors, other) for other in others]).amax(dim=0)
+    found = scan.best([vectors], query, 9, others)
     assert [place for place, _ in found] == wanted.argsort(descending=True)[:9].tolist()
 
 
 def test_equals_keep_their_order_and_half_precision_costs_no_recall() -> None:
     vectors = clustered(1000, 32)
     same = vectors[:1].half().expand(7, -1, -1).contiguous()
-    assert [place for place, _ in scan.best([same], [vectors[0, :1]], [1.0], 3)] == [0, 1, 2]
-    assert scan.best([], [vectors[0, :1]], [1.0], 3) == []
+    assert [place for place, _ in scan.best([same], vectors[0, :1], 3)] == [0, 1, 2]
+    assert scan.best([], vectors[0, :1], 3) == []
     hits = 0
     for query in queries_for(vectors, 40)[:, None]:
         wanted = set(exact(vectors, query).topk(10).indices.tolist())
-        hits += len(wanted & {place for place, _ in scan.best([vectors.half()], [query], [1.0], 10)})
+        hits += len(wanted & {place for place, _ in scan.best([vectors.half()], query, 10)})
     assert hits >= 0.99 * 400
 
 

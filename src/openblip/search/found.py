@@ -14,8 +14,8 @@ class Found:
     Attributes:
         path: of the file, absolute.
         score: what `min_score` is compared with: `itm` of a photo that was read together with the text, or else `itc`.
-        itc: cosine, from -1 to 1, with the text; with a photo the mean over its vectors of the best cosine. Words that
-            are not wanted are subtracted.
+        itc: cosine, from -1 to 1, with the text; with a photo the mean over its vectors of the best cosine. The
+            greatest cosine of what is not wanted is subtracted.
         itm: the probability, from 0 to 1, that text and photo belong together; None if it was not computed.
     """
 

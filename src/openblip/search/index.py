@@ -185,8 +185,9 @@ class Index:
         Args:
             text: what to look for; either this or `image`.
             image: a photo to compare with.
-            without: what photos should not show. The best of its cosines is subtracted; of the photos that are read
-                together with the text, those that show it more probably than not are left out.
+            without: what photos should not show. Of its cosines the greatest is subtracted, and photos that fit it
+                better than what is looked for are left out; of those that are read together with the text, also
+                photos that show it more probably than not.
             top: how many photos at most.
             rerank: how many of the best by cosine are read together with the text (ITM), and ordered by this first; 0
                 for none. A model without ITM, and a search by a photo, do without.
@@ -203,12 +204,13 @@ class Index:
         unwanted = [without] if isinstance(without, str) else list(without)
         self._there()
         query = self.model.embed_texts([text or ""]) if image is None else self.model.embed_images([image])[0]
-        queries = [query]
-        queries += [vector[None] for vector in self.model.embed_texts(unwanted)]
+        others = [vector[None] for vector in self.model.embed_texts(unwanted)]
         reads = image is None and rerank > 0 and self._reads_pairs()
-        near = self._nearest(queries, max(top, rerank if reads else 0))
+        near = self._nearest(query, others, max(top, rerank if reads else 0))
         # Rounded to half precision, unit vectors are not quite of length 1.
         found = [Found(entry.path, min(score, 1.0), min(score, 1.0)) for entry, score in near]
+        if unwanted:
+            found = [one for one in found if one.itc >= 0]
         if reads and text is not None:
             head = self._reranked(text, unwanted, found[:rerank])
             found = head if min_score is not None else head + found[rerank:]
@@ -232,23 +234,22 @@ class Index:
             return group(list(by_path(self._store.entries())[0].values()), [], 1)
         return group(*self._all(), min_similarity)
 
-    def _nearest(self, queries: Sequence[Tensor], count: int) -> list[tuple[Entry, float]]:
+    def _nearest(self, query: Tensor, unwanted: Sequence[Tensor], count: int) -> list[tuple[Entry, float]]:
         """The best entries whose files are there, with exact scores."""
         from openblip.search import scan
 
-        signs = [1.0, *(-1.0 / (len(queries) - 1) for _ in queries[1:])]
         if self._store.count() > self.exact_images:
-            numbers = self._store.candidates(queries[0], max(CANDIDATES, 4 * count), PROBES)
+            numbers = self._store.candidates(query, max(CANDIDATES, 4 * count), PROBES)
             if numbers is not None:
                 known = {entry.number: entry for entry in by_path(self._store.entries(numbers))[0].values()}
                 there, vectors = self._store.take(list(known))
-                scores = scan.exact(vectors, queries, signs)
+                scores = scan.exact(vectors, query, unwanted)
                 order = scores.argsort(descending=True, stable=True).tolist()
                 return self._present(((known[there[row]], float(scores[row])) for row in order), count)
         entries, blocks = self._all()
         wanted = count
         while True:
-            best = scan.best(blocks, queries, signs, wanted)
+            best = scan.best(blocks, query, wanted, unwanted)
             found = self._present(((entries[place], score) for place, score in best), count)
             if len(found) == count or wanted >= len(entries):
                 return found

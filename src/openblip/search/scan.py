@@ -25,33 +25,32 @@ PAIRS = 256
 
 
 def best(
-    blocks: Sequence[Tensor], queries: Sequence[Tensor], signs: Sequence[float], count: int
+    blocks: Sequence[Tensor], query: Tensor, count: int, unwanted: Sequence[Tensor] = ()
 ) -> list[tuple[int, float]]:
     """The best images of all: places in the order of the blocks, and scores; of equals, what comes first is first.
 
     Args:
         blocks: [n, Q, width] each, float16.
-        queries: [K, width] each.
-        signs: by which the similarity with each query counts.
+        query: [K, width].
+        unwanted: queries of which the greatest similarity is subtracted.
     """
     total = sum(len(block) for block in blocks)
     if not total:
         return []
     count = min(count, total)
-    rough = torch.cat([_combined([_similarity(block, query) for query in queries], signs) for block in blocks])
+    rough = torch.cat([_scores(block, query, unwanted, _similarity) for block in blocks])
     # A score that is not exact may be off by so much, and the last of the best as well.
-    slack = 2 * HALF_ERROR * sum(abs(sign) for sign in signs)
+    slack = 2 * HALF_ERROR * (2 if unwanted else 1)
     threshold = rough.topk(count).values[-1] - slack
     places = (rough >= threshold).nonzero().flatten()
-    vectors = torch.cat(list(_rows(blocks, places)))
-    scores = exact(vectors, queries, signs)
+    scores = exact(torch.cat(list(_rows(blocks, places))), query, unwanted)
     order = scores.argsort(descending=True, stable=True)[:count]
     return [(int(places[row]), float(scores[row])) for row in order]
 
 
-def exact(vectors: Tensor, queries: Sequence[Tensor], signs: Sequence[float]) -> Tensor:
-    """Scores [n] of images [n, Q, width], in float32."""
-    return _combined([_in_float32(vectors, query.float()) for query in queries], signs)
+def exact(vectors: Tensor, query: Tensor, unwanted: Sequence[Tensor] = ()) -> Tensor:
+    """Scores [n] of images [n, Q, width], in float32; arguments as of `best`."""
+    return _scores(vectors, query, unwanted, _in_float32)
 
 
 def alike(blocks: Sequence[Tensor], least: float) -> Iterator[tuple[int, int, float]]:
@@ -87,11 +86,13 @@ def picked(blocks: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
     return [torch.cat(list(_rows(blocks, torch.tensor(places))))]
 
 
-def _combined(similarities: Sequence[Tensor], signs: Sequence[float]) -> Tensor:
-    total = signs[0] * similarities[0]
-    for sign, one in zip(signs[1:], similarities[1:], strict=True):
-        total = total + sign * one
-    return total
+def _scores(
+    block: Tensor, query: Tensor, unwanted: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    wanted = similarity(block, query.float())
+    if not unwanted:
+        return wanted
+    return wanted - torch.stack([similarity(block, one.float()) for one in unwanted]).amax(dim=0)
 
 
 def _similarity(block: Tensor, query: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def _similarity(block: Tensor, query: Tensor) -> Tensor:
     if len(query) == 1 and half_is_fast():
         products = torch.mv(block.view(-1, width), query[0].to(torch.float16))
         return products.view(images, vectors).amax(dim=1).float()
-    return _in_float32(block, query.float())
+    return _in_float32(block, query)
 
 
 def _in_float32(block: Tensor, query: Tensor) -> Tensor:
