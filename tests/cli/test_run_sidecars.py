@@ -77,4 +77,6 @@ def test_labels_are_keywords_and_answers_descriptions(
 def test_refusals(run: Run, photos: Path, arguments: list[str], said: str) -> None:
     ran = run("run", arguments[0], photos, *arguments[1:])
     assert ran.code == 2 and said in ran.err
+    ran = run("run", "caption", "https://example.org/a.jpg", "--sidecar", "txt")
+    assert ran.code == 2 and "https://example.org/a.jpg is a web address, so nothing can lie beside it" in ran.err
     assert len(list(photos.iterdir())) == 3

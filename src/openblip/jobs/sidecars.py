@@ -93,7 +93,7 @@ def place_of(source: str, shard: tuple[int, int]) -> Path:
     part, parts = shard
     name = "sidecars" if parts == 1 else f"sidecars-{part}-of-{parts}"
     path = Path(source).expanduser().absolute()
-    if source == "-":
+    if source == "-" or is_address(source):
         return Path.cwd() / name
     if path.is_dir():
         return path / name
