@@ -100,6 +100,7 @@ OPTIONAL_LIBRARIES = {
         "openblip.jobs.parquet_table",
         "openblip.search.store",
     },
+    "ray": {"openblip.jobs.cluster"},
     "pypdfium2": {"openblip.images.pdf"},
     "transformers": {"openblip.checkpoints.language_models"},
 }

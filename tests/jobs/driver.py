@@ -1,22 +1,25 @@
 """`python driver.py INPUT OUTPUT [OPTION=JSON ...]`: a job with a verb that needs no model, for tests that kill it.
 
 What the verb says of an image shows with which other images it was computed. An image whose first pixel is 1, 2, 3
-kills its process.
+kills its process; one whose first pixel is 1, 2, 5 kills the parent of its process.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import typer
 
 import openblip
@@ -25,7 +28,11 @@ from openblip.cli.report import complain
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import read_ahead
 from openblip.jobs import worker
-from openblip.jobs.job import JobOptions, plan_job, run_job
+from openblip.jobs.chunks import Block
+from openblip.jobs.cluster import Cluster, compute_blocks, computing_on
+from openblip.jobs.cluster_worker import BlockWorker, ClusterWork
+from openblip.jobs.job import JobOptions, JobPlan, Progress, plan_job, run_job
+from openblip.jobs.journal import Journal
 from openblip.jobs.rows import ColumnType
 from openblip.jobs.sidecars import Sidecars
 from openblip.models.abilities import Ability
@@ -79,9 +86,29 @@ def _shade(image: bytes) -> int:
     except OSError:
         raise ImageError("it", "no image") from None
     first = pixels.getpixel((0, 0))
+    assert isinstance(first, tuple)
     if first == (1, 2, 3):
         os.kill(os.getpid(), signal.SIGKILL)
+    if first == (1, 2, 5):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
     return first[0] * 65536 + first[1] * 256 + first[2]
+
+
+def compute_backwards(stop_after: int, name: str | None, plan: JobPlan, journal: Journal, progress: Progress) -> None:
+    """What a cluster does, from the last block to the first, and none after so many; `name` is the run's."""
+
+    def schedule(worker: Any, shared: ClusterWork, blocks: Sequence[Block]) -> Iterator[Block]:
+        work = worker(shared if name is None else replace(shared, run=name))
+        for done, block in enumerate(reversed(blocks)):
+            if worker is BlockWorker and done == stop_after:
+                raise OpenBlipError("enough")
+            receipt = work({"start": np.array([block.start]), "stop": np.array([block.stop])})
+            if receipt["failed"] != [""]:
+                raise OpenBlipError(receipt["failed"][0])
+            yield block
+
+    compute_blocks(plan, journal, progress, schedule)
 
 
 def main(source: str, output: str, **options: Any) -> int:
@@ -93,10 +120,13 @@ def main(source: str, output: str, **options: Any) -> int:
     settings = {"--batch-size": batch_size} | options.pop("settings", {})
     if "shard" in options:
         options["shard"] = tuple(options["shard"])
+    compute = computing_on(Cluster(**options.pop("ray"))) if "ray" in options else None
+    if "backwards" in options:
+        compute = partial(compute_backwards, options.pop("backwards"), options.pop("run", None))
     job = JobOptions(source, Path(output).absolute(), verb, settings, {}, batch_size, **options)
     try:
         with ended_by_signals(), stoppable():
-            outcome = run_job(plan_job(job))
+            outcome = run_job(plan_job(job), compute=compute)
     except typer.Exit as left:
         return left.exit_code
     except (OpenBlipError, OSError) as error:
@@ -109,4 +139,5 @@ def main(source: str, output: str, **options: Any) -> int:
 
 if __name__ == "__main__":
     parsed = {name: json.loads(value) for name, _, value in (text.partition("=") for text in sys.argv[3:])}
-    sys.exit(main(sys.argv[1], sys.argv[2], **parsed))
+    # By its name, so that the verb is found in the processes of a cluster, too.
+    sys.exit(importlib.import_module("driver").main(sys.argv[1], sys.argv[2], **parsed))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ from openblip.errors import OptionError
 from openblip.generation.options import TextOptions
 
 if TYPE_CHECKING:
+    from openblip.jobs.job import Compute
     from openblip.jobs.verbs import Verb
     from openblip.jobs.wording import Wording
 
@@ -41,6 +42,7 @@ CAPTION_EXAMPLES = """[bold]Examples[/bold]
   openblip run caption photos/ --sidecar txt
   openblip run caption photos/ --sidecar xmp --existing append --find colors
   openblip run caption photos.txt -o part3.csv --shard 3/16
+  openblip run caption photos.csv -o captions.csv --engine ray --workers 8
   find photos -name '*.jpg' | openblip run caption - -o captions.csv"""
 ASK_EXAMPLES = """[bold]Examples[/bold]
   openblip run ask photos/ --question "what animal is this?" -o animals.csv
@@ -58,8 +60,10 @@ CLASSIFY_EXAMPLES = """[bold]Examples[/bold]
 
 ROWS_PANEL = "Rows"
 WORDS_PANEL = "Words"
-NO_CONTENT = frozenset({"source", "output", "retry_errors", "dry_run", "exclude"})
-"""Parameters that decide nothing but which rows there are; these are compared by themselves."""
+CLUSTER_PANEL = "Cluster"
+CLUSTER_OPTIONS = ("ray_address", "workers", "gpus_per_worker")
+NO_CONTENT = frozenset({"source", "output", "retry_errors", "dry_run", "exclude", "engine", *CLUSTER_OPTIONS})
+"""Parameters that decide nothing but which rows there are, which are compared by themselves, or who computes them."""
 
 
 def _about_rows(metavar: str | None, explained: str, *names: str) -> Any:
@@ -140,6 +144,43 @@ DataRoot = Annotated[
 Limit = Annotated[int | None, _about_rows("N", "Only the first N rows.")]
 Shard = Annotated[str | None, _about_rows("I/N", "Only the I-th of N parts, such as 3/16: for several machines.")]
 
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        "--engine",
+        help="Who computes: this machine, or a Ray cluster. The file has the same bytes, and either goes on where the "
+        "other stopped.",
+        rich_help_panel=CLUSTER_PANEL,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The head of the Ray cluster. Default: RAY_ADDRESS, or else this machine alone.",
+        rich_help_panel=CLUSTER_PANEL,
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Models on the cluster. Default: one a GPU, or one a machine if there are no GPUs.",
+        rich_help_panel=CLUSTER_PANEL,
+        show_default=False,
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        help="GPUs of each worker, such as 0.5 for two small models on one. Default: 1 if there are any.",
+        rich_help_panel=CLUSTER_PANEL,
+        show_default=False,
+    ),
+]
+
 app = typer.Typer(
     help="Caption, ask, match, embed or classify all rows of a table or a folder; never loses work.",
     epilog=EXAMPLES,
@@ -167,6 +208,10 @@ def _job_options(
     tokenizer: args.Words = None,
     retry_errors: RetryErrors = False,
     dry_run: DryRun = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
 ) -> None:
     """What all verbs have; `_run` finds them in the context."""
 
@@ -337,8 +382,11 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         retry_errors=given["retry_errors"],
         listed=_standard_input() if given["source"] == "-" else None,
     )
+    compute = _computing(given)
+    if compute is not None and sidecars is not None:
+        raise OptionError("--sidecar is for one machine: give -o FILE with --engine ray, or leave --engine out")
     with Supervisor() as supervisor:
-        plan = plan_job(options, None if given["dry_run"] else supervisor)
+        plan = plan_job(options, None if given["dry_run"] or compute is not None else supervisor)
         for note in plan.scan.notes:
             say(note)
         if given["dry_run"]:
@@ -352,7 +400,7 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         if plan.done:
             say(f"going on: {plan.done:,} of {plan.total:,} rows are done")
         with stoppable(), show_progress("rows") as progress:
-            outcome = run_job(plan, progress, supervisor)
+            outcome = run_job(plan, progress, supervisor, compute)
     if sidecars is not None:
         beside.tell(outcome, sidecars, given["source"])
         raise typer.Exit(SOME_FAILED if outcome.errors else 0)
@@ -371,6 +419,18 @@ def _wording(find: list[str] | None, replace: list[str] | None, has_tags: bool =
     from openblip.jobs.words import load_word_lists
 
     return Wording(load_word_lists(find) if find else (), read_replacements(replace or ()), has_tags)
+
+
+def _computing(given: Mapping[str, Any]) -> Compute | None:
+    """Who computes; None: this machine."""
+    chosen = [name for name in CLUSTER_OPTIONS if given[name] is not None]
+    if given["engine"] == "local":
+        if chosen:
+            raise OptionError(f"--{chosen[0].replace('_', '-')} is for clusters: give --engine ray with it")
+        return None
+    from openblip.jobs.cluster import Cluster, computing_on
+
+    return computing_on(Cluster(given["ray_address"], given["workers"], given["gpus_per_worker"]), say)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

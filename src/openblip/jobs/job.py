@@ -1,8 +1,9 @@
 """A job: from an input to an output file, over any number of interruptions.
 
 Beside OUT lies a folder OUT.openblip while the job is not complete: `job.json` says what job it is, `rows.jsonl` what
-is done (see `journal`), `images` lists the images of a folder or a pattern. OUT itself appears when all rows are done.
-The folder stays while rows have errors, so that they can be tried again.
+is done (see `journal`), `chunks` has what is done out of order (see `chunks`), `images` lists the images of a folder
+or a pattern. OUT itself appears when all rows are done. The folder stays while rows have errors, so that they can be
+tried again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.records import known_columns
 from openblip.errors import OpenBlipError, OptionError
 from openblip.jobs.chosen_rows import ChosenRows, RowSet
+from openblip.jobs.chunks import Block, ChunkFiles, blocks_of
 from openblip.jobs.folder import (
     FINISHED,
     JOB,
@@ -36,14 +38,15 @@ from openblip.jobs.journal import Journal, Record, count_done
 from openblip.jobs.output import ERROR, writer_of
 from openblip.jobs.rows import IMAGE, ColumnType, Row, Scan, Table
 from openblip.jobs.sidecars import CHOSEN, WRITTEN, Sidecars, SidecarWriter
+from openblip.jobs.storage import FolderStore
 from openblip.jobs.supervisor import Supervisor
 from openblip.jobs.text_tables import ListTable
 from openblip.jobs.verbs import Verb
-from openblip.jobs.worker import Work
+from openblip.jobs.worker import Work, block_rows
 from openblip.saving import naming, put_names_on_disk, replacing, write_text
 
-IMAGES = "images"
-"""The file in the folder that lists the images of a folder or a pattern."""
+CHUNKS, IMAGES = "chunks", "images"
+"""In the folder: blocks that were done out of order, and the list of the images of a folder or a pattern."""
 BESIDE = (IMAGES, CHOSEN, WRITTEN)
 
 Progress = Callable[[int, int], None]
@@ -100,6 +103,36 @@ class JobPlan:
     @property
     def total(self) -> int:
         return self.stop - self.start
+
+    @property
+    def rows(self) -> range:
+        return range(self.start, self.stop)
+
+    def chunks(self) -> ChunkFiles:
+        """Blocks that were done out of order."""
+        return ChunkFiles(FolderStore(folder_of(self.options.output) / CHUNKS))
+
+    def blocks(self, start: int) -> Iterator[Block]:
+        """The blocks from a row on."""
+        return blocks_of(start, self.rows, block_rows(self.options.batch_size))
+
+    def work(self, journal: Path, start: int) -> Work:
+        """All rows from one on."""
+        options = self.options
+        return Work(
+            self.table,
+            options.verb,
+            dict(options.loading),
+            options.batch_size,
+            journal,
+            self.rows,
+            start,
+            self.stop,
+        )
+
+
+Compute = Callable[[JobPlan, Journal, Progress], None]
+"""Does the rows that were never tried: what it leaves to do is an error."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +210,19 @@ def plan_job(options: JobOptions, supervisor: Supervisor | None = None) -> JobPl
     start, stop = total * (part - 1) // parts, total * part // parts
     if options.sidecars is not None:
         return _sidecar_plan(options, options.sidecars, table, scan, images, range(start, stop))
-    done = count_done(folder / ROWS, start) if (folder / JOB).exists() and (folder / ROWS).exists() else 0
-    if done:
-        check_same(folder / JOB, output, _identity(options, scan))
-    return JobPlan(options, table, scan, images, start, stop, done)
+    plan = JobPlan(options, table, scan, images, start, stop, 0)
+    if (folder / JOB).exists() and (folder / ROWS).exists():
+        plan = replace(plan, done=_count_done(plan, start + count_done(folder / ROWS, start)))
+        if plan.done:
+            check_same(folder / JOB, output, _identity(options, scan))
+    return plan
+
+
+def _count_done(plan: JobPlan, following: int) -> int:
+    """Rows that are done, given the first that is not in the journal."""
+    chunks = plan.chunks().done()
+    blocks = plan.blocks(following)
+    return following - plan.start + sum(block.stop - block.start for block in blocks if block.start in chunks)
 
 
 def _sidecar_plan(
@@ -200,12 +242,17 @@ def _sidecar_plan(
 
 
 def run_job(
-    plan: JobPlan, progress: Progress = lambda done, total: None, supervisor: Supervisor | None = None
+    plan: JobPlan,
+    progress: Progress = lambda done, total: None,
+    supervisor: Supervisor | None = None,
+    compute: Compute | None = None,
 ) -> Outcome:
     """Do the rows that are not done, and write the output.
 
     Args:
         supervisor: that of `plan_job`.
+        compute: who does the rows that were never tried; None: a process of this machine. It is the same job, with the
+            same results, so that each goes on where another stopped.
 
     Raises:
         OpenBlipError: another process is at it; the model cannot be loaded, or lacks the ability.
@@ -220,17 +267,25 @@ def run_job(
         if (folder / FINISHED).exists():  # killed while it cleared up
             check_same(folder / FINISHED, options.output, identity)
             outcome = Outcome(**read_identity(folder / FINISHED)["outcome"])
-            clear(folder, *BESIDE)
+            _clear(plan, folder)
             return outcome
         journal = Journal(folder / ROWS, plan.start)
+        chunks = plan.chunks()
         try:
-            if len(journal) and (folder / JOB).exists():
+            if (len(journal) or chunks.store.names()) and (folder / JOB).exists():
                 check_same(folder / JOB, options.output, identity)
             else:
+                chunks.store.clear()
                 journal = _begin(plan, journal, folder, identity)
             writer = _sidecar_writer(plan, journal)
             with supervisor or Supervisor() as workers:
-                _compute(plan, journal, workers, progress if writer is None else writer.writing(progress))
+                shown = progress if writer is None else writer.writing(progress)
+                if compute is None:
+                    compute_here(plan, journal, workers, shown)
+                else:
+                    compute(plan, journal, shown)
+                _retry(plan, journal, workers, shown)
+            chunks.store.clear()
             if writer is None:
                 outcome = Outcome(len(journal), len(journal.errors), _write(plan, journal))
             else:
@@ -239,14 +294,14 @@ def run_job(
                 outcome = Outcome(len(journal), len(problems), 0, plan.skipped, problems)
         finally:
             journal.close()
-            if not len(journal):  # nothing to go on with
-                clear(folder, *BESIDE)
+            if not len(journal) and not chunks.store.names():  # nothing to go on with
+                _clear(plan, folder)
         # The next command does rows without sidecars anyway, where those with sidecars are skipped.
         if not outcome.errors or (options.sidecars is not None and options.sidecars.existing == "skip"):
             write_text(folder / JOB, json.dumps(identity | {"outcome": vars(outcome)}, indent=1))
             (folder / JOB).replace(folder / FINISHED)
             put_names_on_disk(folder)
-            clear(folder, *BESIDE)
+            _clear(plan, folder)
         return outcome
 
 
@@ -276,31 +331,39 @@ def _sidecar_writer(plan: JobPlan, journal: Journal) -> SidecarWriter | None:
     return SidecarWriter(options.sidecars, options.verb, table, journal, folder / WRITTEN)
 
 
-def _compute(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
-    if journal.next < plan.stop:
-        _first_try(plan, journal, supervisor, progress)
+def _clear(plan: JobPlan, folder: Path) -> None:
+    plan.chunks().store.clear()
+    clear(folder, *BESIDE)
+
+
+def compute_here(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
+    """Do the rows that were never tried, and that no other machine has done, in a process of this machine."""
+    chunks = plan.chunks()
+    done = sorted(chunks.done())
+    progress(len(journal), plan.total)
+    while True:
+        chunks.move_into(journal, plan.blocks(journal.next))
+        if journal.next >= plan.stop:
+            return
+        stop = next((start for start in done if start > journal.next), plan.stop)
+        base = replace(plan.work(journal.path, journal.next), stop=stop)
+
+        def write(records: list[Record], base: Work = base) -> Work:
+            journal.add(records)
+            progress(len(journal), plan.total)
+            return replace(base, start=journal.next)
+
+        supervisor.work_until_done(base, write)
+
+
+def _retry(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
     if plan.options.retry_errors and journal.retry is None and journal.errors:
         journal.begin_retry()
-    if journal.retry:
-        _second_try(plan, journal, supervisor, progress)
-
-
-def _first_try(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
-    progress(len(journal), plan.total)
-    base = _work(plan, journal)
-
-    def write(records: list[Record]) -> Work:
-        journal.add(records)
-        progress(len(journal), plan.total)
-        return replace(base, start=journal.next)
-
-    supervisor.work_until_done(base, write)
-
-
-def _second_try(plan: JobPlan, journal: Journal, supervisor: Supervisor, progress: Progress) -> None:
-    rest = journal.retry or []
+    if not journal.retry:
+        return
+    rest = journal.retry
     progress(0, len(rest))
-    base = replace(_work(plan, journal), start=plan.start, again=tuple(rest))
+    base = replace(plan.work(journal.path, plan.start), again=tuple(rest))
 
     def write(records: list[Record]) -> Work:
         journal.add(records)
@@ -309,20 +372,6 @@ def _second_try(plan: JobPlan, journal: Journal, supervisor: Supervisor, progres
         return replace(base, again=left)
 
     supervisor.work_until_done(base, write)
-
-
-def _work(plan: JobPlan, journal: Journal) -> Work:
-    options = plan.options
-    return Work(
-        plan.table,
-        options.verb,
-        dict(options.loading),
-        options.batch_size,
-        journal.path,
-        range(plan.start, plan.stop),
-        journal.next,
-        plan.stop,
-    )
 
 
 def _write(plan: JobPlan, journal: Journal) -> int:

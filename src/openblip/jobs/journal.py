@@ -6,6 +6,7 @@ whole is cut off when the file is opened, and computed again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -183,6 +184,25 @@ def read_records(path: Path) -> Iterator[Record]:
             return
         if "row" in record:
             yield record
+
+
+def parsed_lines(content: bytes) -> Iterator[Record]:
+    """The objects of a part of a journal, up to the first line that is damaged."""
+    for line in content.splitlines(keepends=True):
+        record = _parsed(line)
+        if record is None:
+            return
+        yield record
+
+
+def image_key(digest: str, texts: Sequence[str]) -> bytes:
+    """What decides the result of a row: the SHA-256 of its image's file, in hex, and the texts that are its own."""
+    return hashlib.sha256(json.dumps([digest, *texts]).encode()).digest()
+
+
+def record_key(record: Record) -> bytes | None:
+    """The key of a row that was done; None if its image could not be read, or another block has it."""
+    return image_key(record["hash"], record.get("texts", ())) if "hash" in record else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.parquet import BYTES, PATH, damaged_parquet, holds_bytes, open_parquet
@@ -55,6 +55,7 @@ class ParquetTable(Table):
     """
 
     is_packed: bool
+    seeks: ClassVar[bool] = True
 
     def rows(self, start: int = 0, *, packed: bool = False) -> Iterator[Row]:
         for path in self.files:

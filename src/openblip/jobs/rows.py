@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 IMAGE = "image"
 """The column of images of what is no table: a list, a folder, tars."""
@@ -79,6 +79,8 @@ class Table(ABC):
     files: tuple[Path, ...]
     folder: Path | None
     column: str
+    seeks: ClassVar[bool] = False
+    """Whether later rows can be read without reading those before them."""
 
     @property
     def path(self) -> Path:

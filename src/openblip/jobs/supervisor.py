@@ -36,7 +36,9 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def work_until_done(self, rest: Work, write: Callable[[list[Record]], Work]) -> None:
+    def work_until_done(
+        self, rest: Work, write: Callable[[list[Record]], Work], begin_alone: Callable[[int], None] | None = None
+    ) -> None:
         """Do all rows; a worker that is killed, or whose model refuses a chunk, is replaced.
 
         The first time, the next one does not read ahead, so that it is clear which chunk it is. Then the images of this
@@ -44,6 +46,7 @@ class Supervisor:
 
         Args:
             write: keeps the records of a chunk, and says what is left to do.
+            begin_alone: is told the row of each image before it is done alone.
 
         Raises:
             OpenBlipError: the model cannot be loaded, or refuses all; or workers die without an image being at fault.
@@ -55,6 +58,8 @@ class Supervisor:
                     self._is_ready = True
                 elif message[0] == "alone":
                     alone = message[1]
+                    if begin_alone is not None:
+                        begin_alone(alone)
                 elif message[0] == "chunk":
                     rest, alone = replace(write(message[1]), careful=max(0, rest.careful - 1)), None
                 elif message[0] == "failed":
@@ -109,7 +114,10 @@ class Supervisor:
             pipe.send(rest)
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             while True:
-                yield pipe.recv()
+                message = pipe.recv()
+                yield message
+                if rest.waits_after(message[0]):
+                    pipe.send("go on")
 
     def _exit_code(self) -> int | None:
         """How the worker ended; there is none then."""

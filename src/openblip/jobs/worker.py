@@ -10,7 +10,6 @@ bytes whoever computes a block, and whatever was computed before it.
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,8 +25,8 @@ from typing import Any, TypeAlias
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
 from openblip.images.sources import describe_source, open_encoded
-from openblip.jobs.journal import Record, SeenImages, read_records
-from openblip.jobs.rows import PackedImage, Table
+from openblip.jobs.journal import Record, SeenImages, image_key, read_records, record_key
+from openblip.jobs.rows import PackedImage, Row, Table
 from openblip.jobs.verbs import Engine, Texts, Verb
 
 BLOCK_BATCHES = 64
@@ -76,6 +74,10 @@ class Work:
         """Whether the next row begins a block. The end of the job is none: there is nothing to be kept apart."""
         return self.again is None and row + 1 < self.job.stop and (row + 1 - self.job.start) % self.block == 0
 
+    def waits_after(self, message: str) -> bool:
+        """Whether the worker waits until its parent has kept what a message says: the next image may kill both."""
+        return message == "alone" or (message == "chunk" and self.careful > 0)
+
 
 def block_rows(batch_size: int) -> int:
     return BLOCK_BATCHES * batch_size
@@ -99,7 +101,8 @@ class _ReadRow:
 def work(parent: Connection) -> None:
     """Load a model with the keywords that are sent first, and send ("ready",) as soon as there is a Work for it.
 
-    For this and each further Work, send ("chunk", records) and ("alone", row) until ("end",).
+    For this and each further Work, send ("chunk", records) and ("alone", row) until ("end",). Where
+    `Work.waits_after` says so, wait for an answer.
 
     An error is sent as ("failed", error), and ends the process.
     """
@@ -117,9 +120,12 @@ def work(parent: Connection) -> None:
             plan: Work = parent.recv()
             engine = plan.verb.start(model, plan.batch_size)
             parent.send(("ready",))
+            cursor = Cursor(plan.table)
             while True:
-                for message in _Chunks(plan, engine).messages():
+                for message in _Chunks(plan, engine, cursor).messages():
                     parent.send(message)
+                    if plan.waits_after(message[0]):
+                        parent.recv()
                 parent.send(("end",))
                 plan = parent.recv()
         except (OpenBlipError, OSError, MemoryError, RuntimeError) as error:
@@ -136,16 +142,65 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+class Cursor:
+    """Reads the rows of a table here and there, without beginning anew for rows that lie behind."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._next = 0
+        self._rows: Iterator[Row] | None = None
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[int, Row]]:
+        """The rows from `start` on, each with its number."""
+        if self._rows is None or start < self._next or (self.table.seeks and start != self._next):
+            self._rows, self._next = self.table.rows(start, packed=True), start
+        while self._next < stop and (row := next(self._rows, None)) is not None:
+            self._next += 1
+            if self._next > start:
+                yield self._next - 1, row
+
+
+def read_keys(plan: Work, cursor: Cursor) -> Iterator[bytes | None]:
+    """What decides the result of each row; None where there is no image, or none that can be read."""
+    for read in _read_rows(plan, cursor):
+        yield None if read.content is None else image_key(read.digest.hex(), read.texts)
+
+
+def _read_rows(plan: Work, cursor: Cursor) -> Iterator[_ReadRow]:
+    """Rows with the files of their images, the next ones being read meanwhile."""
+    for batch in read_ahead(_items(plan, cursor), _read, plan.batch_size, anything):
+        for item, found in batch:
+            yield _failed(item, found) if isinstance(found, ImageError) else found
+
+
+def _items(plan: Work, cursor: Cursor) -> Iterator[_Item | _ReadRow]:
+    """Rows with the paths of their images, or with what is wrong with them."""
+    wanted = None if plan.again is None else iter(plan.again)
+    number = None if wanted is None else next(wanted, None)
+    for at, row in cursor.rows(plan.start if number is None else number, plan.stop):
+        if wanted is not None:
+            if number is None:
+                return
+            if at != number:
+                continue
+            number = next(wanted, None)
+        if at in plan.copies:
+            yield _ReadRow(at, ())
+            continue
+        try:
+            image = plan.table.image_of(row)
+            yield at, image, plan.verb.texts(row.values, plan.table.name_of(row))
+        except OpenBlipError as error:
+            yield _ReadRow(at, (), error=str(error))
+
+
 class _Chunks:
-    def __init__(self, plan: Work, engine: Engine) -> None:
+    def __init__(self, plan: Work, engine: Engine, cursor: Cursor) -> None:
         self.plan = plan
         self.engine = engine
         self.seen = SeenImages(_known(plan))
         # One iterator for all chunks: what was read ahead belongs to the next one.
-        self.rows = chain.from_iterable(
-            (_failed(item, found) if isinstance(found, ImageError) else found for item, found in batch)
-            for batch in read_ahead(self._items(), _read, plan.batch_size, anything)
-        )
+        self.rows = _read_rows(plan, cursor)
         self.at_end = False
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
@@ -156,28 +211,6 @@ class _Chunks:
         while not self.at_end:
             yield from self._segment(one_batch=careful > 0)
             careful -= 1
-
-    def _items(self) -> Iterator[_Item | _ReadRow]:
-        """Rows with the paths of their images, or with what is wrong with them."""
-        plan = self.plan
-        wanted = None if plan.again is None else iter(plan.again)
-        number = None if wanted is None else next(wanted, None)
-        first = plan.start if number is None else number
-        for at, row in enumerate(plan.table.rows(first, packed=True), start=first):
-            if at >= plan.stop or (wanted is not None and number is None):
-                return
-            if wanted is not None and at != number:
-                continue
-            if wanted is not None:
-                number = next(wanted, None)
-            if at in plan.copies:
-                yield _ReadRow(at, ())
-                continue
-            try:
-                image = plan.table.image_of(row)
-                yield at, image, plan.verb.texts(row.values, plan.table.name_of(row))
-            except OpenBlipError as error:
-                yield _ReadRow(at, (), error=str(error))
 
     def _segment(self, one_batch: bool) -> Iterator[tuple[Any, ...]]:
         """Chunks of one run of the engine, each up to the last new image of a batch.
@@ -263,7 +296,7 @@ class _Chunks:
             return record | {"same": self.plan.copies[read.row]}, None
         if read.content is None:
             return record | {"error": read.error}, None
-        earlier = self.seen.find_or_add(_key(read.digest.hex(), read.texts), read.row)
+        earlier = self.seen.find_or_add(image_key(read.digest.hex(), read.texts), read.row)
         record["hash"] = read.digest.hex()
         if read.texts:
             record["texts"] = list(read.texts)
@@ -277,12 +310,9 @@ class _Chunks:
 def _known(plan: Work) -> Iterator[tuple[bytes, int]]:
     """Images that were computed already. Those with errors are computed again in a second try."""
     for record in read_records(plan.journal):
-        if "hash" in record and "same" not in record and not (plan.again is not None and "error" in record):
-            yield _key(record["hash"], tuple(record.get("texts", ()))), record["row"]
-
-
-def _key(digest: str, texts: Texts) -> bytes:
-    return hashlib.sha256(json.dumps([digest, *texts]).encode()).digest()
+        key = record_key(record)
+        if key is not None and "same" not in record and not (plan.again is not None and "error" in record):
+            yield key, record["row"]
 
 
 def _read(item: _Item | _ReadRow) -> _ReadRow:
