@@ -227,8 +227,6 @@ def _decode(stream: BinaryIO, name: str, limit: int, take: Callable[[int], None]
             "make it smaller, or if you trust it raise max_pixels (OPENBLIP_MAX_PIXELS)",
         )
     take(needed)
-    if image.format == "TIFF" and _SILENT.is_set():
-        _silence_libtiff()
     return _finish(image, name, own=True)
 
 
@@ -249,7 +247,10 @@ def identified(stream: BinaryIO) -> Image.Image | None:
             continue
         stream.seek(0)
         try:
-            return cast("Image.Image", factory(stream, ""))
+            image = cast("Image.Image", factory(stream, ""))
+            if image.format == "TIFF" and _SILENT.is_set():
+                _silence_libtiff()
+            return image
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # of another format that begins alike
     return None
