@@ -100,6 +100,8 @@ def check_openblip(words: list[str]) -> None:
         known = {option for parameter in group.commands[name].params for option in parameter.opts}
         assert all(word in known for word in arguments if word.startswith("-")), f"{name} has not all of {arguments}"
         return
+    if given.get("data") is not None or (name == "evaluate" and given["recipe"] is None):
+        return  # a recipe is made of the data
     if name in ("train", "evaluate") and Path(given["recipe"]).name not in PLACEHOLDERS:
         load = load_recipe if name == "train" else load_evaluation
         load(REPOSITORY / given["recipe"], given["overrides"] or [])

@@ -46,8 +46,8 @@ SUMMARIES = {
     "datasets": "List the public data sets that OpenBLIP knows, show one of them, or download its annotations.",
     "train": "Train a model from a recipe, and print the folder of the model.",
     "finetune": "Fine-tune a model on images with captions, or with questions and answers, and print the new folder.",
-    "evaluate": "Evaluate a model with a recipe: print the scores, and write metrics.json, predictions.jsonl and "
-    "report.html.",
+    "evaluate": "Evaluate a model with a recipe or on your own data: print the scores, and write metrics.json, "
+    "predictions.jsonl and report.html.",
 }
 """Commands in the order of `--help`, with the first paragraph of their help, as a test makes sure.
 

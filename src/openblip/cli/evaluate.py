@@ -21,7 +21,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip evaluate recipes/evaluate/mini_captions.yaml data_root=/data
   openblip evaluate recipes/evaluate/mini_captions.yaml limit=100 text.num_beams=1 output=runs/greedy
   openblip evaluate recipes/evaluate/coco_captions_opt2.7b.yaml --dry-run
-  openblip evaluate --data pairs.csv --images photos --output runs/mine text.num_beams=3
+  openblip evaluate --data pairs.csv --images photos text.num_beams=3
   openblip evaluate --model mini --data dataset_flickr8k.json --images photos --split train limit=100
 
 A recipe can build on another one in the same folder: with base: other.yaml, it gives only the keys that differ.
