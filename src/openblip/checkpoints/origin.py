@@ -6,8 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from openblip.checkpoints.hub.download import REPOSITORY_NAME, find_files
-from openblip.checkpoints.lora.files import read_adapter
-from openblip.checkpoints.lora.fit import base_of
 from openblip.checkpoints.lora.notes import is_adapter
 from openblip.checkpoints.registry import find_model, folder_of
 
@@ -69,5 +67,9 @@ def _files_in(folder: Path, ends: Collection[str]) -> list[Path] | None:
     own = sorted(path for path in folder.iterdir() if path.suffix in ends and path.is_file())
     if not is_adapter(folder):
         return own
+    # These load torch, which a command that asks for the files of a model may have no other use for.
+    from openblip.checkpoints.lora.files import read_adapter
+    from openblip.checkpoints.lora.fit import base_of
+
     below = _files(str(base_of(read_adapter(folder))), ends)
     return None if below is None else own + below
