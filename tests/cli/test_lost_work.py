@@ -88,7 +88,7 @@ def running(gate: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.communicate(timeout=600)
 
 
 def killed_while_writing(arguments: Sequence[str | Path], after: int, share: float) -> bool:
@@ -178,7 +178,7 @@ def test_a_command_that_is_stopped_goes_on(
     with running(gate, *command, "--output", output) as process:
         wait_for(process, lambda: done(output) > 8)
         process.send_signal(number)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 128 + number, err
     kept = done(output)
     place = folder_of(output)
@@ -291,7 +291,7 @@ def test_a_second_command_keeps_out(
         whose = f"(process {process.pid})"
         assert f"another command is writing to {output} {whose}: wait for it, or give another --output" in ran.err
         gate.unlink()
-        process.communicate()
+        process.communicate(timeout=600)
         assert process.returncode == 1
     assert output.read_bytes() == straight.read_bytes()
 
@@ -306,7 +306,7 @@ def test_two_commands_into_one_folder(run: Run, tiny_model_folder: Path, tmp_pat
             assert (ran.code, ran.err.count("\n")) == (2, 1)
             assert f"another process is writing to {target}: wait for it, or give another folder" in ran.err
         gate.unlink()
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
     assert {"config.json", "model.safetensors"} < {path.name for path in target.iterdir()}
     assert not [path.name for path in target.iterdir() if path.name.startswith(".")]
@@ -324,7 +324,7 @@ def test_a_model_that_is_stopped_leaves_nothing(
         wait_for(process, (target / ".unfinished").exists)
         (target / "mine.txt").write_text("put there meanwhile")
         process.send_signal(number)
-        process.communicate()
+        process.communicate(timeout=600)
         assert process.returncode == 128 + number
     assert [path.name for path in target.iterdir()] == ["mine.txt"]
     (target / "mine.txt").unlink()
@@ -368,7 +368,7 @@ for step in range(1000):
 def test_a_model_that_is_killed_anywhere_blocks_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
     """At each file that is opened, moved or removed in the folder: the next command there has its way."""
     program = [sys.executable, "-c", KILLED, str(tiny_model_folder), str(tmp_path)]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    ran = subprocess.run(program, capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stderr
     steps = [json.loads(line) for line in ran.stdout.splitlines()]
     last = tmp_path / str(len(steps) - 1)

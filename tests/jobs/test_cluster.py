@@ -118,7 +118,9 @@ def ray_cluster() -> Iterator[str]:
         )
     try:
         address = None
+        deadline = time.monotonic() + 600
         while address is None:
+            assert time.monotonic() < deadline, "Ray does not start"
             text = log.read_text(encoding="utf-8", errors="replace")
             assert head.poll() is None, text
             address = re.search(r"address='([^']+)'", text)

@@ -33,7 +33,7 @@ def command(source: Path, output: Path, **options: Any) -> list[str]:
 
 
 def run(source: Path, output: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(source, output, **options), capture_output=True, text=True, check=False)
+    return subprocess.run(command(source, output, **options), capture_output=True, text=True, check=False, timeout=600)
 
 
 def make_table(folder: Path, count: int, special: dict[int, Any] | None = None) -> Path:
@@ -84,7 +84,7 @@ def test_killed_ten_times_the_output_has_the_same_bytes(tmp_path: Path) -> None:
         time.sleep(random_source.uniform(0, 0.03))
         kills += process.poll() is None
         process.kill()
-        process.communicate()
+        process.communicate(timeout=600)
     assert kills >= 5 and not killed.exists()
     assert 0 < rows_file(killed).stat().st_size < full
     assert run(table, killed).returncode == 1
@@ -99,7 +99,7 @@ def test_a_signal_stops_it_with_a_sentence_and_it_goes_on(tmp_path: Path, stop: 
     )
     wait_for(tmp_path / "out.csv", 1, process)
     process.send_signal(stop)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=600)
     assert (process.returncode, said) == (
         code,
         "stopped: what was done is kept, and the same command goes on from there\n",
@@ -139,7 +139,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
-    done = subprocess.run(command(table, output), capture_output=True, text=True, check=False, preexec_fn=small)
+    done = subprocess.run(command(table, output), capture_output=True, text=True, check=False, timeout=600, preexec_fn=small)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {rows_file(output)} cannot be written (File too large): make room, and give the command again\n"
@@ -266,7 +266,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root may mount a small disk")
     mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
+    if subprocess.run(mount, capture_output=True, check=False, timeout=600).returncode:
         pytest.skip("no disk can be mounted here")
     yield place
     subprocess.run(["umount", str(place)], check=True)

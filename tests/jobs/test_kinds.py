@@ -67,7 +67,7 @@ def test_killed_and_in_parts_it_is_the_same(pack: Callable[[Path], str], tmp_pat
     process = subprocess.Popen(command(source, killed, pause=0.3), stderr=subprocess.PIPE)
     wait_for(killed, 200, process)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=600)
     assert not killed.exists()
     assert run(source, killed).returncode == 1
     assert killed.read_bytes() == whole.read_bytes()

@@ -66,7 +66,7 @@ def test_killed_again_and_again_the_sidecars_have_the_same_bytes(
         time.sleep(chance.uniform(0, 0.05))
         kills += process.poll() is None
         process.kill()
-        process.communicate()
+        process.communicate(timeout=600)
         for name, content in texts_of(killed, kind).items():  # each is what it was or what it will be
             assert content in (before.get(name), expected[name])
     assert kills >= times // 2
@@ -135,7 +135,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
     line = command(photos, photos / "work", sidecar=["xmp", "prepend"])
-    done = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=small)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600, preexec_fn=small)
     place = photos / "b" / "20.png.xmp"
     said = f"error: {place} cannot be written (File too large): make room, and give the command again\n"
     assert (done.returncode, done.stderr) == (2, said)
