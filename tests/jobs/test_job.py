@@ -139,7 +139,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
-    done = subprocess.run(command(table, output), capture_output=True, text=True, check=False, timeout=600, preexec_fn=small)
+    done = subprocess.run(
+        command(table, output), capture_output=True, text=True, check=False, timeout=600, preexec_fn=small
+    )
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {rows_file(output)} cannot be written (File too large): make room, and give the command again\n"
