@@ -99,6 +99,7 @@ def test_scores_and_labels(
         (["ask", "PHOTOS", "-o", "OUT.csv"], "give questions with --question, or a column of questions"),
         (["ask", "PHOTOS", "-o", "OUT.csv", "--question-column", "q"], "there is no column q"),
         (["classify", "PHOTOS", "-o", "OUT.csv"], "there are no labels: give some with --label"),
+        (["classify", "PHOTOS", "-o", "OUT.csv", "--label", "cat", "--label", "cat"], "the label 'cat' is there twice"),
         (["caption", "no.csv", "-o", "OUT.csv"], "there is no file no.csv: check the path"),
         (["caption", "PHOTOS", "-o", "no/OUT.csv"], "give --output the name of a file in an existing folder"),
     ],

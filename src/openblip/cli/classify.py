@@ -64,12 +64,7 @@ def classify(
     """
     import openblip
 
-    candidates = [*(label or []), *read_labels(labels)]
-    if not candidates:
-        raise OptionError("there are no labels: give some with --label, or a file of them with --labels")
-    twice = [name for name, count in Counter(candidates).items() if count > 1]
-    if twice:
-        raise OptionError(f"the label {twice[0]!r} is there twice, and would share its probability: give it once")
+    candidates = all_labels(label, labels)
     images = find_inputs(inputs, recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[ClassifiedImage]:
@@ -93,10 +88,19 @@ def classify(
                 report.line(f"{found.source}: {shown}")
 
 
-def read_labels(path: Path | None) -> list[str]:
-    """The labels of a file, one a line. Raises OptionError if it cannot be read."""
-    if path is None:
-        return []
+def all_labels(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Labels to choose among. Raises OptionError if there are none, one is there twice, or the file cannot be read."""
+    found = [*(given or ()), *([] if file is None else _read_labels(file))]
+    if not found:
+        raise OptionError("there are no labels: give some with --label, or a file of them with --labels")
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        raise OptionError(f"the label {twice[0]!r} is there twice, and would share its probability: give it once")
+    return found
+
+
+def _read_labels(path: Path) -> list[str]:
+    """The labels of a file, one a line."""
     try:
         text = read_text(path)
     except OSError as error:

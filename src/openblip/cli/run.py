@@ -14,7 +14,7 @@ import typer
 from openblip.checkpoints import DEFAULT_MODEL
 from openblip.cli import arguments as args
 from openblip.cli import sidecars as beside
-from openblip.cli.classify import Label, LabelFile, Templates, read_labels
+from openblip.cli.classify import Label, LabelFile, Templates, all_labels
 from openblip.cli.interrupts import stoppable
 from openblip.cli.progress import show_progress
 from openblip.cli.report import SOME_FAILED, print_line, say
@@ -351,7 +351,7 @@ def classify(
     """Choose among labels: columns `label` and `probability`, which is the label's share among those that you give."""
     from openblip.jobs.verbs import Classify
 
-    chosen = (*(label or ()), *read_labels(labels))
+    chosen = tuple(all_labels(label, labels))
     _run(context, Classify(chosen, tuple(template or ()), column or "label"), {"the labels": chosen})
 
 
