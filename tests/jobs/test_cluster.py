@@ -30,6 +30,7 @@ SPECIAL |= dict.fromkeys(range(24, 36), (3, 0, 7)) | {50: (30, 0, 7)}
 KILLS_PARENT = (1, 2, 5)
 
 
+@pytest.mark.slow
 def test_blocks_in_any_order_by_several_hands_give_the_same_bytes(tmp_path: Path) -> None:
     table = make_table(tmp_path, 60, SPECIAL | {45: DEADLY})
     whole, output = tmp_path / "whole.csv", tmp_path / "out.csv"
@@ -52,6 +53,7 @@ def test_blocks_in_any_order_by_several_hands_give_the_same_bytes(tmp_path: Path
     assert (tmp_path / "again.csv").read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_block_that_kills_its_worker_is_done_with_care(tmp_path: Path) -> None:
     table = make_table(tmp_path, 30, {16: KILLS_PARENT})
     output = tmp_path / "out.csv"
@@ -214,6 +216,7 @@ def test_a_row_that_kills_workers_of_a_cluster_is_an_error(ray_cluster: str, tmp
     assert [line[:3] for line in lines if "was killed" in line] == ["003", "016"]
 
 
+@pytest.mark.slow
 def test_no_cluster_at_an_address(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     table = make_table(tmp_path, 3)
