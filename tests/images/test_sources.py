@@ -318,4 +318,4 @@ def test_inputs_that_give_nothing(folder: Path, entry: str, message: str) -> Non
 @given(st.lists(st.integers(0, 10**30), min_size=1, max_size=6, unique=True))
 def test_numbers_in_names_sort_as_numbers(numbers: list[int]) -> None:
     names = [f"a{number}b.png" for number in numbers]
-    assert sorted(names, key=image_sources._natural_order) == [f"a{number}b.png" for number in sorted(numbers)]
+    assert sorted(names, key=image_sources.natural_order) == [f"a{number}b.png" for number in sorted(numbers)]

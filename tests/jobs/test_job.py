@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def rows_file(output: Path) -> Path:
 def wait_for(output: Path, size: int, process: subprocess.Popen[Any]) -> None:
     """Until the journal has this size, or the process is at its end."""
     while process.poll() is None:
-        if rows_file(output).exists() and rows_file(output).stat().st_size >= size:
-            return
+        with suppress(FileNotFoundError):  # not begun, or done meanwhile
+            if rows_file(output).stat().st_size >= size:
+                return
         time.sleep(0.002)
 
 

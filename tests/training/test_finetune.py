@@ -227,7 +227,7 @@ def test_a_blip_learns_what_it_does(table: Path, tmp_path: Path) -> None:
 def test_a_blip_says_what_it_has_learnt(task: str, lora: bool, table: Path, tmp_path: Path) -> None:
     save_native(small_parts(task, tmp_path), tmp_path / task)
     own = table if task == "caption" else questions(table)
-    epochs, rate = (6, 1e-2) if lora else (16, 2e-3)
+    epochs, rate = (6, 1e-2) if lora else (28, 2e-3)
     wishes = FinetuneOptions(
         str(tmp_path / task), OwnData(own), tmp_path / "new", epochs=epochs, batch_size=6, rate=rate, lora=lora
     )
