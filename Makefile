@@ -10,7 +10,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test test-cpus lint docs parity mini train-smoke bench bench-full bench-mini clean
+.PHONY: help caption test test-cpus test-slow lint docs parity mini train-smoke bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ lint: $(VENV)/.dev ## style and types
 
 test: lint ## style, types and tests
 	$(PYTEST)
+
+test-slow: $(VENV)/.dev ## the tests that take minutes each
+	$(PYTEST) -m 'slow and not real and not gpu and not official'
 
 # Into an empty folder: Sphinx does not repeat the warnings of pages that it has kept from a build before.
 docs: $(VENV)/.docs ## build the documentation site, build/docs/index.html; fails on a broken link or an undocumented name

@@ -77,7 +77,9 @@ def test_uncropped_images_train_as_their_features_do(recipe: Path, tmp_path: Pat
     assert 0 < max(gaps) < 1e-3
 
 
-@pytest.mark.parametrize("extra", ["ema=0.9", "accumulate=2", "precision=bf16", "precision=fp16"])
+@pytest.mark.parametrize(
+    "extra", ["ema=0.9", "accumulate=2", "precision=bf16", pytest.param("precision=fp16", marks=pytest.mark.slow)]
+)
 def test_a_run_that_reads_images_resumes_to_the_same_weights(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str
 ) -> None:

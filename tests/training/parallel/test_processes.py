@@ -271,12 +271,12 @@ def write_recipe(folder: Path, data: Path, model: Path, stage: str) -> Path:
 @pytest.mark.parametrize(
     ("stage", "extras"),
     [
-        ("stage1", ["cache=null"]),
+        pytest.param("stage1", ["cache=null"], marks=pytest.mark.slow),
         ("stage2", ["train_decoder=true", "accumulate=2"]),
-        ("stage1", ["parallel=fsdp", "ema=0.5"]),
+        pytest.param("stage1", ["parallel=fsdp", "ema=0.5"], marks=pytest.mark.slow),
         ("stage2", ["keep_matching=0.5", "self_critical=3", "train_decoder=true"]),
-        ("stage2", ["keep_matching=0.5", "parallel=fsdp"]),
-        ("stage1", ["train_vision=true", "vision_blocks=2"]),
+        pytest.param("stage2", ["keep_matching=0.5", "parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("stage1", ["train_vision=true", "vision_blocks=2"], marks=pytest.mark.slow),
         ("stage2", ["train_vision=true", "vision_blocks=2", "parallel=fsdp"]),
     ],
     ids=["images", "accumulate", "fsdp", "rewards", "fsdp-matching", "blocks", "fsdp-blocks"],
