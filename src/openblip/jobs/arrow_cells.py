@@ -126,7 +126,7 @@ def _written(column: Any) -> list[str | None]:
 
     try:
         return list(column.cast(pa.string()).to_pylist())
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+    except pa.ArrowException:
         return [None if value is None else str(value) for value in column.to_pylist()]
 
 
