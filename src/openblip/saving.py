@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -121,3 +121,36 @@ def locked(lock_file: Path, refusal: str) -> Iterator[None]:
             with suppress(OSError):
                 lock_file.unlink()
             lock.release()
+
+
+LOCK, PID = "lock", "pid"
+"""What `held` puts into a folder."""
+
+
+@contextmanager
+def held(folder: Path, refusal: Callable[[str], str]) -> Iterator[None]:
+    """Makes a folder and keeps other processes out of it; at the end it goes, unless something else is in it.
+
+    Args:
+        refusal: makes the sentence for another process of what names the one that has it: " (process 12)" or nothing.
+
+    Raises:
+        OpenBlipError: another process has it.
+        OSError: it cannot be made.
+    """
+    with naming(folder):
+        folder.mkdir(exist_ok=True)
+    pid = ""
+    with suppress(OSError):
+        pid = (folder / PID).read_text(encoding="utf-8").strip()
+    try:
+        with locked(folder / LOCK, refusal(f" (process {pid})" if pid else "")):
+            write_text(folder / PID, str(os.getpid()))
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    (folder / PID).unlink()
+    finally:
+        with suppress(OSError):
+            folder.rmdir()

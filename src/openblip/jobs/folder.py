@@ -7,17 +7,16 @@ command's at a time, and a command whose settings differ from those of `job.json
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from openblip.errors import OpenBlipError
-from openblip.saving import locked, naming, put_names_on_disk, write_text
+from openblip.saving import held, put_names_on_disk, write_text
 
 FOLDER = ".openblip"
-JOB, FINISHED, ROWS, LOCK, PID = "job.json", "finished.json", "rows.jsonl", "lock", "pid"
+JOB, FINISHED, ROWS = "job.json", "finished.json", "rows.jsonl"
 FORMAT = 1
 FILES = "the files of "
 """Begins the settings that are states of files; None where they were not on this machine yet."""
@@ -28,32 +27,11 @@ def folder_of(output: Path) -> Path:
     return output.with_name(output.name + FOLDER)
 
 
-@contextmanager
-def held(folder: Path, output: Path) -> Iterator[None]:
-    """The folder is there, and no other process has it; at the end it goes, unless something is kept in it.
-
-    Raises:
-        OpenBlipError: another process has it, which is named.
-        OSError: it cannot be made.
-    """
-    with naming(folder):
-        folder.mkdir(exist_ok=True)
-    pid = ""
-    with suppress(OSError):
-        pid = (folder / PID).read_text(encoding="utf-8").strip()
-    whose = f" (process {pid})" if pid else ""
-    refusal = f"another command is writing to {output}{whose}: wait for it, or give another --output"
-    try:
-        with locked(folder / LOCK, refusal):
-            write_text(folder / PID, str(os.getpid()))
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    (folder / PID).unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
+def held_for(folder: Path, output: Path) -> AbstractContextManager[None]:
+    """See `openblip.saving.held`: the folder of an output is one command's."""
+    return held(
+        folder, lambda whose: f"another command is writing to {output}{whose}: wait for it, or give another --output"
+    )
 
 
 def identity_of(settings: Mapping[str, Any], rows: int) -> dict[str, Any]:

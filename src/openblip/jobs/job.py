@@ -29,7 +29,7 @@ from openblip.jobs.folder import (
     check_same,
     clear,
     folder_of,
-    held,
+    held_for,
     identity_of,
     read_identity,
 )
@@ -262,7 +262,7 @@ def run_job(
     folder = folder_of(options.output)
     if not plan.total and not folder.exists():
         return Outcome(0, 0, 0, plan.skipped)
-    with held(folder, options.output):
+    with held_for(folder, options.output):
         identity = _identity(options, plan.scan)
         if (folder / FINISHED).exists():  # killed while it cleared up
             check_same(folder / FINISHED, options.output, identity)

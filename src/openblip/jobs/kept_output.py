@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openblip.jobs.folder import FINISHED, JOB, ROWS, begin, check_same, clear, folder_of, held, identity_of
+from openblip.jobs.folder import FINISHED, JOB, ROWS, begin, check_same, clear, folder_of, held_for, identity_of
 from openblip.jobs.journal import Journal, Record, count_done
 from openblip.saving import replacing
 
@@ -75,7 +75,7 @@ def kept_output(path: Path, command: Command, say: Callable[[str], None]) -> Ite
     """
     folder = folder_of(path)
     identity = identity_of(command.settings, command.total)
-    with held(folder, path):
+    with held_for(folder, path):
         if not (folder / JOB).exists() or (folder / FINISHED).exists():  # of a command that was clearing up
             clear(folder)
         journal = Journal(folder / ROWS)

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openblip.errors import OpenBlipError, OptionError, printable
-from openblip.saving import locked, naming, put_names_on_disk, put_on_disk, write_text
+from openblip.saving import LOCK, PID, held, naming, put_names_on_disk, put_on_disk, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-NOTE, TABLE, LOCK, PID = "openblip.json", "images", "lock", "pid"
+NOTE, TABLE = "openblip.json", "images"
 FORMAT = 1
 FIELDS = ["id", "path", "size", "mtime_ns", "sha256"]
 VECTORS = "vectors"
@@ -127,24 +127,12 @@ class Store:
         Raises:
             OpenBlipError: another process writes; the sentence names it.
         """
-        with naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        pid = ""
-        with suppress(OSError):
-            pid = (self.folder / PID).read_text(encoding="utf-8").strip()
-        whose = f" (process {pid})" if pid else ""
-        refusal = f"another command is changing the index {self.folder}{whose}: wait for it"
-        try:
-            with locked(self.folder / LOCK, refusal):
-                write_text(self.folder / PID, str(os.getpid()))
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):
-                        (self.folder / PID).unlink()
-        finally:
-            with suppress(OSError):
-                self.folder.rmdir()  # unless there is an index in it
+        with naming(self.folder.parent):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with held(
+            self.folder, lambda whose: f"another command is changing the index {self.folder}{whose}: wait for it"
+        ):
+            yield
 
     def create(self, note: Note) -> None:
         """An empty table for the vectors of a model."""
