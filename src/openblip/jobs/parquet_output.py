@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from openblip.jobs.parquet_table import ParquetRow, ParquetTable, schema_of
+from openblip.jobs.parquet_table import ParquetRow, ParquetTable, schema_in
 from openblip.jobs.rows import ColumnType, Row, Table
 from openblip.saving import naming
 
@@ -38,7 +38,7 @@ def write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = schema_of(table.path) if isinstance(table, ParquetTable) else _schema(columns)
+    schema = schema_in(table.path) if isinstance(table, ParquetTable) else _schema(columns)
     for name, kind in new.items():
         schema = schema.append(pa.field(name, _type(kind)))
     # A file of Python's own, for its errors say what is wrong with the disk.

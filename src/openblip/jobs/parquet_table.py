@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from openblip.data.sources.cells import shown_columns
-from openblip.data.sources.parquet import BYTES, PATH, damaged_parquet, holds_bytes, open_parquet
+from openblip.data.sources.parquet import BYTES, PATH, damaged_parquet, holds_bytes, open_parquet, schema_of
 from openblip.data.sources.records import known_columns
 from openblip.errors import OpenBlipError, OptionError
 from openblip.jobs.arrow_cells import BatchCells, RowTexts
@@ -72,7 +71,7 @@ class ParquetTable(Table):
                 start = max(0, start - file.metadata.num_rows)
 
     def scan(self) -> Scan:
-        schema = schema_of(self.path)
+        schema = schema_in(self.path)
         rows = 0
         for path in self.files:
             with open_parquet(path) as file:
@@ -143,7 +142,7 @@ def find_parquet(files: Sequence[Path], column: str | None, data_root: Path | No
         OpenBlipError: a file cannot be read, there is no column of images, or this one is none.
     """
     files = tuple(path.absolute() for path in files)
-    schema = schema_of(files[0])
+    schema = schema_in(files[0])
     if column is not None and column not in schema.names:
         raise OptionError(f"{files[0]} has no column {column}: it has {shown_columns(schema.names)}")
     objects = [field.name for field in schema if BYTES in fields_of(field.type)]
@@ -162,17 +161,10 @@ def find_parquet(files: Sequence[Path], column: str | None, data_root: Path | No
     return ParquetTable(files, data_root or files[0].parent, found, is_packed)
 
 
-def schema_of(path: Path) -> Any:
+def schema_in(path: Path) -> Any:
     """The `pyarrow.Schema` of a table. Raises OpenBlipError if it cannot be read, or two columns have one name."""
     with open_parquet(path) as file:
-        try:
-            schema = file.schema_arrow
-        except Exception as error:  # pyarrow raises many kinds of errors
-            raise damaged_parquet(path, error) from error
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
-        raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
-    return schema
+        return schema_of(file, path)
 
 
 def fields_of(kind: Any) -> list[str]:

@@ -64,6 +64,18 @@ def _column(path: Path, row_group: int, column: str) -> Any:
     return open_parquet(path).read_row_group(row_group, columns=[column]).column(column)
 
 
+def schema_of(file: Any, path: Path) -> Any:
+    """The `pyarrow.Schema` of an open table. Raises OpenBlipError if it is damaged, or two columns have one name."""
+    try:
+        schema = file.schema_arrow
+    except Exception as error:  # pyarrow raises many kinds of errors
+        raise damaged_parquet(path, error) from error
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
+    return schema
+
+
 def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]]) -> Iterator[dict[str, Any]]:
     """The rows of a table. Columns that are not chosen are None: they may be large, and of any type.
 
@@ -75,13 +87,7 @@ def read_parquet(path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]
         OpenBlipError: pyarrow is not installed, or the file is missing, is no Parquet table or cannot be read.
     """
     table = open_parquet(path)
-    try:
-        schema = table.schema_arrow
-    except Exception as error:  # pyarrow raises many kinds of errors
-        raise damaged_parquet(path, error) from error
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
-        raise OpenBlipError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
+    schema = schema_of(table, path)
     chosen = choose(schema.names)
     packed = [name for field, name in chosen.items() if field in IMAGES and holds_bytes(schema.field(name).type)]
     plain = [name for name in chosen.values() if name not in packed]
