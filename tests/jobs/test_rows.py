@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from openblip.errors import OpenBlipError
@@ -68,6 +68,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 @settings(max_examples=150, deadline=None)
+@example(rows=[["", "", "\r0"], ["", "", "\r"]], quoting=csv.QUOTE_MINIMAL, end="\n", mark="")
 @given(
     rows=st.lists(st.lists(CELLS, min_size=3, max_size=3).filter(lambda cells: any(cells)), min_size=1, max_size=5),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
@@ -81,8 +82,9 @@ def test_any_csv_keeps_every_byte(rows: list[list[str]], quoting: Any, end: str,
         raws = []
         for cells in [["image", "note", "id"], *rows]:
             line = io.StringIO()
-            csv.writer(line, quoting=quoting, lineterminator=end).writerow(cells)
-            raws.append(line.getvalue())
+            # With "\n" alone, older releases of Python leave a cell with "\r" unquoted: one more row to any reader.
+            csv.writer(line, quoting=quoting, lineterminator="\r\n").writerow(cells)
+            raws.append(line.getvalue().removesuffix("\r\n") + end)
         path.write_bytes((mark + "".join(raws)).encode())
         table = open_table(path)
         assert table.scan().rows == len(rows)

@@ -34,13 +34,17 @@ from openblip.training.loop.trainer import Trainer
 step = Trainer._step
 def waiting(self, *arguments):
     while self.state.position.total == 2 and os.environ.get("RANK") != "0" and not self.stop._noted:
+        open(os.environ["WAITS"], "w").close()
         time.sleep(0.01)
     return step(self, *arguments)
 
 Trainer._step = waiting
 main(sys.argv[1:])
 """
-"""The signal comes in the third step, however long it takes to get there; the first of two processes gets none."""
+"""The signal comes in the third step, however long it takes to get there; the first of two processes gets none.
+
+The process that waits says so in a file: the curves tell of two steps while another process is still in the second.
+"""
 
 
 @pytest.fixture
@@ -57,8 +61,8 @@ def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
     return path
 
 
-def wait_for_two_steps(process: subprocess.Popen[str], curves: Path) -> None:
-    while process.poll() is None and (not curves.exists() or curves.read_text().count("\n") < 3):
+def wait_for(process: subprocess.Popen[str], file: Path) -> None:
+    while process.poll() is None and not file.exists():
         time.sleep(0.01)
 
 
@@ -72,9 +76,14 @@ def first_epoch(path: Path, *overrides: str) -> Path:
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", WAITING, "train", str(recipe)]
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+        command,
+        env={**os.environ, "WAITS": str(tmp_path / "waits")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
     ) as process:
-        wait_for_two_steps(process, tmp_path / "run/curves.csv")
+        wait_for(process, tmp_path / "waits")
         process.send_signal(number)
         _, told = process.communicate(timeout=600)
     assert process.returncode == 128 + number, told
@@ -91,7 +100,13 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is(recipe: Path, tmp_path: P
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_processes_stop_together_though_one_alone_is_asked_to(recipe: Path, tmp_path: Path) -> None:
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    shared = {
+        **os.environ,
+        "WAITS": str(tmp_path / "waits"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
     running = [
         subprocess.Popen(
             [sys.executable, "-c", WAITING, "train", str(recipe), "batch_size=4"],
@@ -103,7 +118,7 @@ def test_processes_stop_together_though_one_alone_is_asked_to(recipe: Path, tmp_
         )
         for rank in range(2)
     ]
-    wait_for_two_steps(running[1], tmp_path / "run/curves.csv")
+    wait_for(running[1], tmp_path / "waits")
     running[1].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=600)[1] for process in running]
     assert [process.returncode for process in running] == [128 + signal.SIGTERM] * 2, told
