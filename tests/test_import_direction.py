@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "saving": {"errors"},
-    "web": set(),
+    "web": {"errors"},
     "nn": set(),
     "results": {"errors"},
     "images": {"errors", "files", "web"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -20,6 +22,7 @@ from openblip.fetch import fetch
 from openblip.images.decode import load_image
 from openblip.images.sources import download
 from openblip.web import addresses
+from openblip.web.policy import url_policy
 
 _file = BytesIO()
 Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(_file, "PNG")
@@ -37,13 +40,13 @@ class Server:
         sent: bytes of all answers.
     """
 
-    def __init__(self, *answers: tuple[bytes, bytes]) -> None:
+    def __init__(self, *answers: tuple[bytes, bytes], address: str = "127.0.0.1", port: int = 0) -> None:
         self.sent = 0
         self.requests: list[bytes] = []
         self._answers = answers
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = socket.create_server((address, port))
         self.port = self._listening.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{address}:{self.port}"
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -70,14 +73,19 @@ class Server:
 
 
 @contextmanager
-def serving(*answers: tuple[bytes, bytes]) -> Iterator[Server]:
+def serving(*answers: tuple[bytes, bytes], address: str = "127.0.0.1", port: int = 0) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("no_proxy", "*")
-        server = Server(*answers)
+        server = Server(*answers, address=address, port=port)
         try:
             yield server
         finally:
             server.close()
+
+
+def get(address: str, *, clock: Callable[[], float] = time.monotonic, **changed: Any) -> bytes:
+    """A file from the web, by the environment's rules but for what is changed."""
+    return download(address, replace(url_policy(), **changed), clock=clock)
 
 
 def ticking(seconds: float) -> Callable[[], float]:
@@ -108,7 +116,7 @@ TOO_MUCH = (
 @pytest.mark.parametrize("part", ENDLESS)
 def test_no_part_of_an_answer_outlasts_the_deadline(part: str) -> None:
     with serving(ENDLESS[part]) as server, pytest.raises(ImageError, match=f"took longer than 120 s|{TOO_MUCH}"):
-        download(server.url, clock=ticking(25.0))
+        get(server.url, clock=ticking(25.0))
 
 
 @pytest.mark.parametrize("part", [part for part in ENDLESS if part != "slow body"])
@@ -116,7 +124,7 @@ def test_no_part_of_an_answer_outgrows_its_limit(part: str) -> None:
     start, again = ENDLESS[part]
     with serving((start, again * (8192 // len(again)))) as server:
         with pytest.raises(ImageError, match=TOO_MUCH):
-            download(server.url, max_bytes=100_000, clock=lambda: 0.0)
+            get(server.url, max_bytes=100_000, clock=lambda: 0.0)
         assert server.sent < BUFFERS
 
 
@@ -131,29 +139,29 @@ def test_the_deadline_and_the_limits_are_those_of_all_redirects_together() -> No
     moved = b"HTTP/1.1 302 Found\r\nLocation: /again\r\nX-Long: " + b"x" * 60_000 + b"\r\n\r\n"
     with serving(*[(moved, b"")] * 8) as server:
         with pytest.raises(ImageError, match="headers of more than"):
-            download(server.url, clock=lambda: 0.0)
+            get(server.url, clock=lambda: 0.0)
         assert len(server.requests) < 8
     moved = b"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n"
     with serving(*[(moved, b"")] * 8) as server, pytest.raises(ImageError, match="took longer than 120 s"):
-        download(server.url, clock=ticking(10.0))
+        get(server.url, clock=ticking(10.0))
     with serving(*[(moved, b"")] * 11) as server, pytest.raises(ImageError, match="redirects in a circle"):
-        download(server.url)
+        get(server.url)
 
 
 def test_what_is_sent_compressed_is_not_unpacked() -> None:
     packed = OK + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"
     with serving((packed, b"")) as server, pytest.raises(ImageError, match=r"sent it compressed \(gzip\)"):
-        download(server.url)
+        get(server.url)
 
 
 def test_a_name_that_nobody_looks_up_and_a_handshake_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     with listening, pytest.raises(ImageError, match=r"took longer than 0\.2 s"):
-        download(f"https://127.0.0.1:{listening.getsockname()[1]}", total_s=0.2)
+        get(f"https://127.0.0.1:{listening.getsockname()[1]}", total_s=0.2)
     woken = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: woken.wait())
     with pytest.raises(ImageError, match=r"took longer than 0\.2 s"):
-        download("http://example.org", total_s=0.2)
+        get("http://example.org", total_s=0.2)
     woken.set()
 
 
@@ -180,7 +188,7 @@ PRIVATE = [
     *("100.64.0.1", "100.100.100.200", "192.0.0.192", "168.63.129.16", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
     *("::", "::1", "fe80::1", "fe80::1%1", "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "::ffff:0:127.0.0.1"),
-    *("64:ff9b::10.0.0.1", "2002:7f00:1::", "2002:a00:1::1", "2001:db8::1"),
+    *("64:ff9b::10.0.0.1", "64:ff9b:1::1.1.1.1", "2002:7f00:1::", "2002:a00:1::1", "2001:db8::1"),
 ]
 PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::1.1.1.1", "2002:101:101::", "::ffff:1.1.1.1"]
 
@@ -188,6 +196,10 @@ PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::1.1.1.1"
 def test_private_addresses_are_told_from_public_ones() -> None:
     assert [address for address in PRIVATE if not addresses.is_private(address)] == []
     assert [address for address in PUBLIC if addresses.is_private(address)] == []
+    keys = ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "100.100.100.200", "fd00:ec2::254"]
+    assert [address for address in [*PRIVATE, *PUBLIC, *keys] if addresses.is_metadata(address)] == [
+        *("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", *keys)
+    ]
 
 
 @pytest.fixture
@@ -208,7 +220,7 @@ def test_private_addresses_are_not_asked(host: str) -> None:
             load_image(f"http://{host}:{server.port}/photo.png")
         assert server.requests == []
         if host == "127.0.0.1":
-            download(server.url, allow_private=True)
+            get(server.url, allow_private=True)
 
 
 @pytest.mark.usefixtures("shut")
@@ -229,9 +241,9 @@ def test_every_address_of_a_name_is_checked_and_the_checked_ones_are_asked(monke
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(socket.socket, "connect", connect)
     with pytest.raises(ImageError, match="in a private network"):
-        download("http://mixed.example/photo.png")
+        get("http://mixed.example/photo.png")
     with pytest.raises(ImageError, match="refused"):
-        download("http://good.example/photo.png")
+        get("http://good.example/photo.png")
     assert connected == [("93.184.216.34", 80)]
     assert looked_up == ["mixed.example", "good.example"]
 
@@ -245,7 +257,7 @@ def test_redirects_into_a_private_network_are_not_followed(monkeypatch: pytest.M
         first = iter([False])
         monkeypatch.setattr(addresses, "is_private", lambda address: next(first, True) and is_private(address))
         with serving((moved, b"")) as outside, pytest.raises(ImageError, match="in a private network"):
-            download(outside.url)
+            get(outside.url)
         first = iter([False])
         with serving((moved, b"")) as outside, pytest.raises(DownloadError, match="in a private network"):
             fetch(outside.url, tmp_path / "file")
@@ -263,7 +275,7 @@ def test_files_may_come_from_a_mirror_in_a_private_network(tmp_path: Path) -> No
 
 def test_a_line_break_in_an_address_or_header_makes_no_second_request(tmp_path: Path) -> None:
     with serving((GOOD, b"")) as server:
-        assert download(f"{server.url}/a\r\nX-Evil: 1").startswith(b"\x89PNG")
+        assert get(f"{server.url}/a\r\nX-Evil: 1").startswith(b"\x89PNG")
         assert b"\r\nX-Evil" not in server.requests[0]
     with serving((GOOD, b"")) as server, pytest.raises(OpenBlipError, match="line break"):
         fetch(server.url, tmp_path / "file", headers={"X-Token": "1\r\nX-Evil: 1"})
@@ -274,9 +286,9 @@ def test_proxies_are_used_and_told_who_asks(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv("no_proxy")
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://me:pass%20word@127.0.0.1:{proxy.port}")
-        assert download("http://93.184.216.34/a.png") == PNG
+        assert get("http://93.184.216.34/a.png") == PNG
         with pytest.raises(ImageError, match="the proxy answered 407"):
-            download("https://93.184.216.34/a.png")
+            get("https://93.184.216.34/a.png")
     assert proxy.requests[0].startswith(b"GET http://93.184.216.34/a.png HTTP/1.1\r\nHost: 93.184.216.34\r\n")
     assert proxy.requests[1].startswith(b"CONNECT 93.184.216.34:443 HTTP/1.1\r\n")
     assert all(b"Proxy-Authorization: Basic bWU6cGFzcyB3b3Jk\r\n" in request for request in proxy.requests)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from openblip.results import RankedAnswer as RankedAnswer
     from openblip.results import Rankings as Rankings
     from openblip.results import Scores as Scores
+    from openblip.web.policy import UrlPolicy as UrlPolicy
 
 __version__ = "0.1.0"
 
@@ -90,6 +91,7 @@ _HOMES = {
     "Ranked": "openblip.results",
     "Rankings": "openblip.results",
     "Scores": "openblip.results",
+    "UrlPolicy": "openblip.web.policy",
     "find_images": "openblip.images.sources",
     "list_models": "openblip.checkpoints.registry",
     "load": "openblip.models.load",
@@ -131,6 +133,7 @@ __all__ = [
     "Ranked",
     "Rankings",
     "Scores",
+    "UrlPolicy",
     "__version__",
     "analyze",
     "analyze_many",

@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from openblip.errors import ImageError, OpenBlipError
 from openblip.images import sources as image_sources
 from openblip.images.decode import load_image
 from openblip.images.sources import describe_source, download, find_images
+from openblip.web.policy import url_policy
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (23, 37, 3), dtype=np.uint8)
 _file = io.BytesIO()
@@ -224,14 +226,14 @@ def test_downloads_close_their_connections(server: str) -> None:
 
 def test_downloads_have_limits(server: str) -> None:
     with pytest.raises(ImageError, match="larger than 1000 bytes"):
-        download(f"{server}/photo.png", max_bytes=1000)
+        download(f"{server}/photo.png", replace(url_policy(), max_bytes=1000))
     with pytest.raises(ImageError, match="larger than 9000 bytes"):
-        download(f"{server}/endless", max_bytes=9000)
+        download(f"{server}/endless", replace(url_policy(), max_bytes=9000))
     started = time.monotonic()
     with pytest.raises(ImageError, match=r"the server was silent for 0\.2 s"):
-        download(f"{server}/silent", silence_s=0.2)
+        download(f"{server}/silent", replace(url_policy(), silence_s=0.2))
     with pytest.raises(ImageError, match=r"took longer than 0\.3 s"):
-        download(f"{server}/drip", total_s=0.3)
+        download(f"{server}/drip", replace(url_policy(), total_s=0.3))
     assert time.monotonic() - started < 3
 
 

@@ -17,13 +17,15 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from openblip.errors import ImageError, OpenBlipError, OptionError, yes_or_no
+from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.images.memory import MemoryBudget
 from openblip.images.rgb import to_rgb
 from openblip.images.sources import ImageSource, describe_source, find_images, open_encoded
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from openblip.web.policy import UrlPolicy
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -66,7 +68,9 @@ _HEAD_BYTES = 132
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls: bool | None = None) -> Image.Image:
+def load_image(
+    source: ImageSource, *, max_pixels: int | None = None, allow_urls: UrlPolicy | bool | None = None
+) -> Image.Image:
     """Reads one image completely and returns it as a new 8-bit RGB image.
 
     Orientation marks of cameras are applied, animations give their first frame (an opened PIL animation: the
@@ -80,24 +84,28 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, allow_urls
             environment variable OPENBLIP_MAX_PIXELS, else `DEFAULT_MAX_PIXELS`. Pillow's own limit
             (`PIL.Image.MAX_IMAGE_PIXELS`) does not count. Images whose decoding takes more than 12 bytes for each
             pixel of this limit are refused, too.
-        allow_urls: whether web addresses are fetched; by default yes, unless the environment variable
-            OPENBLIP_ALLOW_URLS is 0. A server that passes on its visitors' texts should say False. Addresses in
-            private networks are refused unless OPENBLIP_ALLOW_PRIVATE_ADDRESSES is 1.
+        allow_urls: whether web addresses are fetched: True, False, or a `UrlPolicy`, which names the servers. By
+            default as the environment variable OPENBLIP_ALLOW_URLS says: 0 for none, or names of hosts with commas
+            between them; unset, all are. A server that passes on its visitors' texts should say False, or name
+            hosts. Addresses in private networks are refused unless OPENBLIP_ALLOW_PRIVATE_ADDRESSES is 1, or the
+            policy allows them.
 
     Raises:
         ImageError: the image cannot be read; the message names it and says what to do.
         OptionError: `max_pixels` or OPENBLIP_MAX_PIXELS is not a positive whole number, or `allow_urls` not True,
-            False or None.
+            False, None or a policy.
     """
     if allow_urls is not None:
-        allow_urls = yes_or_no("allow_urls", allow_urls)
+        from openblip.web.policy import url_policy
+
+        allow_urls = url_policy(allow_urls)
     with loaded(source, describe_source(source), max_pixels, allow_urls) as image:
         return image
 
 
 @contextmanager
 def loaded(
-    source: ImageSource, name: str, max_pixels: int | None = None, allow_urls: bool | None = None
+    source: ImageSource, name: str, max_pixels: int | None = None, allow_urls: UrlPolicy | bool | None = None
 ) -> Iterator[Image.Image]:
     """`load_image` for a while: many threads at it wait for one another rather than for memory.
 
@@ -155,7 +163,7 @@ def _silence_libtiff() -> None:
 
 
 def _load(
-    source: ImageSource, name: str, limit: int, allow_urls: bool | None, take: Callable[[int], None]
+    source: ImageSource, name: str, limit: int, allow_urls: UrlPolicy | bool | None, take: Callable[[int], None]
 ) -> Image.Image:
     from PIL import Image
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
+    from openblip.web.policy import UrlPolicy
     from openblip.web.request import Answer
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | np.ndarray[Any, Any]"
@@ -39,13 +40,8 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
-MAX_DOWNLOAD_BYTES = 100 * 2**20
-SILENCE_SECONDS = 20.0
-DOWNLOAD_SECONDS = 120.0
 MAX_FILE_BYTES = 2 * 2**30
 """Of an encoded image on disk: more than the largest one within the limit of pixels takes uncompressed."""
-ALLOW_URLS = "OPENBLIP_ALLOW_URLS"
-"""Environment variable: 0 keeps images from being fetched from the request."""
 OWN_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 # Two letters at least before the colon: "C:\photos" is a path.
@@ -107,13 +103,13 @@ def _without_secrets(address: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 
 
-def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> BinaryIO:
+def open_encoded(source: object, name: str, allow_urls: UrlPolicy | bool | None = None) -> BinaryIO:
     """A seekable binary stream over an encoded image, for the caller to close.
 
     Open files that are given are read from their beginning and stay open.
 
     Args:
-        allow_urls: whether web addresses are fetched; by default unless OPENBLIP_ALLOW_URLS is 0.
+        allow_urls: which web addresses are fetched, as in `openblip.load_image`.
 
     Raises:
         ImageError: nothing can be read there, it is a web address and may not be, or `source` is of a type that
@@ -122,9 +118,12 @@ def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> B
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
     if isinstance(source, str) and is_address(source):
-        if not (_urls_allowed() if allow_urls is None else allow_urls):
+        from openblip.web.policy import url_policy
+
+        policy = url_policy(allow_urls)
+        if not policy.hosts:
             raise ImageError(name, "is a web address, and those are not allowed here; pass a file")
-        return io.BytesIO(download(source))
+        return io.BytesIO(download(source, policy))
     if isinstance(source, (str, os.PathLike)):
         file = _open_file(source, name)
         if file.seekable():
@@ -138,10 +137,6 @@ def open_encoded(source: object, name: str, allow_urls: bool | None = None) -> B
         f"an object of type {type(source).__name__} is no image; pass a path, an http(s) address, bytes, "
         "an open binary file, a PIL image or a numpy array",
     )
-
-
-def _urls_allowed() -> bool:
-    return os.environ.get(ALLOW_URLS, "").lower() not in ("0", "false", "no", "off")
 
 
 def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
@@ -185,44 +180,32 @@ def _read_some(file: Any, name: str) -> bytes:
     return bytes(data)
 
 
-def download(
-    address: str,
-    *,
-    silence_s: float = SILENCE_SECONDS,
-    total_s: float = DOWNLOAD_SECONDS,
-    max_bytes: int = MAX_DOWNLOAD_BYTES,
-    allow_private: bool | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> bytes:
+def download(address: str, policy: UrlPolicy, *, clock: Callable[[], float] = time.monotonic) -> bytes:
     """Fetches the body behind an http or https address, following redirects within those two schemes only.
 
-    Proxies named by the environment (http_proxy, https_proxy, no_proxy) are used.
-
     Args:
-        silence_s: seconds the server may take to connect or between two pieces of the answer.
-        total_s: seconds for everything, from the first look-up of a name to the end of the body.
-        max_bytes: largest body taken.
-        allow_private: whether servers on this machine or in private networks are asked, too; by default only when
-            OPENBLIP_ALLOW_PRIVATE_ADDRESSES is 1. Every address of a host is checked, after every redirect.
-        clock: tells the seconds for `total_s`.
+        policy: which servers are asked, and how much may come.
+        clock: tells the seconds that it takes.
 
     Raises:
-        ImageError: another scheme, a private address, no answer, an error status, a body too large, too slow, cut
-            short or compressed.
+        ImageError: another scheme, a server that is not asked, no answer, an error status, a body too large, too slow,
+            cut short or compressed.
     """
     import http.client
 
     from openblip.web import request
-    from openblip.web.addresses import private_allowed
 
     name = describe_source(address)
     url = _checked_address(address, name)
     limits = request.Limits(
-        silence_s=silence_s,
-        head_s=total_s,
-        total_s=total_s,
-        max_bytes=max_bytes + max_bytes // 4 + request.MAX_HEAD_BYTES,
-        allow_private=private_allowed() if allow_private is None else allow_private,
+        silence_s=policy.silence_s,
+        head_s=policy.total_s,
+        total_s=policy.total_s,
+        max_bytes=policy.max_bytes + policy.max_bytes // 4 + request.MAX_HEAD_BYTES,
+        allow_private=policy.allow_private,
+        hosts=policy.hosts,
+        use_proxies=policy.use_proxies,
+        resolve=policy.resolve,
         clock=clock,
     )
     try:
@@ -237,7 +220,7 @@ def download(
                 # Unpacked, a few bytes could become any number of them.
                 packed = f"the server sent it compressed ({printable(encoding)}), which was not asked for"
                 raise ImageError(name, f"{packed}; download it yourself and pass its path")
-            return _read_body(response, name, max_bytes)
+            return _read_body(response, name, policy.max_bytes)
     except request.TooLargeError as error:
         raise ImageError(name, f"{error}; download it yourself and pass its path") from error
     except request.TooSlowError as error:
@@ -245,7 +228,7 @@ def download(
     except request.AddressError as error:
         raise ImageError(name, f"{error}; check the address") from error
     except TimeoutError as error:
-        raise ImageError(name, f"the server was silent for {silence_s:g} s; try again later") from error
+        raise ImageError(name, f"the server was silent for {policy.silence_s:g} s; try again later") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         problem = f"cannot be downloaded ({printable(str(error))}); check the address and the network"
         raise ImageError(name, problem) from error

@@ -12,15 +12,16 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from openblip.web import addresses
 from openblip.web.addresses import ALLOW_PRIVATE
+from openblip.web.policy import ALLOW_URLS, ANY, Found, Resolver, allows
 
 MAX_HEAD_BYTES = 256 * 2**10
 """Of status lines and headers, over all redirects."""
@@ -30,12 +31,9 @@ LEADS_NOWHERE = "redirects in a circle or to something that is not http or https
 PORTS = {"http": 80, "https": 443}
 AGENT = {"User-Agent": "openblip", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
-Found: TypeAlias = "tuple[int, int, int, str, Any]"
-"""What `socket.getaddrinfo` gives: family, type, protocol, canonical name, socket address."""
-
 
 class AddressError(Exception):
-    """An address that is not asked: of another scheme, private, or without end."""
+    """An address that is not asked: of another scheme or host, private, or without end."""
 
 
 class TooLargeError(Exception):
@@ -58,6 +56,9 @@ class Limits:
         max_bytes: that arrive, headers and framing included; None for no limit but on headers and framing.
         allow_private: whether servers may have addresses of this machine, of private networks or of a cloud's own
             services. None: only when the first one has.
+        hosts: that may be asked, as in `UrlPolicy`.
+        use_proxies: whether those of the environment are.
+        resolve: looks up names instead of `socket.getaddrinfo`.
         clock: tells the seconds for `head_s` and `total_s`.
     """
 
@@ -66,6 +67,9 @@ class Limits:
     total_s: float | None = None
     max_bytes: int | None = None
     allow_private: bool | None = False
+    hosts: Iterable[str] = (ANY,)
+    use_proxies: bool = True
+    resolve: Resolver | None = None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -224,7 +228,7 @@ def _ask(
     parts = urlsplit(url)
     host, port = _server(parts)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    proxy = _proxy(parts)
+    proxy = _proxy(parts, budget)
     if proxy is not None and parts.scheme == "http":
         target, headers = f"http://{_named(host, port, parts.scheme)}{target}", {**headers, **_authorization(proxy)}
     lines = [f"{method} {target} HTTP/1.1", f"Host: {_named(host, port, parts.scheme)}"]
@@ -263,10 +267,12 @@ def _named(host: str, port: int, scheme: str) -> str:
     return shown if port == PORTS[scheme] else f"{shown}:{port}"
 
 
-def _proxy(parts: SplitResult) -> SplitResult | None:
+def _proxy(parts: SplitResult, budget: _Budget) -> SplitResult | None:
     """The proxy that the environment names for an address."""
     from urllib.request import getproxies, proxy_bypass
 
+    if not budget.limits.use_proxies:
+        return None
     address = getproxies().get(parts.scheme)
     if not address or (parts.hostname and proxy_bypass(parts.hostname)):
         return None
@@ -284,7 +290,12 @@ def _connect(url: str, budget: _Budget) -> socket.socket:
     """A connection to the server of an address, or to the proxy before it; ready to be asked."""
     parts = urlsplit(url)
     host, port = _server(parts)
-    proxy = _proxy(parts)
+    if not allows(budget.limits.hosts, host, port, PORTS[parts.scheme]):
+        raise AddressError(
+            f"{_named(host, port, parts.scheme)} is not among the hosts that images may come from ({ALLOW_URLS}); "
+            "download it yourself and pass the file"
+        )
+    proxy = _proxy(parts, budget)
     if proxy is None:
         found = _resolve(host, port, budget)
         _check(found, budget)
@@ -310,9 +321,11 @@ def _resolve(host: str, port: int, budget: _Budget) -> list[Found]:
     """Addresses of a host. The system's look-up knows no limit of time, so a thread that may be left does it."""
     answers: SimpleQueue[list[Found] | Exception] = SimpleQueue()
 
+    resolve = budget.limits.resolve or socket.getaddrinfo
+
     def look_up() -> None:
         try:
-            answers.put(cast("list[Found]", socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+            answers.put(cast("list[Found]", resolve(host, port, type=socket.SOCK_STREAM)))
         except Exception as error:
             answers.put(error)
 
@@ -328,8 +341,11 @@ def _resolve(host: str, port: int, budget: _Budget) -> list[Found]:
 
 
 def _check(found: list[Found], budget: _Budget) -> None:
-    """Raises AddressError when one of a host's addresses is private and may not be asked."""
-    private = any(addresses.is_private(str(address[4][0])) for address in found)
+    """Raises AddressError when one of a host's addresses is private, or a cloud's own, and may not be asked."""
+    texts = [str(address[4][0]) for address in found]
+    if any(map(addresses.is_metadata, texts)):
+        raise AddressError("is where a cloud keeps its machines' keys, which nothing is fetched from")
+    private = any(map(addresses.is_private, texts))
     if budget.allow_private is None:
         budget.allow_private = private
     elif private and not budget.allow_private:
