@@ -36,9 +36,9 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each text an image that is not its own [B], for each image a text that is not its own [B].
+    """For each text the index of a wrong image [B], and for each image the index of a wrong text [B].
 
-    Indices are into the rows of all processes.
+    The indices count the rows of all processes.
     """
 
     images: Tensor
@@ -47,17 +47,18 @@ class HardNegatives:
 
 @dataclass(frozen=True)
 class Pairing:
-    """How pairs are told from strangers.
+    """How matching pairs are contrasted with pairs that do not match.
 
     Attributes:
-        image_ids: [B]; equal ids mark captions of one image, which are then no negatives of each other; None: each
-            text has an image of its own.
-        negatives: fixed hard negatives, to replay a recorded step; drawn when None.
-        generator: on the CPU, the source of randomness for the draw. Processes that train together need equal ones.
-        itm_share: share of the batch that ITM looks at, the costliest loss; the paper: all.
-        learn_candidates: whether those that are chosen among learn from the choice, too. LAVIS, which gathers them
-            from all processes without gradient, lets images learn from image-to-text alone, texts from text-to-image.
-        world: the processes among which the batch is divided; its `parts` say how, where they do not have as many rows.
+        image_ids: [B]; texts with equal ids belong to the same image, and are no negatives of each other. None: each
+            text has its own image.
+        negatives: fixed hard negatives, to repeat a recorded step; None: they are sampled.
+        generator: a generator on the CPU that samples the negatives. Processes that train together need equal ones.
+        itm_share: the share of the batch for which ITM, the costliest loss, is computed. In the paper it is 1.
+        learn_candidates: whether gradients of ITC flow to the candidates as well as to the query. LAVIS gathers the
+            candidates from all processes without gradient, so its images learn from image-to-text alone, and its texts
+            from text-to-image alone.
+        world: the processes that share the batch; its `parts` give the rows of each, where they differ.
     """
 
     image_ids: Tensor | None = None
@@ -70,7 +71,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """What tells pairs from strangers, each a scalar."""
+    """The losses that compare images with texts, each a scalar."""
 
     itc: Tensor
     itm: Tensor
@@ -78,7 +79,7 @@ class PairLoss:
 
 @dataclass(frozen=True)
 class Stage1Loss:
-    """The three parts and their sum, each a scalar."""
+    """The three losses of stage 1 and their sum, each a scalar."""
 
     itc: Tensor
     itm: Tensor
@@ -96,8 +97,8 @@ def stage1_loss(
 
     Args:
         features: [B, N, image width], already normalized.
-        text: one caption an image, beginning with [CLS].
-        decoder_start_id: id of [DEC], which takes [CLS]'s place for ITG.
+        text: one caption per image, beginning with [CLS].
+        decoder_start_id: id of [DEC], which replaces [CLS] for ITG.
     """
     pairing = pairing or Pairing()
     memory = network.qformer.remember(features)
@@ -126,8 +127,8 @@ def pair_losses(
     """Contrast (ITC) and matching (ITM).
 
     Args:
-        features: [B, N, image width]; memory: what the Q-Former keeps of them; queries: [B, Q, D] read from it.
-        text: one caption an image, beginning with [CLS].
+        features: [B, N, image width]; memory: their keys and values in the Q-Former; queries: its output [B, Q, D].
+        text: one caption per image, beginning with [CLS].
     """
     world = pairing.world
     image_embeds = network.project_queries(queries).float()
@@ -144,10 +145,10 @@ def pair_losses(
 
 
 def same_image(image_ids: Tensor | None, rows: Tensor, world: World = ALONE) -> Tensor:
-    """Which of all processes' pairs [B] share the image of this one's [b]: bool [b, B].
+    """Which pairs of all processes [B] have the same image as each pair of this process [b]: bool [b, B].
 
     Args:
-        rows: anything with a row [b, ...] a pair.
+        rows: any tensor with one row per pair, [b, ...].
     """
     if image_ids is None:
         count = rows.shape[0]
@@ -156,10 +157,10 @@ def same_image(image_ids: Tensor | None, rows: Tensor, world: World = ALONE) -> 
 
 
 def contrastive_loss(image_to_text: Tensor, text_to_image: Tensor, same: Tensor, world: World = ALONE) -> Tensor:
-    """ITC both ways on scaled similarities [b, B]: images with all texts, and texts with all images.
+    """ITC in both directions, on scaled similarities [b, B]: images with all texts, and texts with all images.
 
     Args:
-        same: bool [b, B]; every text of an image is a right answer and shares its target, as in LAVIS' COCO
+        same: bool [b, B]; all texts of an image are right answers and share its target, as in LAVIS' COCO
             retrieval: 0.9 over the right ones, 0.1 over all.
     """
     right = same.float()
@@ -176,15 +177,16 @@ def draw_negatives(
     world: World = ALONE,
     floor: float = 0.0,
 ) -> HardNegatives:
-    """Draw wrong partners among all processes' rows, likelier the more similar they look.
+    """Sample negatives among the rows of all processes; the more similar a row, the likelier it is sampled.
 
-    Every process takes its part of one draw for all rows, so that their number does not matter to what is drawn.
+    Each process takes its rows of one sample for all rows, so the result does not depend on the number of processes.
 
     Args:
         image_to_text, text_to_image: [b, B] scaled similarities.
-        same: bool [b, B], True for captions of one image. Where an image has no stranger (a batch of a single one),
-            it gets itself: there is nothing else.
-        floor: added to each stranger's share of the softmax over all rows; 0: the softmax is over strangers alone.
+        same: bool [b, B], True for texts of the same image. An image without any negative, as in a batch of one
+            image, gets itself.
+        floor: added to the probability of each negative, of a softmax over all rows; 0: the softmax is over negatives
+            alone.
     """
     count, all_rows = same.shape
     rows = world.rows(all_rows)
@@ -193,12 +195,12 @@ def draw_negatives(
     own = F.one_hot(torch.arange(count, device=same.device) + rows.start, all_rows).bool()
 
     def draw(scores: Tensor, uniform: Tensor) -> Tensor:
-        # Right answers leave before the softmax: strangers far below them would all underflow after it.
+        # Right answers are masked before the softmax: negatives far below them would all underflow after it.
         scores = scores.double() if floor else scores.double().masked_fill(same, float("-inf"))
         weights = (scores.softmax(dim=1) + floor).masked_fill(same, 0)
         sums = torch.where(alone, own.double(), weights).cumsum(dim=1)
-        # Of the first row whose sum is above the number: one of no weight adds nothing to the sum before it.
-        # Scores that are no numbers find no row: the loss that comes of them is told, not an index.
+        # The first row whose sum is above the number: a row of no weight adds nothing to the sum before it.
+        # NaN scores find no row. The index is clamped, and the NaN loss is reported instead of an index error.
         return torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=all_rows - 1)
 
     return HardNegatives(images=draw(text_to_image, uniforms[0]), texts=draw(image_to_text, uniforms[1]))
@@ -213,10 +215,10 @@ def matching_loss(
     share: float = 1.0,
     world: World = ALONE,
 ) -> Tensor:
-    """ITM on the true pairs, each text with a wrong image, each image with a wrong text.
+    """ITM on the matching pairs, on each text with a wrong image, and on each image with a wrong text.
 
-    Images are projected for cross-attention once, for all three uses; those of other processes once more. Of each
-    1 / share rows of the batch one is looked at, though its negatives come from all of it.
+    Images are projected for cross-attention once for all three; images of other processes are projected here again.
+    With `share` below 1, only that share of the rows is used, but their negatives come from the whole batch.
     """
     own = itm_rows(text.ids.shape[0], share, world).to(text.ids.device)
     all_ids, all_masks = world.gather_padded(text.ids, 0), world.gather_padded(text.mask, 0)
@@ -225,8 +227,8 @@ def matching_loss(
     if world.size == 1:
         images = memory.take(torch.cat([own, negatives.images[own], own]))
     else:
-        strangers = world.gather_with_gradient(features)[negatives.images[own]]
-        images = ImageMemory.join([memory.take(own), network.qformer.remember(strangers), memory.take(own)])
+        wrong_images = world.gather_with_gradient(features)[negatives.images[own]]
+        images = ImageMemory.join([memory.take(own), network.qformer.remember(wrong_images), memory.take(own)])
     wrong = negatives.texts[own]
     logits = network.itm_logits(
         torch.cat([ids[own], ids[own], all_ids[wrong]]), torch.cat([mask[own], mask[own], all_masks[wrong]]), images
@@ -237,7 +239,7 @@ def matching_loss(
 
 
 def itm_rows(count: int, share: float, world: World = ALONE) -> Tensor:
-    """Which of this process' rows ITM looks at: a `share` of all rows, evenly spread, never none."""
+    """The rows of this process for which ITM is computed: an evenly spread `share` of all rows, and at least one."""
     rows = world.rows(world.joined(count))
     place = torch.arange(rows.start, rows.stop, dtype=torch.float64)
     chosen = ((place + 1) * share).ceil() > (place * share).ceil()
@@ -271,10 +273,10 @@ def stage2_t5_loss(network: Blip2Network, features: Tensor, text: TextBatch, lab
 def answer_loss(
     model: LanguageModel, visual: Tensor, prompt: TextBatch, labels: Tensor, world: World = ALONE
 ) -> Tensor:
-    """Loss of what any language model is to say to a soft prompt [B, Q, token width] and a prompt of words behind it.
+    """Loss of answers after a soft prompt [B, Q, token width] and a text prompt, for any language model.
 
     Args:
-        labels: [B, T], ids to the stop token, IGNORED over padding, which stands behind them.
+        labels: [B, T], ids up to the stop token, IGNORED over padding, which is on the right.
     """
     embeds = torch.cat([visual, model.embed(prompt.ids).to(visual)], dim=1)
     visual_mask = prompt.mask.new_ones(visual.shape[:2])
@@ -292,31 +294,31 @@ def read_behind(decoder: Opt, prompt: Tensor, text: TextBatch) -> Tensor:
 
 
 def self_critical_loss(decoder: Opt, hidden: Tensor, labels: Tensor, rewards: Tensor, world: World = ALONE) -> Tensor:
-    """Minus the mean reward of texts that the model drew; its gradient makes the better ones of an image likelier.
+    """Minus the mean reward of sampled texts; its gradient makes the better texts of an image likelier.
 
-    Self-critical sequence training (Rennie et al. 2017, https://arxiv.org/abs/1612.00563), each text being
-    measured by the other texts of its image (Luo 2020, https://arxiv.org/abs/2003.09971), in standard
-    deviations over the batch of all processes: how large rewards are does not change how fast is learnt.
+    Self-critical sequence training (Rennie et al. 2017, https://arxiv.org/abs/1612.00563). The baseline of a text is
+    the mean of the other texts of its image (Luo 2020, https://arxiv.org/abs/2003.09971). Advantages are divided by
+    their standard deviation over the batch of all processes, so the scale of the reward does not change the step.
 
     Args:
-        hidden: [T, L, width] before each token; labels: [T, L] as drawn, IGNORED elsewhere.
-        rewards: [B, K], T = B * K: of each image's texts.
+        hidden: [T, L, width] before each token; labels: [T, L], the sampled ids, IGNORED elsewhere.
+        rewards: [B, K], one per text of each image; T = B * K.
     """
     count = rewards.shape[1]
     advantage = (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
-    # Those of an image sum to 0, so that the mean of all is known.
+    # The advantages of an image sum to 0, so the mean over the batch is 0.
     squares = world.total(advantage.square().sum())
     spread = (squares / (world.joined(len(rewards)) * count - 1)).sqrt()
     advantage = advantage / spread.clamp(min=1e-6)
     wanted = labels != IGNORED
-    surprise = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="none")
-    weighed = (surprise * advantage.flatten()[:, None].expand_as(labels)[wanted]).sum()
-    surrogate = world.mean(weighed, wanted.sum())
+    token_losses = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="none")
+    weighted = (token_losses * advantage.flatten()[:, None].expand_as(labels)[wanted]).sum()
+    surrogate = world.mean(weighted, wanted.sum())
     return surrogate - surrogate.detach() - world.mean(rewards.sum(), rewards.numel())
 
 
 def language_loss(decoder: Opt, text: TextBatch, labels: Tensor) -> Tensor:
-    """Language-model loss of text alone: labels [B, L] as in `stage2_loss`, their first column unused."""
+    """Language-model loss of text without images: labels [B, L] as in `stage2_loss`; their first column is not used."""
     hidden = decoder(decoder.embed(text.ids))
     return decoder_loss(decoder, hidden[:, :-1], labels[:, 1:])
 
@@ -324,21 +326,21 @@ def language_loss(decoder: Opt, text: TextBatch, labels: Tensor) -> Tensor:
 def decoder_loss(decoder: LanguageModel, hidden: Tensor, labels: Tensor, world: World = ALONE) -> Tensor:
     """Mean cross-entropy of labels [B, L] given the hidden states before them [B, L, width].
 
-    Only what has a label is scored: the vocabulary is the widest layer of a small model.
+    Logits are computed only where there is a label: the vocabulary is the widest layer of a small model.
     """
     wanted = labels != IGNORED
-    surprise = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="sum")
-    return world.mean(surprise, wanted.sum())
+    token_losses = F.cross_entropy(decoder.logits(hidden[wanted]).float(), labels[wanted], reduction="sum")
+    return world.mean(token_losses, wanted.sum())
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, world: World = ALONE) -> Tensor:
     """Mean cross-entropy of each token given those before it: logits [B, L, V], labels [B, L]."""
     targets = labels[:, 1:].flatten()
-    surprise = F.cross_entropy(
+    token_losses = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         targets,
         ignore_index=IGNORED,
         label_smoothing=label_smoothing,
         reduction="sum",
     )
-    return world.mean(surprise, (targets != IGNORED).sum())
+    return world.mean(token_losses, (targets != IGNORED).sum())

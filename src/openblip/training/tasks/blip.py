@@ -1,4 +1,4 @@
-"""How BLIP learns to write (https://arxiv.org/abs/2201.12086): captions behind a prompt, and answers to questions."""
+"""How BLIP learns to write (https://arxiv.org/abs/2201.12086): captions after a prompt, and answers to questions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from openblip.training.recipe_keys import Recipe
 from openblip.training.tasks.task import Runtime, Task, Views
 
 RETRIES = 3
-"""Draws for another text of an image than those that were drawn before."""
+"""How often to choose again when a caption of an image was already chosen."""
 
 
 class CaptionTask(Task):
-    """Next-token loss of captions behind the model's prompt, which itself is not learnt."""
+    """Next-token loss of captions after the model's prompt; the prompt itself has no loss."""
 
     network: BlipNetwork
     loss_names = ("lm",)
@@ -71,7 +71,7 @@ class CaptionTask(Task):
 
 
 class AnswerTask(Task):
-    """Loss of people's answers to questions about images: each answer counts as often as it was given."""
+    """Loss of answers to questions about images: each answer is weighted by how many people gave it."""
 
     network: BlipNetwork
     loss_names = ("lm",)
@@ -115,19 +115,19 @@ class AnswerTask(Task):
         return {"lm": self.runtime.world.mean(total, len(questions))}
 
     def _read(self, ids: Tensor, mask: Tensor, memory: ImageMemory) -> ImageMemory:
-        """Questions read with their images, as the decoder reads them; of padding it reads nothing."""
+        """Questions encoded with their images, for the decoder's cross-attention; padding is masked."""
         return self.model.answer_memory(self.model.embed(ids), mask, memory)
 
 
 def language_model_of(parts: ModelParts[BlipNetwork, Any], answers: bool) -> BlipLanguageModel:
-    """What writes in a BLIP.
+    """The language model of a BLIP.
 
     Args:
-        answers: whether it is to answer questions, rather than to caption.
+        answers: whether it has to answer questions, rather than to caption.
 
     Raises:
-        CheckpointError: nothing writes in it.
-        OptionError: it does the other of the two.
+        CheckpointError: it has none.
+        OptionError: it captions where it has to answer, or the other way round.
     """
     if parts.network.config.language is None:
         raise CheckpointError(f"{parts.name} cannot write: this stage needs a BLIP that captions or answers")
@@ -139,7 +139,7 @@ def language_model_of(parts: ModelParts[BlipNetwork, Any], answers: bool) -> Bli
 
 
 def padded_labels(texts: Sequence[Sequence[int]]) -> Tensor:
-    """Ids of texts as labels [B, L], IGNORED behind each."""
+    """Ids of texts as labels [B, L], IGNORED after the end of each."""
     ids, mask = pad_ids([list(text) for text in texts], 0)
     return ids.masked_fill(~mask, IGNORED)
 
@@ -148,8 +148,8 @@ def smoothed_loss(model: BlipLanguageModel, hidden: Tensor, labels: Tensor, shar
     """The label-smoothed cross-entropy of texts, summed over their tokens.
 
     Args:
-        hidden: [B, L, width] before each token; labels: [B, L], IGNORED behind a text.
-        shares: [B], by which each text counts; None: each as one.
+        hidden: [B, L, width] before each token; labels: [B, L], IGNORED after the end of a text.
+        shares: [B], the weight of each text; None: 1 each.
     """
     wanted = labels != IGNORED
     losses = F.cross_entropy(

@@ -1,4 +1,4 @@
-"""How CLIP learns (https://arxiv.org/abs/2103.00020): each image finds its text among those of a batch, and back."""
+"""CLIP's contrastive loss (https://arxiv.org/abs/2103.00020) on the images and texts of a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openblip.training.recipe_keys import Recipe
 from openblip.training.tasks.task import Runtime, Task, Views
 
 MOST = math.log(100)
-"""The largest logarithm of what cosines are multiplied by, as in CLIP's paper and open_clip; the least is 0."""
+"""The largest logarithm of the scale of cosines, as in CLIP's paper and open_clip; the smallest is 0."""
 
 
 class ContrastTask(Task):
@@ -70,8 +70,8 @@ def clip_loss(
     """Cross entropy both ways on scaled cosines of this process' vectors with those of all processes.
 
     Args:
-        images, texts: [b, shared width], of any length; gradients flow back to the processes that they are from.
-        image_ids: [b]; an image that is there twice shares its target between its texts. None: all differ.
+        images, texts: [b, shared width], of any norm; gradients flow back to the processes that computed them.
+        image_ids: [b]; the target of an image that is in the batch twice is shared by its texts. None: all differ.
     """
     same = same_image(image_ids, images, world).float()
     targets = same / same.sum(dim=1, keepdim=True)

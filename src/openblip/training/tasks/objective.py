@@ -1,4 +1,4 @@
-"""What the rows of the table of training say; see `openblip.training.tasks.table`."""
+"""The types of the rows of `openblip.training.tasks.table`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def _unchanged(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How `openblip finetune` has models of a family learn from a table.
+    """How `openblip finetune` trains models of a family on a table.
 
     Attributes:
-        suits: whether a model can learn so, by its sizes; its weights may be on the meta device.
-        targets: the parts that adapters go to.
+        suits: whether a model can be trained this way, judged by its config; its weights may be on the meta device.
+        targets: the parts that get adapters.
         rate, adapter_rate: learning rates of the parts themselves, and of adapters.
-        train_decoder: whether the language model of a model learns, too; of a family where that is a question.
-        train_vision: whether the image encoder learns, too.
-        batch_size: images of a batch, where there are enough.
+        train_decoder: whether the language model is trained as well, in families that leave this open.
+        train_vision: whether the image encoder is trained as well.
+        batch_size: images per batch, if there are as many.
     """
 
     suits: Callable[[AnyParts], bool]
@@ -45,12 +45,12 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Learner:
-    """How a family learns by an objective.
+    """How a family is trained with an objective.
 
     Attributes:
-        task: makes the task of a model; it gets the images of the run, too.
-        prepare: gives the model that the recipe and the images of the run make of the one that it starts from.
-        finetuning: on a table of one's own; None: there is no such way.
+        task: builds the task of a model; it also gets the images of the run.
+        prepare: changes the initial model as the recipe and the images of the run require.
+        finetuning: how `openblip finetune` does it; None: it cannot.
     """
 
     task: Callable[[AnyParts, Recipe, Images, Runtime], Task]
@@ -60,18 +60,18 @@ class Learner:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run learns, and from what.
+    """What a run trains a model to do, and with which data.
 
     Attributes:
-        learners: the families that can learn it.
+        learners: the families that can be trained with it.
         usable: whether an image has the texts that it needs.
-        metrics: as what the model is evaluated during a run, and the metric by which the best weights are chosen then.
-        options: the keys that it knows of those that not all objectives know.
+        metrics: the tasks that a run can evaluate the model on, each with the metric that chooses the best weights.
+        options: the recipe keys that it supports, among those that not all objectives support.
         sees: whether it needs images, or their features.
         compares: whether it compares the images of a batch with one another.
-        keeps_copies: whether its task keeps slow copies of whole weights.
-        load: reads the images of a source with what the objective learns of them.
-        caches: whether features of a frozen image encoder may be read from disk instead of images.
+        keeps_copies: whether its task keeps momentum copies of weights.
+        load: reads the images of a source, with the texts that the objective needs.
+        caches: whether the features of a frozen image encoder may be read from disk.
         unused_parts: parts of its models that lora.targets may name, and that it does not use.
         needs: what an image has to have, as errors call it.
     """

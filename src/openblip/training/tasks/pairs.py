@@ -32,7 +32,7 @@ LAVIS_FILES = frozenset({".pth"})
 
 
 class RetrievalTask(Task):
-    """Contrast (ITC) and matching (ITM), in which texts of one image are no strangers to it."""
+    """Contrast (ITC) and matching (ITM), in which all texts of an image match it."""
 
     network: BlipNetwork
     loss_names: tuple[str, ...] = ("itc", "itm")
@@ -80,7 +80,7 @@ class RetrievalTask(Task):
         among, world = self.runtime.world, self.runtime.world
         if not self.recipe.momentum.negative_all_rank and world.size > 1:
             among = ALONE
-            # Processes that draw apart draw differently.
+            # Processes that sample independently need different seeds.
             generator = None if generator is None else _apart(generator, world)
         ids = torch.tensor([row.number for row in batch], dtype=torch.int64, device=self.runtime.device)
         pairing = Pairing(ids, generator=generator, world=world)
@@ -121,7 +121,7 @@ class PretrainTask(RetrievalTask):
 
 
 def start_momentum(momentum: Momentum, network: BlipNetwork, place: str) -> None:
-    """Take copies and queues from the file that the model was read from, where it has all of them in these sizes.
+    """Load momentum copies and queues from the checkpoint of the model, if it has all of them in these sizes.
 
     Which images the queue is of is not taken over: other data have other numbers.
 

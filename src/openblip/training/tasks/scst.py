@@ -1,4 +1,4 @@
-"""Learning captions from their score instead of from examples (self-critical sequence training)."""
+"""Training captions by their score instead of by examples (self-critical sequence training)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CiderReward:
         self.log_images = math.log(max(1, len(self.references)))
 
     def score(self, name: str, text: str) -> float:
-        """Of one caption of the named image: 0 to 10, and about 0.8 for what a person would write."""
+        """The score of one caption of the named image: 0 to 10; about 0.8 for a caption by a person."""
         words = text.split()
         found = self._weigh(words)
         total = 0.0
@@ -73,7 +73,7 @@ def _bigrams(words: Sequence[str]) -> int:
 
 
 def _clipped_cosine(found: Mapping[NGram, float], reference: Mapping[NGram, float]) -> float:
-    """Cosine in which repeating an n-gram more often than the reference does not pay."""
+    """Cosine in which an n-gram counts at most as often as the reference has it."""
     norms = math.hypot(*found.values()) * math.hypot(*reference.values())
     if not norms:
         return 0.0
@@ -81,7 +81,7 @@ def _clipped_cosine(found: Mapping[NGram, float], reference: Mapping[NGram, floa
 
 
 class SelfCritic:
-    """Draws captions of a batch's images and turns their rewards into a loss."""
+    """Samples captions for the images of a batch and turns their rewards into a loss."""
 
     def __init__(self, parts: ModelParts, images: Sequence[ImageText], draws: int) -> None:
         """Raises OptionError when no image has a caption, CheckpointError when the model cannot write."""

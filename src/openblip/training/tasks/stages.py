@@ -94,7 +94,7 @@ class LanguageTask(Blip2Task):
             context = choose_context(row.pair, target, row.rng)
             document = encode_target(target, context, self.tokenizer, self.stop_id)
             if target.question is not None:
-                # The words of questions are learnt, too, but not whether one is asked: that is up to the user.
+                # The words of a question are trained on, too, but not the choice to ask one: that is the user's.
                 document = replace(document, prompt_length=document.ids.index(self.tokenizer.start_id) + 2)
             documents.append(document)
         return documents
@@ -139,7 +139,7 @@ class Stage1Task(Blip2Task):
 
 
 class Stage2Task(Blip2Task):
-    """Loss through the language model behind the visual prompt, and what the recipe adds to it."""
+    """The language-model loss after the visual prompt, and the losses that the recipe adds to it."""
 
     def __init__(self, parts: ModelParts, recipe: Recipe, images: Sequence[ImageText], runtime: Runtime) -> None:
         super().__init__(parts, recipe, runtime)
@@ -187,11 +187,11 @@ class Stage2Task(Blip2Task):
         for owner, row in enumerate(batch):
             count = self.recipe.texts_per_image
             for target in choose_targets(row.pair, self.recipe.mixture, self.parts.prompts, row.rng, count):
-                # What is learnt by reward need not be imitated.
+                # A text that is trained by its reward needs no next-token loss.
                 if self.critic is None or target.question is not None or not row.pair.captions:
                     targets.append(target)
                     owners.append(owner)
-        # Processes agree on whether there is a loss; one that has nothing to say to it takes part with no rows.
+        # Processes agree on whether there is a loss; a process without a text for it takes part with no rows.
         if self.critic is not None and not self.runtime.world.total(torch.tensor(len(targets), device=prompt.device)):
             return {}
         return {"lm": self._answer_loss(prompt[torch.tensor(owners, dtype=torch.int64, device=prompt.device)], targets)}
@@ -237,7 +237,7 @@ class Stage2Task(Blip2Task):
         return {"itc": loss.itc * self.recipe.keep_matching, "itm": loss.itm * self.recipe.keep_matching}
 
     def _unmatched(self) -> dict[str, Tensor]:
-        """Nothing to match in any process. Where there are several, each has to have a gradient of what learns."""
+        """Losses where no process has a pair to match. With several processes, each still needs a gradient."""
         if self.runtime.world.size == 1:
             return {}
         learns = [
@@ -254,7 +254,7 @@ def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
 def pairing_of(
     batch: Sequence[BatchRow], recipe: Recipe, runtime: Runtime, generator: torch.Generator | None
 ) -> Pairing:
-    """An image that a batch shows twice is no stranger to its other caption."""
+    """Two captions of one image in a batch are not negatives of each other."""
     return Pairing(
         image_ids=torch.tensor([row.number for row in batch], dtype=torch.int64, device=runtime.device),
         generator=generator,
@@ -265,18 +265,18 @@ def pairing_of(
 
 
 def mask_labels(ids: Tensor, mask: Tensor, prompt_length: Sequence[int]) -> Tensor:
-    """Ids with padding and the first `given` of each row ignored: [B, L]."""
+    """Labels [B, L]: ids whose padding and first `prompt_length` tokens are IGNORED."""
     before = torch.arange(ids.shape[1])[None] < torch.tensor(prompt_length)[:, None]
     return ids.masked_fill(before | ~mask, IGNORED)
 
 
 def stage1_parts(network: Blip2Network) -> list[nn.Module | nn.Parameter]:
-    """All that stage 1 goes through, apart from the frozen image encoder."""
+    """The parts that stage 1 trains, apart from the image encoder."""
     return [*matching_parts(network), network.qformer.head]
 
 
 def matching_parts(network: Blip2Network) -> list[nn.Module | nn.Parameter]:
-    """All that matching needs, apart from the frozen image encoder."""
+    """The parts that matching uses, apart from the image encoder."""
     return [
         network.vision_norm,
         *network.qformer.matching_side(),

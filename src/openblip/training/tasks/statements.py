@@ -1,4 +1,4 @@
-"""BLIP's tasks on statements that are put into classes: about two images (NLVR2), or about one (SNLI-VE)."""
+"""BLIP's classification of statements about two images (NLVR2), or about one (SNLI-VE)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openblip.training.tasks.task import Runtime, Task, Views
 
 
 class NlvrTask(Task):
-    """Cross entropy of whether a statement is true of two images."""
+    """Cross entropy of the class of a statement about two images."""
 
     network: BlipNetwork
     loss_names = ("classes",)
@@ -50,7 +50,7 @@ class NlvrTask(Task):
             return {"classes": self.loss(logits, labels, text, views)}
 
     def loss(self, logits: Tensor, labels: Tensor, text: TextBatch, views: Views | None) -> Tensor:
-        """Of logits [B, classes] and labels [B]."""
+        """The loss of logits [B, classes] with labels [B]."""
         return class_loss(logits, labels, world=self.runtime.world)
 
 

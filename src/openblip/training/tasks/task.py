@@ -1,4 +1,4 @@
-"""What every task has in common: how batches of images become a loss, whatever family is trained."""
+"""The base of all tasks: a task turns batches of images and texts into losses, for one family."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openblip.training.recipe_keys import Recipe
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and among whom a task computes."""
+    """The device, precision and processes of a task."""
 
     arithmetic: Arithmetic
     world: World = ALONE
@@ -33,12 +33,11 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Views:
-    """What is seen of a batch: one of the two.
+    """The images of a batch, either as cached features or as pixels.
 
     Attributes:
-        patches: what the frozen encoder, or what is frozen of it, gave [B, N, C], float32, as it was cached.
-        pixels: [B, 3, S, S] float32, for the encoder to look at now; of rows with two images [2B, 3, S, S], both of a
-            row side by side.
+        patches: [B, N, C] float32, the cached output of the frozen encoder, or of its frozen blocks.
+        pixels: [B, 3, S, S] float32, for the encoder; [2B, 3, S, S] for rows of two images, which are adjacent.
     """
 
     patches: Tensor | None = None
@@ -47,12 +46,12 @@ class Views:
 
 @dataclass(frozen=True)
 class BatchPosition:
-    """Where in a run a batch is, for what changes with time.
+    """Where in a run a batch is, for schedules.
 
     Attributes:
-        epoch: from 0 on.
-        batch: of the epoch, from 0 on.
-        batches: of an epoch; those of one step of the optimizer count each.
+        epoch: counted from 0.
+        batch: number within the epoch, counted from 0.
+        batches: batches per epoch; an optimizer step with accumulation has several.
     """
 
     epoch: int = 0
@@ -61,7 +60,7 @@ class BatchPosition:
 
     @property
     def epochs(self) -> float:
-        """Epochs that are over, the running one by its share."""
+        """Finished epochs, including the finished share of the current one."""
         return self.epoch + self.batch / self.batches
 
 
@@ -69,13 +68,13 @@ class Task(nn.Module, ABC):
     """One loss on one family; a module, so that processes can share its gradients and its weights.
 
     Attributes:
-        text_tokens: of the longest text; longer ones are cut.
-        position: of the batch that `forward` gets next; the trainer sets it.
+        text_tokens: the most tokens of a text; longer ones are cut.
+        position: the position of the next batch; the trainer sets it.
     """
 
     needs_views = True
     usual_tokens = 32
-    """`text_tokens` where the recipe does not say."""
+    """The default of `text_tokens`."""
 
     def __init__(self, parts: ModelParts[Any, Any], recipe: Recipe, runtime: Runtime) -> None:
         super().__init__()
@@ -87,31 +86,31 @@ class Task(nn.Module, ABC):
     @property
     @abstractmethod
     def loss_names(self) -> tuple[str, ...]:
-        """What `forward` may give; a batch without anything to say to a loss lacks it."""
+        """The losses that `forward` may return; a batch without data for a loss lacks it."""
 
     @abstractmethod
     def trained(self) -> list[nn.Module | nn.Parameter]:
-        """The parts that learn; everything else is frozen, in evaluation mode."""
+        """The parts that are trained; everything else is frozen and in evaluation mode."""
 
     @abstractmethod
     def forward(
         self, batch: Sequence[BatchRow], views: Views | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Scalars by name; their sum is minimized. `generator`, on the CPU, draws hard negatives."""
+        """Losses by name; their sum is minimized. `generator`, on the CPU, samples hard negatives."""
 
     def state(self) -> Mapping[str, Tensor]:
-        """What changes in a run without being learnt, such as queues and momentum copies, by name.
+        """The state of a run other than parameters, such as queues and momentum copies, by name.
 
-        Checkpoints keep it, and a run that goes on gets it back in place, bit for bit. It is the same in all processes.
+        Checkpoints store it, and a resumed run restores it bit for bit. It is the same in all processes.
         """
         return {}
 
     def large_parts(self) -> list[nn.Module]:
-        """The parts with most weights: frozen, they are kept in the fast type; processes share them by their blocks."""
+        """The largest parts: where frozen, they are kept in the fast dtype; FSDP shards them block by block."""
         return [self.network.vision]
 
     def patches(self, views: Views | None) -> Tensor:
-        """Raw patches [B, N, C] float32 of what is seen."""
+        """Patch features [B, N, C] float32 of the images, before any norm that follows the encoder."""
         if views is None or (views.patches is None) == (views.pixels is None):
             raise ValueError("this task needs either patches or pixels")
         if views.patches is not None and not self.recipe.vision_blocks:
@@ -128,7 +127,7 @@ class Task(nn.Module, ABC):
         return raw
 
     def seen_parts(self) -> list[nn.Module | nn.Parameter]:
-        """What is to learn of the image encoder. Raises OptionError when the recipe names more blocks than it has."""
+        """The parts of the image encoder to train. Raises OptionError when the recipe names more blocks than it has."""
         vision, count = self.network.vision, self.recipe.vision_blocks
         if not self.recipe.train_vision or not count:
             return [vision] if self.recipe.train_vision else []
