@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": {"", "data", "errors", "generation", "images", "models", "saving"},
     "search": {"", "errors", "files", "images", "models", "saving"},
     "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
-    "integrations": MODEL_ROOMS | {"data", "models", "training"},
+    "integrations": MODEL_ROOMS | {"data", "models", "results", "training", "web"},
     "cli": {
         "",
         "analysis",

@@ -42,6 +42,7 @@ IMAGE_SUFFIXES = frozenset(
 
 MAX_FILE_BYTES = 2 * 2**30
 """Of an encoded image on disk: more than the largest one within the limit of pixels takes uncompressed."""
+LONGEST_ADDRESS = 16_384
 OWN_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 # Two letters at least before the colon: "C:\photos" is a path.
@@ -93,12 +94,13 @@ def describe_source(source: object) -> str:
 
 
 def _without_secrets(address: str) -> str:
+    if address[:5].lower() == "data:":
+        return address[:40] + "…"
+    address = address[:LONGEST_ADDRESS]  # Python keeps the last addresses that it has split in memory
     try:
         parts = urlsplit(address)
     except ValueError:
         return address.split("?")[0].rsplit("@")[-1]
-    if parts.scheme == "data":
-        return address[:40] + "…"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 
@@ -238,6 +240,8 @@ def _checked_address(address: str, name: str) -> str:
     """The address with spaces and accents escaped, as browsers do."""
     from openblip.web.request import escaped
 
+    if len(address) > LONGEST_ADDRESS:
+        raise ImageError(name, f"is longer than {LONGEST_ADDRESS} characters; download it yourself and pass its path")
     try:
         parts: SplitResult = urlsplit(address.strip())
     except ValueError as error:
