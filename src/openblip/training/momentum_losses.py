@@ -30,7 +30,7 @@ RAMP_EPOCHS = 2
 """Epochs in which the weight of the soft targets grows to its full size."""
 TEMPERATURES = (0.001, 0.5)
 NEGATIVE_FLOOR = 1e-4
-"""In pre-training, what a stranger's chance to be drawn has besides its share of the softmax."""
+"""In pre-training, what is added to the softmax probability of each negative before one is sampled."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class PretrainLoss:
-    """The three parts, each a scalar."""
+    """The three losses, each a scalar."""
 
     itc: Tensor
     itm: Tensor
@@ -84,9 +84,9 @@ def retrieval_loss(
     pairing: Pairing,
     among: World | None = None,
 ) -> PairLoss:
-    """Contrast (ITC) and matching (ITM), where texts of one image are no strangers to it, nor those in the queue.
+    """Contrast (ITC) and matching (ITM), where all texts of an image match it, those in the queue included.
 
-    The momentum copies and the queues move on.
+    This updates the momentum copies and the queues.
 
     Args:
         text: one an image, beginning with [CLS].
@@ -125,9 +125,9 @@ def pretrain_loss(
     pairing: Pairing,
     among: World | None = None,
 ) -> PretrainLoss:
-    """Contrast (ITC), matching (ITM) and language modelling (LM), where every pair is a stranger to all others.
+    """Contrast (ITC), matching (ITM) and language modelling (LM), where a text matches its own image alone.
 
-    Negatives are drawn by the similarities with the momentum copies' embeddings. For the arguments see
+    Negatives are sampled by the similarities with the momentum copies' embeddings. For the arguments see
     `retrieval_loss`.
     """
     world = pairing.world
@@ -168,7 +168,7 @@ def momentum_contrast(
     soft: float,
     world: World = ALONE,
 ) -> Contrast:
-    """ITC; the momentum copies move before they are used, and their embeddings go into the queues.
+    """ITC; the momentum copies are updated before they are used, and their embeddings are put into the queues.
 
     Args:
         embeds: unit vectors [b, shared width] of images and texts, by the network itself.
@@ -209,7 +209,7 @@ def matching_loss(
     """ITM: the true pairs, each text with a wrong image, each image with a wrong text.
 
     Args:
-        features: [b, N, image width]; memory: what the encoder remembers of them.
+        features: [b, N, image width]; memory: their keys and values in the text encoder.
         negatives: rows of the processes `among`.
     """
     logits = matching_logits(network, features, memory, text, negatives, among)
@@ -238,10 +238,10 @@ def matching_logits(
     masks = torch.stack([mask, all_masks[negatives.texts]], dim=1).flatten(0, 1)
     own = network.itm_logits(beside, masks, memory)
     if among.size == 1:
-        strangers = memory.take(negatives.images)
+        wrong_images = memory.take(negatives.images)
     else:
-        strangers = network.encoder.remember(among.gather_with_gradient(features)[negatives.images])
-    return torch.cat([own[::2], network.itm_logits(ids, mask, strangers), own[1::2]])
+        wrong_images = network.encoder.remember(among.gather_with_gradient(features)[negatives.images])
+    return torch.cat([own[::2], network.itm_logits(ids, mask, wrong_images), own[1::2]])
 
 
 def writing_loss(network: BlipNetwork, memory: ImageMemory, text: TextBatch, world: World = ALONE) -> Tensor:

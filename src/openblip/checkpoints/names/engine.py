@@ -176,7 +176,7 @@ class NameTable:
             else:
                 found[ours] = name
         if unknown:
-            raise CheckpointError(_strangers(f"the {self.what}", unknown))
+            raise CheckpointError(_unknown_names(f"the {self.what}", unknown))
         plan: dict[str, tuple[Rows, ...]] = {}
         for part in found:
             whole = self.whole(part)
@@ -271,7 +271,7 @@ class Layout:
             else:
                 unknown.append(name)
         if unknown:
-            raise CheckpointError(_strangers(self.what, unknown))
+            raise CheckpointError(_unknown_names(self.what, unknown))
         rows: dict[str, tuple[Rows, ...]] = {}
         for part, own in zip(self.parts, groups, strict=True):
             plan = part.table.plan(own)
@@ -359,7 +359,7 @@ def rename(state: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> 
     names = {name: look_up(name, table) for name in state}
     unknown = [name for name, other in names.items() if other is None]
     if unknown:
-        raise CheckpointError(_strangers(f"the {what}", unknown))
+        raise CheckpointError(_unknown_names(f"the {what}", unknown))
     return {other: state[name] for name, other in names.items() if other is not None}
 
 
@@ -394,5 +394,5 @@ def _differ(second: str, first: str) -> str:
     return f"{second} and {first} differ: only checkpoints that tie them can be read"
 
 
-def _strangers(what: str, names: Sequence[str]) -> str:
+def _unknown_names(what: str, names: Sequence[str]) -> str:
     return f"{what} has no place for {first_few(names)}: give a file and a config that fit each other"

@@ -168,7 +168,7 @@ class BlipPretrain(BlipLearner):
         return parts.network.config.shares_text and BlipMatcher.fits(parts)
 
     def forward(self, samples: Samples) -> BlipOutput:
-        """Contrast, matching and language modelling, where every pair is a stranger to others.
+        """Contrast, matching and language modelling, where a text matches its own image alone.
 
         See `BlipRetrieval.forward`.
         """
