@@ -61,6 +61,9 @@ class Copying:
     def read_prefix(self, embeds: Tensor) -> None:
         return None
 
+    def new_slots(self, texts: int) -> None:
+        return None
+
     def read(
         self, prompts: Tensor, mask: Tensor | None, new_tokens: int, texts: int = 1
     ) -> tuple[CopyingReading, Tensor]:

@@ -46,6 +46,7 @@ class Step:
 
 ANYWHERE = (
     Step("prefix-sharing", ("prefix_sharing.py",)),
+    Step("continuous-batching", ("continuous_batching.py", "--requests", "100")),
     Step("matching", ("matching_speed.py",)),
     Step("images", ("image_pipeline.py",)),
     Step("mini-speed", ("mini_speed.py",), rounds="--runs"),

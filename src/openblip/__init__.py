@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from openblip.matching.similarity import similarity as similarity
     from openblip.models.abilities import Components as Components
     from openblip.models.chat import Chat as Chat
+    from openblip.models.decode_session import DecodeSession as DecodeSession
     from openblip.models.families import register_family as register_family
     from openblip.models.load import load as load
     from openblip.models.model import Model as Model
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from openblip.results import Captioned as Captioned
     from openblip.results import Classified as Classified
     from openblip.results import ClassifiedImage as ClassifiedImage
+    from openblip.results import DecodeEvent as DecodeEvent
     from openblip.results import Embedded as Embedded
     from openblip.results import GeneratedText as GeneratedText
     from openblip.results import Judged as Judged
@@ -73,6 +75,8 @@ _HOMES = {
     "RankedAnswer": "openblip.results",
     "ClassifiedImage": "openblip.results",
     "Components": "openblip.models.abilities",
+    "DecodeEvent": "openblip.results",
+    "DecodeSession": "openblip.models.decode_session",
     "DownloadError": "openblip.errors",
     "Embedded": "openblip.results",
     "EncodedImage": "openblip.images.encoded_image",
@@ -112,6 +116,8 @@ __all__ = [
     "RankedAnswer",
     "ClassifiedImage",
     "Components",
+    "DecodeEvent",
+    "DecodeSession",
     "DownloadError",
     "Embedded",
     "EncodedImage",

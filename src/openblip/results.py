@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from openblip.errors import ImageError
+from openblip.errors import ImageError, OpenBlipError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +60,23 @@ class Answered:
     questions: tuple[str, ...]
     answers: tuple[GeneratedText, ...] = ()
     error: ImageError | None = None
+
+
+@dataclass(frozen=True)
+class DecodeEvent:
+    """Something that came of a step of a `DecodeSession`.
+
+    Attributes:
+        id: of what was asked for.
+        piece: of a text that is streamed; joined, the pieces are the text of the result.
+        result: of what is done; the last event of an id has it, or an error.
+        error: what was wrong with the image, in the result, too, or with the length of a prompt.
+    """
+
+    id: int
+    piece: str = ""
+    result: Captioned | Answered | None = None
+    error: OpenBlipError | None = None
 
 
 @dataclass(frozen=True)

@@ -224,26 +224,50 @@ def check_tokenizer(fast: FastTokenizer) -> None:
         raise CheckpointError("the vocabulary is empty")
 
 
-def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
+class GrowingText:
     """A text as its tokens come, in pieces that join to `clean_generated` of the whole.
 
     A piece never ends within a character, whose bytes may lie in several tokens, nor in a space, which comes with the
     word behind it.
     """
-    read: list[int] = []
-    emitted = ""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._read: list[int] = []
+        self._emitted = ""
+
+    def add(self, token: int) -> str:
+        """Go on by a token; the piece that it ends, or nothing."""
+        self._read.append(token)
+        if self.tokenizer.leaves_open(token):
+            return ""
+        text = clean_generated(self.tokenizer.decode(self._read).rstrip(NO_CHARACTER))
+        return self._piece(text) if text.startswith(self._emitted) else ""
+
+    def end(self) -> str:
+        """The last piece, or nothing."""
+        return self._piece(self.whole)
+
+    @property
+    def whole(self) -> str:
+        return clean_generated(self.tokenizer.decode(self._read))
+
+    def _piece(self, text: str) -> str:
+        piece = text[len(self._emitted) :]
+        if piece:
+            self._emitted = text
+        return piece
+
+
+def text_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Pieces:
+    """The pieces of a text, see `GrowingText`."""
+    text = GrowingText(tokenizer)
     for token in ids:
-        read.append(token)
-        if tokenizer.leaves_open(token):
-            continue
-        text = clean_generated(tokenizer.decode(read).rstrip(NO_CHARACTER))
-        if len(text) > len(emitted) and text.startswith(emitted):
-            yield text[len(emitted) :]
-            emitted = text
-    whole = clean_generated(tokenizer.decode(read))
-    if len(whole) > len(emitted):
-        yield whole[len(emitted) :]
-    return whole
+        if piece := text.add(token):
+            yield piece
+    if piece := text.end():
+        yield piece
+    return text.whole
 
 
 def check_prompts(prompts: PromptTemplates, path: Path) -> None:

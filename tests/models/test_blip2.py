@@ -280,7 +280,7 @@ def test_every_method_is_among_these() -> None:
     public = {name for name, value in vars(Model).items() if callable(value) and not name.startswith("_")}
     # rank_answers, heatmap and judge take one image or are a BLIP's own; they are tested apart.
     own = {"rank_answers", "heatmap", "judge", "judge_many"}
-    assert public == {*ABOUT_IMAGES, *own, "encode_image", "chat", "embed_texts", "save"}
+    assert public == {*ABOUT_IMAGES, *own, "encode_image", "chat", "decode_session", "embed_texts", "save"}
 
 
 @pytest.mark.parametrize("name", ABOUT_IMAGES)

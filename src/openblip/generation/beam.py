@@ -5,6 +5,8 @@ A prompt's live beams share what was read of it, and go on from one another: `Re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,18 +47,20 @@ class Beams:
         self.open = torch.ones(prompts, dtype=torch.bool, device=device)
         self.counted = None if counted is None else counted[:, None]
 
-    def advance(self, logits: Tensor, used: Tensor, length: int, options: ResolvedOptions) -> Tensor:
+    def advance(self, logits: Tensor, used: Tensor, length: int | Tensor, options: ResolvedOptions) -> Tensor:
         """Choose each beam's next token, the `length`-th.
 
         Args:
             logits: [P * B, vocabulary]; used: [P * B, n] ids of prompts and live beams.
+            length: of all searches alike, or of each [P, 1].
 
         Returns:
             for each live beam [P, B] the beam it goes on from.
         """
         prompts, beams = self.scores.shape
         raw = logits.log_softmax(dim=1)
-        scored = process_logits(raw, used, length - 1, options).view(prompts, beams, -1)
+        new_tokens = length - 1 if isinstance(length, int) else (length - 1).repeat_interleave(beams)
+        scored = process_logits(raw, used, new_tokens, options).view(prompts, beams, -1)
         vocabulary = scored.shape[2]
         totals = (scored + self.scores[:, :, None]).flatten(1)
         # Enough candidates that `beams` of them go on, even if every beam's best ones are stop tokens.
@@ -64,10 +68,12 @@ class Beams:
         best, places = totals.topk(min(wanted, totals.shape[1]), dim=1)
         parents, chosen = places // vocabulary, places % vocabulary
         tokens, log_probs = _rows(self.tokens, parents), _rows(self.log_probs, parents)
-        tokens[:, :, length - 1] = chosen
-        log_probs[:, :, length - 1] = raw.view(prompts, -1).gather(1, places)
+        _put(tokens, chosen, length)
+        _put(log_probs, raw.view(prompts, -1).gather(1, places), length)
         last = length == options.max_new_tokens
-        stopping = torch.full_like(chosen, last and self.counted is None, dtype=torch.bool)
+        stopping = torch.zeros_like(chosen, dtype=torch.bool)
+        if self.counted is None:
+            stopping |= last
         for stop_id in options.stop_ids:
             stopping |= chosen == stop_id
         spoken = length if self.counted is None else (self.counted + length - 1).clamp(min=1)
@@ -83,8 +89,8 @@ class Beams:
         if options.early_stopping:
             self.open &= (self.done_lengths == 0).any(dim=1)
         self.open &= ~stopping.all(dim=1)
-        if last and self.counted is not None:
-            live = torch.ones_like(going, dtype=torch.bool)
+        if self.counted is not None and (last if isinstance(last, bool) else bool(last.any())):
+            live = torch.ones_like(going, dtype=torch.bool) & last
             self._set_aside(self.tokens, self.log_probs, self.scores, live, length, spoken + 1, options)
         return parents.gather(1, going)
 
@@ -94,14 +100,14 @@ class Beams:
         log_probs: Tensor,
         totals: Tensor,
         stopping: Tensor,
-        length: int,
+        length: int | Tensor,
         spoken: int | Tensor,
         options: ResolvedOptions,
     ) -> None:
         """Keep the best B of the finished texts so far and those that finish now among the B best candidates.
 
         Args:
-            length: tokens that were generated; spoken: those that the score is divided by, one number or [P, 1].
+            length: tokens that were generated; spoken: those that the score is divided by; one number or [P, 1] each.
         """
         beams = self.scores.shape[1]
         finished = stopping.clone()
@@ -112,7 +118,7 @@ class Beams:
         self.done_scores, kept = all_scores.topk(beams, dim=1)
         self.done_tokens = _rows(torch.cat([self.done_tokens, tokens], dim=1), kept)
         self.done_log_probs = _rows(torch.cat([self.done_log_probs, log_probs], dim=1), kept)
-        lengths = torch.where(finished, length, 0)
+        lengths = finished * length
         self.done_lengths = torch.cat([self.done_lengths, lengths], dim=1).gather(1, kept)
 
     def results(self, options: ResolvedOptions) -> dict[int, list[Generation]]:
@@ -141,6 +147,16 @@ class Beams:
         return part
 
 
+def join_beams(states: Sequence[Beams]) -> Beams:
+    """Searches of the same options as one state, in which they are numbered in this order."""
+    joined = object.__new__(Beams)
+    for name, value in vars(states[0]).items():
+        parts = [getattr(state, name) for state in states]
+        setattr(joined, name, None if value is None else torch.cat(parts))
+    joined.prompts = torch.arange(len(joined.scores), device=joined.scores.device)
+    return joined
+
+
 def generate_beams(start: Prefilled, options: ResolvedOptions) -> list[list[Generation]]:
     """The `num_return_sequences` best texts of each prompt."""
     count, beams = start.logits.shape[0], options.num_beams
@@ -164,6 +180,14 @@ def generate_beams(start: Prefilled, options: ResolvedOptions) -> list[list[Gene
         logits = start.reading.step(state.tokens[:, :, length - 1], parents).flatten(0, 1)
     found |= state.results(options)
     return [found[prompt] for prompt in range(count)]
+
+
+def _put(values: Tensor, chosen: Tensor, length: int | Tensor) -> None:
+    """Set the `length`-th of values [P, n, T], all alike or of each [P, 1], to chosen [P, n]; in place."""
+    if isinstance(length, int):
+        values[:, :, length - 1] = chosen
+    else:
+        values.scatter_(2, (length - 1)[:, :, None].expand(-1, chosen.shape[1], 1), chosen[:, :, None])
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

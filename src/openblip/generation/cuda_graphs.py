@@ -8,7 +8,7 @@ it ends.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import TypeAlias
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openblip.nn.blip2 import OwnLanguageModel
-from openblip.nn.language_model import LanguageConfig, Reading
+from openblip.nn.language_model import LanguageConfig, Reading, Slots
 from openblip.nn.opt import DecoderPrefix
 from openblip.nn.static_kv_cache import Fixable, fixed_cache
 
@@ -118,6 +118,10 @@ class Graphs:
         prefix = self.model.read_prefix(embeds)
         return None if prefix is None else CapturedPrefix(self, prefix)
 
+    def new_slots(self, texts: int) -> UncapturedSlots:
+        """See `LanguageModel.new_slots`. Rows come and go: no step is like another, and none is captured."""
+        return UncapturedSlots(self.model.new_slots(texts))
+
     def lend(self, key: Key, like: Fixable) -> CapturedStep:
         """A captured step, for one reading until it gives it back."""
         with self._lock:
@@ -172,6 +176,12 @@ class CapturedReading:
         step.parents[: self.prompts, :going] = own
         return step.replay()[: self.prompts, :going].clone()
 
+    def uncaptured(self) -> Reading:
+        """What was read, before any text has gone on from it. Raises RuntimeError later."""
+        if self._read is None:
+            raise RuntimeError("texts go on from this reading already")
+        return self._read
+
     def take_prompts(self, rows: Tensor) -> None:
         self.prompts = len(rows)
         self._move(rows)
@@ -197,6 +207,26 @@ class CapturedReading:
         self._give_back = finalizer = weakref.finalize(self, self.graphs.give_back, step)
         finalizer.atexit = False
         return step
+
+
+class UncapturedSlots:
+    """Slots that readings join which were to be gone on from by captured steps."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+
+    @property
+    def nbytes(self) -> int:
+        return self.slots.nbytes
+
+    def join(self, reading: Reading) -> None:
+        self.slots.join(reading.uncaptured() if isinstance(reading, CapturedReading) else reading)
+
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        return self.slots.drop(rows)
+
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        return self.slots.step(tokens, parents)
 
 
 class CapturedPrefix:

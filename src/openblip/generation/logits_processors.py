@@ -11,14 +11,14 @@ from openblip.generation.bad_words import bad_words
 from openblip.generation.options import ResolvedOptions
 
 
-def process_logits(scores: Tensor, used: Tensor, new_tokens: int, options: ResolvedOptions) -> Tensor:
+def process_logits(scores: Tensor, used: Tensor, new_tokens: int | Tensor, options: ResolvedOptions) -> Tensor:
     """Scores after the repetition penalty, without tokens that would repeat, say bad words, or stop before
     `min_new_tokens`.
 
     Args:
         scores: [R, vocabulary] logits or log-probabilities.
         used: [R, n] ids that stand in the text already; -1 is none.
-        new_tokens: how many were generated so far.
+        new_tokens: how many were generated so far: of all alike, or of each row [R].
     """
     if options.repetition_penalty != 1 and used.shape[1]:
         count = scores.shape[1]
@@ -33,10 +33,26 @@ def process_logits(scores: Tensor, used: Tensor, new_tokens: int, options: Resol
         scores = without_tokens(scores, used, options.vocabulary.repeating)
     if options.bad_words and options.vocabulary is not None:
         scores = without_tokens(scores, used, bad_words(options.vocabulary, options.bad_words).completing)
-    if new_tokens < options.min_new_tokens and options.stop_ids:
-        scores = scores.clone()
-        scores[:, list(options.stop_ids)] = -torch.inf
+    if options.min_new_tokens and options.stop_ids:
+        scores = _without_early_stops(scores, new_tokens, options)
     return scores
+
+
+def reads_used(options: ResolvedOptions) -> bool:
+    """Whether `process_logits` looks at what stands in a text already."""
+    repeats = options.repetition_penalty != 1 or options.no_repeat_ngram_size or options.no_repeat_words
+    return bool(repeats or options.bad_words)
+
+
+def _without_early_stops(scores: Tensor, new_tokens: int | Tensor, options: ResolvedOptions) -> Tensor:
+    if isinstance(new_tokens, int):
+        if new_tokens < options.min_new_tokens:
+            scores = scores.clone()
+            scores[:, list(options.stop_ids)] = -torch.inf
+        return scores
+    rows = (new_tokens < options.min_new_tokens).nonzero()
+    stops = torch.tensor(options.stop_ids, device=scores.device)
+    return scores.index_put((rows, stops[None]), scores.new_tensor(-torch.inf))
 
 
 def without_repeated_ngrams(scores: Tensor, used: Tensor, size: int) -> Tensor:

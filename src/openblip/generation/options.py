@@ -215,6 +215,11 @@ class ResolvedOptions(GenerationOptions):
     ) -> ResolvedOptions:
         return self
 
+    @property
+    def texts(self) -> int:
+        """How many are decoded side by side for each prompt: beams or samples."""
+        return max(self.num_beams, self.num_return_sequences)
+
     def check_streaming(self) -> None:
         """Raises OptionError where texts cannot be given token by token."""
         if self.num_beams > 1:

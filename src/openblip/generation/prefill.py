@@ -14,6 +14,10 @@ from openblip.generation.options import ResolvedOptions
 from openblip.generation.prefix import Prefix
 from openblip.nn.language_model import LanguageConfig, LanguageModel, Reader, Reading
 
+SHORTER = "shorten the prompt or lower max_new_tokens"
+NO_ID = -1
+"""Stands where there is no token."""
+
 
 @dataclass
 class Prefilled:
@@ -38,7 +42,7 @@ def prefill(
     options: ResolvedOptions,
     prompt_ids: Sequence[Tensor] | None,
     prefix: Prefix | Sequence[Prefix] | None = None,
-    advice: str = "shorten the prompt or lower max_new_tokens",
+    advice: str = SHORTER,
 ) -> Prefilled:
     """Read each prompt [T_i, token width] once, leaving room for the texts that are to go on from it.
 
@@ -54,24 +58,57 @@ def prefill(
     else:
         in_front = [one.length for one in prefix]
     longest = max(len(prompt) + before for prompt, before in zip(prompts, in_front, strict=True))
-    new_tokens = options.max_new_tokens
-    if not fits(model.config, longest, new_tokens):
-        raise OptionError(
-            f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's {model.config.max_positions} "
-            f"positions: {advice}"
-        )
+    check_positions(model.config, longest, options.max_new_tokens, advice)
+    if prompt_ids is not None and 0 < sum(len(row) > 0 for row in prompt_ids) < len(prompts):
+        raise OptionError("prompt ids were given for some prompts only: give them for all or none")
+    reading, logits = read_prompts(model, prompts, prefix, options.max_new_tokens, options.texts)
+    used, counted = used_ids(model.config, prompt_ids or [()] * len(prompts), logits.device)
+    return Prefilled(reading, logits, used, counted)
+
+
+def read_prompts(
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    prefix: Prefix | Sequence[Prefix] | None,
+    new_tokens: int,
+    texts: int,
+) -> tuple[Reading, Tensor]:
+    """Prompts [T_i, token width] as one batch: what to go on from, and the first scores, as `Reader.read` gives them.
+
+    Args:
+        new_tokens: for which room is left, of each of so many texts a prompt.
+    """
     reader: Reader = model
     if isinstance(prefix, Prefix):
         reader, prompts = prefix.before_all(prompts)
     elif prefix is not None:
         reader, prompts = prefix[0].before_each(prefix, prompts)
     embeds, mask = _stack(prompts)
-    reading, logits = reader.read(embeds, mask, new_tokens, max(options.num_beams, options.num_return_sequences))
-    used = _stack_ids(prompt_ids, len(prompts), embeds.device)
+    return reader.read(embeds, mask, new_tokens, texts)
+
+
+def used_ids(
+    config: LanguageConfig, prompt_ids: Sequence[Tensor | Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Ids that stand in each text already, and how many of them count in its length, as `Prefilled` has them."""
     # What the decoder begins with counts as used, as in transformers.
-    start = used.new_tensor(model.config.start_ids).expand(len(prompts), -1)
-    used = torch.cat([start, used], dim=1)
-    return Prefilled(reading, logits, used, (used >= 0).sum(dim=1) if model.config.prompt_counts else None)
+    start = torch.tensor([config.start_ids] * len(prompt_ids), dtype=torch.int64, device=device)
+    longest = max(map(len, prompt_ids), default=0)
+    rows = [
+        F.pad(torch.as_tensor(row, dtype=torch.int64), (longest - len(row), 0), value=NO_ID).to(device)
+        for row in prompt_ids
+    ]
+    used = torch.cat([start, torch.stack(rows)], dim=1)
+    return used, (used >= 0).sum(dim=1) if config.prompt_counts else None
+
+
+def check_positions(config: LanguageConfig, prompt: int, new_tokens: int, advice: str = SHORTER) -> None:
+    """Raises OptionError, which says what to do, when tokens of a prompt and of its text exceed a model's positions."""
+    if not fits(config, prompt, new_tokens):
+        raise OptionError(
+            f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the model's {config.max_positions} "
+            f"positions: {advice}"
+        )
 
 
 def fits(config: LanguageConfig, prompt: int, new_tokens: int) -> bool:
@@ -93,13 +130,3 @@ def _stack(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         embeds[row, longest - lengths[row] :] = prompt
         mask[row, longest - lengths[row] :] = True
     return embeds, None if min(lengths) == longest else mask
-
-
-def _stack_ids(rows: Sequence[Tensor] | None, count: int, device: torch.device) -> Tensor:
-    """Rows of ids as a rectangle, padded in front with -1."""
-    if rows is None or not any(len(row) for row in rows):
-        return torch.empty(count, 0, dtype=torch.int64, device=device)
-    longest = max(len(row) for row in rows)
-    if min(len(row) for row in rows) == 0:
-        raise OptionError("prompt ids were given for some prompts only: give them for all or none")
-    return torch.stack([F.pad(row, (longest - len(row), 0), value=-1) for row in rows]).to(device)

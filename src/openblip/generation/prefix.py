@@ -9,6 +9,10 @@ from torch import Tensor
 
 from openblip.nn.language_model import LanguageModel, Reader, ReadPrefix
 
+SHARED_FROM = 3
+"""Prompts behind one prefix from which reading it once saves more than a larger batch does: a visual prompt is longer
+than two questions."""
+
 
 class Prefix:
     """The beginning of prompts: an image's visual prompt, say, behind which any number of questions are asked.
@@ -36,6 +40,11 @@ class Prefix:
     def nbytes(self) -> int:
         """Memory of what is kept by now."""
         return self.embeds.nbytes + (0 if self._reader is None else self._reader.nbytes)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether what reads prompts behind it is kept by now."""
+        return self._reader is not None
 
     def reader(self, prompts: int) -> ReadPrefix | None:
         """What reads so many more prompts behind it; None where they are to be read with it as one piece.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,26 +46,12 @@ def iterate_tokens(
     used = start.prompt_ids.repeat_interleave(copies, dim=0)
     live = list(range(logits.shape[0]))
     rows = LiveRows(start.logits.shape[0], copies, start.reading)
-    draws = None if options.seed is None else _generators(len(live), options.seed, copies, logits.device)
+    draws = None if options.seed is None else text_generators(len(live), options.seed, copies, logits.device)
     for new_tokens in range(options.max_new_tokens):
-        log_probs = logits.log_softmax(dim=1)
-        scores = process_logits(logits, used, new_tokens, options)
-        if not options.do_sample:
-            chosen = scores.argmax(dim=1)
-        elif uniforms is not None:
-            sums = shape_distribution(scores, options).double().cumsum(dim=1)
-            uniform = uniforms.flatten(0, 1)[live, new_tokens].to(sums)
-            # The first token whose sum is above the number: one of no weight adds nothing to the sum before it.
-            chosen = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0]
-            chosen = chosen.clamp(max=sums.shape[1] - 1)  # sums of no numbers are below nothing
-        elif draws is None:
-            chosen = torch.multinomial(shape_distribution(scores, options), 1)[:, 0]
-        else:
-            weights = shape_distribution(scores, options)
-            picks = [torch.multinomial(weights[place], 1, generator=draws[text]) for place, text in enumerate(live)]
-            chosen = torch.cat(picks)
-        chosen_log_probs = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
-        picked = chosen.tolist()
+        own_draws = None if draws is None else [draws[text] for text in live]
+        own_uniforms = None if uniforms is None else uniforms.flatten(0, 1)[live, new_tokens]
+        chosen, own_log_probs = choose_tokens(logits, used, new_tokens, options, own_draws, own_uniforms)
+        chosen_log_probs, picked = own_log_probs.tolist(), chosen.tolist()
         yield from zip(live, picked, chosen_log_probs, strict=True)
         going = [place for place, token in enumerate(picked) if token not in options.stop_ids]
         if not going or new_tokens + 1 == options.max_new_tokens:
@@ -76,6 +62,39 @@ def iterate_tokens(
             chosen, used = chosen[keep], used[keep]
             live = [live[place] for place in going]
         logits = rows.step(chosen, live)
+
+
+def choose_tokens(
+    logits: Tensor,
+    used: Tensor,
+    new_tokens: int | Tensor,
+    options: ResolvedOptions,
+    draws: Sequence[torch.Generator] | None = None,
+    uniforms: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The next token of each text [R], and its log-probability [R] under the model.
+
+    Args:
+        logits: [R, vocabulary]; used, new_tokens: see `process_logits`.
+        draws: what decides of each text that is sampled; None: PyTorch's global generator.
+        uniforms: numbers [R] from 0 to 1 that decide instead.
+    """
+    log_probs = logits.log_softmax(dim=1)
+    scores = process_logits(logits, used, new_tokens, options)
+    if not options.do_sample:
+        chosen = scores.argmax(dim=1)
+    elif uniforms is not None:
+        sums = shape_distribution(scores, options).double().cumsum(dim=1)
+        # The first token whose sum is above the number: one of no weight adds nothing to the sum before it.
+        chosen = torch.searchsorted(sums, (uniforms.to(sums) * sums[:, -1])[:, None], right=True)[:, 0]
+        chosen = chosen.clamp(max=sums.shape[1] - 1)  # sums of no numbers are below nothing
+    elif draws is None:
+        chosen = torch.multinomial(shape_distribution(scores, options), 1)[:, 0]
+    else:
+        weights = shape_distribution(scores, options)
+        picks = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(weights, draws, strict=True)]
+        chosen = torch.cat(picks)
+    return chosen, log_probs.gather(1, chosen[:, None])[:, 0]
 
 
 class LiveRows:
@@ -105,7 +124,7 @@ class LiveRows:
         return self.reading.step(read.view(-1, self.copies)).flatten(0, 1)[at]
 
 
-def _generators(rows: int, seed: int, texts: int, device: torch.device) -> list[torch.Generator]:
+def text_generators(rows: int, seed: int, texts: int, device: torch.device) -> list[torch.Generator]:
     """A generator for each row, so that no row's draws depend on its neighbours.
 
     The n-th text of every prompt draws alike: a prompt gives the same texts alone or in any batch. Without a seed,

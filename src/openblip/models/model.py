@@ -12,12 +12,14 @@ from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.openblip.new_folder import new_folder
 from openblip.devices import Placement
 from openblip.errors import given_path
+from openblip.generation.continuous import MOST_TEXTS, MOST_TOKENS
 from openblip.images.encoded_image import EncodedImage, ImageCache, ImageInput
 from openblip.models import answer_methods, judge_methods, matching_methods, text_methods
 from openblip.models.abilities import Components, writer_of
 
 if TYPE_CHECKING:
     from openblip.models.chat import Chat
+    from openblip.models.decode_session import DecodeSession
 
 
 class Model:
@@ -88,6 +90,24 @@ class Model:
         from openblip.models.chat import Chat
 
         return Chat(writer_of(self, "chat"), self.encode_image(image))
+
+    def decode_session(self, *, max_texts: int = MOST_TEXTS, max_tokens: int = MOST_TOKENS) -> DecodeSession:
+        """Start a session in which captions and answers are written together although they are asked for at any time.
+
+        For servers of your own: see `DecodeSession`.
+
+        Args:
+            max_texts: that are written together; beams and samples count one each.
+            max_tokens: of prompts, images and texts together, as long as the texts may become. What alone needs more
+                than either is written alone.
+
+        Raises:
+            CheckpointError: the model writes no text.
+            OptionError: a limit is no whole number, or below 1.
+        """
+        from openblip.models.decode_session import DecodeSession
+
+        return DecodeSession(self, max_texts=max_texts, max_tokens=max_tokens)
 
     match = matching_methods.match
     match_many = matching_methods.match_many

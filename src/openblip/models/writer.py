@@ -15,19 +15,17 @@ from torch import Tensor
 from openblip.checkpoints.model_parts import ModelParts
 from openblip.errors import ImageError, OptionError, yes_or_no
 from openblip.generation.candidates import rank_candidates
+from openblip.generation.cohort import DecodeRequest
 from openblip.generation.engine import generate, stream
 from openblip.generation.options import Generation, GenerationOptions, ResolvedOptions, TextOptions, check_names
 from openblip.generation.prefill import fits
-from openblip.generation.prefix import Prefix
+from openblip.generation.prefix import SHARED_FROM, Prefix
 from openblip.generation.repeated_words import Vocabulary
 from openblip.images.encoded_image import CachedEncoder, EncodedImage, ImageInput
 from openblip.nn.language_model import LanguageModel
 from openblip.results import GeneratedText, RankedAnswer
 from openblip.text import Pieces, clean_generated, clean_question, one_text, text_pieces
 
-SHARED_FROM = 3
-"""Questions about one image from which reading its visual prompt once saves more than a larger batch does: the prompt
-is longer than two questions."""
 PREFIX = "prefix"
 """What is kept of an encoded image: the visual prompt, and once several prompts stood behind it its keys and values."""
 
@@ -189,6 +187,24 @@ class Writer:
             tokens = stream(self.language_model, self.language_model.embed(ids), options, prefix, begun)
         return text_pieces(self.tokenizer, tokens)
 
+    @torch.inference_mode()
+    def requests(
+        self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions, *, caption: bool = False
+    ) -> list[DecodeRequest]:
+        """What `write` would be asked for, of each prompt behind one image, to be decoded together with others.
+
+        Args:
+            caption: texts go on from their prompts, whose words count as used.
+        """
+        (prefix,) = self._prefixes([image])
+        rows = [self._ids(prompt) for prompt in prompts]
+        counts = self._counts_prompts(options, caption)
+        return [DecodeRequest(self.language_model.embed(ids), options, prefix, ids if counts else None) for ids in rows]
+
+    def prepare(self, images: Sequence[EncodedImage]) -> None:
+        """Compute together what `requests` needs of each image."""
+        self._prefixes(images)
+
     def question(self, question: str, template: str | None = None) -> str:
         """The prompt of a question: in `template`, which has {question} in it, or in the model's own.
 
@@ -226,7 +242,7 @@ class Writer:
         embeds = {prompt: self.language_model.embed(row) for prompt, row in ids.items()}
         begun = [ids[prompt] for prompt in prompts] if self._counts_prompts(options, caption) else None
         found = generate(self.language_model, [embeds[prompt] for prompt in prompts], options, begun, prefix)
-        return [[self._text(one) for one in texts] for texts in found]
+        return [self.generated(texts) for texts in found]
 
     @torch.inference_mode()
     def _prefixes(self, images: Sequence[EncodedImage]) -> list[Prefix]:
@@ -244,6 +260,10 @@ class Writer:
 
     def _ids(self, prompt: str) -> Tensor:
         return torch.tensor(self.parts.prompt_ids(prompt), device=next(self.parts.network.parameters()).device)
+
+    def generated(self, texts: Sequence[Generation]) -> list[GeneratedText]:
+        """Generated ids as words."""
+        return [self._text(one) for one in texts]
 
     def _text(self, generation: Generation) -> GeneratedText:
         return GeneratedText(

@@ -20,6 +20,7 @@ from openblip.nn.config_checks import check_settings
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.language_model import join_texts
 from openblip.nn.quant.linear import Linear
+from openblip.nn.slots import MemorySlots, SlotCache, SlotMemory
 from openblip.nn.vit import VitConfig
 
 DECODE_ID, ENCODE_ID = 30522, 30523
@@ -295,6 +296,11 @@ class BlipLanguageModel:
     def read_prefix(self, embeds: Tensor) -> None:
         """Images stand beside a prompt, not in front of it."""
         return None
+
+    def new_slots(self, texts: int) -> MemorySlots[ImageMemory]:
+        """See `LanguageModel.new_slots`."""
+        cache = SlotCache(self.decoder.new_cache(0, 0), texts)
+        return MemorySlots(BlipReading(self.decoder, ImageMemory((), ()), cache), cache, SlotMemory(ImageMemory))
 
     def read(
         self,

@@ -61,6 +61,10 @@ class ExternalDecoder:
         """Caches of transformers hold a row for every text: there is nothing to share."""
         return None
 
+    def new_slots(self, texts: int) -> None:
+        """Rows of such a cache all have the same length: batches are whole."""
+        return None
+
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         before = labels[:, :-1]
         text = self.embed(before.clamp(min=0)).to(prompts)
@@ -143,6 +147,10 @@ class ExternalSeq2Seq:
 
     def read_prefix(self, embeds: Tensor) -> None:
         """As with T5."""
+        return None
+
+    def new_slots(self, texts: int) -> None:
+        """As of `ExternalDecoder`."""
         return None
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:

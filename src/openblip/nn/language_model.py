@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -64,6 +65,26 @@ class Reading(Protocol):
         """Go on with the prompts `rows` [n] int64 alone, and their texts; this copies what was read of them."""
 
 
+class Slots(Protocol):
+    """Prompts that join and leave while texts are written: what continuous batching goes on from.
+
+    Rows are prompts, and each has as many texts as any other. They are not disturbed by one another.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept."""
+
+    def join(self, reading: Reading) -> None:
+        """Take over the prompts of a reading of the same model, as the last rows, before any of their texts begins."""
+
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        """Let prompts leave, whose rows others take over. Returns which row each that stays was before."""
+
+    def step(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        """As `Reading.step`, of all rows."""
+
+
 class Reader(Protocol):
     """What reads prompts: a language model, or one that has read already what they begin with."""
 
@@ -97,6 +118,12 @@ class LanguageModel(Reader, Protocol):
 
     def read_prefix(self, embeds: Tensor) -> ReadPrefix | None:
         """Read the beginning [S, token width] of prompts that are to follow; None from a model that cannot share it."""
+
+    def new_slots(self, texts: int) -> Slots | None:
+        """What prompts with so many texts each can join at any time; None from a model whose batches have to be whole.
+
+        For readings that join it, `read` leaves no room.
+        """
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """States [B, L, ...] that predict each label, given the prompt and the labels before it, for `logits`.

@@ -18,6 +18,7 @@ from openblip.nn.language_model import join_texts
 from openblip.nn.prefix_attention import attend_to_both
 from openblip.nn.quant.linear import Linear, WordTable
 from openblip.nn.recompute import run_layer
+from openblip.nn.slots import CacheSlots, SlotCache
 from openblip.nn.static_kv_cache import Fixable, FixedCache, fixed_cache
 
 POSITION_OFFSET = 2
@@ -228,6 +229,11 @@ class Opt(nn.Module):
         cache = self.new_cache(1, embeds.shape[0])
         self(embeds[None], None, cache)
         return DecoderPrefix(self, cache)
+
+    def new_slots(self, texts: int) -> CacheSlots:
+        """See `LanguageModel.new_slots`."""
+        cache = SlotCache(self.new_cache(0, 0), texts)
+        return CacheSlots(DecoderReading(self, cache), cache)
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """Hidden states [B, L, width] that predict each label: see `LanguageModel.hidden_before`."""

@@ -19,6 +19,7 @@ from openblip.nn.config_checks import SettingError, check_settings
 from openblip.nn.kv_cache import KeyValueCache
 from openblip.nn.quant.linear import Linear, WordTable
 from openblip.nn.recompute import run_layer
+from openblip.nn.slots import MemorySlots, SlotCache, SlotMemory
 from openblip.nn.static_kv_cache import Fixable, FixedCache, fixed_cache
 from openblip.nn.t5_attention import CrossAttention, EncoderMemory, RelativeBias, SelfAttention
 
@@ -317,6 +318,11 @@ class T5(nn.Module):
     def read_prefix(self, embeds: Tensor) -> None:
         """The encoder reads a prompt in both directions: no part of it can be read before the rest is known."""
         return None
+
+    def new_slots(self, texts: int) -> MemorySlots[EncoderMemory]:
+        """See `LanguageModel.new_slots`."""
+        cache = SlotCache(self.new_cache(0, 0), texts)
+        return MemorySlots(T5Reading(self, EncoderMemory((), ()), cache), cache, SlotMemory(EncoderMemory))
 
     def hidden_before(self, prompts: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
         """Hidden states [B, L, width] that predict each label, given the prompt and the labels before it.

@@ -113,9 +113,10 @@ class RelativeBias(nn.Module):
         return self.between(positions[start:], positions)
 
     def between(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """[1, heads, T, L] of queries and keys at positions [T] and [L]."""
-        bias: Tensor = self.table(self.buckets(keys[None] - queries[:, None]))
-        return bias.permute(2, 0, 1)[None]
+        """[1 or B, heads, T, L] of queries and keys at positions [T] and [L], or of each text at [B, T] and [B, L]."""
+        bias: Tensor = self.table(self.buckets(keys[..., None, :] - queries[..., None]))
+        bias = bias.movedim(-1, -3)
+        return bias[None] if queries.ndim == 1 else bias
 
 
 class SelfAttention(nn.Module):
