@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,19 @@ import torch
 
 import openblip
 from openblip import verification
+from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.openblip.folder import save_native
 from openblip.checkpoints.registry import find_model
 from openblip.cli import main
+from openblip.data.pairs import ImageText
 from openblip.errors import CheckpointError
 from openblip.images.transform import to_pixels
 from openblip.nn.blip import BlipNetwork
+from openblip.training.input.batches import BatchRow
+from openblip.training.loop.precision import Arithmetic
+from openblip.training.recipe import Recipe, Stage
+from openblip.training.tasks.table import learner_of
+from openblip.training.tasks.task import Runtime, Views
 from openblip.verification import (
     IMAGES,
     PUBLISHED,
@@ -26,6 +34,7 @@ from openblip.verification import (
     PublishedAnswer,
     PublishedChoice,
     PublishedClasses,
+    PublishedLoss,
     PublishedMatch,
     PublishedMean,
     PublishedText,
@@ -41,6 +50,7 @@ NEEDED: dict[type[Published], str] = {
     PublishedChoice: "ask",
     PublishedMatch: "match",
     PublishedClasses: "classify",
+    PublishedLoss: "caption",
     PublishedMean: "embed",
 }
 
@@ -59,7 +69,7 @@ def test_the_table_is_of_official_models_and_known_photos() -> None:
         for each in published:
             assert each.image in IMAGES
             assert NEEDED[type(each)] in model.abilities
-            if isinstance(each, PublishedMean):
+            if isinstance(each, PublishedLoss | PublishedMean):
                 assert model.family == "blip"
     assert published_outputs("blip2_feature_extractor/pretrain") == PUBLISHED["blip2/pretrain"]
     with pytest.raises(CheckpointError, match="no outputs of blip2/coco were published"):
@@ -140,11 +150,11 @@ def test_an_unknown_name_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module")
 def blips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of small BLIPs that answer and that match."""
+    """Folders of small BLIPs that answer, caption and match."""
     folder = tmp_path_factory.mktemp("blips")
-    for task in ("answer", "match"):
+    for task in ("answer", "caption", "match"):
         save_native(small_parts(task, folder / f"{task} words"), folder / task)
-    return {task: folder / task for task in ("answer", "match")}
+    return {task: folder / task for task in ("answer", "caption", "match")}
 
 
 def test_a_choice_among_answers(verify: Verify, blips: dict[str, Path], image_paths: list[Path]) -> None:
@@ -167,6 +177,22 @@ def test_probabilities_of_classes(verify: Verify, blips: dict[str, Path], image_
         PublishedClasses("photo1.png", {**odds, "a dog": odds["a dog"] + 0.006}), weights=blips["match"]
     )
     assert code == 1 and lines[0].startswith("different  photo1.png, classes a dog, the beach: 0.")
+
+
+def test_the_loss_of_a_caption(verify: Verify, blips: dict[str, Path], image_paths: list[Path]) -> None:
+    """It is what the stage of training gives of the same text behind its prompt."""
+    parts = load_parts(str(blips["caption"]))
+    recipe = Recipe(Stage.CAPTION, "out", [], init="x")
+    runtime = Runtime(Arithmetic(torch.device("cpu")))
+    task = learner_of(Stage.CAPTION, "blip", "x").task(parts, recipe, [], runtime).eval()
+    pixels = to_pixels([openblip.load_image(image_paths[0])], parts.transform)
+    row = BatchRow(0, ImageText(image_paths[0], ("a dog on the beach",)), 0, random.Random(1))
+    with torch.no_grad():
+        loss = float(task([row], Views(pixels=pixels))["lm"])
+    published = PublishedLoss("photo1.png", "a picture of a dog on the beach", loss)
+    assert published.run(openblip.load(blips["caption"], dtype="float32"), image_paths[0]).found == f"{loss:.4f}"
+    assert verify(published, weights=blips["caption"])[0] == 0
+    assert verify(replace(published, loss=1.2 * loss), weights=blips["caption"])[0] == 1
 
 
 def test_means_of_features(verify: Verify, blips: dict[str, Path], image_paths: list[Path]) -> None:

@@ -19,6 +19,7 @@ from openblip.training.recipe_keys import (
     Mixture,
     MomentumSection,
     MonitorSection,
+    NewBlip,
     NewModel,
     OptimizerSection,
     Parallel,
@@ -36,6 +37,7 @@ __all__ = [
     "Mixture",
     "MomentumSection",
     "MonitorSection",
+    "NewBlip",
     "NewModel",
     "OptimizerSection",
     "Parallel",
@@ -67,8 +69,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def problems_of(recipe: Recipe) -> Iterator[str]:
     """Sentences about contradictions and values out of range."""
-    if (recipe.init is None) == (recipe.new is None):
-        yield "give either init (a model folder) or new (a model to put together)"
+    if sum(start is not None for start in (recipe.init, recipe.new, recipe.new_blip)) != 1:
+        yield "give either init (a model folder) or new or new_blip (a model to put together)"
+    if recipe.lora is not None and recipe.init is None:
+        yield "with lora adapters alone learn, and are saved without the model: give it as init, not its parts as new"
     yield from _out_of_range(recipe)
     yield from unknown_options(recipe)
     objective = objective_of(recipe.stage)

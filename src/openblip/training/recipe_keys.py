@@ -88,6 +88,22 @@ class NewModel:
 
 
 @dataclass
+class NewBlip:
+    """A new BLIP as its authors begin pre-training: a ViT of DeiT's weights, and a BERT that reads and writes.
+
+    Attributes:
+        vision: path of a ViT of DeiT or timm, such as deit_base_patch16_224-b5f2ef4d.pth. It has its own image size,
+            which `image_size` of the recipe changes.
+        bert: folder with a BERT's `config.json`, `model.safetensors` and vocabulary, such as bert-base-uncased.
+        shared_width: width of the space that images and texts share.
+    """
+
+    vision: str
+    bert: str
+    shared_width: int = 256
+
+
+@dataclass
 class OptimizerSection:
     """AdamW with linear warm-up and cosine decay (BLIP-2: from 1e-6 to the rate, then to 1e-5).
 
@@ -194,8 +210,9 @@ class Recipe:
     Attributes:
         output: folder of the trained model; the last part of its path is the name of the model unless `name` is given.
         storage: number format of the weights in that folder.
-        init: model to start from, a folder or an official name. Give either `init` or `new`.
-        new: pretrained parts to build a new model from.
+        init: model to start from, a folder or an official name. Give either `init`, `new` or `new_blip`.
+        new: pretrained parts to build a new BLIP-2 from.
+        new_blip: pretrained parts to build a new BLIP from, for stage pretrain.
         fresh_qformer: folder of a BERT (model.safetensors, vocab.txt) that the Q-Former of `init` starts from again, as
             in stage 1 of the paper.
         image_size: side of the square images; None: the model's own.
@@ -250,6 +267,7 @@ class Recipe:
     storage: Storage = Storage.FLOAT32
     init: str | None = None
     new: NewModel | None = None
+    new_blip: NewBlip | None = None
     fresh_qformer: str | None = None
     image_size: int | None = None
     prompt: str | None = None

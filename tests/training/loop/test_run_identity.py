@@ -204,7 +204,7 @@ def test_patience_may_grow(recipe: Path) -> None:
             train(load_recipe(recipe, [*EVALUATED, *changed]))
 
 
-@pytest.mark.parametrize("key", sorted({field.name for field in fields(Recipe)} - {*FREE, "new"}))
+@pytest.mark.parametrize("key", sorted({field.name for field in fields(Recipe)} - {*FREE, "new", "new_blip"}))
 def test_what_was_set_otherwise_is_told_with_both_values(recipe: Path, key: str) -> None:
     usual = load_recipe(recipe)
     value = getattr(usual, key)

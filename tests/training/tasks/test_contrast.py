@@ -14,13 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import openblip
+from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.names.blip import LAVIS_PARTS
 from openblip.checkpoints.names.clip import openai_layout
+from openblip.checkpoints.names.engine import Layout
 from openblip.errors import OptionError
-from openblip.nn.clip import ClipNetwork
-from openblip.training.recipe import load_recipe
+from openblip.nn.clip import ClipConfig, ClipNetwork
+from openblip.nn.resnet_clip import ClipResNetConfig
+from openblip.training.loop.optim import make_optimizer, single_vectors
+from openblip.training.recipe import OptimizerSection, load_recipe
 from openblip.training.run import train
 from openblip.training.tasks.contrast import MOST, clamp_scale, clip_loss
 from tests.checkpoints.clip_theirs import write_clip
+from tests.models.blip_models import small_parts
 from tests.pairs.blip import need_recordings
 from tests.pairs.clip import load_recording
 from tests.pairs.gaps import difference
@@ -80,6 +86,26 @@ def test_loss_and_gradients_are_those_of_lavis(kind: str) -> None:
     theirs = openai_layout(network.config).to_theirs(own | {})
     for name, gradient in outputs["gradients"].items():
         assert difference(theirs[name], gradient) <= 1e-5, name
+
+
+def test_what_decays_is_what_decays_in_lavis(tmp_path: Path) -> None:
+    """There all but what has one dimension in its files, or "bias", "ln" or "bn" in its name; of BLIP, too."""
+    write_clip(tmp_path / "clip")
+    vit: Any = load_parts(tmp_path / "clip").network
+    resnet = ClipNetwork(ClipConfig(ClipResNetConfig(32, 8, (1, 1, 1, 1), 4, 40), vit.config.text, 40))
+    networks: list[tuple[torch.nn.Module, Layout]] = [(one, openai_layout(one.config)) for one in (vit, resnet)]
+    for task in ("caption", "answer", "pretrain", "pair", "entail"):
+        networks.append((small_parts(task, tmp_path).network, Layout("LAVIS", LAVIS_PARTS)))
+    for network, layout in networks:
+        parameters = dict(network.named_parameters())
+        optimizer = make_optimizer(parameters, OptimizerSection(), single_vectors(network))
+        decays = {id(one): bool(group["weight_decay"]) for group in optimizer.param_groups for one in group["params"]}
+        assert len(decays) == len(parameters)
+        for name, parameter in parameters.items():
+            for place, tensor in layout.to_theirs({name: parameter.detach()}).items():
+                expected = tensor.ndim >= 2 and not any(word in place for word in ("bias", "ln", "bn"))
+                assert decays[id(parameter)] == expected, place
+    assert single_vectors(vit) == {"vision.class_token"}
 
 
 def made(folder: Path, data: Path, **changes: Any) -> Path:

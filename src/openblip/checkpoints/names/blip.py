@@ -70,6 +70,19 @@ OWN_DECODER = NameTable(
     unused=DECODER.unused,
 )
 """Of a decoder that shares the rest with the encoder."""
+PLAIN_BERT = NameTable(
+    "BERT",
+    {
+        **{theirs: ours for theirs, ours in MODULES.items() if "crossattention" not in theirs},
+        **{theirs: ours for theirs, ours in DECODER.modules.items() if ours.startswith("head.")},
+    },
+    second_names={
+        "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    unused=(POSITION_NUMBERS, "embeddings.token_type_embeddings", "pooler.dense", "cls.seq_relationship"),
+)
+"""bert-base-uncased, without the prefix "bert.": what BLIP's text encoder and decoder begin with."""
 SHARED = {
     **{f"text_decoder.bert.{theirs}": f"text_encoder.{theirs}" for theirs in MODULES if ".attention." not in theirs},
     "text_decoder.cls.predictions.decoder.weight": "text_encoder.embeddings.word_embeddings.weight",

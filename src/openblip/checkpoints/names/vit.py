@@ -53,6 +53,12 @@ LAVIS_PREFIX = "visual_encoder."
 FRONTS = ("", LAVIS_PREFIX, "visual.")
 
 EVA = NameTable("image encoder", LAVIS_EVA, fronts=FRONTS)
+TIMM = NameTable(
+    "image encoder",
+    {**LAVIS_EVA, "norm": "final_norm"},
+    unused=("head", "pre_logits.fc"),
+)
+"""A ViT of timm, or DeiT's (Touvron et al. 2021, https://arxiv.org/abs/2012.12877), without its ImageNet classifier."""
 CLIP = NameTable(
     "image encoder",
     LAVIS_CLIP,

@@ -28,7 +28,7 @@ from openblip.integrations.lavis.datasets import LavisDataset, Row
 from openblip.integrations.lavis.models import LavisModel
 from openblip.integrations.lavis.outputs import Samples
 from openblip.saving import naming
-from openblip.training.loop.optim import make_optimizer, set_rate
+from openblip.training.loop.optim import make_optimizer, set_rate, single_vectors
 from openblip.training.recipe import OptimizerSection
 
 Datasets: TypeAlias = Mapping[str, Mapping[str, LavisDataset]]
@@ -248,7 +248,7 @@ class RunnerBase:
         section = OptimizerSection(
             lr=settings.init_lr, weight_decay=settings.weight_decay, beta1=0.9, beta2=settings.beta2
         )
-        optimizer = make_optimizer(learning, section)
+        optimizer = make_optimizer(learning, section, single_vectors(model))
         half = next((dtype for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)), None)
         scaler = torch.amp.GradScaler(model.device.type, enabled=half is torch.float16)
         try:

@@ -1,4 +1,4 @@
-"""Files of pretrained parts that a new model begins with, a BERT and an EfficientNet: checked before they are used."""
+"""Files of pretrained parts that a new model begins with, checked before they are used: a BERT, an EfficientNet."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_bert(folder: Path, key: str) -> Bert:
                 f"{folder / name} is missing: {key} is a folder with {BERT_FILE} and {VOCABULARY_FILE}"
             )
     path = folder / BERT_FILE
-    state = {_today(name): tensor for name, tensor in _read_floats(path).items()}
+    state = {_today(name): tensor for name, tensor in read_floats(path).items()}
     for name in (WORDS, FIRST_FFN):
         if name not in state or state[name].ndim != 2:
             raise CheckpointError(f"{path} holds no BERT: it has no {name} of two dimensions")
@@ -103,7 +103,7 @@ def read_efficientnet(path: Path, into: nn.Module) -> None:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: new.vision is the file of an EfficientNet-Lite")
-    stored = _read_floats(path)
+    stored = read_floats(path)
     try:
         state = efficientnet_from_package(stored)
     except CheckpointError as error:
@@ -119,7 +119,7 @@ def read_efficientnet(path: Path, into: nn.Module) -> None:
     into.load_state_dict(state)
 
 
-def _read_floats(path: Path) -> dict[str, Tensor]:
+def read_floats(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, in float32. Raises CheckpointError for numbers that are not finite, or no numbers."""
     file = open_weights(path)
     state = {}

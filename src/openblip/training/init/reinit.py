@@ -38,8 +38,8 @@ def reinit_qformer(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
     start.check(range(config.depth), config.max_positions)
     torch.manual_seed(seed)
     for part in (network.vision_norm, network.qformer, network.image_projection, network.text_projection):
-        part.apply(_draw)
-    network.itm_head.apply(_draw)
+        part.apply(draw)
+    network.itm_head.apply(draw)
     with torch.no_grad():
         network.qformer.queries.normal_(std=INIT_STD)
         network.temperature.fill_(TEMPERATURE)
@@ -71,7 +71,8 @@ def resize(parts: ModelParts, image_size: int) -> ModelParts:
 
 
 @torch.no_grad()
-def _draw(module: nn.Module) -> None:
+def draw(module: nn.Module) -> None:
+    """Give one layer the weights that BERT's layers begin with: for `Module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         module.weight.normal_(std=INIT_STD)
         if isinstance(module, nn.Linear) and module.bias is not None:

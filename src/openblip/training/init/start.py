@@ -17,11 +17,10 @@ from openblip.checkpoints.tensors.assign import VISION
 from openblip.data.pairs import ImageText
 from openblip.errors import OptionError
 from openblip.training.init.reinit import resize
-from openblip.training.init.small_blip2 import build_small_blip2
 from openblip.training.lora.adapters import adapter_parameters, add_lora, reaches_vision
 from openblip.training.lora.targets import targets_of
 from openblip.training.recipe_keys import Recipe
-from openblip.training.tasks.table import learner_of
+from openblip.training.tasks.table import learner_of, new_model
 
 
 def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: bool = True) -> ModelParts[Any, Any]:
@@ -35,8 +34,9 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     """
     name = recipe.name or Path(recipe.output).name
     parts: ModelParts[Any, Any]
-    if recipe.new is not None:
-        parts = build_small_blip2(recipe.new, [image for group in images for image in group], name, recipe.seed)
+    flat = [image for group in images for image in group]
+    if recipe.init is None:
+        parts = new_model(recipe, flat, name)
     else:
         parts = load_parts(str(recipe.init), ReadOptions(left_out=() if encoder else (VISION,)))
         learner_of(recipe.stage, parts.family, str(recipe.init))
@@ -47,12 +47,10 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
         parts = replace(parts, prompts=replace(parts.prompts, caption=recipe.prompt))
     if recipe.image_size is not None:
         parts = resize(parts, recipe.image_size)
-    own = None if recipe.lora is None or recipe.new is not None else _linear_layers(parts)
+    own = None if recipe.lora is None or recipe.init is None else _linear_layers(parts)
     torch.manual_seed(recipe.seed)
     given = parts.network
-    parts = learner_of(recipe.stage, parts.family, parts.name).prepare(
-        parts, recipe, [image for group in images for image in group]
-    )
+    parts = learner_of(recipe.stage, parts.family, parts.name).prepare(parts, recipe, flat)
     if recipe.lora is not None:
         if parts.classes and parts.network is not given:
             raise OptionError(

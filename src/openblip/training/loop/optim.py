@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from openblip.nn.vit import VisionTransformer
 from openblip.training.recipe_keys import OptimizerSection, Schedule
 
 VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
@@ -44,13 +45,19 @@ def _rate_of_epoch(step: int, section: OptimizerSection, epoch: int, epochs: int
     return section.min_lr + (section.lr - section.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over named parameters: matrices decay, biases and norms do not."""
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], section: OptimizerSection, vectors: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """AdamW over named parameters: matrices and tables decay, biases and gains do not.
+
+    Args:
+        vectors: names of others that do not, see `single_vectors`.
+    """
     depth = 1 + max((int(found[1]) for name in parameters if (found := VISION_BLOCK.match(name))), default=-1)
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in parameters.items():
         share = rate_share(name, depth, section)
-        groups.setdefault((share, parameter.ndim >= 2), []).append(parameter)
+        groups.setdefault((share, parameter.ndim >= 2 and name not in vectors), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": chosen, "weight_decay": section.weight_decay if decays else 0.0, RATE_SHARE: share}
@@ -58,6 +65,18 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], section: OptimizerSec
         ],
         lr=section.lr,
         betas=(section.beta1, section.beta2),
+    )
+
+
+def single_vectors(network: nn.Module) -> frozenset[str]:
+    """Names of parameters that have one dimension in the code that they are from, and more here.
+
+    CLIP's class token is [width] there and does not decay; other ViTs have [1, 1, width], which LAVIS lets decay.
+    """
+    return frozenset(
+        f"{place}.class_token" if place else "class_token"
+        for place, module in network.named_modules()
+        if isinstance(module, VisionTransformer) and module.config.pre_norm  # CLIP's alone
     )
 
 

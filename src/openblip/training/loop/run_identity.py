@@ -146,6 +146,8 @@ def starting_files(recipe: Recipe) -> dict[str, list[Path]]:
     named = {key: getattr(recipe, key) for key in STARTING}
     if recipe.new is not None:
         named |= {"new.vision": recipe.new.vision, "new.bert": recipe.new.bert}
+    if recipe.new_blip is not None:
+        named |= {"new_blip.vision": recipe.new_blip.vision, "new_blip.bert": recipe.new_blip.bert}
     found = {
         key: sorted(_files_of(key, str(place), recipe.language_model_revision if key == "language_model" else None))
         for key, place in named.items()

@@ -21,7 +21,7 @@ from openblip.training.input.loader import BatchLoader
 from openblip.training.loop.checkpoint import TrainingState
 from openblip.training.loop.ema import Ema
 from openblip.training.loop.nonfinite import first_nonfinite, save_batch
-from openblip.training.loop.optim import learning_rate, make_optimizer, set_rate
+from openblip.training.loop.optim import learning_rate, make_optimizer, set_rate, single_vectors
 from openblip.training.loop.run_identity import identity_of
 from openblip.training.loop.signals import Stop, Stopped
 from openblip.training.monitor.progress import RunMonitor
@@ -92,7 +92,7 @@ class Trainer:
         scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision is Precision.FP16)
         self.state = TrainingState(
             parameters,
-            make_optimizer(parameters, recipe.optimizer),
+            make_optimizer(parameters, recipe.optimizer, single_vectors(task.network)),
             scaler,
             Ema(parameters, recipe.ema) if recipe.ema else None,
             self.epoch_steps * recipe.epochs,

@@ -51,11 +51,14 @@ class Learner:
         task: builds the task of a model; it also gets the images of the run.
         prepare: changes the initial model as the recipe and the images of the run require.
         finetuning: how `openblip finetune` does it; None: it cannot.
+        begin: builds a new model of the pretrained parts that a recipe without `init` names; it gets the images of the
+            run and the model's name. None: it cannot.
     """
 
     task: Callable[[AnyParts, Recipe, Images, Runtime], Task]
     prepare: Callable[[AnyParts, Recipe, Images], AnyParts] = _unchanged
     finetuning: Finetuning | None = None
+    begin: Callable[[Recipe, Images, str], AnyParts] | None = None
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class RetrievalTask(Task):
             self.vision_learns,
             adapters,
         )
-        if not adapters:
-            start_momentum(self.momentum, self.network, str(recipe.init))
+        if not adapters and recipe.init is not None:
+            start_momentum(self.momentum, self.network, recipe.init)
 
     def trained(self) -> list[nn.Module | nn.Parameter]:
         network = self.network

@@ -60,6 +60,20 @@ def _pretrain(parts: AnyParts, recipe: Recipe, images: Images, runtime: Runtime)
     return PretrainTask(parts, recipe, runtime)
 
 
+def _new_blip2(recipe: Recipe, images: Images, name: str) -> AnyParts:
+    from openblip.training.init.small_blip2 import build_small_blip2
+
+    assert recipe.new is not None  # the recipe has no `init`
+    return build_small_blip2(recipe.new, images, name, recipe.seed)
+
+
+def _new_blip(recipe: Recipe, images: Images, name: str) -> AnyParts:
+    from openblip.training.init.blip_from_parts import build_blip
+
+    assert recipe.new_blip is not None  # the recipe has no `init`
+    return build_blip(recipe.new_blip, name, recipe.seed)
+
+
 def _prepare_captions(parts: AnyParts, recipe: Recipe, images: Images) -> AnyParts:
     from openblip.training.init.blip import prepare_captions
 
@@ -192,14 +206,14 @@ WHOLE = frozenset({"train_vision", "drop_path", "gradient_checkpointing", "text_
 
 OBJECTIVES: Mapping[Stage, Objective] = {
     Stage.LANGUAGE: Objective(
-        {"blip2": Learner(_language, _prepare_blip2)},
+        {"blip2": Learner(_language, _prepare_blip2, begin=_new_blip2)},
         has_text,
         WRITING,
         BLIP2 | {"texts_per_image"},
         sees=False,
     ),
     Stage.STAGE1: Objective(
-        {"blip2": Learner(_stage1, _prepare_blip2)},
+        {"blip2": Learner(_stage1, _prepare_blip2, begin=_new_blip2)},
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
         BLIP2 | VISION | MATCHING | {"patch_share"},
@@ -207,7 +221,7 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         unused_parts=("language_model",),
     ),
     Stage.STAGE2: Objective(
-        {"blip2": Learner(_stage2, _prepare_blip2, BLIP2_FINETUNING)},
+        {"blip2": Learner(_stage2, _prepare_blip2, BLIP2_FINETUNING, _new_blip2)},
         has_text,
         WRITING,
         BLIP2
@@ -238,10 +252,14 @@ OBJECTIVES: Mapping[Stage, Objective] = {
         keeps_copies=True,
     ),
     Stage.PRETRAIN: Objective(
-        {"blip": Learner(_pretrain, finetuning=Finetuning(_pretrains, ("text", "language_model"), rate=1e-5))},
+        {
+            "blip": Learner(
+                _pretrain, finetuning=Finetuning(_pretrains, ("text", "language_model"), rate=1e-5), begin=_new_blip
+            )
+        },
         is_described,
         {EvaluationTask.RETRIEVAL: "mean"},
-        PAIRS,
+        PAIRS | {"new_blip"},
         compares=True,
         keeps_copies=True,
     ),
@@ -303,6 +321,16 @@ def learner_of(stage: Stage, family: str, name: str) -> Learner:
     raise OptionError(
         f"{name} is of the family {family}, which cannot be trained yet: give a model of {_either(families)}"
     )
+
+
+def new_model(recipe: Recipe, images: Images, name: str) -> AnyParts:
+    """The model that a recipe without `init` begins with: its stage says of which family.
+
+    Raises:
+        OpenBlipError: a file that it is made of is missing or broken, or of another model.
+    """
+    begin = next(each.begin for each in OBJECTIVES[recipe.stage].learners.values() if each.begin is not None)
+    return begin(recipe, images, name)
 
 
 def finetuning_of(parts: AnyParts, name: str, claims: Images = ()) -> tuple[Stage, Finetuning]:
