@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"", "errors", "files", "images", "models", "saving"},
     "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
     "integrations": MODEL_ROOMS | {"data", "models", "results", "training", "web"},
+    "serve": {"", "errors", "files", "generation", "images", "matching", "models", "results"},
     "cli": {
         "",
         "analysis",
@@ -78,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
         "saving",
         "search",
+        "serve",
         "training",
         "verification",
     },

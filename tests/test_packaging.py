@@ -103,7 +103,12 @@ def constraints() -> str:
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_lock_meets_every_requirement(python: str) -> None:
-    assert unmet(declared_requirements(), pins_of(constraints(), python)) == []
+    wanted = [
+        one
+        for one in declared_requirements()
+        if one.marker is None or one.marker.evaluate({"python_version": python, "extra": ""})
+    ]
+    assert unmet(wanted, pins_of(constraints(), python)) == []
 
 
 def test_the_lock_is_whole() -> None:

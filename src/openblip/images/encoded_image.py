@@ -92,8 +92,13 @@ class EncodedBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class _ReadImage:
-    """An image before it is encoded: its pixels as the encoder takes them, uint8 [S, S, 3], and their key."""
+class ReadImage:
+    """An image before it is encoded: its pixels as the encoder takes them, uint8 [S, S, 3], and their key.
+
+    Attributes:
+        key: the same for the same pixels, wherever they came from.
+        source: path, address or description of the image.
+    """
 
     pixels: np.ndarray[Any, Any]
     key: bytes
@@ -175,7 +180,7 @@ class CachedEncoder:
 
     def encode(self, source: ImageInput) -> EncodedImage:
         """Raises ImageError when the image cannot be read, OptionError when another model has encoded it."""
-        return self._encode([self._read(source)])[0]
+        return self.encode_read([self._read(source)])[0]
 
     def batches(self, sources: ImageInput | Iterable[ImageInput], batch_size: int) -> Iterator[EncodedBatch]:
         """Images in order, `batch_size` at a time, the next ones being read while the caller computes.
@@ -186,30 +191,34 @@ class CachedEncoder:
             yield EncodedBatch(
                 [describe_source(source) if isinstance(found, ImageError) else found.source for source, found in batch],
                 [found if isinstance(found, ImageError) else None for _, found in batch],
-                self._encode([found for _, found in batch if not isinstance(found, ImageError)]),
+                self.encode_read([found for _, found in batch if not isinstance(found, ImageError)]),
             )
 
-    def _read(self, source: ImageInput) -> EncodedImage | _ReadImage:
-        if isinstance(source, EncodedImage):
-            if source.encoder != self.identity:
-                raise OptionError(f"another model has encoded {source.source}: use encode_image of this one")
-            return source
-        name = describe_source(source)
+    def read(self, source: ImageSource, name: str | None = None) -> ReadImage:
+        """The part of encoding that needs no model: any thread may decode an image, for another to encode it.
+
+        Args:
+            name: of the image in errors; by default what `describe_source` says.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        name = describe_source(source) if name is None else name
         pixels = load_square(source, self.transform, name)
         # Of the pixels as the encoder takes them: what differs in the file alone is the same image, and a large photo
         # costs no more to tell apart than a small one.
         # SHA-256, as processors compute it several times as fast as other digests that no two images share.
-        key = hashlib.sha256(pixels.data).digest()
-        return _ReadImage(pixels, key, name)
+        return ReadImage(pixels, hashlib.sha256(pixels.data).digest(), name)
 
-    def _encode(self, found: Sequence[EncodedImage | _ReadImage]) -> list[EncodedImage]:
+    def encode_read(self, found: Sequence[EncodedImage | ReadImage]) -> list[EncodedImage]:
+        """Images that were read, encoded as one batch: each content once, and only what the cache does not have."""
         encoded: dict[bytes, EncodedImage] = {}
-        missing: dict[bytes, _ReadImage] = {}
+        missing: dict[bytes, ReadImage] = {}
         for one in found:
             kept = one if isinstance(one, EncodedImage) else self.cache.find(one.key)
             if kept is not None:
                 encoded[one.key] = kept
-            elif isinstance(one, _ReadImage):
+            elif isinstance(one, ReadImage):
                 missing.setdefault(one.key, one)
         if missing:
             with torch.inference_mode():
@@ -219,6 +228,13 @@ class CachedEncoder:
                     encoded[key] = EncodedImage(key, row.clone(), one.source, self.identity)
                     self.cache.keep(encoded[key])
         return [encoded[one.key] for one in found]
+
+    def _read(self, source: ImageInput) -> EncodedImage | ReadImage:
+        if isinstance(source, EncodedImage):
+            if source.encoder != self.identity:
+                raise OptionError(f"another model has encoded {source.source}: use encode_image of this one")
+            return source
+        return self.read(source)
 
 
 def _may_wait(source: object) -> bool:

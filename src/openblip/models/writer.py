@@ -171,7 +171,15 @@ class Writer:
             self.ranked = list(answers), ids
         return self.ranked[1]
 
-    def stream(self, image: EncodedImage, prompt: str, options: ResolvedOptions, *, caption: bool = False) -> Pieces:
+    def stream(
+        self,
+        image: EncodedImage,
+        prompt: str,
+        options: ResolvedOptions,
+        *,
+        caption: bool = False,
+        each: Callable[[int], object] | None = None,
+    ) -> Pieces:
         """The pieces of what follows a prompt, as they are written, greedily or sampled.
 
         The prompt is read now, so what is wrong with it is said now; closing the iterator, or letting go of it, ends
@@ -179,13 +187,14 @@ class Writer:
 
         Args:
             caption: the text goes on from the prompt, whose words count as used.
+            each: called with every token as it is chosen; of some, no piece comes until the next one.
         """
         with torch.inference_mode(), self._kept(image):
             (prefix,) = self._prefixes([image])
             ids = self._ids(prompt)
             begun = ids if self._counts_prompts(options, caption) else None
             tokens = stream(self.language_model, self.language_model.embed(ids), options, prefix, begun)
-        return text_pieces(self.tokenizer, tokens)
+        return text_pieces(self.tokenizer, tokens if each is None else _told(tokens, each))
 
     @torch.inference_mode()
     def requests(
@@ -220,11 +229,14 @@ class Writer:
             raise OptionError(f"the template {template!r} has no {{question}} in it: say where the question stands")
         return template.replace("{question}", cleaned)
 
+    def count_tokens(self, image: EncodedImage, prompt: str) -> int:
+        """Positions that an image and a prompt take in the language model."""
+        (prefix,) = self._prefixes([image])
+        return prefix.length + len(self.parts.prompt_ids(prompt))
+
     def fits(self, image: EncodedImage, prompt: str, max_new_tokens: int) -> bool:
         """Whether an image, a prompt and a text behind them fit the language model's positions."""
-        (prefix,) = self._prefixes([image])
-        read = prefix.length + len(self.parts.prompt_ids(prompt))
-        return fits(self.language_model.config, read, max_new_tokens)
+        return fits(self.language_model.config, self.count_tokens(image, prompt), max_new_tokens)
 
     def _behind(
         self, image: EncodedImage, prompts: Sequence[str], options: ResolvedOptions, caption: bool
@@ -284,3 +296,9 @@ class Writer:
             yield
         finally:
             self.encoder.cache.keep(image)
+
+
+def _told(tokens: Iterable[int], each: Callable[[int], object]) -> Iterator[int]:
+    for token in tokens:
+        each(token)
+        yield token

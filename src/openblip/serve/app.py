@@ -1,0 +1,94 @@
+"""The ASGI application of a service: endpoints, and the layers around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from openblip import __version__
+from openblip.errors import OpenBlipError
+from openblip.serve.auth import Keys
+from openblip.serve.bodies import Bodies
+from openblip.serve.errors import body_of, refusal_of
+from openblip.serve.native import native_routes, wrong_field
+from openblip.serve.observed import Observed
+from openblip.serve.service import Service
+
+FORM_LIMITS = {
+    "/caption": "picture_mb",
+    "/ask": "picture_mb",
+    "/match": "picture_mb",
+    "/classify": "picture_mb",
+    "/batch_caption": "batch_mb",
+    "/embed": "batch_mb",
+}
+"""Paths whose bodies are forms, and the limit of each in megabytes."""
+JSON_LIMITS = {"/v1/chat/completions": "json_mb", "/v1/embeddings": "json_mb"}
+
+
+def make_app(service: Service, *, keys: Sequence[bytes] = (), logs: bool = True) -> FastAPI:
+    """The application of a service that was started.
+
+    More can be mounted on it, a page at "/" last: a route that is added later is not found behind it.
+
+    Args:
+        keys: digests of those that are accepted, see `openblip.serve.auth.read_keys`; none for no keys.
+        logs: write a line of JSON for each request.
+    """
+    app = FastAPI(
+        title="OpenBLIP",
+        version=__version__,
+        description=f"Captions, answers, matching and features of images by {service.name}.",
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(native_routes(service))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Whether it takes requests: 200, or 503 while it is being stopped."""
+        return JSONResponse({"ready": service.is_ready, "model": service.name}, 200 if service.is_ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(service.metrics.page(), media_type=service.metrics.content_type)
+
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(OpenBlipError)
+    async def refused(request: Request, error: Exception) -> Response:
+        refusal = refusal_of(error)
+        request.state.notes["code"] = refusal.code
+        content = body_of(refusal, request.state.request_id)
+        return JSONResponse(content, refusal.status_code, headers=dict(refusal.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return await refused(request, wrong_field(error.errors()[0]))
+
+    limits = FORM_LIMITS | JSON_LIMITS
+    paths = frozenset({*limits, "/health", "/ready", "/metrics", "/openapi.json", "/v1/models"})
+    # The last one is the outermost.
+    app.add_middleware(
+        Bodies,
+        limits=service.limits,
+        may_come=service.admission.check,
+        limit_of=limits,
+        measured=service.metrics.stage_seconds.labels("body").observe,
+    )
+    if keys:
+        app.add_middleware(Keys, keys=list(keys))
+    app.add_middleware(Observed, metrics=service.metrics, paths=paths, logs=logs)
+    return app

@@ -1,0 +1,168 @@
+"""The process: uvicorn around the application, and how it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from openblip.errors import OptionError
+from openblip.serve.limits import Limits
+from openblip.serve.observed import write_log
+from openblip.serve.service import Service
+
+BACKLOG = 2048
+DRAIN_STEP = 0.05
+
+
+def check_host(host: str, has_keys: bool, open_to_all: bool) -> None:
+    """Raises OptionError for an address that others can reach, unless requests need a key or the user said so."""
+    if has_keys or open_to_all:
+        return
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise OptionError(
+            f"on {host}, everyone who reaches this machine could use the server: give --api-key-file FILE, or --no-key "
+            "if something in front of it checks who asks"
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for clients; port 0 is any that is free.
+
+    Raises:
+        OptionError: nobody may listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"the server cannot listen on {host}, port {port} ({reason}): give another --port") from error
+    return listener
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that waits for the headers of a request only for so long; uvicorn waits for ever."""
+
+    header_seconds = 10.0
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not None and self.cycle is not before and self._late is not None:
+            self._late.cancel()
+            self._late = None
+        elif self._late is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_headers(self) -> None:
+        self._late = self.loop.call_later(self.header_seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class DrainedServer(uvicorn.Server):
+    """A server that ends in order: it finishes what it took, and refuses what comes meanwhile."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, told: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.service = service
+        self.told = told
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C drain; the second one ends at once."""
+        loop = asyncio.get_running_loop()
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        with contextlib.ExitStack() as stack:
+            for number in numbers:
+                try:
+                    loop.add_signal_handler(number, self._stop, loop)
+                except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+                    continue
+                stack.callback(loop.remove_signal_handler, number)
+            yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.told()
+
+    def stop(self) -> None:
+        """Begin to end. From another thread, call it through the loop."""
+        self._stop(asyncio.get_running_loop())
+
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.service.admission.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self.service.admission.draining = True
+        self._draining = loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        while self.service.visits:
+            await asyncio.sleep(DRAIN_STEP)
+        self.should_exit = True
+
+
+def make_server(app: FastAPI, service: Service, told: Callable[[], None] = lambda: None) -> DrainedServer:
+    """A server of an application, to be run on a listening socket.
+
+    Args:
+        told: called once it answers.
+    """
+    limits = service.limits
+    config = uvicorn.Config(
+        app,
+        http=_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=max(1, round(limits.idle_seconds)),
+        timeout_graceful_shutdown=max(1, round(limits.request_seconds)),
+    )
+    return DrainedServer(config, service, told)
+
+
+def serve(app: FastAPI, service: Service, listener: socket.socket, told: Callable[[], None] = lambda: None) -> None:
+    """Answer until a signal comes, and then until what was taken is done."""
+    server = make_server(app, service, told)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.end(timeout=5)
+    write_log({"stopped": True})
+
+
+def _protocol(limits: Limits) -> type[PatientProtocol]:
+    return type("LimitedProtocol", (PatientProtocol,), {"header_seconds": limits.header_seconds})

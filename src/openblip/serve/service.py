@@ -1,0 +1,264 @@
+"""One model for many clients: what every endpoint does between a request and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from openblip.images.prefetch import count_threads
+from openblip.serve.admission import Admission
+from openblip.serve.engine import Engine, Waiting
+from openblip.serve.errors import ClientLeftError, busy, over_limit
+from openblip.serve.limits import Limits
+from openblip.serve.metrics import Metrics
+from openblip.serve.model_jobs import Job, Prompted, Streamed, Write, Written
+from openblip.serve.observed import log_failure
+from openblip.serve.uploads import Upload, read_upload
+
+if TYPE_CHECKING:
+    from openblip.images.encoded_image import ReadImage
+    from openblip.models.model import Model
+
+
+class Service:
+    """A model in its engine, the queue before it, and the threads that decode images for it.
+
+    Args:
+        name: what clients call the model.
+        threads: of PyTorch in the engine; None for its own choice.
+    """
+
+    def __init__(
+        self, model: Model, limits: Limits | None = None, *, name: str | None = None, threads: int | None = None
+    ) -> None:
+        self.model = model
+        self.limits = limits or Limits()
+        self.name = name or model.name
+        self.metrics = Metrics(self.name)
+        self.metrics.on_failure = log_failure
+        self.engine = Engine(model, self.limits, self.metrics, threads)
+        self.admission = Admission(self.limits.queue, lambda: self.engine.seconds_an_item, self.metrics.queued.set)
+        self.decoders = ThreadPoolExecutor(count_threads(), "openblip decoder")
+        self.written = KeptTexts(self.limits.answers)
+        self.visits = 0
+
+    def start(self) -> Service:
+        self.engine.start()
+        return self
+
+    def end(self, timeout: float | None = None) -> None:
+        self.engine.end(timeout)
+        self.decoders.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.engine.is_alive and not self.admission.draining
+
+    def visit(self, request: Request, images: int) -> Visit:
+        """A request that wants something of the model. Raises a Refusal where no more images may wait."""
+        if images > self.limits.images:
+            raise over_limit(413, f"the request has {images} images", "images", self.limits.images)
+        return Visit(self, request, max(1, images))
+
+
+class Visit:
+    """What one request does with the model; a context manager, at whose end nothing of it waits any more."""
+
+    def __init__(self, service: Service, request: Request, images: int) -> None:
+        self.service = service
+        self.limits = service.limits
+        self.request = request
+        self.until = time.monotonic() + self.limits.request_seconds
+        self.place = service.admission.take(images)
+        self.notes: dict[str, Any] = request.scope.get("state", {}).get("notes", {})
+        self.notes["images"] = images
+        self.waiting: list[Waiting] = []
+        self.ended = False
+        service.visits += 1
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Give back what the request still holds; what waits of it is passed over. More than once does no harm."""
+        if not self.ended:
+            self.ended = True
+            self.service.visits -= 1
+        self.place.free()
+        for one in self.waiting:
+            one.leave()
+
+    async def read(self, uploads: Sequence[Upload]) -> list[ReadImage | Exception]:
+        """Images, decoded; in place of one that cannot be used its error."""
+        begun = time.monotonic()
+        loop = asyncio.get_running_loop()
+        read = partial(read_upload, self.service.model.components.encoder, limits=self.limits)
+        reading = [loop.run_in_executor(self.service.decoders, read, upload) for upload in uploads]
+        found = await self._patiently(asyncio.gather(*reading, return_exceptions=True), self._time_left())
+        for one in found:
+            if isinstance(one, BaseException):
+                self.place.begin()
+        self._took("decode", begun)
+        return list(found)
+
+    async def read_one(self, upload: Upload) -> ReadImage:
+        """An image, decoded. Raises what is wrong with it."""
+        (found,) = await self.read([upload])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def run(self, job: Job, items: Sequence[Any]) -> list[Any]:
+        """What the model makes of each item. Each but the first of an image follows behind it.
+
+        Raises:
+            Refusal: the items waited, or the request took, for too long.
+        """
+        begun = time.monotonic()
+        kept = [self.service.written.find(job, item) for item in items]
+        asked = [item for item, one in zip(items, kept, strict=True) if one is None]
+        if isinstance(job, Write):
+            self.service.metrics.answers.labels("hit").inc(len(items) - len(asked))
+            self.service.metrics.answers.labels("miss").inc(len(asked))
+        waiting = [self.service.engine.submit(job, item, begun=self.place.begin) for item in asked]
+        self.waiting += waiting
+        if waiting:
+            work = asyncio.gather(*(asyncio.wrap_future(one.future) for one in waiting))
+            found = iter(await self._in_turn(work, waiting))
+        else:
+            found = iter(())
+        results = [next(found) if one is None else one for one in kept]
+        for item, result in zip(items, results, strict=True):
+            self.service.written.keep(job, item, result)
+            if isinstance(result, Written):
+                self._count(result.read, result.written)
+        self._took("model", begun)
+        return results
+
+    async def stream(self, job: Write, item: Prompted) -> AsyncIterator[str | Streamed]:
+        """The pieces of a text as they are written, and at last all that is known of it.
+
+        The first piece is waited for in here: until then, what is wrong is raised as by `run`.
+        """
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def put(piece: str | None) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        waiting = self.service.engine.submit(job, item, put=put, begun=self.place.begin)
+        self.waiting.append(waiting)
+        waiting.future.add_done_callback(lambda _: None if loop.is_closed() else put(None))
+        first = await self._in_turn(asyncio.ensure_future(pieces.get()), [waiting])
+        return self._pieces(first, pieces, waiting)
+
+    async def _pieces(
+        self, piece: str | None, pieces: asyncio.Queue[str | None], waiting: Waiting
+    ) -> AsyncIterator[str | Streamed]:
+        while piece is not None:
+            yield piece
+            piece = await asyncio.wait_for(pieces.get(), max(0.001, self._time_left()))
+        streamed: Streamed = waiting.future.result()
+        self._count(streamed.read, streamed.written)
+        yield streamed
+
+    async def _in_turn(self, work: asyncio.Future[Any], waiting: Sequence[Waiting]) -> Any:
+        """Wait for work, of which something has to begin within the time that a request may wait in the queue."""
+        try:
+            return await self._patiently(work, min(self.limits.queue_seconds, self._time_left()), keep=True)
+        except asyncio.TimeoutError:
+            if not all(one.future.running() or one.future.done() for one in waiting) or self._time_left() <= 0:
+                work.cancel()
+                seconds = self.limits.queue_seconds
+                raise busy(
+                    self.service.admission.waiting * self.service.engine.seconds_an_item,
+                    f"the model had no time for this request within {seconds:g} seconds (--limit queue_seconds=N): try "
+                    "again",
+                    "queue_seconds",
+                    503,
+                ) from None
+        return await self._patiently(work, self._time_left())
+
+    async def _patiently(self, work: asyncio.Future[Any], seconds: float, keep: bool = False) -> Any:
+        """Wait for work, unless the client leaves, or it takes too long.
+
+        Args:
+            keep: raise TimeoutError then, and let the work go on.
+        """
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_left(self.request))
+        late = False
+        try:
+            done, _ = await asyncio.wait([work, gone], timeout=max(0.001, seconds), return_when=asyncio.FIRST_COMPLETED)
+            if work in done:
+                return work.result()
+            if gone in done:
+                raise ClientLeftError
+            late = True
+            if keep:
+                raise asyncio.TimeoutError
+            seconds = self.limits.request_seconds
+            raise over_limit(504, f"the request took more than {seconds:g} seconds", "request_seconds", seconds)
+        finally:
+            gone.cancel()
+            if not (keep and late) and not work.done():
+                work.cancel()
+
+    def _time_left(self) -> float:
+        return self.until - time.monotonic()
+
+    def _count(self, read: int, written: int) -> None:
+        self.service.metrics.count_tokens(read, written)
+        self.notes["tokens"] = self.notes.get("tokens", 0) + written
+
+    def _took(self, stage: str, begun: float) -> None:
+        seconds = time.monotonic() - begun
+        self.service.metrics.stage_seconds.labels(stage).observe(seconds)
+        self.notes[f"{stage}_ms"] = round(1000 * seconds, 1)
+
+
+async def _left(request: Request) -> None:
+    """Until the client leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class KeptTexts:
+    """Texts that were written about images, for whoever asks the same about the same pixels; those asked for last.
+
+    Args:
+        most: texts.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[Hashable, Written] = OrderedDict()
+
+    def find(self, job: Job, item: Any) -> Written | None:
+        key = self._key(job, item)
+        if key is None or key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def keep(self, job: Job, item: Any, result: Any) -> None:
+        key = self._key(job, item)
+        if key is not None and isinstance(result, Written):
+            self._kept[key] = result
+            self._kept.move_to_end(key)
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+
+    def _key(self, job: Job, item: Any) -> Hashable | None:
+        if not isinstance(job, Write) or not job.repeatable:
+            return None
+        return job, item.image.key, item.prompts

@@ -1,0 +1,175 @@
+"""What clients send as images: files of a form, and data: URLs; checked, and decoded in threads."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from openblip.errors import ImageError, printable
+from openblip.images.decode import identified
+from openblip.serve.errors import Refusal, over_limit
+from openblip.serve.limits import FORMATS, Limits
+
+if TYPE_CHECKING:
+    from openblip.images.encoded_image import CachedEncoder, ReadImage
+
+FORM = "multipart/form-data"
+PLAIN_FORM = "application/x-www-form-urlencoded"
+MOST = 1_000
+"""Parts of a form that are read, before they are counted against the limits."""
+SAME = {"MPO": "JPEG"}
+"""Formats that are another one with something behind it: photos of some phones, with a second picture."""
+DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """An image file that a client sent, as bytes.
+
+    Attributes:
+        name: that the client gave it, for messages.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A form, and what stands in the address: each field's values in order."""
+
+    files: list[Upload]
+    fields: dict[str, list[str]]
+
+
+class _InMemory(MultiPartParser):
+    # The body is in memory, and within its limit: nothing of it goes to a disk, which may be full or read-only.
+    spool_max_size = 2**40
+
+
+async def read_form(request: Request, limits: Limits) -> Form:
+    """The files and fields of a multipart form, and the fields of the address.
+
+    Raises:
+        Refusal: it is no form, or beyond a limit.
+    """
+    kind = request.headers.get("content-type", "")
+    plain = kind.partition(";")[0].strip().lower()
+    if plain == FORM:
+        parsed = await _parse(request, limits)
+    elif plain == PLAIN_FORM:
+        parsed = FormData(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
+    else:
+        raise Refusal(
+            415,
+            f"send a form ({FORM}), such as `curl -F file=@photo.jpg` does, not {kind[:100] or 'nothing'}",
+            "no_form",
+        )
+    form = Form([], {})
+    try:
+        for name, value in [*request.query_params.multi_items(), *parsed.multi_items()]:
+            if isinstance(value, UploadFile):
+                form.files.append(Upload(printable(value.filename or "file", 100, 30), await value.read()))
+            else:
+                form.fields.setdefault(name, []).append(value)
+    finally:
+        await parsed.close()
+    if len(form.files) > limits.files:
+        raise over_limit(413, f"the form has {len(form.files)} files", "files", limits.files, "file")
+    most = limits.fields + 3 * limits.texts
+    if sum(map(len, form.fields.values())) > most or len(form.fields) > limits.fields:
+        raise over_limit(413, "the form has too many fields", "fields", limits.fields)
+    return form
+
+
+async def _parse(request: Request, limits: Limits) -> FormData:
+    async def body() -> AsyncGenerator[bytes, None]:
+        yield await request.body()
+
+    longest = 4 * limits.text_chars + 64  # bytes
+    try:
+        # We and not the parser say that there are too many files or fields.
+        parser = _InMemory(request.headers, body(), max_files=MOST, max_fields=MOST, max_part_size=longest)
+        return await parser.parse()
+    except MultiPartException as error:
+        if "maximum size" in error.message:
+            raise over_limit(413, "a field of the form is too long", "text_chars", limits.text_chars) from None
+        raise Refusal(422, f"the form cannot be read ({error.message}): send it again", "bad_form") from None
+    except (KeyError, UnicodeError, ValueError) as error:
+        raise Refusal(422, f"the form cannot be read ({type(error).__name__}): send it again", "bad_form") from None
+
+
+def data_of(url: str, param: str) -> Upload:
+    """The image of a data: URL.
+
+    Raises:
+        Refusal: it is no such URL.
+    """
+    head = DATA_URL.match(url[:200])
+    if head is None:
+        raise Refusal(
+            422,
+            "the image is no data: URL of base64 (data:image/jpeg;base64,...): this server fetches no images, so "
+            "send the image itself",
+            "no_data_url",
+            param=param,
+        )
+    try:
+        # Some clients break lines, and leave out what fills the last group.
+        text = "".join(url[head.end() :].split())
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(
+            422, "the base64 of the image's data: URL is damaged: encode it again", "bad_base64", param=param
+        ) from None
+    return Upload("the image", data)
+
+
+def read_upload(encoder: CachedEncoder, upload: Upload, limits: Limits) -> ReadImage:
+    """An image decoded, once and to its end, and brought to the model's square. In any thread.
+
+    Raises:
+        Refusal: the file is too large, of no format that is taken, or has too many pixels.
+        ImageError: it is damaged.
+    """
+    from PIL import Image
+
+    name, data = upload.name, upload.data
+    if len(data) > limits.file_bytes:
+        raise over_limit(413, f"{name} has {len(data) / 1e6:.1f} MB", "picture_mb", limits.picture_mb, "image")
+    if not data:
+        raise ImageError(name, "is empty (0 bytes); send it again")
+    Image.init()
+    try:
+        opened = identified(io.BytesIO(data))
+    except Exception as error:  # whatever a plugin's parser runs into
+        raise ImageError(name, f"is damaged ({type(error).__name__}); save it again as PNG or JPEG") from error
+    if opened is not None:
+        form = SAME.get(opened.format or "", opened.format)
+        width, height = opened.size
+        opened.close()
+        if form not in FORMATS:
+            raise _unknown(name, f"is of the format {form}")
+        if width * height > limits.pixels:
+            raise over_limit(413, f"{name} has {width} x {height} pixels", "megapixels", limits.megapixels, "image")
+    try:
+        return encoder.read(data, name)
+    except ImageError as error:
+        if opened is None:
+            raise _unknown(name, error.problem) from error
+        raise
+
+
+def _unknown(name: str, problem: str) -> Refusal:
+    message = f"{name} {problem}: this server takes {', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+    return Refusal(415, message, "formats", param="image")
