@@ -75,7 +75,7 @@ def read_limits(settings: Iterable[str]) -> Limits:
     Raises:
         OptionError: an unknown name, or a value that is no number, or no whole one where it must be.
     """
-    usual: dict[str, float] = {one.name: one.default for one in fields(Limits)}
+    usual: dict[str, Any] = {one.name: one.default for one in fields(Limits)}
     chosen: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -68,7 +68,8 @@ async def read_form(request: Request, limits: Limits) -> Form:
     if plain == FORM:
         parsed = await _parse(request, limits)
     elif plain == PLAIN_FORM:
-        parsed = FormData(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
+        text = (await request.body()).decode("utf-8", "replace")
+        parsed = FormData([(name, value) for name, value in parse_qsl(text, keep_blank_values=True)])
     else:
         raise Refusal(
             415,
