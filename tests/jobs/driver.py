@@ -1,7 +1,8 @@
 """`python driver.py INPUT OUTPUT [OPTION=JSON ...]`: a job with a verb that needs no model, for tests that kill it.
 
-What the verb says of an image shows with which other images it was computed. An image whose first pixel is 1, 2, 3
-kills its process; one whose first pixel is 1, 2, 5 kills the parent of its process.
+With `hang_at` it never comes to its end: it stands still at the batch that has this shade. What the verb says of an
+image shows with which other images it was computed. An image whose first pixel is 1, 2, 3 kills its process; one whose first
+pixel is 1, 2, 5 kills the parent of its process.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ worker.BLOCK_BATCHES = 4
 @dataclass(frozen=True)
 class Shade:
     pause: float = 0.0
+    hang_at: int | None = None
     ability: ClassVar[Ability] = "caption"
     columns: ClassVar[Mapping[str, ColumnType]] = {"shade": "int64", "batch": "list<int64>"}
     has_tags: ClassVar[bool] = False
@@ -62,6 +64,8 @@ class Shade:
             for batch in read_ahead((image for image, _ in pairs), _shade, batch_size):
                 time.sleep(self.pause)
                 whole = [found for _, found in batch if isinstance(found, int)]
+                if self.hang_at in whole:
+                    time.sleep(3600)
                 for _, found in batch:
                     yield found if isinstance(found, ImageError) else {"shade": found, "batch": whole}
 
@@ -113,7 +117,7 @@ def compute_backwards(stop_after: int, name: str | None, plan: JobPlan, journal:
 
 def main(source: str, output: str, **options: Any) -> int:
     sidecar = options.pop("sidecar", None)
-    verb = (Told if sidecar else Shade)(options.pop("pause", 0.0))
+    verb = (Told if sidecar else Shade)(options.pop("pause", 0.0), options.pop("hang_at", None))
     batch_size = options.pop("batch_size", 3)
     if sidecar:
         options["sidecars"] = Sidecars(*sidecar)

@@ -22,7 +22,7 @@ from openblip.errors import OptionError
 from openblip.jobs.chunks import Block, ChunkFiles, blocks_of
 from openblip.jobs.cluster import Cluster, Share, share_of
 from openblip.jobs.storage import FolderStore
-from tests.jobs.test_job import DEADLY, command, folder_of, make_table, run, wait_for
+from tests.jobs.test_job import DEADLY, command, folder_of, make_table, run, shade, start, wait_for
 
 SPECIAL: dict[int, Any] = {5: (4, 0, 7), 9: b"no image", 17: None, 21: b"no image", 40: (4, 0, 7), 41: (40, 0, 7)}
 SPECIAL |= dict.fromkeys(range(24, 36), (3, 0, 7)) | {50: (30, 0, 7)}
@@ -39,7 +39,7 @@ def test_blocks_in_any_order_by_several_hands_give_the_same_bytes(tmp_path: Path
     assert (stopped.returncode, stopped.stderr) == (2, "error: enough\n")
     assert {path.name for path in (folder_of(output) / "chunks").glob("*.rows")} == {"36.rows", "48.rows"}
     # A single machine goes on, and is killed in the middle of a block; then another cluster.
-    here = subprocess.Popen(command(table, output, pause=0.2), stderr=subprocess.DEVNULL)
+    here = start(table, output, hang_at=shade(59))
     wait_for(output, 100, here)
     here.kill()
     here.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.jobs.test_job import command, folder_of, run, wait_for
+from tests.jobs.test_job import folder_of, run, shade, start, wait_for
 from tests.jobs.test_tars import make_tar
 
 COUNT = 24
@@ -64,7 +63,7 @@ def test_killed_and_in_parts_it_is_the_same(pack: Callable[[Path], str], tmp_pat
     shades = [None if number == BAD else (2 if number == 20 else number) * 65536 + 7 for number in range(COUNT)]
     assert [row["shade"] for row in rows] == shades
     assert pq.read_schema(whole).field("batch").type == pa.list_(pa.int64())
-    process = subprocess.Popen(command(source, killed, pause=0.3), stderr=subprocess.PIPE)
+    process = start(source, killed, hang_at=shade(COUNT - 1))
     wait_for(killed, 200, process)
     process.kill()
     process.communicate(timeout=600)

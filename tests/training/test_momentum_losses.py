@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.nn.blip import BlipNetwork
@@ -21,7 +17,7 @@ from openblip.training.momentum_losses import PretrainLoss, pretrain_loss, retri
 from openblip.training.parallel.processes import World
 from tests.pairs.gaps import difference
 from tests.training.momentum_pairs import DECAY, IDS, QUEUE, SOFT, batch, images_of, made
-from tests.training.parallel.test_processes import ROOT, together
+from tests.training.parallel.test_processes import alone_and_together
 
 NEGATIVES = HardNegatives(torch.tensor([2, 3, 3, 0]), torch.tensor([3, 2, 0, 1]))
 
@@ -196,15 +192,8 @@ os._exit(0)  # gloo's threads may outlive their group, and a process that ends i
 
 
 def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
-    paths = {}
-    for count in (1, 2):
-        paths[count] = tmp_path / f"{count}.safetensors"
-        command = [sys.executable, "-c", LOSSES, str(paths[count])]
-        if count == 1:
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-        else:
-            together(command, count)
-    one, two = (load_file(path) for path in paths.values())
+    out = tmp_path / "losses.safetensors"
+    one, two = alone_and_together(["-c", LOSSES, str(out)], out)
     assert one.keys() == two.keys() and World().size == 1
     for name, value in one.items():
         size = max(1.0, float(value.abs().max()))

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -242,7 +241,7 @@ def write_recipe(folder: Path, shards: Path, model: Path, **changes: object) -> 
 
 
 def run(recipe: Path, output: Path, *extras: str) -> list[str]:
-    return [sys.executable, "-m", "openblip", "train", str(recipe), f"output={output}", *extras]
+    return ["-m", "openblip", "train", str(recipe), f"output={output}", *extras]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")

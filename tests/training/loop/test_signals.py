@@ -21,9 +21,9 @@ from openblip.errors import OpenBlipError
 from openblip.training.loop.checkpoint import BEST_FILE, CHECKPOINT_FILE
 from openblip.training.recipe import load_recipe
 from openblip.training.run import train
-from tests.signals import heed_signals
 from tests.training.parallel.test_processes import free_port
 from tests.training.recipes import EVALUATED
+from tests.warm import Process
 
 STEPS = 24
 WAITING = """
@@ -61,7 +61,7 @@ def recipe(tmp_path: Path, data: Path, tiny_model_folder: Path) -> Path:
     return path
 
 
-def wait_for(process: subprocess.Popen[str], file: Path) -> None:
+def wait_for(process: Process, file: Path) -> None:
     while process.poll() is None and not file.exists():
         time.sleep(0.01)
 
@@ -74,14 +74,12 @@ def first_epoch(path: Path, *overrides: str) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-c", WAITING, "train", str(recipe)]
-    with subprocess.Popen(
+    command = ["-c", WAITING, "train", str(recipe)]
+    with Process(
         command,
         env={**os.environ, "WAITS": str(tmp_path / "waits")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
     ) as process:
         wait_for(process, tmp_path / "waits")
         process.send_signal(number)
@@ -108,13 +106,11 @@ def test_processes_stop_together_though_one_alone_is_asked_to(recipe: Path, tmp_
         "WORLD_SIZE": "2",
     }
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", WAITING, "train", str(recipe), "batch_size=4"],
+        Process(
+            ["-c", WAITING, "train", str(recipe), "batch_size=4"],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=heed_signals,
         )
         for rank in range(2)
     ]

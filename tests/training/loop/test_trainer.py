@@ -122,8 +122,9 @@ def test_stage2_goes_on_matching_and_learns_from_its_captions_scores(
     tmp_path: Path, data: Path, tiny_model_folder: Path
 ) -> None:
     recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage2")
-    imitator = train(load_recipe(recipe, ["epochs=30", "train_decoder=true", "optimizer.lr=5e-3"]))
-    overrides = [f"init={imitator}", f"output={tmp_path / 'critic'}", "epochs=30", "train_decoder=true"]
+    settings = ["epochs=30", "train_decoder=true", "save_every=1000", "monitor={tensorboard: false}"]
+    imitator = train(load_recipe(recipe, [*settings, "optimizer.lr=5e-3"]))
+    overrides = [f"init={imitator}", f"output={tmp_path / 'critic'}", *settings]
     after = train(load_recipe(recipe, [*overrides, "self_critical=4", "keep_matching=0.5"]))
     rows = curve(after)
     assert list(rows[0]) == ["step", "epoch", "lr", "lm", "cider", "itc", "itm"]

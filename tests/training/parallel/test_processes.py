@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from openblip.errors import OptionError
 from openblip.training.parallel.processes import World
 from openblip.training.recipe import load_recipe
 from openblip.training.run import check_world, train
+from tests.warm import Process, run
 
 ROOT = Path(__file__).parents[3]
 
@@ -146,17 +146,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def together(command: list[str], count: int, succeed: bool = True, **environment: str) -> list[str]:
-    """Run a command in so many processes that know of each other; returns what each said."""
+def together(arguments: list[str], count: int, succeed: bool = True, **environment: str) -> list[str]:
+    """Run Python with these arguments in so many processes that know of each other; returns what each said."""
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    shared |= {"OMP_NUM_THREADS": "1", **environment}
     running = [
-        subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        Process(
+            arguments,
+            env={**shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             cwd=ROOT,
         )
         for rank in range(count)
@@ -166,10 +164,20 @@ def together(command: list[str], count: int, succeed: bool = True, **environment
     return said
 
 
+def alone_and_together(arguments: list[str], out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What a program writes to a file `out`, in one process and in two."""
+    done = run(arguments, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    one = load_file(out)
+    out.unlink()
+    together(arguments, 2)
+    return one, load_file(out)
+
+
 def check_two_train_as_one(recipe: Path, place: Path) -> None:
     """Train a recipe in one process and in two, in folders of `place`, and compare the weights."""
     alone = train(load_recipe(recipe, [f"output={place / 'one'}"]))
-    together([sys.executable, "-m", "openblip", "train", str(recipe), f"output={place / 'two'}"], 2)
+    together(["-m", "openblip", "train", str(recipe), f"output={place / 'two'}"], 2)
     one, two = (load_file(folder / "model.safetensors") for folder in (alone, place / "two"))
     for name, value in one.items():
         if not name.endswith(("key.bias", "qkv.bias")):  # Adam makes steps of their rounding
@@ -178,16 +186,8 @@ def check_two_train_as_one(recipe: Path, place: Path) -> None:
 
 @pytest.mark.parametrize(("learn_candidates", "share"), [(False, 1.0), (True, 0.5)])
 def test_the_losses_of_two_processes_are_those_of_one(tmp_path: Path, learn_candidates: bool, share: float) -> None:
-    def compute(count: int) -> dict[str, torch.Tensor]:
-        out = tmp_path / f"{count}.safetensors"
-        command = [sys.executable, "-c", LOSSES, str(learn_candidates), str(share), str(out)]
-        if count == 1:
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-        else:
-            together(command, count)
-        return load_file(out)
-
-    one, two = compute(1), compute(2)
+    out = tmp_path / "losses.safetensors"
+    one, two = alone_and_together(["-c", LOSSES, str(learn_candidates), str(share), str(out)], out)
     assert one.keys() == two.keys() and len(one) > 50
     for name, value in one.items():
         size = 5 * max(1.0, value.abs().max().item()) if name.startswith("grad") else 1.0
@@ -199,16 +199,8 @@ def test_rewards_and_matching_beside_stage_2_are_those_of_one_process(tmp_path: 
     """Also where processes have different numbers of described images (1), or none."""
     cases = ["11111111", "11111001", "11100000", "00000100", "00000000"]
 
-    def compute(count: int) -> dict[str, torch.Tensor]:
-        out = tmp_path / f"{count}.safetensors"
-        command = [sys.executable, "-c", REWARDED, str(tiny_model_folder), str(out), *cases]
-        if count == 1:
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-        else:
-            together(command, count)
-        return load_file(out)
-
-    one, two = compute(1), compute(2)
+    out = tmp_path / "losses.safetensors"
+    one, two = alone_and_together(["-c", REWARDED, str(tiny_model_folder), str(out), *cases], out)
     for case in cases[:3]:
         # Those that have captions are rewarded, the others' answers are imitated.
         assert {f"{case} {name}" for name in ("itc", "itm", "cider")} <= one.keys()
@@ -236,7 +228,7 @@ def test_a_batch_that_cannot_be_shared_ends_every_process_with_a_sentence(
     tmp_path: Path, data: Path, tiny_model_folder: Path
 ) -> None:
     recipe = write_recipe(tmp_path, data, tiny_model_folder, "stage2")
-    said = together([sys.executable, "-m", "openblip", "train", str(recipe), "batch_size=5"], 2, succeed=False)
+    said = together(["-m", "openblip", "train", str(recipe), "batch_size=5"], 2, succeed=False)
     for text in said:
         words = " ".join(text.split())
         assert "cannot be shared by 2 processes: make batch_size a multiple of 2" in words
@@ -289,7 +281,7 @@ def test_two_processes_train_the_model_that_one_trains(
         load_recipe(Path(recipe), [f"output={tmp_path / 'one'}", *[extra for extra in extras if "fsdp" not in extra]])
     )
     pair = tmp_path / "two"
-    together([sys.executable, "-m", "openblip", "train", recipe, f"output={pair}", *extras], 2)
+    together(["-m", "openblip", "train", recipe, f"output={pair}", *extras], 2)
     weights = [load_file(folder / "model.safetensors") for folder in (alone, pair)]
     start = load_file(tiny_model_folder / "model.safetensors")
     moved = [name for name in start if not torch.equal(start[name], weights[0][name])]
