@@ -1,8 +1,8 @@
 """`python driver.py INPUT OUTPUT [OPTION=JSON ...]`: a job with a verb that needs no model, for tests that kill it.
 
 With `hang_at` it never comes to its end: it stands still at the batch that has this shade. What the verb says of an
-image shows with which other images it was computed. An image whose first pixel is 1, 2, 3 kills its process; one whose first
-pixel is 1, 2, 5 kills the parent of its process.
+image shows with which other images it was computed. An image whose first pixel is 1, 2, 3 kills its process; one whose
+first pixel is 1, 2, 5 kills the parent of its process.
 """
 
 from __future__ import annotations
