@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.search import scan
+from openblip.search.codes import Codes
 
 
 def clustered(images: int, vectors: int, width: int = 256, seed: int = 0) -> Tensor:
@@ -45,6 +46,39 @@ def test_the_best_are_those_of_float64(half: bool, count: int, kept: int, monkey
         found = scan.best(blocks, query, 25)
         assert [place for place, _ in found] == wanted.argsort(descending=True)[:25].tolist()
         assert torch.allclose(torch.tensor([score for _, score in found]), wanted[[p for p, _ in found]].float())
+
+
+def codes_of(blocks: list[Tensor]) -> Codes:
+    try:
+        return Codes(blocks)
+    except (AttributeError, RuntimeError):
+        pytest.skip("this PyTorch has no products of 8-bit numbers by FBGEMM")
+
+
+@pytest.mark.parametrize(("count", "kept", "others"), [(32, 1, 0), (32, 4, 0), (8, 1, 2), (1, 1, 1)])
+def test_codes_change_nothing_and_their_bounds_hold(
+    count: int, kept: int, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several parts of several blocks; also of vectors with one number alone, and not of length 1."""
+    monkeypatch.setattr("openblip.search.codes.TOGETHER", 999)
+    vectors = clustered(900, count)
+    vectors[5, 0] = F.one_hot(torch.tensor(3), 256)
+    vectors[6] = 0
+    vectors[7] *= 3
+    halves = vectors.half()
+    blocks = [halves[:1], halves[1:1], halves[1:400], halves[400:]]
+    codes = codes_of(blocks)
+    for mixed in queries_for(vectors, 3 * (kept + others)).view(3, kept + others, -1):
+        query, unwanted = mixed[:kept], list(mixed[kept:, None])
+        wanted = exact(halves, query)
+        if unwanted:
+            wanted = wanted - torch.stack([exact(halves, other) for other in unwanted]).amax(dim=0)
+        scores, errors = codes.bounds(query, unwanted)
+        assert ((scores - wanted).abs() <= errors).all()
+        assert errors.median() < 0.03
+        found = scan.best(blocks, query, 25, unwanted, codes)
+        assert found == scan.best(blocks, query, 25, unwanted)
+        assert [place for place, _ in found] == wanted.argsort(descending=True)[:25].tolist()
 
 
 def test_what_is_unwanted_is_subtracted() -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +23,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from openblip.models.model import Model
+    from openblip.search.codes import Codes
 
 LOG = logging.getLogger("openblip")
 EXACT_IMAGES = 100_000
 """Up to so many, every search compares the query with all photos; above, with candidates of LanceDB's index."""
 CANDIDATES, PROBES = 400, 64
 """Photos that the index proposes for each vector of a query, from so many of its parts."""
+CODES_FROM = 8
+"""The search of a process for which codes of all vectors are made, which takes as long as some searches."""
 TOP, RERANK = 10, 20
 UNWANTED = 0.5
 """ITM probability from which a photo shows what is not wanted."""
 NEAR = 0.95
 """Mean cosine from which two photos are near-duplicates."""
+
+
+@dataclass
+class _Loaded:
+    """All photos of one version of an index, in memory.
+
+    Attributes:
+        blocks: vectors of the entries, in their order.
+        codes: of the blocks; None as long as there are none.
+        searches: how many there were.
+    """
+
+    version: int
+    entries: list[Entry]
+    blocks: list[Tensor]
+    codes: Codes | None = None
+    searches: int = 0
+
+    def codes_if_worth(self) -> Codes | None:
+        """A process that searches now and then does without."""
+        from openblip.search.codes import Codes
+
+        self.searches += 1
+        if self.searches == CODES_FROM:
+            with suppress(AttributeError, RuntimeError):  # there are none on this processor
+                self.codes = Codes(self.blocks)
+        return self.codes
 
 
 class Index:
@@ -49,7 +81,7 @@ class Index:
         self._loading = loading
         self._running = running
         self._checked = False
-        self._loaded: tuple[int, list[Entry], list[Tensor]] | None = None
+        self._loaded: _Loaded | None = None
         self.exact_images = EXACT_IMAGES
 
     @classmethod
@@ -232,7 +264,8 @@ class Index:
         self._there()
         if min_similarity == 1:
             return group(list(by_path(self._store.entries())[0].values()), [], 1)
-        return group(*self._all(), min_similarity)
+        loaded = self._all()
+        return group(loaded.entries, loaded.blocks, min_similarity)
 
     def _nearest(self, query: Tensor, unwanted: Sequence[Tensor], count: int) -> list[tuple[Entry, float]]:
         """The best entries whose files are there, with exact scores."""
@@ -246,12 +279,13 @@ class Index:
                 scores = scan.exact(vectors, query, unwanted)
                 order = scores.argsort(descending=True, stable=True).tolist()
                 return self._present(((known[there[row]], float(scores[row])) for row in order), count)
-        entries, blocks = self._all()
+        loaded = self._all()
+        codes = loaded.codes_if_worth()
         wanted = count
         while True:
-            best = scan.best(blocks, query, wanted, unwanted)
-            found = self._present(((entries[place], score) for place, score in best), count)
-            if len(found) == count or wanted >= len(entries):
+            best = scan.best(loaded.blocks, query, wanted, unwanted, codes)
+            found = self._present(((loaded.entries[place], score) for place, score in best), count)
+            if len(found) == count or wanted >= len(loaded.entries):
                 return found
             wanted *= 4  # many files are gone
 
@@ -269,10 +303,10 @@ class Index:
             LOG.warning("%d photos that fit are gone: openblip index --prune drops them from the index", gone)
         return found
 
-    def _all(self) -> tuple[list[Entry], list[Tensor]]:
+    def _all(self) -> _Loaded:
         """All photos in the order of their vectors, kept until the index changes."""
         version = self._store.version()
-        if self._loaded is None or self._loaded[0] != version:
+        if self._loaded is None or self._loaded.version != version:
             self._loaded = None  # frees the memory of what is not needed any more
             known = {entry.number: entry for entry in by_path(self._store.entries())[0].values()}
             entries, blocks = [], []
@@ -281,8 +315,8 @@ class Index:
                 rows = [row for row, number in enumerate(numbers) if number in known]
                 entries += [known[numbers[row]] for row in rows]
                 blocks.append(block if len(rows) == len(numbers) else block[rows])
-            self._loaded = version, entries, blocks
-        return self._loaded[1:]
+            self._loaded = _Loaded(version, entries, blocks)
+        return self._loaded
 
     def _reads_pairs(self) -> bool:
         from openblip.models.abilities import matcher_of
