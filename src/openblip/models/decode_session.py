@@ -156,7 +156,7 @@ class DecodeSession:
                 self._read_images(events)
             advance = self._batch.step()
         except BaseException:
-            self.clear()
+            self.cancel_all()
             raise
         for key, token in advance.tokens:
             work = self._by_key[key]
@@ -180,7 +180,7 @@ class DecodeSession:
             self._by_key.pop(key, None)
         return True
 
-    def clear(self) -> None:
+    def cancel_all(self) -> None:
         """Give up everything."""
         self._batch.clear()
         self._work.clear()
