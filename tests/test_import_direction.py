@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"", "errors", "files", "images", "models", "saving"},
     "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
     "integrations": MODEL_ROOMS | {"data", "models", "results", "training", "web"},
-    "serve": {"", "errors", "files", "generation", "images", "matching", "models", "results"},
+    "serve": {"", "errors", "files", "generation", "images", "matching", "models", "results", "text"},
     "cli": {
         "",
         "analysis",

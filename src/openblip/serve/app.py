@@ -17,6 +17,7 @@ from openblip.serve.bodies import Bodies
 from openblip.serve.errors import body_of, refusal_of
 from openblip.serve.native import native_routes, wrong_field
 from openblip.serve.observed import Observed
+from openblip.serve.openai import openai_routes
 from openblip.serve.service import Service
 
 FORM_LIMITS = {
@@ -50,6 +51,7 @@ def make_app(service: Service, *, keys: Sequence[bytes] = (), logs: bool = True)
     )
     app.state.service = service
     app.include_router(native_routes(service))
+    app.include_router(openai_routes(service))
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -272,7 +272,8 @@ def wrong_field(problem: Any, kind: type[BaseModel] | None = None) -> Refusal:
     Args:
         kind: what the fields are of, where others are refused.
     """
-    name = ".".join(str(part) for part in problem["loc"])
+    loc = problem["loc"]
+    name = ".".join(str(part) for part in (loc[1:] if kind is None else loc)) or "of the request"
     if problem["type"] == "extra_forbidden" and kind is not None:
         return Refusal(
             422, f"there is no field {name}: use {', '.join(kind.model_fields)}", "unknown_field", param=name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -145,7 +145,7 @@ class Visit:
         self._took("model", begun)
         return results
 
-    async def stream(self, job: Write, item: Prompted) -> AsyncIterator[str | Streamed]:
+    async def stream(self, job: Write, item: Prompted) -> AsyncGenerator[str | Streamed, None]:
         """The pieces of a text as they are written, and at last all that is known of it.
 
         The first piece is waited for in here: until then, what is wrong is raised as by `run`.
@@ -164,7 +164,7 @@ class Visit:
 
     async def _pieces(
         self, piece: str | None, pieces: asyncio.Queue[str | None], waiting: Waiting
-    ) -> AsyncIterator[str | Streamed]:
+    ) -> AsyncGenerator[str | Streamed, None]:
         while piece is not None:
             yield piece
             piece = await asyncio.wait_for(pieces.get(), max(0.001, self._time_left()))

@@ -1,0 +1,119 @@
+"""Messages as OpenAI's clients send them -> one image, what was said of it, and what is asked now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from openblip.serve.errors import Refusal
+from openblip.serve.uploads import Upload, data_of
+
+USERS = ("user", "tool", "function")
+"""Roles whose images and texts are asked about: agents send images as what a tool returned."""
+
+
+class Message(BaseModel):
+    """One message; the content is a text, or parts of type text and image_url in any order."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str = Field(examples=["user"])
+    content: str | list[dict[str, Any] | str] | None = None
+
+
+@dataclass(eq=False)
+class Conversation:
+    """What is asked, about which image.
+
+    Attributes:
+        image: the last one that was sent.
+        turns: questions and answers about it, in order.
+        question: what is asked now; None for an image without words.
+    """
+
+    image: Upload
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    question: str | None = None
+
+
+def read_messages(messages: list[Message]) -> Conversation:
+    """The conversation in messages. System messages are left out: no model here was taught to follow them.
+
+    What was said before the last image came is of another image, and left out, too; an image that is sent again with
+    every turn is the same one.
+
+    Raises:
+        Refusal: there is no image, several in one message, one that is no data: URL, or no question at the end.
+    """
+    address: str | None = None
+    turns: list[tuple[str, str]] = []
+    asked: str | None = None
+    for place, message in enumerate(messages):
+        texts, addresses = _parts(message, f"messages.{place}.content")
+        if message.role == "assistant":
+            if asked is not None and texts:
+                turns.append((asked, " ".join(texts)))
+                asked = None
+            continue
+        if message.role not in USERS:
+            continue
+        if len(set(addresses)) > 1:
+            raise Refusal(
+                422,
+                f"the message has {len(set(addresses))} images, and the model answers about one at a time: ask about "
+                "each in a request of its own",
+                "several_images",
+                param=f"messages.{place}.content",
+            )
+        if addresses and addresses[0] != address:
+            address, turns, asked = addresses[0], [], None
+        if texts:
+            # What the user said twice in a row, without an answer, is one question.
+            asked = " ".join([*([asked] if asked else []), *texts])
+    if address is None:
+        raise Refusal(
+            422,
+            "there is no image in the messages: send one as a part of the type image_url, with a data: URL",
+            "no_image",
+            param="messages",
+        )
+    if asked is None and turns:
+        raise Refusal(
+            422, "the last message asks nothing: end with a message of the user", "no_question", param="messages"
+        )
+    return Conversation(data_of(address, "messages"), turns, asked)
+
+
+def _parts(message: Message, where: str) -> tuple[list[str], list[str]]:
+    """The texts and the addresses of images in a message. Raises a Refusal for a part of another type."""
+    content = [message.content] if isinstance(message.content, str) else message.content or []
+    texts: list[str] = []
+    addresses: list[str] = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type", "image_url" if "image_url" in part else "text")
+        if kind in ("text", "input_text"):
+            texts.append(str(part.get("text") or ""))
+        elif kind in ("image_url", "input_image"):
+            addresses.append(address_of(part.get("image_url"), where))
+        elif kind == "refusal":
+            continue
+        else:
+            raise Refusal(
+                422, f"parts of the type {kind!r:.50} are not read: send text and image_url", "bad_part", param=where
+            )
+    return [text.strip() for text in texts if text.strip()], addresses
+
+
+def address_of(value: Any, where: str) -> str:
+    """The address of an image, which stands alone or in an object. Raises a Refusal where there is none."""
+    address = value.get("url") if isinstance(value, dict) else value
+    if not isinstance(address, str):
+        raise Refusal(
+            422, 'image_url has no address: send {"url": "data:image/jpeg;base64,..."}', "no_data_url", param=where
+        )
+    return address
