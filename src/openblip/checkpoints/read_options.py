@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +32,7 @@ class ReadOptions:
             checkpoints of its Trainer have none.
         needs_tokenizer: False to read a folder of transformers without a vocabulary as a model without a tokenizer.
         in_float32: beginnings of names of the network's tensors that are not cast to `dtype`.
+        config: what counts instead of the config.json of a folder of transformers, for BLIP and CLIP.
         left_out: beginnings of names of the network's tensors that are not read, such as `assign.VISION`: they are on
             the meta device then. "" leaves out all.
 
@@ -46,6 +48,7 @@ class ReadOptions:
     tokenizer: Path | None = None
     needs_tokenizer: bool = True
     in_float32: tuple[str, ...] = ()
+    config: Mapping[str, Any] | None = None
     left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

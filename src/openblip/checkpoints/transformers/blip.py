@@ -71,7 +71,7 @@ def load_blip_folder(folder: Path, options: ReadOptions) -> ModelParts[BlipNetwo
         CheckpointError: a file is missing, broken or does not fit.
     """
     path = folder / CONFIG_FILE
-    content = read_json(path)
+    content = read_json(path) if options.config is None else options.config
     config = blip_config(content, path)
     words: Path | None = options.tokenizer or folder
     if options.tokenizer is None and not has_vocabulary(folder):

@@ -81,7 +81,8 @@ def load_clip_folder(folder: Path, options: ReadOptions) -> ClipParts:
     Raises:
         CheckpointError: a file is missing, broken or does not fit.
     """
-    config = read_clip_config(folder)
+    path = folder / CONFIG_FILE
+    config = clip_config(read_json(path) if options.config is None else options.config, path)
     words = folder if options.tokenizer is None else options.tokenizer
     text: ClipText | None = None
     if has_vocabulary(words):
@@ -94,14 +95,12 @@ def load_clip_folder(folder: Path, options: ReadOptions) -> ClipParts:
     return ModelParts(folder.resolve().name, network, transform, text, None, family=FAMILY)
 
 
-def read_clip_config(folder: Path) -> ClipConfig:
-    """The network that config.json describes.
+def clip_config(content: Mapping[str, Any], path: Path) -> ClipConfig:
+    """The network that a config.json describes.
 
     Raises:
         CheckpointError: it describes none, or one of another class.
     """
-    path = folder / CONFIG_FILE
-    content = read_json(path)
     names = content.get("architectures") or list(CLASSES)
     if not isinstance(names, list) or not set(CLASSES) & set(map(str, names)):
         raise CheckpointError(f"{path} is of a {names}: only {', '.join(CLASSES)} can be read")
@@ -150,7 +149,9 @@ def read_clip_transform(folder: Path, image_size: int) -> ImageTransform:
     return build(ImageTransform, values, path)
 
 
-def save_clip_folder(parts: ClipParts, folder: Path, task: Task | None = None) -> None:
+def save_clip_folder(
+    parts: ClipParts, folder: Path, task: Task | None = None, word_ids: Mapping[str, int] | None = None
+) -> None:
     """Write a folder for transformers' `CLIPModel` and `CLIPProcessor`.
 
     Raises:
@@ -166,7 +167,7 @@ def save_clip_folder(parts: ClipParts, folder: Path, task: Task | None = None) -
         )
     state = TRANSFORMERS.to_theirs(parts.network.state_dict())
     files: dict[str, str] = {}
-    ids: dict[str, int] = {}
+    ids = dict(word_ids or {})
     if parts.matching is not None:
         words = parts.matching.tokenizer
         ids = {"bos_token_id": words.start_id, "eos_token_id": parts.matching.end_id, "pad_token_id": words.pad_id}

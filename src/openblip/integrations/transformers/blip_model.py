@@ -26,7 +26,7 @@ from openblip.checkpoints.transformers.blip import MATCH, blip_config
 from openblip.checkpoints.transformers.write import write_weights
 from openblip.errors import CheckpointError, OptionError
 from openblip.integrations.transformers.blip_pretrained import BlipVision, text_batch
-from openblip.integrations.transformers.config import ModelConfig
+from openblip.integrations.transformers.config import ModelConfig, config_content
 from openblip.integrations.transformers.folders import open_folder
 from openblip.integrations.transformers.names import Naming
 from openblip.integrations.transformers.options import CallOptions, LoadOptions, tuple_wanted
@@ -35,6 +35,7 @@ from openblip.integrations.transformers.training import Trainable
 from openblip.nn.bert import Bert
 from openblip.nn.blip import BlipConfig
 from openblip.nn.quant.swap import prepare_layers, quantized_layers
+from openblip.training.init.reinit import draw
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 KIND = "BlipModel"
 PROJECTION_WIDTH = 512
 """Of the shared space, where config.json does not say."""
+FIRST_SCALE = 2.6592
+"""Logarithm of what cosines are multiplied by in a new model, as in transformers: about 1 / 0.07."""
 BARE = NameTable("projection", {"weight": "weight"})
 LAYOUT = Layout(
     KIND,
@@ -64,6 +67,12 @@ BELOW = {
 }
 
 
+def _sizes(content: Mapping[str, Any], path: Path) -> BlipConfig:
+    """The parts that a config.json describes. Raises CheckpointError when it describes none."""
+    config = blip_config({**content, "architectures": [MATCH]}, path)
+    return replace(config, itm=False, shared_width=content.get("projection_dim", PROJECTION_WIDTH))
+
+
 class FeatureNetwork(nn.Module):
     """The parts of a BlipModel."""
 
@@ -77,7 +86,7 @@ class FeatureNetwork(nn.Module):
         self.pooler = nn.Linear(text.width, text.width)
         self.image_projection = nn.Linear(config.vision.width, shared, bias=False)
         self.text_projection = nn.Linear(text.width, shared, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(0.0))
+        self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
 
 
 class BlipModel(Trainable):
@@ -119,8 +128,7 @@ class BlipModel(Trainable):
         if not opened.is_theirs or content.get("model_type") != "blip" or KIND not in kinds:
             raise CheckpointError(f"{name} is no {KIND} of transformers: load it by its own class")
         path = folder / CONFIG_FILE
-        config = blip_config({**content, "architectures": [MATCH]}, path)
-        config = replace(config, itm=False, shared_width=content.get("projection_dim", PROJECTION_WIDTH))
+        config = _sizes(content, path)
         weights = WeightFolder(folder, ROOTS)
         try:
             plan = LAYOUT.plan(weights.shapes)
@@ -130,6 +138,15 @@ class BlipModel(Trainable):
         network = fill(network, weights, plan, folder, opened.options, {})
         prepare_layers(network)
         return cls(network, content, str(name)).eval()
+
+    @classmethod
+    def from_config(cls, config: object) -> Self:
+        """A new model of the sizes of a config, with random weights; see `BlipForConditionalGeneration.from_config`."""
+        content = {**config_content(config), "architectures": [KIND]}
+        network = FeatureNetwork(_sizes(content, Path("config")))
+        for part in (network.encoder, network.pooler, network.image_projection, network.text_projection):
+            part.apply(draw)
+        return cls(network, content, KIND)
 
     @property
     def device(self) -> torch.device:
@@ -143,17 +160,25 @@ class BlipModel(Trainable):
         table: nn.Module = self.text_model.words
         return table
 
-    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> FeatureOutput:
+    def get_image_features(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **others: Unpack[CallOptions]
+    ) -> Any:
         """Patches [B, N, image width]; `pooler_output` [B, shared width] are vectors of the shared space."""
+        as_tuple = tuple_wanted("get_image_features", others)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding)
         projected = self.visual_projection(vision.pooler_output)
-        return FeatureOutput(last_hidden_state=vision.last_hidden_state, pooler_output=projected)
+        found = FeatureOutput(last_hidden_state=vision.last_hidden_state, pooler_output=projected)
+        return found.to_tuple() if as_tuple else found
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> FeatureOutput:
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Unpack[CallOptions]
+    ) -> Any:
         """Words [B, L, width]; `pooler_output` [B, shared width] are vectors of the shared space."""
+        as_tuple = tuple_wanted("get_text_features", others)
         text = self._read(input_ids, attention_mask, None)
         projected = self.text_projection(text.pooler_output)
-        return FeatureOutput(last_hidden_state=text.last_hidden_state, pooler_output=projected)
+        found = FeatureOutput(last_hidden_state=text.last_hidden_state, pooler_output=projected)
+        return found.to_tuple() if as_tuple else found
 
     def get_multimodal_features(
         self,

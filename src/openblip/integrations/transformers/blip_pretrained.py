@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.blip_models import GENERATION, PROMPTS
+from openblip.checkpoints.lavis.blip import assemble
+from openblip.checkpoints.model_parts import ModelParts, read_defaults
 from openblip.checkpoints.names.blip import ROOTS, TRANSFORMERS_PARTS, layout_of
-from openblip.checkpoints.transformers.blip import BlipWords, class_of, describe, save_blip_folder
+from openblip.checkpoints.transformers.blip import BlipWords, blip_config, class_of, describe, save_blip_folder
 from openblip.errors import CheckpointError, OptionError
-from openblip.integrations.transformers.config import ModelConfig
+from openblip.images.transform import ImageTransform
+from openblip.integrations.transformers.config import ModelConfig, config_content
 from openblip.integrations.transformers.folders import read_family
 from openblip.integrations.transformers.names import Naming
 from openblip.integrations.transformers.options import (
@@ -30,6 +33,8 @@ from openblip.integrations.transformers.training import Trainable
 from openblip.nn.bert import Bert
 from openblip.nn.blip import BlipNetwork
 from openblip.nn.vit import VisionTransformer
+from openblip.text import PromptTemplates
+from openblip.training.init.reinit import draw
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -42,6 +47,8 @@ BELOW = {
     "text_proj": "text_projection",
 }
 """How names below a model begin, and those of the network."""
+CONFIG_FILE = Path("config")
+"""What errors call a config that lies in no file."""
 SEPARATOR_ID = 102
 """What transformers' config calls the end of a text where a folder does not say."""
 
@@ -120,6 +127,27 @@ class BlipPretrained(Trainable):
         model = cls(parts, content).eval()
         model.name_or_path = str(pretrained_model_name_or_path)
         return model
+
+    @classmethod
+    def from_config(cls, config: object) -> Self:
+        """A new model of the sizes of a config, with random weights, to be trained.
+
+        Args:
+            config: a BlipConfig of transformers, what config.json says as a dictionary, or a folder's or file's path.
+
+        Raises:
+            CheckpointError: it describes no such model.
+            OptionError: it is no config.
+        """
+        content = {**config_content(config), "architectures": [cls.__name__]}
+        sizes = blip_config(content, CONFIG_FILE)
+        network = BlipNetwork(sizes)
+        for name in ("encoder", "decoder"):
+            if hasattr(network, name):
+                network.get_submodule(name).apply(draw)
+        size, prompts = sizes.vision.image_size, PromptTemplates(**PROMPTS)
+        defaults = read_defaults(GENERATION, CONFIG_FILE)
+        return cls(assemble(cls.__name__, network, ImageTransform(size), None, prompts, defaults), content)
 
     def name_layers(self) -> None:
         """Give layers transformers' names, once they are in place."""

@@ -11,19 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
+from openblip.checkpoints.clip_models import FAMILY
 from openblip.checkpoints.lavis.clip import ClipParts
 from openblip.checkpoints.loading import load_parts
+from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.writing import write_together
-from openblip.checkpoints.transformers.clip import clip_image_files, save_clip_folder
+from openblip.checkpoints.transformers.clip import clip_config, clip_image_files, save_clip_folder
 from openblip.checkpoints.transformers.tokenizers import clip_files
 from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform, centre_crop, normalize
-from openblip.integrations.transformers.config import ModelConfig
+from openblip.integrations.transformers.config import ModelConfig, config_content
 from openblip.integrations.transformers.folders import find_folder, read_family
 from openblip.integrations.transformers.options import (
+    CallOptions,
     LoadOptions,
     refuse_unknown,
+    tuple_wanted,
 )
 from openblip.integrations.transformers.outputs import BatchFeature, ModelOutput
 from openblip.integrations.transformers.processor import Images, ImageTextProcessor, listed_images, loaded_image
@@ -33,6 +37,10 @@ from openblip.text import CLIP_END, CLIP_START, ClipText
 
 LEGACY_END = 2
 """What the config of OpenAI's folders calls the id that ends a text; their texts end at the largest id."""
+
+
+WORD_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""What a config says of words, for a model without a vocabulary."""
 
 
 class CLIPFeatures(ModelOutput):
@@ -90,6 +98,22 @@ class CLIPModel(nn.Module):
         model.name_or_path = str(pretrained_model_name_or_path)
         return model
 
+    @classmethod
+    def from_config(cls, config: object) -> Self:
+        """A new model of the sizes of a config, with random weights, to be trained.
+
+        Args:
+            config: a CLIPConfig of transformers, what config.json says as a dictionary, or a folder's or file's path.
+
+        Raises:
+            CheckpointError: it describes no such model.
+            OptionError: it is no config.
+        """
+        content = {**config_content(config), "architectures": [cls.__name__]}
+        sizes = clip_config(content, Path("config"))
+        transform = ImageTransform(sizes.vision.image_size, crop=True)
+        return cls(ModelParts(cls.__name__, ClipNetwork(sizes), transform, None, None, family=FAMILY), content)
+
     @property
     def device(self) -> torch.device:
         return self.network.log_scale.device
@@ -103,14 +127,27 @@ class CLIPModel(nn.Module):
         """Logarithm of what cosines are multiplied by."""
         return self.network.log_scale
 
-    def get_image_features(self, pixel_values: Tensor) -> CLIPFeatures:
-        """Pixels [B, 3, S, S] to vectors of the shared space, under `pooler_output`."""
-        return CLIPFeatures(pooler_output=self.network.embed_images(pixel_values.to(self.device, self.dtype)))
+    def get_image_features(self, pixel_values: Tensor, **others: Unpack[CallOptions]) -> Any:
+        """Pixels [B, 3, S, S] to vectors of the shared space, under `pooler_output`.
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> CLIPFeatures:
-        """Ids [B, L] to vectors of the shared space, under `pooler_output`; what stands behind an end is not seen."""
-        ids = input_ids.to(self.device)
-        return CLIPFeatures(pooler_output=self.network.embed_texts(ids, self._up_to_ends(ids)))
+        Raises:
+            OptionError: another keyword, such as one for states or attention of single layers, which are not kept.
+        """
+        as_tuple = tuple_wanted("get_image_features", others)
+        found = CLIPFeatures(pooler_output=self._image_vectors(pixel_values))
+        return found.to_tuple() if as_tuple else found
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Unpack[CallOptions]
+    ) -> Any:
+        """Ids [B, L] to vectors of the shared space, under `pooler_output`; what stands behind an end is not seen.
+
+        Raises:
+            OptionError: as of `get_image_features`.
+        """
+        as_tuple = tuple_wanted("get_text_features", others)
+        found = CLIPFeatures(pooler_output=self._text_vectors(input_ids))
+        return found.to_tuple() if as_tuple else found
 
     def forward(
         self,
@@ -118,22 +155,39 @@ class CLIPModel(nn.Module):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         return_loss: bool | None = None,
-    ) -> CLIPOutput:
-        """Images against texts."""
-        images = F.normalize(self.get_image_features(pixel_values).pooler_output, dim=-1)
-        texts = F.normalize(self.get_text_features(input_ids).pooler_output, dim=-1)
+        **others: Unpack[CallOptions],
+    ) -> Any:
+        """Images against texts: a `CLIPOutput`, or with return_dict=False a tuple.
+
+        Raises:
+            OptionError: as of `get_image_features`.
+        """
+        as_tuple = tuple_wanted("the model", others)
+        images = F.normalize(self._image_vectors(pixel_values), dim=-1)
+        texts = F.normalize(self._text_vectors(input_ids), dim=-1)
         logits = self.network.contrast(images, texts)
         loss: Tensor | None = None
         if return_loss:
             right = torch.arange(len(logits), device=logits.device)
             loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
-        return CLIPOutput(
+        found = CLIPOutput(
             loss=loss, logits_per_image=logits, logits_per_text=logits.T, text_embeds=texts, image_embeds=images
         )
+        return found.to_tuple() if as_tuple else found
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder for transformers' CLIPModel, with the vocabulary if there is one."""
-        save_clip_folder(self.parts, Path(save_directory))
+        text = self.config.get("text_config") or {}
+        named = {name: text.get(name) for name in WORD_IDS}
+        told = {name: value for name, value in named.items() if value is not None}
+        save_clip_folder(self.parts, Path(save_directory), word_ids=told)
+
+    def _image_vectors(self, pixels: Tensor) -> Tensor:
+        return self.network.embed_images(pixels.to(self.device, self.dtype))
+
+    def _text_vectors(self, ids: Tensor) -> Tensor:
+        ids = ids.to(self.device)
+        return self.network.embed_texts(ids, self._up_to_ends(ids))
 
     def _up_to_ends(self, ids: Tensor) -> Tensor:
         """True up to the first end of each text, as transformers finds it."""

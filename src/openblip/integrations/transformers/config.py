@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.json_files import to_json
+from openblip.checkpoints.json_files import read_json, to_json
+from openblip.checkpoints.openblip.file_names import CONFIG_FILE
+from openblip.errors import OptionError, given_path
+
+
+def config_content(config: object) -> dict[str, Any]:
+    """What a config says: an object of transformers or of a model here, a dictionary, or a folder's or file's path.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+        OptionError: nothing of these.
+    """
+    if isinstance(config, str | Path):
+        path = given_path("config", config)
+        return read_json(path / CONFIG_FILE if path.is_dir() else path)
+    content: object = config.to_dict() if hasattr(config, "to_dict") and not isinstance(config, type) else config
+    if not isinstance(content, Mapping):
+        raise OptionError(f"config is {str(config)[:80]}: give a config of transformers, a dictionary, or a path")
+    return dict(content)
 
 
 class ModelConfig:

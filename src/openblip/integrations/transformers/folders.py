@@ -27,6 +27,7 @@ from openblip.checkpoints.transformers.tokenizers import (
 )
 from openblip.devices import choose_placement, tell_substitution
 from openblip.errors import CheckpointError, DownloadError, OptionError, given_path
+from openblip.integrations.transformers.config import config_content
 from openblip.integrations.transformers.options import (
     LoadOptions,
     chosen_device,
@@ -165,9 +166,10 @@ def open_folder(name: str | Path, options: LoadOptions) -> OpenedFolder:
     Raises:
         CheckpointError: no such model, or its config.json is broken.
         DownloadError: its files cannot be had.
-        OptionError: a keyword of transformers that means nothing here.
+        OptionError: a keyword of transformers that means nothing here, or a config of another type of model.
     """
-    refuse_load(options)
+    given = options.get("config")
+    refuse_load({name: value for name, value in options.items() if name != "config"})
     device = chosen_device(options.get("device_map"))
     folder = find_folder(
         name,
@@ -180,11 +182,26 @@ def open_folder(name: str | Path, options: LoadOptions) -> OpenedFolder:
     content = read_json(folder / CONFIG_FILE)
     wanted, bits = options.get("dtype") or options.get("torch_dtype") or "auto", wanted_bits(options)
     theirs = folder_kind(folder) == "transformers"
+    told: dict[str, Any] | None = None
+    if given is not None:
+        if not theirs:
+            raise OptionError(f"{name} is no folder of transformers, and has its own sizes: leave config out")
+        told = config_content(given)
+        kinds = told.get("model_type"), content.get("model_type")
+        if kinds[0] not in (None, kinds[1]):
+            raise OptionError(
+                f"config is of a model of type {kinds[0]!r}, {name} of {kinds[1]!r}: give one of its type"
+            )
+        # A config that was made anew does not say of which class it is.
+        content = {**told, "architectures": told.get("architectures") or content.get("architectures")}
+        told = content
     dtype = named_dtype((stored_dtype(folder, content) if theirs else "float32") if wanted == "auto" else wanted)
     if bits:
         dtype = choose_placement(str(device)).dtype
     tell_substitution(device, dtype)
-    return OpenedFolder(folder, content, theirs, ReadOptions(dtype, device, bits=bits, needs_tokenizer=False))
+    return OpenedFolder(
+        folder, content, theirs, ReadOptions(dtype, device, bits=bits, needs_tokenizer=False, config=told)
+    )
 
 
 def read_family(

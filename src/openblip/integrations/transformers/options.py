@@ -38,6 +38,8 @@ class LoadOptions(TypedDict, total=False):
         load_in_8bit, load_in_4bit: large matrices in so many bits; the rest is then in float32 on a CPU, and in what a
             GPU computes fast. quantization_config: an object or dictionary that says one of them, as
             BitsAndBytesConfig does.
+        config: of BLIP and CLIP, what counts instead of the folder's config.json: a config of transformers, a
+            dictionary, or the path of a folder or file.
         ignore_mismatched_sizes, output_attentions, output_hidden_states, output_loading_info, force_download, variant:
             False and None alone; see `REFUSALS`.
     """
@@ -63,6 +65,7 @@ class LoadOptions(TypedDict, total=False):
     use_auth_token: str | bool | None
     offload_state_dict: bool
     resume_download: bool | None
+    config: object
     ignore_mismatched_sizes: bool
     output_attentions: bool | None
     output_hidden_states: bool | None
@@ -78,7 +81,7 @@ REFUSALS = {
     "output_loading_info": "the model comes alone, and what does not fit is an error: leave it out",
     "force_download": "whole files are never fetched twice: delete the repository with `hf cache rm` to get it anew",
     "variant": "use dtype='float16' or 'bfloat16', which casts the plain files' weights as they are read",
-    "config": "the folder's config.json counts: change a copy of it",
+    "config": "the folder's config.json counts, except for BLIP and CLIP: change a copy of it",
     "state_dict": "write the tensors into the folder, or give them to load_state_dict of the model",
     "proxies": "set HTTPS_PROXY instead",
     "gguf_file": "GGUF holds no BLIP-2: give a folder of safetensors",
@@ -216,6 +219,10 @@ class GenerationSettings:
         else:
             for name, value in values.items():
                 setattr(self, name, value)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What was set, as transformers' pipelines ask for it."""
+        return self.set_options()
 
     def set_options(self) -> dict[str, Any]:
         """What was set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterable, Mapping
 from inspect import get_annotations
 from typing import Any
@@ -176,12 +177,16 @@ class BlipModelOutput(ModelOutput):
     vision_model_output: FeatureOutput
 
 
-class BatchFeature(dict[str, Any]):
-    """What a processor makes of images and texts: `model(**inputs)` takes it."""
+class BatchFeature(UserDict[str, Any]):
+    """What a processor makes of images and texts: `model(**inputs)` takes it.
+
+    A UserDict, as there: transformers' pipelines tell it so from what they made themselves.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
+        content = vars(self).get("data", {})  # a copy that is being made has none yet
+        if name in content:
+            return content[name]
         raise AttributeError(f"there is no {name!r} in this batch, only {', '.join(self)}")
 
     def to(

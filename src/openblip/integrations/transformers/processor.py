@@ -167,6 +167,10 @@ class Blip2Processor:
         """The text of each row of ids."""
         return self.tokenizer.batch_decode(sequences, skip_special_tokens)
 
+    def post_process_image_text_to_text(self, generated_outputs: Ids, skip_special_tokens: bool = True) -> Any:
+        """As `decode`: what transformers' pipelines call it."""
+        return self.decode(generated_outputs, skip_special_tokens)
+
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write what `from_pretrained`, here and in transformers, makes the same processor of."""
         content = {"processor_class": "Blip2Processor", "num_query_tokens": self.num_query_tokens}
@@ -239,6 +243,10 @@ class ImageTextProcessor:
     def batch_decode(self, sequences: Sequence[Ids] | Tensor, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids."""
         return self.tokenizer.batch_decode(sequences, skip_special_tokens)
+
+    def post_process_image_text_to_text(self, generated_outputs: Ids, skip_special_tokens: bool = True) -> Any:
+        """As `decode`: what transformers' pipelines call it."""
+        return self.decode(generated_outputs, skip_special_tokens)
 
 
 class BlipProcessor(ImageTextProcessor):
