@@ -171,15 +171,7 @@ class Writer:
             self.ranked = list(answers), ids
         return self.ranked[1]
 
-    def stream(
-        self,
-        image: EncodedImage,
-        prompt: str,
-        options: ResolvedOptions,
-        *,
-        caption: bool = False,
-        each: Callable[[int], object] | None = None,
-    ) -> Pieces:
+    def stream(self, image: EncodedImage, prompt: str, options: ResolvedOptions, *, caption: bool = False) -> Pieces:
         """The pieces of what follows a prompt, as they are written, greedily or sampled.
 
         The prompt is read now, so what is wrong with it is said now; closing the iterator, or letting go of it, ends
@@ -187,14 +179,13 @@ class Writer:
 
         Args:
             caption: the text goes on from the prompt, whose words count as used.
-            each: called with every token as it is chosen; of some, no piece comes until the next one.
         """
         with torch.inference_mode(), self._kept(image):
             (prefix,) = self._prefixes([image])
             ids = self._ids(prompt)
             begun = ids if self._counts_prompts(options, caption) else None
             tokens = stream(self.language_model, self.language_model.embed(ids), options, prefix, begun)
-        return text_pieces(self.tokenizer, tokens if each is None else _told(tokens, each))
+        return text_pieces(self.tokenizer, tokens)
 
     @torch.inference_mode()
     def requests(
@@ -296,9 +287,3 @@ class Writer:
             yield
         finally:
             self.encoder.cache.keep(image)
-
-
-def _told(tokens: Iterable[int], each: Callable[[int], object]) -> Iterator[int]:
-    for token in tokens:
-        each(token)
-        yield token

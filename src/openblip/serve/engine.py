@@ -1,4 +1,4 @@
-"""The thread that owns the model: it takes what waits as one batch, as soon as the last one is done."""
+"""The thread that owns the model: it writes all texts that are wanted together, and takes the rest in batches."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openblip.serve.batch_size import BatchSizes
-from openblip.serve.model_jobs import Call, Job, Prompted, Streamed, Write, prepare_thread
+from openblip.serve.decoding import Decoding
+from openblip.serve.model_jobs import Call, Job, Write, prepare_thread
 
 if TYPE_CHECKING:
     from openblip.models.model import Model
     from openblip.serve.limits import Limits
 
-STREAMS_SHARE = 0.1
-"""Seconds that streams get between two batches, all together."""
+TEXTS_SHARE = 0.1
+"""Seconds that texts get between two batches of other things."""
+JOINING = "joining"
+"""What batches of images are timed as that are encoded for texts to be written about them."""
 
 
 class Watcher(Protocol):
@@ -79,7 +82,8 @@ class Engine:
         self._sizes = BatchSizes(limits.batch, limits.batch_seconds)
         self._changed = threading.Condition()
         self._queue: deque[Waiting] = deque()
-        self._streams: deque[tuple[Waiting, Streamed]] = deque()
+        self._decoding: Decoding[Waiting] = Decoding(model, limits.batch * limits.beams)
+        self._writing_seconds = 0.0
         self._busy = False
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="openblip engine", daemon=True)
@@ -120,7 +124,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         with self._changed:
-            return not (self._busy or self._queue or self._streams)
+            return not (self._busy or self._queue or len(self._decoding))
 
     @property
     def is_alive(self) -> bool:
@@ -138,41 +142,44 @@ class Engine:
         while True:
             with self._changed:
                 self._busy = False
-                self._changed.wait_for(lambda: self._queue or self._streams or self._ended)
+                self._changed.wait_for(lambda: self._queue or len(self._decoding) or self._ended)
                 if self._ended:
                     break
                 self._busy = True
-                beginning, batch = self._take()
-            for waiting in beginning:
-                self._begin(waiting)
+                joining, batch = self._take()
+            if joining:
+                self._join(joining)
             if batch:
                 self._run(batch)
-            self._go_on(STREAMS_SHARE if batch else 0.0)
-        for waiting in [*self._queue, *(waiting for waiting, _ in self._streams)]:
+            self._write(TEXTS_SHARE if batch else 0.0)
+        for waiting in [*self._queue, *self._decoding.give_up()]:
             waiting.leave()
             if not waiting.future.done():
                 waiting.future.set_exception(CancelledError())
 
     def _take(self) -> tuple[list[Waiting], list[Waiting]]:
-        """The streams that begin now, and the oldest of what else waits with all that goes together with it."""
-        beginning: list[Waiting] = []
+        """The texts that join those that are being written, and the oldest of what else waits with all like it."""
+        joining: list[Waiting] = []
         batch: list[Waiting] = []
         rest: deque[Waiting] = deque()
-        most = 0
+        room = min(self._sizes.size(JOINING), self.limits.batch - len(self._decoding))
+        streams, most = self.limits.streams - self._decoding.streams, 0
         for waiting in self._queue:
             if waiting.left.is_set() or waiting.future.cancelled():
                 continue
-            if waiting.put is not None:
-                taken = len(beginning) + len(self._streams) < self.limits.streams
-                target: Any = beginning if taken else rest
+            target: Any = rest
+            if isinstance(waiting.job, Write):
+                if len(joining) < room and (waiting.put is None or streams > 0):
+                    streams -= waiting.put is not None
+                    target = joining
             elif not batch:
                 most = self._sizes.size(waiting.job.kind)
                 target = batch
-            else:
-                target = batch if waiting.job == batch[0].job and len(batch) < most else rest
+            elif waiting.job == batch[0].job and len(batch) < most:
+                target = batch
             target.append(waiting)
         self._queue = rest
-        return [one for one in beginning if self._starts(one)], [one for one in batch if self._starts(one)]
+        return [one for one in joining if self._starts(one)], [one for one in batch if self._starts(one)]
 
     def _starts(self, waiting: Waiting) -> bool:
         """Whether somebody still wants it; from now on it cannot be cancelled any more."""
@@ -197,52 +204,65 @@ class Engine:
                 return
             self._failed(batch[0], error)
             return
-        self._took(job, len(batch), time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        self._sizes.took(job.kind, len(batch), seconds)
+        self._did(len(batch), seconds)
+        self.watcher.computed(job, len(batch), seconds)
         for waiting, result in zip(batch, results, strict=True):
             waiting.future.set_result(result)
 
-    def _took(self, job: Job, items: int, seconds: float) -> None:
-        self._sizes.took(job.kind, items, seconds)
+    def _did(self, items: int, seconds: float) -> None:
         self.seconds_an_item += 0.1 * (seconds / items - self.seconds_an_item)
-        self.watcher.computed(job, items, seconds)
 
     def _failed(self, waiting: Waiting, error: Exception) -> None:
         self.watcher.failed(error)
         waiting.future.set_exception(error)
 
-    def _begin(self, waiting: Waiting) -> None:
-        job, item = waiting.job, waiting.item
-        assert isinstance(job, Write) and isinstance(item, Prompted)
-        self.watcher.batch(self.model, job, [item])
+    def _join(self, joining: list[Waiting]) -> None:
+        """Encode images, for texts about them to be written together with those that are being written."""
+        job = joining[0].job
+        self.watcher.batch(self.model, job, [waiting.item for waiting in joining])
+        begun = time.monotonic()
         try:
-            streamed = job.stream(self.model, item)
+            wrong = self._decoding.join(joining)
         except Exception as error:
-            self._failed(waiting, error)
-            return
-        self._streams.append((waiting, streamed))
+            if len(joining) > 1:
+                for waiting in joining:
+                    self._join([waiting])
+                return
+            wrong = [(joining[0], error)]
+        for waiting, problem in wrong:
+            self._failed(waiting, problem)
+        seconds = time.monotonic() - begun
+        self._sizes.took(JOINING, len(joining), seconds)
+        self._writing_seconds += seconds
+        self.watcher.computed(job, len(joining), seconds)
 
-    def _go_on(self, seconds: float) -> None:
-        """Streams in turn, each a piece further, and again while there is time."""
+    def _write(self, seconds: float) -> None:
+        """Each text a token further, and again while there is time."""
         until = time.monotonic() + seconds
-        for _ in range(len(self._streams)):
-            self._next_piece()
-        while self._streams and time.monotonic() < until:
-            self._next_piece()
+        while len(self._decoding):
+            for waiting in self._decoding.leave():
+                waiting.future.set_exception(CancelledError())
+            begun = time.monotonic()
+            try:
+                done = self._decoding.step()
+            except Exception as error:
+                self._write_alone(self._decoding.give_up(), error)
+                return
+            self._writing_seconds += time.monotonic() - begun
+            if done:
+                self._did(len(done), self._writing_seconds)
+                self._writing_seconds = 0.0
+            for waiting, result in done:
+                waiting.future.set_result(result)
+            if time.monotonic() >= until:
+                return
 
-    def _next_piece(self) -> None:
-        waiting, streamed = self._streams.popleft()
-        if waiting.left.is_set():
-            # Let go of, the generator frees what it had read.
-            waiting.future.set_exception(CancelledError())
-            return
-        try:
-            piece = next(streamed.pieces, None)
-        except Exception as error:
-            self._failed(waiting, error)
-            return
-        if piece is None:
-            waiting.future.set_result(streamed)
-            return
-        assert waiting.put is not None
-        waiting.put(piece)
-        self._streams.append((waiting, streamed))
+    def _write_alone(self, owners: list[Waiting], error: Exception) -> None:
+        """There is no memory for all, say: each by itself, apart from streams, of which pieces are gone already."""
+        for waiting in owners:
+            if waiting.put is None:
+                self._run([waiting])
+            else:
+                self._failed(waiting, error)

@@ -6,7 +6,7 @@ equal where their options are. Only the engine's thread runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,9 +91,9 @@ class Write:
         return not self.options.do_sample or self.options.seed is not None
 
     def run(self, model: Model, items: Sequence[Prompted]) -> list[Written]:
-        writer = _writer(model, self.caption)
+        writer = writer_for(model, self.caption)
         images = writer.encoder.encode_read([item.image for item in items])
-        prompts = [self._prompt(writer, image, item.prompts) for image, item in zip(images, items, strict=True)]
+        prompts = [self.prompt(writer, image, item.prompts) for image, item in zip(images, items, strict=True)]
         # Questions about one image share what the model reads of it; the same question is asked once.
         asked: dict[EncodedImage, dict[Hashable, str]] = {}
         places: list[Hashable] = []
@@ -114,17 +114,8 @@ class Write:
             for image, place, prompt in zip(images, places, prompts, strict=True)
         ]
 
-    def stream(self, model: Model, item: Prompted) -> Streamed:
-        """The same for one item, as it is written."""
-        writer = _writer(model, self.caption)
-        (image,) = writer.encoder.encode_read([item.image])
-        prompt = self._prompt(writer, image, item.prompts)
-        tokens: list[int] = []
-        pieces = writer.stream(image, prompt, self.options, caption=self.caption, each=tokens.append)
-        stops = self.options.stop_ids
-        return Streamed(pieces, tokens, stops, writer.count_tokens(image, prompt), self.options.max_new_tokens)
-
-    def _prompt(self, writer: Writer, image: EncodedImage, prompts: Sequence[str]) -> str:
+    def prompt(self, writer: Writer, image: EncodedImage, prompts: Sequence[str]) -> str:
+        """The first of the prompts that fits the model."""
         for prompt in prompts:
             if len(prompts) == 1 or writer.fits(image, prompt, self.options.max_new_tokens):
                 return prompt
@@ -136,20 +127,17 @@ class Streamed:
     """A text while it is written.
 
     Attributes:
-        pieces: of the text; going through them writes it.
-        tokens: that were chosen by now.
         read, longest: as of `Written`.
+        tokens: that were written by now.
     """
 
-    pieces: Iterator[str]
-    tokens: list[int]
-    stops: tuple[int, ...]
     read: int
     longest: int
+    tokens: list[int] = field(default_factory=list)
 
     @property
     def written(self) -> int:
-        return sum(token not in self.stops for token in self.tokens)
+        return len(self.tokens)
 
     @property
     def finished(self) -> bool:
@@ -246,6 +234,7 @@ def _encoded(model: Model, images: Sequence[ReadImage]) -> list[EncodedImage]:
     return model.components.encoder.encode_read(images)
 
 
-def _writer(model: Model, caption: bool) -> Writer:
+def writer_for(model: Model, caption: bool) -> Writer:
+    """What writes captions, or everything else."""
     # The ability was looked for when the options were resolved; what may only caption continues prompts, too.
     return writer_of(model, "caption" if caption else "ask")
