@@ -62,8 +62,9 @@ class Process:
         def there(wanted: int | None, standard: int) -> tuple[int, IO[str] | None]:
             if wanted == subprocess.PIPE:
                 reader, writer = os.pipe()
-                given.append(reader if standard == 0 else writer)
-                return given[-1], open(writer, "w") if standard == 0 else open(reader, encoding="utf-8")
+                theirs, ours = (reader, writer) if standard == 0 else (writer, reader)
+                given.append(theirs)
+                return theirs, open(ours, "w" if standard == 0 else "r", encoding="utf-8")
             if wanted == subprocess.DEVNULL:
                 return null, None
             return standard if wanted is None else wanted, None
@@ -105,8 +106,8 @@ class Process:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """All that it says, at its end."""
+    def communicate(self, given: str = "", timeout: float | None = None) -> tuple[str, str]:
+        """Give it what it reads, and return all that it says, at its end."""
         said = ["", ""]
 
         def read(at: int, stream: IO[str] | None) -> None:
@@ -119,6 +120,9 @@ class Process:
         ]
         for thread in threads:
             thread.start()
+        if self.stdin is not None and not self.stdin.closed:
+            with suppress(BrokenPipeError), self.stdin:
+                self.stdin.write(given)
         for thread in threads:
             thread.join(timeout)
             if thread.is_alive():
@@ -134,10 +138,11 @@ class Process:
         self.communicate(timeout=600)
 
 
-def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """What a program says, and how it ends."""
-    process = Process(arguments, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
-    said, complaint = process.communicate(timeout=600)
+def run(arguments: Sequence[str], given: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """What a program says to what it is given on standard input, and how it ends."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = Process(arguments, **{**pipes, **options})
+    said, complaint = process.communicate(given, timeout=600)
     return subprocess.CompletedProcess(process.arguments, process.wait(), said, complaint)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import pytest
 from PIL import Image
 
 from openblip.models.model import Model
+from tests import warm
 from tests.cli.conftest import Run
 from tests.pdf_files import pdf_of
-from tests.signals import heed_signals
 
 pytest.importorskip("pypdfium2")
 
@@ -118,31 +117,41 @@ def test_captions_and_questions_of_the_command_line(run: Run, tiny_model_folder:
     assert page["caption"] and [answer["question"] for answer in page["answers"]][-1] == "is it?"
 
 
-def test_a_stopped_report_goes_on_with_the_same_bytes(tiny_model_folder: Path, tmp_path: Path) -> None:
+WAITING = """
+import sys, time
+from openblip.cli import main
+from openblip.jobs.kept_output import KeptOutput
+
+add = KeptOutput.add
+
+def added(self, *arguments):
+    add(self, *arguments)
+    while self.done >= 6:
+        time.sleep(0.01)
+
+KeptOutput.add = added
+main(sys.argv[1:])
+"""
+"""In the middle of its work the command waits to be stopped."""
+
+
+def test_a_stopped_report_goes_on_with_the_same_bytes(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Ctrl-C while pages are computed: what is done is kept, and the same command ends with the same file."""
     path, output, whole = tmp_path / "long.pdf", tmp_path / "report.html", tmp_path / "whole.html"
-    path.write_bytes(pdf_of([b"/Rotate %d" % (90 * (number % 4)) for number in range(60)]))
-    asked = ["-q", "what is it?", "-m", str(tiny_model_folder), "--batch-size", "2"]
-    command = [sys.executable, "-m", "openblip", "analyze", str(path), *asked, "-o"]
-    started = subprocess.Popen(
-        [*command, str(output)], stderr=subprocess.PIPE, text=True, encoding="utf-8", preexec_fn=heed_signals
-    )
-    rows = tmp_path / "report.html.openblip" / "rows.jsonl"
-    until = time.monotonic() + 600
-    while time.monotonic() < until and started.poll() is None:
-        if rows.exists() and rows.read_bytes().count(b"\n") >= 6:
-            break
-        time.sleep(0.02)
-    started.send_signal(signal.SIGINT)
-    _, told = started.communicate(timeout=600)
-    assert started.returncode in (130, 0, -signal.SIGINT), told
-    if started.returncode:
-        assert not output.exists() and "the same command goes on from there" in told
-        other = subprocess.run([*command, str(output), "--dpi", "72"], capture_output=True, text=True, timeout=600)
-        assert other.returncode == 2 and "--dpi was 150.0, now 72.0" in other.stderr
+    path.write_bytes(pdf_of([b"/Rotate %d" % (90 * (number % 4)) for number in range(12)]))
+    command = ["analyze", str(path), "-q", "what is it?", "-m", str(tiny_model_folder), "--batch-size", "2", "-o"]
+    with warm.Process(["-c", WAITING, *command, str(output)], stderr=subprocess.PIPE) as started:
+        rows = tmp_path / "report.html.openblip" / "rows.jsonl"
+        while started.poll() is None and not (rows.exists() and rows.read_bytes().count(b"\n") >= 6):
+            time.sleep(0.02)
+        started.send_signal(signal.SIGINT)
+        _, told = started.communicate(timeout=600)
+    assert started.returncode == 130, told
+    assert not output.exists() and "the same command goes on from there" in told
+    other = run(*command, output, "--dpi", "72")
+    assert other.code == 2 and "--dpi was 150.0, now 72.0" in other.err
     for place in (output, whole):
-        done = subprocess.run([*command, str(place)], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+        assert run(*command, place).code == 0
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["long.pdf", "report.html", "whole.html"]
 

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors import safe_open
 
 from openblip.cli import main
 from openblip.jobs.journal import Journal, count_done
-from tests.signals import heed_signals
+from tests import warm
 
 from .conftest import Run
 
@@ -78,17 +77,10 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running(gate: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    program = [sys.executable, "-c", WAITING, str(gate), *map(str, arguments)]
-    process = subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
-    )
-    try:
+def running(gate: Path, *arguments: str | Path) -> Iterator[warm.Process]:
+    program = ["-c", WAITING, str(gate), *map(str, arguments)]
+    with warm.Process(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=600)
 
 
 def killed_while_writing(arguments: Sequence[str | Path], after: int, share: float) -> bool:
@@ -126,7 +118,7 @@ def done(output: Path) -> int:
     return count_done(rows_file(output), 0) if rows_file(output).exists() else 0
 
 
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait_for(process: warm.Process, condition: Callable[[], bool]) -> None:
     while process.poll() is None and not condition():
         time.sleep(0.002)
 
@@ -367,8 +359,7 @@ for step in range(1000):
 
 def test_a_model_that_is_killed_anywhere_blocks_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
     """At each file that is opened, moved or removed in the folder: the next command there has its way."""
-    program = [sys.executable, "-c", KILLED, str(tiny_model_folder), str(tmp_path)]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False, timeout=600)
+    ran = warm.run(["-c", KILLED, str(tiny_model_folder), str(tmp_path)])
     assert ran.returncode == 0, ran.stderr
     steps = [json.loads(line) for line in ran.stdout.splitlines()]
     last = tmp_path / str(len(steps) - 1)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from openblip.models.model import Model
-from tests.signals import heed_signals
+from tests import warm
 from tests.videos import write_video
 
 from .conftest import Run
@@ -114,9 +114,9 @@ main(sys.argv[1:])
 def test_signals_keep_what_is_done(tiny_model_folder: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     images = [Image.new("RGB", (64, 64), (index % 200, 40 * (index % 5), 90)) for index in range(600)]
     path = write_video(tmp_path / "a.mp4", images, options={"preset": "ultrafast"})
-    command = [sys.executable, "-c", SLOW, "video", str(path), "--every", "40ms", "--batch-size", "2"]
+    command = ["-c", SLOW, "video", str(path), "--every", "40ms", "--batch-size", "2"]
     command += ["-m", str(tiny_model_folder), "-o", str(tmp_path / "a.srt")]
-    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals)
+    program = warm.Process(command, stderr=subprocess.PIPE)
     assert program.stderr is not None
     try:
         seen = ""

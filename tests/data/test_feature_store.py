@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from openblip.images.decode import load_image
 from openblip.images.transform import ImageTransform, to_pixels
 from openblip.nn.efficientnet import EfficientNet, EfficientNetConfig
 from openblip.nn.vit import VisionTransformer, VitConfig
+from tests import warm
 
 TRANSFORM = ImageTransform(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PLAN = ViewPlan(count=3, min_area=0.5)
@@ -264,13 +263,11 @@ def test_two_runs_fill_one_store_at_once(image_paths: list[Path], tmp_path: Path
     broken.write_bytes(broken.read_bytes()[:-2])
     (folder / "0123456789abcdef.npy.draft").write_bytes(b"left by a kill")
     orders = (image_paths, image_paths[6:] + image_paths[:6])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", FILLING, str(folder), str(tmp_path / f"ready{number}"), *map(str, order)],
+        warm.Process(
+            ["-c", FILLING, str(folder), str(tmp_path / f"ready{number}"), *map(str, order)],
             stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
+            cwd=Path(__file__).parents[2],
         )
         for number, order in enumerate(orders)
     ]

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from openblip.errors import OpenBlipError
 from openblip.evaluation.recipe import load_evaluation
 from openblip.evaluation.run import evaluate, number_format
 from openblip.models.model import Model
+from tests import warm
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ evaluate(load_evaluation(Path(sys.argv[1])), progress)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_killed_run_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(load_evaluation(recipe, [f"output={tmp_path / 'whole'}"]))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(recipe)], capture_output=True, check=False)
+    killed = warm.run(["-c", KILLED, str(recipe)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(lines(tmp_path / "out/predictions.jsonl")) == 4
     asked: list[str] = []

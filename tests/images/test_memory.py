@@ -21,6 +21,7 @@ from openblip.images import decode, rgb
 from openblip.images.decode import load_image
 from openblip.images.memory import MemoryBudget
 from openblip.images.transform import ImageTransform, load_square
+from tests import warm
 
 SIDE = 3000
 
@@ -53,6 +54,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 from openblip.images.decode import load_image
+from tests import warm
 def measured(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
@@ -176,7 +178,7 @@ def test_threads_that_decode_wait_for_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert all(np.array_equal(one, found[0]) for one in found)
 
 
-COMMAND = [sys.executable, "-m", "openblip", "caption", "--model"]
+COMMAND = ["-m", "openblip", "caption", "--model"]
 
 
 def test_the_limit_can_be_raised_and_pillow_says_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -192,13 +194,7 @@ def test_the_limit_can_be_raised_and_pillow_says_nothing(tmp_path: Path, tiny_mo
     names = ["warned.png", "bomb.png", "damaged.tif", "broken.tif"]
     command = [*COMMAND, str(tiny_model_folder), *(str(tmp_path / name) for name in names)]
     for limit, failing in (("", names[1:]), ("300000000", names[2:])):
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OPENBLIP_MAX_PIXELS": limit},
-        )
+        done = warm.run(command, env={**os.environ, "OPENBLIP_MAX_PIXELS": limit})
         said = done.stderr.splitlines()
         assert [line.split(": ")[1] for line in said] == [str(tmp_path / name) for name in failing]
         assert all(line.startswith("error: ") for line in said)

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from openblip.evaluation.tasks.retrieval import evaluate_retrieval
 from openblip.models.model import Model
 from openblip.search import Changes, Index
 from openblip.search import index as index_module
+from tests import warm
 from tests.search.test_scan import clustered, queries_for
-from tests.signals import heed_signals
 
 pytest.importorskip("lancedb")
 
@@ -246,8 +245,8 @@ def test_killed_and_read_and_refused_while_it_works(tmp_path: Path) -> None:
     photos.mkdir()
     for number in range(60):
         Image.new("RGB", (8 + number, 4), (number, 0, 0)).save(photos / f"{number}.png")
-    command = [sys.executable, "-c", DRIVER, str(db), str(photos)]
-    with subprocess.Popen([*command, "20"], stderr=subprocess.PIPE, preexec_fn=heed_signals) as process:
+    command = ["-c", DRIVER, str(db), str(photos)]
+    with warm.Process([*command, "20"], stderr=subprocess.PIPE) as process:
         reader, seen = Index.open(db), 0
         until = time.monotonic() + 600
         while process.poll() is None and seen < 18 and time.monotonic() < until:
@@ -258,7 +257,7 @@ def test_killed_and_read_and_refused_while_it_works(tmp_path: Path) -> None:
             reader.prune()
         process.kill()
     assert seen == 18  # of 20, in threes
-    done = subprocess.run([*command, "60"], capture_output=True, text=True, timeout=600, check=False)
+    done = warm.run([*command, "60"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["42", "60"]
     assert reader.status().images == 60
