@@ -110,13 +110,22 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals that programs are told of")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_keep_what_is_done(tiny_model_folder: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    images = [Image.new("RGB", (64, 64), (index % 200, 40 * (index % 5), 90)) for index in range(600)]
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_what_a_signal_stops_goes_on_to_the_same_bytes(
+    run: Run, tiny_model_folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    images = [Image.new("RGB", (64, 64), (index % 200, 40 * (index % 5), 90)) for index in range(60)]
     path = write_video(tmp_path / "a.mp4", images, options={"preset": "ultrafast"})
-    command = ["-c", SLOW, "video", str(path), "--every", "40ms", "--batch-size", "2"]
-    command += ["-m", str(tiny_model_folder), "-o", str(tmp_path / "a.srt")]
-    program = warm.Process(command, stderr=subprocess.PIPE)
+    names = ["a.srt", "a.vtt", "a.json", "a.html"]
+    (tmp_path / "whole").mkdir()
+
+    def arguments(folder: Path) -> list[str]:
+        flags = ["video", str(path), "--every", "40ms", "--batch-size", "2", "-m", str(tiny_model_folder)]
+        return [*flags, *(flag for name in names for flag in ("-o", str(folder / name)))]
+
+    program = warm.Process(["-c", SLOW, *arguments(tmp_path)], stderr=subprocess.PIPE)
     assert program.stderr is not None
     try:
         seen = ""
@@ -130,9 +139,18 @@ def test_signals_keep_what_is_done(tiny_model_folder: Path, tmp_path: Path, numb
         program.kill()
         program.wait(timeout=600)
     assert program.returncode == code, seen + rest
-    assert "what was described is kept in" in rest and "Traceback" not in rest
-    assert (tmp_path / "a.srt").read_text(encoding="utf-8").startswith("1\n00:00:00,000 --> ")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.mp4", "a.srt"]
+    if number != signal.SIGKILL:
+        assert "images are done and kept in" in rest and "stopped at 0:00:0" in rest and "Traceback" not in rest
+    assert not any((tmp_path / name).exists() for name in names)
+
+    other = run(*arguments(tmp_path), "--prompt", "a dog")
+    assert other.code == 2 and "--prompt was left out, now a dog" in other.err
+    again = run(*arguments(tmp_path))
+    assert (again.code, "images are done" in again.err) == (0, True), again.err
+    assert run(*arguments(tmp_path / "whole")).code == 0
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(["a.mp4", *names, "whole"])
 
 
 def test_help_is_there_without_pyav() -> None:

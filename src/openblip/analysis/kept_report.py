@@ -73,7 +73,7 @@ def write_to_file(
         _write(path, write(counted()))
         return failed
     with kept_output(path, command, say) as kept:
-        _compute(kept, command.total, find, batch_size, progress)
+        _compute(kept, command.total or 0, find, batch_size, progress)
         failed = len(kept.failed)
         kept.finish(lambda draft: _write(draft, write(record["page"] for record in kept.records())))
     return failed

@@ -17,7 +17,7 @@ from openblip.errors import OpenBlipError, OptionError
 from openblip.generation.options import TextOptions
 
 if TYPE_CHECKING:
-    from openblip.jobs.video.description import Segment
+    from openblip.jobs.video.segment import Segment
 
 EXAMPLES = """[bold]Examples[/bold]
   openblip video clip.mp4
@@ -32,6 +32,7 @@ INTERVAL = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|m|h|)")
 
 @args.with_text_options
 def video(
+    context: typer.Context,
     file: Annotated[
         str,
         typer.Argument(metavar="FILE", help="A video file: MP4, MKV, WebM, MOV, AVI, GIF, ...", show_default=False),
@@ -118,10 +119,12 @@ def video(
 
     try:
         with show_progress("seconds of video", beside_results=not outputs) as progress:
-            found = describe_video(file, load, questions, outputs, tell=say, progress=progress, closed=show)
+            settings = args.settings_of(context, {"file", "output"}) if outputs else {}
+            found = describe_video(
+                file, load, questions, outputs, tell=say, progress=progress, closed=show, settings=settings
+            )
     except (KeyboardInterrupt, Ended) as stopped:
-        kept = f"; what was described is kept in {' and '.join(map(str, outputs))}" if outputs and reached else ""
-        say(f"stopped at {clock_time(reached, questions.digits)}{kept}")
+        say(f"stopped at {clock_time(reached, questions.digits)}")
         raise typer.Exit(getattr(stopped, "code", INTERRUPTED)) from stopped
     for path in outputs:
         parts = "1 part" if len(found.segments) == 1 else f"{len(found.segments):,} parts"

@@ -17,6 +17,8 @@ from openblip.saving import held, put_names_on_disk, write_text
 
 FOLDER = ".openblip"
 JOB, FINISHED, ROWS = "job.json", "finished.json", "rows.jsonl"
+OUTPUTS = "outputs.json"
+"""The files that take the places of several outputs, by their content; there only while they do."""
 FORMAT = 1
 FILES = "the files of "
 """Begins the settings that are states of files; None where they were not on this machine yet."""
@@ -88,5 +90,5 @@ def read_identity(path: Path) -> dict[str, Any]:
 
 def clear(folder: Path, *more: str) -> None:
     """Remove what is kept; `more` names files beside the usual ones. What says that all was done goes last."""
-    for name in (JOB, ROWS, *more, FINISHED):
+    for name in (JOB, ROWS, *more, OUTPUTS, FINISHED):
         (folder / name).unlink(missing_ok=True)

@@ -19,11 +19,11 @@ class Command:
 
     Attributes:
         settings: options by the names that the user has for them, with their values as JSON.
-        total: images in all.
+        total: images in all; None: not known before the last one.
     """
 
     settings: Mapping[str, Any]
-    total: int
+    total: int | None
 
 
 class KeptOutput:
@@ -60,6 +60,10 @@ class KeptOutput:
         """Let what `write` writes to a draft take the output's place; nothing is kept any more."""
         with replacing(self.path) as draft:
             write(draft)
+        self.forget()
+
+    def forget(self) -> None:
+        """The output is there: nothing is kept any more."""
         clear(self.folder)
 
 
@@ -74,7 +78,8 @@ def kept_output(path: Path, command: Command, say: Callable[[str], None]) -> Ite
         OpenBlipError: another command is writing there, or what is kept there is of another command.
     """
     folder = folder_of(path)
-    identity = identity_of(command.settings, command.total)
+    identity = identity_of(command.settings, command.total or 0)
+    of_all = "" if command.total is None else f" of {command.total:,}"
     with held_for(folder, path):
         if not (folder / JOB).exists() or (folder / FINISHED).exists():  # of a command that was clearing up
             clear(folder)
@@ -87,16 +92,13 @@ def kept_output(path: Path, command: Command, say: Callable[[str], None]) -> Ite
             kept = KeptOutput(path, journal)
             if kept.done:
                 bad = f", {len(kept.failed):,} of which could not be read" if kept.failed else ""
-                say(f"going on in {folder}: {kept.done:,} of {command.total:,} images are done{bad}")
+                say(f"going on in {folder}: {kept.done:,}{of_all} images are done{bad}")
             try:
                 yield kept
             except BaseException:
                 done = _on_disk(folder)
                 if done:
-                    say(
-                        f"{done:,} of {command.total:,} images are done and kept in {folder}: "
-                        "the same command goes on from there"
-                    )
+                    say(f"{done:,}{of_all} images are done and kept in {folder}: the same command goes on from there")
                 raise
         finally:
             journal.close()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from openblip.errors import ImageError, OptionError
+from openblip.errors import ImageError, OpenBlipError, OptionError
 from openblip.generation.options import TextOptions, read_options
 from openblip.images.video import View, checked_interval
+from openblip.jobs.journal import Record
+from openblip.jobs.video.segment import Segment, record_of, said_of, thumbnail_of
 from openblip.jobs.video.thumbnails import Thumbnail, Thumbnails
 from openblip.jobs.words import WordList
 from openblip.models.abilities import require
@@ -54,31 +56,6 @@ class VideoQuestions:
         return 0 if self.every is not None and self.every >= 1 else 1
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A part of a video of which the model says the same.
-
-    Attributes:
-        start, end: seconds since the start of the video.
-        time: of the first image that was looked at.
-        caption: None if none was asked for.
-        answers: to each question.
-        found: words of each list in the caption.
-        thumbnail: of the first image.
-    """
-
-    start: float
-    end: float
-    time: float
-    caption: str | None
-    answers: Mapping[str, str] = field(default_factory=dict)
-    found: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    thumbnail: Thumbnail | None = None
-
-    def says_as(self, other: Segment) -> bool:
-        return self.caption == other.caption and self.answers == other.answers
-
-
 @dataclass
 class Description:
     """What was said of a video so far.
@@ -88,7 +65,6 @@ class Description:
         duration: seconds, as far as they are known.
         model: its name.
         notes: what the user should know of the video.
-        is_complete: everything that can be read of the video was described.
         fault: what was wrong with the video.
         images: that the model has seen.
     """
@@ -99,7 +75,6 @@ class Description:
     questions: VideoQuestions
     segments: list[Segment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    is_complete: bool = False
     fault: str | None = None
     images: int = 0
 
@@ -115,42 +90,78 @@ def describe(
     found: Description,
     thumbnails: Thumbnails | None = None,
     *,
+    done: Iterable[Record] = (),
+    keep: Callable[[Sequence[Record]], None] = lambda records: None,
     closed: Callable[[Segment], None] = lambda segment: None,
-    grown: Callable[[], None] = lambda: None,
 ) -> None:
     """Describe what is seen in a video. Whatever is raised, `found` holds what was said up to there.
 
     Args:
         thumbnails: keeps an image of each segment; None keeps none.
+        done: of the first images, what `keep` was called with before.
+        keep: called with what is to be kept of each batch.
         closed: called with each segment when it is known that the next image is not part of it.
-        grown: called when `found` has grown by a batch.
 
     Raises:
         ImageError: the video cannot be read further.
         CheckpointError: the model cannot do what is asked.
         OptionError: an option is out of range.
+        OpenBlipError: what is done is of other images.
     """
     if found.questions.captions:
         require(model, "caption")
     if found.questions.questions:
         require(model, "ask")
+    merging = _Merging(found, thumbnails, closed)
     try:
+        for record in done:
+            view = next(views, None)  # what comes behind it cannot be decoded without it
+            segment = said_of(record, found.questions.word_lists)
+            if view is None or (view.start, view.end, view.time) != (segment.start, segment.end, segment.time):
+                raise OpenBlipError(
+                    f"{found.video} gives other images than when it was begun: delete what is kept beside the output, "
+                    "and give the command again"
+                )
+            merging.add(segment, view, record)
         for batch in _batches(views, found.questions.batch_size):
+            records = []
             for view, segment in zip(batch, _segments(batch, model, found.questions), strict=True):
-                found.images += 1
-                last = found.segments[-1] if found.segments else None
-                if last is not None and last.says_as(segment):
-                    found.segments[-1] = replace(last, end=segment.end)
-                    continue
-                if last is not None:
-                    closed(last)
-                kept = None if thumbnails is None else thumbnails.keep(view.image)
-                found.segments.append(replace(segment, thumbnail=kept))
-            grown()
-        found.is_complete = True
+                number, first = found.images, merging.add(segment, view)
+                records.append(record_of(number, segment, first))
+            keep(records)
     finally:
         if found.segments:
             closed(found.segments[-1])
+
+
+@dataclass
+class _Merging:
+    """Puts what is said of each image into segments."""
+
+    found: Description
+    thumbnails: Thumbnails | None
+    closed: Callable[[Segment], None]
+
+    def add(self, segment: Segment, view: View, record: Record | None = None) -> tuple[Thumbnail, bytes] | None:
+        """The next image; its thumbnail if it is the first of a segment.
+
+        Args:
+            record: has the thumbnail, if it was kept.
+        """
+        found, kept = self.found, self.thumbnails
+        found.images += 1
+        last = found.segments[-1] if found.segments else None
+        if last is not None and last.says_as(segment):
+            found.segments[-1] = replace(last, end=segment.end)
+            return None
+        if last is not None:
+            self.closed(last)
+        thumbnail = None
+        if kept is not None:
+            thumbnail = None if record is None else thumbnail_of(record, kept)
+            thumbnail = thumbnail or kept.keep(view.image)
+        found.segments.append(replace(segment, thumbnail=thumbnail))
+        return None if kept is None or thumbnail is None else (thumbnail, kept.read(thumbnail))
 
 
 def _segments(views: Sequence[View], model: Any, questions: VideoQuestions) -> list[Segment]:

@@ -7,7 +7,8 @@ import html
 from collections.abc import Iterator
 
 from openblip.images.video_decode import clock_time
-from openblip.jobs.video.description import Description, Segment
+from openblip.jobs.video.description import Description
+from openblip.jobs.video.segment import Segment
 from openblip.jobs.video.thumbnails import Thumbnails
 
 STYLE = """
@@ -54,8 +55,6 @@ def page(found: Description, thumbnails: Thumbnails) -> Iterator[str]:
     yield f"<header>\n<h1>{name}</h1>\n<p>{html.escape(_summary(found))}</p>\n"
     for note in [*found.notes, *([] if found.fault is None else [found.fault])]:
         yield f"<p class='note'>{html.escape(note)}</p>\n"
-    if not found.is_complete and found.fault is None:
-        yield f"<p class='note'>Stopped at {clock_time(found.end, digits)}: the rest was not described.</p>\n"
     yield "</header>\n<ol>\n"
     for segment in found.segments:
         yield from _card(segment, thumbnails, digits)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from openblip.errors import ImageError
 from openblip.images.video import scenes, views_every
 from openblip.images.video_decode import VideoFile
-from openblip.jobs.video.description import Description, Segment, VideoQuestions, describe
+from openblip.jobs.kept_output import Command, kept_output
+from openblip.jobs.video.description import Description, VideoQuestions, describe
 from openblip.jobs.video.output import PAGES, check_outputs, write_outputs
+from openblip.jobs.video.segment import Segment
 from openblip.jobs.video.thumbnails import Thumbnails
 from openblip.saving import locked
-
-SAVE_SECONDS = 60.0
-"""Between two times at which the files are written: more is not lost when the process is killed."""
 
 
 def describe_video(
@@ -30,21 +29,22 @@ def describe_video(
     tell: Callable[[str], None] = lambda note: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     closed: Callable[[Segment], None] = lambda segment: None,
-    clock: Callable[[], float] = time.monotonic,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Description:
-    """Describe a video and write the files; whatever ends it, they hold what was said up to there, and are whole.
+    """Describe a video and write the files; whatever ends it, what was said is kept, and called again it goes on.
 
     Args:
         load: gives the model.
-        outputs: files that are not there yet; their suffix says what they are.
+        outputs: files that are not there yet; their suffix says what they are. What is done is kept beside the first.
         tell: called with sentences that the user should read.
         progress: called with the seconds that are done and those of the whole video, if it says how long it is.
         closed: called with each segment, in order.
+        settings: what decides what is said, by the names that the user has for it: what is kept of others is refused.
 
     Raises:
         ImageError: nothing of the video can be read. A later fault is the `fault` of what is returned.
         OptionError: an output is of no known kind, or is there already.
-        OpenBlipError: another process writes to an output.
+        OpenBlipError: another process writes to an output; what is kept there is of other settings.
         OSError: an output cannot be written.
     """
     check_outputs(outputs)
@@ -63,28 +63,29 @@ def describe_video(
         for output in outputs:
             lock = output.with_name(output.name + ".lock")
             stack.enter_context(locked(lock, f"another command is writing to {output}: give another --output"))
+        kept = None
+        if outputs:
+            state = os.stat(path)
+            about = {
+                "the video": [Path(path).name, state.st_size, state.st_mtime_ns],
+                "--output": list(map(str, outputs)),
+            }
+            kept = stack.enter_context(kept_output(outputs[0], Command({**settings, **about}, None), tell))
         model = load()
         has_page = any(output.suffix.lower() in PAGES for output in outputs)
         thumbnails = stack.enter_context(Thumbnails()) if has_page else None
         found = Description(Path(path).name, video.duration, model.name, questions, notes=notes)
-        saved = clock()
-
-        def grown() -> None:
-            nonlocal saved
-            if clock() - saved > SAVE_SECONDS:
-                write_outputs(outputs, found, thumbnails)
-                saved = clock()
-
         views = scenes(video) if questions.every is None else views_every(video, questions.every)
         try:
-            describe(views, model, found, thumbnails, closed=closed, grown=grown)
+            if kept is None:
+                describe(views, model, found, closed=closed)
+            else:
+                describe(views, model, found, thumbnails, done=kept.records(), keep=kept.add, closed=closed)
         except ImageError as error:
             if not found.segments:
                 raise
             found.fault = str(error)
-        except BaseException:
-            if found.segments:
-                write_outputs(outputs, found, thumbnails)
-            raise
-        write_outputs(outputs, found, thumbnails)
+        if kept is not None:
+            write_outputs(outputs, found, thumbnails, kept.folder)
+            kept.forget()
     return found

@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterable, Iterator
 
 from openblip.errors import printable
-from openblip.jobs.video.description import Segment
+from openblip.jobs.video.segment import Segment
 
 LONGEST_LINE = 2_000
+LOOK_LIKE = str.maketrans("<>{}", "\u2039\u203a()")
 
 
 def srt_lines(segments: Iterable[Segment]) -> Iterator[str]:
@@ -52,8 +53,8 @@ def shown_lines(segment: Segment) -> list[str]:
 
 
 def _srt_text(line: str) -> str:
-    """Players take <i> and {\\an8} for styles, and there is no escape for them: other signs that look like these."""
-    return line.replace("-->", "\u2192").replace("<", "\u2039").replace(">", "\u203a").replace("{\\", "{ \\")
+    """Players take <i> for a style, hide what is in braces, and know no escape: signs that look like these."""
+    return line.replace("-->", "\u2192").translate(LOOK_LIKE)
 
 
 def _times(segment: Segment, point: str) -> tuple[str, str]:

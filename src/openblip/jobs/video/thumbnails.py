@@ -43,10 +43,13 @@ class Thumbnails:
         small.thumbnail((SIDE, SIDE))
         jpeg = io.BytesIO()
         small.save(jpeg, "JPEG", quality=QUALITY, optimize=True)
-        content = jpeg.getvalue()
+        return self.keep_jpeg(jpeg.getvalue(), *small.size)
+
+    def keep_jpeg(self, content: bytes, width: int, height: int) -> Thumbnail:
+        """One that was made before."""
         self._file.seek(self._size)
         self._file.write(content)
-        kept = Thumbnail(self._size, len(content), *small.size)
+        kept = Thumbnail(self._size, len(content), width, height)
         self._size += len(content)
         return kept
 
