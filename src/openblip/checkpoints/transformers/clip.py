@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from openblip.checkpoints.clip_models import FAMILY
 from openblip.checkpoints.json_files import build, read_json, read_json_if_there, to_json
 from openblip.checkpoints.lavis.clip import ClipParts, read_clip
@@ -13,7 +15,6 @@ from openblip.checkpoints.model_parts import ModelParts
 from openblip.checkpoints.names.clip import TRANSFORMERS, TRANSFORMERS_ROOTS
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.files import WeightFolder
-from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.config import (
     CONFIG_FILE,
     IMAGE_FILE,
@@ -31,7 +32,7 @@ from openblip.checkpoints.transformers.tokenizers import (
     no_vocabulary,
     read_clip_words,
 )
-from openblip.checkpoints.transformers.write import WEIGHTS_FILE
+from openblip.checkpoints.transformers.write import SHARD_BYTES, write_weights
 from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform
 from openblip.nn.clip import ClipConfig, ClipTextConfig
@@ -150,9 +151,18 @@ def read_clip_transform(folder: Path, image_size: int) -> ImageTransform:
 
 
 def save_clip_folder(
-    parts: ClipParts, folder: Path, task: Task | None = None, word_ids: Mapping[str, int] | None = None
+    parts: ClipParts,
+    folder: Path,
+    task: Task | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    state: Mapping[str, Tensor] | None = None,
+    word_ids: Mapping[str, int] | None = None,
 ) -> None:
     """Write a folder for transformers' `CLIPModel` and `CLIPProcessor`.
+
+    Args:
+        state: tensors by the network's names, instead of its own.
+        word_ids: what config.json says of words where the model has no vocabulary.
 
     Raises:
         CheckpointError: transformers has no such CLIP, or its weights are quantized.
@@ -165,7 +175,7 @@ def save_clip_folder(
             f"the weights of {parts.name} are quantized, which transformers cannot read: load it in floating point, "
             "or let `openblip convert` write it"
         )
-    state = TRANSFORMERS.to_theirs(parts.network.state_dict())
+    own = TRANSFORMERS.to_theirs(parts.network.state_dict() if state is None else state)
     files: dict[str, str] = {}
     ids = dict(word_ids or {})
     if parts.matching is not None:
@@ -190,7 +200,7 @@ def save_clip_folder(
         },
     }
     files |= clip_image_files(parts.transform) | {CONFIG_FILE: to_json(content)}
-    write_together(folder, files, {WEIGHTS_FILE: {name: tensor.contiguous() for name, tensor in state.items()}})
+    write_weights(folder, files, own, shard_bytes)
 
 
 def clip_image_files(transform: ImageTransform) -> dict[str, str]:

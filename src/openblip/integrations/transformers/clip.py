@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from openblip.checkpoints.clip_models import FAMILY
 from openblip.checkpoints.lavis.clip import ClipParts
 from openblip.checkpoints.loading import load_parts
 from openblip.checkpoints.model_parts import ModelParts
+from openblip.checkpoints.names.clip import TRANSFORMERS, TRANSFORMERS_ROOTS
 from openblip.checkpoints.read_options import ReadOptions
 from openblip.checkpoints.tensors.writing import write_together
 from openblip.checkpoints.transformers.clip import clip_config, clip_image_files, save_clip_folder
@@ -23,6 +25,7 @@ from openblip.errors import CheckpointError
 from openblip.images.transform import ImageTransform, centre_crop, normalize
 from openblip.integrations.transformers.config import ModelConfig, config_content
 from openblip.integrations.transformers.folders import find_folder, read_family
+from openblip.integrations.transformers.names import Naming
 from openblip.integrations.transformers.options import (
     CallOptions,
     LoadOptions,
@@ -32,6 +35,7 @@ from openblip.integrations.transformers.options import (
 from openblip.integrations.transformers.outputs import BatchFeature, ModelOutput
 from openblip.integrations.transformers.processor import Images, ImageTextProcessor, listed_images, loaded_image
 from openblip.integrations.transformers.tokenizer import WordTokenizer, check_tensors
+from openblip.integrations.transformers.training import Trainable
 from openblip.nn.clip import ClipNetwork
 from openblip.text import CLIP_END, CLIP_START, ClipText
 
@@ -39,6 +43,13 @@ LEGACY_END = 2
 """What the config of OpenAI's folders calls the id that ends a text; their texts end at the largest id."""
 
 
+BELOW = {
+    "vision_model.": "vision.",
+    "text_model.": "text.",
+    "visual_projection": "image_projection",
+    "logit_scale": "log_scale",
+}
+"""How names below the model begin, and those of the network."""
 WORD_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """What a config says of words, for a model without a vocabulary."""
 
@@ -69,20 +80,30 @@ class CLIPOutput(ModelOutput):
     image_embeds: Tensor
 
 
-class CLIPModel(nn.Module):
+class CLIPModel(Trainable):
     """transformers' CLIPModel over OpenBLIP's network.
+
+    Its layers go by transformers' names, so that peft finds its targets.
 
     Attributes:
         config: config.json.
         name_or_path: what it was loaded by.
+        vision_model, text_model: the two encoders, as OpenBLIP has them.
     """
+
+    main_input_name = "input_ids"
 
     def __init__(self, parts: ClipParts, config: dict[str, Any]) -> None:
         super().__init__()
         self.parts = parts
-        self.network: ClipNetwork = parts.network
         self.config = ModelConfig(config)
         self.name_or_path = parts.name
+        network = parts.network
+        self.vision_model, self.text_model = network.vision, network.text
+        self.visual_projection = network.image_projection
+        self.text_projection = network.text_projection
+        self.logit_scale = network.log_scale
+        self.translate(Naming(BELOW, TRANSFORMERS.sources, TRANSFORMERS_ROOTS))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Unpack[LoadOptions]) -> Self:
@@ -115,17 +136,20 @@ class CLIPModel(nn.Module):
         return cls(ModelParts(cls.__name__, ClipNetwork(sizes), transform, None, None, family=FAMILY), content)
 
     @property
+    def network(self) -> ClipNetwork:
+        return self.parts.network
+
+    @property
     def device(self) -> torch.device:
-        return self.network.log_scale.device
+        return self.logit_scale.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.log_scale.dtype
+        return self.logit_scale.dtype
 
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        """Logarithm of what cosines are multiplied by."""
-        return self.network.log_scale
+    def get_input_embeddings(self) -> nn.Module:
+        table: nn.Module = self.text_model.words
+        return table
 
     def get_image_features(self, pixel_values: Tensor, **others: Unpack[CallOptions]) -> Any:
         """Pixels [B, 3, S, S] to vectors of the shared space, under `pooler_output`.
@@ -175,19 +199,21 @@ class CLIPModel(nn.Module):
         )
         return found.to_tuple() if as_tuple else found
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a folder for transformers' CLIPModel, with the vocabulary if there is one."""
+    def _write(self, folder: Path, shard_bytes: int, state: Mapping[str, Tensor] | None) -> None:
         text = self.config.get("text_config") or {}
         named = {name: text.get(name) for name in WORD_IDS}
         told = {name: value for name, value in named.items() if value is not None}
-        save_clip_folder(self.parts, Path(save_directory), word_ids=told)
+        save_clip_folder(self.parts, folder, None, shard_bytes, state, told)
 
     def _image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.network.embed_images(pixels.to(self.device, self.dtype))
+        # By its own projections, in whose places peft puts others.
+        pooled = self.vision_model.class_vector(pixels.to(self.device, self.dtype))
+        return pooled if self.visual_projection is None else self.visual_projection(pooled)
 
     def _text_vectors(self, ids: Tensor) -> Tensor:
         ids = ids.to(self.device)
-        return self.network.embed_texts(ids, self._up_to_ends(ids))
+        vectors: Tensor = self.text_projection(self.text_model(ids, self._up_to_ends(ids)))
+        return vectors
 
     def _up_to_ends(self, ids: Tensor) -> Tensor:
         """True up to the first end of each text, as transformers finds it."""

@@ -210,7 +210,7 @@ def _find(module: TranslatedModule, state: dict[str, Any], prefix: str, *others:
         if not any(keys):
             continue
         pieces = [
-            state[key].chunk(row.count)[row.index] if key else piece.detach()
+            row.of(state[key]) if key else piece.detach()
             for key, row, piece in zip(keys, rows, tensor.chunk(len(rows)) if tensor.ndim else [tensor], strict=True)
         ]
         used.update(keys)
