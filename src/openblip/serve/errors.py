@@ -61,6 +61,11 @@ class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
+def unreadable() -> Refusal:
+    """A body that is no JSON."""
+    return Refusal(422, "the body of the request is no JSON that can be read: check how it was made", "bad_json")
+
+
 def over_limit(status: int, what: str, name: str, value: object, param: str | None = None) -> Refusal:
     """A refusal that says which limit was passed, and how whoever runs the server raises it."""
     shown = f"{value:g}" if isinstance(value, float) else str(value)
@@ -82,6 +87,8 @@ def refusal_of(error: Exception) -> Refusal:
     """How an error of the library, or of the framework, is answered."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, HTTPException) and error.status_code == 400:
+        return unreadable()  # all that the framework answers so
     if isinstance(error, HTTPException):
         message = SENTENCES.get(error.status_code) or str(error.detail)
         kind = KINDS.get(error.status_code, "error").removesuffix("_error")

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from openblip.matching.matcher import TEMPLATES
 from openblip.models.abilities import Ability, require
-from openblip.serve.errors import Refusal, over_limit
+from openblip.serve.errors import Refusal, over_limit, unreadable
 from openblip.serve.model_jobs import Classify, EmbedImages, EmbedTexts, MatchTexts, Prompted, Written
 from openblip.serve.options import TextFields, check_text, write_job
 from openblip.serve.service import Service
@@ -272,6 +272,8 @@ def wrong_field(problem: Any, kind: type[BaseModel] | None = None) -> Refusal:
     Args:
         kind: what the fields are of, where others are refused.
     """
+    if problem["type"] == "json_invalid":
+        return unreadable()
     loc = problem["loc"]
     name = ".".join(str(part) for part in (loc[1:] if kind is None else loc)) or "of the request"
     if problem["type"] == "extra_forbidden" and kind is not None:

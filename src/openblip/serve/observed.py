@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 import time
@@ -50,8 +51,8 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"server"]
-                message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+                headers = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -61,10 +62,7 @@ class Observed:
             self.metrics.left.inc()
         except Exception as error:
             if status:  # the answer has begun, and can only be cut short
-                notes["error"] = _told(error)
-                raise_it = not isinstance(error, ConnectionError)
-                if raise_it:
-                    self._trace(request_id, error)
+                self._trace(request_id, error)
             else:
                 refusal = refusal_of(error)
                 if refusal.status_code == 500:
@@ -90,6 +88,13 @@ def log_failure(error: BaseException, request_id: str | None = None) -> None:
     """An error of the server's own, with where it happened."""
     where = traceback.format_exception(type(error), error, error.__traceback__)
     write_log({"id": request_id, "failed": _told(error), "trace": "".join(where)[-8000:]})
+
+
+class JsonHandler(logging.Handler):
+    """Lines of libraries as JSON, too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write_log({"level": record.levelname, "logger": record.name, "message": record.getMessage()})
 
 
 def write_log(line: dict[str, Any]) -> None:

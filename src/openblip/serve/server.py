@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import json
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from uuid import uuid4
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from openblip.errors import OptionError
+from openblip.serve.errors import Refusal, body_of
 from openblip.serve.limits import Limits
-from openblip.serve.observed import write_log
+from openblip.serve.observed import JsonHandler, write_log
 from openblip.serve.service import Service
 
 BACKLOG = 2048
@@ -73,6 +78,20 @@ class PatientProtocol(H11Protocol):
             self._late = None
         elif self._late is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be read as HTTP has its answer in the same shape as everything else."""
+        refusal = Refusal(400, "this is no HTTP/1.1 that can be read: send it again", "bad_http")
+        content = json.dumps(body_of(refusal, uuid4().hex)).encode()
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(content))),
+            ("connection", "close"),
+        ]
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer has begun
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=content), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._late is not None:
@@ -157,10 +176,16 @@ def make_server(app: FastAPI, service: Service, told: Callable[[], None] = lambd
 def serve(app: FastAPI, service: Service, listener: socket.socket, told: Callable[[], None] = lambda: None) -> None:
     """Answer until a signal comes, and then until what was taken is done."""
     server = make_server(app, service, told)
+    # What clients send wrong is in their answers, and no line each.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    handler = JsonHandler(logging.WARNING)
+    logging.getLogger().addHandler(handler)
     try:
         server.run(sockets=[listener])
     finally:
         service.end(timeout=5)
+        logging.getLogger().removeHandler(handler)
     write_log({"stopped": True})
 
 

@@ -177,7 +177,7 @@ class Visit:
         try:
             return await self._patiently(work, min(self.limits.queue_seconds, self._time_left()), keep=True)
         except asyncio.TimeoutError:
-            if not all(one.future.running() or one.future.done() for one in waiting) or self._time_left() <= 0:
+            if not all(one.future.running() or one.future.done() for one in waiting):
                 work.cancel()
                 seconds = self.limits.queue_seconds
                 raise busy(
