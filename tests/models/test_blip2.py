@@ -620,3 +620,15 @@ def test_a_heatmap_of_the_queries(tiny_model: Model, image_paths: list[Path]) ->
     assert not torch.equal(heat, tiny_model.heatmap(image_paths[1], "two children play with a red ball"))
     with pytest.raises(openblip.OptionError, match="read the image in layers 0, not in 1"):
         tiny_model.heatmap(image_paths[0], "a dog", layer=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_saved_model_says_the_same(
+    tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path, dtype: str
+) -> None:
+    """Its image encoder's normalizations, which were merged into convolutions as it was loaded, are found again."""
+    model = openblip.load(tiny_model_folder, device="cpu", dtype=dtype)
+    model.save(tmp_path / "saved")
+    again = openblip.load(tmp_path / "saved", device="cpu", dtype=dtype)
+    assert again.caption(image_paths, num_beams=1) == model.caption(image_paths, num_beams=1)
+    torch.testing.assert_close(*(one.encode_image(image_paths[0]).features for one in (again, model)))

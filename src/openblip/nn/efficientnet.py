@@ -125,7 +125,7 @@ class ConvNorm(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Merge the normalization into the convolution, for inference."""
+        """Merge the normalization into the convolution, for inference; its state stays one that unfolded ones load."""
         norm = self.norm
         if isinstance(norm, nn.Identity) or norm.running_mean is None or norm.running_var is None:
             return
@@ -134,6 +134,17 @@ class ConvNorm(nn.Module):
         self.conv.weight.mul_(scale[:, None, None, None])
         self.conv.bias = nn.Parameter(bias, requires_grad=False)
         self.norm = nn.Identity()
+        self.register_state_dict_post_hook(_as_unfolded)
+
+
+def _as_unfolded(module: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    """The state of a folded `ConvNorm` with a normalization again, which adds the bias and nothing else."""
+    bias = state.pop(f"{prefix}conv.bias").float()
+    state[f"{prefix}norm.weight"] = torch.ones_like(bias)
+    state[f"{prefix}norm.bias"] = bias
+    state[f"{prefix}norm.running_mean"] = torch.zeros_like(bias)
+    state[f"{prefix}norm.running_var"] = torch.full_like(bias, 1 - NORM_EPS)
+    state[f"{prefix}norm.num_batches_tracked"] = torch.zeros((), dtype=torch.int64, device=bias.device)
 
 
 def _fused_type(x: Tensor) -> torch.dtype | None:
