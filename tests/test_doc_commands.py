@@ -235,7 +235,7 @@ def test_names_in_python(page: Page) -> None:
         for node in nodes:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 known |= {(name.asname or name.name).partition(".")[0] for name in node.names}
-            elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 known.add(node.name)
             elif isinstance(node, ast.arg):
                 known.add(node.arg)

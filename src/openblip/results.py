@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,12 @@ class Captioned:
             raise self.error
         return self.captions[0].text
 
+    def _repr_html_(self) -> str:
+        if len(self.captions) == 1:
+            return _card([self.source], self.error, [[self.captions[0].text]], [])
+        rows = [(one.text, f"{one.score:.3f}") for one in self.captions]
+        return _card([self.source], self.error, rows, ["caption", "score"])
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -60,6 +66,10 @@ class Answered:
     questions: tuple[str, ...]
     answers: tuple[GeneratedText, ...] = ()
     error: ImageError | None = None
+
+    def _repr_html_(self) -> str:
+        rows = [(question, answer.text) for question, answer in zip(self.questions, self.answers, strict=False)]
+        return _card([self.source], self.error, rows, ["question", "answer"])
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,10 @@ class Matched:
     matches: tuple[Match, ...] = ()
     error: ImageError | None = None
 
+    def _repr_html_(self) -> str:
+        rows = [(one.text, "" if one.itm is None else f"{one.itm:.3f}", f"{one.itc:.3f}") for one in self.matches]
+        return _card([self.source], self.error, rows, ["text", "itm", "itc"])
+
 
 @dataclass(frozen=True)
 class RankedAnswer:
@@ -146,6 +160,10 @@ class ClassifiedImage:
     labels: tuple[Classified, ...] = ()
     error: ImageError | None = None
 
+    def _repr_html_(self) -> str:
+        rows = [(one.label, f"{one.probability:.3f}") for one in self.labels]
+        return _card([self.source], self.error, rows, ["label", "probability"])
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -180,6 +198,10 @@ class Judged:
     statements: tuple[str, ...]
     judgements: tuple[Judgement, ...] = ()
     error: ImageError | None = None
+
+    def _repr_html_(self) -> str:
+        rows = [(one.statement, one.label, f"{one.probability:.3f}") for one in self.judgements]
+        return _card(self.sources, self.error, rows, ["statement", "class", "probability"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,3 +261,10 @@ class Rankings:
 
     images: list[list[Ranked]]
     texts: list[list[Ranked]]
+
+
+def _card(sources: Sequence[str], error: ImageError | None, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    """What a notebook shows of a result."""
+    from openblip.display import card  # which reads images: nobody else needs it
+
+    return card(sources, error, rows, head)

@@ -46,7 +46,7 @@ from tests.videos import numbered, write_video
 
 from .conftest import Run
 
-WITH_OTHER_TESTS = {"run", "serve"}
+WITH_OTHER_TESTS = {"mcp", "run", "serve"}
 """Commands whose examples run in a test file of their own."""
 COMMANDS = [name for name in SUMMARIES if name not in WITH_OTHER_TESTS]
 REPOSITORY = Path(__file__).parents[2]

@@ -30,6 +30,7 @@ SUMMARIES = {
     "analyze": "Ask a set of questions about each page of PDFs, TIFFs and images; each page is encoded once for all of "
     "them.",
     "serve": "Serve a model over HTTP: captions, answers, matching and features; also as OpenAI's API.",
+    "mcp": "Serve the model to assistants and editors as tools of the Model Context Protocol (MCP).",
     "models": "List the models that you can load by name: ours, and the official ones of BLIP-2, BLIP and CLIP.",
     "download": "Download the files of a model that are not here yet, and print the path of each file.",
     "inspect": "Show what is in a model folder or a file of weights, without loading the weights.",

@@ -1,0 +1,148 @@
+"""`openblip mcp`: the model's abilities as tools of the Model Context Protocol."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openblip.checkpoints import DEFAULT_MODEL
+from openblip.cli import arguments as args
+from openblip.cli.report import say
+from openblip.errors import OpenBlipError, OptionError
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
+
+EXAMPLES = """[bold]Examples[/bold]
+  openblip mcp
+  openblip mcp --root photos/ --db photos.index
+  openblip mcp --http --port 8765
+  openblip mcp --http --host 0.0.0.0 --api-key-file keys.txt --allow-url images.example.org
+
+[bold]Tools[/bold]
+  caption, ask, match, analyze, and search with --db."""
+
+HTTP_PANEL = "HTTP"
+LOOPBACK_HOSTS = ["127.0.0.1:*", "localhost:*", "[::1]:*"]
+
+
+def mcp(
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Read images from this folder alone. Default: any file over standard input, none over HTTP.",
+            show_default=False,
+        ),
+    ] = None,
+    db: Annotated[
+        Path | None,
+        typer.Option("--db", metavar="FOLDER", help="The index to search, by `openblip index`.", show_default=False),
+    ] = None,
+    allow_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Fetch images from this server, such as images.example.org or '*.example.org'; repeatable. Default: "
+            "from none.",
+            show_default=False,
+        ),
+    ] = None,
+    model: args.Model = DEFAULT_MODEL,
+    device: args.Device = None,
+    dtype: args.Dtype = None,
+    adapter: args.Adapter = None,
+    http: Annotated[
+        bool,
+        typer.Option("--http", help="Serve streamable HTTP instead of standard input.", rich_help_panel=HTTP_PANEL),
+    ] = False,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen at.", rich_help_panel=HTTP_PANEL)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, max=65535, help="The port; 0 for any that is free.", rich_help_panel=HTTP_PANEL
+        ),
+    ] = 8765,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file of keys, one a line, which clients send as Authorization: Bearer KEY. Needed to listen at "
+            "other addresses than this machine's own.",
+            rich_help_panel=HTTP_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name that clients call this server by, as behind a proxy: tools.example.org; repeatable.",
+            rich_help_panel=HTTP_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            metavar="MB", min=1, help="The largest request; base64 takes a third more.", rich_help_panel=HTTP_PANEL
+        ),
+    ] = 40,
+) -> None:
+    """Serve the model to assistants and editors as tools of the Model Context Protocol (MCP)."""
+    if not http and (api_key_file or allowed_host):
+        raise OptionError("--api-key-file and --allowed-host are about HTTP: give --http, too")
+    if http and api_key_file is None and not _is_loopback(host):
+        raise OptionError(f"{host} is open to other machines: give --api-key-file with a key, or --host 127.0.0.1")
+    try:
+        import openblip.integrations.mcp as tools
+    except ImportError as error:
+        raise OpenBlipError(str(error)) from error
+    from openblip.images.references import ImageReferences
+    from openblip.models.shared import SharedModel
+    from openblip.serve.auth import read_keys
+    from openblip.web.policy import UrlPolicy
+
+    images = ImageReferences(root, paths=not http or root is not None, urls=UrlPolicy(allow_url or ()))
+    keys = None if api_key_file is None else read_keys(api_key_file)
+    server = tools.build_server(tools.in_turn(SharedModel(model, device, dtype, adapter)), images, index=db)
+    if http:
+        _serve(server, host, port, keys, allowed_host or [], max_body * 2**20)
+    else:
+        import anyio
+
+        anyio.run(server.run_stdio_async)
+
+
+def _serve(
+    server: MCPServer, host: str, port: int, keys: list[bytes] | None, allowed_hosts: list[str], max_body_bytes: int
+) -> None:
+    import uvicorn
+
+    from openblip.integrations.mcp import KeyGuard, http_app
+
+    known = LOOPBACK_HOSTS + allowed_hosts if keys is None or allowed_hosts else None
+    app = http_app(server, allowed_hosts=known, max_body_bytes=max_body_bytes)
+    config = uvicorn.Config(app if keys is None else KeyGuard(app, keys), log_level="warning", access_log=False)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OptionError(f"cannot listen at {host}, port {port} ({error.strerror}): give another --port") from error
+    with listening:
+        shown = f"[{host}]" if ":" in host else host
+        say(f"MCP at http://{shown}:{listening.getsockname()[1]}/mcp")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

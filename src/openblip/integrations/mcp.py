@@ -1,0 +1,439 @@
+"""A server of the Model Context Protocol: assistants and editors caption images, ask about them, match and search them.
+
+`openblip mcp` runs it by itself; a program with a web server of its own takes `build_server` and `http_app`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+
+try:
+    import anyio
+    import anyio.to_thread
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.transport_security import TransportSecuritySettings
+    from mcp_types import ToolAnnotations
+    from pydantic import BaseModel, Field, ValidationError
+except ImportError as error:
+    raise ImportError('the MCP server needs the MCP SDK: pip install "openblip[mcp]"') from error
+
+from openblip import __version__
+from openblip.errors import OpenBlipError
+from openblip.images.references import ImageReferences, name_of
+from openblip.models.shared import SharedModel
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+    from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from openblip.models.model import Model
+    from openblip.search import Index
+
+Result = TypeVar("Result")
+READERS = 4
+"""Images that are fetched and decoded at once, each up to the limits of one image."""
+MAX_BODY_BYTES = 40 * 2**20
+"""Of an HTTP request: a photo of 20 MB is 27 MB as base64."""
+MAX_PAGES, MAX_TEXTS, MAX_QUESTIONS, MAX_CAPTIONS, MAX_FOUND = 50, 100, 20, 8, 100
+MAX_CHARACTERS = 2_000
+READS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, destructive_hint=False)
+
+Image = Annotated[str, Field(description="A path, an http(s) or data: URL, or the image file as base64.", min_length=1)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+
+
+class Engine(Protocol):
+    """Who has the model: it does what it is given with the model, one after the other, and not in the event loop."""
+
+    def __call__(self, work: Callable[[Model], Result], /) -> Awaitable[Result]:
+        """What `work` returns or raises."""
+
+
+class ScoredText(BaseModel):
+    """A caption, with the logarithm of its probability (for beam search, by its length)."""
+
+    text: str
+    score: float
+
+
+class Captions(BaseModel):
+    """Captions of an image, best first."""
+
+    image: str
+    captions: list[ScoredText]
+
+
+class Answer(BaseModel):
+    """The answer to a question, with the logarithm of its probability (for beam search, by its length)."""
+
+    question: str
+    answer: str
+    score: float
+
+
+class Answers(BaseModel):
+    """Answers to questions about an image."""
+
+    image: str
+    answers: list[Answer]
+
+
+class TextMatch(BaseModel):
+    """How well a text fits: the probability from 0 to 1 (null from models that have none), and the cosine."""
+
+    text: str
+    probability: float | None
+    cosine: float
+
+
+class Matches(BaseModel):
+    """How well texts fit an image, best first."""
+
+    image: str
+    matches: list[TextMatch]
+
+
+class Photo(BaseModel):
+    """A photo of the index: the probability that the text fits, where it was computed, and the cosine."""
+
+    path: str
+    probability: float | None
+    cosine: float
+
+
+class Photos(BaseModel):
+    """What a search has found, best first."""
+
+    photos: list[Photo]
+
+
+class PageAnswer(BaseModel):
+    """An answer about a page, with the probability of one that was chosen among several."""
+
+    question: str
+    answer: str
+    probability: float | None
+
+
+class Page(BaseModel):
+    """What was found out about a page, or what is wrong with it."""
+
+    page: int | None
+    caption: str | None
+    answers: list[PageAnswer]
+    error: str | None
+
+
+class Analysis(BaseModel):
+    """What was found out about a document, and what to know before it is used."""
+
+    document: str
+    pages: list[Page]
+    warning: str | None
+
+
+def in_turn(shared: SharedModel) -> Engine:
+    """An engine of a shared model: a thread works for one call at a time; calls that are cancelled while they wait are
+    not begun.
+    """
+    turn = anyio.CapacityLimiter(1)
+
+    async def engine(work: Callable[[Model], Result], /) -> Result:
+        def run() -> Result:
+            with shared.use() as model:
+                return work(model)
+
+        return await anyio.to_thread.run_sync(run, limiter=turn)
+
+    return engine
+
+
+@dataclass
+class _Tools:
+    """The tools, as functions. Their signatures are what clients see."""
+
+    engine: Engine
+    images: ImageReferences
+    index: Path | None
+    readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
+    opened: Index | None = None
+
+    async def caption(
+        self,
+        image: Image,
+        prompt: Annotated[Text, Field(description="How the caption begins; empty for the model's own way.")] = "",
+        count: Annotated[int, Field(description="How many captions.", ge=1, le=MAX_CAPTIONS)] = 1,
+    ) -> Captions:
+        """Describe an image in one sentence, or in several different ones."""
+
+        def work(opened: PILImage.Image, model: Model) -> Captions:
+            found = model.caption(opened, prompt=prompt or None, num_captions=count, details=True)
+            return Captions(
+                image=name_of(image), captions=[ScoredText(text=one.text, score=one.score) for one in found]
+            )
+
+        return await self._with_image(image, work)
+
+    async def ask(
+        self,
+        image: Image,
+        questions: Annotated[
+            list[Text],
+            Field(description="Questions about what the image shows.", min_length=1, max_length=MAX_QUESTIONS),
+        ],
+    ) -> Answers:
+        """Answer questions about an image, each by itself."""
+
+        def work(opened: PILImage.Image, model: Model) -> Answers:
+            found = zip(questions, model.ask(opened, questions, details=True), strict=True)
+            answers = [Answer(question=question, answer=one.text, score=one.score) for question, one in found]
+            return Answers(image=name_of(image), answers=answers)
+
+        return await self._with_image(image, work)
+
+    async def match(
+        self,
+        image: Image,
+        texts: Annotated[
+            list[Text], Field(description="Texts that may fit the image.", min_length=1, max_length=MAX_TEXTS)
+        ],
+    ) -> Matches:
+        """Say how well each of several texts fits an image, best first."""
+
+        def work(opened: PILImage.Image, model: Model) -> Matches:
+            found = [
+                TextMatch(text=one.text, probability=one.itm, cosine=one.itc) for one in model.match(opened, texts)
+            ]
+            found.sort(key=lambda one: one.cosine if one.probability is None else one.probability, reverse=True)
+            return Matches(image=name_of(image), matches=found)
+
+        return await self._with_image(image, work)
+
+    async def search(
+        self,
+        text: Annotated[Text, Field(description="What the photos should show; or give an image.")] = "",
+        image: Annotated[str, Field(description="An image that they should be like, instead of a text.")] = "",
+        top: Annotated[int, Field(description="How many photos at most.", ge=1, le=MAX_FOUND)] = 10,
+    ) -> Photos:
+        """Find photos in the index by a text, or by a photo that they should be like."""
+        if bool(text.strip()) == bool(image):
+            raise ToolError("give a text or an image to look for, one of both")
+        query = await self._reading(partial(self.images.load, image)) if image else None
+
+        def work(model: Model) -> Photos:
+            found = self._index(model).search(text if query is None else None, image=query, top=top)
+            photos = [Photo(path=self._shown(one.path), probability=one.itm, cosine=one.itc) for one in found]
+            return Photos(photos=photos)
+
+        return await self._told(self.engine(work))
+
+    async def analyze(
+        self,
+        document: Annotated[
+            str, Field(description="A PDF, a TIFF or an image: path, URL or the file as base64.", min_length=1)
+        ],
+        question_set: Annotated[
+            str, Field(description="What is asked of each page: document, product, xray, ct or mri.")
+        ] = "document",
+        questions: Annotated[
+            list[Text] | None,
+            Field(description="Questions of your own instead of a set.", min_length=1, max_length=MAX_QUESTIONS),
+        ] = None,
+        pages: Annotated[str, Field(description="Pages such as 1-3,7; empty for all.", max_length=200)] = "",
+    ) -> Analysis:
+        """Ask a set of questions about each page of a document."""
+        from openblip.analysis.analyze import analyze_pages
+        from openblip.analysis.pages import plan_pages
+        from openblip.analysis.question_sets import ask_about, built_in_sets
+
+        if questions is None and question_set not in built_in_sets():
+            raise ToolError(f"there is no set {question_set!r}: give {', '.join(built_in_sets())}, or questions")
+        content = await self._reading(partial(self.images.read, document))
+
+        def work(model: Model) -> Analysis:
+            asked = built_in_sets()[question_set] if questions is None else ask_about(questions)
+            plan = plan_pages([content], pages or None, None)
+            if len(plan) > MAX_PAGES:
+                raise ToolError(f"these are {len(plan)} pages, more than {MAX_PAGES}: say which ones with pages")
+            found = [
+                Page(
+                    page=one.page,
+                    caption=one.caption,
+                    answers=[
+                        PageAnswer(question=each.question, answer=each.answer, probability=each.probability)
+                        for each in one.answers
+                    ],
+                    error=None if one.error is None else one.error.problem,
+                )
+                for one in analyze_pages(model, plan, asked)
+            ]
+            if all(one.error is not None for one in found):
+                raise ToolError(f"{name_of(document)}: {found[0].error}")
+            return Analysis(document=name_of(document), pages=found, warning=asked.warning)
+
+        return await self._told(self.engine(work))
+
+    async def _with_image(self, image: str, work: Callable[[PILImage.Image, Model], Result]) -> Result:
+        opened = await self._reading(partial(self.images.load, image))
+        return await self._told(self.engine(partial(work, opened)))
+
+    async def _reading(self, work: Callable[[], Result]) -> Result:
+        return await self._told(anyio.to_thread.run_sync(work, limiter=self.readers))
+
+    async def _told(self, work: Awaitable[Result]) -> Result:
+        """What was wrong with what the client gave goes to the client, in one sentence."""
+        try:
+            return await work
+        except OpenBlipError as error:
+            raise ToolError(str(error)) from error
+
+    def _index(self, model: Model) -> Index:
+        """The index, with the model that is loaded already if it is the one that the index was made with."""
+        from openblip.search import Index
+
+        if self.opened is None:
+            assert self.index is not None
+            opened = Index.open(self.index)
+            if opened.status().model == model.name:
+                opened = Index.open(self.index, model=model)
+            self.opened = opened
+        return self.opened
+
+    def _shown(self, path: str) -> str:
+        """As the client may name it again: in the folder of images, or the name alone where no path is taken."""
+        if not self.images.paths:
+            return Path(path).name
+        root = self.images.root
+        place = Path(path)
+        return str(place.relative_to(root)) if root is not None and Path(root) in place.parents else path
+
+
+class _Server(MCPServer[Any]):
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+        """As the SDK's, but what is wrong with arguments is one sentence, without the values, which may be photos."""
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            cause = error.__cause__
+            if isinstance(cause, ValidationError):
+                problems = (f"{'.'.join(map(str, one['loc'])) or 'they'}: {one['msg']}" for one in cause.errors()[:3])
+                raise ToolError(f"the arguments of {name} are wrong ({'; '.join(problems)}): see its schema") from cause
+            if isinstance(cause, ToolError):
+                raise cause from None
+            raise
+
+
+def build_server(
+    engine: Engine, images: ImageReferences | None = None, *, index: str | Path | None = None
+) -> MCPServer[Any]:
+    """The server with its tools: caption, ask, match and analyze, and search if there is an index.
+
+    Args:
+        engine: who has the model; `in_turn(SharedModel("mini"))`, or a server's own.
+        images: what clients may name as an image; by default nothing but what the call brings along.
+        index: a folder that `openblip index` made.
+
+    Raises:
+        OptionError: there is no index in the folder.
+    """
+    if index is not None:
+        from openblip.search import Index
+
+        Index.open(index).status()
+    tools = _Tools(
+        engine, ImageReferences(paths=False) if images is None else images, None if index is None else Path(index)
+    )
+    with _own_logging():
+        server = _Server(
+            "openblip",
+            title="OpenBLIP",
+            version=__version__,
+            instructions="Describes images, answers questions about them, compares them with texts, and finds photos.",
+        )
+    offered: list[Callable[..., Any]] = [tools.caption, tools.ask, tools.match, tools.analyze]
+    for tool in offered if index is None else [*offered, tools.search]:
+        server.add_tool(tool, annotations=READS)
+    return server
+
+
+def http_app(
+    server: MCPServer[Any],
+    *,
+    path: str = "/mcp",
+    allowed_hosts: Sequence[str] | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Starlette:
+    """The server as an ASGI application of streamable HTTP with one route, without sessions.
+
+    To have it in another application, extend that one's routes by those of this one, and enter this one's
+    `router.lifespan_context(app)` in its lifespan; a mount would answer each call with a redirect first.
+
+    Args:
+        path: of the route.
+        allowed_hosts: Host headers that are answered, such as "tools.example.org" or "127.0.0.1:*"; None for any, where
+            a key keeps others out: a web page could lead its visitors' browsers to a server on their machine.
+        max_body_bytes: of a request.
+    """
+    hosts = [] if allowed_hosts is None else [*allowed_hosts]
+    security = TransportSecuritySettings(
+        enable_dns_rebinding_protection=allowed_hosts is not None,
+        allowed_hosts=hosts,
+        allowed_origins=[f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")],
+    )
+    return server.streamable_http_app(
+        streamable_http_path=path,
+        json_response=True,
+        stateless_http=True,
+        max_request_body_size=max_body_bytes,
+        transport_security=security,
+    )
+
+
+class KeyGuard:
+    """ASGI middleware: requests have to bring one of the keys (`Authorization: Bearer KEY`).
+
+    Attributes:
+        digests: SHA-256 of each key.
+    """
+
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
+        self._app = app
+        self.digests = digests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 before a byte of the body is read."""
+        if scope["type"] == "http" and not self._knows(dict(scope["headers"]).get(b"authorization", b"")):
+            from starlette.responses import JSONResponse
+
+            told = {"error": "the key is missing or wrong: send the header Authorization: Bearer KEY"}
+            await JSONResponse(told, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _knows(self, header: bytes) -> bool:
+        kind, _, key = header.partition(b" ")
+        digest = hashlib.sha256(key.strip()).digest()
+        # All are compared: how long it takes says nothing of which one is nearly right.
+        return sum(hmac.compare_digest(digest, one) for one in self.digests) > 0 and kind.lower() == b"bearer"
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """The SDK puts a handler of its own on the root logger, which is the program's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
