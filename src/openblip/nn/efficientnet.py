@@ -134,7 +134,7 @@ class ConvNorm(nn.Module):
         self.conv.weight.mul_(scale[:, None, None, None])
         self.conv.bias = nn.Parameter(bias, requires_grad=False)
         self.norm = nn.Identity()
-        self.register_state_dict_post_hook(_as_unfolded)
+        self.register_state_dict_post_hook(_as_unfolded)  # type: ignore[no-untyped-call]
 
 
 def _as_unfolded(module: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
