@@ -28,7 +28,7 @@ def test_the_table_tells_every_model(run: Run, tmp_path: Path, monkeypatch: pyte
         expected = [f"{row.parameters / 1e6:.0f}M", *(f"{size / 1e3:.2f}" for size in sizes)]
         assert line.split()[1:] == [*expected, str(row.image_size), "yes" if row.cached else "no"]
         above = table.out[: table.out.index(line)].rpartition("\n\n")[2]  # its group: the heading, and models before it
-        assert " ".join(above.split()).startswith(f"{', '.join(row.abilities)}: {row.terms}")
+        assert " ".join(above.split()).startswith(f"{row.family}: {', '.join(row.abilities)}; licence {row.terms}")
         assert all(alias in table.out for alias in row.aliases)
     assert max(len(line) for line in table.lines) <= 80
 

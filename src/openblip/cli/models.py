@@ -81,14 +81,14 @@ def _row(model: ModelEntry) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Models that can do the same, under the same licence, stand together below a line that says so."""
+    """Models of a family that can do the same, under the same licence, stand together below a line that says so."""
     wide = max(len(row["name"]) for row in rows)
     lines = [f"{'name':<{wide - 1}} weights files float32  int8  int4  px here"]
     group = None
     for row in rows:
-        if group != (row["abilities"], row["terms"]):
-            group = row["abilities"], row["terms"]
-            lines += ["", *_wrapped(f"{', '.join(row['abilities'])}:   {row['terms']}")]
+        if group != (row["family"], row["abilities"], row["terms"]):
+            group = row["family"], row["abilities"], row["terms"]
+            lines += ["", *_wrapped(f"{row['family']}: {', '.join(row['abilities'])}; licence {row['terms']}")]
         float32, int8, int4 = (f"{row['memory'][name] / 1e3:.2f}" for name in SHOWN)
         lines.append(
             f"{row['name']:<{wide}} {row['parameters'] / 1e6:5.0f}M {row['megabytes'] / 1e3:5.2f} {float32:>7}"
