@@ -119,3 +119,12 @@ def test_the_examples_are_commands() -> None:
 
     for line in re.findall(r"openblip serve(.*)", EXAMPLES):
         Commands()["serve"].make_context("serve", line.split())
+
+
+def test_the_page_has_every_limit_with_its_default() -> None:
+    from openblip.serve.limits import EXPLAINED, Limits
+
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    for name, explained in EXPLAINED.items():
+        default = getattr(Limits(), name)
+        assert f"| `{name}` | {default:g} | {explained} |" in page
