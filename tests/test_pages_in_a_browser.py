@@ -35,6 +35,10 @@ page.onload = () => {{
   Promise.allSettled(pictures.map(one => one.decode())).then(() => {{
     document.body.textContent = JSON.stringify({{
       title: inner.title, images: pictures.length, shown: pictures.filter(one => one.naturalWidth > 1).length,
+      cut: pictures.filter(one => {{
+        const [own, around] = [one, one.parentElement].map(element => element.getBoundingClientRect());
+        return own.bottom > around.bottom + 1 || own.top < around.top - 1 || own.right > around.right + 1;
+      }}).length,
       wide: root.scrollWidth, visible: root.clientWidth,
       fetched: page.contentWindow.performance.getEntriesByType("resource").map(one => one.name)
         .filter(name => !name.startsWith("data:")),
@@ -103,6 +107,6 @@ def test_a_page_shows_its_pictures_and_fetches_nothing(make: Callable[[Path], st
     parser.feed(done.stdout)
     seen = json.loads(parser.found)
     assert seen["images"] == seen["shown"] == len(re.findall("<img", content)) > 0
-    assert seen["title"] != "broken" and seen["fetched"] == []
+    assert seen["title"] != "broken" and seen["fetched"] == [] and seen["cut"] == 0
     assert seen["wide"] <= seen["visible"], "a reader has to move the page sideways"
     assert "CONSOLE" not in done.stderr

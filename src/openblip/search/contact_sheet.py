@@ -36,8 +36,9 @@ li {{ min-width: 0; }}
 a {{ color: inherit; text-decoration: none; display: block; }}
 a:hover .name, a:focus .name {{ text-decoration: underline; }}
 .photo {{ aspect-ratio: 1; border-radius: 6px; background: color-mix(in srgb, currentColor 8%, transparent);
-  display: grid; place-items: center; overflow: hidden; }}
-img {{ max-width: 100%; max-height: 100%; object-fit: contain; }}
+  display: grid; place-items: center; overflow: hidden; position: relative; }}
+img {{ position: absolute; width: 100%; height: 100%; object-fit: scale-down; }}
+small {{ padding: .5rem; overflow-wrap: anywhere; }}
 .name {{ display: block; margin-top: .35rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
 .score {{ font-variant-numeric: tabular-nums; opacity: .7; font-size: .85rem; }}
 </style>
