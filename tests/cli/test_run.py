@@ -140,3 +140,20 @@ def test_a_question_that_the_model_refuses_is_an_error_of_its_row(
     assert [bool(row["error"]) for row in found] == [False, False, True, False]
     assert "positions" in found[2]["error"] or "long" in found[2]["error"]
     assert found[3]["answer"] == tiny_model.ask(image_paths[3], "what color?")
+
+
+@pytest.mark.parametrize("verb", ["run caption", "caption", "ask", "embed"])
+def test_exit_codes_tell_some_errors_from_no_result(
+    run: Run, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path, verb: str
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "broken.jpg").write_bytes(b"no image")
+    words = ["what is it?"] if verb == "ask" else []
+    suffix = ".npz" if verb == "embed" else ".csv"
+    command = [*verb.split(), photos, *words, "--model", tiny_model_folder, "-o"]
+    assert run(*command, tmp_path / f"none{suffix}").code == 2
+    (photos / "good.png").write_bytes(image_paths[0].read_bytes())
+    assert run(*command, tmp_path / f"some{suffix}").code == 1
+    (photos / "broken.jpg").unlink()
+    assert run(*command, tmp_path / f"all{suffix}").code == 0

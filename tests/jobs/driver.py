@@ -32,8 +32,10 @@ from openblip.jobs import worker
 from openblip.jobs.chunks import Block
 from openblip.jobs.cluster import Cluster, compute_blocks, computing_on
 from openblip.jobs.cluster_worker import BlockWorker, ClusterWork
-from openblip.jobs.job import JobOptions, JobPlan, Progress, plan_job, run_job
+from openblip.jobs.job import Progress, run_job
 from openblip.jobs.journal import Journal
+from openblip.jobs.object_storage import StoredOutput, is_stored
+from openblip.jobs.plan import JobOptions, JobPlan, plan_job
 from openblip.jobs.rows import ColumnType
 from openblip.jobs.sidecars import Sidecars
 from openblip.models.abilities import Ability
@@ -127,6 +129,8 @@ def main(source: str, output: str, **options: Any) -> int:
     compute = computing_on(Cluster(**options.pop("ray"))) if "ray" in options else None
     if "backwards" in options:
         compute = partial(compute_backwards, options.pop("backwards"), options.pop("run", None))
+    if is_stored(output):
+        options["stored"], output = StoredOutput(output), Path(output).name
     job = JobOptions(source, Path(output).absolute(), verb, settings, {}, batch_size, **options)
     try:
         with ended_by_signals(), stoppable():

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from openblip.errors import OptionError
-from openblip.jobs.job import JobOptions, plan_job
+from openblip.jobs.plan import JobOptions, plan_job
 from openblip.jobs.sidecars import Sidecars, place_of
 from openblip.jobs.verbs import Caption, Embed
 from openblip.jobs.xmp import NEW, read_xmp

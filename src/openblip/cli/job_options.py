@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -51,19 +50,19 @@ Source = Annotated[
     typer.Argument(
         metavar="INPUT",
         help="A folder (with its subfolders), a quoted pattern, a table with a column of images (.csv, .tsv, .jsonl, "
-        ".parquet), a list of paths (.txt), a tar or 'shards/{000..099}.tar', an image, or - for a list of paths from "
-        "standard input.",
+        ".parquet), a list of paths (.txt), a tar or 'shards/{000..099}.tar', an image, an address in object storage "
+        "(s3://bucket/photos), or - for a list of paths from standard input.",
         show_default=False,
     ),
 ]
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
         metavar="FILE",
-        help="The .csv, .tsv, .jsonl or .parquet file to write: all columns of the input, and the new ones. "
-        "With --sidecar: keep what is done in FILE.openblip, rather than beside the input.",
+        help="The .csv, .tsv, .jsonl or .parquet file to write, also s3://bucket/file.csv: all columns of the input, "
+        "and the new ones. With --sidecar: keep what is done in FILE.openblip, rather than beside the input.",
         rich_help_panel=args.OUTPUT_PANEL,
         show_default=False,
     ),
@@ -90,7 +89,7 @@ Exclude = Annotated[
 ]
 ImageColumn = Annotated[str | None, about_rows("NAME", "The column of images. Default: image, path, file_name, ...")]
 DataRoot = Annotated[
-    Path | None,
+    str | None,
     about_rows(
         "FOLDER",
         "The folder that paths in the table or list are relative to; paths on Windows drives are looked for in it. "

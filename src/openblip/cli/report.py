@@ -21,7 +21,8 @@ from openblip.errors import ImageError, OpenBlipError, printable
 from openblip.jobs.kept_output import Command, KeptOutput, kept_output
 from openblip.saving import NO_ROOM, naming
 
-SOME_FAILED = 1
+SOME_FAILED, ALL_FAILED = 1, 2
+"""Exit codes: some images of an output have errors; all have, so that it holds no result."""
 STDOUT = "standard output"
 LONGEST_LINE = 10_000
 NOT_ASCII = re.compile(r"[^\n\x20-\x7e]")
@@ -200,7 +201,7 @@ def open_report(as_json: bool, path: Path | None = None, command: Command | None
     """A report to standard output, or to a file that appears when it is complete.
 
     What is written to a file is kept when the command is stopped, and the same command goes on from there. Leaves the
-    program with exit code 1 at the end when an image failed.
+    program at the end with exit code 1 when an image failed, with 2 when a file was to be written and all failed.
 
     Args:
         command: what decides the content of the file at `path`.
@@ -208,6 +209,7 @@ def open_report(as_json: bool, path: Path | None = None, command: Command | None
     Raises:
         OpenBlipError: `path` is a folder, or lies in none; for the rest see `kept_output`.
     """
+    total = None if path is None or command is None else command.total
     if path is None or command is None:
         report = Report(as_json)
         yield report
@@ -228,7 +230,16 @@ def open_report(as_json: bool, path: Path | None = None, command: Command | None
     if report.summary:
         print_line(report.summary)
     if report.failures:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(failure_code(report.failures, total))
+
+
+def failure_code(failures: int, total: int | None) -> int:
+    """The exit code where images failed.
+
+    Args:
+        total: images of an output file; None if there is no file.
+    """
+    return ALL_FAILED if failures == total else SOME_FAILED
 
 
 def print_line(text: str, end: str = "\n") -> None:

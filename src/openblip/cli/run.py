@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from openblip.cli.classify import Label, LabelFile, Templates, all_labels
 from openblip.cli.interrupts import stoppable
 from openblip.cli.job_options import CLUSTER_OPTIONS, NO_CONTENT, Column, Find, Replace, about_words, with_job_options
 from openblip.cli.progress import show_progress
-from openblip.cli.report import SOME_FAILED, print_line, say
+from openblip.cli.report import failure_code, print_line, say
 from openblip.errors import OptionError
 from openblip.generation.options import TextOptions
 
@@ -189,7 +190,9 @@ def classify(
 
 def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = None) -> None:
     """Everything that is the same for all verbs."""
-    from openblip.jobs.job import JobOptions, plan_job, run_job
+    from openblip.jobs.job import run_job
+    from openblip.jobs.object_storage import StoredOutput, is_stored
+    from openblip.jobs.plan import JobOptions, plan_job
     from openblip.jobs.supervisor import Supervisor
 
     given = context.params
@@ -207,10 +210,11 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
         batch_size=given["batch_size"],
         exclude=tuple(given["exclude"] or ()),
         image_column=given["image_column"],
-        data_root=given["data_root"],
+        data_root=given["data_root"] if is_stored(given["data_root"] or "") else _folder(given["data_root"]),
         limit=limit,
         shard=shard,
         sidecars=sidecars,
+        stored=StoredOutput(given["output"]) if is_stored(given["output"] or "") else None,
         retry_errors=given["retry_errors"],
         listed=_standard_input() if given["source"] == "-" else None,
     )
@@ -227,7 +231,7 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
             if sidecars is None:
                 print_line(f"new columns {', '.join((*verb.columns, 'error'))}")
             print_line(f"model       {given['model']}")
-            print_line(f"output      {output}" if sidecars is None else beside.planned(plan, sidecars))
+            print_line(f"output      {options.shown_output}" if sidecars is None else beside.planned(plan, sidecars))
             return
         if plan.done:
             say(f"going on: {plan.done:,} of {plan.total:,} rows are done")
@@ -235,14 +239,13 @@ def _run(context: typer.Context, verb: Verb, settings: dict[str, Any] | None = N
             outcome = run_job(plan, progress, supervisor, compute)
     if sidecars is not None:
         beside.tell(outcome, sidecars, given["source"])
-        raise typer.Exit(SOME_FAILED if outcome.errors else 0)
+        raise typer.Exit(failure_code(outcome.errors, outcome.rows) if outcome.errors else 0)
     copies = f", {outcome.copies:,} of them with the image of an earlier row" if outcome.copies else ""
     errors = f", {outcome.errors:,} with an error (see its column error; --retry-errors tries them again)"
-    print_line(
-        f"{output}: {outcome.rows:,} {'row' if outcome.rows == 1 else 'rows'}{copies}{errors if outcome.errors else ''}"
-    )
+    rows = f"{outcome.rows:,} {'row' if outcome.rows == 1 else 'rows'}"
+    print_line(f"{options.shown_output}: {rows}{copies}{errors if outcome.errors else ''}")
     if outcome.errors:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(failure_code(outcome.errors, outcome.rows))
 
 
 def _wording(find: list[str] | None, replace: list[str] | None, has_tags: bool = False) -> Wording:
@@ -272,6 +275,10 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise OptionError(f"--shard is {text!r}: give it as 3/16, the third of sixteen parts")
     return int(part), int(parts)
+
+
+def _folder(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()
 
 
 def _standard_input() -> list[str]:

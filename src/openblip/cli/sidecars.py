@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,7 +13,8 @@ from openblip.cli.report import print_line, say
 from openblip.errors import OptionError
 
 if TYPE_CHECKING:
-    from openblip.jobs.job import JobPlan, Outcome
+    from openblip.jobs.job import Outcome
+    from openblip.jobs.plan import JobPlan
     from openblip.jobs.sidecars import Sidecars
 
 Sidecar = Annotated[
@@ -54,18 +55,25 @@ def read_sidecars(given: Mapping[str, Any]) -> Sidecars | None:
 
 
 def output_of(given: Mapping[str, Any], shard: tuple[int, int]) -> Path:
-    """The output; of files beside photos, what the folder of the job is called after.
+    """The output; of files beside photos or in object storage, what the folder of the job is called after.
 
     Raises:
         OptionError: there is neither.
     """
+    from openblip.jobs.object_storage import is_stored
     from openblip.jobs.sidecars import place_of
 
-    output: Path | None = given["output"]
+    output: str | None = given["output"]
+    if output is not None and is_stored(output):
+        if given["sidecar"] is not None:
+            raise OptionError("--sidecar is for photos on this machine: give -o with the name of a file here")
+        return Path.cwd() / PurePosixPath(output).name
     if output is not None:
-        return output.expanduser().absolute()
+        return Path(output).expanduser().absolute()
     if given["sidecar"] is None:
         raise OptionError("say where the results go: --output FILE, or --sidecar for files beside the photos")
+    if is_stored(given["source"]):
+        raise OptionError(f"nothing can lie beside photos at {given['source']}: give --output FILE")
     return place_of(given["source"], shard)
 
 

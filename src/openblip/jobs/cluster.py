@@ -22,8 +22,9 @@ from typing import Any, TypeAlias
 from openblip.errors import OpenBlipError, OptionError
 from openblip.jobs.chunks import Block, find_copies
 from openblip.jobs.cluster_worker import BlockWorker, ClusterWork, KeyReader
-from openblip.jobs.job import Compute, JobPlan, Progress
+from openblip.jobs.job import Compute, Progress
 from openblip.jobs.journal import Journal
+from openblip.jobs.plan import JobPlan
 
 WORKER_CPUS = 0.25
 """Of a processor, reserved for a worker: if workers took all, none would be left to hand them their numbers."""
@@ -117,8 +118,13 @@ def compute_blocks(
     """
     chunks, blocks = plan.chunks(), list(plan.blocks(journal.next))
     shared = ClusterWork(plan.work(Path(), plan.start), chunks, uuid.uuid4().hex, os.getcwd(), threads)
-    done = {block for block in blocks if block.start in chunks.done() and chunks.rows(block) is not None}
-    unread = [block for block in blocks if block not in done and chunks.keys(block) is None]
+    names = set(chunks.store.names())
+    done = {block for block in blocks if f"{block.start}.rows" in names and chunks.rows(block) is not None}
+    unread = [
+        block
+        for block in blocks
+        if block not in done and (f"{block.start}.keys" not in names or chunks.keys(block) is None)
+    ]
     if unread:
         say(
             f"reading {sum(block.stop - block.start for block in unread):,} images once, for those that are there twice"
@@ -137,7 +143,7 @@ def compute_blocks(
         chunks.move_into(journal, plan.blocks(journal.next))
     chunks.move_into(journal, plan.blocks(journal.next))
     if journal.next < plan.stop:
-        raise OpenBlipError(f"{plan.options.output} lacks rows from {journal.next:,} on: give the command again")
+        raise OpenBlipError(f"{plan.options.shown_output} lacks rows from {journal.next:,} on: give the command again")
 
 
 def share_of(cluster: Cluster, resources: dict[str, float], machines: Sequence[int], has_device: bool) -> Share:

@@ -52,8 +52,12 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
     put_names_on_disk(folder.parent)
 
 
-def check_same(path: Path, output: Path, now: Mapping[str, Any]) -> None:
-    """Raises OpenBlipError, which names what differs, if the job that was begun is another one."""
+def check_same(path: Path, output: Path, now: Mapping[str, Any], place: str | None = None) -> None:
+    """Raises OpenBlipError, which names what differs, if the job that was begun is another one.
+
+    Args:
+        place: the folder of the job, if that is not on this machine alone.
+    """
     then = read_identity(path)
     if then.get("format") != FORMAT:
         raise OpenBlipError(f"{path} is not of this version: delete the folder {path.parent} to begin anew")
@@ -62,8 +66,8 @@ def check_same(path: Path, output: Path, now: Mapping[str, Any]) -> None:
         changed.append(f"it had {then['rows']:,} rows, now {now['rows']:,}")
     if changed:
         raise OpenBlipError(
-            f"{path.parent} holds the work of another command ({'; '.join(changed)}): give that command to go on, "
-            f"delete this folder to begin anew, or give another --output than {output.name}"
+            f"{place or path.parent} holds the work of another command ({'; '.join(changed)}): give that command to go "
+            f"on, delete this folder to begin anew, or give another --output than {output.name}"
         )
 
 

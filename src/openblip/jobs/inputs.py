@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from openblip.data.sources.cells import shown_columns
 from openblip.data.sources.csv_records import CsvFile
-from openblip.data.sources.paths import expand_pattern
+from openblip.data.sources.paths import counted_names, expand_pattern
 from openblip.data.sources.records import known_columns
 from openblip.errors import OptionError
-from openblip.images.sources import find_images, has_marks, is_address
+from openblip.images.sources import IMAGE_SUFFIXES, find_images, has_marks, is_address
+from openblip.jobs import object_storage
 from openblip.jobs.paths import is_excluded
 from openblip.jobs.rows import IMAGE, Table
 from openblip.jobs.tar_table import TarTable
@@ -30,7 +31,12 @@ REFUSED = {
 
 
 def find_rows(
-    text: str, spool: Path, *, exclude: Sequence[str] = (), column: str | None = None, data_root: Path | None = None
+    text: str,
+    spool: Path,
+    *,
+    exclude: Sequence[str] = (),
+    column: str | None = None,
+    data_root: Path | str | None = None,
 ) -> tuple[Table, list[str] | None]:
     """The rows that an input of the command line means.
 
@@ -47,6 +53,8 @@ def find_rows(
     Raises:
         OpenBlipError: there is no such input, or no column of images in it.
     """
+    if object_storage.is_stored(text):
+        return _stored_rows(text, spool, exclude, column, data_root)
     path = Path(text)
     suffix = path.suffix.lower()
     is_pattern = not is_address(text) and not path.exists() and (has_marks(text) or "{" in text)
@@ -57,19 +65,47 @@ def find_rows(
     is_file = not is_address(text) and path.is_file()
     if not is_file or suffix not in TABLES | LISTS:
         return ListTable((spool,), None, IMAGE), _listed(text, exclude)
+    return _text_table(path.absolute(), data_root or path.absolute().parent, exclude, column), None
+
+
+def _text_table(path: Path, folder: Path | str, exclude: Sequence[str], column: str | None) -> Table:
+    suffix = path.suffix.lower()
     if exclude:
-        raise OptionError(f"--exclude is for folders, patterns and tars: {text} is a file")
-    folder = data_root or path.absolute().parent
-    path = path.absolute()
+        raise OptionError(f"--exclude is for folders, patterns and tars: {path} is a file")
     if suffix in LISTS:
-        return ListTable((path,), folder, IMAGE), None
+        return ListTable((path,), folder, IMAGE)
     if suffix in JSON_LINES:  # rows may have different fields; the scan knows all of them
-        return JsonTable((path,), folder, column or ""), None
-    return CsvTable((path,), folder, image_column(path, CsvFile(path).columns, column)), None
+        return JsonTable((path,), folder, column or "")
+    return CsvTable((path,), folder, image_column(path, CsvFile(path).columns, column))
+
+
+def _stored_rows(
+    text: str, spool: Path, exclude: Sequence[str], column: str | None, data_root: Path | str | None
+) -> tuple[Table, list[str] | None]:
+    """As `find_rows`, of an address in object storage."""
+    suffix = PurePosixPath(text).suffix.lower()
+    if column is not None and suffix not in TABLES:
+        raise OptionError(f"--image-column is for tables: {text} is none")
+    folder = data_root if data_root is not None else text.rpartition("/")[0]
+    if suffix in ARCHIVES:
+        files = [object_storage.StoredFile.now_at(name) for name in object_storage.pattern_of(counted_names(text))]
+        return _archives(files, suffix, exclude, column, folder), None
+    if suffix in TABLES | LISTS:
+        return _text_table(object_storage.StoredFile.now_at(text), folder, exclude, column), None
+    if suffix in REFUSED:
+        raise OptionError(f"{text} cannot be read by run: {REFUSED[suffix]}")
+    found = [name for name in object_storage.find(text) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise OptionError(f"there is no image at {text}: check the address")
+    root = "" if has_marks(text) else text.rstrip("/") + "/"
+    images = [name for name in found if not is_excluded(name.removeprefix(root), "", exclude)]
+    if not images:
+        raise OptionError(f"--exclude leaves no image of {text}: exclude less")
+    return ListTable((spool,), None, IMAGE), images
 
 
 def _archives(
-    paths: Sequence[Path], suffix: str, exclude: Sequence[str], column: str | None, data_root: Path | None
+    paths: Sequence[Path], suffix: str, exclude: Sequence[str], column: str | None, data_root: Path | str | None
 ) -> Table:
     gone = next((path for path in paths if not path.is_file()), None)
     if gone is not None:

@@ -132,7 +132,7 @@ class ParquetTable(Table):
             )
 
 
-def find_parquet(files: Sequence[Path], column: str | None, data_root: Path | None) -> ParquetTable:
+def find_parquet(files: Sequence[Path], column: str | None, data_root: Path | str | None) -> ParquetTable:
     """The rows of some tables.
 
     Args:

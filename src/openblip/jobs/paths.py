@@ -13,6 +13,7 @@ from openblip.data.sources.json_rows import reading
 from openblip.data.sources.paths import local_path
 from openblip.errors import OpenBlipError
 from openblip.images.sources import is_address
+from openblip.jobs import object_storage
 
 DIGEST_PIECE = 2**20
 WHOLE = 2**28
@@ -22,8 +23,11 @@ SAMPLES = 64
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
-def image_path(text: str, folder: Path | None) -> str:
+def image_path(text: str, folder: Path | str | None) -> str:
     """The path or address that the text of a cell means; paths may be of any system.
+
+    Args:
+        folder: what paths are relative to; a text is an address in object storage.
 
     Raises:
         OpenBlipError: it is empty, or no path.
@@ -33,6 +37,8 @@ def image_path(text: str, folder: Path | None) -> str:
         raise OpenBlipError("the row names no image")
     if is_address(text):
         return text
+    if isinstance(folder, str):
+        return object_storage.join(folder, text)
     folder = folder or Path()
     if os.name != "nt" and _DRIVE.match(text):
         return str(_without_drive(text, folder))

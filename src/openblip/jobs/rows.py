@@ -72,12 +72,13 @@ class Table(ABC):
 
     Attributes:
         files: what the rows are read from, in order.
-        folder: relative paths of images are relative to it; None: to the current folder.
+        folder: relative paths of images are relative to it; a text is an address in object storage; None: to the
+            current folder.
         column: the column of images; "" means that each row is searched for the usual names.
     """
 
     files: tuple[Path, ...]
-    folder: Path | None
+    folder: Path | str | None
     column: str
     seeks: ClassVar[bool] = False
     """Whether later rows can be read without reading those before them."""

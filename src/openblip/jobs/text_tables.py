@@ -32,6 +32,8 @@ class ListTable(Table):
 
     def image_of(self, row: Row) -> str:
         text = row.values[IMAGE]
+        if isinstance(self.folder, str):
+            return image_path(text, self.folder)
         return text if is_address(text) else listed_path(text, self.folder)
 
 

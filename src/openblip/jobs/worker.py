@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 from openblip.errors import ImageError, OpenBlipError
 from openblip.images.prefetch import anything, read_ahead
 from openblip.images.sources import describe_source, open_encoded
+from openblip.jobs import object_storage
 from openblip.jobs.journal import Record, SeenImages, image_key, read_records, record_key
 from openblip.jobs.rows import PackedImage, Row, Table
 from openblip.jobs.verbs import Engine, Texts, Verb
@@ -320,7 +321,9 @@ def _read(item: _Item | _ReadRow) -> _ReadRow:
     if isinstance(item, _ReadRow):
         return item
     row, image, texts = item
-    if isinstance(image, str):
+    if isinstance(image, str) and object_storage.is_stored(image):
+        content = object_storage.read_image(image)
+    elif isinstance(image, str):
         with open_encoded(image, describe_source(image)) as file:
             content = file.read()
     else:

@@ -152,6 +152,8 @@ def open_parquet(path: Path, **options: Any) -> Any:
         raise OpenBlipError(NOT_INSTALLED) from None
     try:
         return pq.ParquetFile(path, **options)
+    except OpenBlipError:  # a file that is not on this machine
+        raise
     except FileNotFoundError:
         raise OpenBlipError(f"there is no table at {path}: check the path") from None
     except Exception as error:  # pyarrow raises many kinds of errors

@@ -79,7 +79,7 @@ def expand_pattern(pattern: str, folder: Path) -> list[Path]:
     """
     check_path(pattern, "the pattern")
     paths: list[Path] = []
-    for text in _counted(pattern):
+    for text in counted_names(pattern):
         text = os.path.expanduser(text)
         paths += sorted(map(Path, match_pattern(text, str(folder)))) if has_marks(text) else [folder / text]
     if not paths:
@@ -87,7 +87,8 @@ def expand_pattern(pattern: str, folder: Path) -> list[Path]:
     return paths
 
 
-def _counted(pattern: str) -> list[str]:
+def counted_names(pattern: str) -> list[str]:
+    """The names that `{00000..00017}` stands for. Raises OpenBlipError if they are too many."""
     texts = [pattern]
     while any(braces := [_BRACES.search(text) for text in texts]):
         if sum(math.prod(map(_count, _BRACES.finditer(text))) for text in texts) > MOST_FILES:
