@@ -101,6 +101,7 @@ OPTIONAL_LIBRARIES = {
     "pyarrow": {
         "openblip.data.sources.parquet",
         "openblip.jobs.arrow_cells",
+        "openblip.jobs.object_storage",
         "openblip.jobs.parquet_output",
         "openblip.jobs.parquet_table",
         "openblip.search.store",
