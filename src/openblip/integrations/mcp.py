@@ -392,8 +392,7 @@ def http_app(
     )
     return server.streamable_http_app(
         streamable_http_path=path,
-        json_response=True,
-        stateless_http=True,
+        stateless_http=True,  # and answers as events: with plain JSON, a client that leaves would go unnoticed
         max_request_body_size=max_body_bytes,
         transport_security=security,
     )
