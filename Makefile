@@ -65,13 +65,13 @@ AVX2 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRU
 SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-# Names, messages and headers, which every CPU reads alike.
-ALIKE := $(addprefix --ignore=tests/checkpoints/,hub lora/test_patterns.py tensors/test_header.py tensors/test_wrappers.py \
-	test_blip2_models.py test_damaged_folders.py test_official_names.py test_registry.py test_tokenizer_elsewhere.py \
-	tools/test_inspect.py tools/test_plan.py transformers/test_config.py)
+# What computes, and what compares whole models: the rest reads files and options, which every CPU does alike.
+NUMERICAL := tests/nn tests/generation tests/matching tests/test_mini.py $(addprefix tests/models/test_,blip.py blip2.py \
+	clip.py) $(addprefix tests/checkpoints/,lavis/test_blip.py tools/test_quantize.py transformers/test_blip.py \
+	test_open_clip.py test_transformers_t5.py)
 
 test-cpus: $(VENV)/.dev ## the numerical tests again, as on CPUs with fewer instructions (x86 only)
-	$(AVX2) $(PYTEST) tests/nn tests/generation tests/matching tests/models tests/test_mini.py tests/checkpoints $(ALIKE)
+	$(AVX2) $(PYTEST) $(NUMERICAL)
 	$(SSE41) $(PYTEST) tests/nn tests/test_mini.py
 
 parity: $(VENV)/.dev ## measure the table of docs/parity.md anew; fails when a limit is exceeded
