@@ -20,7 +20,7 @@ from PIL import Image
 from openblip.models.model import Model
 from openblip.serve.auth import read_keys
 from openblip.serve.limits import Limits
-from openblip.serve.model_jobs import Write
+from openblip.serve.model_jobs import MatchTexts
 
 from .conftest import WAIT, Served, served_by
 from .test_native import refused
@@ -123,11 +123,11 @@ def test_a_request_that_takes_too_long_is_told(
     tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    run = Write.run
-    monkeypatch.setattr(Write, "run", lambda *given: (go.wait(WAIT), run(*given))[1])
+    run = MatchTexts.run
+    monkeypatch.setattr(MatchTexts, "run", lambda *given: (go.wait(WAIT), run(*given))[1])
     with served_by(tiny_model, Limits(request_seconds=0.2)) as served:
         try:
-            refused(served.post("/caption", image_paths[0]), 504, "request_seconds")
+            refused(served.post("/match", image_paths[0], text="a dog"), 504, "request_seconds")
         finally:
             go.set()
         until(lambda: is_quiet(served))
@@ -362,8 +362,8 @@ def test_a_failure_of_the_servers_own_shows_no_traceback(
     def fail(*_: Any) -> None:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr(Write, "run", fail)
-    answer = served.post("/ask", image_paths[0], question="does it fail?")
+    monkeypatch.setattr(MatchTexts, "run", fail)
+    answer = served.post("/match", image_paths[0], text="does it fail?")
     said = refused(answer, 500, "failed")
     assert "secret" not in answer.text and "its log has the reason" in said
     logged = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
