@@ -10,7 +10,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test test-cpus test-slow lint docs parity mini train-smoke bench bench-full bench-mini clean
+.PHONY: help caption test test-cpus test-slow test-web lint docs parity mini train-smoke bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,19 @@ docs: $(VENV)/.docs ## build the documentation site, build/docs/index.html; fail
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs build/docs
 	@echo "open build/docs/index.html" >&2
 
+# An environment of its own: Gradio needs an older Pillow than the one that everything else is tested with.
+WEB := .venv-web
+
+$(WEB)/.ready: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing OpenBLIP with its web page into $(WEB)" >&2
+	@$(PYTHON) -m venv $(WEB)
+	@{ grep -v '^pillow==' constraints.txt; echo 'pillow==12.3.0'; } > $(WEB)/constraints.txt
+	@$(WEB)/bin/python -m pip --disable-pip-version-check install --quiet -c $(WEB)/constraints.txt -e '.[dev,web]'
+	@touch $@
+
+test-web: $(WEB)/.ready ## the tests of the web page, in an environment with Gradio
+	$(WEB)/bin/pytest tests/serve/test_page.py
+
 # What CPUs without AVX-512, and without AVX2, have: of PyTorch's own kernels, oneDNN's, FBGEMM's and MKL's.
 AVX2 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 \
@@ -93,5 +106,5 @@ bench-mini: $(VENV)/.dev ## quality of the bundled model: make bench-mini DATA=f
 	$(BIN)/python benchmarks/mini_quality.py --data $(DATA)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(WEB) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

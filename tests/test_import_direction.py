@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"", "errors", "files", "images", "models", "saving"},
     "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
     "integrations": MODEL_ROOMS | {"", "analysis", "data", "models", "results", "search", "training", "web"},
-    "serve": {"", "errors", "files", "generation", "images", "matching", "models", "results", "text"},
+    "serve": {"", "errors", "files", "generation", "images", "jobs", "matching", "models", "results", "search", "text"},
     "cli": {
         "",
         "analysis",
@@ -96,6 +96,7 @@ DATA = {"weights", "word_lists"}
 LIBRARIES_OF_NN = {"torch"}
 OPTIONAL_LIBRARIES = {
     "av": {"openblip.images.video_decode"},
+    "gradio": {"openblip.serve.page"},
     "peft": {"openblip.training.lora.adapters"},
     "lancedb": {"openblip.search.store"},
     "pyarrow": {

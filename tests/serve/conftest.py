@@ -50,17 +50,21 @@ class Served:
 
 
 @contextmanager
-def served_by(model: Model, limits: Limits | None = None, keys: list[bytes] | None = None) -> Iterator[Served]:
-    """A server of a model; it is drained at the end."""
+def served_by(
+    model: Model, limits: Limits | None = None, keys: list[bytes] | None = None, page: bool = False
+) -> Iterator[Served]:
+    """A server of a model, perhaps with its page; it is drained at the end."""
     import httpx2
 
+    from openblip.cli.serve import page_of
     from openblip.serve.app import make_app
     from openblip.serve.server import listen, make_server
     from openblip.serve.service import Service
 
     service = Service(model, limits, threads=1).start()
     ready = threading.Event()
-    server = make_server(make_app(service, keys=keys or [], logs=False), service, ready.set)
+    mount = page_of(service, None) if page else None
+    server = make_server(make_app(service, keys=keys or [], logs=False, page=mount), service, ready.set)
     loop = asyncio.new_event_loop()
     listener = listen("127.0.0.1", 0)
 

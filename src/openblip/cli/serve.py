@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +15,17 @@ from openblip.cli import arguments as args
 from openblip.cli.report import print_line
 from openblip.errors import OptionError
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from openblip.models.model import Model
+    from openblip.search import Index
+    from openblip.serve.service import Service
+
 EXAMPLES = """[bold]Examples[/bold]
   openblip serve
   openblip serve --model Salesforce/blip2-opt-2.7b --port 9000 --limit queue=128
+  openblip serve --web --index photos.index
   openblip serve --host 0.0.0.0 --api-key-file keys.txt
   curl -F file=@photo.jpg http://127.0.0.1:8000/caption"""
 
@@ -43,6 +53,22 @@ def serve(
     name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What clients call the model. Default: its own name.", show_default=False),
+    ] = None,
+    web: Annotated[
+        bool,
+        typer.Option(
+            "--web",
+            help="Show a page at the same address, for browsers; it takes seconds to start and 150 MB of memory, and "
+            "needs the extra web. With keys, browsers ask for one as a password.",
+        ),
+    ] = False,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Search in this index of openblip index on the page, and show its photos (--web).",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[
         list[str] | None,
@@ -72,6 +98,12 @@ def serve(
         raise OptionError(NEEDED) from None
     import openblip
 
+    if index is not None and not web:
+        raise OptionError("--index is for the page: give --web, too")
+    if web:
+        from openblip.serve.page import import_gradio
+
+        import_gradio()  # before a model is loaded for nothing
     if name is None and Path(model).is_dir():
         name = Path(model).resolve().name  # clients need not know where it lies
     limits = read_limits(limit or [])
@@ -80,12 +112,31 @@ def serve(
     listener = listen(host, port)
     with listener:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        opened = None if index is None else open_index(index, loaded)
         service = Service(loaded, limits, name=name, threads=threads).start()
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         run(
-            make_app(service, keys=keys, logs=not quiet),
+            make_app(service, keys=keys, logs=not quiet, page=page_of(service, opened) if web else None),
             service,
             listener,
             lambda: print_line(f"{service.name}: {address}"),
         )
+
+
+def open_index(folder: Path, model: Model) -> Index:
+    """The index of a page. Raises OptionError where there is none, or of another model."""
+    from openblip.search import Index
+
+    index = Index.open(folder, model=model)
+    index.status()
+    index.model  # noqa: B018  # raises for an index of another model
+    return index
+
+
+def page_of(service: Service, index: Index | None) -> Callable[[FastAPI], None]:
+    """What mounts the page of a service."""
+    from openblip.serve.page import mount_page
+    from openblip.serve.page_work import PageWork
+
+    return partial(mount_page, work=PageWork(service, index))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -27,19 +27,26 @@ FORM_LIMITS = {
     "/classify": "picture_mb",
     "/batch_caption": "batch_mb",
     "/embed": "batch_mb",
+    "/gradio_api/upload": "batch_mb",
 }
 """Paths whose bodies are forms, and the limit of each in megabytes."""
 JSON_LIMITS = {"/v1/chat/completions": "json_mb", "/v1/embeddings": "json_mb"}
 
 
-def make_app(service: Service, *, keys: Sequence[bytes] = (), logs: bool = True) -> FastAPI:
+def make_app(
+    service: Service,
+    *,
+    keys: Sequence[bytes] = (),
+    logs: bool = True,
+    page: Callable[[FastAPI], None] | None = None,
+) -> FastAPI:
     """The application of a service that was started.
-
-    More can be mounted on it, a page at "/" last: a route that is added later is not found behind it.
 
     Args:
         keys: digests of those that are accepted, see `openblip.serve.auth.read_keys`; none for no keys.
         logs: write a line of JSON for each request.
+        page: mounts a page at "/". A route that is added later is not found behind it. With keys, browsers ask for
+            one as a password.
     """
     app = FastAPI(
         title="OpenBLIP",
@@ -80,6 +87,8 @@ def make_app(service: Service, *, keys: Sequence[bytes] = (), logs: bool = True)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return await refused(request, wrong_field(error.errors()[0]))
 
+    if page is not None:
+        page(app)
     limits = FORM_LIMITS | JSON_LIMITS
     paths = frozenset({*limits, "/health", "/ready", "/metrics", "/openapi.json", "/v1/models"})
     # The last one is the outermost.
@@ -91,6 +100,6 @@ def make_app(service: Service, *, keys: Sequence[bytes] = (), logs: bool = True)
         measured=service.metrics.stage_seconds.labels("body").observe,
     )
     if keys:
-        app.add_middleware(Keys, keys=list(keys))
+        app.add_middleware(Keys, keys=list(keys), login=page is not None)
     app.add_middleware(Observed, metrics=service.metrics, paths=paths, logs=logs)
     return app

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from pathlib import Path
@@ -16,6 +18,8 @@ from openblip.serve.errors import Refusal
 FREE = frozenset({"/health", "/ready"})
 """What probes read, which have no keys."""
 SHORTEST = 16
+OWN_SITE = frozenset({b"none", b"same-origin"})
+"""Where requests come from that a browser may send a password with: no other page makes it do so."""
 
 
 def read_keys(path: str | Path) -> list[bytes]:
@@ -43,11 +47,17 @@ def read_keys(path: str | Path) -> list[bytes]:
 
 
 class Keys:
-    """Refuses requests without a key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`."""
+    """Refuses requests without a key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
 
-    def __init__(self, app: ASGIApp, keys: list[bytes]) -> None:
+    Args:
+        login: browsers may ask their users for a key, as a password beside any name. They send it with requests of our
+            own page alone.
+    """
+
+    def __init__(self, app: ASGIApp, keys: list[bytes], login: bool = False) -> None:
         self.app = app
         self.keys = keys
+        self.login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in FREE and not self._knows(dict(scope["headers"])):
@@ -57,7 +67,9 @@ class Keys:
                 401,
                 f"{message}: send the header 'Authorization: Bearer KEY' with one that the server was started with",
                 "unknown_key" if given else "no_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": 'Basic realm="OpenBLIP: any name, and a key as the password"'}
+                if self.login
+                else {"WWW-Authenticate": "Bearer"},
             )
             await refuse(scope, BodyReader(receive), send, refusal)
             return
@@ -65,9 +77,20 @@ class Keys:
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        given = _digest(key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
+        kind = scheme.lower()
+        if kind == b"basic" and self.login and headers.get(b"sec-fetch-site", b"none") in OWN_SITE:
+            given = _digest(_password(key))
+        else:
+            given = _digest(key.strip() if kind == b"bearer" else headers.get(b"x-api-key", b""))
         # Each key is compared, in a time that says nothing of how much of it is right.
         return sum(hmac.compare_digest(given, key) for key in self.keys) > 0
+
+
+def _password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:

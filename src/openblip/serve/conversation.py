@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from openblip.models.abilities import require
 from openblip.serve.errors import Refusal
+from openblip.serve.options import check_text
 from openblip.serve.uploads import Upload, data_of
+from openblip.text import clean_question
+
+if TYPE_CHECKING:
+    from openblip.serve.service import Service
 
 USERS = ("user", "tool", "function")
 """Roles whose images and texts are asked about: agents send images as what a tool returned."""
+HISTORY = 4
+"""Times the longest text: of earlier turns, no more is looked at."""
 
 
 class Message(BaseModel):
@@ -117,3 +125,33 @@ def address_of(value: Any, where: str) -> str:
             422, 'image_url has no address: send {"url": "data:image/jpeg;base64,..."}', "no_data_url", param=where
         )
     return address
+
+
+def prompts_of(service: Service, conversation: Conversation) -> tuple[str, ...]:
+    """What the model may read, best first: with all turns, without the oldest, and so on.
+
+    Raises:
+        Refusal: the question is too long.
+        OptionError: it has no words.
+        CheckpointError: the model does not answer, or holds no conversation.
+    """
+    parts = service.model.parts
+    if conversation.question is None:
+        return (parts.prompts.caption,)
+    writer = service.model.components.writer
+    require(service.model, "ask")
+    assert writer is not None
+    question = check_text(service.limits, "question", conversation.question)
+    if not conversation.turns:
+        return (writer.question(question),)
+    require(service.model, "chat")
+    writer.question(question)  # an empty one is an error
+    turns: list[tuple[str, str]] = []
+    room = HISTORY * service.limits.text_chars
+    for asked, answer in reversed(conversation.turns):
+        room -= len(asked) + len(answer)
+        if room < 0:
+            break  # what no model has positions for
+        turns.insert(0, (clean_question(asked), answer))
+    cleaned = clean_question(question)
+    return tuple(parts.prompts.chat(turns[start:], cleaned) for start in range(len(turns) + 1))

@@ -20,20 +20,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from openblip.errors import OpenBlipError
 from openblip.generation.options import TextOptions
 from openblip.models.abilities import require
-from openblip.serve.conversation import Conversation, Message, address_of, read_messages
+from openblip.serve.conversation import Message, address_of, prompts_of, read_messages
 from openblip.serve.errors import Refusal, body_of, over_limit, refusal_of
 from openblip.serve.model_jobs import EmbedImages, EmbedTexts, Prompted, Streamed, Write, Written, most_new_tokens
 from openblip.serve.options import check_text, write_job
 from openblip.serve.service import Service, Visit
 from openblip.serve.uploads import Upload, data_of
-from openblip.text import clean_question
 
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
 """A picture of one pixel."""
-HISTORY = 4
-"""Times the longest text: of earlier turns, no more is looked at."""
 EXAMPLE_CHAT: dict[str, Any] = {
     "model": "mini",
     "messages": [
@@ -117,7 +114,7 @@ def openai_routes(service: Service) -> APIRouter:
         check_model(asked.model)
         conversation = read_messages(asked.messages)
         ability: Literal["caption", "ask"] = "caption" if conversation.question is None else "ask"
-        prompts = _prompts(service, conversation)
+        prompts = prompts_of(service, conversation)
         texts = asked.n or 1
         if asked.stream and texts > 1:
             raise Refusal(422, "one choice can be streamed: leave out n, or stream", "several_streams", param="n")
@@ -293,30 +290,6 @@ def _options(asked: ChatRequest, most_tokens: int) -> TextOptions:
     if asked.seed is not None and options.keys() & {"temperature", "top_p"}:
         options["seed"] = asked.seed
     return options
-
-
-def _prompts(service: Service, conversation: Conversation) -> tuple[str, ...]:
-    """What the model may read, best first: with all turns, without the oldest, and so on."""
-    parts = service.model.parts
-    if conversation.question is None:
-        return (parts.prompts.caption,)
-    writer = service.model.components.writer
-    require(service.model, "ask")
-    assert writer is not None
-    question = check_text(service.limits, "question", conversation.question)
-    if not conversation.turns:
-        return (writer.question(question),)
-    require(service.model, "chat")
-    writer.question(question)  # an empty one is an error
-    turns: list[tuple[str, str]] = []
-    room = HISTORY * service.limits.text_chars
-    for asked, answer in reversed(conversation.turns):
-        room -= len(asked) + len(answer)
-        if room < 0:
-            break  # what no model has positions for
-        turns.insert(0, (clean_question(asked), answer))
-    cleaned = clean_question(question)
-    return tuple(parts.prompts.chat(turns[start:], cleaned) for start in range(len(turns) + 1))
 
 
 def _input(value: Any, place: int) -> Upload | str:

@@ -162,7 +162,7 @@ def make_server(app: FastAPI, service: Service, told: Callable[[], None] = lambd
         app,
         http=_protocol(limits),
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
