@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import os
 import random
@@ -306,12 +307,11 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
         for naive in (False, True):
             chance = random.Random(3)
             left = iter(pool)
-            eight = [question_request(photos[0], question, naive) for question in QUESTIONS]
-            turn = iter(range(10**9))
+            eight = itertools.cycle([question_request(photos[0], question, naive) for question in QUESTIONS])
             loads: dict[str, tuple[Callable[[], bytes], int]] = {
-                "different": (lambda left=left: next(left), options.clients),
+                "different": (left.__next__, options.clients),
                 "repeated": (repeated(shop, chance), options.clients),
-                "questions": (lambda eight=eight, turn=turn: eight[next(turn) % len(eight)], 8),
+                "questions": (eight.__next__, 8),
             }
             with server(naive, options.model, options.threads) as (port, _):
                 asyncio.run(closed_loop(port, lambda: form_request(photos[1]), 4, min(3.0, options.seconds)))
