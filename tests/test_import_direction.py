@@ -62,7 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"", "errors", "files", "images", "models", "saving"},
     "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
     "integrations": MODEL_ROOMS | {"", "analysis", "data", "models", "results", "search", "training", "web"},
-    "serve": {"", "errors", "files", "generation", "images", "jobs", "matching", "models", "results", "search", "text"},
+    "serve": {
+        *("", "errors", "files", "generation", "images", "jobs", "matching", "models", "results", "search", "text"),
+        "web",
+    },
     "cli": {
         "",
         "analysis",

@@ -20,6 +20,7 @@ collect_ignore_glob = [] if find_spec("fastapi") and find_spec("httpx2") else ["
 if TYPE_CHECKING:
     import httpx2
 
+    from openblip import UrlPolicy
     from openblip.serve.limits import Limits
     from openblip.serve.server import DrainedServer
     from openblip.serve.service import Service
@@ -51,7 +52,11 @@ class Served:
 
 @contextmanager
 def served_by(
-    model: Model, limits: Limits | None = None, keys: list[bytes] | None = None, page: bool = False
+    model: Model,
+    limits: Limits | None = None,
+    keys: list[bytes] | None = None,
+    page: bool = False,
+    urls: UrlPolicy | None = None,
 ) -> Iterator[Served]:
     """A server of a model, perhaps with its page; it is drained at the end."""
     import httpx2
@@ -61,7 +66,7 @@ def served_by(
     from openblip.serve.server import listen, make_server
     from openblip.serve.service import Service
 
-    service = Service(model, limits, threads=1).start()
+    service = Service(model, limits, threads=1, urls=urls).start()
     ready = threading.Event()
     mount = page_of(service, None) if page else None
     server = make_server(make_app(service, keys=keys or [], logs=False, page=mount), service, ready.set)

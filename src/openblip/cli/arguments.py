@@ -85,6 +85,15 @@ Adapter = Annotated[
     str | None,
     _about_model("FOLDER", "Low-rank adapters (LoRA) in peft's format: a folder, or a repository on the hub."),
 ]
+AllowUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST",
+        help="Fetch images from this server, such as images.example.org or '*.example.org'; repeatable. Default: "
+        "from none.",
+        show_default=False,
+    ),
+]
 Words = Annotated[
     str | None,
     _about_model(

@@ -43,15 +43,7 @@ def mcp(
         Path | None,
         typer.Option("--db", metavar="FOLDER", help="The index to search, by `openblip index`.", show_default=False),
     ] = None,
-    allow_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST",
-            help="Fetch images from this server, such as images.example.org or '*.example.org'; repeatable. Default: "
-            "from none.",
-            show_default=False,
-        ),
-    ] = None,
+    allow_url: args.AllowUrl = None,
     model: args.Model = DEFAULT_MODEL,
     device: args.Device = None,
     dtype: args.Dtype = None,

@@ -26,6 +26,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip serve
   openblip serve --model Salesforce/blip2-opt-2.7b --port 9000 --limit queue=128
   openblip serve --web --index photos.index
+  openblip serve --allow-url images.example.org
   openblip serve --host 0.0.0.0 --api-key-file keys.txt
   curl -F file=@photo.jpg http://127.0.0.1:8000/caption"""
 
@@ -70,6 +71,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    allow_url: args.AllowUrl = None,
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Change a limit, such as queue=128; repeatable.", show_default=False),
@@ -92,6 +94,7 @@ def serve(
         from openblip.serve.server import check_host, listen
         from openblip.serve.server import serve as run
         from openblip.serve.service import Service
+        from openblip.web.policy import UrlPolicy
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("openblip"):
             raise
@@ -108,12 +111,13 @@ def serve(
         name = Path(model).resolve().name  # clients need not know where it lies
     limits = read_limits(limit or [])
     keys = [] if api_key_file is None else read_keys(api_key_file)
+    urls = UrlPolicy(allow_url or ())
     check_host(host, bool(keys), no_key)
     listener = listen(host, port)
     with listener:
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         opened = None if index is None else open_index(index, loaded)
-        service = Service(loaded, limits, name=name, threads=threads).start()
+        service = Service(loaded, limits, name=name, threads=threads, urls=urls).start()
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         run(

@@ -256,14 +256,16 @@ def _checked_address(address: str, name: str) -> str:
 
 
 def _read_body(response: Answer, name: str, max_bytes: int) -> bytes:
-    too_large = f"is larger than {max_bytes} bytes; download it yourself and pass its path"
+    from openblip.web.request import TooLargeError
+
+    too_large = f"is larger than {max_bytes} bytes"
     if (response.left or 0) > max_bytes:
-        raise ImageError(name, too_large)
+        raise TooLargeError(too_large)
     body = bytearray()
     while piece := response.read(65536):
         body += piece
         if len(body) > max_bytes:
-            raise ImageError(name, too_large)
+            raise TooLargeError(too_large)
     if response.left:
         raise ImageError(name, f"the connection ended {response.left} bytes early; try again")
     return bytes(body)

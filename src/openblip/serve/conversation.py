@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from openblip.models.abilities import require
 from openblip.serve.errors import Refusal
 from openblip.serve.options import check_text
-from openblip.serve.uploads import Upload, data_of
+from openblip.serve.uploads import Source, source_of
 from openblip.text import clean_question
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Conversation:
         question: what is asked now; None for an image without words.
     """
 
-    image: Upload
+    image: Source
     turns: list[tuple[str, str]] = field(default_factory=list)
     question: str | None = None
 
@@ -53,7 +53,7 @@ def read_messages(messages: list[Message]) -> Conversation:
     every turn is the same one.
 
     Raises:
-        Refusal: there is no image, several in one message, one that is no data: URL, or no question at the end.
+        Refusal: there is no image, several in one message, one at no address that is read, or no question at the end.
     """
     address: str | None = None
     turns: list[tuple[str, str]] = []
@@ -91,7 +91,7 @@ def read_messages(messages: list[Message]) -> Conversation:
         raise Refusal(
             422, "the last message asks nothing: end with a message of the user", "no_question", param="messages"
         )
-    return Conversation(data_of(address, "messages"), turns, asked)
+    return Conversation(source_of(address, "messages"), turns, asked)
 
 
 def _parts(message: Message, where: str) -> tuple[list[str], list[str]]:

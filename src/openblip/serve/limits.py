@@ -44,6 +44,7 @@ class Limits:
     request_seconds: float = _limit(60.0, "Time that a request takes before it is answered 504.")
     header_seconds: float = _limit(10.0, "Time in which the headers of a request arrive.")
     body_seconds: float = _limit(30.0, "Time in which the body of a request arrives before it is answered 408.")
+    fetch_seconds: float = _limit(10.0, "Time in which an image comes from the web, with --allow-url.")
     idle_seconds: float = _limit(5.0, "Time that a connection stays open without a request.")
     batch: int = _limit(32, "Images that the model takes at once.")
     batch_seconds: float = _limit(0.5, "Time that a batch should take; batches become as large as it allows.")

@@ -15,7 +15,7 @@ from openblip.serve.errors import Refusal, over_limit, unreadable
 from openblip.serve.model_jobs import Classify, EmbedImages, EmbedTexts, MatchTexts, Prompted, Written
 from openblip.serve.options import TextFields, check_text, write_job
 from openblip.serve.service import Service
-from openblip.serve.uploads import Form, Upload, read_form
+from openblip.serve.uploads import Form, Source, read_form, source_of
 
 Fields = TypeVar("Fields", bound=BaseModel)
 """The fields of a form that an endpoint reads."""
@@ -105,18 +105,24 @@ class Embeddings(BaseModel):
     texts: list[list[float]]
 
 
-def form_of(fields: type[BaseModel], files: str, *, least: int = 1, query: Sequence[str] = ()) -> dict[str, Any]:
+def form_of(
+    fields: type[BaseModel], files: str, urls: bool, *, least: int = 1, query: Sequence[str] = ()
+) -> dict[str, Any]:
     """The request of an endpoint for OpenAPI: a form of files and fields.
 
     Args:
         files: the name of the field of files; "file" is one.
+        urls: whether images are fetched from the web.
         query: fields that may stand in the address, too.
     """
     schema = fields.model_json_schema()
     picture = {"type": "string", "format": "binary", "description": "An image: JPEG, PNG, WebP, GIF, BMP or TIFF."}
     several = {"type": "array", "items": picture, "minItems": least}
     properties = {files: picture if files == "file" else several, **schema.get("properties", {})}
-    required = [*([files] if least else []), *schema.get("required", [])]
+    if urls:
+        address = {"type": "string", "description": "The web address of an image, instead of a file."}
+        properties["url"] = address if files == "file" else {"type": "array", "items": address}
+    required = [*([files] if least and not urls else []), *schema.get("required", [])]
     body = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     found: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
     if query:
@@ -129,20 +135,22 @@ def form_of(fields: type[BaseModel], files: str, *, least: int = 1, query: Seque
 def native_routes(service: Service) -> APIRouter:
     """The endpoints of a service."""
     router = APIRouter()
-    model, limits = service.model, service.limits
+    model, limits, urls = service.model, service.limits, bool(service.urls.hosts)
 
     async def read(
         request: Request, fields: type[Fields], ability: Ability, files: str, least: int = 1
-    ) -> tuple[list[Upload], Fields]:
+    ) -> tuple[list[Source], Fields]:
         require(model, ability)
         form = await read_form(request, limits)
-        uploads = form.files
+        uploads = [*form.files, *(source_of(url, "url") for url in form.fields.pop("url", []))]
         if len(uploads) < least or (files == "file" and len(uploads) > 1):
             wanted = "one image in the field file" if files == "file" else "at least one image in the field files"
-            raise Refusal(422, f"the form has {len(uploads)} files: give {wanted}", "files_missing", param=files)
+            raise Refusal(422, f"the form has {len(uploads)} images: give {wanted}", "files_missing", param=files)
         return uploads, _fields(fields, form, limits.texts)
 
-    @router.post("/caption", response_model=Caption, openapi_extra=form_of(CaptionFields, "file", query=["question"]))
+    @router.post(
+        "/caption", response_model=Caption, openapi_extra=form_of(CaptionFields, "file", urls, query=["question"])
+    )
     async def caption(request: Request) -> Caption:
         """Describe an image, or answer a question about it."""
         (upload,), fields = await read(request, CaptionFields, "caption", "file")
@@ -162,7 +170,9 @@ def native_routes(service: Service) -> APIRouter:
         return Caption(caption=texts[0].text, captions=texts)
 
     @router.post(
-        "/batch_caption", response_model=Captions, openapi_extra=form_of(CaptionFields, "files", query=["question"])
+        "/batch_caption",
+        response_model=Captions,
+        openapi_extra=form_of(CaptionFields, "files", urls, query=["question"]),
     )
     async def batch_caption(request: Request) -> Captions:
         """Describe several images, or answer one question about each; a damaged file costs the others nothing."""
@@ -187,7 +197,7 @@ def native_routes(service: Service) -> APIRouter:
             errors.append(told(image) if isinstance(image, Exception) else None)
         return Captions(captions=captions, errors=errors)
 
-    @router.post("/ask", response_model=Answers, openapi_extra=form_of(AskFields, "file", query=["question"]))
+    @router.post("/ask", response_model=Answers, openapi_extra=form_of(AskFields, "file", urls, query=["question"]))
     async def ask(request: Request) -> Answers:
         """Answer questions about an image, which is encoded once for all of them."""
         (upload,), fields = await read(request, AskFields, "ask", "file")
@@ -202,7 +212,7 @@ def native_routes(service: Service) -> APIRouter:
         ]
         return Answers(answer=answers[0].text, answers=answers)
 
-    @router.post("/match", response_model=Matches, openapi_extra=form_of(MatchFields, "file"))
+    @router.post("/match", response_model=Matches, openapi_extra=form_of(MatchFields, "file", urls))
     async def match(request: Request) -> Matches:
         """How well texts fit an image: the probability that both belong together (itm), and a cosine (itc)."""
         (upload,), fields = await read(request, MatchFields, "match", "file")
@@ -211,7 +221,7 @@ def native_routes(service: Service) -> APIRouter:
             (found,) = await visit.run(MatchTexts(texts), [await visit.read_one(upload)])
         return Matches(matches=[TextMatch(text=one.text, itm=one.itm, itc=one.itc) for one in found])
 
-    @router.post("/classify", response_model=Labels, openapi_extra=form_of(ClassifyFields, "file"))
+    @router.post("/classify", response_model=Labels, openapi_extra=form_of(ClassifyFields, "file", urls))
     async def classify(request: Request) -> Labels:
         """Choose among labels."""
         (upload,), fields = await read(request, ClassifyFields, "classify", "file")
@@ -223,7 +233,7 @@ def native_routes(service: Service) -> APIRouter:
         labels = [Label(label=one.label, probability=one.probability) for one in found]
         return Labels(label=labels[0].label, labels=labels)
 
-    @router.post("/embed", response_model=Embeddings, openapi_extra=form_of(EmbedFields, "files", least=0))
+    @router.post("/embed", response_model=Embeddings, openapi_extra=form_of(EmbedFields, "files", urls, least=0))
     async def embed(request: Request) -> Embeddings:
         """Unit vectors of images and texts, which can be compared."""
         uploads, fields = await read(request, EmbedFields, "embed", "files", least=0)

@@ -25,7 +25,7 @@ from openblip.serve.errors import Refusal, body_of, over_limit, refusal_of
 from openblip.serve.model_jobs import EmbedImages, EmbedTexts, Prompted, Streamed, Write, Written, most_new_tokens
 from openblip.serve.options import check_text, write_job
 from openblip.serve.service import Service, Visit
-from openblip.serve.uploads import Upload, data_of
+from openblip.serve.uploads import Source, source_of
 
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -146,7 +146,7 @@ def openai_routes(service: Service) -> APIRouter:
         if len(inputs) > limits.texts:
             raise over_limit(422, f"the input has {len(inputs)} parts", "texts", limits.texts, "input")
         read = [_input(one, place) for place, one in enumerate(inputs)]
-        uploads = [one for one in read if isinstance(one, Upload)]
+        uploads = [one for one in read if not isinstance(one, str)]
         texts = [check_text(limits, "input", one) for one in read if isinstance(one, str)]
         with service.visit(request, len(uploads)) as visit:
             images = await visit.read(uploads) if uploads else []
@@ -155,7 +155,7 @@ def openai_routes(service: Service) -> APIRouter:
                     raise image
             pictures = iter([_mean(one) for one in await visit.run(EmbedImages(), images)] if images else [])
             words = iter(await visit.run(EmbedTexts(), texts) if texts else [])
-        vectors: list[list[float]] = [next(pictures) if isinstance(one, Upload) else next(words) for one in read]
+        vectors: list[list[float]] = [next(words) if isinstance(one, str) else next(pictures) for one in read]
         if asked.dimensions not in (None, len(vectors[0])):
             raise Refusal(
                 422,
@@ -292,14 +292,14 @@ def _options(asked: ChatRequest, most_tokens: int) -> TextOptions:
     return options
 
 
-def _input(value: Any, place: int) -> Upload | str:
+def _input(value: Any, place: int) -> Source | str:
     where = f"input.{place}"
     if isinstance(value, str):
-        return data_of(value, where) if value.startswith("data:image/") else value
+        return source_of(value, where) if value.startswith("data:image/") else value
     if isinstance(value, dict):
         if "text" in value and value.get("type", "text") in ("text", "input_text"):
             return str(value["text"])
-        return data_of(address_of(value.get("image", value.get("image_url")), where), where)
+        return source_of(address_of(value.get("image", value.get("image_url")), where), where)
     raise Refusal(
         422,
         "the input has something that is neither a text nor an image: send texts, not tokens "

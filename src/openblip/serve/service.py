@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,32 +21,49 @@ from openblip.serve.limits import Limits
 from openblip.serve.metrics import Metrics
 from openblip.serve.model_jobs import Job, Prompted, Streamed, Write, Written
 from openblip.serve.observed import log_failure
-from openblip.serve.uploads import Upload, read_upload
+from openblip.serve.uploads import Remote, Source, fetch, read_upload
+from openblip.web.policy import UrlPolicy
 
 if TYPE_CHECKING:
     from openblip.images.encoded_image import ReadImage
     from openblip.models.model import Model
 
 
+FETCHERS = 16
+"""Images that are fetched at the same time, each of up to the size of one image, and held until it is decoded."""
+
+
 class Service:
-    """A model in its engine, the queue before it, and the threads that decode images for it.
+    """A model in its engine, the queue before it, and the threads that fetch and decode images for it.
 
     Args:
         name: what clients call the model.
+        urls: which web addresses images are fetched from, within the limits; none unless it names hosts.
         threads: of PyTorch in the engine; None for its own choice.
     """
 
     def __init__(
-        self, model: Model, limits: Limits | None = None, *, name: str | None = None, threads: int | None = None
+        self,
+        model: Model,
+        limits: Limits | None = None,
+        *,
+        name: str | None = None,
+        threads: int | None = None,
+        urls: UrlPolicy | None = None,
     ) -> None:
         self.model = model
         self.limits = limits or Limits()
+        urls = urls or UrlPolicy()
+        seconds = min(urls.total_s, self.limits.fetch_seconds)
+        self.urls = replace(urls, max_bytes=min(urls.max_bytes, self.limits.file_bytes), total_s=seconds)
         self.name = name or model.name
         self.metrics = Metrics(self.name)
         self.metrics.on_failure = log_failure
         self.engine = Engine(model, self.limits, self.metrics, threads)
         self.admission = Admission(self.limits.queue, lambda: self.engine.seconds_an_item, self.metrics.queued.set)
         self.decoders = ThreadPoolExecutor(count_threads(), "openblip decoder")
+        self.fetchers = ThreadPoolExecutor(FETCHERS, "openblip fetcher")
+        self.fetching = asyncio.Semaphore(FETCHERS)
         self.written = KeptTexts(self.limits.answers)
         self.visits = 0
 
@@ -56,6 +74,7 @@ class Service:
     def end(self, timeout: float | None = None) -> None:
         self.engine.end(timeout)
         self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.fetchers.shutdown(wait=False, cancel_futures=True)
 
     @property
     def is_ready(self) -> bool:
@@ -98,20 +117,34 @@ class Visit:
         for one in self.waiting:
             one.leave()
 
-    async def read(self, uploads: Sequence[Upload]) -> list[ReadImage | Exception]:
-        """Images, decoded; in place of one that cannot be used its error."""
+    async def read(self, uploads: Sequence[Source]) -> list[ReadImage | Exception]:
+        """Images, fetched if need be, and decoded; in place of one that cannot be used its error."""
         begun = time.monotonic()
-        loop = asyncio.get_running_loop()
-        read = partial(read_upload, self.service.model.components.encoder, limits=self.limits)
-        reading = [loop.run_in_executor(self.service.decoders, read, upload) for upload in uploads]
-        found = await self._patiently(asyncio.gather(*reading, return_exceptions=True), self._time_left())
+        fetched = [begun]
+        reading = asyncio.gather(*(self._read(upload, fetched) for upload in uploads), return_exceptions=True)
+        found = await self._patiently(reading, self._time_left())
         for one in found:
             if isinstance(one, BaseException):
                 self.place.begin()
-        self._took("decode", begun)
+        if len(fetched) > 1:
+            self._took("fetch", begun, max(fetched))
+        self._took("decode", max(fetched))
         return list(found)
 
-    async def read_one(self, upload: Upload) -> ReadImage:
+    async def _read(self, upload: Source, fetched: list[float]) -> ReadImage:
+        """Args: fetched: when what came from the web had come."""
+        loop, service = asyncio.get_running_loop(), self.service
+        read = partial(read_upload, service.model.components.encoder, limits=self.limits)
+        if not isinstance(upload, Remote):
+            return await loop.run_in_executor(service.decoders, read, upload)
+        async with service.fetching:
+            try:
+                upload = await loop.run_in_executor(service.fetchers, fetch, upload, service.urls, self.limits)
+            finally:
+                fetched.append(time.monotonic())
+            return await loop.run_in_executor(service.decoders, read, upload)
+
+    async def read_one(self, upload: Source) -> ReadImage:
         """An image, decoded. Raises what is wrong with it."""
         (found,) = await self.read([upload])
         if isinstance(found, Exception):
@@ -220,8 +253,8 @@ class Visit:
         self.service.metrics.count_tokens(read, written)
         self.notes["tokens"] = self.notes.get("tokens", 0) + written
 
-    def _took(self, stage: str, begun: float) -> None:
-        seconds = time.monotonic() - begun
+    def _took(self, stage: str, begun: float, ended: float | None = None) -> None:
+        seconds = (time.monotonic() if ended is None else ended) - begun
         self.service.metrics.stage_seconds.labels(stage).observe(seconds)
         self.notes[f"{stage}_ms"] = round(1000 * seconds, 1)
 

@@ -1,4 +1,4 @@
-"""What clients send as images: files of a form, and data: URLs; checked, and decoded in threads."""
+"""What clients send as images: files of a form, data: URLs, web addresses; checked, fetched and decoded in threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import FormData, UploadFile
@@ -17,8 +17,11 @@ from starlette.requests import Request
 
 from openblip.errors import ImageError, printable
 from openblip.images.decode import identified
+from openblip.images.sources import describe_source, download
 from openblip.serve.errors import Refusal, over_limit
 from openblip.serve.limits import FORMATS, Limits
+from openblip.web.policy import UrlPolicy
+from openblip.web.request import TooLargeError
 
 if TYPE_CHECKING:
     from openblip.images.encoded_image import CachedEncoder, ReadImage
@@ -42,6 +45,21 @@ class Upload:
 
     name: str
     data: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Remote:
+    """An image that a client named by its web address, to be fetched.
+
+    Attributes:
+        param: the field of the request that named it.
+    """
+
+    url: str
+    param: str
+
+
+Source: TypeAlias = "Upload | Remote"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +128,19 @@ async def _parse(request: Request, limits: Limits) -> FormData:
         raise Refusal(422, f"the form cannot be read ({type(error).__name__}): send it again", "bad_form") from None
 
 
-def data_of(url: str, param: str) -> Upload:
-    """The image of a data: URL.
+def source_of(url: str, param: str) -> Source:
+    """The image of a data: URL, or one that is to be fetched.
 
     Raises:
         Refusal: it is no such URL.
     """
     head = DATA_URL.match(url[:200])
     if head is None:
+        if url[:8].lower().startswith(("http://", "https://")):
+            return Remote(url, param)
         raise Refusal(
             422,
-            "the image is no data: URL of base64 (data:image/jpeg;base64,...): this server fetches no images, so "
-            "send the image itself",
+            "the image is no data: URL of base64 (data:image/jpeg;base64,...): send the image itself",
             "no_data_url",
             param=param,
         )
@@ -134,6 +153,33 @@ def data_of(url: str, param: str) -> Upload:
             422, "the base64 of the image's data: URL is damaged: encode it again", "bad_base64", param=param
         ) from None
     return Upload("the image", data)
+
+
+def fetch(remote: Remote, policy: UrlPolicy, limits: Limits) -> Upload:
+    """The file behind a web address. In a thread that may wait.
+
+    Raises:
+        Refusal: the server fetches nothing from there, or it did not come within the limits.
+    """
+    name = describe_source(remote.url)
+    if not policy.hosts:
+        raise Refusal(
+            422,
+            f"{name}: this server fetches no images from the web: send the image itself; whoever runs the server "
+            f"allows servers with --allow-url HOST",
+            "urls_not_allowed",
+            param=remote.param,
+        )
+    try:
+        return Upload(name, download(remote.url, policy))
+    except ImageError as error:
+        # What else can be done about it is for those who have the file on their disk.
+        what = f"{name}: {error.problem.partition(';')[0]}"
+        if isinstance(error.__cause__, TooLargeError):
+            raise over_limit(413, what, "picture_mb", limits.picture_mb, remote.param) from error
+        if isinstance(error.__cause__, TimeoutError):
+            raise over_limit(422, what, "fetch_seconds", limits.fetch_seconds, remote.param) from error
+        raise Refusal(422, f"{what}: send the image itself", "not_fetched", param=remote.param) from error
 
 
 def read_upload(encoder: CachedEncoder, upload: Upload, limits: Limits) -> ReadImage:
