@@ -29,9 +29,17 @@ KEPT_SECONDS = (600, 3600)
 """How often files that the page received and made are looked through, and after how long they are deleted."""
 STYLE = """
 footer { display: none !important; }
-.credit p, .credit a { font-size: 0.75rem; color: var(--body-text-color-subdued); }
+.credit p, .credit a { font-size: 0.75rem; color: var(--body-text-color); opacity: 0.85; }
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
 h1 { margin-bottom: 0; }
+.result table { font-family: var(--font); table-layout: fixed; width: 100%; }
+.result td, .result th { font-family: var(--font); overflow-wrap: anywhere; }
+@media (max-width: 640px) {
+  .halves { flex-direction: column !important; flex-wrap: nowrap !important; }
+  .halves > * { flex: none !important; width: 100%; min-width: 0 !important; }
+  #examples .gallery { flex-wrap: nowrap; overflow-x: auto; max-width: calc(100vw - 4rem); padding-bottom: 0.5rem; }
+  #examples .gallery > * { flex: none; }
+}
 """
 
 
@@ -86,11 +94,11 @@ def make_page(work: PageWork) -> Any:
     can = work.abilities
 
     title = f"OpenBLIP: {work.service.name}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT_SECONDS) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=KEPT_SECONDS) as page:
         gr.Markdown(f"# {html.escape(title)}")
         with gr.Tabs():
             if {"caption", "ask", "match"} & set(can):
-                with gr.Tab("One photo"), gr.Row():
+                with gr.Tab("One photo"), gr.Row(elem_classes="halves"):
                     with gr.Column(scale=2, min_width=280):
                         photo = _photo(gr, "Photo", 320)
                         _examples(gr, photo)
@@ -128,7 +136,9 @@ def _examples(gr: Any, photo: Any) -> None:
     photos = sorted(PHOTOS.glob("*.jpg"))
     if not photos:
         return
-    gr.Examples([str(path) for path in photos], photo, label="Or try one of these", cache_examples=False)
+    gr.Examples(
+        [str(path) for path in photos], photo, label="Or try one of these", elem_id="examples", cache_examples=False
+    )
     sources = _sources(PHOTOS / "CREDITS.md")
     listed = ", ".join(
         f"[{sources[path.name]}]({_flickr(sources[path.name])})" for path in photos if path.name in sources
@@ -183,8 +193,10 @@ def _match(gr: Any, work: PageWork, photo: Any, shown: Any) -> None:
     texts = gr.Textbox(label="Texts, one a line", placeholder="a dog\na birthday cake", lines=3)
     button = gr.Button("Match", variant="primary")
     result = gr.Dataframe(
-        headers=["Text", "Probability (ITM)", "Cosine (ITC)"],
+        headers=["Text", "Probability", "Cosine"],
         datatype=["str", "str", "str"],
+        column_widths=["50%", "25%", "25%"],
+        elem_classes="result",
         label="How well they fit, best first",
         interactive=False,
         wrap=True,
@@ -216,6 +228,8 @@ def _batch(gr: Any, work: PageWork, shown: Any) -> None:
     result = gr.Dataframe(
         headers=["Photo", "Text", "Error"],
         datatype=["str", "str", "str"],
+        column_widths=["30%", "45%", "25%"],
+        elem_classes="result",
         label="Results",
         interactive=False,
         wrap=True,
