@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": MODEL_ROOMS | {"", "analysis", "data", "models", "results", "search", "training", "web"},
     "serve": {
         *("", "errors", "files", "generation", "images", "jobs", "matching", "models", "results", "search", "text"),
-        "web",
+        *("integrations", "web"),
     },
     "cli": {
         "",

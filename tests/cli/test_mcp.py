@@ -14,9 +14,10 @@ import anyio
 import httpx2
 import pytest
 
-from openblip.cli.mcp import EXAMPLES, _is_loopback
+from openblip.cli.mcp import EXAMPLES
 from openblip.models.model import Model
 from openblip.search import Index
+from openblip.serve.listening import is_loopback
 
 from .conftest import Run
 
@@ -24,9 +25,12 @@ from .conftest import Run
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--http", "--host", "0.0.0.0"], "0.0.0.0 is open to other machines: give --api-key-file"),
-        (["--http", "--host", "::"], ":: is open to other machines"),
-        (["--http", "--host", "example.org"], "example.org is open to other machines"),
+        (
+            ["--http", "--host", "0.0.0.0"],
+            "everyone who reaches this machine could use the server: give --api-key-file FILE",
+        ),
+        (["--http", "--host", "::"], "on ::, everyone"),
+        (["--http", "--host", "example.org"], "on example.org, everyone"),
         (["--api-key-file", "keys.txt"], "are about HTTP: give --http, too"),
         (["--allowed-host", "a.org"], "are about HTTP: give --http, too"),
         (["--http", "--api-key-file", "gone.txt"], "the file of keys gone.txt cannot be read"),
@@ -68,8 +72,8 @@ def test_the_examples_run(
 
 
 def test_loopback_addresses() -> None:
-    assert [host for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost") if not _is_loopback(host)] == []
-    assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.org", "") if _is_loopback(host)] == []
+    assert [host for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost") if not is_loopback(host)] == []
+    assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.org", "") if is_loopback(host)] == []
 
 
 @pytest.mark.slow

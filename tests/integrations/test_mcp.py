@@ -30,10 +30,10 @@ from starlette.routing import Route
 import openblip
 from openblip.errors import OptionError
 from openblip.images.references import ImageReferences
-from openblip.integrations.mcp import KeyGuard, build_server, http_app, in_turn
+from openblip.integrations.mcp import build_server, http_app, in_turn
 from openblip.models.model import Model
 from openblip.models.shared import SharedModel
-from openblip.serve.auth import read_keys
+from openblip.serve.auth import Keys, read_keys
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOG = EXAMPLES / "000000377575.jpg"
@@ -274,7 +274,7 @@ def test_larger_requests_and_other_names_are_refused(server: Any) -> None:
 def test_a_key_opens_the_door(server: Any, mode: str, tmp_path: Path) -> None:
     keys = ["the-first-key-of-two", "another-key-of-two"]
     (tmp_path / "keys.txt").write_text("\n".join(keys))
-    with serving(KeyGuard(http_app(server), read_keys(tmp_path / "keys.txt"))) as url:
+    with serving(Keys(http_app(server), read_keys(tmp_path / "keys.txt"))) as url:
         for header in (
             "",
             "Bearer",
@@ -285,7 +285,7 @@ def test_a_key_opens_the_door(server: Any, mode: str, tmp_path: Path) -> None:
         ):
             answer = httpx2.post(f"{url}/mcp", json={}, headers={"Authorization": header})
             assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-            assert "send the header" in answer.json()["error"]
+            assert "send the header" in answer.json()["error"]["message"]
         for key in keys:
 
             @asynccontextmanager

@@ -16,6 +16,8 @@ import pytest
 from openblip.models.model import Model
 
 collect_ignore_glob = [] if find_spec("fastapi") and find_spec("httpx2") else ["test_*.py"]
+if not find_spec("mcp"):
+    collect_ignore_glob = [*collect_ignore_glob, "test_tools.py"]
 
 if TYPE_CHECKING:
     import httpx2
@@ -57,19 +59,26 @@ def served_by(
     keys: list[bytes] | None = None,
     page: bool = False,
     urls: UrlPolicy | None = None,
+    mcp: bool = False,
 ) -> Iterator[Served]:
-    """A server of a model, perhaps with its page; it is drained at the end."""
+    """A server of a model, perhaps with its page or tools; it is drained at the end."""
     import httpx2
 
     from openblip.cli.serve import page_of
     from openblip.serve.app import make_app
-    from openblip.serve.server import listen, make_server
+    from openblip.serve.listening import LOOPBACK_HOSTS, listen
+    from openblip.serve.server import make_server
     from openblip.serve.service import Service
 
     service = Service(model, limits, threads=1, urls=urls).start()
     ready = threading.Event()
     mount = page_of(service, None) if page else None
-    server = make_server(make_app(service, keys=keys or [], logs=False, page=mount), service, ready.set)
+    tools = None
+    if mcp:
+        from openblip.serve.tools import mcp_app
+
+        tools = mcp_app(service, allowed_hosts=LOOPBACK_HOSTS)
+    server = make_server(make_app(service, keys=keys or [], logs=False, page=mount, tools=tools), service, ready.set)
     loop = asyncio.new_event_loop()
     listener = listen("127.0.0.1", 0)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +25,6 @@ EXAMPLES = """[bold]Examples[/bold]
   caption, ask, match, analyze, and search with --db."""
 
 HTTP_PANEL = "HTTP"
-LOOPBACK_HOSTS = ["127.0.0.1:*", "localhost:*", "[::1]:*"]
 
 
 def mcp(
@@ -90,8 +87,10 @@ def mcp(
     """Serve the model to assistants and editors as tools of the Model Context Protocol (MCP)."""
     if not http and (api_key_file or allowed_host):
         raise OptionError("--api-key-file and --allowed-host are about HTTP: give --http, too")
-    if http and api_key_file is None and not _is_loopback(host):
-        raise OptionError(f"{host} is open to other machines: give --api-key-file with a key, or --host 127.0.0.1")
+    if http:
+        from openblip.serve.listening import check_host
+
+        check_host(host, api_key_file is not None)
     try:
         import openblip.integrations.mcp as tools
     except ImportError as error:
@@ -117,24 +116,12 @@ def _serve(
 ) -> None:
     import uvicorn
 
-    from openblip.integrations.mcp import KeyGuard, http_app
+    from openblip.integrations.mcp import http_app
+    from openblip.serve.auth import Keys
+    from openblip.serve.listening import address_of, known_hosts, listen
 
-    known = LOOPBACK_HOSTS + allowed_hosts if keys is None or allowed_hosts else None
-    app = http_app(server, allowed_hosts=known, max_body_bytes=max_body_bytes)
-    config = uvicorn.Config(app if keys is None else KeyGuard(app, keys), log_level="warning", access_log=False)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise OptionError(f"cannot listen at {host}, port {port} ({error.strerror}): give another --port") from error
-    with listening:
-        shown = f"[{host}]" if ":" in host else host
-        say(f"MCP at http://{shown}:{listening.getsockname()[1]}/mcp")
+    app = http_app(server, allowed_hosts=known_hosts(keys is not None, allowed_hosts), max_body_bytes=max_body_bytes)
+    config = uvicorn.Config(app if keys is None else Keys(app, keys), log_level="warning", access_log=False)
+    with listen(host, port) as listening:
+        say(f"MCP at {address_of(host, listening)}/mcp")
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

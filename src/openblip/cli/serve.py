@@ -26,6 +26,7 @@ EXAMPLES = """[bold]Examples[/bold]
   openblip serve
   openblip serve --model Salesforce/blip2-opt-2.7b --port 9000 --limit queue=128
   openblip serve --web --index photos.index
+  openblip serve --mcp
   openblip serve --allow-url images.example.org
   openblip serve --host 0.0.0.0 --api-key-file keys.txt
   curl -F file=@photo.jpg http://127.0.0.1:8000/caption"""
@@ -67,7 +68,19 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Search in this index of openblip index on the page, and show its photos (--web).",
+            help="Search in this index of openblip index on the page, and show its photos (--web); and by --mcp.",
+            show_default=False,
+        ),
+    ] = None,
+    mcp: Annotated[
+        bool,
+        typer.Option("--mcp", help="Offer the tools of openblip mcp at /mcp, too; needs the extra mcp."),
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name that clients of --mcp call this server by, as behind a proxy: tools.example.org; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +104,7 @@ def serve(
         from openblip.serve.app import make_app
         from openblip.serve.auth import read_keys
         from openblip.serve.limits import read_limits
-        from openblip.serve.server import check_host, listen
+        from openblip.serve.listening import address_of, check_host, known_hosts, listen
         from openblip.serve.server import serve as run
         from openblip.serve.service import Service
         from openblip.web.policy import UrlPolicy
@@ -101,8 +114,15 @@ def serve(
         raise OptionError(NEEDED) from None
     import openblip
 
-    if index is not None and not web:
-        raise OptionError("--index is for the page: give --web, too")
+    if index is not None and not (web or mcp):
+        raise OptionError("--index is for the page and for tools: give --web or --mcp, too")
+    if allowed_host and not mcp:
+        raise OptionError("--allowed-host is for tools: give --mcp, too")
+    if mcp:
+        try:
+            from openblip.serve.tools import mcp_app
+        except ImportError as error:
+            raise OptionError(str(error)) from error
     if web:
         from openblip.serve.page import import_gradio
 
@@ -118,14 +138,16 @@ def serve(
         loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
         opened = None if index is None else open_index(index, loaded)
         service = Service(loaded, limits, name=name, threads=threads, urls=urls).start()
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}"
-        run(
-            make_app(service, keys=keys, logs=not quiet, page=page_of(service, opened) if web else None),
+        hosts = known_hosts(bool(keys), allowed_host or [])
+        app = make_app(
             service,
-            listener,
-            lambda: print_line(f"{service.name}: {address}"),
+            keys=keys,
+            logs=not quiet,
+            page=page_of(service, opened) if web else None,
+            tools=mcp_app(service, index=index, allowed_hosts=hosts) if mcp else None,
         )
+        address = address_of(host, listener)
+        run(app, service, listener, lambda: print_line(f"{service.name}: {address}"))
 
 
 def open_index(folder: Path, model: Model) -> Index:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +32,6 @@ from openblip.models.shared import SharedModel
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from starlette.applications import Starlette
-    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from openblip.models.model import Model
     from openblip.search import Index
@@ -396,34 +393,6 @@ def http_app(
         max_request_body_size=max_body_bytes,
         transport_security=security,
     )
-
-
-class KeyGuard:
-    """ASGI middleware: requests have to bring one of the keys (`Authorization: Bearer KEY`).
-
-    Attributes:
-        digests: SHA-256 of each key.
-    """
-
-    def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
-        self._app = app
-        self.digests = digests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 before a byte of the body is read."""
-        if scope["type"] == "http" and not self._knows(dict(scope["headers"]).get(b"authorization", b"")):
-            from starlette.responses import JSONResponse
-
-            told = {"error": "the key is missing or wrong: send the header Authorization: Bearer KEY"}
-            await JSONResponse(told, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _knows(self, header: bytes) -> bool:
-        kind, _, key = header.partition(b" ")
-        digest = hashlib.sha256(key.strip()).digest()
-        # All are compared: how long it takes says nothing of which one is nearly right.
-        return sum(hmac.compare_digest(digest, one) for one in self.digests) > 0 and kind.lower() == b"bearer"
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from openblip import __version__
 from openblip.errors import OpenBlipError
@@ -39,6 +42,7 @@ def make_app(
     keys: Sequence[bytes] = (),
     logs: bool = True,
     page: Callable[[FastAPI], None] | None = None,
+    tools: Starlette | None = None,
 ) -> FastAPI:
     """The application of a service that was started.
 
@@ -47,7 +51,18 @@ def make_app(
         logs: write a line of JSON for each request.
         page: mounts a page at "/". A route that is added later is not found behind it. With keys, browsers ask for
             one as a password.
+        tools: those of the Model Context Protocol, by `openblip.serve.tools.mcp_app`. They live as long as the
+            application, whose lifespan has to be run.
     """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        if tools is None:
+            yield
+            return
+        async with tools.router.lifespan_context(tools):
+            yield
+
     app = FastAPI(
         title="OpenBLIP",
         version=__version__,
@@ -55,6 +70,7 @@ def make_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.service = service
     app.include_router(native_routes(service))
@@ -87,9 +103,12 @@ def make_app(
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return await refused(request, wrong_field(error.errors()[0]))
 
+    limits = FORM_LIMITS | JSON_LIMITS
+    if tools is not None:
+        app.router.routes.extend(tools.routes)  # a mount would answer each call with a redirect first
+        limits |= {route.path: "json_mb" for route in tools.routes if isinstance(route, Route)}
     if page is not None:
         page(app)
-    limits = FORM_LIMITS | JSON_LIMITS
     paths = frozenset({*limits, "/health", "/ready", "/metrics", "/openapi.json", "/v1/models"})
     # The last one is the outermost.
     app.add_middleware(

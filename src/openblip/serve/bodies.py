@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,8 +120,9 @@ class BodyReader:
 
 async def refuse(scope: Scope, reader: BodyReader, send: Send, refusal: Refusal) -> None:
     """Answer a request whose body was not read to its end."""
-    scope["state"]["notes"]["code"] = refusal.code
-    await send_refusal(send, refusal, scope["state"]["request_id"], more=True)
+    state = scope.setdefault("state", {})
+    state.setdefault("notes", {})["code"] = refusal.code
+    await send_refusal(send, refusal, state.setdefault("request_id", uuid4().hex), more=True)
     until = time.monotonic() + SWALLOW_SECONDS
     size = 0
     with suppress(asyncio.TimeoutError, ClientLeftError):

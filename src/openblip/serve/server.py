@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import signal
@@ -17,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from openblip.errors import OptionError
 from openblip.serve.errors import Refusal, body_of
 from openblip.serve.limits import Limits
 from openblip.serve.observed import JsonHandler, write_log
@@ -25,39 +23,6 @@ from openblip.serve.service import Service
 
 BACKLOG = 2048
 DRAIN_STEP = 0.05
-
-
-def check_host(host: str, has_keys: bool, open_to_all: bool) -> None:
-    """Raises OptionError for an address that others can reach, unless requests need a key or the user said so."""
-    if has_keys or open_to_all:
-        return
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise OptionError(
-            f"on {host}, everyone who reaches this machine could use the server: give --api-key-file FILE, or --no-key "
-            "if something in front of it checks who asks"
-        )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for clients; port 0 is any that is free.
-
-    Raises:
-        OptionError: nobody may listen there.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise OptionError(f"the server cannot listen on {host}, port {port} ({reason}): give another --port") from error
-    return listener
 
 
 class PatientProtocol(H11Protocol):

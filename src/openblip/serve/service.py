@@ -80,8 +80,12 @@ class Service:
     def is_ready(self) -> bool:
         return self.engine.is_alive and not self.admission.draining
 
-    def visit(self, request: Request, images: int) -> Visit:
-        """A request that wants something of the model. Raises a Refusal where no more images may wait."""
+    def visit(self, request: Request | None, images: int) -> Visit:
+        """A request that wants something of the model. Raises a Refusal where no more images may wait.
+
+        Args:
+            request: of the client who may leave; None where somebody else looks after that.
+        """
         if images > self.limits.images:
             raise over_limit(413, f"the request has {images} images", "images", self.limits.images)
         return Visit(self, request, max(1, images))
@@ -90,13 +94,14 @@ class Service:
 class Visit:
     """What one request does with the model; a context manager, at whose end nothing of it waits any more."""
 
-    def __init__(self, service: Service, request: Request, images: int) -> None:
+    def __init__(self, service: Service, request: Request | None, images: int) -> None:
         self.service = service
         self.limits = service.limits
         self.request = request
         self.until = time.monotonic() + self.limits.request_seconds
         self.place = service.admission.take(images)
-        self.notes: dict[str, Any] = request.scope.get("state", {}).get("notes", {})
+        scope = {} if request is None else request.scope
+        self.notes: dict[str, Any] = scope.get("state", {}).get("notes", {})
         self.notes["images"] = images
         self.waiting: list[Waiting] = []
         self.ended = False
@@ -259,8 +264,11 @@ class Visit:
         self.notes[f"{stage}_ms"] = round(1000 * seconds, 1)
 
 
-async def _left(request: Request) -> None:
+async def _left(request: Request | None) -> None:
     """Until the client leaves."""
+    if request is None:
+        await asyncio.Event().wait()
+        return
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

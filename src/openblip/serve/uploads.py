@@ -189,6 +189,22 @@ def read_upload(encoder: CachedEncoder, upload: Upload, limits: Limits) -> ReadI
         Refusal: the file is too large, of no format that is taken, or has too many pixels.
         ImageError: it is damaged.
     """
+    known = check_upload(upload, limits)
+    try:
+        return encoder.read(upload.data, upload.name)
+    except ImageError as error:
+        if not known:
+            raise _unknown(upload.name, error.problem) from error
+        raise
+
+
+def check_upload(upload: Upload, limits: Limits) -> bool:
+    """Whether the beginning of a file is that of an image.
+
+    Raises:
+        Refusal: the file is too large, of no format that is taken, or has too many pixels.
+        ImageError: it is damaged, as far as that is seen before it is decoded.
+    """
     from PIL import Image
 
     name, data = upload.name, upload.data
@@ -209,12 +225,7 @@ def read_upload(encoder: CachedEncoder, upload: Upload, limits: Limits) -> ReadI
             raise _unknown(name, f"is of the format {form}")
         if width * height > limits.pixels:
             raise over_limit(413, f"{name} has {width} x {height} pixels", "megapixels", limits.megapixels, "image")
-    try:
-        return encoder.read(data, name)
-    except ImageError as error:
-        if opened is None:
-            raise _unknown(name, error.problem) from error
-        raise
+    return opened is not None
 
 
 def _unknown(name: str, problem: str) -> Refusal:
