@@ -332,3 +332,21 @@ def test_images_that_may_be_meant(tmp_path: Path) -> None:
     for wrong in ("", "http://x.org/a.jpg", "a\0b", "x" * 300):
         with pytest.raises(OpenBlipError, match=r"^here "):
             index.find(wrong, "here")
+
+
+def test_tables_whose_images_are_elsewhere(tmp_path: Path) -> None:
+    cat, dog = (put_image(tmp_path / "photos" / place) for place in ("a/cat.jpg", "b/000000000042.jpg"))
+    names = ("/home/you/cat.jpg", "coco/train2014/COCO_train2014_000000000042.jpg")
+    rows = [{"image": name, "caption": "one"} for name in names]
+    found, _ = read(tmp_path, "rows.json", [*rows, {"image": "x/gone.jpg", "caption": "one"}])
+    assert [row.image for row in found] == [cat, dog, tmp_path / "x/gone.jpg"]
+    assert [row.image_id for row in found] == [*names, "x/gone.jpg"]
+    # With one image at its path, the paths are right, and a name elsewhere is another image.
+    here = {"image": "photos/a/cat.jpg", "caption": "one"}
+    found, _ = read(tmp_path, "rows.json", [here, {"image": "photos/b/cat.jpg", "caption": "one"}])
+    assert [row.image for row in found] == [cat, tmp_path / "photos/b/cat.jpg"]
+    put_image(tmp_path / "photos/c/cat.jpg")
+    with pytest.raises(OpenBlipError, match=r"cat.jpg, and .* has 2 that may be meant \(photos/a/cat.jpg, photos/c"):
+        read(tmp_path, "rows.json", rows)
+    pairs = [{"image": "left/cat.jpg", "second_image": "42.jpg", "caption": "two", "label": "True"}]
+    assert read(tmp_path, "pairs.json", pairs, images="photos/a")[0][0].images == (cat, tmp_path / "photos/a/42.jpg")

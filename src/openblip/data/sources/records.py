@@ -186,6 +186,11 @@ class ImageFinder:
         self.folder = folder
         self._found: dict[str, Path] = {}
 
+    @property
+    def names(self) -> dict[Path, str]:
+        """The paths of all images that were looked for, each with its name in the table."""
+        return {path: name.strip() for name, path in self._found.items()}
+
     def find(self, value: object, place: str) -> tuple[ImageFile, str]:
         """The image, and its name in the table.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,21 @@ def read_table(path: Path, options: TableOptions | None = None, skipped: list[st
             "that can be used" if options.split is None else f"of the split {options.split}: check its column split"
         )
         raise OpenBlipError(f"{path} has no rows {wanted}")
-    return samples
+    return _found_elsewhere(samples, finder, index, str(path))
+
+
+def _found_elsewhere(samples: list[Sample], finder: ImageFinder, index: ImageIndex, place: str) -> list[Sample]:
+    """The samples, with their images looked for by name if not one of them is at its path.
+
+    A table may come from another machine or from a folder that is laid out differently. Where some images are at their
+    paths, the others are missing: an image of the same name elsewhere is not the one that is meant.
+    """
+    names = finder.names
+    if not names or any(path.is_file() for path in names):
+        return samples
+    found = {path: index.find(name, place) for path, name in names.items()}
+    elsewhere: dict[ImageFile, Path] = {path: image for path, image in found.items() if image.is_file()}
+    return [replace(sample, images=tuple(elsewhere.get(image, image) for image in sample.images)) for sample in samples]
 
 
 def _with_image(row: dict[str, Any]) -> dict[str, Any]:
