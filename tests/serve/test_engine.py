@@ -162,7 +162,7 @@ def test_streams_take_turns_with_batches(
     held.go.set()
     for place, stream in enumerate(streams):
         done = stream.future.result(WAIT)
-        assert isinstance(done, Streamed) and done.written == len(done.tokens) > 0
+        assert isinstance(done, Streamed) and done.written == 8
         expected = tiny_model.caption(image_paths[place], stream=True, max_new_tokens=8, min_new_tokens=8)
         assert "".join(pieces[place]) == "".join(expected)
     assert batch.future.result(WAIT).texts[0].text == tiny_model.caption(image_paths[2])

@@ -185,6 +185,32 @@ def test_options(client: openai.OpenAI, served: Served, tiny_model: Model, image
     assert whole[2:4] not in "".join(one.choices[0].delta.content or "" for one in streamed)
 
 
+def test_a_text_that_was_streamed_is_streamed_again_without_the_model(serving: Any, image_paths: list[Path]) -> None:
+    messages = [user(image_part(image_paths[0]), text_part("what is it?"))]
+
+    def streamed(**options: Any) -> tuple[str, Any, int]:
+        stream = client.chat.completions.create(
+            model="tiny", messages=messages, stream=True, stream_options={"include_usage": True}, **options
+        )
+        chunks = list(stream)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        reason = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1]
+        return text, (reason, chunks[-1].usage), int(served.metric("openblip_batch_items_count"))
+
+    with serving() as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", timeout=WAIT) as client:
+        messages[0]["content"][0]["image_url"]["detail"] = "low"
+        first, how, batches = streamed()
+        assert first and streamed() == (first, how, batches)
+        assert served.metric("openblip_kept_texts_total", result="hit") == 1
+        # Texts that are sampled, and those by other options, are written anew.
+        assert streamed(temperature=1.5)[2] == batches + 1
+        assert streamed(max_tokens=1)[2] == batches + 2
+        # What was written at once is streamed, too, where the options are the same.
+        plain = client.chat.completions.create(model="tiny", messages=messages, temperature=1.0, seed=3)
+        text, _, now = streamed(temperature=1.0, seed=3)
+        assert (text, now) == (plain.choices[0].message.content, batches + 3)
+
+
 def test_what_is_wrong_is_said(client: openai.OpenAI, served: Served, image_paths: list[Path]) -> None:
     name = served.service.name
 

@@ -21,6 +21,30 @@ def test_the_description_has_examples_that_work(served: Served) -> None:
         assert served.http.post(path, json=example).status_code == 200
 
 
+def test_forms_have_examples_that_work(served: Served, image_paths: list[Path]) -> None:
+    paths = served.http.get("/openapi.json").json()["paths"]
+    for path in ("/caption", "/batch_caption", "/ask", "/match", "/embed"):
+        form = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+        fields = {name: one["examples"][0] for name, one in form["properties"].items() if "examples" in one}
+        files = "file" if "file" in form["properties"] else "files"
+        assert set(form["required"]) <= {*fields, files} and fields
+        answer = served.post(path, image_paths[0], field=files, **fields)
+        assert answer.status_code == 200, answer.text
+
+
+def test_refusals_are_described_as_they_are(served: Served) -> None:
+    schema = served.http.get("/openapi.json").json()
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+    refused, problem = (schema["components"]["schemas"][name] for name in ("Refused", "Problem"))
+    for path, body in {"/caption": {}, "/v1/chat/completions": {"json": {"messages": []}}}.items():
+        described = schema["paths"][path]["post"]["responses"]["422"]["content"]["application/json"]["schema"]
+        assert described == {"$ref": "#/components/schemas/Refused"}
+        answer = served.http.post(path, **(body or {"data": {"nothing": "1"}}))
+        assert answer.status_code == 422
+        assert answer.json().keys() == set(refused["required"])
+        assert answer.json()["error"].keys() == set(problem["required"])
+
+
 @pytest.mark.slow
 def test_requests_made_of_the_description(served: Served, image_paths: list[Path]) -> None:
     schemathesis = pytest.importorskip("schemathesis")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,6 +36,33 @@ FORM_LIMITS = {
 }
 """Paths whose bodies are forms, and the limit of each in megabytes."""
 JSON_LIMITS = {"/v1/chat/completions": "json_mb", "/v1/embeddings": "json_mb"}
+
+
+class Problem(BaseModel):
+    """What is wrong, in a sentence, and for programs: `code` is the name of a limit, or of a kind of mistake."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class Refused(BaseModel):
+    """A request that was not done; the id is that of the server's log."""
+
+    error: Problem
+    request_id: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"model": Refused, "description": "Something is larger than a limit."},
+    415: {"model": Refused, "description": "No form, or no format of images that is taken."},
+    422: {"model": Refused, "description": "Something else is wrong with the request."},
+    429: {"model": Refused, "description": "The queue is full; Retry-After says when to come again."},
+    503: {"model": Refused, "description": "The model had no time, or the server is being stopped."},
+    504: {"model": Refused, "description": "The request took too long."},
+}
+"""What requests for the model may be answered, for OpenAPI."""
 
 
 def make_app(
@@ -73,8 +102,8 @@ def make_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    app.include_router(native_routes(service))
-    app.include_router(openai_routes(service))
+    app.include_router(native_routes(service), responses=REFUSALS)
+    app.include_router(openai_routes(service), responses=REFUSALS)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

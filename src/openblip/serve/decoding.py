@@ -115,7 +115,7 @@ class Decoding(Generic[Owner]):
         for key, token in advance.tokens:
             text = self._texts[key]
             if text.streamed is not None and text.growing is not None:
-                text.streamed.tokens.append(token)
+                text.streamed.written += 1
                 self._put(text, text.growing.add(token))
         done: list[tuple[Owner, Written | Streamed]] = []
         for key, found in advance.finished.items():

@@ -128,16 +128,12 @@ class Streamed:
 
     Attributes:
         read, longest: as of `Written`.
-        tokens: that were written by now.
+        written: tokens by now.
     """
 
     read: int
     longest: int
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def written(self) -> int:
-        return len(self.tokens)
+    written: int = 0
 
     @property
     def finished(self) -> bool:

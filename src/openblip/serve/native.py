@@ -24,26 +24,44 @@ Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class CaptionFields(TextFields):
-    question: Annotated[str | None, Field(description="Answer this instead of describing the image.")] = None
-    prompt: Annotated[str | None, Field(description="How the caption begins; the result does not repeat it.")] = None
-    num_captions: Annotated[int, Field(ge=1, description="Captions, best first.")] = 1
+    question: Annotated[
+        str | None, Field(description="Answer this instead of describing the image.", examples=["what is this?"])
+    ] = None
+    prompt: Annotated[
+        str | None, Field(description="How the caption begins; the result does not repeat it.", examples=["a photo of"])
+    ] = None
+    num_captions: Annotated[int, Field(ge=1, description="Captions, best first.", examples=[1])] = 1
 
 
 class AskFields(TextFields):
-    question: Annotated[Texts, Field(description="A question about the image; repeat the field for more.")]
+    question: Annotated[
+        Texts,
+        Field(
+            description="A question about the image; repeat the field for more.",
+            examples=[["what is this?", "where is it?"]],
+        ),
+    ]
 
 
 class MatchFields(BaseModel, extra="forbid"):
-    text: Annotated[Texts, Field(description="A text that may fit the image; repeat the field for more.")]
+    text: Annotated[
+        Texts,
+        Field(description="A text that may fit the image; repeat the field for more.", examples=[["a bird", "a dog"]]),
+    ]
 
 
 class ClassifyFields(BaseModel, extra="forbid"):
-    label: Annotated[Texts, Field(description="A name of what the image may show; repeat the field for more.")]
+    label: Annotated[
+        Texts,
+        Field(description="A name of what the image may show; repeat the field for more.", examples=[["bird", "dog"]]),
+    ]
     template: Annotated[list[str], Field(description="A text with {} in it, where a label stands.")] = list(TEMPLATES)
 
 
 class EmbedFields(BaseModel, extra="forbid"):
-    text: Annotated[list[str], Field(description="A text to embed; repeat the field for more.")] = []
+    text: Annotated[
+        list[str], Field(description="A text to embed; repeat the field for more.", examples=[["a dog on the beach"]])
+    ] = []
 
 
 class Text(BaseModel):
@@ -120,7 +138,8 @@ def form_of(
     several = {"type": "array", "items": picture, "minItems": least}
     properties = {files: picture if files == "file" else several, **schema.get("properties", {})}
     if urls:
-        address = {"type": "string", "description": "The web address of an image, instead of a file."}
+        address: dict[str, Any] = {"type": "string", "description": "The web address of an image, instead of a file."}
+        address["examples"] = ["https://images.example.org/photo.jpg"]
         properties["url"] = address if files == "file" else {"type": "array", "items": address}
     required = [*([files] if least and not urls else []), *schema.get("required", [])]
     body = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

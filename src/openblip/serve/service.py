@@ -188,6 +188,10 @@ class Visit:
 
         The first piece is waited for in here: until then, what is wrong is raised as by `run`.
         """
+        kept = self.service.written.find_stream(job, item)
+        self.service.metrics.answers.labels("miss" if kept is None else "hit").inc()
+        if kept is not None:
+            return self._again(*kept)
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -203,11 +207,21 @@ class Visit:
     async def _pieces(
         self, piece: str | None, pieces: asyncio.Queue[str | None], waiting: Waiting
     ) -> AsyncGenerator[str | Streamed, None]:
+        text = ""
         while piece is not None:
+            text += piece
             yield piece
             piece = await asyncio.wait_for(pieces.get(), max(0.001, self._time_left()))
         streamed: Streamed = waiting.future.result()
+        self.service.written.keep_stream(waiting.job, waiting.item, text, streamed)
         self._count(streamed.read, streamed.written)
+        yield streamed
+
+    async def _again(self, text: str, streamed: Streamed) -> AsyncGenerator[str | Streamed, None]:
+        """A text that was written before, in one piece."""
+        self._count(streamed.read, streamed.written)
+        if text:
+            yield text
         yield streamed
 
     async def _in_turn(self, work: asyncio.Future[Any], waiting: Sequence[Waiting]) -> Any:
@@ -282,22 +296,43 @@ class KeptTexts:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._kept: OrderedDict[Hashable, Written] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def find(self, job: Job, item: Any) -> Written | None:
+        found: Written | None = self._find(self._key(job, item))
+        return found
+
+    def find_stream(self, job: Job, item: Any) -> tuple[str, Streamed] | None:
+        """A text that was streamed, or written at once by the same options."""
+        written = self.find(job, item)
+        if written is not None and len(written.texts) == 1:
+            (one,) = written.texts
+            return one.text, Streamed(written.read, written.longest, written.written)
+        found: tuple[str, Streamed] | None = self._find((self._key(job, item), Streamed))
+        return found
+
+    def keep(self, job: Job, item: Any, result: Any) -> None:
         key = self._key(job, item)
+        if key is not None and isinstance(result, Written):
+            self._keep(key, result)
+
+    def keep_stream(self, job: Job, item: Any, text: str, streamed: Streamed) -> None:
+        """Keep a text that was streamed to its end; it has no score, so that streams alone get it again."""
+        key = self._key(job, item)
+        if key is not None:
+            self._keep((key, Streamed), (text, streamed))
+
+    def _find(self, key: Hashable | None) -> Any:
         if key is None or key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def keep(self, job: Job, item: Any, result: Any) -> None:
-        key = self._key(job, item)
-        if key is not None and isinstance(result, Written):
-            self._kept[key] = result
-            self._kept.move_to_end(key)
-            while len(self._kept) > self.most:
-                self._kept.popitem(last=False)
+    def _keep(self, key: Hashable, result: Any) -> None:
+        self._kept[key] = result
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.most:
+            self._kept.popitem(last=False)
 
     def _key(self, job: Job, item: Any) -> Hashable | None:
         if not isinstance(job, Write) or not job.repeatable:
