@@ -128,7 +128,6 @@ def analyze(
     A report as text, JSON, Markdown or one HTML page with pictures of the pages. Options of generation are for answers;
     captions are as the model usually writes them.
     """
-    import openblip
     from openblip.analysis.analyze import analyze_pages
     from openblip.analysis.kept_report import command_of, write_to_file
     from openblip.analysis.pages import plan_pages
@@ -155,7 +154,7 @@ def analyze(
     def find(start: int) -> Iterator[dict[str, Any]]:
         """The pages from one on, with what is wrong with them told."""
         nonlocal failed
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        loaded = args.load_model(context)
         found = analyze_pages(loaded, plan[start:], asked, dpi, batch_size, thumbnails and chosen == "html", options)
         for page in found:
             if page.error is not None:

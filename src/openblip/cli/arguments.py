@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -18,6 +18,9 @@ from openblip.errors import OptionError
 from openblip.generation.options import USER_OPTIONS, GenerationOptions
 from openblip.jobs.folder import FILES
 from openblip.jobs.kept_output import Command
+
+if TYPE_CHECKING:
+    from openblip.models.model import Model as LoadedModel
 
 TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"
@@ -201,6 +204,20 @@ def settings_of(context: typer.Context, ignored: Collection[str]) -> dict[str, A
             settings[f"{FILES}--{name}"] = origin_of(context.params[name])
     settings["--version"] = __version__
     return settings
+
+
+def load_model(context: typer.Context) -> LoadedModel:
+    """The model of the command's options.
+
+    With --output no image is looked up in the cache: what an earlier batch gave for a copy of an image has other last
+    digits than its own batch gives, so a command that is stopped and goes on would write other bytes.
+    """
+    import openblip
+
+    given = {name: context.params[name] for name in ("device", "dtype", "adapter", "tokenizer")}
+    if context.params.get("output") is not None:
+        given["image_cache"] = 0
+    return openblip.load(context.params["model"], **given)
 
 
 def refuse_images(texts: Sequence[str]) -> None:

@@ -52,7 +52,6 @@ def ask(
 
     One question about one image prints the answer alone; otherwise each line begins with the image or the question.
     """
-    import openblip
     from openblip.images.sources import describe_source
 
     args.refuse_images(questions)
@@ -65,7 +64,7 @@ def ask(
         return name + (f"{question} " if len(questions) > 1 else "")
 
     def streamed(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        loaded = args.load_model(context)
 
         def show(path: Image) -> list[GeneratedText]:
             for question in questions:
@@ -77,7 +76,7 @@ def ask(
         return attempt(rest, show)
 
     def work(rest: Sequence[Image]) -> Iterator[list[GeneratedText] | ImageError]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        loaded = args.load_model(context)
         found = attempt(rest, lambda path: loaded.ask(path, questions, details=True, **options))
         return with_progress(found, len(rest), to_file=output is not None)
 

@@ -44,12 +44,10 @@ def caption(
     output: args.Output = None,
 ) -> None:
     """Caption images: print one line for each, with its name, a colon and the caption."""
-    import openblip
-
     images = find_inputs(inputs, recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[Captioned]:
-        found = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer).caption_many(
+        found = args.load_model(context).caption_many(
             rest,
             prompt=prompt,
             num_captions=num_captions,

@@ -62,13 +62,11 @@ def classify(
 
     A probability is the share of a label among those that you give.
     """
-    import openblip
-
     candidates = all_labels(label, labels)
     images = find_inputs(inputs, recursive=recursive)
 
     def work(rest: Sequence[Image]) -> Iterator[ClassifiedImage]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        loaded = args.load_model(context)
         if template:
             found = loaded.classify_many(rest, candidates, templates=template, batch_size=batch_size)
         else:

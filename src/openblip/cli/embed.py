@@ -74,8 +74,6 @@ def embed(
     """Embed images and texts: write unit vectors that you can compare and search."""
     import numpy as np
 
-    import openblip
-
     texts = text or []
     if not inputs and not texts:
         raise OptionError("nothing to embed: give images, or texts with --text")
@@ -86,7 +84,7 @@ def embed(
         raise OptionError(f"{output} has an unknown ending: use .npz or .safetensors")
     images = find_inputs(inputs, recursive=recursive) if inputs else []
     with open_report(as_json, output, args.command_of(context, images)) as report:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        loaded = args.load_model(context)
         text_embeds = loaded.embed_texts(texts)
 
         def work(rest: Sequence[Image]) -> Iterator[Embedded]:

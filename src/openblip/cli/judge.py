@@ -45,7 +45,6 @@ def judge(
     of SNLI-VE says of one image whether a statement follows from it ("entailment"), cannot be told ("neutral"), or
     cannot be true ("contradiction").
     """
-    import openblip
     from openblip.images.sources import describe_source
     from openblip.models.abilities import judge_of
 
@@ -53,7 +52,7 @@ def judge(
     if not statements:
         raise OptionError("there is nothing to judge: give a statement with --text")
     images = find_inputs(inputs, recursive=recursive, repeats=True)
-    loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+    loaded = args.load_model(context)
     size = judge_of(loaded).num_images
     if len(images) % size:
         raise OptionError(

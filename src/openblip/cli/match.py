@@ -63,7 +63,6 @@ def match(
     itm: the probability that text and image belong together; a model that compares by contrast alone has none.
     itc: the cosine of their embeddings.
     """
-    import openblip
     from openblip.errors import OptionError
     from openblip.images.heatmap import save_heatmap
     from openblip.images.sources import describe_source
@@ -74,7 +73,7 @@ def match(
         raise OptionError("a heatmap is of one image and one text: give one of each with --heatmap")
 
     def work(rest: Sequence[Image]) -> Iterator[Matched]:
-        loaded = openblip.load(model, device=device, dtype=dtype, adapter=adapter, tokenizer=tokenizer)
+        loaded = args.load_model(context)
         if heatmap is not None:
             save_heatmap(rest[0], loaded.heatmap(rest[0], texts[0]), heatmap)
         found = loaded.match_many(rest, texts, batch_size=batch_size)
