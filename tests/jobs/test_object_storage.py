@@ -83,7 +83,7 @@ def test_patterns(path: str, pattern: str, is_match: bool) -> None:
 
 
 def test_small_files_are_there_whole(server: ObjectServer) -> None:
-    store = ObjectStore("s3://work/out.csv.openblip/chunks")
+    store = ObjectStore("s3://results/out.csv.openblip/chunks")
     assert store.names() == [] and store.read("0.rows") is None
     store.clear()
     store.write("0.rows", b"one")

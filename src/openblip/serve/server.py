@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from uuid import uuid4
 
@@ -84,13 +86,11 @@ class DrainedServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C drain; the second one ends at once."""
         loop = asyncio.get_running_loop()
-        numbers = [signal.SIGTERM, signal.SIGINT]
+        # Loops on Windows, and those of other threads, take no signals: there, they have their usual effect.
+        takes_signals = os.name == "posix" and threading.current_thread() is threading.main_thread()
         with contextlib.ExitStack() as stack:
-            for number in numbers:
-                try:
-                    loop.add_signal_handler(number, self._stop, loop)
-                except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-                    continue
+            for number in (signal.SIGTERM, signal.SIGINT) if takes_signals else ():
+                loop.add_signal_handler(number, self._stop, loop)
                 stack.callback(loop.remove_signal_handler, number)
             yield
 
