@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openblip.search import scan
 from openblip.search.codes import Codes
+from openblip.search.index import CODES_FROM, _Loaded
 
 
 def clustered(images: int, vectors: int, width: int = 256, seed: int = 0) -> Tensor:
@@ -113,3 +114,12 @@ def test_no_pair_of_near_duplicates_is_missed() -> None:
     found = list(scan.alike([halves[:200], halves[200:]], 0.9))
     assert sorted((i, j) for i, j, _ in found) == wanted
     assert all(abs(cosine - cosines[i, j]) < 1e-5 for i, j, cosine in found)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_codes_are_made_where_they_are_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "codes_are_fast", lambda: fast)
+    blocks = [torch.nn.functional.normalize(torch.randn(4, 2, 256), dim=-1).half()]
+    loaded = _Loaded(1, [], blocks)
+    found = [loaded.codes_if_worth() is not None for _ in range(CODES_FROM + 1)]
+    assert found == [False] * (CODES_FROM - 1) + [fast] * 2

@@ -57,11 +57,12 @@ class _Loaded:
 
     def codes_if_worth(self) -> Codes | None:
         """A process that searches now and then does without."""
+        from openblip.search import scan
         from openblip.search.codes import Codes
 
         self.searches += 1
-        if self.searches == CODES_FROM:
-            with suppress(AttributeError, RuntimeError):  # there are none on this processor
+        if self.searches == CODES_FROM and scan.codes_are_fast():
+            with suppress(RuntimeError):  # there is no memory for them
                 self.codes = Codes(self.blocks)
         return self.codes
 
