@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openblip.search import scan
 from openblip.search.codes import Codes
-from openblip.search.index import CODES_FROM, _Loaded
+from openblip.search.index import CODES_FROM, VAIN, _Loaded
 
 
 def clustered(images: int, vectors: int, width: int = 256, seed: int = 0) -> Tensor:
@@ -49,26 +49,30 @@ def test_the_best_are_those_of_float64(half: bool, count: int, kept: int, monkey
         assert torch.allclose(torch.tensor([score for _, score in found]), wanted[[p for p, _ in found]].float())
 
 
-def codes_of(blocks: list[Tensor]) -> Codes:
+def codes_of(blocks: list[Tensor], share: float) -> Codes:
     try:
-        return Codes(blocks)
+        return Codes(blocks, share)
     except (AttributeError, RuntimeError):
         pytest.skip("this PyTorch has no products of 8-bit numbers by FBGEMM")
 
 
+@pytest.mark.parametrize("share", [1.0, 0.25])
 @pytest.mark.parametrize(("count", "kept", "others"), [(32, 1, 0), (32, 4, 0), (8, 1, 2), (1, 1, 1)])
 def test_codes_change_nothing_and_their_bounds_hold(
-    count: int, kept: int, others: int, monkeypatch: pytest.MonkeyPatch
+    count: int, kept: int, others: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In several parts of several blocks; also of vectors with one number alone, and not of length 1."""
     monkeypatch.setattr("openblip.search.codes.TOGETHER", 999)
+    monkeypatch.setattr("openblip.search.codes.READ_TOGETHER", 1999)
     vectors = clustered(900, count)
     vectors[5, 0] = F.one_hot(torch.tensor(3), 256)
     vectors[6] = 0
     vectors[7] *= 3
+    vectors[8] = vectors[9, 0]
     halves = vectors.half()
     blocks = [halves[:1], halves[1:1], halves[1:400], halves[400:]]
-    codes = codes_of(blocks)
+    codes = codes_of(blocks, share)
+    left = []
     for mixed in queries_for(vectors, 3 * (kept + others)).view(3, kept + others, -1):
         query, unwanted = mixed[:kept], list(mixed[kept:, None])
         wanted = exact(halves, query)
@@ -76,10 +80,32 @@ def test_codes_change_nothing_and_their_bounds_hold(
             wanted = wanted - torch.stack([exact(halves, other) for other in unwanted]).amax(dim=0)
         scores, errors = codes.bounds(query, unwanted)
         assert ((scores - wanted).abs() <= errors).all()
-        assert errors.median() < 0.03
+        assert errors.median() < (0.03 if share == 1 or count == 1 else 0.5 * (1 + len(unwanted)))
         found = scan.best(blocks, query, 25, unwanted, codes)
         assert found == scan.best(blocks, query, 25, unwanted)
         assert [place for place, _ in found] == wanted.argsort(descending=True)[:25].tolist()
+        left.append(codes.left)
+    assert 25 / 900 <= min(left) <= max(left) <= 1
+    assert max(left) < (0.1 if share == 1 or count == 1 else 1.01)
+
+
+def test_a_few_directions_tell_images_apart_whose_vectors_differ_in_these() -> None:
+    """Where they do not, codes of everything are made instead, and change nothing."""
+    generator = torch.Generator().manual_seed(4)
+    directions = torch.linalg.qr(torch.randn(256, 256, generator=generator))[0][:20]
+    means = F.normalize(torch.randn(600, 1, 256, generator=generator), dim=-1)
+    flat = F.normalize(means + 0.2 * torch.randn(600, 16, 20, generator=generator) @ directions, dim=-1).half()
+    round_ = F.normalize(torch.randn(600, 16, 256, generator=generator), dim=-1).half()
+    for vectors, spared in ((flat, True), (round_, False)):
+        loaded = _Loaded(1, [], [vectors])
+        loaded.codes = codes_of([vectors], 0.25)
+        shares = []
+        for query in queries_for(vectors.float(), VAIN + 1)[:, None]:
+            codes = loaded.codes_if_worth()
+            assert codes is not None
+            assert scan.best([vectors], query, 5, codes=codes) == scan.best([vectors], query, 5)
+            shares.append(codes.share)
+        assert shares == [0.25] * VAIN + [0.25 if spared or not scan.codes_are_fast() else 1]
 
 
 def test_what_is_unwanted_is_subtracted() -> None:

@@ -32,6 +32,8 @@ CANDIDATES, PROBES = 400, 64
 """Photos that the index proposes for each vector of a query, from so many of its parts."""
 CODES_FROM = 8
 """The search of a process for which codes of all vectors are made, which takes as long as some searches."""
+VAIN = 3
+"""Searches one after the other of which the codes spare nothing, before there are codes of everything."""
 TOP, RERANK = 10, 20
 UNWANTED = 0.5
 """ITM probability from which a photo shows what is not wanted."""
@@ -47,6 +49,7 @@ class _Loaded:
         blocks: vectors of the entries, in their order.
         codes: of the blocks; None as long as there are none.
         searches: how many there were.
+        vain: of these, how many one after the other the codes spared nothing.
     """
 
     version: int
@@ -54,16 +57,24 @@ class _Loaded:
     blocks: list[Tensor]
     codes: Codes | None = None
     searches: int = 0
+    vain: int = 0
 
     def codes_if_worth(self) -> Codes | None:
-        """A process that searches now and then does without."""
+        """A process that searches now and then does without.
+
+        Where a few directions do not tell the images apart, codes of all of them do.
+        """
         from openblip.search import scan
-        from openblip.search.codes import Codes
+        from openblip.search.codes import SHARE, Codes
 
         self.searches += 1
-        if self.searches == CODES_FROM and scan.codes_are_fast():
+        if self.codes is not None and self.codes.share < 1:
+            self.vain = self.vain + 1 if self.codes.left > scan.WORTH else 0
+        share = SHARE if self.searches == CODES_FROM else 1.0 if self.vain == VAIN else None
+        if share is not None and scan.codes_are_fast():
+            self.codes, self.vain = None, 0  # frees the memory of what is not needed any more
             with suppress(RuntimeError):  # there is no memory for them
-                self.codes = Codes(self.blocks)
+                self.codes = Codes(self.blocks, share)
         return self.codes
 
 

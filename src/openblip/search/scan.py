@@ -2,9 +2,9 @@
 
 The similarity of a query of K unit vectors and an image of Q is the mean over the query's vectors of the best cosine
 (MaxSim, https://arxiv.org/abs/2004.12832): of a text, which has one, the best cosine. What dominates is reading the
-vectors, 1.6 GB for 100,000 images of a BLIP-2. So a first pass reads codes of 8 bits, or, where there are none, makes
-products with one vector in half precision where the processor does that fast, without an array in float32; what may be
-among the best is then computed again in float64.
+vectors, 1.6 GB for 100,000 images of a BLIP-2. So a first pass reads codes, a fifth of that, where there are some. Of
+what it leaves, products with one vector are made in half precision where the processor does that fast, without an array
+in float32. What may be among the best is then computed again in float64.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ HALF_ERROR = 2**-10
 """More than a cosine is off that was summed in float32 with a query in half precision, and rounded to it itself."""
 FEW = 4
 """Vectors of a query for which codes are faster: of more, multiplying takes longer than reading."""
+WORTH = 0.5
+"""The share of the images up to which it is worth picking those that the codes left, rather than reading all."""
+SEEDS = 4
+"""Times as many images as are wanted, which are compared in full before what their codes leave."""
 PAIRS = 256
 """Images whose mean vectors are compared with all others at once."""
 
@@ -48,17 +52,33 @@ def best(
     if not total:
         return []
     count = min(count, total)
-    if codes is None or len(query) > FEW:
+    left = None if codes is None or len(query) > FEW else _left_by(codes, blocks, query, count, unwanted)
+    if left is None:
         rough = torch.cat([_scores(block, query, unwanted, _similarity) for block in blocks])
-        off = torch.tensor(HALF_ERROR * (2 if unwanted else 1))
     else:
-        rough, off = codes.bounds(query, unwanted)
+        rough = torch.cat([_scores(some, query, unwanted, _similarity) for some in _rows(blocks, left)])
+    off = HALF_ERROR * (2 if unwanted else 1)
     # So many scores are at least this: what cannot reach it is none of the best.
     least = (rough - off).topk(count).values[-1]
     places = (rough + off >= least).nonzero().flatten()
+    if left is not None:
+        places = left[places]
     scores = exact(torch.cat(list(_rows(blocks, places))), query, unwanted)
     order = scores.argsort(descending=True, stable=True)[:count]
     return [(int(places[row]), float(scores[row])) for row in order]
+
+
+def _left_by(
+    codes: Codes, blocks: Sequence[Tensor], query: Tensor, count: int, unwanted: Sequence[Tensor]
+) -> Tensor | None:
+    """Sorted places of the images that can be among the best by their codes; None if these are too many to pick."""
+    rough, off = codes.bounds(query, unwanted)
+    # Those that seem to be the best say what a score must reach.
+    seeds = rough.topk(min(len(rough), SEEDS * count)).indices
+    least = exact(torch.cat(list(_rows(blocks, seeds))), query, unwanted).topk(count).values[-1]
+    left = (rough + off >= least - HALF_ERROR**2).nonzero().flatten()
+    codes.left = len(left) / len(rough)
+    return left if codes.left <= WORTH else None
 
 
 def exact(vectors: Tensor, query: Tensor, unwanted: Sequence[Tensor] = ()) -> Tensor:
@@ -135,14 +155,14 @@ def _in_full(block: Tensor, query: Tensor) -> Tensor:
 def _rows(blocks: Sequence[Tensor], places: Tensor) -> Iterator[Tensor]:
     """The images at sorted or unsorted places in the blocks' order, one tensor for a run of them in one block."""
     if len(blocks) == 1:
-        yield blocks[0][places]
+        yield blocks[0].index_select(0, places)
         return
     ends = list(accumulate(len(block) for block in blocks))
     owners = torch.searchsorted(torch.tensor(ends), places, right=True).tolist()
     done = 0
     for owner, run in groupby(owners):
         size, block = len(list(run)), blocks[owner]
-        yield block[places[done : done + size] - (ends[owner] - len(block))]
+        yield block.index_select(0, places[done : done + size] - (ends[owner] - len(block)))
         done += size
 
 
