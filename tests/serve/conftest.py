@@ -60,6 +60,7 @@ def served_by(
     page: bool = False,
     urls: UrlPolicy | None = None,
     mcp: bool = False,
+    logs: bool = False,
 ) -> Iterator[Served]:
     """A server of a model, perhaps with its page or tools; it is drained at the end."""
     import httpx2
@@ -78,7 +79,7 @@ def served_by(
         from openblip.serve.tools import mcp_app
 
         tools = mcp_app(service, allowed_hosts=LOOPBACK_HOSTS)
-    server = make_server(make_app(service, keys=keys or [], logs=False, page=mount, tools=tools), service, ready.set)
+    server = make_server(make_app(service, keys=keys or [], logs=logs, page=mount, tools=tools), service, ready.set)
     loop = asyncio.new_event_loop()
     listener = listen("127.0.0.1", 0)
 

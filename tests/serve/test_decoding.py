@@ -46,6 +46,8 @@ class Told:
 
     def waited(self, seconds: float) -> None: ...
 
+    def gave_up(self) -> None: ...
+
     def failed(self, error: BaseException) -> None:
         self.errors.append(error)
 

@@ -37,6 +37,8 @@ class Seen:
 
     def waited(self, seconds: float) -> None: ...
 
+    def gave_up(self) -> None: ...
+
     def failed(self, error: BaseException) -> None:
         self.failures.append(error)
 

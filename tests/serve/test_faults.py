@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import io
 import json
 import random
@@ -265,6 +266,34 @@ def test_only_who_has_a_key_may_ask(tiny_model: Model, image_paths: list[Path], 
             {"X-API-Key": second},
         ):
             assert served.http.get("/metrics", headers=right).status_code == 200
+
+
+def test_keys_are_compared_whole_and_written_nowhere(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = [f"secret-key-number-{number}-of-this-server" for number in range(3)]
+    (tmp_path / "keys.txt").write_text("\n".join(keys), encoding="utf-8")
+    compared: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def seen(first: bytes, second: bytes) -> bool:
+        compared.append((len(first), len(second)))
+        return compare(first, second)
+
+    monkeypatch.setattr(hmac, "compare_digest", seen)
+    wrong = "wrong-secret-key-of-somebody"
+    with served_by(tiny_model, keys=read_keys(tmp_path / "keys.txt"), logs=True) as served:
+        for key in (*keys, wrong, wrong[:1], wrong * 100, keys[0][:-1]):
+            for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}):
+                compared.clear()
+                answer = served.http.get(f"/metrics?api_key={key}", headers=headers)
+                # Of one length, whatever was sent, and with all, whichever is right.
+                assert compared == [(32, 32)] * 3
+                if key not in keys:
+                    refused(answer, 401, "unknown_key")
+                assert "secret-key" not in answer.text and "secret-key" not in str(answer.headers)
+    log = capfd.readouterr().err
+    assert log.count('"status": 401') == 8 and "secret-key" not in log
 
 
 def test_a_server_that_is_stopped_finishes_what_it_took(tiny_model: Model, image_paths: list[Path]) -> None:

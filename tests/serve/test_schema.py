@@ -50,6 +50,9 @@ def test_requests_made_of_the_description(served: Served, image_paths: list[Path
     schemathesis = pytest.importorskip("schemathesis")
     hypothesis = pytest.importorskip("hypothesis")
     photos = [path.read_bytes() for path in image_paths]
+    from schemathesis.specs.openapi import checks
+
+    described = (checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance)
     schemathesis.openapi.format("binary", hypothesis.strategies.sampled_from(photos))
     url = "data:image/png;base64," + base64.b64encode(photos[0]).decode()
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
@@ -74,6 +77,7 @@ def test_requests_made_of_the_description(served: Served, image_paths: list[Path
             seen.setdefault(case.path, set()).add(answer.status_code)
             assert answer.status_code in (200, 404, 413, 415, 422), answer.text
             assert "Traceback" not in answer.text
+            case.validate_response(answer, checks=described)
             if answer.status_code != 200:
                 assert set(answer.json()) == {"error", "request_id"}
 

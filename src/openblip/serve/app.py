@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from openblip import __version__
@@ -55,6 +55,7 @@ class Refused(BaseModel):
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Refused, "description": "The body of the request came too slowly."},
     413: {"model": Refused, "description": "Something is larger than a limit."},
     415: {"model": Refused, "description": "No form, or no format of images that is taken."},
     422: {"model": Refused, "description": "Something else is wrong with the request."},
@@ -63,6 +64,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     504: {"model": Refused, "description": "The request took too long."},
 }
 """What requests for the model may be answered, for OpenAPI."""
+NO_KEY: dict[int | str, dict[str, Any]] = {
+    401: {"model": Refused, "description": "There is no key, or an unknown one."}
+}
+UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {
+    404: {"model": Refused, "description": "The server has no such model."}
+}
 
 
 def make_app(
@@ -102,20 +109,21 @@ def make_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    app.include_router(native_routes(service), responses=REFUSALS)
-    app.include_router(openai_routes(service), responses=REFUSALS)
+    refusals = REFUSALS | (NO_KEY if keys else {})
+    app.include_router(native_routes(service), responses=refusals)
+    app.include_router(openai_routes(service), responses=refusals | UNKNOWN_MODEL)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"description": "It is being stopped."}})
     async def ready() -> Response:
         """Whether it takes requests: 200, or 503 while it is being stopped."""
         return JSONResponse({"ready": service.is_ready, "model": service.name}, 200 if service.is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=NO_KEY if keys else None)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(service.metrics.page(), media_type=service.metrics.content_type)

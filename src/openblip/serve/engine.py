@@ -35,6 +35,9 @@ class Watcher(Protocol):
     def waited(self, seconds: float) -> None:
         """Something waited for so long before it began."""
 
+    def gave_up(self) -> None:
+        """Whoever wanted something left before it was done."""
+
     def failed(self, error: BaseException) -> None:
         """The model failed, which is no fault of the client."""
 
@@ -166,6 +169,7 @@ class Engine:
         streams, most = self.limits.streams - self._decoding.streams, 0
         for waiting in self._queue:
             if waiting.left.is_set() or waiting.future.cancelled():
+                self.watcher.gave_up()
                 continue
             target: Any = rest
             if isinstance(waiting.job, Write):
@@ -184,6 +188,7 @@ class Engine:
     def _starts(self, waiting: Waiting) -> bool:
         """Whether somebody still wants it; from now on it cannot be cancelled any more."""
         if not waiting.future.set_running_or_notify_cancel():
+            self.watcher.gave_up()
             return False
         self.watcher.waited(time.monotonic() - waiting.since)
         if waiting.begun is not None:
@@ -243,7 +248,10 @@ class Engine:
         until = time.monotonic() + seconds
         while len(self._decoding):
             for waiting in self._decoding.leave():
+                self.watcher.gave_up()
                 waiting.future.set_exception(CancelledError())
+            if not len(self._decoding):
+                return
             begun = time.monotonic()
             try:
                 done = self._decoding.step()

@@ -43,7 +43,9 @@ class Limits:
     queue_seconds: float = _limit(10.0, "Time that a request waits for the model before it is answered 503.")
     request_seconds: float = _limit(60.0, "Time that a request takes before it is answered 504.")
     header_seconds: float = _limit(10.0, "Time in which the headers of a request arrive.")
-    body_seconds: float = _limit(30.0, "Time in which the body of a request arrives before it is answered 408.")
+    body_seconds: float = _limit(
+        30.0, "Time in which a request's body arrives, or it is answered 408; an answer of which none is taken ends."
+    )
     fetch_seconds: float = _limit(10.0, "Time in which an image comes from the web, with --allow-url.")
     idle_seconds: float = _limit(5.0, "Time that a connection stays open without a request.")
     batch: int = _limit(32, "Images that the model takes at once.")

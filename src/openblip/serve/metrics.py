@@ -43,6 +43,11 @@ class Metrics:
         )
         self.refused = Counter("openblip_refused", "Requests that were refused.", ["code"], registry=own)
         self.left = Counter("openblip_clients_left", "Requests whose client left before the answer.", registry=own)
+        self.given_up = Counter(
+            "openblip_given_up",
+            "Images and texts whose client left before the model was done with them.",
+            registry=own,
+        )
         self.queued = Gauge("openblip_queue_images", "Images that wait for the model.", registry=own)
         self.batch_images = Histogram(
             "openblip_batch_items", "Items of a batch.", buckets=(1, 2, 4, 8, 16, 24, 32, 64), registry=own
@@ -84,6 +89,9 @@ class Metrics:
 
     def waited(self, seconds: float) -> None:
         self.stage_seconds.labels("wait").observe(seconds)
+
+    def gave_up(self) -> None:
+        self.given_up.inc()
 
     def failed(self, error: BaseException) -> None:
         if not isinstance(error, OpenBlipError):

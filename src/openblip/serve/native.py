@@ -136,7 +136,8 @@ def form_of(
     schema = fields.model_json_schema()
     picture = {"type": "string", "format": "binary", "description": "An image: JPEG, PNG, WebP, GIF, BMP or TIFF."}
     several = {"type": "array", "items": picture, "minItems": least}
-    properties = {files: picture if files == "file" else several, **schema.get("properties", {})}
+    own = {name: _without_null(field) for name, field in schema.get("properties", {}).items()}
+    properties = {files: picture if files == "file" else several, **own}
     if urls:
         address: dict[str, Any] = {"type": "string", "description": "The web address of an image, instead of a file."}
         address["examples"] = ["https://images.example.org/photo.jpg"]
@@ -149,6 +150,14 @@ def form_of(
             {"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in query
         ]
     return found
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """A field of a form: it is there or it is not, and is never null."""
+    if "anyOf" not in field:
+        return field
+    (kind,) = (one for one in field["anyOf"] if one != {"type": "null"})
+    return {**{name: value for name, value in field.items() if name not in ("anyOf", "default")}, **kind}
 
 
 def native_routes(service: Service) -> APIRouter:

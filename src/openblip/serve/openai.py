@@ -16,12 +16,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from openblip.errors import OpenBlipError
 from openblip.generation.options import TextOptions
 from openblip.models.abilities import require
 from openblip.serve.conversation import Message, address_of, prompts_of, read_messages
-from openblip.serve.errors import Refusal, body_of, over_limit, refusal_of
+from openblip.serve.errors import ClientLeftError, Refusal, body_of, over_limit, refusal_of
 from openblip.serve.model_jobs import EmbedImages, EmbedTexts, Prompted, Streamed, Write, Written, most_new_tokens
 from openblip.serve.options import check_text, write_job
 from openblip.serve.service import Service, Visit
@@ -108,7 +109,7 @@ def openai_routes(service: Service) -> APIRouter:
         check_model(name)
         return {**entry, "abilities": list(model.abilities)}
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses={200: {"content": {"text/event-stream": {}}}})
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Answer about an image; an image without words is described."""
         check_model(asked.model)
@@ -211,9 +212,29 @@ class Reply:
         return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
-async def _streamed(
-    reply: Reply, visit: Visit, job: Write, item: Prompted, usage: bool, request_id: str
-) -> StreamingResponse:
+class _Events(StreamingResponse):
+    """An answer as it is written, at whose end the visit is over; also where the client leaves before it begins."""
+
+    def __init__(self, events: AsyncIterator[bytes], visit: Visit) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.visit = visit
+        self.is_whole = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.visit.end()
+        if not self.is_whole:
+            raise ClientLeftError
+
+    async def stream_response(self, send: Send) -> None:
+        await super().stream_response(send)
+        self.is_whole = True
+
+
+async def _streamed(reply: Reply, visit: Visit, job: Write, item: Prompted, usage: bool, request_id: str) -> _Events:
     pieces = await visit.stream(job, item)
 
     async def events() -> AsyncIterator[bytes]:
@@ -246,11 +267,8 @@ async def _streamed(
                 over_limit(504, "the answer took too long", "request_seconds", seconds) if late else refusal_of(error)
             )
             yield reply.error(refusal, request_id)
-        finally:
-            visit.end()
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+    return _Events(events(), visit)
 
 
 def usage_of(done: Written | Streamed) -> dict[str, int]:

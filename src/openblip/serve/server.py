@@ -28,13 +28,18 @@ DRAIN_STEP = 0.05
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that waits for the headers of a request only for so long; uvicorn waits for ever."""
+    """HTTP/1.1 that waits only for so long: for the headers of a request, and for a client that takes nothing of its
+    answer; uvicorn waits for ever.
+    """
 
     header_seconds = 10.0
+    taking_seconds = 30.0
     _late: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever the system does not take is waited for
         self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -61,9 +66,27 @@ class PatientProtocol(H11Protocol):
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._late is not None:
-            self._late.cancel()
+        for timer in (self._late, self._stuck):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_taking()
+
+    def resume_writing(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
+
+    def _wait_for_taking(self, before: int | None = None) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left == before:
+            self.transport.abort()
+            return
+        self._stuck = self.loop.call_later(self.taking_seconds, self._wait_for_taking, left)
 
     def _wait_for_headers(self) -> None:
         self._late = self.loop.call_later(self.header_seconds, self._too_late)
@@ -155,4 +178,5 @@ def serve(app: FastAPI, service: Service, listener: socket.socket, told: Callabl
 
 
 def _protocol(limits: Limits) -> type[PatientProtocol]:
-    return type("LimitedProtocol", (PatientProtocol,), {"header_seconds": limits.header_seconds})
+    own = {"header_seconds": limits.header_seconds, "taking_seconds": limits.body_seconds}
+    return type("LimitedProtocol", (PatientProtocol,), own)

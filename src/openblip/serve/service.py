@@ -230,7 +230,7 @@ class Visit:
             return await self._patiently(work, min(self.limits.queue_seconds, self._time_left()), keep=True)
         except asyncio.TimeoutError:
             if not all(one.future.running() or one.future.done() for one in waiting):
-                work.cancel()
+                _drop(work)
                 seconds = self.limits.queue_seconds
                 raise busy(
                     self.service.admission.waiting * self.service.engine.seconds_an_item,
@@ -263,7 +263,7 @@ class Visit:
         finally:
             gone.cancel()
             if not (keep and late) and not work.done():
-                work.cancel()
+                _drop(work)
 
     def _time_left(self) -> float:
         return self.until - time.monotonic()
@@ -276,6 +276,12 @@ class Visit:
         seconds = (time.monotonic() if ended is None else ended) - begun
         self.service.metrics.stage_seconds.labels(stage).observe(seconds)
         self.notes[f"{stage}_ms"] = round(1000 * seconds, 1)
+
+
+def _drop(work: asyncio.Future[Any]) -> None:
+    """Cancel work that nobody waits for; nor does anybody want to be told how it ended."""
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())
+    work.cancel()
 
 
 async def _left(request: Request | None) -> None:

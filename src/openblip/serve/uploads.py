@@ -73,6 +73,18 @@ class Form:
 class _InMemory(MultiPartParser):
     # The body is in memory, and within its limit: nothing of it goes to a disk, which may be full or read-only.
     spool_max_size = 2**40
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self.is_whole:  # the part that was cut off would be left out without a word
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("its end is missing")
+        return form
 
 
 async def read_form(request: Request, limits: Limits) -> Form:
