@@ -6,9 +6,14 @@
 
 Both servers are processes of this machine with the same model, behind the same uvicorn; the load comes from a third
 process, over loopback, in a closed loop: each client sends its next request when it has its answer. Photos are JPEGs of
-noise over a gradient, all different; "repeated" draws them from 200 as a shop's are asked for (Zipf). Requests a second
-count only answers, and their p99 is shown beside them. The engine's own ceiling is `caption_many` of as many photos in
-batches of 32, in a process of its own. --threads is of PyTorch, 0 for its own choice.
+noise over a gradient, all different; "repeated" draws them from 200 as a shop's are asked for (Zipf), from a server
+that knows none of them. Requests a second count only answers, and their p99 is shown beside them. The engine's own
+ceiling is `caption_many` of as many photos in batches of 32, in a process of its own, which takes its turn with the
+servers; how many times faster than the naive server it is, is what batching alone can bring. --threads is of PyTorch, 0
+for its own choice. CPU seconds are those of all threads of the server; the clients share the processors with it.
+
+On a machine where other programs compute, too, PyTorch's threads wait for each other by spinning, and no number is of
+use; OMP_WAIT_POLICY=passive then shows at least that everything works.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -26,7 +32,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +92,39 @@ print(len(photos) / (time.perf_counter() - begun))
 """
 
 
+@dataclass(frozen=True)
+class Processor:
+    """What a process has used of the processors.
+
+    Attributes:
+        ran: CPU seconds of its threads; waited: seconds in which they could have run, had there been a processor.
+    """
+
+    ran: float
+    waited: float
+
+    def since(self, before: Processor) -> Processor:
+        return Processor(self.ran - before.ran, self.waited - before.waited)
+
+
+def processor(pid: int) -> Processor:
+    """By now, of the threads that a process has."""
+    ran = waited = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            run, wait, _ = map(int, (task / "schedstat").read_text(encoding="ascii").split())
+            ran, waited = ran + run, waited + wait
+    return Processor(ran / 1e9, waited / 1e9)
+
+
+def measured(pid: int, load: Coroutine[Any, Any, Load]) -> Load:
+    """A load, and what it took of the processors."""
+    before, clients = processor(pid), time.process_time()
+    found = asyncio.run(load)
+    found.server, found.clients = processor(pid).since(before), time.process_time() - clients
+    return found
+
+
 @dataclass
 class Load:
     """What came of a load.
@@ -94,12 +133,15 @@ class Load:
         took: seconds in all.
         seconds: of each answer.
         refused: seconds of each refusal.
+        server: what the server's process had and wanted of the processors; clients: CPU seconds of this process.
     """
 
     took: float = 0.0
     seconds: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     failed: int = 0
+    server: Processor = field(default_factory=lambda: Processor(0.0, 0.0))
+    clients: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -303,6 +345,7 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
     photos, shop = make_photos(options.photos), make_photos(200, seed=1)
     pool = [form_request(touched(photos[n % len(photos)], n)) for n in range(int(options.seconds * options.most))]
     found: dict[tuple[str, bool], list[Load]] = {}
+    ceilings: list[float] = []
     for _ in range(options.rounds):
         for naive in (False, True):
             chance = random.Random(3)
@@ -313,11 +356,12 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
                 "repeated": (repeated(shop, chance), options.clients),
                 "questions": (eight.__next__, 8),
             }
-            with server(naive, options.model, options.threads) as (port, _):
+            with server(naive, options.model, options.threads) as (port, pid):
                 asyncio.run(closed_loop(port, lambda: form_request(photos[1]), 4, min(3.0, options.seconds)))
                 for name, (requests, clients) in loads.items():
-                    load = asyncio.run(closed_loop(port, requests, clients, options.seconds))
+                    load = measured(pid, closed_loop(port, requests, clients, options.seconds))
                     found.setdefault((name, naive), []).append(load)
+        ceilings.append(ceiling(options.model, photos, options.threads))
     for name in ("different", "repeated", "questions"):
         rates = {naive: statistics.median(load.rate for load in found[name, naive]) for naive in (False, True)}
         for naive in (False, True):
@@ -325,11 +369,25 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
             yield Row(f"{label}: requests/s", rates[naive], "1/s")
             yield Row(f"{label}: p99", statistics.median(load.p99() for load in found[name, naive]), "s")
             yield Row(f"{label}: failed", sum(load.failed for load in found[name, naive]), "")
+            yield from _processors(label, found[name, naive])
         yield Row(f"{name}: times naive", rates[False] / rates[True], "x")
-    most = statistics.median(ceiling(options.model, photos, options.threads) for _ in range(options.rounds))
+    most = statistics.median(ceilings)
     yield Row("caption_many, batch 32", most, "1/s")
-    own = statistics.median(load.rate for load in found["different", False])
+    own, peer = (statistics.median(load.rate for load in found["different", naive]) for naive in (False, True))
+    yield Row("caption_many: times naive, which batching alone allows", most / peer, "x")
     yield Row("share of the engine's own ceiling", own / most, "x")
+
+
+def _processors(label: str, loads: list[Load]) -> Iterator[Row]:
+    """What requests cost, and how many processors the server could have used: more than there are, if it is bound by
+    them, and fewer where it waits for itself."""
+    answers = sum(len(load.seconds) for load in loads)
+    took = sum(load.took for load in loads)
+    ran, waited = sum(load.server.ran for load in loads), sum(load.server.waited for load in loads)
+    yield Row(f"{label}: CPU of the server a request", 1e3 * ran / max(1, answers), "ms")
+    yield Row(f"{label}: processors that it used", ran / took, "")
+    yield Row(f"{label}: processors that it could have used", (ran + waited) / took, "")
+    yield Row(f"{label}: processors of the clients", sum(load.clients for load in loads) / took, "")
 
 
 def first_token(options: argparse.Namespace) -> Iterator[Row]:

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -83,7 +84,7 @@ def on_threads(work: Callable[[Iterator[T]], R], parts: Sequence[T], device: tor
         return [work(left)]
 
     def run(_: int) -> R:
-        _compute_alone()
+        compute_with(1)
         with torch.inference_mode():  # which belongs to a thread; what was made under it may be written in no other
             return work(left)
 
@@ -91,12 +92,20 @@ def on_threads(work: Callable[[Iterator[T]], R], parts: Sequence[T], device: tor
         return list(pool.map(run, range(threads)))
 
 
-def _compute_alone() -> None:
-    """Let PyTorch share no operation that the calling thread starts from now on, where it can be told so."""
-    torch.get_num_threads()  # the first call in a thread sets what the next line changes
+def compute_with(threads: int) -> bool:
+    """Let so many threads share each operation that the calling thread starts from now on, and no other thread.
+
+    Returns whether PyTorch could be told so.
+    """
+    torch.get_num_threads()  # the first call in a thread sets what the next lines change
     set_threads = _sets_threads()
-    if set_threads is not None:
-        set_threads(1)
+    if set_threads is None:
+        return False
+    set_threads(threads)
+    set_products = _sets_threads_of_products()
+    if set_products is not None:
+        set_products(threads)
+    return True
 
 
 @cache
@@ -117,3 +126,17 @@ def _sets_threads() -> Callable[[int], object] | None:
 
     with ThreadPoolExecutor(1) as pool:
         return set_threads if pool.submit(try_out).result() else None
+
+
+@cache
+def _sets_threads_of_products() -> Callable[[int], object] | None:
+    """The same for MKL, which multiplies matrices; None where it is not there.
+
+    It has a number of its own for each thread, which `torch.set_num_threads` sets, and then heeds no other.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        set_threads: Callable[[int], object] = library.MKL_Set_Num_Threads_Local
+    except (AttributeError, OSError):
+        return None
+    return set_threads

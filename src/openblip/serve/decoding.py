@@ -72,21 +72,30 @@ class Decoding(Generic[Owner]):
     def streams(self) -> int:
         return sum(text.streamed is not None for text in self._texts.values())
 
-    def join(self, owners: Sequence[Owner]) -> list[tuple[Owner, Exception]]:
-        """Encode images and take their texts on; the same text is written once. Returns those that cannot be written.
+    def encode(self, owners: Sequence[Owner]) -> list[EncodedImage]:
+        """Encode images as far as all texts about them have in common. Any thread may call this.
 
-        An error that is raised is nobody's in particular, and then nothing was taken on.
+        An error that is raised is nobody's in particular.
+        """
+        writer = writer_for(self.model, owners[0].job.caption)
+        images = writer.encoder.encode_read([owner.item.image for owner in owners])
+        writer.prepare(images)
+        return images
+
+    def join(self, owners: Sequence[Owner], images: Sequence[EncodedImage]) -> list[tuple[Owner, Exception]]:
+        """Take texts on; the same text is written once. Returns those that cannot be written.
+
+        Args:
+            images: of each owner, encoded.
         """
         batch = self._batch
         if batch is None:
             raise RuntimeError("the model writes no text")
-        writer = writer_for(self.model, owners[0].job.caption)
-        images = writer.encoder.encode_read([owner.item.image for owner in owners])
-        writer.prepare(images)
         wrong: list[tuple[Owner, Exception]] = []
         for owner, image in zip(owners, images, strict=True):
             write: Write = owner.job
             item: Prompted = owner.item
+            writer = writer_for(self.model, write.caption)
             prompt = write.prompt(writer, image, item.prompts)
             same = (write, image.key, prompt) if write.repeatable and owner.put is None else None
             if same in self._same:

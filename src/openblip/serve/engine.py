@@ -1,4 +1,7 @@
-"""The thread that owns the model: it writes all texts that are wanted together, and takes the rest in batches."""
+"""The thread that owns the model: it writes all texts that are wanted together, and takes the rest in batches.
+
+On a CPU, images that texts are wanted about are encoded beside it; see `openblip.serve.encoding`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from openblip.serve.batch_size import BatchSizes
 from openblip.serve.decoding import Decoding
-from openblip.serve.model_jobs import Call, Job, Write, prepare_thread
+from openblip.serve.encoding import Encoded, EncodingThreads
+from openblip.serve.model_jobs import Call, Job, Write, count_known, prepare_thread
 
 if TYPE_CHECKING:
+    from openblip.images.encoded_image import EncodedImage
     from openblip.models.model import Model
     from openblip.serve.limits import Limits
 
@@ -86,9 +91,9 @@ class Engine:
         self._changed = threading.Condition()
         self._queue: deque[Waiting] = deque()
         self._decoding: Decoding[Waiting] = Decoding(model, limits.batch * limits.beams)
+        self._encoding: EncodingThreads[Waiting] = EncodingThreads(model, self._decoding.encode, self._wake, threads)
         self._writing_seconds = 0.0
-        self._busy = False
-        self._ended = False
+        self._busy = self._news = self._ended = False
         self._thread = threading.Thread(target=self._work, name="openblip engine", daemon=True)
 
     def start(self) -> Engine:
@@ -117,6 +122,7 @@ class Engine:
             if self._ended:
                 raise RuntimeError("the engine has ended")
             self._queue.append(waiting)
+            self._news = True
             self._changed.notify()
         return waiting
 
@@ -127,7 +133,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         with self._changed:
-            return not (self._busy or self._queue or len(self._decoding))
+            return not (self._busy or self._queue or len(self._decoding) or self._encoding.owners)
 
     @property
     def is_alive(self) -> bool:
@@ -140,50 +146,95 @@ class Engine:
             self._changed.notify()
         self._thread.join(timeout)
 
+    def _wake(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify()
+
     def _work(self) -> None:
-        prepare_thread(self.model, self._threads)
+        prepare_thread(self.model, None if self._encoding.count else self._threads)
         while True:
             with self._changed:
                 self._busy = False
-                self._changed.wait_for(lambda: self._queue or len(self._decoding) or self._ended)
+                self._changed.wait_for(lambda: self._news or self._goes_on or self._ended)
                 if self._ended:
                     break
-                self._busy = True
-                joining, batch = self._take()
+                self._busy, self._news = True, False
+            for encoded in self._encoding.finished():
+                self._join(encoded)
+            with self._changed:
+                joining, apart, batch = self._take()
+            for owners in apart:
+                self._begins(owners)
+                self._encoding.begin(owners, writing=len(self._decoding) > 0)
+            self._encoding.share()
             if joining:
-                self._join(joining)
+                self._begins(joining)
+                self._join(self._encoding.encode(joining))
             if batch:
                 self._run(batch)
-            self._write(TEXTS_SHARE if batch else 0.0)
-        for waiting in [*self._queue, *self._decoding.give_up()]:
+            if self._goes_on:
+                self._write(TEXTS_SHARE if batch else 0.0)
+            with self._changed:
+                # There is room again, or a thread has nothing to do: more can begin, perhaps.
+                self._news = self._news or bool(joining or batch or (self._queue and not self._encoding.owners))
+        for waiting in [*self._queue, *self._encoding.end(), *self._decoding.give_up()]:
             waiting.leave()
             if not waiting.future.done():
                 waiting.future.set_exception(CancelledError())
 
-    def _take(self) -> tuple[list[Waiting], list[Waiting]]:
-        """The texts that join those that are being written, and the oldest of what else waits with all like it."""
-        joining: list[Waiting] = []
+    @property
+    def _goes_on(self) -> bool:
+        """Whether texts are written now, rather than together with more, whose images are being encoded.
+
+        A step for a few texts takes nearly as long as one for many, and the processor from those images.
+        """
+        texts = len(self._decoding)
+        return texts > 0 and (self._decoding.streams > 0 or texts >= len(self._encoding.owners))
+
+    def _take(self) -> tuple[list[Waiting], list[list[Waiting]], list[Waiting]]:
+        """What begins now: texts whose images are encoded here, or by each thread; and the oldest of what else waits.
+
+        With the oldest go all like it.
+        """
+        texts: list[Waiting] = []
         batch: list[Waiting] = []
-        rest: deque[Waiting] = deque()
-        room = min(self._sizes.size(JOINING), self.limits.batch - len(self._decoding))
-        streams, most = self.limits.streams - self._decoding.streams, 0
+        encoding = self._encoding.owners
+        room = self.limits.batch - len(self._decoding) - len(encoding)
+        streams = self.limits.streams - self._decoding.streams - sum(one.put is not None for one in encoding)
+        most = 0
+        wanted = deque(one for one in self._queue if not (one.left.is_set() or one.future.cancelled()))
+        for _ in range(len(self._queue) - len(wanted)):
+            self.watcher.gave_up()
+        self._queue = wanted
         for waiting in self._queue:
-            if waiting.left.is_set() or waiting.future.cancelled():
-                self.watcher.gave_up()
-                continue
-            target: Any = rest
             if isinstance(waiting.job, Write):
-                if len(joining) < room and (waiting.put is None or streams > 0):
+                if len(texts) < room and (waiting.put is None or streams > 0):
                     streams -= waiting.put is not None
-                    target = joining
+                    texts.append(waiting)
             elif not batch:
                 most = self._sizes.size(waiting.job.kind)
-                target = batch
+                batch.append(waiting)
             elif waiting.job == batch[0].job and len(batch) < most:
-                target = batch
-            target.append(waiting)
-        self._queue = rest
-        return [one for one in joining if self._starts(one)], [one for one in batch if self._starts(one)]
+                batch.append(waiting)
+        joining, apart = self._planned(texts)
+        taken = {id(one) for group in (joining, batch, *apart) for one in group}
+        self._queue = deque(one for one in self._queue if id(one) not in taken)
+        started = [[one for one in group if self._starts(one)] for group in apart]
+        return (
+            [one for one in joining if self._starts(one)],
+            [group for group in started if group],
+            [one for one in batch if self._starts(one)],
+        )
+
+    def _planned(self, texts: list[Waiting]) -> tuple[list[Waiting], list[list[Waiting]]]:
+        """Whose images are encoded here, and by each thread."""
+        known: list[Waiting] = []
+        if self._encoding.count:
+            known = [one for one in texts if count_known(self.model, [one.item.image])]
+            texts = [one for one in texts if one not in known]
+        own, apart = self._encoding.plan(texts, self._sizes.size(JOINING))
+        return [*known, *own], apart
 
     def _starts(self, waiting: Waiting) -> bool:
         """Whether somebody still wants it; from now on it cannot be cancelled any more."""
@@ -223,25 +274,26 @@ class Engine:
         self.watcher.failed(error)
         waiting.future.set_exception(error)
 
-    def _join(self, joining: list[Waiting]) -> None:
-        """Encode images, for texts about them to be written together with those that are being written."""
-        job = joining[0].job
-        self.watcher.batch(self.model, job, [waiting.item for waiting in joining])
-        begun = time.monotonic()
-        try:
-            wrong = self._decoding.join(joining)
-        except Exception as error:
-            if len(joining) > 1:
-                for waiting in joining:
-                    self._join([waiting])
-                return
-            wrong = [(joining[0], error)]
-        for waiting, problem in wrong:
-            self._failed(waiting, problem)
-        seconds = time.monotonic() - begun
-        self._sizes.took(JOINING, len(joining), seconds)
-        self._writing_seconds += seconds
-        self.watcher.computed(job, len(joining), seconds)
+    def _begins(self, owners: list[Waiting]) -> None:
+        self.watcher.batch(self.model, owners[0].job, [waiting.item for waiting in owners])
+
+    def _join(self, encoded: Encoded[Waiting]) -> None:
+        """Texts about encoded images are written together with those that are being written."""
+        owners: list[Waiting] = []
+        images: list[EncodedImage] = []
+        wrong: list[tuple[Waiting, Exception]] = []
+        for waiting, image in zip(encoded.owners, encoded.images, strict=True):
+            if isinstance(image, Exception):
+                wrong.append((waiting, image))
+            else:
+                owners.append(waiting)
+                images.append(image)
+        for waiting, error in [*wrong, *self._decoding.join(owners, images)]:
+            self._failed(waiting, error)
+        took = encoded.computed if self._encoding.count else encoded.seconds
+        self._sizes.took(JOINING, len(encoded.owners), took)
+        self._writing_seconds += encoded.seconds / max(1, self._encoding.count)
+        self.watcher.computed(encoded.owners[0].job, len(encoded.owners), encoded.seconds)
 
     def _write(self, seconds: float) -> None:
         """Each text a token further, and again while there is time."""
