@@ -63,8 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": {"", "errors", "files", "generation", "images", "jobs", "models", "saving"},
     "integrations": MODEL_ROOMS | {"", "analysis", "data", "models", "results", "search", "training", "web"},
     "serve": {
-        *("", "errors", "files", "generation", "images", "jobs", "matching", "models", "results", "search", "text"),
-        *("integrations", "web"),
+        *("", "devices", "errors", "files", "generation", "images", "jobs", "matching", "models", "results", "search"),
+        *("integrations", "text", "web"),
     },
     "cli": {
         "",

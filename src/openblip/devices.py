@@ -87,6 +87,16 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
     return Placement(chosen, torch.float32, bits, torch.bfloat16 if bits and has_fast_bfloat16() else None)
 
 
+def use_threads(threads: int) -> bool:
+    """Let so many threads share each operation that the calling thread starts on the CPU, and no other thread.
+
+    Returns whether PyTorch could be told so.
+    """
+    from openblip.nn.threads import compute_with
+
+    return compute_with(threads)
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, or AMX): others emulate it, which is slow."""
     import torch

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from openblip.nn.threads import compute_with
+from openblip.devices import use_threads
 from openblip.serve.decoding import Wanted
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class EncodingThreads(Generic[Owner]):
         share = max(1, self.total // (1 + len(self._under_way))) if self.count else 0
         if share != self._share:
             self._share = share
-            compute_with(share)
+            use_threads(share)
 
     def end(self) -> list[Owner]:
         """Wait for what is under way, and begin nothing more. Returns whose images were not fetched."""
@@ -152,7 +152,7 @@ class EncodingThreads(Generic[Owner]):
         return self.owners
 
     def _work(self, owners: list[Owner], threads: int) -> None:
-        compute_with(threads)
+        use_threads(threads)
         encoded = self.encode(owners)
         with self._lock:
             self._done.append((owners, encoded))
@@ -186,4 +186,4 @@ def _thread_count(model: Model, total: int) -> int:
         return 0
     # Tried in a thread of its own: the calling one keeps its number.
     with ThreadPoolExecutor(1) as pool:
-        return min(MOST_THREADS, total) if pool.submit(compute_with, 1).result() else 0
+        return min(MOST_THREADS, total) if pool.submit(use_threads, 1).result() else 0
