@@ -71,7 +71,7 @@ $(WEB)/.ready: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 test-web: $(WEB)/.ready ## the tests of the web page, in an environment with Gradio
-	$(WEB)/bin/pytest tests/serve/test_page.py tests/serve/test_page_browser.py
+	$(WEB)/bin/pytest -m 'slow or not slow' $(addprefix tests/serve/test_,page.py page_browser.py full_disk.py)
 
 # What CPUs without AVX-512, and without AVX2, have: of PyTorch's own kernels, oneDNN's, FBGEMM's and MKL's.
 AVX2 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2

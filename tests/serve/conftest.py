@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from openblip import UrlPolicy
+    from openblip.search import Index
     from openblip.serve.limits import Limits
     from openblip.serve.server import DrainedServer
     from openblip.serve.service import Service
@@ -58,11 +59,12 @@ def served_by(
     limits: Limits | None = None,
     keys: list[bytes] | None = None,
     page: bool = False,
+    index: Index | None = None,
     urls: UrlPolicy | None = None,
     mcp: bool = False,
     logs: bool = False,
 ) -> Iterator[Served]:
-    """A server of a model, perhaps with its page or tools; it is drained at the end."""
+    """A server of a model, perhaps with its page, which searches in an index, or tools; it is drained at the end."""
     import httpx2
 
     from openblip.cli.serve import page_of
@@ -73,7 +75,7 @@ def served_by(
 
     service = Service(model, limits, threads=1, urls=urls).start()
     ready = threading.Event()
-    mount = page_of(service, None) if page else None
+    mount = page_of(service, index) if page else None
     tools = None
     if mcp:
         from openblip.serve.tools import mcp_app

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,11 @@ from typing import Any
 import pytest
 
 from openblip.models.model import Model
+from openblip.serve.limits import Limits
 
 from .conftest import WAIT, Served, served_by
+from .test_faults import held, is_quiet, until
+from .test_leaving import stepped
 
 pytest.importorskip("gradio", reason='the page needs Gradio: make test-web, or pip install "openblip[web]"')
 KEY = "0123456789abcdef0123456789abcdef"
@@ -45,7 +52,7 @@ def test_it_answers_at_the_root_beside_everything_else(page: Served) -> None:
     assert page.http.get("/health").json() == {"status": "ok"}
     assert page.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
     names = {one["props"].get("label") for one in page.http.get("/config").json()["components"]}
-    assert {"One photo", "Many photos", "Caption", "Ask", "Chat", "Match"} <= names
+    assert {"One photo", "Many photos", "Caption", "Ask", "Chat", "Match", "Classify"} <= names
     assert "Search" not in names
 
 
@@ -57,6 +64,48 @@ def test_buttons_do_what_the_library_does(client: Any, photo: Any, tiny_model: M
     best, *_ = sorted(tiny_model.match(path, ["a dog", "a red ball"]), key=lambda one: -(one.itm or 0))
     assert table["data"][0] == [best.text, f"{best.itm:.3f}", f"{best.itc:.3f}"]
     assert picture["visible"] and f"“{best.text}”" in picture["label"]
+
+
+def test_labels_are_ranked(client: Any, photo: Any, tiny_model: Model, image_paths: list[Path]) -> None:
+    table = client.predict(photo, "dog\nball\n", api_name="/classify")
+    expected = tiny_model.classify(image_paths[0], ["dog", "ball"])
+    assert table["data"] == [[one.label, f"{one.probability:.3f}"] for one in expected]
+
+
+@pytest.mark.slow
+def test_the_command_shows_and_searches_an_index(
+    tiny_model: Model, tiny_model_folder: Path, image_paths: list[Path], tmp_path: Path
+) -> None:
+    """`openblip serve --web --index`, by a browser's requests; an index of another model is refused."""
+    pytest.importorskip("lancedb")
+    from gradio_client import Client, handle_file
+
+    from openblip.search import Index
+
+    index = Index.open(tmp_path / "db", model=tiny_model_folder)
+    index.add(image_paths)
+    command = [sys.executable, "-m", "openblip", "serve", "--web", "--port", "0", "--index", str(tmp_path / "db")]
+    other = subprocess.run([*command, "--model", "mini"], capture_output=True, text=True, timeout=WAIT, check=False)
+    assert (other.returncode, other.stdout) == (2, "") and "error: " in other.stderr and "model" in other.stderr
+    with subprocess.Popen(
+        [*command, "--model", str(tiny_model_folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        _, _, address = process.stdout.readline().strip().partition(": ")
+        try:
+            client = Client(address, verbose=False, download_files=tmp_path / "found", analytics_enabled=False)
+            found = client.predict("a dog", None, 3, api_name="/search")
+            assert [one["caption"] for one in found] == [
+                f"{Path(one.path).name} ({one.score:.2f})" for one in index.search("a dog", top=3)
+            ]
+            (same,) = client.predict("", handle_file(image_paths[2]), 1, api_name="/search")
+            assert same["caption"].startswith(image_paths[2].name)
+        finally:
+            begun = time.monotonic()
+            process.terminate()
+    assert process.returncode == 0
+    # Gradio's client has a page open all the time, which is not waited for.
+    assert time.monotonic() - begun < Limits().request_seconds
 
 
 def test_a_conversation_goes_on(client: Any, photo: Any, tiny_model: Model, image_paths: list[Path]) -> None:
@@ -101,6 +150,71 @@ def test_what_is_wrong_is_one_sentence(client: Any, photo: Any, tmp_path: Path, 
     with pytest.raises(AppError, match="question"):
         client.predict(photo, "", [], api_name="/chat")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def ask_and_leave(page: Served, session: str, name: str, data: list[Any], when: Any) -> None:
+    """A visitor presses a button and closes the page once something has happened, as browsers do it."""
+    listed = page.http.get("/config").json()["dependencies"]
+    (number,) = (place for place, one in enumerate(listed) if one["api_name"] == name)
+    asked = {"data": data, "fn_index": listed[number]["id"], "session_hash": session}
+    assert page.http.post("/gradio_api/queue/join", json=asked).status_code == 200
+    with page.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as results:
+        assert results.status_code == 200
+        lines = results.iter_lines()
+        next(lines)
+        when(lines)
+
+
+def test_who_closes_the_page_in_the_queue_costs_the_model_nothing(page: Served, image_paths: list[Path]) -> None:
+    (path,) = page.http.post("/gradio_api/upload", files=[("files", ("a.png", image_paths[0].read_bytes()))]).json()
+    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for name, data in [
+        ("ask", [photo, "who closes?"]),
+        ("chat", [photo, "who closes?", []]),
+        ("match", [photo, "who\ncloses"]),
+        ("batch", [[photo], "who closes?"]),
+    ]:
+        with held(page):
+            begun, given_up = (page.metric(f"openblip_{what}") for what in ("batch_items_count", "given_up_total"))
+            ask_and_leave(page, f"leaves-{name}", name, data, lambda _: until(lambda: page.service.visits == 1))
+            until(lambda: page.service.visits == 0)
+        until(lambda: is_quiet(page))
+        assert page.metric("openblip_batch_items_count") == begun, name
+        assert page.metric("openblip_given_up_total") == given_up + 1, name
+
+
+def test_who_closes_the_page_while_an_answer_is_written_ends_it(page: Served, image_paths: list[Path]) -> None:
+    (path,) = page.http.post("/gradio_api/upload", files=[("files", ("a.png", image_paths[0].read_bytes()))]).json()
+    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    with stepped() as steps:
+
+        def some(lines: Iterator[str]) -> None:
+            go = threading.Event()
+
+            def push() -> None:
+                while not go.is_set():
+                    if steps.waits.wait(0.01):
+                        steps.waits.clear()
+                        steps.may.release()
+
+            thread = threading.Thread(target=push)
+            thread.start()
+            try:
+                next(line for line in lines if "process_generating" in line)
+            finally:
+                go.set()
+                thread.join()
+
+        ask_and_leave(page, "leaves-early", "chat", [photo, "who leaves early?", []], some)
+        until(lambda: page.service.visits == 0)
+        done = steps.done
+        steps.may.release()
+        until(lambda: is_quiet(page))
+        assert steps.done <= done + 1
+    # Nothing of it is in the way of the next visitor.
+    ask_and_leave(
+        page, "comes-next", "ask", [photo, "what?"], lambda lines: next(x for x in lines if "process_completed" in x)
+    )
 
 
 def test_files_of_the_machine_are_not_given(page: Served, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from openblip.errors import OpenBlipError, OptionError
 from openblip.models.model import Model
 from openblip.serve.errors import Refusal
 from openblip.serve.limits import Limits
+from openblip.serve.page_visitors import Sessions, Visited
 from openblip.serve.page_work import Described, PageWork, write_csv
 from openblip.serve.service import Service
 
@@ -62,6 +64,95 @@ def test_texts_are_matched_and_shown(work: PageWork, tiny_model: Model, image_pa
     assert [one.text for one in found] == [one.text for one in expected]
     assert [one.itm for one in found] == pytest.approx([one.itm for one in expected], abs=1e-5)
     assert picture is not None and picture.mode == "RGB"
+
+
+def test_labels_are_ranked(work: PageWork, tiny_model: Model, image_paths: list[Path]) -> None:
+    found = done(work.classify(str(image_paths[0]), [" dog ", "", "ball", "tree"]))
+    expected = tiny_model.classify(image_paths[0], ["dog", "ball", "tree"])
+    assert [one.label for one in found] == [one.label for one in expected]
+    assert [one.probability for one in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
+
+
+def test_an_index_is_searched(work: PageWork, tiny_model: Model, image_paths: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    from openblip.search import Index
+
+    index = Index.open(tmp_path / "db", model=tiny_model)
+    index.add(image_paths)
+    searcher = PageWork(work.service, index)
+    found = done(searcher.search(" a dog ", None, 3))
+    expected = index.search("a dog", top=3)
+    assert [said for _, said in found] == [f"{Path(one.path).name} ({one.score:.2f})" for one in expected]
+    ((shown, said),) = done(searcher.search("", str(image_paths[1]), 1))
+    assert said.startswith(image_paths[1].name) and shown.size == Image.open(image_paths[1]).size
+    for text, path in (("", None), ("a dog", str(image_paths[0]))):
+        with pytest.raises(OptionError, match="one of both"):
+            done(searcher.search(text, path, 1))
+
+
+def test_who_leaves_ends_what_is_done_for_them_alone() -> None:
+    ended: list[str] = []
+
+    async def stream() -> Any:
+        try:
+            yield "first"
+            yield "second"
+        finally:
+            ended.append("stream")
+
+    async def work(name: str) -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+        raise AssertionError
+
+    async def visit() -> None:
+        sessions = Sessions()
+        shown = sessions.stream("a", stream())
+        assert await anext(shown) == "first"  # and nobody asks for more
+        one = asyncio.create_task(sessions.run("a", work("one")))
+        other = asyncio.create_task(sessions.run("b", work("other")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        sessions.leave("a")
+        sessions.leave("nobody")
+        with pytest.raises(asyncio.CancelledError):
+            await one
+        assert sorted(ended) == ["one", "stream"] and not other.done()
+        with pytest.raises(asyncio.CancelledError):
+            await anext(shown)
+        other.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await other
+        assert ended[-1] == "other" and await sessions.run("a", asyncio.sleep(0, "again")) == "again"
+        assert [text async for text in sessions.stream(None, stream())] == ["first", "second"]
+
+    done(visit())
+
+
+def test_failures_of_the_page_are_the_servers_to_tell() -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        if scope["path"] == "/raises":
+            raise RuntimeError("why")
+
+    async def visit(path: str) -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        scope = {"type": "http", "path": path, "headers": [], "query_string": b""}
+        try:
+            await Visited(fails, Sessions(), ".", asyncio.Event())(scope, lambda: asyncio.sleep(0), send)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            sent.append(str(error))
+        return sent
+
+    assert done(visit("/raises")) == ["why"]
+    assert done(visit("/answers")) == ["http.response.start", "http.response.body"]
 
 
 def test_a_batch_costs_a_damaged_photo_alone(
@@ -125,12 +216,16 @@ def test_what_is_missing_or_wrong_is_said(work: PageWork, image_paths: list[Path
         done(work.ask(path, " "))
     with pytest.raises(OptionError, match="write one a line"):
         done(work.match(path, [" "]))
+    with pytest.raises(OptionError, match="no labels"):
+        done(work.classify(path, ["", " "]))
     with pytest.raises(OptionError, match="choose some first"):
         done(last(work.describe([], "")))
     with pytest.raises(Refusal, match="the limit text_chars is 2000"):
         done(work.ask(path, "a" * 2001))
     with pytest.raises(Refusal, match="the limit texts is 64"):
         done(work.match(path, ["a dog"] * 65))
+    with pytest.raises(Refusal, match="there are 65 labels"):
+        done(work.classify(path, ["dog"] * 65))
     with pytest.raises(Refusal, match="the limit captions is 4"):
         done(work.caption(path, captions=5))
     assert work.service.visits == 0 and work.service.admission.waiting == 0

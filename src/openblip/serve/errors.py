@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ SENTENCES = {
     405: "this path does not take this method: GET /openapi.json lists what there is",
     500: "the server failed; its log has the reason under the request id",
 }
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+NO_ROOM_SECONDS = 30
 
 
 class Refusal(HTTPException):
@@ -87,6 +90,14 @@ def refusal_of(error: Exception) -> Refusal:
     """How an error of the library, or of the framework, is answered."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return busy(
+            NO_ROOM_SECONDS,
+            "the server's disk for temporary files is full: try again later; whoever runs it has to make room "
+            "there, or to name another folder with TMPDIR",
+            "disk_full",
+            503,
+        )
     if isinstance(error, HTTPException) and error.status_code == 400:
         return unreadable()  # all that the framework answers so
     if isinstance(error, HTTPException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import html
 import inspect
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 import openblip
 from openblip.errors import OpenBlipError, OptionError
+from openblip.models.abilities import Ability
 from openblip.serve.errors import Refusal, refusal_of
 from openblip.serve.observed import log_failure
+from openblip.serve.page_visitors import Sessions, Visited
 from openblip.serve.page_work import PageWork, told, write_csv
 
 NEEDED = 'the page needs more packages: pip install "openblip[serve,web]"'
@@ -71,7 +75,8 @@ def mount_page(app: FastAPI, work: PageWork) -> None:
     app.state.page_folder = folder  # deleted with it
     os.environ["GRADIO_TEMP_DIR"] = folder.name
     limits = work.service.limits
-    page = make_page(work)
+    sessions = Sessions()
+    page = make_page(work, sessions)
     page.queue(api_open=False, max_size=limits.queue, default_concurrency_limit=limits.queue)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     gr.mount_gradio_app(
@@ -85,36 +90,30 @@ def mount_page(app: FastAPI, work: PageWork) -> None:
         theme=gr.themes.Default(primary_hue="blue", **fonts),
         css=STYLE,
     )
+    mounted = app.router.routes[-1]
+    assert isinstance(mounted, Mount)
+    mounted.app = Visited(mounted.app, sessions, folder.name, work.service.drained)
 
 
-def make_page(work: PageWork) -> Any:
+def make_page(work: PageWork, sessions: Sessions) -> Any:
     """The page: a tab for each thing that the model can do."""
     gr = import_gradio()
-    shown = functools.partial(_shown, gr)
+    shown = functools.partial(_shown, gr, sessions)
     can = work.abilities
 
     title = f"OpenBLIP: {work.service.name}"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=KEPT_SECONDS) as page:
         gr.Markdown(f"# {html.escape(title)}")
         with gr.Tabs():
-            if {"caption", "ask", "match"} & set(can):
+            if tabs := [(name, fill) for ability, name, fill in PHOTO_TABS if ability in can]:
                 with gr.Tab("One photo"), gr.Row(elem_classes="halves"):
                     with gr.Column(scale=2, min_width=280):
                         photo = _photo(gr, "Photo", 320)
                         _examples(gr, photo)
                     with gr.Column(scale=3, min_width=280), gr.Tabs():
-                        if "caption" in can:
-                            with gr.Tab("Caption"):
-                                _caption(gr, work, photo, shown)
-                        if "ask" in can:
-                            with gr.Tab("Ask"):
-                                _ask(gr, work, photo, shown)
-                        if "chat" in can:
-                            with gr.Tab("Chat"):
-                                _chat(gr, work, photo, shown)
-                        if "match" in can:
-                            with gr.Tab("Match"):
-                                _match(gr, work, photo, shown)
+                        for name, fill in tabs:
+                            with gr.Tab(name):
+                                fill(gr, work, photo, shown)
             if "caption" in can:
                 with gr.Tab("Many photos"):
                     _batch(gr, work, shown)
@@ -192,16 +191,7 @@ def _chat(gr: Any, work: PageWork, photo: Any, shown: Any) -> None:
 def _match(gr: Any, work: PageWork, photo: Any, shown: Any) -> None:
     texts = gr.Textbox(label="Texts, one a line", placeholder="a dog\na birthday cake", lines=3)
     button = gr.Button("Match", variant="primary")
-    result = gr.Dataframe(
-        headers=["Text", "Probability", "Cosine"],
-        datatype=["str", "str", "str"],
-        column_widths=["50%", "25%", "25%"],
-        elem_classes="result",
-        label="How well they fit, best first",
-        interactive=False,
-        wrap=True,
-        buttons=[],
-    )
+    result = _table(gr, {"Text": "50%", "Probability": "25%", "Cosine": "25%"}, "How well they fit, best first")
     where = gr.Image(label="Where the best one is seen", interactive=False, visible=False, buttons=["download"])
 
     async def match(path: str | None, lines: str) -> tuple[list[list[str]], Any]:
@@ -212,6 +202,43 @@ def _match(gr: Any, work: PageWork, photo: Any, shown: Any) -> None:
 
     button.click(shown(match), [photo, texts], [result, where], api_name="match")
     photo.change(None, None, where, js="() => null")
+
+
+def _classify(gr: Any, work: PageWork, photo: Any, shown: Any) -> None:
+    labels = gr.Textbox(label="Labels, one a line", placeholder="dog\ncat\nbird", lines=3)
+    button = gr.Button("Classify", variant="primary")
+    result = _table(gr, {"Label": "70%", "Probability": "30%"}, "Most probable first")
+
+    async def classify(path: str | None, lines: str) -> list[list[str]]:
+        return [[one.label, f"{one.probability:.3f}"] for one in await work.classify(path, lines.splitlines())]
+
+    button.click(shown(classify), [photo, labels], result, api_name="classify")
+    photo.change(None, None, result, js="() => null")
+
+
+PHOTO_TABS: tuple[tuple[Ability, str, Callable[[Any, PageWork, Any, Any], None]], ...] = (
+    ("caption", "Caption", _caption),
+    ("ask", "Ask", _ask),
+    ("chat", "Chat", _chat),
+    ("match", "Match", _match),
+    ("classify", "Classify", _classify),
+)
+"""What is done with one photo by models of an ability."""
+
+
+def _table(gr: Any, widths: dict[str, str], label: str, max_height: int = 500) -> Any:
+    """A table of results: its columns and their widths."""
+    return gr.Dataframe(
+        headers=list(widths),
+        datatype=["str"] * len(widths),
+        column_widths=list(widths.values()),
+        elem_classes="result",
+        label=label,
+        interactive=False,
+        wrap=True,
+        buttons=[],
+        max_height=max_height,
+    )
 
 
 def _batch(gr: Any, work: PageWork, shown: Any) -> None:
@@ -225,17 +252,7 @@ def _batch(gr: Any, work: PageWork, shown: Any) -> None:
     )
     button = gr.Button("Describe all", variant="primary")
     progress = gr.Markdown("")
-    result = gr.Dataframe(
-        headers=["Photo", "Text", "Error"],
-        datatype=["str", "str", "str"],
-        column_widths=["30%", "45%", "25%"],
-        elem_classes="result",
-        label="Results",
-        interactive=False,
-        wrap=True,
-        max_height=420,
-        buttons=[],
-    )
+    result = _table(gr, {"Photo": "30%", "Text": "45%", "Error": "25%"}, "Results", max_height=420)
     download = gr.DownloadButton("Download as CSV", visible=False)
 
     async def describe(paths: list[str] | None, asked: str) -> AsyncGenerator[Any, None]:
@@ -288,26 +305,38 @@ def turns_of(history: Sequence[Any]) -> list[tuple[str, str]]:
     return turns
 
 
-def _shown(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same work, whose errors are sentences on the page; those of the server's own go to its log."""
+def _shown(gr: Any, sessions: Sessions, work: Callable[..., Any]) -> Callable[..., Any]:
+    """The same work, whose errors are sentences on the page; those of the server's own go to its log. When the visitor
+    leaves, it ends.
+    """
 
-    def sentence(error: Exception) -> Exception:
-        refusal = refusal_of(error)
-        if refusal.status_code == 500 and not isinstance(error, TimeoutError):
-            log_failure(error)
-        words = "the answer took too long: try again" if isinstance(error, TimeoutError) else told(refusal)
+    def sentence(error: BaseException) -> Exception:
+        if isinstance(error, asyncio.CancelledError):
+            words = "the page was closed"
+        elif isinstance(error, TimeoutError):
+            words = "the answer took too long: try again"
+        else:
+            assert isinstance(error, Exception)
+            refusal = refusal_of(error)
+            if refusal.status_code == 500:
+                log_failure(error)
+            words = told(refusal)
         text = html.escape(words[:1].upper() + words[1:] + ".")
         made: Exception = gr.Error(text, title="That did not work", print_exception=False)
         return made
+
+    def session() -> str | None:
+        request = gr.context.LocalContext.request.get(None)
+        return None if request is None else request.session_hash
 
     if inspect.isasyncgenfunction(work):
 
         @functools.wraps(work)
         async def stream(*given: Any) -> AsyncGenerator[Any, None]:
             try:
-                async for one in work(*given):
+                async for one in sessions.stream(session(), work(*given)):
                     yield one
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 raise sentence(error) from None
 
         return stream
@@ -315,8 +344,8 @@ def _shown(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(work)
     async def once(*given: Any) -> Any:
         try:
-            return await work(*given)
-        except Exception as error:
+            return await sessions.run(session(), work(*given))
+        except (Exception, asyncio.CancelledError) as error:
             raise sentence(error) from None
 
     return once

@@ -10,22 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
-from starlette.types import Message
-
 from openblip.errors import CheckpointError, OpenBlipError, OptionError, printable
 from openblip.images.decode import load_image
 from openblip.images.heatmap import draw_heatmap
 from openblip.jobs.rows import Row
 from openblip.jobs.text_output import csv_lines
 from openblip.jobs.text_tables import ListTable
+from openblip.matching.matcher import TEMPLATES
 from openblip.models.abilities import Ability
-from openblip.results import Match
+from openblip.results import Classified, Match
 from openblip.serve.conversation import Conversation, prompts_of
 from openblip.serve.errors import Refusal, over_limit
-from openblip.serve.model_jobs import Call, MatchTexts, Prompted, Streamed, Written
+from openblip.serve.model_jobs import Call, Classify, MatchTexts, Prompted, Streamed, Written
 from openblip.serve.options import check_text, write_job
-from openblip.serve.service import Service, Visit
+from openblip.serve.service import Service
 from openblip.serve.uploads import Upload
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ class PageWork:
         job = write_job(self.service.model, self.service.limits, "caption", {}, texts=captions)
         begun = prompt.strip() or self.service.model.parts.prompts.caption
         check_text(self.service.limits, "beginning", begun)
-        with self._visit(1) as visit:
+        with self.service.visit(None, 1) as visit:
             written: Written
             (written,) = await visit.run(job, [Prompted(await visit.read_one(upload), (begun,))])
         return [one.text for one in written.texts]
@@ -89,7 +87,7 @@ class PageWork:
         upload = await _upload(path)
         prompts = prompts_of(self.service, Conversation(upload, list(turns), question))
         job = write_job(self.service.model, self.service.limits, "ask", {}, stream=True)
-        with self._visit(1) as visit:
+        with self.service.visit(None, 1) as visit:
             image = await visit.read_one(upload)
             text = ""
             async with aclosing(await visit.stream(job, Prompted(image, prompts))) as pieces:
@@ -103,7 +101,7 @@ class PageWork:
         upload = await _upload(path)
         prompts = prompts_of(self.service, Conversation(upload, [], question))
         job = write_job(self.service.model, self.service.limits, "ask", {})
-        with self._visit(1) as visit:
+        with self.service.visit(None, 1) as visit:
             written: Written
             (written,) = await visit.run(job, [Prompted(await visit.read_one(upload), prompts)])
         return written.texts[0].text
@@ -114,13 +112,8 @@ class PageWork:
         The picture is None of a model that does not tell.
         """
         upload = await _upload(path)
-        limits = self.service.limits
-        wanted = tuple(check_text(limits, "text", text.strip()) for text in texts if text.strip())
-        if not wanted:
-            raise OptionError("there is no text to compare the photo with: write one a line")
-        if len(wanted) > limits.texts:
-            raise over_limit(422, f"there are {len(wanted)} texts", "texts", limits.texts)
-        with self._visit(1) as visit:
+        wanted = self._lines("text", texts, "there is no text to compare the photo with: write one a line")
+        with self.service.visit(None, 1) as visit:
             image = await visit.read_one(upload)
             matches: tuple[Match, ...]
             (matches,) = await visit.run(MatchTexts(wanted), [image])
@@ -131,6 +124,25 @@ class PageWork:
                 return ranked, None
         return ranked, await asyncio.to_thread(_drawn, upload, heat)
 
+    async def classify(self, path: str | None, labels: Sequence[str]) -> tuple[Classified, ...]:
+        """Which of the labels the photo shows, most probable first; the probabilities add up to 1."""
+        upload = await _upload(path)
+        wanted = self._lines("label", labels, "there are no labels to choose among: write one a line")
+        with self.service.visit(None, 1) as visit:
+            found: tuple[Classified, ...]
+            (found,) = await visit.run(Classify(wanted, TEMPLATES), [await visit.read_one(upload)])
+        return found
+
+    def _lines(self, called: str, lines: Sequence[str], advice: str) -> tuple[str, ...]:
+        """Texts that were written one a line. Raises an OptionError or a Refusal: there is none, or too much."""
+        limits = self.service.limits
+        wanted = tuple(check_text(limits, called, line.strip()) for line in lines if line.strip())
+        if not wanted:
+            raise OptionError(advice)
+        if len(wanted) > limits.texts:
+            raise over_limit(422, f"there are {len(wanted)} {called}s", "texts", limits.texts)
+        return wanted
+
     async def search(self, text: str, path: str | None, top: int) -> list[tuple[Image.Image, str]]:
         """Photos of the index that fit a text, or are like a photo, with their names and scores, best first."""
         index = self.index
@@ -139,7 +151,7 @@ class PageWork:
         if bool(text) == (path is not None):
             raise OptionError("say what to look for: write words, or choose a photo, one of both")
         upload = None if path is None else await _upload(path)
-        with self._visit(1) as visit:
+        with self.service.visit(None, 1) as visit:
             if upload is not None:
                 await visit.read_one(upload)  # within the limits, or it is refused
             query: dict[str, Any] = {"text": text} if upload is None else {"image": upload.data}
@@ -169,7 +181,7 @@ class PageWork:
             prompts = prompts_of(service, Conversation(uploads[0], [], question or None))
             for turn in range(PATIENCE + 1):
                 try:
-                    with self._visit(len(uploads)) as visit:
+                    with self.service.visit(None, len(uploads)) as visit:
                         images = await visit.read(uploads)
                         good = [Prompted(image, prompts) for image in images if not isinstance(image, Exception)]
                         texts = iter([one.texts[0].text for one in await visit.run(job, good)] if good else [])
@@ -186,11 +198,6 @@ class PageWork:
                 else:
                     done.append(Described(upload.name, next(texts)))
             yield list(done)
-
-    def _visit(self, images: int) -> Visit:
-        # The page's requests end at once, and answers come over another one: nobody leaves.
-        scope = {"type": "http", "headers": [], "state": {"notes": {}}}
-        return self.service.visit(Request(scope, receive=_never), images)
 
 
 def write_csv(path: Path, rows: Sequence[Described]) -> None:
@@ -209,11 +216,6 @@ def write_csv(path: Path, rows: Sequence[Described]) -> None:
 def told(error: Exception) -> str:
     """What is wrong, in a sentence for the user."""
     return str(error.detail) if isinstance(error, Refusal) else printable(str(error), 1000, 300)
-
-
-async def _never() -> Message:
-    await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
 
 
 async def _upload(path: str | None) -> Upload:

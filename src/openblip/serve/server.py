@@ -136,6 +136,7 @@ class DrainedServer(uvicorn.Server):
     async def _drain(self) -> None:
         while self.service.visits:
             await asyncio.sleep(DRAIN_STEP)
+        self.service.drained.set()
         self.should_exit = True
 
 

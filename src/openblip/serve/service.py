@@ -66,6 +66,8 @@ class Service:
         self.fetching = asyncio.Semaphore(FETCHERS)
         self.written = KeptTexts(self.limits.answers)
         self.visits = 0
+        self.drained = asyncio.Event()
+        """Set when the server is being stopped and all that it took is done."""
 
     def start(self) -> Service:
         self.engine.start()
