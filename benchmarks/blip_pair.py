@@ -96,16 +96,16 @@ def make(size: Size, task: Task, side: int) -> Models:
     processor: Any = transformers.BlipImageProcessor(size={"height": side, "width": side})
     return Models(
         theirs,
-        placed(made, network),
-        placed(made, small),
+        placed(made, network, "float32"),
+        placed(made, small, "int8"),
         processor,
         words,
         {word: place for place, word in enumerate(words)},
     )
 
 
-def placed(parts: ModelParts[Any], network: BlipNetwork) -> Model:
-    return model_of(replace(parts, network=network), choose_placement("cpu", "float32"))
+def placed(parts: ModelParts[Any], network: BlipNetwork, dtype: str) -> Model:
+    return model_of(replace(parts, network=network), choose_placement("cpu", dtype))
 
 
 def transformers_config(size: Size, side: int) -> Any:
@@ -118,6 +118,7 @@ def transformers_config(size: Size, side: int) -> Any:
             "intermediate_size": vision.mlp_width,
             "image_size": side,
             "layer_norm_eps": vision.layer_norm_eps,
+            "initializer_range": 0.02,  # transformers' own, 1e-10, would make all images the same
         },
         text_config={
             "encoder_hidden_size": vision.width,

@@ -7,7 +7,8 @@ of random weights never end, so all texts of a row have the same number of token
 peer's; how many are in int8 is told. Seconds are medians; a ratio is the median of those of the rounds, of the time on
 the clock and of the CPU's time, of all threads, in which other programs on the machine count little.
 
-    caption    one image, beams of 3 and 5, --tokens new tokens; transformers
+    caption    one image, beams of 3 and 5, --tokens new tokens; transformers. A line below each says what the products
+               of the image with the weights of its encoder take by themselves: in float32, no caption is faster
     questions  8 questions about one image, greedy, 5 tokens; transformers reads them as one batch
     rank       3,128 answers, of which 128 are read whole, to one question, and to 5 about one image; LAVIS' loop
     retrieval  1,000 images and 5,000 texts, both ways, 128 of each read together; LAVIS' loop
@@ -34,7 +35,7 @@ from blip_pair import DECODE, PAD, Models, make, photo
 from peak_memory import peak
 from results import Row, add_json_option, finish
 from torch import Tensor
-from turns import FLOAT32, HEAD, INT8, PEER, Figures, Taken, take_turns
+from turns import FIELDS, FLOAT32, HEAD, INT8, PEER, Figures, Taken, take_turns
 
 from openblip.checkpoints.blip_models import PROMPT
 from openblip.checkpoints.transformers.blip import save_blip_folder
@@ -42,6 +43,7 @@ from openblip.models.abilities import matcher_of
 from openblip.models.model import Model
 
 QUESTIONS, ANSWER_TOKENS = 8, 5
+PRODUCTS = "products"
 ANSWERS, READ_WHOLE = 3128, 128
 SLICE = 32
 """Pairs of image and text that are measured."""
@@ -58,7 +60,7 @@ def captions(options: argparse.Namespace) -> list[Figures]:
         for beams in (3, 5):
             for tokens in options.tokens:
                 found.append(captions_of(models, size, beams, tokens, options.rounds))
-                print(found[-1].line(), flush=True)
+                print(found[-1].line(), products_line(found[-1]), sep="\n", flush=True)
     return found
 
 
@@ -79,8 +81,25 @@ def captions_of(models: Models, size: str, beams: int, tokens: int, rounds: int)
         PEER: peer,
         FLOAT32: lambda number: caption(models.float32, number, beams, tokens),
         INT8: lambda number: caption(models.int8, number, beams, tokens),
+        PRODUCTS: lambda _: products(models.float32),
     }
     return take_turns(f"{size}: caption, beam {beams}, {tokens} tokens", ways, rounds)
+
+
+def products(model: Model) -> list[str]:
+    """What an image is multiplied by on its way through the encoder, and nothing else: no attention, no text."""
+    encoder = model.network.vision
+    for block in encoder.blocks:
+        for layer in (block.attention.qkv, block.attention.out, block.mlp.fc1, block.mlp.fc2):
+            F.linear(torch.ones(encoder.num_patches, layer.in_features), layer.weight, layer.bias)
+    return []
+
+
+def products_line(figures: Figures) -> str:
+    wall, cpu = (f"{figures.ratio(PRODUCTS, of):.2f}" for of in FIELDS)
+    return (
+        f"| - the image's float32 products alone | | {figures.seconds(PRODUCTS):.3f} | **{wall}** | {cpu} | | | | | |"
+    )
 
 
 def caption(model: Model, number: int, beams: int, tokens: int) -> list[str]:

@@ -26,14 +26,14 @@ class Placement:
     Attributes:
         dtype: floating-point type of what is not quantized.
         bits: of large matrices: 8, 4, or 0 for none quantized; None for what the model's files are.
-        convolutions: what the convolutions of an image encoder are computed in: half precision for a quantized model
-            where that is fast, `dtype` otherwise.
+        encoder_dtype: what the convolutions and the attention of an image encoder are computed in: half precision for a
+            quantized model where that is fast, None for `dtype`.
     """
 
     device: torch.device
     dtype: torch.dtype
     bits: int | None = None
-    convolutions: torch.dtype | None = None
+    encoder_dtype: torch.dtype | None = None
 
 
 def choose_placement(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:

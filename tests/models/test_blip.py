@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import openblip
+from openblip import devices
+from openblip.devices import choose_placement
 from openblip.generation.engine import generate
 from openblip.generation.options import GenerationOptions
+from openblip.models.load import model_of
 from openblip.nn.blip import BlipLanguageModel
 from openblip.nn.quant.int8_packing import LEVELS, input_levels
 from openblip.nn.quant.swap import quantized_layers
-from tests.models.blip_models import ENCODE, Make
+from tests.models.blip_models import ENCODE, Make, small_parts
 from tests.models.test_wrong_arguments import odd_values, public_call
 
 QUESTIONS = ["what is this?", "how many children play on the beach?", "where is the red ball?"]
@@ -224,3 +227,14 @@ def test_odd_values_are_named(make: Make, image_paths: list[Path], task: str, na
                 call(**right | {parameter: value})
             except openblip.OpenBlipError as error:
                 assert str(error).isprintable() and len(str(error)) < 1_000, (parameter, value)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_quantized_model_attends_to_images_in_half_precision_where_that_is_fast(
+    dtype: str, fast: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(devices, "has_fast_bfloat16", lambda: fast)
+    model = model_of(small_parts("caption", tmp_path), choose_placement("cpu", dtype))
+    expected = torch.bfloat16 if fast and dtype == "int8" else None
+    assert [block.attention.dtype for block in model.network.vision.blocks] == [expected] * 2

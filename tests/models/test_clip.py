@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import openblip
+from openblip import devices
 from openblip.checkpoints.clip_models import HUB_NAMES, MODELS, OPENAI_NAMES, clip_config
 from openblip.checkpoints.hub.sources import LocalFile
 from openblip.checkpoints.lavis.clip import load_clip
@@ -277,3 +278,15 @@ def test_another_way_to_bring_images_to_a_square_is_refused(
     path.write_text(json.dumps(content))
     with pytest.raises(openblip.CheckpointError, match=r"processor_config\.json: "):
         openblip.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_quantized_model_attends_to_images_in_half_precision_where_that_is_fast(
+    theirs: TheirClip, images: list[Image.Image], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_fast_bfloat16", lambda: fast)
+    model = openblip.load(theirs.folder, device="cpu", dtype="int8")
+    found = [block.attention.dtype for block in model.network.vision.blocks]
+    assert found == [torch.bfloat16 if fast else None] * len(found)
+    assert model.embed_images(images).isfinite().all()
+    assert all(block.attention.dtype is None for block in model.network.text.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from openblip.errors import CheckpointError
+from openblip.nn.quant.swap import quantize, quantized_layers
 from openblip.nn.vit import (
     CLIP_VIT_L,
     EVA_VIT_G,
@@ -22,6 +24,7 @@ from openblip.nn.vit import (
 )
 from tests.pairs.gaps import difference
 from tests.pairs.lavis_names import vit_from_lavis
+from tests.pairs.shake import shake
 from tests.pairs.vit import (
     DEPTH,
     HEADS,
@@ -235,3 +238,27 @@ def test_drop_path_skips_branches_in_training_only() -> None:
     assert (weights == weights[:, :1, :1]).all()
     assert weights.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     assert weights.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_attention_over_many_tokens_may_be_in_half_precision() -> None:
+    torch.manual_seed(0)
+    plain = VisionTransformer(VitConfig(184, 8, 192, depth=2, num_heads=4, mlp_width=256)).eval()
+    shake(plain)
+    quantized = copy.deepcopy(plain)
+    quantize(quantized, 8)
+    assert quantized_layers(quantized)
+    half = copy.deepcopy(quantized)
+    half.compute_in(torch.bfloat16)
+    many, few = torch.randn(2, 3, 184, 184), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        exact, rounded, found = plain(many), quantized(many), half(many)
+        assert torch.equal(half(few), quantized(few))
+        alone = torch.cat([half(one[None]) for one in many])
+    assert not torch.equal(found, rounded)
+    assert found.dtype == torch.float32
+    assert difference(alone, found) <= 1e-4 * exact.abs().max()
+    # What it adds is a part of what 8 bits err by, and the sum of both is hardly more.
+    assert (found - rounded).norm() <= 0.8 * (rounded - exact).norm()
+    assert (found - exact).norm() <= 1.2 * (rounded - exact).norm()
+    pixels = many.requires_grad_()
+    assert torch.equal(half(pixels), quantized(pixels))  # where gradients may be wanted

@@ -159,6 +159,8 @@ class BlipComparison:
 def compose_blip(parts: ModelParts[BlipNetwork], placement: Placement, cache: ImageCache) -> Components:
     """What a BLIP on its device offers."""
     network, config = parts.network, parts.network.config
+    if placement.encoder_dtype is not None:
+        network.vision.compute_in(placement.encoder_dtype)
 
     def features(pixels: Tensor) -> Tensor:
         return network.image_features(pixels.to(placement.device, placement.dtype))

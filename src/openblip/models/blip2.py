@@ -134,8 +134,8 @@ class Blip2Images:
 def compose_blip2(parts: ModelParts, placement: Placement, cache: ImageCache) -> Components:
     """What a BLIP-2 on its device offers."""
     parts.network.vision.fold()
-    if placement.convolutions is not None:
-        parts.network.vision.compute_in(placement.convolutions)
+    if placement.encoder_dtype is not None:
+        parts.network.vision.compute_in(placement.encoder_dtype)
     images = Blip2Images(parts, placement, cache)
     abilities: list[Ability] = []
     writer: Writer | None = None

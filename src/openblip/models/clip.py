@@ -70,6 +70,8 @@ class ClipComparison:
 def compose_clip(parts: ModelParts[ClipNetwork, ClipText], placement: Placement, cache: ImageCache) -> Components:
     """What a CLIP on its device offers."""
     network = parts.network
+    if placement.encoder_dtype is not None:
+        network.vision.compute_in(placement.encoder_dtype)
 
     def features(pixels: Tensor) -> Tensor:
         """Pixels [B, 3, S, S] to [B, 1, shared width]: nothing reads an image but its one vector."""

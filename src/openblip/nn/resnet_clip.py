@@ -172,6 +172,9 @@ class ClipResNet(nn.Module):
         pooled: Tensor = self.pool(self.grid(pixels))
         return pooled
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Its convolutions stay in the type of what goes in, and the attention at its end is too short to gain."""
+
     def grid(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, S, S] to the last grid [B, C, S / 32, S / 32]."""
         x = pixels

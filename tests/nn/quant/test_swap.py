@@ -38,10 +38,9 @@ from openblip.nn.quant.int8 import (
     gpu_multiplies,
     gpu_product,
     plain_product,
-    quantize_rows,
     quantize_weight,
 )
-from openblip.nn.quant.int8_packing import LEVELS, ForFewRows, ForManyRows, Ordered, input_levels
+from openblip.nn.quant.int8_packing import LEVELS, ForFewRows, ForManyRows, Ordered, Rows, input_levels
 from openblip.nn.quant.linear import Linear, WordTable, linear
 from openblip.nn.quant.swap import prepare_layers, quantize, quantized_layers
 from openblip.nn.t5 import T5, T5Config
@@ -58,8 +57,8 @@ class _Exact:
     def __init__(self, codes: Tensor, scale: Tensor, quickly: bool = False) -> None:
         self._codes, self._scale, self.nbytes = codes.clone(), scale.clone(), codes.numel()
 
-    def product(self, rows: Tensor, levels: int) -> Tensor:
-        return exact_int_mm(rows, self._codes.t()).float() * self._scale
+    def product(self, rows: Rows) -> Tensor:
+        return exact_int_mm(rows.signed(), self._codes.t()).float() * self._scale
 
     def codes(self) -> Tensor:
         return self._codes
@@ -183,13 +182,13 @@ def test_packed_in_pieces_or_whole(shape: tuple[int, int, int], seed: int, piece
     rows, inputs, outputs = shape
     random = torch.Generator().manual_seed(seed)
     codes = torch.randint(-LEVELS, LEVELS + 1, (outputs, inputs), generator=random, dtype=torch.int8)
-    whole = torch.randint(-LEVELS // 2, LEVELS // 2 + 1, (rows, inputs), generator=random).float()
+    whole = Rows(torch.randint(-LEVELS // 2, LEVELS // 2 + 1, (rows, inputs), generator=random).float(), LEVELS // 2)
     scale = torch.rand(outputs, generator=random)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(int8_packing, "PIECE", piece)
         packed = ForFewRows(codes, scale, quickly=True)
     assert torch.equal(packed.codes(), codes)
-    assert torch.equal(packed.product(whole, LEVELS // 2), ForFewRows(codes, scale).product(whole, LEVELS // 2))
+    assert torch.equal(packed.product(whole), ForFewRows(codes, scale).product(whole))
 
 
 @pytest.mark.parametrize("quickly", [True, False])
@@ -199,7 +198,7 @@ def test_huge_pages_are_for_weights_that_are_used_often(quickly: bool, monkeypat
     packed = ForFewRows(torch.ones(32, 64, dtype=torch.int8), torch.ones(32), quickly)
     assert len(told) == (not quickly)
     for _ in range(2 * int8_packing.GATHER_AFTER):
-        packed.product(torch.ones(1, 64), LEVELS // 2)
+        packed.product(Rows(torch.ones(1, 64), LEVELS // 2))
     assert told == [32 * 64]
 
 
@@ -297,7 +296,7 @@ def test_devices_without_whole_numbers_multiply_floats(dtype: torch.dtype) -> No
 @given(rows=st.integers(1, 80), inputs=st.integers(1, 20), outputs=st.integers(1, 20), seed=st.integers(0, 2**20))
 def test_the_shapes_a_gpu_takes_give_the_same_product(rows: int, inputs: int, outputs: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
-    whole = torch.randint(-LEVELS, LEVELS + 1, (rows, 8 * inputs), generator=random).float()
+    whole = Rows(torch.randn(rows, 8 * inputs, generator=random))
     codes = torch.randint(-LEVELS, LEVELS + 1, (8 * outputs, 8 * inputs), generator=random, dtype=torch.int8)
     scale = torch.rand(8 * outputs, generator=random)
     assert torch.equal(gpu_product(whole, codes, scale), plain_product(whole, codes, scale))
@@ -347,9 +346,33 @@ def test_a_gpu_says_what_the_cpu_says(kind: type[Int8Linear | Int4Linear | Int4W
     torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected, rtol=2e-2, atol=2e-2)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    inputs=st.integers(1, 70),
+    levels=st.sampled_from([LEVELS, LEVELS // 2]),
+    halves=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_inputs_are_the_same_whole_numbers_in_every_type(
+    rows: int, inputs: int, levels: int, halves: bool, seed: int
+) -> None:
+    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(seed))
+    if halves:  # ties between two whole numbers, and the largest magnitude, on both sides of zero
+        x = torch.randint(-2 * levels, 2 * levels + 1, x.shape).float() / 2
+        x[:, 0] = levels
+    quantized = Rows(x, levels)
+    floats = quantized.floats()
+    assert floats.abs().amax() == levels
+    assert torch.equal(floats, (x.double() / quantized.step.double()).round().float() if halves else floats.round())
+    assert torch.equal(quantized.signed(), floats.to(torch.int8))
+    assert torch.equal(quantized.unsigned().int(), floats.int() + levels + 1)
+    assert ((floats * quantized.step - x).abs() <= quantized.step * (0.5 + 1e-4)).all()
+
+
 def test_zeros_stay_zeros() -> None:
-    codes, step = quantize_rows(torch.zeros(2, 8))
-    assert not codes.any() and step.isfinite().all()
+    rows = Rows(torch.zeros(2, 8))
+    assert not rows.signed().any() and rows.step.isfinite().all()
     made = int8_of(nn.Linear(8, 4))
     made.take(torch.zeros(4, 8))
     assert torch.equal(made(torch.ones(1, 8)), made.bias.expand(1, 4) if made.bias is not None else torch.zeros(1, 4))

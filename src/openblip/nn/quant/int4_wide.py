@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from openblip.nn.quant.int4 import CHUNK_ELEMENTS, CODES, GROUP
-from openblip.nn.quant.int8 import TINY, float_product, plain_product, quantize_rows, scaled
-from openblip.nn.quant.int8_packing import LEVELS, input_levels
+from openblip.nn.quant.int8 import float_product, plain_product, scaled
+from openblip.nn.quant.int8_packing import LEVELS, TINY, Rows, input_levels
 
 WIDEST_STEP = 17
 """Of which 15 span all whole numbers of 8 bits."""
@@ -123,9 +123,9 @@ class Int4WideLinear(nn.Module):
         # Products of whole numbers send no gradient back, and are exact where inputs may have all levels.
         learns = x.requires_grad and torch.is_grad_enabled()
         if x.device.type == "cpu" and not learns and input_levels() == LEVELS:
-            whole, step = quantize_rows(rows.float())
-            y = plain_product(whole, codes, self.scale)
-            y = scaled(y, step, self.bias)
+            quantized = Rows(rows.float())
+            y = plain_product(quantized, codes, self.scale)
+            y = scaled(y, quantized.step, self.bias)
         else:
             y = float_product(rows, codes, self.scale)
             y = y if self.bias is None else y + self.bias.to(y.dtype)

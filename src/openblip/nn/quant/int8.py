@@ -16,14 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.nn.quant.int8_packing import LEVELS, Ordered, input_levels, put_in_order
+from openblip.nn.quant.int8_packing import LEVELS, TINY, TO_WHOLE, Ordered, Rows, input_levels, put_in_order
 from openblip.nn.quant.linear import HALF_TYPES, linear
 from openblip.nn.threads import in_row_parts, on_threads, row_parts
 
 PACKING = Lock()
-TINY = 1e-30
-TO_WHOLE = 1.5 * 2**23
-"""Numbers of this size in float32 are whole: what is added to it is rounded, half to even, and its last byte is 0."""
 PACK_AFTER = 512
 """What a layer has to have lost before it is packed: about what packing costs. A program that makes one caption never
 packs, one that makes many does so while it makes the first few."""
@@ -103,16 +100,9 @@ class _Room:
         return bits.amax(dim=1, keepdim=True).view(part.dtype)
 
 
-def quantize_rows(x: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
-    """Inputs [N, in] to whole numbers, in float32, and the step of each row [N, 1]: a value is about their product."""
-    highest, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
-    step = torch.maximum(highest, lowest.neg_()).clamp_(min=TINY).div_(levels)
-    return (x / step).round_(), step
-
-
-def plain_product(whole: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+def plain_product(rows: Rows, codes: Tensor, scale: Tensor) -> Tensor:
     """Whole numbers [N, in] @ weights [out, in] int8 as they are, times their scale [out]: [N, out] float32."""
-    return torch._int_mm(whole.to(torch.int8), codes.t()).to(torch.float32).mul_(scale)
+    return torch._int_mm(rows.signed(), codes.t()).to(torch.float32).mul_(scale)
 
 
 def scaled(y: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
@@ -123,11 +113,10 @@ def scaled(y: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
     return torch.addcmul(bias.float(), y, step, out=None if torch.is_grad_enabled() else y)
 
 
-def gpu_product(whole: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+def gpu_product(rows: Rows, codes: Tensor, scale: Tensor) -> Tensor:
     """As `plain_product`, in the shapes that CUDA takes: weights are read as they are, a byte each."""
-    rows = len(whole)
-    padded = F.pad(whole.to(torch.int8), (0, 0, 0, max(0, GPU_ROWS - rows)))
-    return torch._int_mm(padded, codes.t())[:rows].to(torch.float32).mul_(scale)
+    padded = F.pad(rows.signed(), (0, 0, 0, max(0, GPU_ROWS - len(rows))))
+    return torch._int_mm(padded, codes.t())[: len(rows)].to(torch.float32).mul_(scale)
 
 
 @cache
@@ -135,7 +124,7 @@ def gpu_multiplies(device: torch.device) -> bool:
     """Whether this GPU has an exact product of whole numbers: tried out, once."""
     whole, codes = torch.full((1, 64), float(LEVELS)), torch.full((16, 64), LEVELS, dtype=torch.int8)
     try:
-        found = gpu_product(whole.to(device), codes.to(device), torch.ones(16, device=device))
+        found = gpu_product(Rows(whole.to(device)), codes.to(device), torch.ones(16, device=device))
     except RuntimeError:
         return False
     return bool((found == LEVELS * LEVELS * 64).all())
@@ -255,23 +244,23 @@ class Int8Linear(nn.Module):
         # Products of whole numbers send no gradient back to what adapters below have done.
         levels = input_levels() if x.device.type == "cpu" and not _learns(x) else None
         if levels is not None:
-            y = self.multiply(*quantize_rows(rows.float(), levels), levels)
+            y = self.multiply(Rows(rows.float(), levels))
             return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
         if multiplies_on_gpu(x, self.out_features):
-            whole, step = quantize_rows(rows.float())
-            y = gpu_product(whole, self.codes(), self.scale)
+            quantized = Rows(rows.float())
+            y = gpu_product(quantized, self.codes(), self.scale)
         else:
             return self.dequantized(rows).view(*x.shape[:-1], self.out_features)
-        return scaled(y, step, self.bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return scaled(y, quantized.step, self.bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def multiply(self, whole: Tensor, step: Tensor, levels: int) -> Tensor:
-        """The layer on inputs on the CPU that `quantize_rows` gave: [N, out] float32."""
+    def multiply(self, rows: Rows) -> Tensor:
+        """The layer on quantized inputs [N, in] on the CPU: [N, out] float32."""
         if self.packed is None:
-            self._count(len(whole), levels)
+            self._count(len(rows), rows.levels)
         weight = self.weight  # taken before `packed` is looked at: another thread may be packing
         packed = self.packed
-        y = plain_product(whole, weight, self.scale) if packed is None else packed.product(whole, levels)
-        return scaled(y, step, self.bias)
+        y = plain_product(rows, weight, self.scale) if packed is None else packed.product(rows)
+        return scaled(y, rows.step, self.bias)
 
     def _count(self, rows: int, levels: int) -> None:
         """Pack once it has become worth it, or at once where plain weights cannot be multiplied exactly."""
@@ -315,8 +304,8 @@ def project(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
     plain = [layer for layer in layers if type(layer) is Int8Linear and not layer._forward_hooks]
     if levels is None or len(plain) < len(layers):
         return [layer(x) for layer in layers]
-    whole, step = quantize_rows(x.reshape(-1, x.shape[-1]).float(), levels)
-    return [layer.multiply(whole, step, levels).to(x.dtype).view(*x.shape[:-1], layer.out_features) for layer in plain]
+    rows = Rows(x.reshape(-1, x.shape[-1]).float(), levels)
+    return [layer.multiply(rows).to(x.dtype).view(*x.shape[:-1], layer.out_features) for layer in plain]
 
 
 def _learns(x: Tensor) -> bool:
@@ -363,29 +352,29 @@ class Int8WordTable(nn.Module):
         rows = hidden.reshape(-1, self.embedding_dim)
         levels = input_levels() if rows.device.type == "cpu" and not _learns(hidden) else None
         if levels is not None:
-            whole, step = quantize_rows(rows.float(), levels)
-            y = self._product(whole, levels).mul_(step)
+            quantized = Rows(rows.float(), levels)
+            y = self._product(quantized).mul_(quantized.step)
         elif multiplies_on_gpu(hidden, self.num_embeddings):
-            whole, step = quantize_rows(rows.float())
-            y = gpu_product(whole, self.weight, self.scale).mul_(step)
+            quantized = Rows(rows.float())
+            y = gpu_product(quantized, self.weight, self.scale).mul_(quantized.step)
         else:
             y = float_product(rows, self.weight, self.scale)
         y = y if bias is None else y + bias
         return y.to(hidden.dtype).view(*hidden.shape[:-1], self.num_embeddings)
 
-    def _product(self, whole: Tensor, levels: int) -> Tensor:
+    def _product(self, rows: Rows) -> Tensor:
         packed = self.packed
-        if packed is None and levels == LEVELS:
-            self.losses.add(len(whole))
+        if packed is None and rows.levels == LEVELS:
+            self.losses.add(len(rows))
             if self.weight.numel() > TWICE or not self.losses.enough:
-                return plain_product(whole, self.weight, self.scale)
+                return plain_product(rows, self.weight, self.scale)
         if packed is None:
-            few_rows = levels != LEVELS or self.losses.by_few >= self.losses.by_many
+            few_rows = rows.levels != LEVELS or self.losses.by_few >= self.losses.by_many
             with PACKING:
                 if self.packed is None:
                     self.packed = put_in_order(self.weight.detach(), self.scale.detach(), few_rows)
                 packed = self.packed
-        return packed.product(whole, levels)
+        return packed.product(rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8WordTable:
         self.packed = None

@@ -27,6 +27,59 @@ GATHER_AFTER = 64
 """Products after which weights that were packed so are put into huge pages: three captions."""
 PADDED_ROWS = 4
 """oneDNN multiplies a single row faster when it is there several times."""
+TINY = 1e-30
+TO_WHOLE = 1.5 * 2**23
+"""Numbers of this size in float32 are whole: what is added to it is rounded, half to even, and its last byte is 0."""
+
+
+class Rows:
+    """Inputs of layers, quantized row by row: each value is about a whole number times the step of its row.
+
+    Args:
+        x: float32 [N, in].
+        levels: the largest magnitude of the whole numbers.
+
+    Attributes:
+        step: float32 [N, 1].
+    """
+
+    def __init__(self, x: Tensor, levels: int = LEVELS) -> None:
+        highest, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+        self.levels, self._x = levels, x
+        self.step = torch.maximum(highest, lowest.neg_()).clamp_(min=TINY).div_(levels)
+        self._floats: Tensor | None = None
+        self._bytes: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def floats(self) -> Tensor:
+        """The whole numbers, in float32."""
+        if self._floats is None:
+            self._floats = (self._x / self.step).round_()
+        return self._floats
+
+    def signed(self) -> Tensor:
+        """The whole numbers, in int8."""
+        return self._whole(0)
+
+    def unsigned(self) -> Tensor:
+        """The whole numbers plus `zero`, in uint8."""
+        return self._whole(self.zero).view(torch.uint8)
+
+    @property
+    def zero(self) -> int:
+        """What stands for zero among unsigned numbers."""
+        return self.levels + 1
+
+    def _whole(self, zero: int) -> Tensor:
+        found = self._bytes.get(zero)
+        if found is None:
+            # The quotient is rounded before the sum is, as `floats` does it. The sum's last byte is the whole number;
+            # PyTorch cuts off the others ten times as fast as it turns floats into uint8.
+            start = torch.full((1, self._x.shape[1]), TO_WHOLE + zero, device=self._x.device)
+            found = self._bytes[zero] = torch.addcdiv(start, self._x, self.step).view(torch.int32).to(torch.int8)
+        return found
 
 
 class Ordered(Protocol):
@@ -38,8 +91,8 @@ class Ordered(Protocol):
 
     nbytes: int
 
-    def product(self, rows: Tensor, levels: int) -> Tensor:
-        """rows [N, in], whole numbers in float32 of up to `levels` each side of zero, @ weights times their scale.
+    def product(self, rows: Rows) -> Tensor:
+        """The whole numbers of rows [N, in] @ weights times their scale.
 
         Returns:
             [N, out] float32.
@@ -87,12 +140,13 @@ class ForFewRows:
         if self._uses_left == 0:
             GATHERER.add(self.nbytes)
 
-    def product(self, rows: Tensor, levels: int) -> Tensor:
+    def product(self, rows: Rows) -> Tensor:
         """See `Ordered`."""
         self._used()
+        whole = rows.floats()
         # It wants unsigned inputs and makes them itself, in steps of 1 from the number that means zero.
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        found: list[Tensor] = [multiply(rows, 1.0, levels + 1, piece) for piece in self._pieces]
+        found: list[Tensor] = [multiply(whole, 1.0, rows.zero, piece) for piece in self._pieces]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def codes(self) -> Tensor:
@@ -118,28 +172,31 @@ class ForManyRows:
         self._zeros = torch.zeros(1, dtype=torch.int64)
         self.nbytes = codes.numel()
 
-    def product(self, rows: Tensor, levels: int) -> Tensor:
+    def product(self, rows: Rows) -> Tensor:
         """See `Ordered`."""
-        count, zero = len(rows), levels + 1
-        unsigned = unsigned_bytes(rows, zero)
+        count, unsigned = len(rows), rows.unsigned()
         if count == 1:
             unsigned = unsigned.expand(PADDED_ROWS, -1).contiguous()
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, zero, self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            unsigned,
+            1.0,
+            rows.zero,
+            self._packed,
+            self._scale,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
         return product[:count]
 
     def codes(self) -> Tensor:
         """See `Ordered`."""
         return self._packed.to_dense().t().contiguous()
-
-
-def unsigned_bytes(rows: Tensor, zero: int) -> Tensor:
-    """Whole numbers in float32, from -127 to 127, plus `zero` as uint8.
-
-    PyTorch turns floats into int8 ten times as fast as into uint8; sums wrap around to the same bits.
-    """
-    return rows.to(torch.int8).add_(zero - 256 if zero > LEVELS else zero).view(torch.uint8)
 
 
 @cache
@@ -149,7 +206,7 @@ def orders() -> tuple[type[ForFewRows | ForManyRows], ...]:
     found: list[type[ForFewRows | ForManyRows]] = []
     for order in (ForFewRows, ForManyRows):
         try:
-            order(weight, torch.ones(32)).product(torch.ones(2, 64), LEVELS)
+            order(weight, torch.ones(32)).product(Rows(torch.ones(2, 64)))
         except (AttributeError, RuntimeError):
             continue
         found.append(order)
@@ -172,7 +229,7 @@ def input_levels() -> int | None:
 def is_exact(order: type[ForFewRows | ForManyRows], levels: int) -> bool:
     """Whether an order's products are exact for the largest numbers, with inputs of so many levels."""
     packed = order(torch.full((32, 64), LEVELS, dtype=torch.int8), torch.ones(32))
-    product = packed.product(torch.full((2, 64), float(levels)), levels)
+    product = packed.product(Rows(torch.full((2, 64), float(levels)), levels))
     return bool((product == levels * LEVELS * 64).all())
 
 
