@@ -10,7 +10,7 @@ DATA ?= data
 WEIGHTS ?= weights
 
 .DEFAULT_GOAL := help
-.PHONY: help caption test test-cpus test-slow test-web lint docs parity mini train-smoke bench bench-full bench-mini clean
+.PHONY: help caption test test-cpus test-slow test-web test-ray lint docs parity mini train-smoke bench bench-full bench-mini clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -73,6 +73,18 @@ $(WEB)/.ready: $(VENV)/.created pyproject.toml constraints.txt
 test-web: $(WEB)/.ready ## the tests of the web page, in an environment with Gradio
 	$(WEB)/bin/pytest -m 'slow or not slow' $(addprefix tests/serve/test_,page.py page_browser.py full_disk.py)
 
+# An environment of its own: Ray Serve brings another event loop and HTTP parser along, which the server would take.
+RAY := .venv-ray
+
+$(RAY)/.ready: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing OpenBLIP with Ray Serve into $(RAY)" >&2
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[dev]' 'ray[serve]'
+	@touch $@
+
+test-ray: $(RAY)/.ready ## the tests of the recipe for Ray Serve, in an environment with it
+	$(RAY)/bin/pytest -p no:xdist -m 'slow or not slow' tests/serve/test_ray.py
+
 # What CPUs without AVX-512, and without AVX2, have: of PyTorch's own kernels, oneDNN's, FBGEMM's and MKL's.
 AVX2 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FBGEMM_ENABLE_INSTRUCTIONS=AVX2 \
@@ -106,5 +118,5 @@ bench-mini: $(VENV)/.dev ## quality of the bundled model: make bench-mini DATA=f
 	$(BIN)/python benchmarks/mini_quality.py --data $(DATA)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) $(WEB) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(WEB) $(RAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
