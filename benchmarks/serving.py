@@ -1,6 +1,7 @@
 """A server under load: ours, and one that captions one upload at a time inside an async endpoint; they take turns.
 
     python benchmarks/serving.py [--seconds 20] [--rounds 3] [--clients 16] [--photos 64] [--threads 0]
+    python benchmarks/serving.py --only first --seconds 30         # the first word of a stream, idle and under load
     python benchmarks/serving.py --only overload --seconds 600     # refusals at 120 % load
     python benchmarks/serving.py --only memory --requests 10000
 
@@ -292,13 +293,14 @@ async def open_loop(port: int, requests: Callable[[], bytes], rate: float, secon
 
 
 @contextmanager
-def server(naive: bool, model: str, threads: int) -> Iterator[tuple[int, int]]:
-    """Port and process of a server."""
+def server(naive: bool, model: str, threads: int, *limits: str) -> Iterator[tuple[int, int]]:
+    """Port and process of a server; limits are of ours."""
     if naive:
         command = [sys.executable, "-c", NAIVE, model]
     else:
         own = ["--threads", str(threads)] if threads else []
         command = [sys.executable, "-m", "openblip", "serve", "--model", model, "--port", "0", "--quiet", *own]
+        command += [f"--limit={limit}" for limit in limits]
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
@@ -424,10 +426,12 @@ def overload(options: argparse.Namespace) -> Iterator[Row]:
     """120 % of what the server answers in a closed loop, in an open one."""
     photos = make_photos(options.photos)
     pool = [form_request(touched(photos[n % len(photos)], n)) for n in range(2000)]
-    chance = random.Random(1)
-    with server(False, options.model, options.threads) as (port, _):
-        usual = asyncio.run(closed_loop(port, lambda: chance.choice(pool), options.clients, min(20.0, options.seconds)))
-        load = asyncio.run(open_loop(port, lambda: chance.choice(pool), 1.2 * usual.rate, options.seconds))
+    # In turn, so that none is still kept when it comes again; and kept texts would make the server faster with time.
+    left = itertools.cycle(pool)
+    limits = ["answers=0", *([f"queue={options.queue}"] if options.queue else [])]
+    with server(False, options.model, options.threads, *limits) as (port, _):
+        usual = asyncio.run(closed_loop(port, left.__next__, options.clients, min(20.0, options.seconds)))
+        load = asyncio.run(open_loop(port, left.__next__, 1.2 * usual.rate, options.seconds))
     yield Row("120 % load: answered", load.rate, "1/s")
     yield Row("120 % load: p99 of answers", load.p99(), "s")
     yield Row("120 % load: refused", len(load.refused), "")
@@ -480,6 +484,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--queue", type=int, default=0, help="images that may wait, for overload; 0: the server's own")
     parser.add_argument("--most", type=float, default=100.0, help="requests a second that no server exceeds")
     parser.add_argument("--only", choices=PARTS)
     add_json_option(parser)

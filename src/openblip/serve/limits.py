@@ -13,6 +13,9 @@ MEGABYTE = 1_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats of images that are decoded; their decoders are the most tried ones."""
 
+MAY_BE_0 = ("answers", "answers_mb", "uploads_mb")
+"""Limits of what is kept: none of it."""
+
 
 def _limit(default: float, explained: str) -> Any:
     return field(default=default, metadata={"help": explained})
@@ -52,11 +55,13 @@ class Limits:
     batch_seconds: float = _limit(0.5, "Time that a batch should take; batches become as large as it allows.")
     streams: int = _limit(16, "Streamed answers that are written at the same time.")
     answers: int = _limit(10_000, "Texts about images that are kept for whoever asks the same again; 0 keeps none.")
+    answers_mb: float = _limit(64.0, "Megabytes that these texts take at most; 0 keeps none.")
+    uploads_mb: float = _limit(64.0, "Megabytes of decoded images that are kept for whoever sends the same file again.")
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            if value < (0 if one.name == "answers" else 1e-3):
+            if value < (0 if one.name in MAY_BE_0 else 1e-3):
                 raise OptionError(f"the limit {one.name} is {value}: it must be above 0")
 
     @property

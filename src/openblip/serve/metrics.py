@@ -59,6 +59,9 @@ class Metrics:
         self.answers = Counter(
             "openblip_kept_texts", "Texts that were written already, or not.", ["result"], registry=own
         )
+        self.uploads = Counter(
+            "openblip_kept_uploads", "Image files that were decoded already, or not.", ["result"], registry=own
+        )
         self.tokens = Counter("openblip_tokens", "Tokens that were read, and written.", ["direction"], registry=own)
         self.failures = Counter("openblip_failures", "Errors of the server's own.", registry=own)
 

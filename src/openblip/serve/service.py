@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -17,11 +16,12 @@ from openblip.images.prefetch import count_threads
 from openblip.serve.admission import Admission
 from openblip.serve.engine import Engine, Waiting
 from openblip.serve.errors import ClientLeftError, busy, over_limit
+from openblip.serve.kept import KeptTexts, KeptUploads
 from openblip.serve.limits import Limits
 from openblip.serve.metrics import Metrics
 from openblip.serve.model_jobs import Job, Prompted, Streamed, Write, Written
 from openblip.serve.observed import log_failure
-from openblip.serve.uploads import Remote, Source, fetch, read_upload
+from openblip.serve.uploads import Remote, Source, Upload, fetch, read_upload
 from openblip.web.policy import UrlPolicy
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Service:
         self.decoders = ThreadPoolExecutor(count_threads(), "openblip decoder")
         self.fetchers = ThreadPoolExecutor(FETCHERS, "openblip fetcher")
         self.fetching = asyncio.Semaphore(FETCHERS)
-        self.written = KeptTexts(self.limits.answers)
+        self.written = KeptTexts(self.limits)
+        self.uploads = KeptUploads(self.limits)
         self.visits = 0
         self.drained = asyncio.Event()
         """Set when the server is being stopped and all that it took is done."""
@@ -141,15 +142,27 @@ class Visit:
     async def _read(self, upload: Source, fetched: list[float]) -> ReadImage:
         """Args: fetched: when what came from the web had come."""
         loop, service = asyncio.get_running_loop(), self.service
-        read = partial(read_upload, service.model.components.encoder, limits=self.limits)
         if not isinstance(upload, Remote):
-            return await loop.run_in_executor(service.decoders, read, upload)
+            return await self._decoded(upload)
         async with service.fetching:
             try:
                 upload = await loop.run_in_executor(service.fetchers, fetch, upload, service.urls, self.limits)
             finally:
                 fetched.append(time.monotonic())
-            return await loop.run_in_executor(service.decoders, read, upload)
+            return await self._decoded(upload)
+
+    async def _decoded(self, upload: Upload) -> ReadImage:
+        """An image, decoded now or when somebody sent the same file before."""
+        service = self.service
+        key = await service.uploads.key(upload)
+        found = service.uploads.find(key, upload)
+        if key is not None:
+            service.metrics.uploads.labels("miss" if found is None else "hit").inc()
+        if found is None:
+            read = partial(read_upload, service.model.components.encoder, upload, self.limits)
+            found = await asyncio.get_running_loop().run_in_executor(service.decoders, read)
+            service.uploads.keep(key, found)
+        return found
 
     async def read_one(self, upload: Source) -> ReadImage:
         """An image, decoded. Raises what is wrong with it."""
@@ -293,56 +306,3 @@ async def _left(request: Request | None) -> None:
         return
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class KeptTexts:
-    """Texts that were written about images, for whoever asks the same about the same pixels; those asked for last.
-
-    Args:
-        most: texts.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def find(self, job: Job, item: Any) -> Written | None:
-        found: Written | None = self._find(self._key(job, item))
-        return found
-
-    def find_stream(self, job: Job, item: Any) -> tuple[str, Streamed] | None:
-        """A text that was streamed, or written at once by the same options."""
-        written = self.find(job, item)
-        if written is not None and len(written.texts) == 1:
-            (one,) = written.texts
-            return one.text, Streamed(written.read, written.longest, written.written)
-        found: tuple[str, Streamed] | None = self._find((self._key(job, item), Streamed))
-        return found
-
-    def keep(self, job: Job, item: Any, result: Any) -> None:
-        key = self._key(job, item)
-        if key is not None and isinstance(result, Written):
-            self._keep(key, result)
-
-    def keep_stream(self, job: Job, item: Any, text: str, streamed: Streamed) -> None:
-        """Keep a text that was streamed to its end; it has no score, so that streams alone get it again."""
-        key = self._key(job, item)
-        if key is not None:
-            self._keep((key, Streamed), (text, streamed))
-
-    def _find(self, key: Hashable | None) -> Any:
-        if key is None or key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def _keep(self, key: Hashable, result: Any) -> None:
-        self._kept[key] = result
-        self._kept.move_to_end(key)
-        while len(self._kept) > self.most:
-            self._kept.popitem(last=False)
-
-    def _key(self, job: Job, item: Any) -> Hashable | None:
-        if not isinstance(job, Write) or not job.repeatable:
-            return None
-        return job, item.image.key, item.prompts
