@@ -34,7 +34,7 @@ import transformers
 from blip_pair import DECODE, PAD, Models, make, photo
 from peak_memory import peak
 from results import Row, add_json_option, finish
-from torch import Tensor
+from torch import Tensor, nn
 from turns import FIELDS, FLOAT32, HEAD, INT8, PEER, Figures, Taken, take_turns
 
 from openblip.checkpoints.blip_models import PROMPT
@@ -89,8 +89,8 @@ def captions_of(models: Models, size: str, beams: int, tokens: int, rounds: int)
 def products(model: Model) -> list[str]:
     """What an image is multiplied by on its way through the encoder, and nothing else: no attention, no text."""
     encoder = model.network.vision
-    for block in encoder.blocks:
-        for layer in (block.attention.qkv, block.attention.out, block.mlp.fc1, block.mlp.fc2):
+    for layer in encoder.blocks.modules():
+        if isinstance(layer, nn.Linear):
             F.linear(torch.ones(encoder.num_patches, layer.in_features), layer.weight, layer.bias)
     return []
 
