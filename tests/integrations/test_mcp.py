@@ -10,7 +10,9 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,39 @@ def test_a_call_that_is_cancelled_while_it_waits_is_not_begun(server: Any, monke
     assert calls == ["first", "third"]
 
 
+def test_pieces_of_a_call_take_turns_with_others(tiny_model: Model) -> None:
+    engine = in_turn(SharedModel(tiny_model))
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[Any] = []
+
+    def pages(_: Model) -> Iterator[int]:
+        for number in range(3):
+            begun.set()
+            assert go_on.wait(600)
+            done.append(number)
+            yield number
+
+    async def other() -> None:
+        await engine(lambda _: done.append("other"))
+
+    async def run() -> list[int]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, begun.wait)
+
+            async def release() -> None:
+                await anyio.to_thread.run_sync(begun.wait)
+                group.start_soon(other)
+                while not engine.turn.statistics().tasks_waiting:  # type: ignore[attr-defined]
+                    await anyio.sleep(0.001)
+                go_on.set()
+
+            group.start_soon(release)
+            return await engine.each(pages)
+
+    assert asyncio.run(run()) == [0, 1, 2]
+    assert done == [0, "other", 1, 2]
+
+
 # ---- streamable HTTP
 
 
@@ -227,6 +262,63 @@ def serving(app: Any) -> Iterator[str]:
 @pytest.fixture(name="mini", scope="module")
 def _mini() -> SharedModel:
     return SharedModel("mini", "cpu")
+
+
+@pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28"])
+def test_a_client_whose_connection_ends_while_it_waits_is_not_served(
+    tiny_model: Model, image_paths: list[Path], monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def slow(self: Model, images: Any, prompt: str | None = None, **_: Any) -> Any:
+        calls.append(prompt or "")
+        begun.set()
+        assert go_on.wait(600)
+        return [openblip.GeneratedText("done", 0.0)]
+
+    monkeypatch.setattr(Model, "caption", slow)
+
+    def asked(prompt: str) -> dict[str, Any]:
+        arguments = {"name": "caption", "arguments": {"image": "photo1.png", "prompt": prompt}}
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": version,
+            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {},
+        }
+        return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {**arguments, "_meta": meta}}
+
+    head = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": version}
+    head |= {"Mcp-Method": "tools/call", "Mcp-Name": "caption"}
+    engine: Any = in_turn(SharedModel(tiny_model))
+    app = http_app(build_server(engine, ImageReferences(image_paths[0].parent)))
+
+    def waiting(calls: int) -> None:
+        until = time.monotonic() + 600
+        while engine.turn.statistics().tasks_waiting != calls:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+
+    with (
+        serving(app) as url,
+        httpx2.Client(base_url=url, headers=head, timeout=600) as web,
+        ThreadPoolExecutor() as pool,
+    ):
+        first = pool.submit(web.post, "/mcp", json=asked("first"))
+        assert begun.wait(600)
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as leaving:
+            request = web.build_request("POST", "/mcp", json=asked("second"))
+            lines = [f"{name}: {value}" for name, value in request.headers.items()]
+            leaving.sendall("\r\n".join(["POST /mcp HTTP/1.1", *lines, "", ""]).encode() + request.read())
+            waiting(1)
+        waiting(0)
+        third = pool.submit(web.post, "/mcp", json=asked("third"))
+        waiting(1)
+        go_on.set()
+        for one in (first, third):
+            assert "done" in one.result(600).text
+    assert calls == ["first", "third"]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
@@ -20,7 +21,22 @@ try:
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.transport_security import TransportSecuritySettings
     from mcp_types import ToolAnnotations
-    from pydantic import BaseModel, Field, ValidationError
+    from pydantic import Field, ValidationError
+    from starlette.routing import Route
+
+    from openblip.integrations.mcp_results import (
+        Analysis,
+        Answer,
+        Answers,
+        Captions,
+        Matches,
+        Page,
+        PageAnswer,
+        Photo,
+        Photos,
+        ScoredText,
+        TextMatch,
+    )
 except ImportError as error:
     raise ImportError('the MCP server needs the MCP SDK: pip install "openblip[mcp]"') from error
 
@@ -32,7 +48,9 @@ from openblip.models.shared import SharedModel
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from openblip.analysis.results import AnalyzedPage
     from openblip.models.model import Model
     from openblip.search import Index
 
@@ -43,6 +61,8 @@ MAX_BODY_BYTES = 40 * 2**20
 """Of an HTTP request: a photo of 20 MB is 27 MB as base64."""
 MAX_PAGES, MAX_TEXTS, MAX_QUESTIONS, MAX_CAPTIONS, MAX_FOUND = 50, 100, 20, 8, 100
 MAX_CHARACTERS = 2_000
+LEFT = "openblip.left"
+"""Where an HTTP request keeps the event that its connection has ended."""
 READS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, destructive_hint=False)
 
 Image = Annotated[str, Field(description="A path, an http(s) or data: URL, or the image file as base64.", min_length=1)]
@@ -55,104 +75,40 @@ class Engine(Protocol):
     def __call__(self, work: Callable[[Model], Result], /) -> Awaitable[Result]:
         """What `work` returns or raises."""
 
-
-class ScoredText(BaseModel):
-    """A caption, with the logarithm of its probability (for beam search, by its length)."""
-
-    text: str
-    score: float
-
-
-class Captions(BaseModel):
-    """Captions of an image, best first."""
-
-    image: str
-    captions: list[ScoredText]
-
-
-class Answer(BaseModel):
-    """The answer to a question, with the logarithm of its probability (for beam search, by its length)."""
-
-    question: str
-    answer: str
-    score: float
-
-
-class Answers(BaseModel):
-    """Answers to questions about an image."""
-
-    image: str
-    answers: list[Answer]
-
-
-class TextMatch(BaseModel):
-    """How well a text fits: the probability from 0 to 1 (null from models that have none), and the cosine."""
-
-    text: str
-    probability: float | None
-    cosine: float
-
-
-class Matches(BaseModel):
-    """How well texts fit an image, best first."""
-
-    image: str
-    matches: list[TextMatch]
-
-
-class Photo(BaseModel):
-    """A photo of the index: the probability that the text fits, where it was computed, and the cosine."""
-
-    path: str
-    probability: float | None
-    cosine: float
-
-
-class Photos(BaseModel):
-    """What a search has found, best first."""
-
-    photos: list[Photo]
-
-
-class PageAnswer(BaseModel):
-    """An answer about a page, with the probability of one that was chosen among several."""
-
-    question: str
-    answer: str
-    probability: float | None
-
-
-class Page(BaseModel):
-    """What was found out about a page, or what is wrong with it."""
-
-    page: int | None
-    caption: str | None
-    answers: list[PageAnswer]
-    error: str | None
-
-
-class Analysis(BaseModel):
-    """What was found out about a document, and what to know before it is used."""
-
-    document: str
-    pages: list[Page]
-    warning: str | None
+    def each(self, work: Callable[[Model], Iterator[Result]], /) -> Awaitable[list[Result]]:
+        """All that `work` yields, or what it raises; between any two, others have the model."""
 
 
 def in_turn(shared: SharedModel) -> Engine:
     """An engine of a shared model: a thread works for one call at a time; calls that are cancelled while they wait are
     not begun.
     """
-    turn = anyio.CapacityLimiter(1)
+    return _InTurn(shared)
 
-    async def engine(work: Callable[[Model], Result], /) -> Result:
+
+class _InTurn:
+    def __init__(self, shared: SharedModel) -> None:
+        self.shared = shared
+        self.turn = anyio.CapacityLimiter(1)
+
+    async def __call__(self, work: Callable[[Model], Result], /) -> Result:
         def run() -> Result:
-            with shared.use() as model:
+            with self.shared.use() as model:
                 return work(model)
 
-        return await anyio.to_thread.run_sync(run, limiter=turn)
+        return await anyio.to_thread.run_sync(run, limiter=self.turn)
 
-    return engine
+    async def each(self, work: Callable[[Model], Iterator[Result]], /) -> list[Result]:
+        results = await self(work)
+        found: list[Result] = []
+        while more := await self(partial(next_of, results)):
+            found += more
+        return found
+
+
+def next_of(results: Iterator[Result], _: Model) -> list[Result]:
+    """The next result in a list, or an empty one at the end: as work for an engine."""
+    return list(islice(results, 1))
 
 
 @dataclass
@@ -257,28 +213,29 @@ class _Tools:
             raise ToolError(f"there is no set {question_set!r}: give {', '.join(built_in_sets())}, or questions")
         content = await self._reading(partial(self.images.read, document))
 
-        def work(model: Model) -> Analysis:
-            asked = built_in_sets()[question_set] if questions is None else ask_about(questions)
+        asked = built_in_sets()[question_set] if questions is None else ask_about(questions)
+
+        def work(model: Model) -> Iterator[AnalyzedPage]:
             plan = plan_pages([content], pages or None, None)
             if len(plan) > MAX_PAGES:
                 raise ToolError(f"these are {len(plan)} pages, more than {MAX_PAGES}: say which ones with pages")
-            found = [
-                Page(
-                    page=one.page,
-                    caption=one.caption,
-                    answers=[
-                        PageAnswer(question=each.question, answer=each.answer, probability=each.probability)
-                        for each in one.answers
-                    ],
-                    error=None if one.error is None else one.error.problem,
-                )
-                for one in analyze_pages(model, plan, asked)
-            ]
-            if all(one.error is not None for one in found):
-                raise ToolError(f"{name_of(document)}: {found[0].error}")
-            return Analysis(document=name_of(document), pages=found, warning=asked.warning)
+            return analyze_pages(model, plan, asked, batch_size=1)
 
-        return await self._told(self.engine(work))
+        found = [
+            Page(
+                page=one.page,
+                caption=one.caption,
+                answers=[
+                    PageAnswer(question=each.question, answer=each.answer, probability=each.probability)
+                    for each in one.answers
+                ],
+                error=None if one.error is None else one.error.problem,
+            )
+            for one in await self._told(self.engine.each(work))
+        ]
+        if all(one.error is not None for one in found):
+            raise ToolError(f"{name_of(document)}: {found[0].error}")
+        return Analysis(document=name_of(document), pages=found, warning=asked.warning)
 
     async def _with_image(self, image: str, work: Callable[[PILImage.Image, Model], Result]) -> Result:
         opened = await self._reading(partial(self.images.load, image))
@@ -317,7 +274,31 @@ class _Tools:
 
 class _Server(MCPServer[Any]):
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
-        """As the SDK's, but what is wrong with arguments is one sentence, without the values, which may be photos."""
+        """As the SDK's, but it ends when the client's connection does; wrong arguments are told in a sentence."""
+        request = None if context is None else context.request_context.request
+        left = None if request is None else request.scope.get(LEFT)
+        if left is None:
+            return await self._call(name, arguments, context)
+        result: Any = None
+        problem: Exception | None = ToolError("the client left")
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                await left.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            try:
+                result, problem = await self._call(name, arguments, context), None
+            except Exception as error:  # not to be one of a group
+                problem = error
+            group.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+        return result
+
+    async def _call(self, name: str, arguments: dict[str, Any], context: Any) -> Any:
+        # Values of arguments, which may be photos, are in no message.
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -387,12 +368,30 @@ def http_app(
         allowed_hosts=hosts,
         allowed_origins=[f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")],
     )
-    return server.streamable_http_app(
+    app = server.streamable_http_app(
         streamable_http_path=path,
         stateless_http=True,  # and answers as events: with plain JSON, a client that leaves would go unnoticed
         max_request_body_size=max_body_bytes,
         transport_security=security,
     )
+    for route in app.routes:
+        if isinstance(route, Route):
+            route.app = _Connection(route.app)
+    return app
+
+
+class _Connection:
+    """The application of a route whose calls can tell that their client's connection has ended."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = scope[LEFT] = anyio.Event()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            left.set()
 
 
 @contextmanager

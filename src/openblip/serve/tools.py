@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from openblip.errors import OptionError
 from openblip.images.decode import loaded
 from openblip.images.references import ImageReferences, name_of
-from openblip.integrations.mcp import build_server, http_app
+from openblip.integrations.mcp import build_server, http_app, next_of
 from openblip.serve.errors import Refusal
 from openblip.serve.limits import MEGABYTE, Limits
 from openblip.serve.model_jobs import Call
@@ -69,10 +71,28 @@ class _Engine:
 
     async def __call__(self, work: Callable[[Model], Result], /) -> Result:
         """Raises OptionError, which says why, where the service refuses."""
-        try:
-            with self.service.visit(None, 1) as visit:
-                result: Result
-                (result,) = await visit.run(Call(work), [None])
-        except Refusal as refusal:
-            raise OptionError(refusal.detail) from refusal
+        with _told(), self.service.visit(None, 1) as visit:
+            result: Result
+            (result,) = await visit.run(Call(work), [None])
         return result
+
+    async def each(self, work: Callable[[Model], Iterator[Result]], /) -> list[Result]:
+        """As one call, whose pieces wait in the queue each by itself."""
+        with _told(), self.service.visit(None, 1) as visit:
+            results: Iterator[Result]
+            (results,) = await visit.run(Call(work), [None])
+            found: list[Result] = []
+            while True:
+                more: list[Result]
+                (more,) = await visit.run(Call(partial(next_of, results)), [None])
+                if not more:
+                    return found
+                found += more
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        raise OptionError(refusal.detail) from refusal
