@@ -15,7 +15,7 @@ from PIL import Image
 
 from openblip.errors import ImageError, OptionError
 from openblip.images.frame_hash import frame_hash, is_same_view
-from openblip.images.video import read_frames, sampled, views_every
+from openblip.images.video import read_frames, sampled, scenes, views_every
 from openblip.images.video_decode import VideoFile, clock_time
 from tests.videos import number_of, numbered, write_video
 
@@ -289,6 +289,24 @@ def test_views_that_look_the_same_are_one(tmp_path: Path) -> None:
     with VideoFile(write_video(tmp_path / "a.mp4", images), print) as video:
         views = list(views_every(video, 1.0))
     assert [(view.start, view.end, number_of(view.image)) for view in views] == [(0, 3, 0), (3, 4, 5)]
+
+
+def test_large_images_are_made_smaller_and_look_the_same_to_a_model(tmp_path: Path) -> None:
+    across, down = np.meshgrid(np.arange(640), np.arange(400))
+    waves = 128 + 100 * np.sin(across / 29) * np.cos(down / 27)
+    image = Image.fromarray(np.stack([waves, np.roll(waves, 20, 0), across % 250], axis=-1).astype(np.uint8))
+    path = write_video(tmp_path / "a.mp4", [image] * 30)
+    views = []
+    for least in (None, 100, 130):
+        with VideoFile(path, print) as video:
+            views += list(views_every(video, 1.0, least))
+        with VideoFile(path, print) as video:
+            views += list(scenes(video, least))
+    assert [view.image.size for view in views] == [(640, 400)] * 2 + [(160, 100)] * 2 + [(320, 200)] * 2
+    whole, _, smaller, *_ = (
+        np.asarray(view.image.resize((50, 50), Image.Resampling.BICUBIC)).astype(int) for view in views
+    )
+    assert np.abs(whole - smaller).mean() < 1
 
 
 def test_a_thing_that_moves_in_a_still_picture_is_seen() -> None:

@@ -81,8 +81,11 @@ def _times_and_images(path: str | os.PathLike[str], interval: Fraction) -> Itera
                 warnings.warn(notes.popleft(), stacklevel=2)
 
 
-def views_every(video: VideoFile, every: float) -> Iterator[View]:
+def views_every(video: VideoFile, every: float, least: int | None = None) -> Iterator[View]:
     """The video in parts, each as long as what is seen stays nearly the same; looked at every so many seconds.
+
+    Args:
+        least: images are made smaller by a whole factor, if their shorter side is still at least so many pixels then.
 
     Raises:
         ImageError: behind the last view, as `VideoFile.frames`.
@@ -94,15 +97,18 @@ def views_every(video: VideoFile, every: float) -> Iterator[View]:
         if shown is not None and is_same_view(shown[1], seen):
             continue
         if shown is not None:
-            yield _view(shown[0].time, frame.time, shown[0])
+            yield _view(shown[0].time, frame.time, shown[0], least)
         shown = frame, seen
     if shown is not None:
-        yield _view(shown[0].time, max(video.end, shown[0].time), shown[0])
+        yield _view(shown[0].time, max(video.end, shown[0].time), shown[0], least)
     found.raise_fault()
 
 
-def scenes(video: VideoFile) -> Iterator[View]:
+def scenes(video: VideoFile, least: int | None = None) -> Iterator[View]:
     """The scenes of a video, each with an image from its second quarter; see `openblip.images.scenes`.
+
+    Args:
+        least: as of `views_every`.
 
     Raises:
         ImageError: behind the last scene, as `VideoFile.frames`.
@@ -115,11 +121,11 @@ def scenes(video: VideoFile) -> Iterator[View]:
         if scene is None:
             scene = _Scene(float(frame.time))
         elif start is not None:
-            yield scene.view(start)
+            yield scene.view(start, least)
             scene = _Scene(start)
         scene.add(frame)
     if scene is not None:
-        yield scene.view(float(video.end))
+        yield scene.view(float(video.end), least)
     found.raise_fault()
 
 
@@ -165,8 +171,17 @@ def _next_target(time: Fraction, every: Fraction) -> Fraction:
     return -(-time // every) * every
 
 
-def _view(start: Fraction, end: Fraction, frame: VideoFrame) -> View:
-    return View(float(start), float(end), float(frame.time), upright_image(frame))
+def _view(start: Fraction | float, end: Fraction | float, frame: VideoFrame, least: int | None) -> View:
+    image = upright_image(frame)
+    if least is not None and (factor := _factor(*image.size, least)) > 1:
+        image = image.reduce(factor)
+    return View(float(start), float(end), float(frame.time), image)
+
+
+def _factor(width: int, height: int, least: int) -> int:
+    """The greatest that leaves the shorter side at least so long, and of which both sides are multiples."""
+    both = math.gcd(width, height)
+    return next(one for one in range(max(1, min(width, height) // least), 0, -1) if both % one == 0)
 
 
 class _Scene:
@@ -183,11 +198,11 @@ class _Scene:
             self._kept.append((since, frame))
             self._due = max(2 * since, 0.05)
 
-    def view(self, end: float) -> View:
+    def view(self, end: float, least: int | None) -> View:
         half = (end - self._start) / 2
         early = [frame for since, frame in self._kept if since <= half]
         frame = early[-1] if early else self._kept[0][1]
-        return View(self._start, end, float(frame.time), upright_image(frame))
+        return _view(self._start, end, frame, least)
 
 
 class _UpToFault:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from openblip.errors import ImageError
+from openblip.images.background import in_background
 from openblip.images.video import scenes, views_every
 from openblip.images.video_decode import VideoFile
 from openblip.jobs.kept_output import Command, kept_output
@@ -36,8 +37,9 @@ def describe_video(
     Args:
         load: gives the model.
         outputs: files that are not there yet; their suffix says what they are. What is done is kept beside the first.
-        tell: called with sentences that the user should read.
-        progress: called with the seconds that are done and those of the whole video, if it says how long it is.
+        tell: called with sentences that the user should read, from another thread, too.
+        progress: called, from another thread, with the seconds that are decoded and those of the whole video, if it
+            says how long it is.
         closed: called with each segment, in order.
         settings: what decides what is said, by the names that the user has for it: what is kept of others is refused.
 
@@ -75,7 +77,10 @@ def describe_video(
         has_page = any(output.suffix.lower() in PAGES for output in outputs)
         thumbnails = stack.enter_context(Thumbnails()) if has_page else None
         found = Description(Path(path).name, video.duration, model.name, questions, notes=notes)
-        views = scenes(video) if questions.every is None else views_every(video, questions.every)
+        least = _least_side(model)
+        made = scenes(video, least) if questions.every is None else views_every(video, questions.every, least)
+        # Frames are decoded while the model computes.
+        views = stack.enter_context(in_background(made, questions.batch_size))
         try:
             if kept is None:
                 describe(views, model, found, closed=closed)
@@ -89,3 +94,13 @@ def describe_video(
             write_outputs(outputs, found, thumbnails, kept.folder)
             kept.forget()
     return found
+
+
+def _least_side(model: Any) -> int | None:
+    """Pixels of the shorter side below which images are not made smaller before the model's own transform.
+
+    Twice what the model takes: such an image, of the means of whole pixels, gives what the whole one would but for
+    rounding, in a third of the time. None of a model that does not say what it takes.
+    """
+    parts = getattr(model, "parts", None)
+    return None if parts is None else 2 * int(parts.transform.image_size)
