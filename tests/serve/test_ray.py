@@ -94,14 +94,7 @@ def cluster(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         run = [sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking", f"--working-dir={place}"]
         run.append(str(place / "serve.yaml"))
         environment["RAY_ADDRESS"] = address_in(log) or ""
-        done = subprocess.run(
-            [*run, str(place / "serve.yaml")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=WAIT,
-        )
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False, timeout=WAIT)
         assert done.returncode == 0, done.stdout + done.stderr
         url = f"http://127.0.0.1:{port}"
         until(lambda: is_ready(url), head)
@@ -156,6 +149,7 @@ def test_a_killed_replica_costs_what_it_was_at_and_clients_that_retry_nothing(cl
     numbers = count()
     answered: dict[str, str] = {}
     lost: set[str] = set()
+    under_way: set[str] = set()
     stop = threading.Event()
 
     def work(retry: bool) -> None:
@@ -165,7 +159,9 @@ def test_a_killed_replica_costs_what_it_was_at_and_clients_that_retry_nothing(cl
                 number = next(numbers)
                 for attempt in range(WAIT if retry else 1):
                     name = f"{number}-{attempt}"
+                    under_way.add(name)
                     text = ask(client, name, photo(number))
+                    under_way.discard(name)
                     if text is not None:
                         answered[name] = text
                         break
@@ -181,7 +177,7 @@ def test_a_killed_replica_costs_what_it_was_at_and_clients_that_retry_nothing(cl
             begun = cluster.taken()
             victim = max(begun, key=lambda pid: len(begun[pid] - set(answered)))
             os.kill(victim, signal.SIGKILL)
-            at_death = len(answered)
+            at_death, sent = len(answered), set(under_way)
             # The one that is left goes on, and a new one comes in its place.
             until_busy(cluster, answered, 3, at_death)
         finally:
@@ -191,8 +187,9 @@ def test_a_killed_replica_costs_what_it_was_at_and_clients_that_retry_nothing(cl
     taken = cluster.taken()
     assert len(taken) == 3
     assert all(text for text in answered.values())
-    assert lost <= taken[victim], "whatever was lost, the dead replica had taken"
-    assert len(lost) <= 2 * CLIENTS, "no more than each client's one request"
+    # What the dead replica had, or had been given a moment before; nothing that came to it later, or to another one.
+    assert lost <= sent
+    assert not lost & set().union(*(names for pid, names in taken.items() if pid != victim))
 
 
 def until_busy(cluster: Cluster, answered: dict[str, str], replicas: int, more_than: int = 0) -> None:
