@@ -6,12 +6,13 @@
     python benchmarks/serving.py --only memory --requests 10000
 
 Both servers are processes of this machine with the same model, behind the same uvicorn; the load comes from a third
-process, over loopback, in a closed loop: each client sends its next request when it has its answer. Photos are JPEGs of
-noise over a gradient, all different; "repeated" draws them from 200 as a shop's are asked for (Zipf), from a server
-that knows none of them. Requests a second count only answers, and their p99 is shown beside them. The engine's own
-ceiling is `caption_many` of as many photos in batches of 32, in a process of its own, which takes its turn with the
-servers; how many times faster than the naive server it is, is what batching alone can bring. --threads is of PyTorch, 0
-for its own choice. CPU seconds are those of all threads of the server; the clients share the processors with it.
+process, over loopback, in a closed loop: each client sends its next request when it has its answer. Photos are JPEGs
+of noise over a gradient, all different; "repeated" draws them from 200 as a shop's are asked for (Zipf), from a
+server that knows none of them, and "later" goes on with it. Requests a second count only answers, and their p99 is
+shown beside them. The engine's own ceiling is `caption_many` of as many photos in batches of 32, in a process of its
+own, which takes its turn with the servers; how many times faster than the naive server it is, is what batching alone
+can bring. --threads is of PyTorch, 0 for its own choice. CPU seconds are those of all threads of the server; the
+clients share the processors with it.
 
 On a machine where other programs compute, too, PyTorch's threads wait for each other by spinning, and no number is of
 use; OMP_WAIT_POLICY=passive then shows at least that everything works.
@@ -356,6 +357,7 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
             loads: dict[str, tuple[Callable[[], bytes], int]] = {
                 "different": (left.__next__, options.clients),
                 "repeated": (repeated(shop, chance), options.clients),
+                "repeated, later": (repeated(shop, chance), options.clients),
                 "questions": (eight.__next__, 8),
             }
             with server(naive, options.model, options.threads) as (port, pid):
@@ -364,7 +366,7 @@ def throughput(options: argparse.Namespace) -> Iterator[Row]:
                     load = measured(pid, closed_loop(port, requests, clients, options.seconds))
                     found.setdefault((name, naive), []).append(load)
         ceilings.append(ceiling(options.model, photos, options.threads))
-    for name in ("different", "repeated", "questions"):
+    for name in ("different", "repeated", "repeated, later", "questions"):
         rates = {naive: statistics.median(load.rate for load in found[name, naive]) for naive in (False, True)}
         for naive in (False, True):
             label = f"{name}, {'naive' if naive else 'ours'}"
