@@ -63,6 +63,7 @@ def served_by(
     urls: UrlPolicy | None = None,
     mcp: bool = False,
     logs: bool = False,
+    threads: int = 1,
 ) -> Iterator[Served]:
     """A server of a model, perhaps with its page, which searches in an index, or tools; it is drained at the end."""
     import httpx2
@@ -73,7 +74,7 @@ def served_by(
     from openblip.serve.server import make_server
     from openblip.serve.service import Service
 
-    service = Service(model, limits, threads=1, urls=urls).start()
+    service = Service(model, limits, threads=threads, urls=urls).start()
     ready = threading.Event()
     mount = page_of(service, index) if page else None
     tools = None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from torch import Tensor
 
+import openblip
 from openblip.generation.options import GenerationOptions
 from openblip.images.encoded_image import ReadImage
 from openblip.models.model import Model
@@ -21,7 +24,7 @@ from openblip.serve.engine import Engine
 from openblip.serve.limits import Limits
 from openblip.serve.model_jobs import Prompted, Streamed, Write
 
-from .conftest import WAIT
+from .conftest import WAIT, Served, served_by
 from .test_decoding import WAYS, Told, assert_same, result
 
 SHORT = Write(GenerationOptions(num_beams=1, max_new_tokens=3).resolved())
@@ -156,6 +159,43 @@ def test_at_the_end_who_waits_for_an_image_is_told(
     with pytest.raises(CancelledError):
         result(waiting)
     assert not engine.is_alive
+
+
+def ask_together(served: Served, photos: list[bytes]) -> list[tuple[str, float]]:
+    """Captions of photos by a client each, all at once."""
+
+    def one(photo: bytes) -> tuple[str, float]:
+        (found,) = served.post("/caption", photo).json()["captions"]
+        return found["text"], found["score"]
+
+    with ThreadPoolExecutor(len(photos)) as clients:
+        return list(clients.map(one, photos))
+
+
+def check_clients(model: Model, count: int) -> None:
+    """Photos of noise, most of them sent by two clients at once, are captioned as the library does it one by one."""
+    photos = []
+    for number in range(count):
+        file = BytesIO()
+        Image.effect_noise((60 + number, 45), 20 + 9 * number).save(file, "PNG")
+        photos.append(file.getvalue())
+    model.image_cache.clear()
+    with served_by(model, threads=2) as served:
+        found = ask_together(served, [*photos, *photos[1:]])
+        assert ask_together(served, photos) == found[:count]  # from what was kept
+    for photo, (text, score) in zip([*photos, *photos[1:]], found, strict=True):
+        model.image_cache.clear()
+        (alone,) = model.caption([photo], details=True)
+        assert text == alone.text and score == pytest.approx(alone.score, abs=2e-5)
+
+
+def test_clients_of_a_server_get_what_the_library_gives(tiny_model: Model) -> None:
+    check_clients(tiny_model, 5)
+
+
+@pytest.mark.slow
+def test_clients_of_a_server_of_mini_get_what_the_library_gives() -> None:
+    check_clients(openblip.load("mini"), 12)
 
 
 @dataclass(eq=False)
