@@ -155,7 +155,7 @@ def test_a_external_model_cannot_be_trained_or_replaced(
 ) -> None:
     save_native(with_language_model(tiny_parts, language), tmp_path / "behind")
     recipe = write_recipe(tmp_path, data, tmp_path / "behind", "stage2")
-    with pytest.raises(OptionError, match="is external and stays as it is"):
+    with pytest.raises(OptionError, match="is an external language model, which is not trained"):
         train(load_recipe(recipe, [change]))
 
 

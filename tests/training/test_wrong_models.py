@@ -38,5 +38,5 @@ def test_adapters_fit_the_model_that_they_are_saved_for(data: Path, tmp_path: Pa
     save_native(small_parts("pretrain", tmp_path / "words"), start)
     lora = {"targets": ["language_model"], "rank": 4}
     recipe = load_recipe(write_small_recipe(tmp_path, data, start, stage="caption", lora=lora), [])
-    with pytest.raises(OptionError, match=r"would not fit the one that is given: train without lora first"):
+    with pytest.raises(OptionError, match=r"would not fit the original: train without lora first"):
         train(recipe)

@@ -70,7 +70,7 @@ def test_answers_have_both_halves(tmp_path: Path) -> None:
         parts.network.decoder.layers[1].self_attention.query.weight,
     )
     assert prepare_answers(made, recipe(Stage.VQA)) is made
-    with pytest.raises(OptionError, match="reads images of 192 channels, and questions have 128"):
+    with pytest.raises(OptionError, match="image features of width 192 and text features of 128"):
         prepare_answers(pretrained(tmp_path, 192), recipe(Stage.VQA))
 
 

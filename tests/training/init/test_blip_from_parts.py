@@ -213,19 +213,19 @@ def configured(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (without("deit.pth"), r"deit\.pth is missing: new_blip\.vision is the file of a ViT"),
+        (without("deit.pth"), r"deit\.pth is missing: new_blip\.vision is the weights file of a ViT"),
         (also("dist_token", (1, 1, 192)), r"deit\.pth: the image encoder has no place for dist_token"),
-        (vision(width=128), r"5 positions of 128 channels: give a ViT .* that is 192, 384, 768, 1024 wide"),
-        (also("pos_embed", (1, 6, 192)), "6 positions of 192 channels: give a ViT of one class token"),
-        (less("deit.pth", "blocks.1.mlp.fc2.bias"), r"deit\.pth is not whole: blocks\.1\.mlp\.fc2\.bias is missing"),
-        (less("deit.pth", "patch_embed.proj.weight"), r"no whole ViT .*: patch_embed\.weight is not as there"),
-        (also("norm.bias", (3,)), r"deit\.pth does not fit a BLIP: final_norm\.bias is \[3\], here \[192\]"),
+        (vision(width=128), r"5 positions of width 128: give a ViT .* and a width of 192, 384, 768, 1024"),
+        (also("pos_embed", (1, 6, 192)), "6 positions of width 192: give a ViT with one class token"),
+        (less("deit.pth", "blocks.1.mlp.fc2.bias"), r"deit\.pth is incomplete: blocks\.1\.mlp\.fc2\.bias is missing"),
+        (less("deit.pth", "patch_embed.proj.weight"), r"not a ViT .*: patch_embed\.weight is missing or has other"),
+        (also("norm.bias", (3,)), r"deit\.pth does not fit BLIP: final_norm\.bias has shape \[3\], expected \[192\]"),
         (without("bert/vocab.txt"), r"vocab\.txt is missing: new_blip\.bert is a folder"),
         (without("bert/config.json"), r"config\.json is missing"),
-        (configured(num_attention_heads=None), "of no BERT: it has no num_attention_heads"),
+        (configured(num_attention_heads=None), "not the configuration of a BERT: it has no num_attention_heads"),
         (configured(num_attention_heads=5), "config.json.*5"),
-        (configured(hidden_act="relu"), "has the activation 'relu': give a BERT of gelu"),
-        (less("bert/model.safetensors", "cls.predictions.bias"), r"bert is not whole: head\.bias is missing"),
+        (configured(hidden_act="relu"), "has hidden_act 'relu': give a BERT with gelu"),
+        (less("bert/model.safetensors", "cls.predictions.bias"), r"bert is incomplete: head\.bias is missing"),
     ],
 )
 def test_files_of_other_models_are_refused(

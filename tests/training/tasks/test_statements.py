@@ -224,7 +224,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, data: Path) -> No
 def test_weights_in_8_bits_cannot_learn(tmp_path: Path, data: Path) -> None:
     recipe = made(tmp_path, data, "classify")
     small = openblip.load(tmp_path / "match", device="cpu", dtype="int8").save(tmp_path / "int8")
-    with pytest.raises(OptionError, match="is quantized, and such weights cannot learn"):
+    with pytest.raises(OptionError, match="is quantized and cannot be trained"):
         train(load_recipe(recipe, [f"init={small}"]))
 
 

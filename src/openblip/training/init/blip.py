@@ -1,4 +1,4 @@
-"""A BLIP of one task, of one that was pre-trained, whose encoder and decoder share weights."""
+"""Turn a pretrained BLIP, whose text encoder and decoder share weights, into a model of one task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Parts = ModelParts[BlipNetwork, Any]
 
 
 def prepare_captions(parts: Parts, recipe: Recipe) -> Parts:
-    """The image encoder and the decoder alone, which has its own copy of what it shared with the text encoder."""
+    """Keep the image encoder and the decoder, with its own copy of the shared weights."""
     old = parts.network.config
     if not old.shares_text:
         return parts
@@ -30,18 +30,18 @@ def prepare_captions(parts: Parts, recipe: Recipe) -> Parts:
 
 
 def prepare_answers(parts: Parts, recipe: Recipe) -> Parts:
-    """The same with the text encoder, which reads a question with its image for the decoder.
+    """Keep all three parts: the text encoder reads a question with its image, and the decoder what it gives.
 
     Raises:
-        OptionError: what the decoder reads has another width in the model.
+        OptionError: image and text features differ in width, but the decoder's cross-attention fits the image's only.
     """
     old = parts.network.config
     if not old.shares_text or old.encoder is None:
         return parts
     if old.encoder.width != old.vision.width:
         raise OptionError(
-            f"{parts.name} reads images of {old.vision.width} channels, and questions have {old.encoder.width}: give a "
-            "model of the base size, whose images are as wide as its texts"
+            f"{parts.name} has image features of width {old.vision.width} and text features of {old.encoder.width}: "
+            "start from a model of the base size, where both are equal"
         )
     config = BlipConfig(
         old.vision, old.encoder, old.decoder, answers=True, decode_id=old.decode_id, encode_id=old.encode_id
@@ -51,7 +51,7 @@ def prepare_answers(parts: Parts, recipe: Recipe) -> Parts:
 
 
 def prepare_retrieval(parts: Parts, recipe: Recipe) -> Parts:
-    """The image encoder and the text encoder, without the decoder."""
+    """Keep the image encoder and the text encoder."""
     old = parts.network.config
     if not old.shares_text:
         return parts
@@ -60,7 +60,7 @@ def prepare_retrieval(parts: Parts, recipe: Recipe) -> Parts:
 
 
 def _built(parts: Parts, config: BlipConfig) -> BlipNetwork:
-    """A network of the weights of another one, whose decoder takes what it lacks from the text encoder."""
+    """A network with the weights of `parts`; shared weights of the decoder come from the text encoder."""
     network: BlipNetwork = empty_network(config, Path(parts.name), family=find_family(parts.family, Path(parts.name)))
     old: dict[str, Tensor] = parts.network.state_dict()
 

@@ -1,4 +1,4 @@
-"""A BLIP as its authors begin to pre-train it: DeiT's ViT, and a BERT as both its text encoder and its decoder."""
+"""Build a BLIP for pre-training as its authors do: a ViT from DeiT, text encoder and decoder from BERT."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from openblip.training.recipe_keys import NewBlip
 VIT = Layout("ViT of DeiT or timm", [Part("", "", TIMM)])
 BERT = Layout("BERT", [Part("", "", PLAIN_BERT)])
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
-"""Of a ViT of DeiT or timm (tiny, small, base, large), by its width: its file does not say."""
+"""Attention heads of a ViT of DeiT or timm (tiny, small, base, large), by its width: files do not hold them."""
 READS_IMAGES, READS_TEXT, HEAD = ".cross_attention.", ".self_attention.", "head."
 CONFIG_FILE = "config.json"
 EXACT_GELU = "gelu"
 
 
 def build_blip(new: NewBlip, name: str, seed: int) -> ModelParts[BlipNetwork, Any]:
-    """The model, of the sizes that the files have; what neither file has is drawn as LAVIS draws it.
+    """Build the model in the sizes of the files; other weights are initialized as in LAVIS.
 
-    As in LAVIS, BERT's vector of the first segment is left out, and the decoder's own self-attention begins as the
-    encoder's. [DEC] and [ENC] are new words.
+    As in LAVIS, BERT's token type embeddings are dropped, and the decoder's own self-attention starts as a copy of the
+    encoder's. [DEC] and [ENC] are new tokens.
 
     Raises:
-        CheckpointError: a file is missing or broken, or of another model.
+        CheckpointError: a file is missing, broken, or of another model.
     """
     vision_file, bert_folder = Path(new.vision).expanduser(), Path(new.bert).expanduser()
     seen = _read_vit(vision_file)
@@ -76,9 +76,9 @@ def build_blip(new: NewBlip, name: str, seed: int) -> ModelParts[BlipNetwork, An
 
 
 def _read_vit(path: Path) -> dict[str, Tensor]:
-    """The weights of an image encoder under our names, without those of its classifier."""
+    """Weights of an image encoder by our names, without its classifier."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: new_blip.vision is the file of a ViT of DeiT or timm")
+        raise CheckpointError(f"{path} is missing: new_blip.vision is the weights file of a ViT of DeiT or timm")
     try:
         return VIT.to_ours(read_floats(path))
     except CheckpointError as error:
@@ -86,18 +86,18 @@ def _read_vit(path: Path) -> dict[str, Tensor]:
 
 
 def _vision_config(state: Mapping[str, Tensor], path: Path) -> VitConfig:
-    """The sizes of a ViT, by its tensors."""
+    """The configuration of a ViT, from its tensors."""
     wanted = {"positions": 3, "patch_embed.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     for name, dimensions in wanted.items():
         if name not in state or state[name].ndim != dimensions:
-            raise CheckpointError(f"{path} is no whole ViT of DeiT or timm: {name} is not as there")
+            raise CheckpointError(f"{path} is not a ViT of DeiT or timm: {name} is missing or has other dimensions")
     positions, width = state["positions"].shape[1:]
     grid, patch = math.isqrt(max(0, positions - 1)), state["patch_embed.weight"].shape[-1]
     if width not in HEADS or not grid or grid * grid != positions - 1:
         widths = ", ".join(map(str, HEADS))
         raise CheckpointError(
-            f"{path} has {positions} positions of {width} channels: give a ViT of one class token and a square of "
-            f"patches that is {widths} wide"
+            f"{path} has {positions} positions of width {width}: give a ViT with one class token, a square grid of "
+            f"patches and a width of {widths}"
         )
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     mlp = state["blocks.0.mlp.fc1.weight"].shape[0]
@@ -105,14 +105,14 @@ def _vision_config(state: Mapping[str, Tensor], path: Path) -> VitConfig:
 
 
 def _text_config(bert: Bert, image_width: int) -> BertConfig:
-    """The sizes of a BERT with two more words, whose layers read images."""
+    """The configuration of a BERT with cross-attention and two more tokens."""
     path = bert.folder / CONFIG_FILE
     content = read_json(path)
     activation = content.get("hidden_act", EXACT_GELU)
     if activation != EXACT_GELU:
-        raise CheckpointError(f"{path} has the activation {activation!r}: give a BERT of gelu")
+        raise CheckpointError(f"{path} has hidden_act {activation!r}: give a BERT with gelu")
     if "num_attention_heads" not in content:
-        raise CheckpointError(f"{path} is of no BERT: it has no num_attention_heads")
+        raise CheckpointError(f"{path} is not the configuration of a BERT: it has no num_attention_heads")
     sizes = {
         "vocab_size": len(bert.pieces) + 2,
         "width": bert.width,
@@ -128,10 +128,10 @@ def _text_config(bert: Bert, image_width: int) -> BertConfig:
 
 
 def _bert_state(bert: Bert, words: Tensor) -> dict[str, Tensor]:
-    """BERT's weights under the names of our encoder and of our decoder's head, which not every file has.
+    """BERT's weights by the names of our encoder and of our decoder's head, which some files lack.
 
     Args:
-        words: a new table, whose last two rows are those of [DEC] and [ENC].
+        words: a new word table, whose last two rows are for [DEC] and [ENC].
     """
     try:
         state = BERT.to_ours(bert.state)
@@ -146,13 +146,13 @@ def _bert_state(bert: Bert, words: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _take(module: nn.Module, state: Mapping[str, Tensor], path: Path, new: tuple[str, ...]) -> None:
-    """Put weights into a module; those of its own with one of the words `new` in their names stay as they are."""
+    """Copy weights into a module; its parameters with one of `new` in their names may be missing, and stay."""
     own = dict(module.named_parameters())
     for name in own:
         if name not in state and not any(word in name for word in new):
-            raise CheckpointError(f"{path} is not whole: {name} is missing, get it again")
+            raise CheckpointError(f"{path} is incomplete: {name} is missing; get it again")
     for name, tensor in state.items():
         if name not in own or own[name].shape != tensor.shape:
             wanted = list(own[name].shape) if name in own else "not there"
-            raise CheckpointError(f"{path} does not fit a BLIP: {name} is {list(tensor.shape)}, here {wanted}")
+            raise CheckpointError(f"{path} does not fit BLIP: {name} has shape {list(tensor.shape)}, expected {wanted}")
         own[name].copy_(tensor)

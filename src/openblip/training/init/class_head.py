@@ -1,4 +1,4 @@
-"""A head for classes on a model that reads texts with images: what learns to judge statements."""
+"""Add a classification head to a model that reads texts with images, for NLVR and visual entailment."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from openblip.text import MatchingText, Tokenizer
 
 SHOWN = {1: "one image", 2: "two images"}
 LONGEST = {1: 40, 2: 512}
-"""Where LAVIS cuts statements about one image; those about two it does not."""
+"""Tokens of a statement, by its number of images: LAVIS truncates those about one image only."""
 
 
 def with_classes(parts: ModelParts[Any, Any], images: Iterable[ImageText], count: int) -> ModelParts[Any, Any]:
-    """The model with a head for the classes of the data; one that has it already is as it was.
+    """Return the model with a head for the classes of the data, or unchanged if it already has that head.
 
     Args:
-        images: all of the run; those with `count` images, a claim and a label tell the classes.
-        count: images that a statement is read with, 1 or 2.
+        images: of the whole run; the classes are the labels of those with `count` images, a statement and a label.
+        count: images per statement, 1 or 2.
 
     Raises:
-        OptionError: there are no such claims, all are of one class, or the model cannot read them.
+        OptionError: there are no such statements, they have only one class, or the model cannot read them.
     """
     labels = {each.label for each in images if each.label and len(each.images) == count}
     if not labels:
         raise OptionError(f"no row has {SHOWN[count]}, a sentence and a label: give such data")
     classes = class_order(labels, parts.classes)
     if len(classes) == 1:
-        raise OptionError(f"all labels of the data are {classes[0]!r}: give at least two classes to tell apart")
+        raise OptionError(f"all labels in the data are {classes[0]!r}: at least two classes are needed")
     config = parts.network.config
     encoder = getattr(config, "encoder", None)
     if classes == parts.classes and encoder is not None and encoder.images == count:
         return parts
     if quantized_layers(parts.network):
-        raise OptionError(f"{parts.name} is quantized, and such weights cannot learn: start from what it was made of")
+        raise OptionError(f"{parts.name} is quantized and cannot be trained: start from the original in floating point")
     try:
         network = parts.network.with_class_head(len(classes), count)
     except ValueError as error:
         raise OptionError(
-            f"{parts.name} cannot judge statements about {SHOWN[count]} ({error}): start from a model that matches or "
-            "embeds"
+            f"{parts.name} cannot judge statements about {SHOWN[count]} ({error}): start from a model that can match "
+            "or embed"
         ) from error
     words = parts.tokenizer if parts.matching is None else parts.matching.tokenizer
     assert words is not None  # a model with a text encoder reads texts
@@ -55,9 +55,9 @@ def with_classes(parts: ModelParts[Any, Any], images: Iterable[ImageText], count
 
 
 def class_order(labels: Iterable[str], known: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the classes of some labels: those of the model, NLVR2 or SNLI-VE where all are among them, else sorted.
+    """Names of the classes: those of the model, NLVR2 or SNLI-VE if they include all labels, else the labels, sorted.
 
-    Upper and lower case are one.
+    Case is ignored.
     """
     found = {label.casefold(): label for label in sorted(labels, reverse=True)}
     for names in (tuple(known), TRUTH, ENTAILMENT):

@@ -1,4 +1,4 @@
-"""Files of pretrained parts that a new model begins with, checked before they are used: a BERT, an EfficientNet."""
+"""Read pretrained parts for new models, a BERT or an EfficientNet, and check them before use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 SEGMENTS = "embeddings.token_type_embeddings.weight"
 TABLES = (WORDS, POSITIONS, SEGMENTS)
-"""With any number of rows."""
+"""Tables whose number of rows may vary."""
 FIRST_FFN = "encoder.layer.0.intermediate.dense.weight"
 LAYER = re.compile(r"encoder\.layer\.([0-9]{1,3})\.")
 UNKNOWN = "[UNK]"
@@ -29,11 +29,11 @@ UNKNOWN = "[UNK]"
 
 @dataclass(frozen=True, eq=False)
 class Bert:
-    """A BERT whose tensors are all there, of fitting shapes and finite.
+    """A BERT with all tensors present, finite and of matching shapes.
 
     Attributes:
-        state: tensors of its encoder in float32, `embeddings.*` and `encoder.layer.N.*`.
-        pieces: its vocabulary; the table of words may have further rows.
+        state: tensors of the encoder in float32, `embeddings.*` and `encoder.layer.N.*`.
+        pieces: the vocabulary; the word table may have more rows.
     """
 
     folder: Path
@@ -53,27 +53,31 @@ class Bert:
         return 1 + max(int(found[1]) for name in self.state if (found := LAYER.match(name)))
 
     def check(self, layers: Sequence[int], positions: int) -> None:
-        """Raises CheckpointError when it lacks one of these layers, or so many positions."""
+        """Raises CheckpointError when one of these layers, or that many positions, are missing."""
         if not all(0 <= layer < self.depth for layer in layers):
             raise CheckpointError(
-                f"the BERT in {self.folder} has {self.depth} layers, numbered from 0, and {list(layers)} are wanted: "
-                "give another BERT or other layers"
+                f"the BERT in {self.folder} has {self.depth} layers, numbered from 0, but the model needs "
+                f"{_shown(layers)}: choose other layers or another BERT"
             )
         if len(self.state[POSITIONS]) < positions:
             raise CheckpointError(
-                f"the BERT in {self.folder} has {len(self.state[POSITIONS])} positions, and {positions} are wanted: "
-                "give another BERT or fewer"
+                f"the BERT in {self.folder} has {len(self.state[POSITIONS])} positions, but the model needs "
+                f"{positions}: use fewer positions or another BERT"
             )
 
 
+def _shown(layers: Sequence[int]) -> str:
+    return f"layers {layers[0]} to {layers[-1]}" if isinstance(layers, range) else f"layers {list(layers)}"
+
+
 def read_bert(folder: Path, key: str) -> Bert:
-    """Read a folder with model.safetensors and vocab.txt, such as one of bert-base-uncased.
+    """Read a folder with model.safetensors and vocab.txt, such as bert-base-uncased.
 
     Args:
-        key: of the recipe, which gives the folder.
+        key: the recipe key that names the folder, for error messages.
 
     Raises:
-        CheckpointError: a file is missing or broken, or of another model.
+        CheckpointError: a file is missing, broken, or not of a BERT.
     """
     for name in (BERT_FILE, VOCABULARY_FILE):
         if not (folder / name).is_file():
@@ -84,22 +88,22 @@ def read_bert(folder: Path, key: str) -> Bert:
     state = {_today(name): tensor for name, tensor in read_floats(path).items()}
     for name in (WORDS, FIRST_FFN):
         if name not in state or state[name].ndim != 2:
-            raise CheckpointError(f"{path} holds no BERT: it has no {name} of two dimensions")
+            raise CheckpointError(f"{path} is not a BERT: it has no two-dimensional {name}")
     bert = Bert(folder, state, _read_vocabulary(folder / VOCABULARY_FILE, len(state[WORDS])))
     for name, shape in _shapes(bert).items():
         if name not in state:
-            raise CheckpointError(f"{path} is no whole BERT: {name} is missing")
+            raise CheckpointError(f"{path} is an incomplete BERT: {name} is missing")
         found = tuple(state[name].shape)
         if 0 in found or found != ((found[0], *shape) if name in TABLES and found else shape):
-            raise CheckpointError(f"{path} is no BERT of one width: {name} is {list(found)}")
+            raise CheckpointError(f"{path} is not a consistent BERT: {name} has shape {list(found)}")
     return bert
 
 
 def read_efficientnet(path: Path, into: nn.Module) -> None:
-    """Give an image encoder the weights of a package's file.
+    """Load the weights of a package's file into an image encoder.
 
     Raises:
-        CheckpointError: the file is missing or broken, or of another EfficientNet.
+        CheckpointError: the file is missing, broken, or of another EfficientNet.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: new.vision is the file of an EfficientNet-Lite")
@@ -107,26 +111,26 @@ def read_efficientnet(path: Path, into: nn.Module) -> None:
     try:
         state = efficientnet_from_package(stored)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} is of another EfficientNet than the packages' Lite ones: {error}") from error
+        raise CheckpointError(f"{path} is not an EfficientNet-Lite of a known package: {error}") from error
     for name, own in into.state_dict().items():
         if name not in state:
-            raise CheckpointError(f"{path} is no whole EfficientNet: {name} is missing")
+            raise CheckpointError(f"{path} is an incomplete EfficientNet: {name} is missing")
         if state[name].shape != own.shape:
             raise CheckpointError(
-                f"{path} is another EfficientNet than its name says: {name} is {list(state[name].shape)}, "
+                f"{path} is not the EfficientNet that its name says: {name} has shape {list(state[name].shape)}, "
                 f"not {list(own.shape)}"
             )
     into.load_state_dict(state)
 
 
 def read_floats(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, in float32. Raises CheckpointError for numbers that are not finite, or no numbers."""
+    """Read all tensors of a file as float32. Raises CheckpointError for complex or non-finite values."""
     file = open_weights(path)
     state = {}
     for name in file.shapes:
         tensor = file.read(name)
         if tensor.is_complex():
-            raise CheckpointError(f"{path}: {name} is of complex numbers: get the file again")
+            raise CheckpointError(f"{path}: {name} has complex numbers: get the file again")
         state[name] = tensor.float()
         if not state[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} {NOT_FINITE}")
@@ -136,7 +140,7 @@ def read_floats(path: Path) -> dict[str, Tensor]:
 
 
 def _today(name: str) -> str:
-    """A BERT's name without the prefix and the old endings that some files have."""
+    """The current name of a tensor: without the prefix and the old endings of some files."""
     name = name.removeprefix("bert.")
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         name = name.replace(old, new)
@@ -144,7 +148,7 @@ def _today(name: str) -> str:
 
 
 def _shapes(bert: Bert) -> dict[str, tuple[int, ...]]:
-    """Of what a Q-Former takes of a BERT; of tables the columns."""
+    """Shapes of the tensors that a Q-Former takes from a BERT; of tables, the columns."""
     width, ffn = bert.width, bert.ffn_width
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(TABLES, (width,))
     shapes |= dict.fromkeys(("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"), (width,))
@@ -159,13 +163,13 @@ def _shapes(bert: Bert) -> dict[str, tuple[int, ...]]:
 
 def _read_vocabulary(path: Path, rows: int) -> list[str]:
     try:
-        # A piece may be a character that ends lines elsewhere.
+        # Not splitlines: a token may be one of the other characters that it splits at.
         pieces = read_text(path).removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): get the file again") from error
     if UNKNOWN not in pieces or len(pieces) > rows:
         raise CheckpointError(
-            f"{path} has {len(pieces)} lines for {rows} rows of the table of words: it has to have one piece a line, "
-            f"{UNKNOWN} among them"
+            f"{path} has {len(pieces)} lines for a word table of {rows} rows: a vocabulary has one token per line, "
+            f"{UNKNOWN} among them, and no more lines than the table has rows"
         )
     return pieces

@@ -1,4 +1,4 @@
-"""A Q-Former that begins again from BERT, and an image encoder at another size: how the paper's stages start."""
+"""Reinitialize a Q-Former from BERT, and resize an image encoder, as the paper's stages start."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TEMPERATURE = 0.07
 
 
 def reinit_qformer(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
-    """The model with all between image encoder and language model as stage 1 begins it, in place.
+    """Reinitialize everything between image encoder and language model for stage 1, in place.
 
-    The text side and self-attention come from BERT, the queries' feed-forward network is a copy of the text's; all the
-    rest is drawn (BLIP-2, section 3.2).
+    Text embeddings and self-attention come from BERT, and the queries' feed-forward network is a copy of the text's;
+    the rest is random (BLIP-2, section 3.2).
 
     Args:
-        bert: a folder with model.safetensors and vocab.txt, such as one of bert-base-uncased.
+        bert: a folder with model.safetensors and vocab.txt, such as bert-base-uncased.
 
     Raises:
-        CheckpointError: a file is missing, or the BERT has other sizes than the model's Q-Former.
-        OptionError: the model's Q-Former has no text side.
+        CheckpointError: a file is missing, or the BERT differs in size from the model's Q-Former.
+        OptionError: the model's Q-Former reads no text.
     """
     if parts.matching is None:
-        raise OptionError(f"{parts.name} has a Q-Former without a text side: start from a model that can match")
+        raise OptionError(f"the Q-Former of {parts.name} reads no text: start from a model that can match")
     start = read_bert(bert, "fresh_qformer")
     network = parts.network
     config = network.config.qformer
@@ -51,15 +51,17 @@ def reinit_qformer(parts: ModelParts, bert: Path, seed: int) -> ModelParts:
     own = network.qformer.state_dict()
     for name, tensor in state.items():
         if name not in own or own[name].shape != tensor.shape:
-            raise CheckpointError(f"the BERT in {bert} does not fit this Q-Former: its {name} is {list(tensor.shape)}")
+            raise CheckpointError(
+                f"the BERT in {bert} does not fit this Q-Former: {name} has shape {list(tensor.shape)}"
+            )
     network.qformer.load_state_dict(state, strict=False)
     return parts
 
 
 def resize(parts: ModelParts, image_size: int) -> ModelParts:
-    """The model for square images of another size, to which the positions of its encoder are interpolated; in place.
+    """Change the size of the model's square images in place, by interpolating the encoder's positions.
 
-    Raises OptionError when the encoder has no patches of which the size is a multiple.
+    Raises OptionError when the encoder has no patches, or the size is no multiple of theirs.
     """
     vision = parts.network.vision
     try:
@@ -72,7 +74,7 @@ def resize(parts: ModelParts, image_size: int) -> ModelParts:
 
 @torch.no_grad()
 def draw(module: nn.Module) -> None:
-    """Give one layer the weights that BERT's layers begin with: for `Module.apply`."""
+    """Initialize one layer as BERT does; for `Module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         module.weight.normal_(std=INIT_STD)
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,4 +1,4 @@
-"""A new small BLIP-2 out of pretrained parts: an EfficientNet-Lite, a BERT, and a decoder yet to be trained."""
+"""Build a new small BLIP-2 from a pretrained EfficientNet-Lite, a pretrained BERT and an untrained decoder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TENSORFLOW_STD = (128 / 255,) * 3
 
 
 def build_small_blip2(new: NewModel, images: Iterable[ImageText], name: str, seed: int) -> ModelParts:
-    """Build the model from its pretrained parts; its vocabularies come from the texts of the images.
+    """Build the model; its vocabularies come from the texts of the images.
 
     Raises:
-        CheckpointError: a pretrained part is missing or of an unknown kind.
+        CheckpointError: a pretrained part is missing, broken or of an unknown kind.
     """
     torch.manual_seed(seed)
     images = list(images)
@@ -87,7 +87,7 @@ def _vision_config(new: NewModel) -> EfficientNetConfig:
     found = re.search(r"lite\d", Path(new.vision).name)
     if found is None or found[0] not in LITE_SCALES:
         names = ", ".join(LITE_SCALES)
-        raise CheckpointError(f"{new.vision}: the file name must say which EfficientNet it is ({names})")
+        raise CheckpointError(f"{new.vision}: the file name must contain the kind of EfficientNet ({names})")
     width_scale, depth_scale = LITE_SCALES[found[0]]
     return EfficientNetConfig(new.image_size, width_scale, depth_scale, new.place_width)
 
@@ -98,7 +98,7 @@ def _texts(image: ImageText, prompts: PromptTemplates) -> list[str]:
 
 
 def _initialize(network: nn.Module) -> None:
-    """Normal weights of 0.02, zero biases, as BERT and OPT start."""
+    """Normal weights with a standard deviation of 0.02 and zero biases, as in BERT and OPT."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)

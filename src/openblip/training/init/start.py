@@ -1,4 +1,4 @@
-"""The model that a recipe starts from, and what becomes of it."""
+"""The initial model of a training run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from openblip.training.tasks.table import learner_of, new_model
 
 
 def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: bool = True) -> ModelParts[Any, Any]:
-    """The model that a recipe starts from, always the same. Errors call it by the name that the user gave.
+    """The initial model of a recipe, the same each time. Error messages use the name that the user gave it.
 
     Args:
-        encoder: without it the weights of a stored model's image encoder are not read, and it is on the meta device;
-            unless adapters go there, or the model is put together anew.
+        encoder: False leaves the image encoder of a stored model on the meta device, its weights unread, except where
+            adapters are added to it, or where a new model is built.
 
-    Raises OpenBlipError when parts of the model do not fit.
+    Raises OpenBlipError when parts of the model do not fit each other.
     """
     name = recipe.name or Path(recipe.output).name
     parts: ModelParts[Any, Any]
@@ -54,8 +54,8 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
     if recipe.lora is not None:
         if parts.classes and parts.network is not given:
             raise OptionError(
-                f"stage {recipe.stage.value} gives {recipe.init} a new head for the classes of the data, and adapters "
-                "are saved without it: train without lora first, and give what comes of it as init"
+                f"stage {recipe.stage.value} gives {recipe.init} a new head for the classes of the data, which would "
+                "not be saved with adapters: train without lora first, and use the result as init"
             )
         adapted = add_lora(parts, recipe.lora).layers
         if own is not None:
@@ -64,26 +64,26 @@ def start_model(recipe: Recipe, images: Sequence[Sequence[ImageText]], encoder: 
 
 
 def _linear_layers(parts: ModelParts[Any, Any]) -> dict[str, tuple[int, int]]:
-    """Shapes of the layers that adapters can go to, by transformers' names."""
+    """Shapes of the layers that can have adapters, by their names in transformers."""
     return {target.theirs: target.shape for target in targets_of(parts.network)}
 
 
 def _require_layers(
     recipe: Recipe, own: Mapping[str, tuple[int, int]], adapted: Sequence[str], shapes: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Raises OptionError when the model that a run starts from lacks layers that have adapters in what was made of it:
-    adapters are saved alone, and could never be put on it again.
+    """Raises OptionError when adapted layers are not part of `recipe.init` itself: adapters are saved alone, and could
+    not be loaded with it.
     """
     for name in adapted:
         if own.get(name) != shapes[name]:
             raise OptionError(
-                f"stage {recipe.stage.value} makes another model of {recipe.init}, and adapters for {name} would not "
-                "fit the one that is given: train without lora first, and give what comes of it as init"
+                f"stage {recipe.stage.value} changes {recipe.init}, and adapters of {name} would not fit the original: "
+                "train without lora first, and use the result as init"
             )
 
 
 def with_weights(parts: ModelParts[Any, Any], learnt: Mapping[str, Tensor]) -> ModelParts[Any, Any]:
-    """The model a run starts from, with what it learnt."""
+    """Copy trained weights into the initial model, and return it."""
     network = parts.network
     own = dict(network.named_parameters()) | adapter_parameters(network)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tokenizers of a new small model: a byte-level BPE for the decoder, a trimmed WordPiece for the Q-Former."""
+"""Tokenizers of new small models: byte-level BPE for the decoder, a reduced WordPiece for the Q-Former."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QFORMER_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]")
 
 
 def train_decoder_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE as OPT's: any text round-trips, frequent words are one token."""
+    """Train a byte-level BPE like that of OPT."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -31,14 +31,14 @@ def train_decoder_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 @dataclass(frozen=True)
 class TrimmedVocabulary:
-    """A smaller WordPiece tokenizer and, for each of its ids, the id in the vocabulary it came from (-1: new)."""
+    """A reduced WordPiece tokenizer, and for each of its ids the id in the original vocabulary (-1 for new tokens)."""
 
     tokenizer: Tokenizer
     kept: tuple[int, ...]
 
 
 def trim_wordpiece(vocabulary: list[str], texts: Iterable[str], vocab_size: int) -> TrimmedVocabulary:
-    """Keep the pieces that `texts` use most, and every single character, so that any word still encodes."""
+    """Keep the most frequent tokens of `texts`, and all single characters, so that every word can be encoded."""
     full = _wordpiece({piece: index for index, piece in enumerate(vocabulary)})
     counts: Counter[int] = Counter()
     for encoding in full.encode_batch_fast(list(texts), add_special_tokens=False):
