@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{depth}: &a{depth} [{', '.join([f'*a{depth - 1}'] * 10)}]\n" for depth in range(1, 10)
 )
-TRAINING = sorted(path for path in RECIPES.rglob("*.yaml") if "evaluate" not in path.parts)
+TRAINING = sorted(path for kind in ("mini", "train") for path in (RECIPES / kind).rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
