@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,13 @@ def test_who_gets_what_of_a_cluster() -> None:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[str]:
-    """The address of a real cluster of two processors, which ends with the tests."""
+    with local_cluster() as address:
+        yield address
+
+
+@contextmanager
+def local_cluster() -> Iterator[str]:
+    """The address of a real cluster of two processors, with the environment of this process."""
     pytest.importorskip("ray")
     # Sockets have short paths.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp" if os.path.isdir("/tmp") else None)
