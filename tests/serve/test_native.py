@@ -152,8 +152,8 @@ def test_what_is_wrong_with_a_form_is_said(served: Served, image_paths: list[Pat
 
 def test_unknown_paths_and_methods_have_the_same_shape(served: Served) -> None:
     refused(served.http.get("/nothing"), 404, "not_found")
-    refused(served.http.get("/caption"), 405, "invalid_request")
-    refused(served.http.post("/health"), 405, "invalid_request")
+    refused(served.http.get("/caption"), 405, "method_not_allowed")
+    refused(served.http.post("/health"), 405, "method_not_allowed")
     assert served.http.get("/health").json() == {"status": "ok"}
     assert served.http.get("/ready").json() == {"ready": True, "model": served.service.name}
 

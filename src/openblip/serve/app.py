@@ -138,7 +138,10 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return await refused(request, wrong_field(error.errors()[0]))
+        problems = error.errors()
+        # Of a field that may be of two types, what is wrong with it as the one that it is.
+        told = next((one for one in problems if not one["type"].endswith("_type")), problems[0])
+        return await refused(request, wrong_field(told))
 
     limits = FORM_LIMITS | JSON_LIMITS
     if tools is not None:

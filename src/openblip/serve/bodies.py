@@ -78,6 +78,9 @@ class Bodies:
         name = self.limit_of.get(scope["path"], "json_mb")
         most = int(getattr(self.limits, name) * MEGABYTE) + (0 if name == "json_mb" else SPARE)
         declared = int(dict(scope["headers"]).get(b"content-length", b"0"))
+        coding = dict(scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+        if coding not in ("", "identity"):
+            raise Refusal(415, f"the body of the request is encoded as {coding[:50]}: send it as it is", "encoded_body")
         large = over_limit(413, "the body of the request is too large", name, getattr(self.limits, name))
         if declared > most:
             raise large

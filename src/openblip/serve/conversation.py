@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 USERS = ("user", "tool", "function")
 """Roles whose images and texts are asked about: agents send images as what a tool returned."""
-HISTORY = 4
-"""Times the longest text: of earlier turns, no more is looked at."""
+HISTORY, TURNS = 4, 32
+"""Times the longest text, and turns: of what was said earlier, no more is looked at."""
+MESSAGES, PARTS = 1024, 256
+"""Messages of a conversation and parts of a message, at most: what is larger takes long to be looked at."""
 
 
 class Message(BaseModel):
@@ -28,7 +30,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str = Field(examples=["user"])
-    content: str | list[dict[str, Any] | str] | None = None
+    content: str | Annotated[list[dict[str, Any] | str], Field(max_length=PARTS, fail_fast=True)] | None = None
 
 
 @dataclass(eq=False)
@@ -105,7 +107,15 @@ def _parts(message: Message, where: str) -> tuple[list[str], list[str]]:
             continue
         kind = part.get("type", "image_url" if "image_url" in part else "text")
         if kind in ("text", "input_text"):
-            texts.append(str(part.get("text") or ""))
+            text = part.get("text") or ""
+            if not isinstance(text, str):
+                raise Refusal(
+                    422,
+                    'a part of the type text has none: send {"type": "text", "text": "..."}',
+                    "bad_part",
+                    param=where,
+                )
+            texts.append(text)
         elif kind in ("image_url", "input_image"):
             addresses.append(address_of(part.get("image_url"), where))
         elif kind == "refusal":
@@ -148,7 +158,7 @@ def prompts_of(service: Service, conversation: Conversation) -> tuple[str, ...]:
     writer.question(question)  # an empty one is an error
     turns: list[tuple[str, str]] = []
     room = HISTORY * service.limits.text_chars
-    for asked, answer in reversed(conversation.turns):
+    for asked, answer in reversed(conversation.turns[-TURNS:]):
         room -= len(asked) + len(answer)
         if room < 0:
             break  # what no model has positions for

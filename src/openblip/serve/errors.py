@@ -29,6 +29,7 @@ KINDS = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+CODES = {405: "method_not_allowed"}
 SENTENCES = {
     404: "there is nothing at this path: GET /openapi.json lists what there is",
     405: "this path does not take this method: GET /openapi.json lists what there is",
@@ -102,7 +103,7 @@ def refusal_of(error: Exception) -> Refusal:
         return unreadable()  # all that the framework answers so
     if isinstance(error, HTTPException):
         message = SENTENCES.get(error.status_code) or str(error.detail)
-        kind = KINDS.get(error.status_code, "error").removesuffix("_error")
+        kind = CODES.get(error.status_code) or KINDS.get(error.status_code, "error").removesuffix("_error")
         return Refusal(error.status_code, message, kind, headers=error.headers)
     if isinstance(error, ImageError):
         return Refusal(422, error, "bad_image", param="image")

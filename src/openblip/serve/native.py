@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +19,7 @@ from openblip.serve.options import TextFields, check_text, write_job
 from openblip.serve.service import Service
 from openblip.serve.uploads import Form, Source, read_form, source_of
 
+UNION_TYPE = re.compile(r"str|(list|dict|constrained-).*")
 Fields = TypeVar("Fields", bound=BaseModel)
 """The fields of a form that an endpoint reads."""
 
@@ -312,13 +315,22 @@ def wrong_field(problem: Any, kind: type[BaseModel] | None = None) -> Refusal:
     """
     if problem["type"] == "json_invalid":
         return unreadable()
-    loc = problem["loc"]
-    name = ".".join(str(part) for part in (loc[1:] if kind is None else loc)) or "of the request"
+    if isinstance(problem.get("input"), bytes):
+        return Refusal(
+            415,
+            "the body of the request is not said to be JSON: send the header 'Content-Type: application/json'",
+            "no_json",
+        )
+    loc = problem["loc"][1:] if kind is None else problem["loc"]
+    # Without the names of the types of a field that may be of several.
+    places = [str(part) for part in loc if not UNION_TYPE.fullmatch(str(part))]
+    name = ".".join(places) or "of the request"
     if problem["type"] == "extra_forbidden" and kind is not None:
         return Refusal(
             422, f"there is no field {name}: use {', '.join(kind.model_fields)}", "unknown_field", param=name
         )
     if problem["type"] == "missing":
         return Refusal(422, f"the field {name} is missing: give it", "missing_field", param=name)
-    given = str(problem.get("input"))[:100]
+    value = problem.get("input")
+    given = (value if isinstance(value, str) else reprlib.repr(value))[:100]  # which may have millions of items
     return Refusal(422, f"the field {name} is {given!r}: {problem['msg'].lower()}", "wrong_field", param=name)

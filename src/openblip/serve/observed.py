@@ -55,8 +55,10 @@ class Observed:
                 message = {**message, "headers": headers}
             await send(message)
 
+        # What answers GET answers HEAD as well, as load balancers ask; the server leaves out the body.
+        served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self.app(scope, receive, send_named)
+            await self.app(served, receive, send_named)
         except ClientLeftError:
             status = 499
             self.metrics.left.inc()

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -21,13 +21,15 @@ from starlette.types import Receive, Scope, Send
 from openblip.errors import OpenBlipError
 from openblip.generation.options import TextOptions
 from openblip.models.abilities import require
-from openblip.serve.conversation import Message, address_of, prompts_of, read_messages
+from openblip.serve.conversation import MESSAGES, Message, address_of, prompts_of, read_messages
 from openblip.serve.errors import ClientLeftError, Refusal, body_of, over_limit, refusal_of
 from openblip.serve.model_jobs import EmbedImages, EmbedTexts, Prompted, Streamed, Write, Written, most_new_tokens
 from openblip.serve.options import check_text, write_job
 from openblip.serve.service import Service, Visit
 from openblip.serve.uploads import Source, source_of
 
+STOPS = 16
+"""Texts that may end an answer."""
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
@@ -58,7 +60,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"example": EXAMPLE_CHAT})
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES, fail_fast=True)]
     model: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -68,7 +70,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(1, ge=1)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=STOPS, fail_fast=True)] | None = None
 
 
 class EmbeddingsRequest(BaseModel):
@@ -117,11 +119,14 @@ def openai_routes(service: Service) -> APIRouter:
         ability: Literal["caption", "ask"] = "caption" if conversation.question is None else "ask"
         prompts = prompts_of(service, conversation)
         texts = asked.n or 1
+        if texts > limits.captions:
+            raise over_limit(422, f"{texts} choices were asked for", "captions", limits.captions, "n")
         if asked.stream and texts > 1:
             raise Refusal(422, "one choice can be streamed: leave out n, or stream", "several_streams", param="n")
         options = _options(asked, min(limits.new_tokens, most_new_tokens(model)))
         job = write_job(model, limits, ability, options, texts=texts, stream=bool(asked.stream))
-        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), service.name, _stops(asked.stop))
+        stops = [check_text(limits, "stop", one) for one in _stops(asked.stop)]
+        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), service.name, stops)
         visit = service.visit(request, 1)
         try:
             item = Prompted(await visit.read_one(conversation.image), prompts)
@@ -283,10 +288,14 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 def held_back(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of a text that may be the beginning of a stop."""
-    return max(
-        (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
-        default=0,
-    )
+    most = 0
+    for stop in stops:
+        place = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+        while place >= 0 and not stop.startswith(text[place:]):
+            place = text.find(stop[0], place + 1)
+        if place >= 0:
+            most = max(most, len(text) - place)
+    return most
 
 
 def _stops(stop: str | list[str] | None) -> list[str]:

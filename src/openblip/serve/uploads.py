@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -146,6 +146,7 @@ def source_of(url: str, param: str) -> Source:
     Raises:
         Refusal: it is no such URL.
     """
+    url = url.lstrip()
     head = DATA_URL.match(url[:200])
     if head is None:
         if url[:8].lower().startswith(("http://", "https://")):
@@ -157,8 +158,9 @@ def source_of(url: str, param: str) -> Source:
             param=param,
         )
     try:
-        # Some clients break lines, and leave out what fills the last group.
-        text = "".join(url[head.end() :].split())
+        # Some clients break lines, escape what has a meaning in addresses or write something else for it, and leave out
+        # what fills the last group.
+        text = "".join(unquote(url[head.end() :]).split()).rstrip("=").replace("-", "+").replace("_", "/")
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Refusal(
@@ -228,7 +230,7 @@ def check_upload(upload: Upload, limits: Limits) -> bool:
     try:
         opened = identified(io.BytesIO(data))
     except Exception as error:  # whatever a plugin's parser runs into
-        raise ImageError(name, f"is damaged ({type(error).__name__}); save it again as PNG or JPEG") from error
+        raise ImageError(name, "is damaged, or no image; save it again as PNG or JPEG") from error
     if opened is not None:
         form = SAME.get(opened.format or "", opened.format)
         width, height = opened.size
