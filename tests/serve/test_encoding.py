@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -251,6 +252,35 @@ def test_streams_are_encoded_first_and_keep_nobody_from_it(tiny_model: Model) ->
     assert plan(tiny_model, streams(2), busy=[images(1), images(1, first=50)]) == ([0], [])
     # Others who want the same image come along.
     assert plan(tiny_model, [Owner(b"d"), *streams(1), *images(1)])[1] == [[1, 0], [2]]
+
+
+def test_the_processor_is_shared_out(tiny_model: Model) -> None:
+    shares: list[int] = []
+    done = threading.Semaphore(0)
+
+    def encode(owners: Sequence[Owner]) -> list[Any]:
+        shares.append(torch.get_num_threads())
+        return list(owners)
+
+    def shared(parts: list[list[Owner]], writing: bool) -> list[int]:
+        encoding: EncodingThreads[Any] = EncodingThreads(tiny_model, encode, done.release, 4)
+        if not encoding.count:
+            pytest.skip("PyTorch cannot be told here how many threads share the work of one")
+        shares.clear()
+        encoding.begin(parts, writing)
+        for _ in parts:
+            assert done.acquire(timeout=WAIT)
+        assert sorted(encoding.owners, key=id) == sorted((one for part in parts for one in part), key=id)
+        found: list[Any] = [one for encoded in encoding.finished() for one in encoded.images]
+        assert sorted(found, key=id) == sorted((one for part in parts for one in part), key=id)
+        assert encoding.end() == []
+        return shares
+
+    assert shared([], writing=True) == []
+    assert shared([images(1)], writing=False) == [4]
+    assert shared([images(1)], writing=True) == [2]
+    assert shared([images(2), images(1)], writing=False) == [2, 2]
+    assert shared([images(1) for _ in range(4)], writing=True) == [1] * 4
 
 
 def test_one_thread_encodes_what_it_writes_about(tiny_model: Model) -> None:

@@ -118,17 +118,20 @@ class EncodingThreads(Generic[Owner]):
         parts = [rest[start : start + size] for start in range(0, len(rest), size)] if size else []
         return _flat(own), [*alone, *(_flat(part) for part in parts[: max(0, idle)])]
 
-    def begin(self, owners: list[Owner], writing: bool) -> None:
-        """Let a thread encode images of owners.
+    def begin(self, parts: Sequence[list[Owner]], writing: bool) -> None:
+        """Let idle threads encode images of owners, a part each.
 
         Args:
             writing: whether texts are being written meanwhile.
         """
+        if not parts:
+            return
         if self._pool is None:
             raise RuntimeError("there are no threads that encode")
-        self._under_way.append(owners)
+        self._under_way += parts
         threads = max(1, self.total // (len(self._under_way) + writing))
-        self._pool.submit(self._work, owners, threads)
+        for owners in parts:
+            self._pool.submit(self._work, owners, threads)
 
     def finished(self) -> list[Encoded[Owner]]:
         """What has been encoded since this was asked for last."""

@@ -166,7 +166,7 @@ class Engine:
                 joining, apart, batch = self._take()
             for owners in apart:
                 self._begins(owners)
-                self._encoding.begin(owners, writing=len(self._decoding) > 0)
+            self._encoding.begin(apart, writing=len(self._decoding) + len(joining) > 0)
             self._encoding.share()
             if joining:
                 self._begins(joining)
