@@ -34,7 +34,7 @@ fronts = st.lists(st.sampled_from(FRONTS), max_size=3).map("".join)
 entries = st.lists(st.sampled_from(ENTRIES), max_size=3)
 inside = st.sampled_from(INSIDE)
 some = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

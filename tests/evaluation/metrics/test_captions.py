@@ -52,6 +52,7 @@ def test_published_example(official: bool) -> None:
 
 
 @needs_java
+@pytest.mark.slow
 def test_published_meteor() -> None:
     scores = score_captions(CAPTIONS, REFERENCES, meteor=True)
     assert scores.meteor == pytest.approx(METEOR, abs=1e-6)
