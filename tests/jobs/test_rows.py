@@ -130,6 +130,23 @@ def test_any_json_keeps_its_values(rows: list[dict[str, Any]], ascii_only: bool)
                     assert row[name] == value
 
 
+def test_a_cell_may_be_as_long_as_a_book_and_an_open_quote_is_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text(f"image,page\na.jpg,{'z' * 1_000_000}\n", encoding="utf-8")
+    written = output_of(open_table(table), "out.csv").decode()
+    assert written == f'image,page,caption,error\na.jpg,{"z" * 1_000_000},"0, ""a dog""",\n'
+    before = csv.field_size_limit(200_000)
+    monkeypatch.setattr("openblip.data.sources.csv_records.CELL", 200_000)
+    try:
+        for found in (lambda: open_table(table).scan(), lambda: list(open_table(table).rows())):
+            with pytest.raises(OpenBlipError, match=r"a\.csv, line 2, has a cell of more than 0 MB: close the quote"):
+                found()
+    finally:
+        csv.field_size_limit(before)
+
+
 def test_csv_as_jsonl_and_tsv(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text(TRICKY, encoding="utf-8", newline="")

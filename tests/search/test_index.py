@@ -274,7 +274,8 @@ def test_faults_are_sentences(tiny_model: Model, photos: Path, tmp_path: Path, m
     with pytest.raises(OptionError, match="is a web address"):
         index.add("https://example.com/a.jpg")
     index.add(photos)
-    for wrong in ({}, {"text": "a", "image": photos / "photo1.png"}, {"text": "a", "top": 0}):
+    both, empty = {"text": "a", "image": photos / "photo1.png"}, {"text": "a", "without": ["b", ""]}
+    for wrong in ({}, both, {"text": "a", "top": 0}, {"text": " "}, empty):
         with pytest.raises(OptionError):
             index.search(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ImageError):

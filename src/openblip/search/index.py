@@ -239,13 +239,15 @@ class Index:
                 are left out then.
 
         Raises:
-            OptionError: there is no index; neither a text nor an image, or both; a number out of range.
+            OptionError: there is no index; neither a text nor an image, or both; an empty text; a number out of range.
             ImageError: `image` cannot be read.
         """
         if (text is None) == (image is None):
             raise OptionError("say what to look for: a text or an image, one of both")
         top, rerank = whole_number("top", top, 1), whole_number("rerank", rerank, 0)
         unwanted = [without] if isinstance(without, str) else list(without)
+        if any(not one.strip() for one in [*unwanted, *([] if text is None else [text])]):
+            raise OptionError("a text to search for is empty: say what photos should or should not show")
         self._there()
         query = self.model.embed_texts([text or ""]) if image is None else self.model.embed_images([image])[0]
         others = [vector[None] for vector in self.model.embed_texts(unwanted)]

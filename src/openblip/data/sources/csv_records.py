@@ -14,6 +14,8 @@ from openblip.data.sources.json_rows import reading
 from openblip.errors import OpenBlipError
 
 DELIMITERS = ",;\t|"
+CELL = 16 << 20
+"""Characters of the largest cell: a quote that is never closed must not take a whole large file into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class CsvFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # The limit, which is of the whole process, is 128 kB by default: pages and encoded files in cells are larger.
+        csv.field_size_limit(max(CELL, csv.field_size_limit()))
         with reading(path), path.open("rb") as file:
             self.has_bom = file.read(3) == b"\xef\xbb\xbf"
         with reading(path), self._open() as file:
@@ -102,7 +106,7 @@ class CsvFile:
                             raise self._too_wide(before + 1)
                     before = reader.line_num
             except csv.Error as error:
-                raise OpenBlipError(f"{self.path}, line {reader.line_num}, is no CSV: {error}") from error
+                raise self._no_csv(reader.line_num, error) from error
             if count:
                 file.seek(0)
                 raw = "".join(islice(file, start, before))
@@ -124,6 +128,14 @@ class CsvFile:
         return OpenBlipError(
             f"{self.path}, line {line}, has more cells than the header: quote texts that hold {self.delimiter!r}"
         )
+
+    def _no_csv(self, line: int, error: csv.Error) -> OpenBlipError:
+        if "field limit" in str(error):
+            return OpenBlipError(
+                f"{self.path}, line {line}, has a cell of more than {CELL >> 20} MB: close the quote that is open "
+                "there, or give the table without that column"
+            )
+        return OpenBlipError(f"{self.path}, line {line}, is no CSV: {error}")
 
     def _open(self) -> IO[str]:
         with reading(self.path):
@@ -149,7 +161,7 @@ class CsvFile:
                     before = reader.line_num
                     taken.clear()
             except csv.Error as error:
-                raise OpenBlipError(f"{self.path}, line {reader.line_num}, is no CSV: {error}") from error
+                raise self._no_csv(reader.line_num, error) from error
 
 
 def _unquoted(cell: str) -> str:
