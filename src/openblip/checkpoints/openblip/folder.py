@@ -158,6 +158,9 @@ def _load_external(source: LanguageSource, options: ReadOptions, folder: Path) -
     return load_language_model(source, options.dtype, options.device, beside=folder)
 
 
+START = (Tensor.div_, Tensor.fill_, Tensor.zero_)
+
+
 class _WithoutStart(TorchFunctionMode):
     """Modules do not draw the weights they start with, nor scale them.
 
@@ -174,7 +177,7 @@ class _WithoutStart(TorchFunctionMode):
     ) -> Any:
         if getattr(func, "__module__", None) == nn.init.__name__:
             return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
-        if func is Tensor.div_:
+        if func in START:
             return args[0]
         return func(*args, **(kwargs or {}))
 
