@@ -45,7 +45,21 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """
     refuse(path, os.stat(path))
     # It may be another by now: without O_NONBLOCK the opening of a pipe waits for somebody who writes.
-    handle = os.open(path, FLAGS)
+    return _opened(path, os.open(path, FLAGS))
+
+
+def open_in_folder(folder: int, name: str, path: str | os.PathLike[str]) -> BinaryIO:
+    """As `open_file`, for a file of a folder that is open; a link is not followed.
+
+    Args:
+        folder: its descriptor.
+        path: what errors call the file.
+    """
+    refuse(path, os.stat(name, dir_fd=folder, follow_symlinks=False))
+    return _opened(path, os.open(name, FLAGS | os.O_NOFOLLOW, dir_fd=folder))
+
+
+def _opened(path: str | os.PathLike[str], handle: int) -> BinaryIO:
     try:
         refuse(path, os.fstat(handle))
         return open(handle, "rb")

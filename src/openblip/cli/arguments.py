@@ -22,6 +22,7 @@ from openblip.jobs.kept_output import Command
 if TYPE_CHECKING:
     from openblip.models.model import Model as LoadedModel
 
+HTTP_PANEL = "HTTP"
 TEXT_PANEL = "Text generation (by default, each model uses its own settings)"
 OUTPUT_PANEL = "Output"
 INPUT_HELP = (
@@ -94,6 +95,33 @@ AllowUrl = Annotated[
         metavar="HOST",
         help="Fetch images from this server, such as images.example.org or '*.example.org'; repeatable. Default: "
         "from none.",
+        show_default=False,
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is all networks.", rich_help_panel=HTTP_PANEL),
+]
+Port = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, max=65535, help="The port; 0 is any that is free.", rich_help_panel=HTTP_PANEL),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Keys, one a line, of which clients send one as Authorization: Bearer KEY. Needed to listen at other "
+        "addresses than this machine's own.",
+        rich_help_panel=HTTP_PANEL,
+        show_default=False,
+    ),
+]
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A name that clients of the tools call this server by, as behind a proxy: tools.example.org; repeatable.",
+        rich_help_panel=HTTP_PANEL,
         show_default=False,
     ),
 ]

@@ -24,8 +24,6 @@ EXAMPLES = """[bold]Examples[/bold]
 [bold]Tools[/bold]
   caption, ask, match, analyze, and search with --db."""
 
-HTTP_PANEL = "HTTP"
-
 
 def mcp(
     root: Annotated[
@@ -47,40 +45,18 @@ def mcp(
     adapter: args.Adapter = None,
     http: Annotated[
         bool,
-        typer.Option("--http", help="Serve streamable HTTP instead of standard input.", rich_help_panel=HTTP_PANEL),
+        typer.Option(
+            "--http", help="Serve streamable HTTP instead of standard input.", rich_help_panel=args.HTTP_PANEL
+        ),
     ] = False,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen at.", rich_help_panel=HTTP_PANEL)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            metavar="N", min=0, max=65535, help="The port; 0 for any that is free.", rich_help_panel=HTTP_PANEL
-        ),
-    ] = 8765,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A file of keys, one a line, which clients send as Authorization: Bearer KEY. Needed to listen at "
-            "other addresses than this machine's own.",
-            rich_help_panel=HTTP_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name that clients call this server by, as behind a proxy: tools.example.org; repeatable.",
-            rich_help_panel=HTTP_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    host: args.Host = "127.0.0.1",
+    port: args.Port = 8765,
+    api_key_file: args.ApiKeyFile = None,
+    allowed_host: args.AllowedHost = None,
     max_body: Annotated[
         int,
         typer.Option(
-            metavar="MB", min=1, help="The largest request; base64 takes a third more.", rich_help_panel=HTTP_PANEL
+            metavar="MB", min=1, help="The largest request; base64 takes a third more.", rich_help_panel=args.HTTP_PANEL
         ),
     ] = 40,
 ) -> None:

@@ -41,14 +41,9 @@ def serve(
     dtype: args.Dtype = None,
     adapter: args.Adapter = None,
     tokenizer: args.Words = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is all networks.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="The port; 0 is any that is free.")] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Keys that clients need, one a line.", show_default=False),
-    ] = None,
+    host: args.Host = "127.0.0.1",
+    port: args.Port = 8000,
+    api_key_file: args.ApiKeyFile = None,
     no_key: Annotated[
         bool, typer.Option("--no-key", help="Serve other machines without keys: something in front checks who asks.")
     ] = False,
@@ -76,14 +71,7 @@ def serve(
         bool,
         typer.Option("--mcp", help="Offer the tools of openblip mcp at /mcp, too; needs the extra mcp."),
     ] = False,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name that clients of --mcp call this server by, as behind a proxy: tools.example.org; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    allowed_host: args.AllowedHost = None,
     allow_url: args.AllowUrl = None,
     limit: Annotated[
         list[str] | None,

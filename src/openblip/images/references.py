@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from openblip.errors import ImageError, OptionError, given_path, printable, whole_number
-from openblip.files import FLAGS, open_file, refuse
+from openblip.files import open_file, open_in_folder
 from openblip.images.decode import loaded
 from openblip.images.sources import describe_source, is_address, open_encoded
 from openblip.web.policy import UrlPolicy
@@ -171,13 +171,6 @@ def _open_below(root: Path, place: Path) -> BinaryIO:
             inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
             folder = inner
-        refuse(place, os.stat(last, dir_fd=folder, follow_symlinks=False))
-        handle = os.open(last, FLAGS | os.O_NOFOLLOW, dir_fd=folder)
-        try:
-            refuse(place, os.fstat(handle))
-            return open(handle, "rb")
-        except BaseException:
-            os.close(handle)
-            raise
+        return open_in_folder(folder, last, place)
     finally:
         os.close(folder)
