@@ -19,6 +19,8 @@ from openblip.serve.limits import MEGABYTE, Limits
 
 SWALLOWED, SWALLOW_SECONDS = 128 * MEGABYTE, 30.0
 """Of a body that was refused; who sends more, or sends it more slowly, is cut off."""
+MOST_VALUES = 100_000
+"""Of a body of JSON: while millions of them are read, nobody else is answered."""
 SPARE = 64_000
 """Bytes of a form beside its files."""
 
@@ -102,7 +104,12 @@ class Bodies:
                 hold(size - declared)
                 declared = size
             parts.append(part)
-        return b"".join(parts)
+        body = b"".join(parts)
+        if name == "json_mb" and body.count(b",") > MOST_VALUES:
+            raise Refusal(
+                413, f"the JSON of the request has more than {MOST_VALUES} values: send less at once", "json_values"
+            )
+        return body
 
 
 class BodyReader:

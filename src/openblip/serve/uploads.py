@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -32,6 +32,8 @@ MOST = 1_000
 """Parts of a form that are read, before they are counted against the limits."""
 SAME = {"MPO": "JPEG"}
 """Formats that are another one with something behind it: photos of some phones, with a second picture."""
+WRITTEN = bytes.maketrans(b"-_", b"+/")
+ESCAPES = ((b"%2B", b"+"), (b"%2b", b"+"), (b"%2F", b"/"), (b"%2f", b"/"), (b"%3D", b"="), (b"%3d", b"="))
 DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?;base64,", re.IGNORECASE)
 
 
@@ -160,8 +162,11 @@ def source_of(url: str, param: str) -> Source:
     try:
         # Some clients break lines, escape what has a meaning in addresses or write something else for it, and leave out
         # what fills the last group.
-        text = "".join(unquote(url[head.end() :]).split()).rstrip("=").replace("-", "+").replace("_", "/")
-        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        text = url[head.end() :].encode("ascii").translate(WRITTEN, b" \t\r\n")
+        for escaped, meant in ESCAPES:
+            text = text.replace(escaped, meant)
+        text = text.rstrip(b"=")
+        data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Refusal(
             422, "the base64 of the image's data: URL is damaged: encode it again", "bad_base64", param=param
