@@ -50,7 +50,7 @@ def test_what_is_claimed_is_mounted() -> None:
 def test_commands_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "photos.csv").write_text("image\n" + "a.jpg\n" * 16, encoding="utf-8")
     accepted = commands()
-    assert len(accepted) == 7 and not any("$" in command for command in accepted)
+    assert len(accepted) == 6 and not any("$" in command for command in accepted)
     program = f"""
 import sys
 from openblip.__main__ import main
