@@ -147,6 +147,8 @@ def test_what_is_wrong_with_a_form_is_said(served: Served, image_paths: list[Pat
     refused(post("/ask", photo, question="  "), 422, "bad_option")
     refused(post("/caption", photo, top_p="0.9", num_beams="3"), 422, "bad_option")
     refused(post("/classify", photo, label="dog", template="a photo"), 422, "bad_option")
+    several = {"label": [f"dog {number}" for number in range(33)], "template": ["a {}", "the {}", *["one {}"] * 6]}
+    refused(post("/classify", photo, **several), 422, "label_texts")
     assert "--limit fields=VALUE" in refused(post("/match", photo, **{f"f{n}": "x" for n in range(17)}), 413, "fields")
 
 

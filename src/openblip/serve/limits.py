@@ -38,6 +38,7 @@ class Limits:
     images: int = _limit(16, "Images in a request.")
     megapixels: float = _limit(50.0, "Width x height of an image, in millions, known before it is decoded.")
     texts: int = _limit(64, "Texts, questions or labels in a request.")
+    label_texts: int = _limit(256, "Labels times templates in a request.")
     text_chars: int = _limit(2_000, "Characters of a prompt, a question or another text.")
     new_tokens: int = _limit(256, "max_new_tokens of a request; chat completions are shortened to it.")
     beams: int = _limit(8, "num_beams of a request.")
