@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openblip.nn.quant import linear as module
-from openblip.nn.quant.linear import MANY_ROWS, WORTH_IT, has_onednn, linear
+from openblip.nn.quant.linear import FEW_ROWS, MANY_ROWS, WORTH_IT, has_onednn, linear
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -26,10 +26,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("rows", [1, MANY_ROWS - 1, MANY_ROWS])
-@pytest.mark.parametrize("leads", [True, False])
-def test_either_library_gives_the_product(rows: int, leads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "mkl_leads_by_many_rows", lambda: leads)
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, MANY_ROWS - 1, MANY_ROWS])
+@pytest.mark.parametrize("intel", [True, False])
+def test_either_library_gives_the_product(rows: int, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_mkl_on_intel", lambda: intel)
     torch.manual_seed(rows)
     x, weight, bias = torch.randn(rows, 500), torch.randn(WORTH_IT // 500, 500), torch.randn(WORTH_IT // 500)
     with torch.inference_mode(), Operations() as asked:
@@ -37,7 +37,7 @@ def test_either_library_gives_the_product(rows: int, leads: bool, monkeypatch: p
     expected = F.linear(x.double(), weight.double(), bias.double())
     assert (found - expected).abs().max() <= 1e-4
     fused = any("_linear_pointwise" in name for name in asked.names)
-    assert fused is (has_onednn() and not (leads and rows >= MANY_ROWS))
+    assert fused is (has_onednn() and not (intel and not FEW_ROWS < rows < MANY_ROWS))
 
 
 @pytest.mark.parametrize(("maker", "expected"), [("GenuineIntel", True), ("AuthenticAMD", False)])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 HALF_TYPES = (torch.bfloat16, torch.float16)
 WORTH_IT = 500_000
 """Weights of a matrix from which oneDNN's product is never slower than the one PyTorch takes by itself."""
-MANY_ROWS = 512
+FEW_ROWS, MANY_ROWS = 3, 512
 WIDENED = 750_000
 """Weights in a half type that become float32 at a time: few enough to stay in the processor's cache."""
 
@@ -27,14 +27,18 @@ def has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-@cache
-def mkl_leads_by_many_rows() -> bool:
-    """Whether Intel's MKL multiplies `MANY_ROWS` and more faster than oneDNN: on Intel's CPUs.
+def mkl_leads(rows: int) -> bool:
+    """Whether Intel's MKL multiplies so many rows faster than oneDNN: up to `FEW_ROWS` and from `MANY_ROWS` on, on
+    Intel's CPUs.
 
-    There it takes 0.7 of the time for the 577 rows of an image of 384 pixels and 0.8 for 901, whose last rows fill no
-    block of oneDNN's, and about the same elsewhere. The maker decides, not a measurement: results are then the same
-    each time.
+    There it takes 0.6 to 0.9 of the time for up to 3 rows, 0.7 for the 577 of an image of 384 pixels and 0.8 for 901,
+    whose last rows fill no block of oneDNN's. The maker decides, not a measurement: results are the same each time.
     """
+    return (rows <= FEW_ROWS or rows >= MANY_ROWS) and _mkl_on_intel()
+
+
+@cache
+def _mkl_on_intel() -> bool:
     return bool(torch.backends.mkl.is_available()) and _is_intel()  # type: ignore[no-untyped-call]
 
 
@@ -80,9 +84,8 @@ def computed_type(x: Tensor) -> torch.dtype:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] @ weight [out, in].T + bias [out].
 
-    PyTorch sends float32 products on the CPU to Intel's MKL. oneDNN, which it brings along, makes the same product
-    2 to 3 times as fast for few rows, and on AMD for many, within rounding; it knows no gradients. For many rows on an
-    Intel CPU see `mkl_leads_by_many_rows`.
+    PyTorch sends float32 products on the CPU to Intel's MKL. On AMD's CPUs oneDNN, which it brings along, makes the
+    same product 2 to 3 times as fast, within rounding; on Intel's it depends, see `mkl_leads`. It knows no gradients.
     """
     if computed_type(x) != x.dtype:
         return _in_float32(x, weight, bias)
@@ -92,7 +95,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and has_onednn()
-        and not (mkl_leads_by_many_rows() and x.numel() >= MANY_ROWS * x.shape[-1])
+        and not mkl_leads(x.numel() // x.shape[-1])
         and not torch.is_autocast_enabled("cpu")
     ):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
