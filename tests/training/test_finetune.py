@@ -317,7 +317,7 @@ def test_a_blip_learns_to_judge_sentences(table: Path, tmp_path: Path, start: st
     # A class that the head has not would need another one.
     own.write_text(own.read_text().replace("contradiction", "neither").replace("False", "Neither"))
     with pytest.raises(
-        OpenBlipError, match="a new head for the classes of the data, and adapters are saved without it"
+        OpenBlipError, match="a new head for the classes of the data, which would not be saved with adapters"
     ):
         train(finetuning_recipe(replace(again_wishes, lora=True, output=tmp_path / "other")))
     own = claims(table, stage == "nlvr")

@@ -83,5 +83,5 @@ def test_what_there_is_for_decoders_alone_is_refused(
     (tmp_path / "balls.jsonl").write_text('{"image": "a.png", "captions": ["a ball"]}')
     data = [DataSource("balls", captions="balls.jsonl")]
     wrong = recipe(init=str(tmp_path), data=data, data_root=str(tmp_path), output=str(tmp_path / "new"), **change)
-    with pytest.raises(OptionError, match="has a T5, for which there is neither"):
+    with pytest.raises(OptionError, match="has a T5, which cannot be trained with"):
         train(wrong)

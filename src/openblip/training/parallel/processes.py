@@ -103,10 +103,19 @@ class World:
 ALONE = World()
 
 
+_LEFT: list[Any] = []
+"""Process groups that were left, until the program ends.
+
+The last one to let go of a Gloo group waits for its threads, and holds Python's lock meanwhile (PyTorch 2.13); a thread
+that is just letting go of a tensor waits for that lock. Here nobody lets go of a group while its threads have work.
+"""
+
+
 def leave() -> None:
     """Leave the process group after all processes have come here: leaving while others still send data is a crash."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+        _LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
