@@ -35,7 +35,7 @@ def test_either_library_gives_the_product(rows: int, intel: bool, monkeypatch: p
     with torch.inference_mode(), Operations() as asked:
         found = linear(x[None], weight, bias)[0]
     expected = F.linear(x.double(), weight.double(), bias.double())
-    assert (found - expected).abs().max() <= 1e-4
+    assert (found - expected).abs().max() <= 5e-4  # of sums of 500 products of up to 100 together
     fused = any("_linear_pointwise" in name for name in asked.names)
     assert fused is (has_onednn() and not (intel and not FEW_ROWS < rows < MANY_ROWS))
 
