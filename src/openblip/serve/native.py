@@ -258,7 +258,7 @@ def native_routes(service: Service) -> APIRouter:
         (upload,), fields = await read(request, ClassifyFields, "classify", "file")
         for text in (*fields.label, *fields.template):
             check_text(limits, "label", text)
-        count = len(fields.label) * max(1, len(fields.template))
+        count = len(fields.label) * len(fields.template)
         if count > limits.label_texts:
             what = f"{len(fields.label)} labels in {len(fields.template)} templates are {count} texts"
             raise over_limit(422, what, "label_texts", limits.label_texts, "template")

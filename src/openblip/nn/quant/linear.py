@@ -31,8 +31,9 @@ def mkl_leads(rows: int) -> bool:
     """Whether Intel's MKL multiplies so many rows faster than oneDNN: up to `FEW_ROWS` and from `MANY_ROWS` on, on
     Intel's CPUs.
 
-    There it takes 0.6 to 0.9 of the time for up to 3 rows, 0.7 for the 577 of an image of 384 pixels and 0.8 for 901,
-    whose last rows fill no block of oneDNN's. The maker decides, not a measurement: results are the same each time.
+    There it takes 0.6 to 0.9 of the time for up to 3 rows (about the same without AVX-512), 0.7 for the 577 of an image
+    of 384 pixels and 0.8 for 901, whose last rows fill no block of oneDNN's. The maker decides, not a measurement:
+    results are the same each time.
     """
     return (rows <= FEW_ROWS or rows >= MANY_ROWS) and _mkl_on_intel()
 
